@@ -1,0 +1,173 @@
+"""Train the demo VAE. Resumes by itself from the run folder; Ctrl-C loses at most a minute.
+
+    python tools/demo/train.py RUN_FOLDER [--steps 16000]
+
+Every loss is in the log (`log.csv`); `card.py` makes the shipped files and the model card of it. The last quarter of
+the steps lets the learning rate fall to zero; to end a run early, start it again with fewer --steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from photographs import held_out, pyramid, training_paths
+from torch import Tensor
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from vae_core import AutoencoderKL, DiagonalGaussianDistribution  # noqa: E402
+
+CONFIG = {
+    "block_out_channels": (32, 64, 128, 128),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 1,
+    "latent_channels": 16,
+    "norm_num_groups": 8,  # 32 groups of 32 channels would erase each channel's mean
+    "sample_size": 256,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "force_upcast": False,
+}
+LEARNING_RATE = 6e-4
+WARMUP_STEPS = 300
+DECAY_SHARE = 0.25
+EMA_DECAY = 0.9995
+KL_WEIGHT = 1e-4  # per latent value in nats, against an L1 per colour value in [-1, 1]
+CROPS = ((64, 16), (64, 16), (64, 16), (128, 4))  # (side, batch) of successive steps: the same number of pixels
+EVALUATE_EVERY = 500
+SAVE_EVERY_SECONDS = 60
+
+
+def random_crops(levels: list[list[np.ndarray]], side: int, batch: int, rng: np.random.Generator) -> Tensor:
+    """Crops [batch, 3, side, side] in [-1, 1]: any photograph, any size, flipped, turned, channels at times shuffled."""
+    crops = []
+    for _ in range(batch):
+        sizes = levels[rng.integers(len(levels))]
+        picture = sizes[rng.integers(len(sizes))]
+        top = rng.integers(picture.shape[0] - side + 1)
+        left = rng.integers(picture.shape[1] - side + 1)
+        crop = np.rot90(picture[top : top + side, left : left + side], rng.integers(4))
+        if rng.random() < 0.5:
+            crop = crop[:, ::-1]
+        if rng.random() < 0.25:
+            crop = crop[:, :, rng.permutation(3)]
+        if rng.random() < 0.1:
+            crop = 255 - crop
+        crops.append(np.ascontiguousarray(crop))
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    """L1 over four scales, and of the differences between neighbours, which keeps edges sharp; plus squared error."""
+    error = output - target
+    loss = error.abs().mean() + 0.5 * error.square().mean()
+    loss = loss + 0.5 * (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean())
+    for _ in range(3):
+        error = F.avg_pool2d(error, 2)
+        loss = loss + 0.25 * error.abs().mean()
+    return loss
+
+
+def learning_rate(step: int, steps: int) -> float:
+    decay = max(0.0, min(1.0, (steps - step) / (DECAY_SHARE * steps)))
+    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * decay
+
+
+@torch.inference_mode()
+def evaluate(model: AutoencoderKL) -> dict[str, float]:
+    """PSNR in dB of each held-out photograph, cropped to whole latents, rounded to bytes."""
+    scores = {}
+    for name, image in held_out():
+        pixels = np.asarray(image)
+        pixels = pixels[: pixels.shape[0] // 8 * 8, : pixels.shape[1] // 8 * 8]
+        x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
+        y = (model(x / 127.5 - 1).sample.float() + 1) * 127.5
+        error = (y.round().clamp(0, 255) - x).square().mean()
+        scores[name] = float(10 * torch.log10(255**2 / error))
+    return scores
+
+
+def save(path: Path, **state: object) -> None:
+    torch.save(state, path.with_suffix(".new"))
+    os.replace(path.with_suffix(".new"), path)
+
+
+def train(folder: Path, steps: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    model = AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)
+    average = AutoencoderKL(**CONFIG).requires_grad_(False).eval()
+    average.load_state_dict(model.state_dict())
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
+    start = 0
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+
+    levels = [pyramid(path) for path in training_paths()]
+    with (
+        open(folder / "log.csv", "a", newline="") as log_file,
+        open(folder / "psnr.csv", "a", newline="") as psnr_file,
+        tqdm(total=steps, initial=start, unit="step") as bar,
+    ):
+        log, psnr = csv.writer(log_file), csv.writer(psnr_file)
+        saved = time.monotonic()
+        for step in range(start, steps):
+            side, batch = CROPS[step % len(CROPS)]
+            x = random_crops(levels, side, batch, np.random.default_rng((0, step)))
+            x = x.contiguous(memory_format=torch.channels_last)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps)
+            with torch.autocast("cpu", torch.bfloat16):
+                (posterior,) = model.encode(x, return_dict=False)
+                posterior = DiagonalGaussianDistribution(posterior.parameters.float())
+                (output,) = model.decode(posterior.sample(), return_dict=False)
+            reconstruction = reconstruction_loss(output.float(), x)
+            kl = posterior.kl().mean() / posterior.mean[0].numel()
+            optimizer.zero_grad()
+            (reconstruction + KL_WEIGHT * kl).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            with torch.no_grad():
+                decay = min(EMA_DECAY, (step + 1) / (step + 10))
+                for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
+                    slow.lerp_(fast, 1 - decay)
+
+            log.writerow([step, f"{reconstruction.item():.5f}", f"{kl.item():.4f}"])
+            bar.update()
+            if (step + 1) % EVALUATE_EVERY == 0 or step + 1 == steps:
+                scores = evaluate(average)
+                psnr.writerow([step + 1, *(f"{score:.3f}" for score in scores.values())])
+                psnr_file.flush()
+                bar.set_postfix(psnr=f"{np.mean(list(scores.values())):.2f}")
+            if time.monotonic() - saved > SAVE_EVERY_SECONDS or step + 1 == steps:
+                log_file.flush()
+                save(
+                    checkpoint,
+                    model=model.state_dict(),
+                    average=average.state_dict(),
+                    optimizer=optimizer.state_dict(),
+                    step=step + 1,
+                )
+                saved = time.monotonic()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where checkpoint and log are kept")
+    parser.add_argument("--steps", type=int, default=16000)
+    arguments = parser.parse_args()
+    train(arguments.folder, arguments.steps)

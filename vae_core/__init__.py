@@ -1,0 +1,33 @@
+"""vae_core: a complete, self-contained AutoencoderKL with the interface of diffusers' class of that name."""
+
+from .autoencoder_kl import AutoencoderKL
+from .config import AutoencoderKLConfig
+from .errors import (
+    CheckpointError,
+    ConfigError,
+    ImageError,
+    ShapeError,
+    TilingError,
+    UnsafeCheckpointError,
+    VAEError,
+)
+from .outputs import AutoencoderKLOutput, DecoderOutput
+from .posterior import DiagonalGaussianDistribution
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AutoencoderKL",
+    "AutoencoderKLConfig",
+    "AutoencoderKLOutput",
+    "CheckpointError",
+    "ConfigError",
+    "DecoderOutput",
+    "DiagonalGaussianDistribution",
+    "ImageError",
+    "ShapeError",
+    "TilingError",
+    "UnsafeCheckpointError",
+    "VAEError",
+    "__version__",
+]

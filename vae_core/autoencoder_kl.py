@@ -1,0 +1,261 @@
+"""AutoencoderKL: encoder, posterior and decoder joined, with the interface of diffusers' class of that name."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .attention import AttentionMixin
+from .config import AutoencoderKLConfig
+from .decoder import Decoder
+from .encoder import Encoder
+from .errors import ConfigError, ShapeError
+from .outputs import AutoencoderKLOutput, DecoderOutput
+from .posterior import DiagonalGaussianDistribution
+from .tiling.blend import blend, run_blended
+from .tiling.grid import TileSpec
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def apply_forward_hook(method: Method) -> Method:
+    """Let an accelerate hook on the module bring its weights in before `method`, as it would before `forward`.
+
+    accelerate's offloading replaces `forward` alone; encode and decode are called past it.
+    """
+
+    @functools.wraps(method)
+    def wrapper(self: AutoencoderKL, *args: Any, **kwargs: Any) -> Any:
+        hook = getattr(self, "_hf_hook", None)
+        if hook is not None and hasattr(hook, "pre_forward"):
+            hook.pre_forward(self)
+        return method(self, *args, **kwargs)
+
+    return wrapper  # type: ignore[return-value]
+
+
+class AutoencoderKL(AttentionMixin, nn.Module):
+    """A variational autoencoder between images [B, C, H, W] in [-1, 1] and latents z.
+
+    Takes the arguments of diffusers' AutoencoderKL, which are the fields of AutoencoderKLConfig, by position or
+    by name. z is raw: the model never scales it (see `latent.py`).
+
+    Attributes:
+        config: every argument, as attributes and as a mapping.
+        use_slicing, use_tiling: how `encode` and `decode` work; set by the `enable_*` methods.
+        tile_sample_min_size, tile_latent_min_size: side of a tile in pixels and in latent positions. Larger
+            inputs are tiled.
+        tile_overlap_factor: share of a tile that the next one covers again.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        config = _bind_config(args, kwargs)
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        channels = config.latent_channels
+        self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1) if config.use_quant_conv else None
+        self.post_quant_conv = nn.Conv2d(channels, channels, 1) if config.use_post_quant_conv else None
+        if config.patch_size is not None:  # applied by latent.py, not by encode and decode
+            self.bn = nn.BatchNorm2d(
+                channels * config.patch_size[0] * config.patch_size[1],
+                eps=config.batch_norm_eps,
+                momentum=config.batch_norm_momentum,
+                affine=False,
+            )
+
+        sample_size = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
+        self.use_slicing = False
+        self.use_tiling = False
+        self.tile_sample_min_size = sample_size
+        self.tile_latent_min_size = max(1, sample_size // config.spatial_ratio)
+        self.tile_overlap_factor = 0.25
+
+    @classmethod
+    def from_config(cls, config: AutoencoderKLConfig | Mapping[str, Any], **overrides: Any) -> AutoencoderKL:
+        """A model with fresh weights from a config, or a mapping such as a `config.json`, some fields replaced."""
+        if not isinstance(config, AutoencoderKLConfig):
+            config = AutoencoderKLConfig.from_dict(config)
+        return cls(**config.replace(**overrides))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Number of weights. There are no embeddings to exclude; the argument is diffusers'."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+    # Encoding and decoding.
+
+    @apply_forward_hook
+    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+        """Encode images [B, in_channels, H, W] in [-1, 1].
+
+        H and W of any size; what is over a multiple of the spatial ratio at the right and the bottom is dropped.
+
+        Returns:
+            The posterior over z [B, latent_channels, H // ratio, W // ratio], as `.latent_dist`, or in a tuple.
+
+        Raises:
+            ShapeError: not four dimensions, another number of channels, an empty batch or a side under one latent.
+        """
+        self._check_input(x, "image", self.config.in_channels, minimum=self.config.spatial_ratio)
+        posterior = DiagonalGaussianDistribution(self._by_slices(self._encode, x))
+        return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
+
+    @apply_forward_hook
+    def decode(
+        self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Decode raw latents [B, latent_channels, h, w].
+
+        Args:
+            generator: not used; pipelines pass it to every decoder.
+
+        Returns:
+            Images [B, out_channels, h * ratio, w * ratio], about [-1, 1] and not clamped, as `.sample`, or in a tuple.
+
+        Raises:
+            ShapeError: not four dimensions, another number of channels or an empty batch.
+        """
+        self._check_input(z, "latent", self.config.latent_channels, minimum=1)
+        sample = self._by_slices(self._decode, z)
+        return DecoderOutput(sample) if return_dict else (sample,)
+
+    def forward(
+        self,
+        sample: Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Encode and decode images, by the posterior's mode or by a draw from it (`sample_posterior`)."""
+        (posterior,) = self.encode(sample, return_dict=False)
+        z = posterior.sample(generator) if sample_posterior else posterior.mode()
+        return self.decode(z, return_dict=return_dict)
+
+    def _by_slices(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if self.use_slicing and x.shape[0] > 1:
+            return torch.cat([run(item) for item in x.split(1)])
+        return run(x)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        if self.use_tiling and max(x.shape[-2:]) > self.tile_sample_min_size:
+            return self._tiled_encode(x)
+        return self._encode_whole(x)
+
+    def _encode_whole(self, x: Tensor) -> Tensor:
+        moments = self.encoder(x)
+        return moments if self.quant_conv is None else self.quant_conv(moments)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        if self.use_tiling and max(z.shape[-2:]) > self.tile_latent_min_size:
+            return self._tiled_decode(z)
+        return self._decode_whole(z)
+
+    def _decode_whole(self, z: Tensor) -> Tensor:
+        return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+
+    def _check_input(self, x: Tensor, what: str, channels: int, minimum: int) -> None:
+        if x.ndim != 4:
+            raise ShapeError(
+                f"this {what} has {x.ndim} dimensions {tuple(x.shape)}; 4 are needed: batch, channels, height, width."
+            )
+        if x.shape[1] != channels:
+            raise ShapeError(f"this {what} has {x.shape[1]} channels, but this VAE takes {channels}.")
+        if x.shape[0] == 0 or min(x.shape[2:]) < minimum:
+            raise ShapeError(
+                f"this {what} has shape {tuple(x.shape)}; at least one item of {minimum} by {minimum} is needed."
+            )
+
+    # Slicing and tiling.
+
+    def enable_slicing(self) -> None:
+        """Run the items of a batch one after the other: less memory, the same result."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Run a batch at once again."""
+        self.use_slicing = False
+
+    def enable_tiling(self, use_tiling: bool = True) -> None:
+        """Run inputs larger than a tile in overlapping tiles that are blended, with diffusers' numbers."""
+        self.use_tiling = use_tiling
+
+    def disable_tiling(self) -> None:
+        """Run the whole input at once again."""
+        self.use_tiling = False
+
+    def tiled_encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+        """Encode in overlapping, blended tiles, whether or not tiling is enabled. See `encode`."""
+        self._check_input(x, "image", self.config.in_channels, minimum=self.config.spatial_ratio)
+        posterior = DiagonalGaussianDistribution(self._tiled_encode(x))
+        return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
+
+    def tiled_decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        """Decode in overlapping, blended tiles, whether or not tiling is enabled. See `decode`."""
+        self._check_input(z, "latent", self.config.latent_channels, minimum=1)
+        sample = self._tiled_decode(z)
+        return DecoderOutput(sample) if return_dict else (sample,)
+
+    def blend_v(self, a: Tensor, b: Tensor, blend_extent: int) -> Tensor:
+        """`b`, whose first rows fade in from the last rows of `a` above it."""
+        return blend(a, b, blend_extent, dim=2)
+
+    def blend_h(self, a: Tensor, b: Tensor, blend_extent: int) -> Tensor:
+        """`b`, whose first columns fade in from the last columns of `a` to its left."""
+        return blend(a, b, blend_extent, dim=3)
+
+    def _tiled_encode(self, x: Tensor) -> Tensor:
+        ratio = self.config.spatial_ratio
+        size = max(1, self.tile_sample_min_size // ratio)
+        stride = int(self.tile_sample_min_size * (1 - self.tile_overlap_factor)) // ratio
+        return run_blended(self._encode_whole, x, _tile(size, stride), in_unit=ratio, out_unit=1)
+
+    def _tiled_decode(self, z: Tensor) -> Tensor:
+        size = self.tile_latent_min_size
+        stride = int(size * (1 - self.tile_overlap_factor))
+        return run_blended(self._decode_whole, z, _tile(size, stride), in_unit=1, out_unit=self.config.spatial_ratio)
+
+    # Training.
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether the backward pass recomputes the blocks."""
+        return self.encoder.gradient_checkpointing or self.decoder.gradient_checkpointing
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations: less memory, more time."""
+        self.encoder.gradient_checkpointing = self.decoder.gradient_checkpointing = True
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Keep all activations for the backward pass again."""
+        self.encoder.gradient_checkpointing = self.decoder.gradient_checkpointing = False
+
+
+def _tile(size: int, stride: int) -> TileSpec:
+    return TileSpec(size=size, overlap=size - max(1, stride))
+
+
+def _bind_config(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AutoencoderKLConfig:
+    """The config that a call of the constructor means. Raises ConfigError for arguments that do not exist."""
+    try:
+        arguments = inspect.signature(AutoencoderKLConfig).bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise ConfigError(f"AutoencoderKL: {error}. Its arguments are {', '.join(AutoencoderKLConfig())}.") from None
+    return AutoencoderKLConfig(**arguments)

@@ -1,0 +1,45 @@
+"""z -> image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .attention import NORM_EPS
+from .blocks import MidBlock, UpBlock, run_block
+from .config import AutoencoderKLConfig
+
+
+class Decoder(nn.Module):
+    """[B, latent_channels, h, w] -> [B, out_channels, h * ratio, w * ratio], about [-1, 1], not clamped."""
+
+    def __init__(self, config: AutoencoderKLConfig) -> None:
+        super().__init__()
+        widths, groups = config.decoder_widths[::-1], config.norm_num_groups  # coarsest first
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MidBlock(widths[0], groups, config.act_fn, config.mid_block_add_attention)
+        self.up_blocks = nn.ModuleList(
+            UpBlock(
+                previous,
+                width,
+                config.layers_per_block + 1,
+                groups,
+                config.act_fn,
+                add_attention=block_type.startswith("Attn"),
+                add_upsample=level < len(widths) - 1,
+            )
+            for level, (previous, width, block_type) in enumerate(
+                zip((widths[0], *widths), widths, config.up_block_types, strict=False)
+            )
+        )
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
+        self.conv_act = nn.SiLU()  # whatever act_fn is, as in diffusers
+        self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
+        self.gradient_checkpointing = False
+
+    def forward(self, sample: Tensor) -> Tensor:
+        remember_less = self.gradient_checkpointing and torch.is_grad_enabled()
+        x = self.conv_in(sample)
+        for block in (self.mid_block, *self.up_blocks):
+            x = run_block(block, x, remember_less)
+        return self.conv_out(self.conv_act(self.conv_norm_out(x)))

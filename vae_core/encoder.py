@@ -1,0 +1,48 @@
+"""image -> moments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .attention import NORM_EPS
+from .blocks import DownBlock, MidBlock, run_block
+from .config import AutoencoderKLConfig
+
+
+class Encoder(nn.Module):
+    """[B, in_channels, H, W] in [-1, 1] -> [B, 2 * latent_channels, H // ratio, W // ratio].
+
+    Kingma & Welling's recognition model in the form of Esser et al., Taming Transformers, appendix A.
+    """
+
+    def __init__(self, config: AutoencoderKLConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            DownBlock(
+                previous,
+                width,
+                config.layers_per_block,
+                groups,
+                config.act_fn,
+                add_attention=block_type.startswith("Attn"),
+                add_downsample=level < len(widths) - 1,
+            )
+            for level, (previous, width, block_type) in enumerate(
+                zip((widths[0], *widths), widths, config.down_block_types, strict=False)
+            )
+        )
+        self.mid_block = MidBlock(widths[-1], groups, config.act_fn, config.mid_block_add_attention)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
+        self.conv_act = nn.SiLU()  # whatever act_fn is, as in diffusers
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.gradient_checkpointing = False
+
+    def forward(self, sample: Tensor) -> Tensor:
+        remember_less = self.gradient_checkpointing and torch.is_grad_enabled()
+        x = self.conv_in(sample)
+        for block in (*self.down_blocks, self.mid_block):
+            x = run_block(block, x, remember_less)
+        return self.conv_out(self.conv_act(self.conv_norm_out(x)))

@@ -1,0 +1,34 @@
+"""The exceptions of the pack. Every one says what was found, what was expected and what to do.
+
+Each is also the built-in exception that a caller of diffusers or torch would have caught in its place.
+"""
+
+from __future__ import annotations
+
+
+class VAEError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(VAEError, ValueError):
+    """A model configuration that cannot be built, or that names unknown things."""
+
+
+class ShapeError(VAEError, ValueError):
+    """A tensor whose number of dimensions, channels or size does not fit the model."""
+
+
+class ImageError(VAEError, ValueError):
+    """A picture that cannot be read, converted or fitted."""
+
+
+class TilingError(VAEError, ValueError):
+    """A tile size or overlap that makes no tiling."""
+
+
+class CheckpointError(VAEError, ValueError):
+    """A checkpoint that cannot be read, or that is not a whole AutoencoderKL."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A pickled checkpoint that asks for code to be run."""

@@ -1,0 +1,103 @@
+"""The encoder's output as a distribution: moments -> DiagonalGaussianDistribution -> z."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .errors import ShapeError
+
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+class DiagonalGaussianDistribution:
+    """A normal distribution per latent value, with the interface of diffusers' class of that name.
+
+    Args:
+        parameters: moments [B, 2C, h, w]: the mean, then the logarithm of the variance, which is clamped
+            to [-30, 20].
+        deterministic: take every deviation as zero, so that a sample is the mean.
+
+    Attributes:
+        mean, logvar: [B, C, h, w].
+    """
+
+    def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
+        if parameters.ndim < 2 or parameters.shape[1] % 2:
+            raise ShapeError(
+                f"moments have shape {tuple(parameters.shape)}; their second dimension must be even: "
+                f"the means, then the log-variances."
+            )
+        self.parameters = parameters
+        self.mean, logvar = torch.chunk(parameters, 2, dim=1)
+        self.logvar = logvar.clamp(*LOGVAR_RANGE)
+        self.deterministic = deterministic
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation, [B, C, h, w]; zero if deterministic."""
+        return torch.zeros_like(self.mean) if self.deterministic else torch.exp(0.5 * self.logvar)
+
+    @property
+    def var(self) -> Tensor:
+        """Variance, [B, C, h, w]; zero if deterministic."""
+        return torch.zeros_like(self.mean) if self.deterministic else torch.exp(self.logvar)
+
+    def mode(self) -> Tensor:
+        """The most likely z, which is the mean."""
+        return self.mean
+
+    def sample(self, generator: torch.Generator | Sequence[torch.Generator] | None = None) -> Tensor:
+        """Draw z = mean + std * noise, [B, C, h, w].
+
+        Args:
+            generator: one generator, or one per batch item. Noise is drawn on the generator's own device, so a
+                CPU generator gives the same z on every device.
+        """
+        return self.mean + self.std * randn_like(self.mean, generator)
+
+    def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
+        """Kullback-Leibler divergence to `other`, or to the standard normal: nats, summed per item, [B].
+
+        Kingma & Welling, Auto-Encoding Variational Bayes, appendix B.
+        """
+        if self.deterministic:
+            return self.mean.new_zeros(1)
+        dims = tuple(range(1, self.mean.ndim))
+        if other is None:
+            return 0.5 * torch.sum(self.mean.pow(2) + self.var - 1.0 - self.logvar, dim=dims)
+        return 0.5 * torch.sum(
+            (self.mean - other.mean).pow(2) / other.var
+            + self.var / other.var
+            - 1.0
+            - self.logvar
+            + other.logvar,
+            dim=dims,
+        )
+
+    def nll(self, sample: Tensor, dims: Sequence[int] = (1, 2, 3)) -> Tensor:
+        """Negative log-likelihood of `sample` [B, C, h, w] in nats, summed over `dims`."""
+        if self.deterministic:
+            return self.mean.new_zeros(1)
+        squared = (sample - self.mean).pow(2) / self.var
+        return 0.5 * torch.sum(math.log(2.0 * math.pi) + self.logvar + squared, dim=tuple(dims))
+
+
+def randn_like(like: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None) -> Tensor:
+    """Standard normal noise of the shape, dtype and device of `like`.
+
+    With a sequence of generators, item i of the batch is drawn from generator i alone.
+    """
+    if isinstance(generator, Sequence):
+        if len(generator) == 1:
+            return randn_like(like, generator[0])
+        if len(generator) != like.shape[0]:
+            raise ShapeError(
+                f"{len(generator)} generators were given for a batch of {like.shape[0]}. Give one, or one per item."
+            )
+        return torch.cat([randn_like(item[None], each) for item, each in zip(like, generator, strict=True)])
+    device = like.device if generator is None else generator.device
+    return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

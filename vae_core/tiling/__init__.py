@@ -1,0 +1,1 @@
+"""Tiling: where tiles lie (`grid`) and the blended tiling of diffusers (`blend`)."""

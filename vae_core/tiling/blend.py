@@ -1,0 +1,57 @@
+"""The overlapped and blended tiling of diffusers: each tile is run by itself, the overlaps are cross-faded.
+
+It is not exact: every tile has its own normalisation statistics and its own attention. It is here because saved
+pictures and other programs rely on its numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .grid import TileSpec, spans
+
+
+def blend(before: Tensor, after: Tensor, extent: int, dim: int) -> Tensor:
+    """`after`, whose first `extent` positions along `dim` fade in from the last `extent` of `before`.
+
+    Position k of the B that are blended is before * (1 - k / B) + after * (k / B).
+    """
+    extent = min(before.shape[dim], after.shape[dim], extent)
+    if extent <= 0:
+        return after
+    shape = [1] * after.ndim
+    shape[dim] = extent
+    ramp = (torch.arange(extent, device=after.device, dtype=torch.float32) / extent).to(after.dtype).view(shape)
+    old = before.narrow(dim, before.shape[dim] - extent, extent)
+    new = after.narrow(dim, 0, extent)
+    rest = after.narrow(dim, extent, after.shape[dim] - extent)
+    return torch.cat([old * (1 - ramp) + new * ramp, rest], dim=dim)
+
+
+def run_blended(run: Callable[[Tensor], Tensor], x: Tensor, tile: TileSpec, in_unit: int, out_unit: int) -> Tensor:
+    """Run a function over overlapping tiles of `x` [B, C, H, W] and blend the results into one map.
+
+    Args:
+        run: maps a tile [B, C, h, w] to [B, C', h * out_unit / in_unit, ...].
+        in_unit, out_unit: size of one latent position in `x` and in the result: 1 for latents, the model's
+            spatial ratio for pixels.
+    """
+    size, stride = tile.size * in_unit, tile.stride * in_unit
+    extent, keep = tile.overlap * out_unit, tile.stride * out_unit
+    above: list[Tensor] = []
+    strips = []
+    for top, bottom in spans(x.shape[2], size, stride, minimum=in_unit):
+        row: list[Tensor] = []
+        for left, right in spans(x.shape[3], size, stride, minimum=in_unit):
+            result = run(x[:, :, top:bottom, left:right])
+            if above:
+                result = blend(above[len(row)], result, extent, dim=2)
+            if row:
+                result = blend(row[-1], result, extent, dim=3)
+            row.append(result)
+        strips.append(torch.cat([result[:, :, :keep, :keep] for result in row], dim=3))
+        above = row
+    return torch.cat(strips, dim=2)
