@@ -1,0 +1,120 @@
+"""The direction of imports, read off the source: lower layers know nothing of the ones above them."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "vae_core"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Hosts, other frameworks, and what only some extras bring: never when vae_core is imported.
+FOREIGN = {"comfy", "comfy_extras", "nodes", "folder_paths", "server", "diffusers", "transformers", "accelerate"}
+JAX = {"jax", "jaxlib", "flax", "optax", "msgpack"}
+
+# module of vae_core -> modules of vae_core that it may import. A package stands for everything in it.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "config": {"errors"},
+    "image": {"errors"},
+    "metrics": {"errors"},
+    "latent": {"errors", "config"},
+    "tiling.grid": {"errors"},
+    "attention": {"errors"},
+    "blocks": {"attention", "errors", "config"},
+    "posterior": {"errors", "config"},
+    "outputs": {"posterior"},
+    "encoder": {"blocks", "attention", "config", "errors"},
+    "decoder": {"blocks", "attention", "config", "errors"},
+}
+# These join the parts; nothing below them may import them.
+TOP = {"cli", "__main__", "loading", "autoencoder_kl", "checkpoints"}
+LOW = set(ALLOWED) | {"tiling.blend"}
+
+
+def module_name(path: Path) -> str:
+    """`tiling.grid` for vae_core/tiling/grid.py; a package has its own name."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path, at_import_time: bool) -> tuple[set[str], set[str]]:
+    """(absolute top-level names, modules of vae_core) that a file imports.
+
+    With `at_import_time`, imports inside functions and under TYPE_CHECKING do not count.
+    """
+    package = [*PACKAGE.name.split("."), *path.relative_to(PACKAGE).parent.parts]
+    outside, inside = set(), set()
+
+    def visit(node: ast.AST) -> None:
+        if at_import_time and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            return
+        if at_import_time and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.Import):
+            outside.update(alias.name.split(".")[0] for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            outside.add((node.module or "").split(".")[0])
+        if isinstance(node, ast.ImportFrom) and node.level > 0:
+            base = package[1 : len(package) - node.level + 1]
+            module = [*base, *(node.module.split(".") if node.module else [])]
+            for alias in node.names:
+                deeper = [*module, alias.name]
+                is_module = PACKAGE.joinpath(*deeper).is_dir() or PACKAGE.joinpath(*deeper).with_suffix(".py").exists()
+                inside.add(".".join(deeper if is_module else module))
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return outside, inside
+
+
+def is_in(module: str, group: set[str]) -> bool:
+    return any(module == name or module.startswith(name + ".") for name in group)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: module_name(path) or "vae_core")
+def test_relative_inside_and_no_host_outside(path: Path) -> None:
+    always, _ = imports_of(path, at_import_time=True)
+    anywhere, _ = imports_of(path, at_import_time=False)
+    assert "vae_core" not in anywhere, "inside the package, import relatively"
+    assert not always & FOREIGN
+    if not module_name(path).startswith("flax"):
+        assert not always & JAX
+
+
+@pytest.mark.parametrize("module", sorted(ALLOWED))
+def test_direction(module: str) -> None:
+    path = PACKAGE.joinpath(*module.split(".")).with_suffix(".py")
+    _, inside = imports_of(path, at_import_time=False)
+    assert {name for name in inside if not is_in(name, ALLOWED[module])} == set()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: module_name(path) or "vae_core")
+def test_nothing_below_imports_what_joins_it(path: Path) -> None:
+    module = module_name(path)
+    _, inside = imports_of(path, at_import_time=False)
+    if module in LOW or module.startswith("flax"):
+        assert not {name for name in inside if is_in(name, TOP)}
+    if not is_in(module, {"cli", "__main__"}):
+        assert not {name for name in inside if is_in(name, {"cli", "__main__"})}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if module_name(path).startswith("flax")], ids=module_name)
+def test_flax_needs_torch_in_convert_alone(path: Path) -> None:
+    outside, inside = imports_of(path, at_import_time=False)
+    assert not {name for name in inside if not is_in(name, {"flax", "config", "errors", "checkpoints"})}
+    if path.name != "convert.py":
+        assert "torch" not in outside
+
+
+def test_importing_vae_core_brings_nothing_foreign() -> None:
+    foreign = sorted(FOREIGN | JAX)
+    script = f"import sys, vae_core; print([name for name in {foreign!r} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"
