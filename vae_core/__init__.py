@@ -11,6 +11,7 @@ from .errors import (
     UnsafeCheckpointError,
     VAEError,
 )
+from .loading import VAEInfo, inspect_vae, load_vae, save_single_file
 from .outputs import AutoencoderKLOutput, DecoderOutput
 from .posterior import DiagonalGaussianDistribution
 
@@ -29,5 +30,9 @@ __all__ = [
     "TilingError",
     "UnsafeCheckpointError",
     "VAEError",
+    "VAEInfo",
     "__version__",
+    "inspect_vae",
+    "load_vae",
+    "save_single_file",
 ]

@@ -17,6 +17,7 @@ from .encoder import Encoder
 from .errors import ConfigError, ShapeError
 from .outputs import AutoencoderKLOutput, DecoderOutput
 from .posterior import DiagonalGaussianDistribution
+from .pretrained_mixin import PathLike, PretrainedMixin, given_config
 from .tiling.blend import blend, run_blended
 from .tiling.grid import TileSpec
 
@@ -39,7 +40,7 @@ def apply_forward_hook(method: Method) -> Method:
     return wrapper  # type: ignore[return-value]
 
 
-class AutoencoderKL(AttentionMixin, nn.Module):
+class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
     """A variational autoencoder between images [B, C, H, W] in [-1, 1] and latents z.
 
     Takes the arguments of diffusers' AutoencoderKL, which are the fields of AutoencoderKLConfig, by position or
@@ -80,11 +81,13 @@ class AutoencoderKL(AttentionMixin, nn.Module):
         self.tile_overlap_factor = 0.25
 
     @classmethod
-    def from_config(cls, config: AutoencoderKLConfig | Mapping[str, Any], **overrides: Any) -> AutoencoderKL:
-        """A model with fresh weights from a config, or a mapping such as a `config.json`, some fields replaced."""
-        if not isinstance(config, AutoencoderKLConfig):
-            config = AutoencoderKLConfig.from_dict(config)
-        return cls(**config.replace(**overrides))
+    def from_config(
+        cls, config: AutoencoderKLConfig | Mapping[str, Any] | PathLike, **overrides: Any
+    ) -> AutoencoderKL:
+        """A model with fresh weights from a config, its fields, a `config.json` or its folder; some fields replaced."""
+        found = given_config(config)
+        assert found is not None
+        return cls(**found.replace(**overrides))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -17,7 +17,7 @@ CLASS_NAME = "AutoencoderKL"
 FLUX2_CLASS_NAME = "AutoencoderKLFlux2"
 FLUX2_FIELDS = ("decoder_block_out_channels", "batch_norm_eps", "batch_norm_momentum", "patch_size")
 # diffusers' AutoencoderKLFlux2 has no such fields: a batch norm takes the place of scale and shift.
-SCALING_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast")
+SCALING_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,13 @@ class AutoencoderKLConfig(Mapping[str, Any]):
         return AutoencoderKLConfig.from_dict({**self, **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """What `config.json` holds: the fields of this model's diffusers class, and `_class_name`."""
+        """What `config.json` holds: the fields of this model's diffusers class, and `_class_name`.
+
+        A field that the class lacks is there only if it is not what `from_dict` would assume, so that nothing is lost.
+        """
         left_out = SCALING_FIELDS if self.class_name == FLUX2_CLASS_NAME else FLUX2_FIELDS
-        fields = {name: value for name, value in self.items() if name not in left_out}
+        assumed = AutoencoderKLConfig.from_dict({"_class_name": self.class_name})
+        fields = {name: value for name, value in self.items() if name not in left_out or value != assumed[name]}
         return {
             "_class_name": self.class_name,
             **{name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()},
@@ -192,6 +196,5 @@ _FLUX2_DEFAULTS: dict[str, Any] = {
     "latent_channels": 32,
     "sample_size": 1024,
     "scaling_factor": 1.0,
-    "force_upcast": False,
     "patch_size": (2, 2),
 }

@@ -1,0 +1,173 @@
+"""Checkpoints to AutoencoderKL and back: one function for every format."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .autoencoder_kl import AutoencoderKL
+from .checkpoints.build import build_model, dtype_of, parse_dtype
+from .checkpoints.identify import identify
+from .checkpoints.plan import Plan
+from .checkpoints.pretrained import find_folder, plan_folder
+from .checkpoints.single_file import plan_single_file, write_single_file
+from .checkpoints.tensor_file import open_tensor_file
+from .config import AutoencoderKLConfig
+from .errors import CheckpointError, ConfigError
+from .pretrained_mixin import given_config
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class VAEInfo:
+    """What a checkpoint is, from its header alone.
+
+    Attributes:
+        path: the file, or the folder's weights (an index, if they are in shards).
+        container: "safetensors" or "pickle".
+        layout: whose key names it has, "LDM" or "diffusers"; None if it is no AutoencoderKL.
+        prefix: what its keys begin with in a full checkpoint, such as "first_stage_model.".
+        file_size: bytes, of all shards together.
+        parameters: number of weights of the VAE.
+        dtype: number type of the weights.
+        config: every hyper-parameter. `scaling_factor` and `shift_factor` are repeated beside it.
+        family: its published family; None if its shapes or its scaling are no known one's.
+        family_is_guess: whether other families have the same shapes and nothing in the file decided.
+        told_by: config field -> where its value comes from ("config.json", "metadata", "tensor shapes",
+            "the rest of the checkpoint", "family default", "family default (a guess)", "default", "override").
+        seems_to_be: what it is if it is no AutoencoderKL that can be loaded; None if it is one.
+        problem: why it cannot be loaded, as `load_vae` would say; None if it can.
+        remarks: sentences on what was guessed.
+    """
+
+    path: Path
+    container: str
+    file_size: int
+    layout: str | None = None
+    prefix: str = ""
+    parameters: int = 0
+    dtype: torch.dtype | None = None
+    config: AutoencoderKLConfig | None = None
+    family: str | None = None
+    family_is_guess: bool = False
+    told_by: Mapping[str, str] = field(default_factory=dict)
+    seems_to_be: str | None = None
+    problem: str | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def scaling_factor(self) -> float | None:
+        return self.config.scaling_factor if self.config else None
+
+    @property
+    def shift_factor(self) -> float | None:
+        return self.config.shift_factor if self.config else None
+
+
+def load_vae(
+    path: PathLike,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    variant: str | None = None,
+    config: AutoencoderKLConfig | Mapping[str, Any] | PathLike | None = None,
+    **overrides: Any,
+) -> AutoencoderKL:
+    """Load an AutoencoderKL from any checkpoint, in eval mode.
+
+    Weights stay in a private memory map of the file: nothing is read before it is used, and training does not
+    change the file.
+
+    Args:
+        path: a diffusers folder, a pipeline's folder with `vae/`, a single file (safetensors or pickle, LDM's or
+            diffusers' keys, a VAE alone or a full checkpoint), or an index of shards.
+        dtype: a floating-point type or its name; None and "auto" keep the file's.
+        variant: of a folder's weights, such as "fp16".
+        config: for a single file: an AutoencoderKLConfig, its fields, a `config.json` or the folder of one.
+        overrides: config fields that win over what the checkpoint says, such as scaling_factor.
+
+    Raises:
+        CheckpointError: no whole AutoencoderKL there; says what it seems to be and what to do.
+        UnsafeCheckpointError: a pickle that asks for code to be run.
+        ConfigError: an override or a config that no AutoencoderKL has.
+    """
+    parse_dtype(dtype)  # before any work
+    return build_model(AutoencoderKL, plan_checkpoint(path, variant, config, overrides), dtype, device)
+
+
+def inspect_vae(path: PathLike, *, variant: str | None = None, **overrides: Any) -> VAEInfo:
+    """Say what a checkpoint is from its header, reading no weights. Takes what `load_vae` takes.
+
+    A file that is a checkpoint but no AutoencoderKL is no error: see `VAEInfo.seems_to_be` and `problem`.
+
+    Raises:
+        CheckpointError: no checkpoint at all: missing, truncated, empty, another format, a folder without config.
+        UnsafeCheckpointError: a pickle that asks for code to be run.
+    """
+    path = Path(path)
+    try:
+        plan = plan_checkpoint(path, variant, None, overrides)
+        dtype = dtype_of(plan)
+    except (CheckpointError, ConfigError) as error:
+        if not path.is_file() or (isinstance(error, ConfigError) and overrides):
+            raise
+        source = open_tensor_file(path)  # raises again if it is no checkpoint
+        identity = identify(source.tensors)
+        what = identity.what if identity else "no AutoencoderKL, of a kind that is not known here"
+        return VAEInfo(path, source.container, source.file_size, seems_to_be=what, problem=str(error))
+    return VAEInfo(
+        path=plan.source.path,
+        container=plan.source.container,
+        file_size=plan.source.file_size,
+        layout=plan.layout,
+        prefix=plan.prefix,
+        parameters=sum(plan.info(key).elements for key in plan.keys if not key.startswith("bn.")),
+        dtype=dtype,
+        config=plan.config,
+        family=plan.family,
+        family_is_guess=plan.family_is_guess,
+        told_by=plan.told_by,
+        remarks=plan.remarks,
+    )
+
+
+def save_single_file(vae: AutoencoderKL, path: PathLike, *, dtype: torch.dtype | str | None = None) -> None:
+    """Write one safetensors file with LDM keys, which ComfyUI, A1111 and diffusers read, the config in its header.
+
+    The file is written beside its place and renamed, so that a failure leaves what was there; it may be the very
+    file that the model was loaded from.
+
+    Args:
+        dtype: type of the floating-point weights in the file; None and "auto" keep the model's.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    wanted = parse_dtype(dtype)
+    weights = vae.weights_to_save()
+    if wanted is not None:
+        weights = {key: w.to(wanted) if w.is_floating_point() else w for key, w in weights.items()}
+    write_single_file(Path(path), weights, vae.config, release=vae.release_files)
+
+
+def plan_checkpoint(
+    path: PathLike,
+    variant: str | None,
+    config: AutoencoderKLConfig | Mapping[str, Any] | PathLike | None,
+    overrides: Mapping[str, Any],
+) -> Plan:
+    """How to load the autoencoder at a path, whatever its format."""
+    path = Path(path)
+    if path.is_dir():
+        if config is not None:
+            raise CheckpointError(f"{path} is a folder, which has its own config. Pass single fields as overrides.")
+        return plan_folder(find_folder(path), variant, overrides)
+    if path.name == "config.json":
+        return plan_folder(path.parent, variant, overrides)
+    return plan_single_file(open_tensor_file(path), overrides, given_config(config))
