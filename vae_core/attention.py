@@ -18,7 +18,7 @@ NORM_EPS = 1e-6  # of every GroupNorm in the model, the attention's included
 class AttentionProcessor(Protocol):
     """What computes an Attention. diffusers' own processors fit as well as those below."""
 
-    def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor: ...
+    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor: ...
 
 
 class AttnProcessor2_0:
@@ -52,8 +52,7 @@ STOCK_PROCESSORS = (AttnProcessor2_0, FusedAttnProcessor2_0, AttnProcessor)
 
 def _fused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(Q K^T / sqrt(channels)) V over [B, N, C], with one head."""
-    heads = (each.unsqueeze(1) for each in (query, key, value))
-    return F.scaled_dot_product_attention(*heads).squeeze(1)
+    return F.scaled_dot_product_attention(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)).squeeze(1)
 
 
 class Attention(nn.Module):
@@ -141,9 +140,7 @@ class AttentionMixin:
 
     def _attentions(self) -> dict[str, Attention]:
         assert isinstance(self, nn.Module)
-        return {
-            f"{name}.processor": module for name, module in self.named_modules() if isinstance(module, Attention)
-        }
+        return {f"{name}.processor": module for name, module in self.named_modules() if isinstance(module, Attention)}
 
     @property
     def attn_processors(self) -> dict[str, AttentionProcessor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -81,9 +81,7 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
         self.tile_overlap_factor = 0.25
 
     @classmethod
-    def from_config(
-        cls, config: AutoencoderKLConfig | Mapping[str, Any] | PathLike, **overrides: Any
-    ) -> AutoencoderKL:
+    def from_config(cls, config: AutoencoderKLConfig | Mapping[str, Any] | PathLike, **overrides: Any) -> AutoencoderKL:
         """A model with fresh weights from a config, its fields, a `config.json` or its folder; some fields replaced."""
         found = given_config(config)
         assert found is not None
@@ -105,6 +103,10 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
 
     # Encoding and decoding.
 
+    @overload
+    def encode(self, x: Tensor, return_dict: Literal[True] = True) -> AutoencoderKLOutput: ...
+    @overload
+    def encode(self, x: Tensor, return_dict: Literal[False]) -> tuple[DiagonalGaussianDistribution]: ...
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """Encode images [B, in_channels, H, W] in [-1, 1].
@@ -121,6 +123,14 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
         posterior = DiagonalGaussianDistribution(self._by_slices(self._encode, x))
         return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
 
+    @overload
+    def decode(
+        self, z: Tensor, return_dict: Literal[True] = True, generator: torch.Generator | None = None
+    ) -> DecoderOutput: ...
+    @overload
+    def decode(
+        self, z: Tensor, return_dict: Literal[False], generator: torch.Generator | None = None
+    ) -> tuple[Tensor]: ...
     @apply_forward_hook
     def decode(
         self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
@@ -204,12 +214,22 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
         """Run the whole input at once again."""
         self.use_tiling = False
 
-    def tiled_encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+    @overload
+    def tiled_encode(self, x: Tensor, return_dict: Literal[True] = True) -> AutoencoderKLOutput: ...
+    @overload
+    def tiled_encode(self, x: Tensor, return_dict: Literal[False]) -> tuple[DiagonalGaussianDistribution]: ...
+    def tiled_encode(
+        self, x: Tensor, return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """Encode in overlapping, blended tiles, whether or not tiling is enabled. See `encode`."""
         self._check_input(x, "image", self.config.in_channels, minimum=self.config.spatial_ratio)
         posterior = DiagonalGaussianDistribution(self._tiled_encode(x))
         return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
 
+    @overload
+    def tiled_decode(self, z: Tensor, return_dict: Literal[True] = True) -> DecoderOutput: ...
+    @overload
+    def tiled_decode(self, z: Tensor, return_dict: Literal[False]) -> tuple[Tensor]: ...
     def tiled_decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Decode in overlapping, blended tiles, whether or not tiling is enabled. See `decode`."""
         self._check_input(z, "latent", self.config.latent_channels, minimum=1)

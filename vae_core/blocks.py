@@ -74,11 +74,13 @@ class Level(nn.Module):
         add_attention: bool,
     ) -> None:
         super().__init__()
+        self.channels = out_channels
         widths = [in_channels, *[out_channels] * (num_layers - 1)]
-        self.resnets = nn.ModuleList(ResnetBlock(width, out_channels, norm_num_groups, act_fn) for width in widths)
+        # The order of the two is diffusers', for an optimizer's state knows parameters by their order.
         self.attentions = (
             nn.ModuleList(Attention(out_channels, norm_num_groups) for _ in widths) if add_attention else None
         )
+        self.resnets = nn.ModuleList(ResnetBlock(width, out_channels, norm_num_groups, act_fn) for width in widths)
 
     def forward(self, x: Tensor) -> Tensor:
         for i, resnet in enumerate(self.resnets):
@@ -93,8 +95,7 @@ class DownBlock(Level):
 
     def __init__(self, *args, add_downsample: bool, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        channels = self.resnets[-1].conv2.out_channels
-        self.downsamplers = nn.ModuleList([Downsample(channels)]) if add_downsample else None
+        self.downsamplers = nn.ModuleList([Downsample(self.channels)]) if add_downsample else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x)
@@ -106,8 +107,7 @@ class UpBlock(Level):
 
     def __init__(self, *args, add_upsample: bool, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        channels = self.resnets[-1].conv2.out_channels
-        self.upsamplers = nn.ModuleList([Upsample(channels)]) if add_upsample else None
+        self.upsamplers = nn.ModuleList([Upsample(self.channels)]) if add_upsample else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x)
@@ -119,8 +119,8 @@ class MidBlock(nn.Module):
 
     def __init__(self, channels: int, norm_num_groups: int, act_fn: str, add_attention: bool) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, norm_num_groups, act_fn) for _ in range(2))
         self.attentions = nn.ModuleList([Attention(channels, norm_num_groups)] if add_attention else [])
+        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, norm_num_groups, act_fn) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.resnets[0](x)

@@ -88,7 +88,7 @@ class AutoencoderKLConfig(Mapping[str, Any]):
         for name, known in (("down_block_types", DOWN_BLOCK_TYPES), ("up_block_types", UP_BLOCK_TYPES)):
             types = getattr(self, name)
             if not isinstance(types, tuple) or len(types) != levels:
-                raise ConfigError(f"{name} is {types!r}, but block_out_channels has {levels} levels. Give one per level.")
+                raise ConfigError(f"{name} is {types!r}, but block_out_channels has {levels} levels. Give one each.")
             for block_type in types:
                 if block_type not in known:
                     raise ConfigError(f"{name} has {block_type!r}; an AutoencoderKL is made of {' and '.join(known)}.")

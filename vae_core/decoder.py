@@ -17,7 +17,6 @@ class Decoder(nn.Module):
         super().__init__()
         widths, groups = config.decoder_widths[::-1], config.norm_num_groups  # coarsest first
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid_block = MidBlock(widths[0], groups, config.act_fn, config.mid_block_add_attention)
         self.up_blocks = nn.ModuleList(
             UpBlock(
                 previous,
@@ -32,6 +31,7 @@ class Decoder(nn.Module):
                 zip((widths[0], *widths), widths, config.up_block_types, strict=False)
             )
         )
+        self.mid_block = MidBlock(widths[0], groups, config.act_fn, config.mid_block_add_attention)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
         self.conv_act = nn.SiLU()  # whatever act_fn is, as in diffusers
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)

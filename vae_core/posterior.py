@@ -70,11 +70,7 @@ class DiagonalGaussianDistribution:
         if other is None:
             return 0.5 * torch.sum(self.mean.pow(2) + self.var - 1.0 - self.logvar, dim=dims)
         return 0.5 * torch.sum(
-            (self.mean - other.mean).pow(2) / other.var
-            + self.var / other.var
-            - 1.0
-            - self.logvar
-            + other.logvar,
+            (self.mean - other.mean).pow(2) / other.var + self.var / other.var - 1.0 - self.logvar + other.logvar,
             dim=dims,
         )
 

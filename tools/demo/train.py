@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from vae_core import AutoencoderKL, DiagonalGaussianDistribution  # noqa: E402
+from vae_core import AutoencoderKL, DiagonalGaussianDistribution
 
 CONFIG = {
     "block_out_channels": (32, 64, 128, 128),
@@ -48,14 +48,14 @@ SAVE_EVERY_SECONDS = 60
 
 
 def random_crops(levels: list[list[np.ndarray]], side: int, batch: int, rng: np.random.Generator) -> Tensor:
-    """Crops [batch, 3, side, side] in [-1, 1]: any photograph, any size, flipped, turned, channels at times shuffled."""
+    """Crops [batch, 3, side, side] in [-1, 1]: any photograph, any size, flipped, turned, colours at times swapped."""
     crops = []
     for _ in range(batch):
         sizes = levels[rng.integers(len(levels))]
         picture = sizes[rng.integers(len(sizes))]
         top = rng.integers(picture.shape[0] - side + 1)
         left = rng.integers(picture.shape[1] - side + 1)
-        crop = np.rot90(picture[top : top + side, left : left + side], rng.integers(4))
+        crop = np.rot90(picture[top : top + side, left : left + side], int(rng.integers(4)))
         if rng.random() < 0.5:
             crop = crop[:, ::-1]
         if rng.random() < 0.25:
@@ -104,7 +104,7 @@ def save(path: Path, **state: object) -> None:
 def train(folder: Path, steps: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    model = AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)
+    model = AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     average = AutoencoderKL(**CONFIG).requires_grad_(False).eval()
     average.load_state_dict(model.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
