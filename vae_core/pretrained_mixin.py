@@ -22,9 +22,12 @@ PathLike = str | os.PathLike[str]
 
 # What callers of diffusers pass that has no meaning for a file on this disk, read through a memory map.
 IGNORED_ARGUMENTS = frozenset(
-    "cache_dir force_download resume_download proxies local_files_only token use_auth_token revision mirror user_agent "
-    "low_cpu_mem_usage disable_mmap from_flax ignore_mismatched_sizes offload_folder offload_state_dict max_memory "
-    "keep_in_fp32_modules quantization_config dduf_entries original_config original_config_file image_size".split()
+    (
+        *("cache_dir", "force_download", "resume_download", "proxies", "local_files_only", "token", "use_auth_token"),
+        *("revision", "mirror", "user_agent", "low_cpu_mem_usage", "disable_mmap", "from_flax", "dduf_entries"),
+        *("ignore_mismatched_sizes", "offload_folder", "offload_state_dict", "max_memory", "keep_in_fp32_modules"),
+        *("quantization_config", "original_config", "original_config_file", "image_size"),
+    )
 )
 
 
@@ -59,7 +62,8 @@ class PretrainedMixin:
 
         Args:
             pretrained_model_name_or_path: a folder with a `config.json`, or a pipeline's folder with `vae/`.
-            torch_dtype, dtype: a floating-point type or its name; None and "auto" keep the file's.
+            torch_dtype, dtype: a floating-point type or its name; "auto" keeps the file's. None is float32, as in
+                diffusers.
             variant: such as "fp16" for `diffusion_pytorch_model.fp16.safetensors`.
             use_safetensors: True for safetensors alone, False for `.bin` alone, None for what is there.
             device_map: a device for the whole model.
@@ -92,7 +96,8 @@ class PretrainedMixin:
         Args:
             config: an AutoencoderKLConfig, its fields, a `config.json` or the folder of one (`subfolder` below it).
                 Without it the config comes from the file's metadata, its tensor shapes and its family.
-            torch_dtype, dtype: a floating-point type or its name; None and "auto" keep the file's.
+            torch_dtype, dtype: a floating-point type or its name; "auto" keeps the file's. None is float32, as in
+                diffusers.
             kwargs: config fields to override. Arguments that only concern downloads are passed over.
 
         Raises:
@@ -172,7 +177,8 @@ def _overrides(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _one_dtype(torch_dtype: torch.dtype | str | None, dtype: torch.dtype | str | None) -> torch.dtype | None:
-    return parse_dtype(torch_dtype if dtype is None else dtype)
+    given = torch_dtype if dtype is None else dtype
+    return torch.float32 if given is None else parse_dtype(given)
 
 
 def _one_device(device_map: Any) -> torch.device | str | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..errors import CheckpointError
 from .key_map import OPTIONAL
@@ -70,6 +71,24 @@ def _wider(a: torch.dtype | None, b: torch.dtype | None) -> torch.dtype:
     return torch.promote_types(a, b)
 
 
+class _Skeleton(TorchFunctionMode):
+    """Modules made under it have their weights on the meta device, and spend no time on initial values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _INITIALISERS:
+            return args[0] if args else kwargs["tensor"]
+        kwargs = dict(kwargs or {})
+        if func in _FACTORIES and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+_FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.tensor})
+_INITIALISERS = frozenset(
+    {nn.init.kaiming_uniform_, nn.init.uniform_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.normal_}
+)
+
+
 def build_model(
     model_class: Callable[..., Model],
     plan: Plan,
@@ -82,39 +101,42 @@ def build_model(
         CheckpointError: a weight has the wrong shape or type, or weights are not finite.
     """
     wanted = parse_dtype(dtype) or dtype_of(plan)
-    with torch.device("meta"):
+    with _Skeleton():
         model = model_class(**plan.config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    places = {
+        f"{prefix}.{name}" if prefix else name: (module, name, tensor)
+        for prefix, module in model.named_modules()
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    }
+    shapes = {key: tuple(tensor.shape) for key, (_, _, tensor) in places.items()}
     check_shapes(plan, shapes)
     for remark in plan.remarks:
         logger.warning("%s: %s", plan.source.path.name, remark)
 
     read = plan.source.read(plan.keys.values())
-    weights = {key: _fit(read[name], shapes[key]) for key, name in plan.keys.items()}
+    weights = {key: read[name].view(shapes[key]) for key, name in plan.keys.items()}  # LDM's 1x1 kernels: matrices
     check_finite(plan, weights)
     for key in OPTIONAL & shapes.keys() - weights.keys():
         weights[key] = torch.zeros(shapes[key], dtype=torch.int64)
-    weights = {key: weight.to(device, wanted if weight.is_floating_point() else None) for key, weight in weights.items()}
-    model.load_state_dict(weights, assign=True)
+    for key, weight in weights.items():
+        module, name, old = places[key]
+        weight = weight.to(device=device, dtype=wanted if weight.is_floating_point() else None)
+        setattr(module, name, nn.Parameter(weight, old.requires_grad) if isinstance(old, nn.Parameter) else weight)
     return model.eval()
 
 
-def _fit(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """LDM's 1x1 convolutions as matrices; a view."""
-    return tensor if tuple(tensor.shape) == shape else tensor.view(shape)
+def check_finite(plan: Plan, weights: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError if a bias or a norm holds NaN or infinity.
 
-
-def check_finite(plan: Plan, weights: dict[str, Tensor]) -> None:
-    """Raise CheckpointError if a bias, a norm, or the first or last layer holds NaN or infinity.
-
-    Those are a thousandth of the weights, from every layer, so that the check reads little of the file; a
-    training run that diverged spoils all of them.
+    Those are a thousandth of the weights, and every layer has one, so that the check reads next to nothing of the
+    file; a training run that diverged, or a file of NaN, spoils all of them.
     """
-    small = {key: w for key, w in weights.items() if w.ndim == 1 or ".conv_in." in key or ".conv_out." in key}
-    if torch.cat([weight.flatten().float() for weight in small.values()]).isfinite().all():
+    small = {key: weight for key, weight in weights.items() if weight.ndim == 1}
+    if torch.stack([weight.float().sum() for weight in small.values()]).isfinite().all():
         return
     bad = [key for key, weight in small.items() if not weight.float().isfinite().all()]
-    raise CheckpointError(
-        f"{plan.source.path.name} has weights that are no finite numbers ({len(bad)} of the {len(small)} looked at, "
-        f"such as {bad[0]}): the file is damaged or its training failed. Get another copy."
-    )
+    if bad:
+        raise CheckpointError(
+            f"{plan.source.path.name} has weights that are no finite numbers ({len(bad)} of the {len(small)} biases "
+            f"and norms, such as {bad[0]}): the file is damaged or its training failed. Get another copy."
+        )

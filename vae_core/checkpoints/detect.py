@@ -46,7 +46,9 @@ LAYOUTS = (
         re.compile(r"decoder\.up_blocks\.(\d+)\.resnets\.(\d+)\.conv1\.weight"),
         re.compile(r"encoder\.down_blocks\.(\d+)\.attentions\.(\d+)\.(?:to_q|query)\.weight"),
         re.compile(r"decoder\.up_blocks\.(\d+)\.attentions\.(\d+)\.(?:to_q|query)\.weight"),
-        tuple(f"{half}.mid_block.attentions.0.{q}.weight" for half in ("encoder", "decoder") for q in ("to_q", "query")),
+        tuple(
+            f"{half}.mid_block.attentions.0.{q}.weight" for half in ("encoder", "decoder") for q in ("to_q", "query")
+        ),
         finest_first=False,
     ),
 )

@@ -33,7 +33,8 @@ def _convolutions_of(dimensions: int) -> Callable[[Tensors], bool]:
     """Most of the convolution-like weights have this many dimensions."""
 
     def test(tensors: Tensors) -> bool:
-        kernels = [len(i.shape) for name, i in tensors.items() if name.endswith((".weight", ".weight_v")) and len(i.shape) > 2]
+        weights = (info for name, info in tensors.items() if name.endswith((".weight", ".weight_v")))
+        kernels = [len(info.shape) for info in weights if len(info.shape) > 2]
         return bool(kernels) and kernels.count(dimensions) * 2 > len(kernels)
 
     return test
@@ -52,7 +53,9 @@ RULES: tuple[tuple[Callable[[Tensors], bool], Identity], ...] = (
         Identity("a LoRA", NO_VAE),
     ),
     (
-        _any(r"^taesd_(en|de)coder\.|^(en|de)coder\.layers\.\d+\.(conv\.\d+\.)?weight$|^(decoder\.)?[13]\.conv\.[024]\.weight$"),
+        _any(
+            r"^taesd_(en|de)coder\.|^(en|de)coder\.layers\.\d+\.(conv\.\d+\.)?weight$|^(decoder\.)?[13]\.conv\.[024]\.weight$"
+        ),
         Identity("TAESD (AutoencoderTiny), a small preview model", f"{OTHER_MODEL} {WHOLE_VAE}"),
     ),
     (_any(r"^decoder_unet\."), Identity("a consistency decoder (ConsistencyDecoderVAE)", OTHER_MODEL)),
@@ -79,7 +82,7 @@ RULES: tuple[tuple[Callable[[Tensors], bool], Identity], ...] = (
         Identity("a video VAE: Mochi", OTHER_MODEL),
     ),
     (
-        _both(_convolutions_of(5), _any(r"(^|\.)decoder\.(conv_in\.conv|up\.\d+\.block\.\d+\.conv1\.conv|[\w.]+\.conv1\.conv)\.weight$")),
+        _both(_convolutions_of(5), _any(r"(^|\.)decoder\.(conv_in|[\w.]+\.conv1)\.conv\.weight$")),
         Identity("a video VAE with causal 3D convolutions: Hunyuan, CogVideoX or their like", OTHER_MODEL),
     ),
     (
@@ -90,7 +93,10 @@ RULES: tuple[tuple[Callable[[Tensors], bool], Identity], ...] = (
         _any(r"(^|\.)vocoder\.|\.layers\.\d+\.layers\.\d+\.(alpha|beta)$|\.(conv_t?1|snake1)\.(weight_[vg]|alpha)$"),
         Identity("an audio autoencoder", OTHER_MODEL),
     ),
-    (_both(_convolutions_of(3), _is_autoencoder), Identity("an audio autoencoder (its convolutions are 1D)", OTHER_MODEL)),
+    (
+        _both(_convolutions_of(3), _is_autoencoder),
+        Identity("an audio autoencoder (its convolutions are 1D)", OTHER_MODEL),
+    ),
     (
         _any(r"(en|de)coder\.stages\.\d+\.op_list\.|to_qkv_multiscale|conv_inverted|(en|de)coder\.project_in\.conv"),
         Identity("a DC-AE (AutoencoderDC, as Sana uses)", OTHER_MODEL),
@@ -105,7 +111,9 @@ RULES: tuple[tuple[Callable[[Tensors], bool], Identity], ...] = (
         Identity("a ControlNet", NO_VAE),
     ),
     (
-        _any(r"(^|\.)(joint_blocks|double_blocks|single_blocks|transformer_blocks|double_stream_blocks|adaLN_modulation)\."),
+        _any(
+            r"(^|\.)(joint_blocks|double_blocks|single_blocks|transformer_blocks|double_stream_blocks|adaLN_modulation)\."
+        ),
         Identity("a diffusion transformer without its VAE", NO_VAE),
     ),
     (
@@ -117,10 +125,15 @@ RULES: tuple[tuple[Callable[[Tensors], bool], Identity], ...] = (
         Identity("a CLIP vision model", NO_VAE),
     ),
     (
-        _any(r"(^|\.)(text_model|SelfAttention|self_attn|self_attention|token_embedding|resblocks)(\.|$)|^model\.layers\."),
+        _any(
+            r"(^|\.)(text_model|SelfAttention|self_attn|self_attention|token_embedding|resblocks)(\.|$)|^model\.layers\."
+        ),
         Identity("a text encoder or language model", NO_VAE),
     ),
-    (_any(r"(^|\.)(RRDB_trunk|rdb\d|RDB\d|conv_up1|conv_hr|residual_group)(\.|$)"), Identity("an upscaling model", NO_VAE)),
+    (
+        _any(r"(^|\.)(RRDB_trunk|rdb\d|RDB\d|conv_up1|conv_hr|residual_group)(\.|$)"),
+        Identity("an upscaling model", NO_VAE),
+    ),
     (_any(r"^(string_to_param|emb_params|clip_[lg])(\.|$)"), Identity("a textual-inversion embedding", NO_VAE)),
     (_any(r"^latents?(_tensor|_format_version_\d+)?$"), Identity("a file of latents", "Decode it with a VAE instead.")),
 )
@@ -144,6 +157,6 @@ def _half(tensors: Tensors) -> Identity | None:
     if counts["decoder"] and not counts["encoder"]:
         return Identity(f"a decoder alone ({counts['decoder']} decoder tensors, no encoder)", WHOLE_VAE)
     if loose and not counts["encoder"]:
-        ups = any(re.match(r"up(_blocks)?\.", name) for name in tensors)
-        return Identity(f"{'a decoder' if ups else 'an encoder'} alone, without the `encoder.` or `decoder.` of a VAE", WHOLE_VAE)
+        half = "a decoder" if any(re.match(r"up(_blocks)?\.", name) for name in tensors) else "an encoder"
+        return Identity(f"{half} alone, its keys without `encoder.` or `decoder.`", WHOLE_VAE)
     return None

@@ -15,9 +15,7 @@ OPTIONAL = frozenset({"bn.num_batches_tracked"})  # counts training steps; no ou
 
 def ldm_names(config: AutoencoderKLConfig) -> dict[str, str]:
     """diffusers key -> LDM key, for every weight of the model. FLUX.2's are those of its own file."""
-    table = {
-        f"{theirs}.{part}": f"{ldm}.{part}" for theirs, ldm in _layers(config) for part in ("weight", "bias")
-    }
+    table = {f"{theirs}.{part}": f"{ldm}.{part}" for theirs, ldm in _layers(config) for part in ("weight", "bias")}
     if config.has_batch_norm:
         table.update({name: name for name in BATCH_NORM})
     return table

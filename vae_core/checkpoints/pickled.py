@@ -50,9 +50,6 @@ CONTAINERS = {
     "builtins.int": int,
     "builtins.float": float,
     "builtins.bool": bool,
-    "builtins.complex": complex,
-    "builtins.slice": slice,
-    "builtins.bytearray": bytearray,
 }
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
@@ -68,6 +65,11 @@ STORAGE_DTYPES = {
     "UntypedStorage": torch.uint8,
     "ComplexFloatStorage": torch.complex64,
     "ComplexDoubleStorage": torch.complex128,
+}
+# By name, for `getattr(torch, name)` may import what it is asked for.
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (*STORAGE_DTYPES.values(), torch.float8_e4m3fn, torch.float8_e5m2)
 }
 Places = dict[str, tuple[int, int]]  # storage key -> first byte in the file, number of bytes
 
@@ -186,8 +188,8 @@ class RestrictedUnpickler(pickle.Unpickler):
             return full
         if module in ("torch", "torch.storage") and name in STORAGE_DTYPES:
             return StorageType(STORAGE_DTYPES[name])
-        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
-            return dtype
+        if module == "torch" and name in DTYPES:
+            return DTYPES[name]
         if any(module == known or module.startswith(f"{known}.") for known in TRAINING_MODULES):
             return self.dummies.setdefault(full, _dummy_class(name.rpartition(".")[2]))
         raise UnsafeCheckpointError(
@@ -224,8 +226,8 @@ def open_pickle(path: Path) -> TensorFile:
         raise
     except Exception as error:  # whatever malformed bytes may raise in the unpickler
         raise CheckpointError(
-            f"{path.name} cannot be read as a torch file ({type(error).__name__}: {error}): it is truncated or damaged. "
-            f"Download or copy it again."
+            f"{path.name} cannot be read as a torch file ({type(error).__name__}: {error}): it is truncated or "
+            f"damaged. Download or copy it again."
         ) from None
     size = path.stat().st_size
     if any(start + count > size for start, count in places.values()):
@@ -244,12 +246,15 @@ def _open_zip(path: Path) -> tuple[Any, Places]:
             )
         root = programs[0].removesuffix("data.pkl")
         if f"{root}constants.pkl" in entries:
-            raise CheckpointError(f"{path.name} is a TorchScript program, not a file of weights. Get the weights alone.")
+            raise CheckpointError(f"{path.name} is a TorchScript program, not weights. Get the weights alone.")
         order = entries.get(f"{root}byteorder")
         if order is not None and archive.read(order) == b"big":
             raise CheckpointError(f"{path.name} was written on a big-endian machine. Save it as safetensors there.")
         if entries[programs[0]].file_size > MAX_PROGRAM_BYTES:
-            raise UnsafeCheckpointError(f"{path.name} has a structure of {entries[programs[0]].file_size} bytes; refused.")
+            raise UnsafeCheckpointError(
+                f"{path.name} has {entries[programs[0]].file_size} bytes of structure, which no file of weights has. "
+                f"Nothing was read. Get the weights as safetensors."
+            )
         with archive.open(programs[0]) as program:
             unpickler = RestrictedUnpickler(program, path.name)
             content = unpickler.load()
@@ -259,7 +264,7 @@ def _open_zip(path: Path) -> tuple[Any, Places]:
             if entry is None:
                 raise CheckpointError(f"{path.name} lacks the data of a tensor ({root}data/{key}). Download it again.")
             if entry.compress_type != zipfile.ZIP_STORED:
-                raise CheckpointError(f"{path.name} has been compressed; torch does not do that. Save it as safetensors.")
+                raise CheckpointError(f"{path.name} is compressed, as torch never does. Save it as safetensors.")
             places[key] = (_first_byte(raw, entry), storage.numel * storage.dtype.itemsize)
             if places[key][1] > entry.file_size:
                 raise ValueError(f"storage {key} has {entry.file_size} bytes for {storage.numel} numbers")
@@ -302,7 +307,7 @@ def _open_legacy(path: Path) -> tuple[Any, Places]:
 def _named_tensors(content: Any) -> list[tuple[str, StoredTensor]]:
     """The tensors of a state dict, which may lie under `state_dict` or the like beside a training script's own."""
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"the file holds a {type(content).__name__}, not a state dict. Save `model.state_dict()`.")
+        raise CheckpointError(f"it holds a {type(content).__name__}, no state dict. Save `model.state_dict()`.")
     for wrapper in WRAPPERS:
         inner = content.get(wrapper)
         if isinstance(inner, Mapping):

@@ -108,8 +108,10 @@ def check_shapes(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> None:
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         identity = identify(inner_tensors(plan.source, plan.prefix))
-        what = f"It seems to be {identity.what}. {identity.remedy}" if identity else (
-            "Use the config that belongs to these weights, or drop the overrides that contradict them."
+        what = (
+            f"It seems to be {identity.what}. {identity.remedy}"
+            if identity
+            else ("Use the config that belongs to these weights, or drop the overrides that contradict them.")
         )
         raise CheckpointError(f"{plan.source.path.name}: {'; '.join(wrong[:3])}{more}. {what}")
 

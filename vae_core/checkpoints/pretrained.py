@@ -38,7 +38,7 @@ def find_folder(folder: Path, subfolder: str | None = None) -> Path:
     if (folder / "vae" / CONFIG_NAME).is_file():
         return folder / "vae"
     weights = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin"))
-    remedy = f"Give one of its files: {', '.join(weights[:3])}." if weights else "Give the folder of a VAE or a pipeline."
+    remedy = f"Give one of its files: {', '.join(weights[:3])}." if weights else "Give a VAE's or a pipeline's folder."
     raise CheckpointError(f"{folder} has no {CONFIG_NAME}, neither itself nor in a `vae` folder. {remedy}")
 
 
@@ -58,14 +58,16 @@ def read_config(path: Path) -> AutoencoderKLConfig:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON: {error}. Download or copy it again.") from None
     if not isinstance(values, dict):
-        raise CheckpointError(f"{file} is no config: it holds a {type(values).__name__}, not fields. Download it again.")
+        raise CheckpointError(f"{file} holds a {type(values).__name__}, not the fields of a config. Download it again.")
     try:
         return AutoencoderKLConfig.from_dict(values)
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{file}: {error}") from None
 
 
-def find_weights(folder: Path, variant: str | None = None, use_safetensors: bool | None = None) -> tuple[Path, str | None]:
+def find_weights(
+    folder: Path, variant: str | None = None, use_safetensors: bool | None = None
+) -> tuple[Path, str | None]:
     """The file, or the index of shards, that holds a folder's weights, and the variant it is.
 
     safetensors come before pickles. Without a `variant`, a folder that has a single one and no plain weights gives it.
@@ -143,7 +145,7 @@ def parse_size(size: int | str) -> int:
 
 
 def split_into_shards(weights: Mapping[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]:
-    """Weights in their order, in as few groups of at most `max_bytes` as that order allows; one weight is never split."""
+    """Weights in their order, in groups of at most `max_bytes`; no weight is ever split."""
     shards: list[dict[str, Tensor]] = [{}]
     used = 0
     for name, weight in weights.items():

@@ -82,8 +82,8 @@ def _detect(
     match = match_family(shown, siblings, source.metadata)
     if match.family is None:
         remarks.append(
-            f"no known family has these shapes ({shown.latent_channels} latent channels at 1/{shown.spatial_ratio} size), "
-            f"so scaling_factor {shown.scaling_factor} is only a default. Pass scaling_factor if you know it."
+            f"no known family has {shown.latent_channels} latent channels at 1/{shown.spatial_ratio} size and such "
+            f"layers, so scaling_factor {shown.scaling_factor} is only a default. Pass scaling_factor if you know it."
         )
         return shown, told_by, False, remarks
     fields = match.family.fields
@@ -91,7 +91,7 @@ def _detect(
     if match.others and "scaling_factor" not in overrides:
         others = ", ".join(f"{other.name} ({_scaling(other)})" for other in match.others)
         remarks.append(
-            f"taken for {match.family.name} ({_scaling(match.family)}), for nothing in the file tells it from {others}. "
+            f"taken for {match.family.name} ({_scaling(match.family)}); nothing in the file tells it from {others}. "
             f"Pictures are the same; only scaled latents differ. Pass scaling_factor and shift_factor if it is another."
         )
     return shown.replace(**fields), told_by, bool(match.others) and "scaling_factor" not in overrides, remarks
@@ -142,4 +142,3 @@ def write_single_file(
 ) -> None:
     """Write weights (by diffusers keys) as one safetensors file with LDM keys. See `write_safetensors`."""
     write_safetensors({path: ldm_state_dict(weights, config)}, single_file_metadata(config), release=release)
-

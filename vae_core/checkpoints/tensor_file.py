@@ -50,6 +50,11 @@ class TensorInfo(NamedTuple):
             return 0
         return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
 
+    @property
+    def size(self) -> int:
+        """Bytes from the first element to the last."""
+        return self.elements * (self.dtype.itemsize if self.dtype else 0)
+
 
 @dataclass(frozen=True)
 class TensorFile:
@@ -93,14 +98,14 @@ def read_mapped(path: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, Tens
     """Views of the given tensors in a private map of the smallest range of the file that holds them all."""
     for name, info in tensors.items():
         if info.dtype is None:
-            raise CheckpointError(f"{path.name}: {name} has a number type that torch cannot hold. Convert the file first.")
-    spans = [(info.start, info.start + info.elements * info.dtype.itemsize) for info in tensors.values()]  # type: ignore[union-attr]
+            raise CheckpointError(f"{path.name}: {name} has a number type that torch lacks. Convert the file first.")
+    spans = [(info.start, info.start + info.size) for info in tensors.values()]
     used = [span for span in spans if span[1] > span[0]]
     first = min((start for start, _ in used), default=0) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     length = max((end for _, end in used), default=0) - first
     with open(path, "rb") as file:
         if length and os.fstat(file.fileno()).st_size < first + length:
-            raise CheckpointError(f"{path.name} ends before its last tensor: it is truncated. Download or copy it again.")
+            raise CheckpointError(f"{path.name} ends before its last tensor: truncated. Download or copy it again.")
         try:
             buffer = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=first) if length else b""
         except OSError:  # a file system that cannot map
@@ -190,7 +195,7 @@ def open_tensor_file(path: Path) -> TensorFile:
     if start[:2] == b"PK" or start[:1] == b"\x80":
         return open_pickle(path)
     if start.lstrip()[:1] == b"{":
-        raise CheckpointError(f"{path.name} is JSON text, not weights. Give the weights file, or the folder it lies in.")
+        raise CheckpointError(f"{path.name} is JSON text, not weights. Give the weights, or the folder they lie in.")
     raise CheckpointError(
         f"{path.name} is neither safetensors nor a torch file (it starts with {start[:8].hex(' ')}). "
         f"Download it again, or convert it to safetensors."

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 
-Writer = Callable[[Path], None]
+Writer = Callable[[Path], object]
 
 
 def write_files(writers: Mapping[Path, Writer], release: Callable[[], None] | None = None) -> None:
