@@ -16,8 +16,9 @@ ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
 CLASS_NAME = "AutoencoderKL"
 FLUX2_CLASS_NAME = "AutoencoderKLFlux2"
 FLUX2_FIELDS = ("decoder_block_out_channels", "batch_norm_eps", "batch_norm_momentum", "patch_size")
-# diffusers' AutoencoderKLFlux2 has no such fields: a batch norm takes the place of scale and shift.
-SCALING_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+# diffusers' AutoencoderKLFlux2 has no such fields: a batch norm takes the place of scale and shift, and the first
+# releases of it have no force_upcast.
+SCALING_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast")
 
 
 @dataclass(frozen=True)

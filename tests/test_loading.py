@@ -1,0 +1,374 @@
+"""Every family through every format, what is told of each, and diffusers' own loaders as judges."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from vaes import (
+    ATTENTION_EVERYWHERE,
+    BARE,
+    BY_NAME,
+    FLUX2_SMALL_DECODER,
+    SELF_DESCRIBING,
+    assert_same_weights,
+    family_fields,
+    fields,
+    ldm,
+    make,
+)
+
+from vae_core import AutoencoderKL, CheckpointError, ConfigError, inspect_vae, load_vae, save_single_file
+from vae_core.checkpoints.families import FAMILIES
+
+MODELS = {family.name: family_fields(family) for family in FAMILIES} | {
+    "FLUX.2 with a small decoder": FLUX2_SMALL_DECODER,
+    "attention in the levels": ATTENTION_EVERYWHERE,
+    "f4": fields(32, 64, 64, scaling_factor=0.3),
+    "f16, 8 channels": fields(32, 32, 32, 32, 32, latent_channels=8),
+    "grey, 3 layers, no mid attention": fields(
+        32, 32, in_channels=1, out_channels=1, layers_per_block=3, mid_block_add_attention=False
+    ),
+    "rgba": fields(32, 64, in_channels=4, out_channels=4, norm_num_groups=16, act_fn="mish", force_upcast=False),
+    "one quant conv": fields(32, use_quant_conv=False),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_formats_that_carry_their_config(model: str, tmp_path: Path) -> None:
+    """The same tensors and the same config from each; saved again, still the same."""
+    vae = make(MODELS[model])
+    for name, write in SELF_DESCRIBING.items():
+        path = write(vae, tmp_path / name.replace(" ", "_"))
+        loaded = load_vae(path)
+        assert loaded.config == vae.config, name
+        assert_same_weights(loaded, vae)
+        assert not loaded.training
+        told = inspect_vae(path)
+        assert told.config == vae.config
+        assert told.problem is None and told.seems_to_be is None
+        assert told.parameters == vae.num_parameters()
+        assert told.dtype == torch.float32
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_formats_whose_config_is_found_out(model: str, tmp_path: Path) -> None:
+    """From any of them the same tensors and one and the same config, which is the true one in all that shapes show."""
+    vae = make(MODELS[model])
+    unseen = ("scaling_factor", "shift_factor", "sample_size", "latents_mean", "latents_std", "force_upcast", "act_fn")
+    given = {name: vae.config[name] for name in (*unseen, "norm_num_groups")}
+    guessed = set()
+    for name, write in BARE.items():
+        path = write(vae, tmp_path / name.replace(" ", "_"))
+        loaded = load_vae(path)
+        guessed.add(loaded.config)
+        assert_same_weights(loaded, vae)
+        for field in set(vae.config) - set(given):
+            assert loaded.config[field] == vae.config[field], field
+        assert load_vae(path, **given).config == vae.config
+        assert inspect_vae(path).parameters == vae.num_parameters()
+    assert len(guessed) == 1
+
+
+SIBLINGS = {
+    "SD 1.x": ("cond_stage_model.transformer.text_model.final_layer_norm.weight", "first_stage_model."),
+    "SD 2.x": ("cond_stage_model.model.ln_final.weight", "first_stage_model."),
+    "SDXL": ("conditioner.embedders.0.transformer.text_model.final_layer_norm.weight", "first_stage_model."),
+    "Playground 2.5": ("edm_mean", "first_stage_model."),
+    "SD x4 upscaler": ("low_scale_model.betas", "first_stage_model."),
+    "FLUX.1": ("model.diffusion_model.double_blocks.0.img_attn.norm.key_norm.scale", "vae."),
+    "SD3": ("model.diffusion_model.joint_blocks.0.x_block.attn.proj.weight", "first_stage_model."),
+    "FLUX.2": ("model.diffusion_model.single_stream_modulation.lin.weight", "vae."),
+}
+
+
+@pytest.mark.parametrize("name", SIBLINGS)
+def test_a_full_checkpoint_tells_its_family(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    key, prefix = SIBLINGS[name]
+    vae = make(family_fields(BY_NAME[name]))
+    rest = {key: torch.zeros(4), "model.diffusion_model.out.0.weight": torch.zeros(4), "model_ema.decay": torch.zeros(1)}
+    path = tmp_path / "full.safetensors"
+    save_file({**ldm(vae, prefix), **rest}, path)
+    with caplog.at_level(logging.WARNING, "seamless_vae"):
+        loaded = load_vae(path)
+    assert not caplog.records
+    assert loaded.config == vae.config
+    assert_same_weights(loaded, vae)
+    told = inspect_vae(path)
+    assert (told.family, told.family_is_guess, told.prefix, told.layout) == (name, False, prefix, "LDM")
+    assert told.told_by["scaling_factor"] == "the rest of the checkpoint"
+    assert told.told_by["latent_channels"] == "tensor shapes"
+    assert (told.scaling_factor, told.shift_factor) == (vae.config.scaling_factor, vae.config.shift_factor)
+    assert told.file_size == path.stat().st_size
+
+
+def test_families_of_the_same_shapes_are_a_guess_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "vae.safetensors"
+    save_file(ldm(make(family_fields(BY_NAME["SD3"]))), path)
+    told = inspect_vae(path)
+    assert (told.family, told.family_is_guess) == ("FLUX.1", True)
+    assert told.told_by["scaling_factor"] == "family default (a guess)"
+    assert "SD3 (scaling_factor 1.5305, shift_factor 0.0609)" in told.remarks[0]
+    with caplog.at_level(logging.WARNING, "seamless_vae"):
+        assert load_vae(path).config.scaling_factor == 0.3611
+    assert "taken for FLUX.1" in caplog.text
+
+    caplog.clear()
+    loaded = load_vae(path, scaling_factor=1.5305, shift_factor=0.0609)
+    assert loaded.config == make(family_fields(BY_NAME["SD3"])).config
+    assert not caplog.records
+    told = inspect_vae(path, scaling_factor=1.5305, shift_factor=0.0609)
+    assert (told.family, told.family_is_guess, told.told_by["shift_factor"]) == ("SD3", False, "override")
+
+
+@pytest.mark.parametrize("architecture, name", [("stable-diffusion-xl-v1-base/vae", "SDXL"), ("flux-1-dev/vae", "SD 1.x")])
+def test_modelspec_metadata_decides_among_the_possible(architecture: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / "vae.safetensors"
+    save_file(ldm(make(fields(32, 32, 32, 32))), path, metadata={"modelspec.architecture": architecture})
+    assert inspect_vae(path).family == name
+
+
+def test_norm_groups_that_are_not_in_the_file_are_a_guess_that_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "vae.safetensors"
+    save_file(ldm(make(fields(24, 40, norm_num_groups=4))), path)
+    told = inspect_vae(path)
+    assert told.config is not None and told.config.norm_num_groups == 8
+    assert "8 is a guess" in " ".join(told.remarks)
+    assert load_vae(path, norm_num_groups=4).config.norm_num_groups == 4
+
+
+def test_dtype_and_device(tmp_path: Path) -> None:
+    vae = make(fields(32)).to(torch.bfloat16)
+    save_single_file(vae, tmp_path / "vae.safetensors")
+    assert load_vae(tmp_path / "vae.safetensors").dtype == torch.bfloat16
+    assert load_vae(tmp_path / "vae.safetensors", dtype="auto", device="cpu").dtype == torch.bfloat16
+    for dtype in ("float16", "fp16", torch.float16):
+        half = load_vae(tmp_path / "vae.safetensors", dtype=dtype)
+        assert {p.dtype for p in half.parameters()} == {torch.float16}
+        assert torch.equal(half.decoder.conv_in.weight, vae.decoder.conv_in.weight.half())
+    assert load_vae(tmp_path / "vae.safetensors", device="meta").device.type == "meta"
+    for nonsense in ("float17", "int8", torch.int8, 16):
+        with pytest.raises(CheckpointError, match="give float32, float16, bfloat16, float64 or auto"):
+            load_vae(tmp_path / "vae.safetensors", dtype=nonsense)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="an AutoencoderKL has no scaling_facto"):
+        load_vae(tmp_path / "vae.safetensors", scaling_facto=1.0)
+
+
+def test_save_single_file_in_another_dtype(tmp_path: Path) -> None:
+    vae = make(family_fields(BY_NAME["FLUX.2"]))
+    save_single_file(vae, tmp_path / "half.safetensors", dtype="fp16")
+    stored = load_file(tmp_path / "half.safetensors")
+    assert {t.dtype for t in stored.values()} == {torch.float16, torch.int64}
+    assert vae.dtype == torch.float32
+    assert torch.equal(stored["decoder.conv_in.weight"], vae.decoder.conv_in.weight.half())
+
+
+def test_a_file_of_mixed_types_loads_in_the_widest(tmp_path: Path) -> None:
+    vae = make(fields(32))
+    weights = {k: v if ".norm" in k else v.half() for k, v in ldm(vae).items()}
+    save_file(weights, tmp_path / "vae.safetensors")
+    loaded = load_vae(tmp_path / "vae.safetensors")
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32} == {inspect_vae(tmp_path / "vae.safetensors").dtype}
+    assert torch.equal(loaded.decoder.conv_in.weight, vae.decoder.conv_in.weight.half().float())
+
+
+def test_what_fused_attention_adds_is_not_written(tmp_path: Path) -> None:
+    vae = make(fields(32))
+    plain = {key: weight.clone() for key, weight in vae.state_dict().items()}
+    vae.fuse_qkv_projections()
+    vae.save_pretrained(tmp_path / "folder")
+    save_single_file(vae, tmp_path / "vae.safetensors")
+    assert load_file(tmp_path / "folder" / "diffusion_pytorch_model.safetensors").keys() == plain.keys()
+    assert load_vae(tmp_path / "vae.safetensors").state_dict().keys() == plain.keys()
+
+
+def test_any_layout_of_memory_can_be_written(tmp_path: Path) -> None:
+    vae = make(fields(32, 64)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    save_single_file(vae, tmp_path / "vae.safetensors")
+    assert_same_weights(load_vae(tmp_path / "vae.safetensors"), vae)
+    torch.save(ldm(vae) | {"quant_conv.weight": vae.quant_conv.weight.data}, tmp_path / "vae.pt")  # type: ignore[union-attr]
+    assert_same_weights(load_vae(tmp_path / "vae.pt"), vae)
+    state = vae.state_dict()  # strides as they are
+    torch.save(state, tmp_path / "strided.pt")
+    assert_same_weights(load_vae(tmp_path / "strided.pt"), vae)
+
+
+@pytest.mark.parametrize("name", ["one.safetensors", "one.ckpt"])
+def test_saving_over_the_file_that_the_model_is_mapped_from(name: str, tmp_path: Path) -> None:
+    vae, path = make(fields(32, 64)), tmp_path / name
+    save_single_file(vae, path)
+    loaded = load_vae(path)
+    save_single_file(loaded, path)
+    assert_same_weights(loaded, vae)
+    assert_same_weights(load_vae(path), vae)
+    loaded.save_pretrained(tmp_path / "folder")
+    again = load_vae(tmp_path / "folder")
+    again.save_pretrained(tmp_path / "folder")
+    assert_same_weights(load_vae(tmp_path / "folder"), vae)
+
+
+def test_a_system_that_locks_mapped_files_is_given_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows refuses to replace a file as long as weights are mapped from it: they are let go, then it is tried again."""
+    path = tmp_path / "vae.safetensors"
+    save_single_file(make(fields(32)), path)
+    loaded = load_vae(path)
+    before = loaded.decoder.conv_in.weight.data_ptr()
+    calls = []
+
+    def replace(source: str, target: str, real=os.replace) -> None:
+        calls.append(target)
+        if loaded.decoder.conv_in.weight.data_ptr() == before:
+            raise PermissionError(13, "in use", str(target))
+        real(source, target)
+
+    monkeypatch.setattr("vae_core.checkpoints.write.os.replace", replace)
+    save_single_file(loaded, path)
+    assert len(calls) == 2
+    assert_same_weights(load_vae(path), loaded)
+
+
+def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = make(fields(32, 64))
+    vae.save_pretrained(tmp_path / "folder", max_shard_size="100KB")
+    save_single_file(vae, tmp_path / "vae.safetensors")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    other, calls = make(fields(32, 64), seed=1), []
+
+    def fail_the_second_time(tensors, path, metadata=None, real=save_file) -> None:
+        calls.append(path)
+        real(tensors, path, metadata)
+        if len(calls) % 2 == 0:
+            raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("vae_core.checkpoints.write.save_file", fail_the_second_time)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        other.save_pretrained(tmp_path / "folder", max_shard_size="100KB")
+    assert len(calls) == 2
+    calls.append("")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        save_single_file(other, tmp_path / "vae.safetensors")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_training_a_loaded_model_does_not_change_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "vae.safetensors"
+    save_single_file(make(fields(32)), path)
+    before = path.read_bytes()
+    loaded = load_vae(path)
+    assert all(p.requires_grad for p in loaded.parameters())
+    optimizer = torch.optim.SGD(loaded.parameters(), lr=0.1)
+    loaded(torch.zeros(1, 3, 8, 8)).sample.square().mean().backward()
+    optimizer.step()
+    assert path.read_bytes() == before
+    assert not torch.equal(loaded.decoder.conv_out.bias, load_vae(path).decoder.conv_out.bias)
+
+
+def test_weights_are_views_of_the_map_each_with_a_storage_of_its_own(tmp_path: Path) -> None:
+    vae = make(fields(32, 64))
+    save_single_file(vae, tmp_path / "vae.safetensors")
+    loaded = load_vae(tmp_path / "vae.safetensors")
+    weight = loaded.decoder.mid_block.attentions[0].to_q.weight  # [C, C, 1, 1] in the file
+    assert weight.untyped_storage().nbytes() == weight.numel() * 4
+    torch.save(loaded.state_dict(), tmp_path / "again.pt")
+    assert (tmp_path / "again.pt").stat().st_size < 1.2 * (tmp_path / "vae.safetensors").stat().st_size
+
+
+def test_only_the_vae_of_a_large_checkpoint_is_read(tmp_path: Path) -> None:
+    """A sparse file of four gigabytes: were the rest read, or mapped with the rest, this would take seconds."""
+    vae = make(fields(32))
+    small = tmp_path / "small.safetensors"
+    save_file(ldm(vae, "first_stage_model."), small)
+    raw = small.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header, data = json.loads(raw[8 : 8 + size]), raw[8 + size :]
+    header["model.diffusion_model.out.weight"] = {
+        "dtype": "U8",
+        "shape": [4 << 30],
+        "data_offsets": [len(data), len(data) + (4 << 30)],
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    large = tmp_path / "large.safetensors"
+    with open(large, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text + data)
+        file.truncate(8 + len(text) + len(data) + (4 << 30))
+    script = (
+        "import resource, sys\nfrom vae_core import inspect_vae, load_vae\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "load_vae(sys.argv[1]), inspect_vae(sys.argv[1])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    if sys.platform == "linux":
+        result = subprocess.run([sys.executable, "-c", script, str(large)], capture_output=True, text=True, check=True)
+        assert int(result.stdout) < 100_000  # kilobytes
+    assert_same_weights(load_vae(large), vae)
+
+
+# diffusers as judge of what is written, and as source of what is read.
+
+diffusers = pytest.importorskip("diffusers")
+
+
+def theirs(vae: AutoencoderKL):
+    return diffusers.AutoencoderKLFlux2 if vae.config.has_batch_norm else diffusers.AutoencoderKL
+
+
+DIFFUSERS_MODELS = {name: config for name, config in MODELS.items() if "FLUX.2" in name or "one quant" not in name}
+
+
+@pytest.mark.parametrize("model", DIFFUSERS_MODELS)
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "300KB"}, {"safe_serialization": False}, {"variant": "fp16"}], ids=str)
+def test_diffusers_loads_our_folder(model: str, options: dict, tmp_path: Path) -> None:
+    vae = make(MODELS[model])
+    vae.save_pretrained(tmp_path, **options)
+    other, report = theirs(vae).from_pretrained(tmp_path, variant=options.get("variant"), output_loading_info=True)
+    assert not any(report.values()), report
+    assert_same_weights(vae, other)
+    for field in vae.config.to_dict().keys() - {"_class_name"}:
+        ours = vae.config[field]
+        assert other.config[field] == (list(ours) if isinstance(ours, tuple) else ours), field
+
+
+@pytest.mark.parametrize("model", DIFFUSERS_MODELS)
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "300KB"}, {"safe_serialization": False}, {"variant": "fp16"}], ids=str)
+def test_we_load_diffusers_folder(model: str, options: dict, tmp_path: Path) -> None:
+    vae = make(MODELS[model])
+    values = vae.config.to_dict()
+    values.pop("_class_name")
+    other = theirs(vae)(**values)
+    other.load_state_dict(vae.state_dict())
+    other.save_pretrained(tmp_path, **options)
+    loaded = AutoencoderKL.from_pretrained(tmp_path, variant=options.get("variant"))
+    assert_same_weights(loaded, vae)
+    assert loaded.config == vae.config
+
+
+@pytest.mark.parametrize("model", [n for n in DIFFUSERS_MODELS if "FLUX.2" not in n and "levels" not in n])
+def test_diffusers_loads_our_single_file(model: str, tmp_path: Path) -> None:
+    """Its FLUX.2 class has no LDM keys, and its converter leaves out attentions in the levels."""
+    vae = make(MODELS[model])
+    save_single_file(vae, tmp_path / "vae.safetensors")
+    vae.save_pretrained(tmp_path / "config")
+    other = diffusers.AutoencoderKL.from_single_file(
+        str(tmp_path / "vae.safetensors"), config=str(tmp_path / "config"), local_files_only=True
+    )
+    assert_same_weights(vae, other)
+
+
+def test_metadata_of_a_single_file(tmp_path: Path) -> None:
+    vae = make(family_fields(BY_NAME["SDXL"]))
+    save_single_file(vae, tmp_path / "vae.safetensors")
+    with safe_open(tmp_path / "vae.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "pt"
+    assert metadata["modelspec.architecture"] == "stable-diffusion-xl/vae"
+    assert json.loads(metadata["seamless_vae.config"])["scaling_factor"] == 0.13025
+    assert inspect_vae(tmp_path / "vae.safetensors").told_by["scaling_factor"] == "metadata"
