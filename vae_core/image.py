@@ -1,0 +1,318 @@
+"""Pictures to the model's tensors and back: PIL, numpy and [B, H, W, C] tensors, of any mode and any size.
+
+The model's tensor is [B, C, H, W] in [-1, 1], of whole latents. Everything else here is in [0, 1].
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from .errors import ImageError
+
+logger = logging.getLogger("seamless_vae")
+
+Fit = Literal["crop", "pad", "error"]
+
+# ITU-R BT.601, by which PIL makes grey of colours too.
+LUMA = (0.299, 0.587, 0.114)
+BYTE_MAX, WORD_MAX = 255, 65535
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Pictures as the model takes them, and how to get back to what came in.
+
+    Attributes:
+        pixels: [B, channels, H', W'] in [-1, 1]; H' and W' are multiples of the model's spatial ratio.
+        alpha: opacity [B, H, W] in [0, 1], of the size that `restore` gives; None if the source had none.
+        size: (H, W) that `restore` gives. With `fit="pad"`, exactly the size that came in.
+    """
+
+    pixels: Tensor
+    alpha: Tensor | None
+    size: tuple[int, int]
+
+    def restore(self, decoded: Tensor) -> Tensor:
+        """Decoded pictures [B, C, H', W'] without the padding: [B, C, H, W].
+
+        Raises:
+            ImageError: `decoded` is not of the size of `pixels`.
+        """
+        if decoded.shape[-2:] != self.pixels.shape[-2:]:
+            raise ImageError(
+                f"the decoded picture is {_size(decoded.shape[-2:])}, but {_size(self.pixels.shape[-2:])} was encoded. "
+                f"Decode the latent of this very picture."
+            )
+        return decoded[..., : self.size[0], : self.size[1]]
+
+
+# Reading.
+
+
+def open_picture(path: str | os.PathLike[str]) -> Image.Image:
+    """Read a picture file, turned upright by its EXIF orientation. Of an animation, the first frame.
+
+    Raises:
+        ImageError: no such file, not a picture, damaged, or too large to be meant.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                logger.warning("%s has %d frames; only the first is read.", path.name, image.n_frames)  # type: ignore[attr-defined]
+            return upright(image)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise ImageError(f"cannot read {path}: {error.strerror}. Give the path of a picture.") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{path.name} is no picture that Pillow knows. Convert it to PNG or JPEG.") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path.name}: {error}. Raise PIL.Image.MAX_IMAGE_PIXELS if you trust it.") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's readers raise on damaged files
+        raise ImageError(f"{path.name} is damaged: {error}. Download or export it again.") from None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture turned and mirrored as its EXIF orientation says."""
+    image.load()
+    return ImageOps.exif_transpose(image)
+
+
+def from_pil(image: Image.Image, *, channels: int = 3, multiple: int = 8, fit: Fit = "pad") -> Picture:
+    """A PIL image of any mode as a batch of one; see `from_image` for the arguments.
+
+    Palettes, CMYK, YCbCr, HSV and LAB become RGB; transparency of every kind becomes alpha; 16-bit greyscale keeps
+    its precision (modes I;16 and I are taken as 0 to 65535, F as 0 to 1). Embedded colour profiles are not applied.
+
+    Raises:
+        ImageError: values out of the mode's range, and what `from_image` raises.
+    """
+    return from_image(_pil_values(upright(image)), channels=channels, multiple=multiple, fit=fit)
+
+
+def from_numpy(array: np.ndarray, *, channels: int = 3, multiple: int = 8, fit: Fit = "pad") -> Picture:
+    """An array [H, W], [H, W, C] or [B, H, W, C] of bool, uint8, uint16 or float in [0, 1]; see `from_image`.
+
+    Raises:
+        ImageError: another type or shape, floats outside [0, 1], and what `from_image` raises.
+    """
+    if array.ndim not in (2, 3, 4):
+        raise ImageError(f"an array of shape {array.shape} is no picture; give [H, W], [H, W, C] or [B, H, W, C].")
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim == 3:
+        array = array[None]
+    return from_image(_unit_range(array), channels=channels, multiple=multiple, fit=fit)
+
+
+def from_image(image: Tensor, *, channels: int = 3, multiple: int = 8, fit: Fit = "pad") -> Picture:
+    """A batch [B, H, W, C] in [0, 1], as ComfyUI's IMAGE, as the model takes it.
+
+    Args:
+        image: C is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGBA). On any device.
+        channels: of the model. Grey is repeated for an RGB model, RGB becomes luma for a grey one; a model of 4
+            channels gets the alpha, opaque if there is none.
+        multiple: the model's spatial ratio (`config.spatial_ratio`).
+        fit: what to do with sides that are no multiple of it. "pad" reflects at the right and the bottom, and
+            `Picture.restore` takes that off again; "crop" keeps the centre, as ComfyUI does; "error" refuses.
+
+    Raises:
+        ImageError: a shape that is no picture, channels that cannot be adapted, or a size that does not fit.
+    """
+    if image.ndim != 4 or 0 in image.shape:
+        raise ImageError(f"an image of shape {tuple(image.shape)} is no batch of pictures; give [B, H, W, C].")
+    if image.shape[-1] > 4:
+        raise ImageError(f"a picture of {image.shape[-1]} channels has no known colours; give 1 to 4, channels last.")
+    values = image.float().movedim(-1, 1)  # [B, C, H, W]
+    alpha = values[:, -1].clamp(0, 1) if values.shape[1] in (2, 4) else None
+    colours = values[:, :-1] if alpha is not None else values
+    values = _adapt_channels(colours, alpha, channels)
+
+    height, width = (int(side) for side in values.shape[-2:])
+    if fit not in get_args(Fit):
+        raise ImageError(f"fit is {fit!r}; it must be one of {', '.join(get_args(Fit))}.")
+    if fit == "error" and (height % multiple or width % multiple):
+        nearest = ((multiple * max(1, side // multiple), multiple * -(-side // multiple)) for side in (height, width))
+        (h0, h1), (w0, w1) = nearest
+        raise ImageError(
+            f"a picture of {width}x{height} is no multiple of {multiple}. "
+            f"Resize it to {w0}x{h0} or {w1}x{h1}, or choose the fit crop or pad."
+        )
+    if fit == "crop":
+        top, new_height = _centre(height, multiple)
+        left, new_width = _centre(width, multiple)
+        if not new_height or not new_width:
+            raise ImageError(
+                f"a picture of {width}x{height} has less than {multiple}x{multiple} pixels, so that nothing is left to "
+                f"crop. Choose the fit pad, or enlarge it."
+            )
+        window = (..., slice(top, top + new_height), slice(left, left + new_width))
+        values, alpha = values[window], None if alpha is None else alpha[window]
+        height, width = new_height, new_width
+    padded = reflect_to(values, -(-height // multiple) * multiple, -(-width // multiple) * multiple)
+    return Picture((padded * 2 - 1).contiguous(), alpha, (height, width))
+
+
+def reflect_to(x: Tensor, height: int, width: int) -> Tensor:
+    """Extend [..., H, W] at the bottom and the right by reflection, as often as the size asks for."""
+    for dim, length in ((-2, height), (-1, width)):
+        if length > x.shape[dim]:
+            last = x.shape[dim] - 1
+            places = torch.arange(length, device=x.device) % max(1, 2 * last)
+            x = x.index_select(dim, torch.where(places > last, 2 * last - places, places))
+    return x
+
+
+def _centre(length: int, multiple: int) -> tuple[int, int]:
+    return length % multiple // 2, length // multiple * multiple
+
+
+def _adapt_channels(colours: Tensor, alpha: Tensor | None, channels: int) -> Tensor:
+    given = colours.shape[1]
+    if channels == 4:
+        opacity = torch.ones_like(colours[:, :1]) if alpha is None else alpha[:, None]
+        return torch.cat([colours.expand(-1, 3, -1, -1), opacity], dim=1)
+    if channels == given:
+        return colours
+    if channels == 3 and given == 1:
+        return colours.expand(-1, 3, -1, -1)
+    if channels == 1:
+        return (colours * colours.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    raise ImageError(f"a picture cannot be made into {channels} channels; models of 1, 3 and 4 take pictures.")
+
+
+def _pil_values(image: Image.Image) -> Tensor:
+    """[1, H, W, C] in [0, 1] with 1 to 4 channels."""
+    mode = image.mode
+    if mode.startswith("I;16"):
+        words = np.asarray(image).astype(np.float32) if mode == "I;16" else np.asarray(image.convert("I"))
+        return torch.from_numpy(words.astype(np.float32) / WORD_MAX)[None, ..., None]
+    if mode in ("I", "F"):
+        top = WORD_MAX if mode == "I" else 1
+        values = np.asarray(image).astype(np.float64)
+        if not (values.min() >= 0 and values.max() <= top):  # NaN is neither
+            raise ImageError(
+                f"a picture of mode {mode} has values from {values.min():g} to {values.max():g}; 0 to {top} are taken. "
+                f"Scale it first."
+            )
+        return torch.from_numpy((values / top).astype(np.float32))[None, ..., None]
+    if mode == "LAB":
+        image = _lab_to_rgb(image)
+    elif image.has_transparency_data:
+        image = image.convert("LA" if mode in ("L", "LA", "La", "1") else "RGBA")
+    elif mode == "1":
+        image = image.convert("L")
+    elif mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    values = np.array(image, dtype=np.float32) / BYTE_MAX
+    return torch.from_numpy(values if values.ndim == 3 else values[..., None])[None]
+
+
+def _lab_to_rgb(image: Image.Image) -> Image.Image:
+    try:
+        from PIL import ImageCms
+
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+    except (ImportError, ImageCms.PyCMSError) as error:
+        raise ImageError(f"a LAB picture cannot be converted here ({error}). Convert it to RGB first.") from None
+    assert converted is not None
+    return converted
+
+
+def _unit_range(array: np.ndarray) -> Tensor:
+    if array.dtype == np.bool_:
+        return torch.from_numpy(array.astype(np.float32))
+    if array.dtype in (np.uint8, np.uint16):
+        return torch.from_numpy(array.astype(np.float32) / (BYTE_MAX if array.dtype == np.uint8 else WORD_MAX))
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ImageError(f"an array of {array.dtype} has no known range; give uint8, uint16, or floats in [0, 1].")
+    if array.size and not (array.min() >= 0 and array.max() <= 1):  # NaN is neither
+        raise ImageError(
+            f"an array of floats has values from {array.min():g} to {array.max():g}; 0 to 1 are taken. "
+            f"Divide by its white, or give uint8."
+        )
+    return torch.from_numpy(array.astype(np.float32))
+
+
+# Giving back.
+
+
+def to_image(pixels: Tensor) -> Tensor:
+    """Model's pixels [B, C, H, W] in [-1, 1] to a batch [B, H, W, C] clamped to [0, 1], as ComfyUI's IMAGE: float32."""
+    return (pixels.float() * 0.5 + 0.5).clamp(0, 1).movedim(1, -1).contiguous()
+
+
+def to_numpy(pixels: Tensor, dtype: type = np.uint8) -> np.ndarray:
+    """Model's pixels [B, C, H, W] in [-1, 1] to an array [B, H, W, C] of uint8, uint16, or floats in [0, 1].
+
+    Raises:
+        ImageError: pixels that are no numbers, or another dtype.
+    """
+    if not torch.isfinite(pixels).all():
+        raise ImageError("the decoded picture has values that are no numbers. Decode in float32 or bfloat16.")
+    values = to_image(pixels.detach()).cpu().numpy()
+    if np.issubdtype(dtype, np.floating):
+        return values.astype(dtype)
+    if dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"a picture cannot be given as {np.dtype(dtype)}; choose uint8, uint16 or a float type.")
+    return (values * np.iinfo(dtype).max).round().astype(dtype)
+
+
+def to_pil(pixels: Tensor, alpha: Tensor | None = None) -> list[Image.Image]:
+    """Model's pixels [B, C, H, W] in [-1, 1] to PIL images: mode L, RGB or RGBA by the channels, 1, 3 or 4.
+
+    Args:
+        alpha: opacity [B, H, W] in [0, 1] to go with 1 or 3 channels: mode LA or RGBA.
+
+    Raises:
+        ImageError: another number of channels, an alpha that does not match, or pixels that are no numbers.
+    """
+    if pixels.ndim != 4 or pixels.shape[1] not in (1, 3, 4):
+        raise ImageError(f"a tensor of shape {tuple(pixels.shape)} makes no pictures; give [B, 1, 3 or 4, H, W].")
+    if alpha is not None:
+        if pixels.shape[1] == 4 or alpha.shape != (pixels.shape[0], *pixels.shape[2:]):
+            raise ImageError(
+                f"an alpha of shape {tuple(alpha.shape)} does not go with pixels of {tuple(pixels.shape)}; "
+                f"give [B, H, W] beside 1 or 3 channels."
+            )
+        pixels = torch.cat([pixels, alpha[:, None].to(pixels) * 2 - 1], dim=1)
+    return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in to_numpy(pixels)]
+
+
+def write_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Save a picture in the format of the path's ending; written beside its place, then renamed.
+
+    Raises:
+        ImageError: an ending of no known format, a mode that it cannot hold, or a path that cannot be written.
+    """
+    path = Path(path)
+    Image.init()
+    form = Image.EXTENSION.get(path.suffix.lower())
+    if form not in Image.SAVE:
+        raise ImageError(f"{path.name} has no ending of a picture format. Name it .png, .jpg or .webp.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(temporary, format=form)
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None:  # Pillow's own, about the mode
+            raise ImageError(f"{path.name}: {error}. Save it as PNG.") from None
+        raise ImageError(f"cannot write {path}: {error.strerror}. Check the folder and the free space.") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _size(shape: torch.Size | tuple[int, ...]) -> str:
+    return f"{shape[-1]}x{shape[-2]}"
