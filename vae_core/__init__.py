@@ -6,6 +6,8 @@ from .errors import (
     CheckpointError,
     ConfigError,
     ImageError,
+    MemoryBudgetError,
+    NonFiniteError,
     ShapeError,
     TilingError,
     UnsafeCheckpointError,
@@ -14,6 +16,8 @@ from .errors import (
 from .loading import VAEInfo, inspect_vae, load_vae, save_single_file
 from .outputs import AutoencoderKLOutput, DecoderOutput
 from .posterior import DiagonalGaussianDistribution
+from .streaming import Plan, decode, encode, kernels, plan_decode, plan_encode
+from .tiling.grid import TileSpec
 
 __version__ = "0.1.0"
 
@@ -26,13 +30,22 @@ __all__ = [
     "DecoderOutput",
     "DiagonalGaussianDistribution",
     "ImageError",
+    "MemoryBudgetError",
+    "NonFiniteError",
+    "Plan",
     "ShapeError",
+    "TileSpec",
     "TilingError",
     "UnsafeCheckpointError",
     "VAEError",
     "VAEInfo",
     "__version__",
+    "decode",
+    "encode",
     "inspect_vae",
+    "kernels",
     "load_vae",
+    "plan_decode",
+    "plan_encode",
     "save_single_file",
 ]

@@ -18,6 +18,7 @@ from .errors import ConfigError, ShapeError
 from .outputs import AutoencoderKLOutput, DecoderOutput
 from .posterior import DiagonalGaussianDistribution
 from .pretrained_mixin import PathLike, PretrainedMixin, given_config
+from .streaming import engine
 from .tiling.blend import blend, run_blended
 from .tiling.grid import TileSpec
 
@@ -119,7 +120,7 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
         Raises:
             ShapeError: not four dimensions, another number of channels, an empty batch or a side under one latent.
         """
-        self._check_input(x, "image", self.config.in_channels, minimum=self.config.spatial_ratio)
+        self.check_image(x)
         posterior = DiagonalGaussianDistribution(self._by_slices(self._encode, x))
         return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
 
@@ -146,7 +147,7 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
         Raises:
             ShapeError: not four dimensions, another number of channels or an empty batch.
         """
-        self._check_input(z, "latent", self.config.latent_channels, minimum=1)
+        self.check_latent(z)
         sample = self._by_slices(self._decode, z)
         return DecoderOutput(sample) if return_dict else (sample,)
 
@@ -170,19 +171,33 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
     def _encode(self, x: Tensor) -> Tensor:
         if self.use_tiling and max(x.shape[-2:]) > self.tile_sample_min_size:
             return self._tiled_encode(x)
-        return self._encode_whole(x)
+        if engine.suits(self, x, encoding=True):
+            return engine.encode(self, x).parameters
+        return self.encode_plain(x)
 
-    def _encode_whole(self, x: Tensor) -> Tensor:
+    def encode_plain(self, x: Tensor) -> Tensor:
+        """Images to moments by the modules themselves: the reference, and the way that gradients take."""
         moments = self.encoder(x)
         return moments if self.quant_conv is None else self.quant_conv(moments)
 
     def _decode(self, z: Tensor) -> Tensor:
         if self.use_tiling and max(z.shape[-2:]) > self.tile_latent_min_size:
             return self._tiled_decode(z)
-        return self._decode_whole(z)
+        if engine.suits(self, z, encoding=False):
+            return engine.decode(self, z)
+        return self.decode_plain(z)
 
-    def _decode_whole(self, z: Tensor) -> Tensor:
+    def decode_plain(self, z: Tensor) -> Tensor:
+        """Latents to images by the modules themselves: the reference, and the way that gradients take."""
         return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+
+    def check_image(self, x: Tensor) -> None:
+        """Raise ShapeError unless `encode` takes this image."""
+        self._check_input(x, "image", self.config.in_channels, minimum=self.config.spatial_ratio)
+
+    def check_latent(self, z: Tensor) -> None:
+        """Raise ShapeError unless `decode` takes this latent."""
+        self._check_input(z, "latent", self.config.latent_channels, minimum=1)
 
     def _check_input(self, x: Tensor, what: str, channels: int, minimum: int) -> None:
         if x.ndim != 4:
@@ -222,7 +237,7 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
         self, x: Tensor, return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """Encode in overlapping, blended tiles, whether or not tiling is enabled. See `encode`."""
-        self._check_input(x, "image", self.config.in_channels, minimum=self.config.spatial_ratio)
+        self.check_image(x)
         posterior = DiagonalGaussianDistribution(self._tiled_encode(x))
         return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
 
@@ -232,7 +247,7 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
     def tiled_decode(self, z: Tensor, return_dict: Literal[False]) -> tuple[Tensor]: ...
     def tiled_decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Decode in overlapping, blended tiles, whether or not tiling is enabled. See `decode`."""
-        self._check_input(z, "latent", self.config.latent_channels, minimum=1)
+        self.check_latent(z)
         sample = self._tiled_decode(z)
         return DecoderOutput(sample) if return_dict else (sample,)
 
@@ -248,12 +263,12 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
         ratio = self.config.spatial_ratio
         size = max(1, self.tile_sample_min_size // ratio)
         stride = int(self.tile_sample_min_size * (1 - self.tile_overlap_factor)) // ratio
-        return run_blended(self._encode_whole, x, _tile(size, stride), in_unit=ratio, out_unit=1)
+        return run_blended(self.encode_plain, x, _tile(size, stride), in_unit=ratio, out_unit=1)
 
     def _tiled_decode(self, z: Tensor) -> Tensor:
         size = self.tile_latent_min_size
         stride = int(size * (1 - self.tile_overlap_factor))
-        return run_blended(self._decode_whole, z, _tile(size, stride), in_unit=1, out_unit=self.config.spatial_ratio)
+        return run_blended(self.decode_plain, z, _tile(size, stride), in_unit=1, out_unit=self.config.spatial_ratio)
 
     # Training.
 

@@ -26,6 +26,14 @@ class TilingError(VAEError, ValueError):
     """A tile size or overlap that makes no tiling."""
 
 
+class MemoryBudgetError(VAEError, MemoryError):
+    """A memory budget that no way of running fits, or a disk with no room for what it keeps out of memory."""
+
+
+class NonFiniteError(VAEError, ArithmeticError):
+    """Numbers that are not finite: in what was given, or made by a precision that is too small."""
+
+
 class CheckpointError(VAEError, ValueError):
     """A checkpoint that cannot be read, or that is not a whole AutoencoderKL."""
 

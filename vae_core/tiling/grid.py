@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..errors import TilingError
+
+MODES = ("exact", "blended")
 
 
 @dataclass(frozen=True)
 class TileSpec:
-    """A square tile and how much of it the next tile covers again.
+    """How an image is cut.
 
     Args:
-        size: side of a tile, in latent positions.
-        overlap: latent positions that two neighbours share; at least 0 and less than `size`.
+        size: in latent positions. Exact mode works in strips of at most so many latent rows; None lets each pass
+            choose. Blended mode works in square tiles of this side.
+        overlap: latent positions that two neighbouring tiles share in blended mode; at least 0, less than `size`.
+        mode: "exact", equal to a run without tiles, or "blended", diffusers' cross-faded tiles.
 
     Raises:
-        TilingError: a size or an overlap that makes no tiling.
+        TilingError: values that make no tiling.
     """
 
-    size: int = 64
+    size: int | None = 64
     overlap: int = 16
+    mode: Literal["exact", "blended"] = "exact"
 
     def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise TilingError(f"the tiling mode is {self.mode!r}; it is one of {', '.join(MODES)}.")
+        if self.size is None:
+            if self.mode == "blended":
+                raise TilingError("blended tiling needs a tile size; give TileSpec(size=64, overlap=16).")
+            return
         if self.size < 1:
             raise TilingError(f"a tile of size {self.size} holds nothing; give at least 1 latent position.")
-        if not 0 <= self.overlap < self.size:
+        if self.mode == "blended" and not 0 <= self.overlap < self.size:
             raise TilingError(
                 f"an overlap of {self.overlap} does not fit tiles of size {self.size}; "
                 f"give 0 to {self.size - 1} latent positions."
@@ -33,7 +45,8 @@ class TileSpec:
 
     @property
     def stride(self) -> int:
-        """From the start of one tile to the start of the next, in latent positions."""
+        """From the start of one blended tile to the start of the next, in latent positions."""
+        assert self.size is not None
         return self.size - self.overlap
 
 

@@ -1,0 +1,329 @@
+"""How one convolution pass is computed, strip by strip. Each kernel gives the same numbers within rounding.
+
+`DirectConvolution` runs anywhere and in any precision. `WinogradConvolution` is for float32 on a CPU. Which one a pass
+takes is decided by `choose_kernel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import winograd
+from .program import Convolve
+from .stats import ChannelStats, merge_all
+
+# Strips of the direct kernel hold about this many bytes of their wider side.
+_DIRECT_STRIP_BYTES = {"cpu": 2**24, "cuda": 2**28}
+# Below these sizes Winograd's transformed weights cost more than its multiplications save: measured as
+# `benchmarks/kernels.py` prints it, positions of the target for every channel of the narrower side.
+_WINOGRAD_MIN_CHANNELS = 32
+_WINOGRAD_POSITIONS_PER_CHANNEL = 5.0
+
+
+class Wrap(NamedTuple):
+    """Along which axes the picture continues at its other side, instead of ending in zeros."""
+
+    y: bool = False
+    x: bool = False
+
+
+class Strip(NamedTuple):
+    """A rectangle of a pass's target: batch items, rows and columns, each [start, stop)."""
+
+    items: tuple[int, int]
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+    @property
+    def positions(self) -> int:
+        return (
+            (self.items[1] - self.items[0]) * (self.rows[1] - self.rows[0]) * (self.columns[1] - self.columns[0])
+        )
+
+
+@dataclass(frozen=True)
+class PassInputs:
+    """What a pass works on: maps [B, H, W, C] on the store's device, which need not be contiguous.
+
+    Attributes:
+        coefficients: the norm as scale and shift [B, C] in float32, or None.
+        max_rows: most target rows that a strip may have, or None.
+        device: where the arithmetic happens.
+    """
+
+    step: Convolve
+    source: Tensor
+    target: Tensor
+    residual: Tensor | None
+    coefficients: tuple[Tensor, Tensor] | None
+    wrap: Wrap
+    max_rows: int | None
+    device: torch.device
+
+
+def cut(length: int, size: int, multiple: int = 1) -> list[tuple[int, int]]:
+    """[0, length) in spans of at most `size` rounded down to a multiple, but never under one."""
+    size = max(multiple, size // multiple * multiple)
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def rows_around(source: Tensor, first: int, stop: int, wrap_y: bool) -> tuple[Tensor, int]:
+    """Rows [first, stop) of a map [B, H, W, C], as far as they exist, and the number of the first one returned.
+
+    With `wrap_y` all of them exist.
+    """
+    height = source.shape[1]
+    inside = source[:, max(first, 0) : min(stop, height)]
+    if not wrap_y or (first >= 0 and stop <= height):
+        return inside, max(first, 0)
+    index = torch.arange(first, stop, device=source.device) % height
+    return source.index_select(1, index), first
+
+
+class DirectConvolution:
+    """conv2d of torch on channels-last strips of the whole batch: any device, any precision."""
+
+    parallel = False
+    fast = False
+
+    def __init__(self, inputs: PassInputs) -> None:
+        self.inputs = inputs
+        self.step = inputs.step
+
+    def prepare(self) -> None:
+        inputs, conv, shortcut = self.inputs, self.step.conv, self.step.shortcut
+        dtype = inputs.target.dtype
+
+        def weight_of(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(inputs.device, dtype).contiguous(memory_format=torch.channels_last)
+
+        self.bias = conv.bias.detach().to(inputs.device, dtype)  # type: ignore[union-attr]
+        if self.step.scale == "up":
+            self.phases = [weight_of(weight) for weight in _phase_weights(conv)]
+        else:
+            self.weight = weight_of(conv.weight)
+        self.shortcut = None if shortcut is None else weight_of(shortcut.weight)
+        self.shortcut_bias = None if shortcut is None else shortcut.bias.detach().to(inputs.device, dtype)  # type: ignore[union-attr]
+
+    def workspace(self, workers: int) -> int:
+        strip = self.strips()[0]
+        conv, itemsize = self.step.conv, self.inputs.target.dtype.itemsize
+        per_position = {"up": 0.25, "down": 4.0}.get(self.step.scale, 1.0)  # source positions for one of the target
+        source = conv.in_channels * (2 * itemsize + 8) * per_position
+        target = conv.out_channels * (3 * itemsize + 8)
+        halo = 1 + 2 / (strip.rows[1] - strip.rows[0])
+        weights = 2 * conv.weight.numel() * itemsize
+        return int(strip.positions * (source * halo + target)) + weights
+
+    def costs(self) -> list[int]:
+        return _costs(self.step, self.strips())
+
+    def strips(self) -> list[Strip]:
+        batch, height, width, channels = self.inputs.target.shape
+        itemsize = self.inputs.target.dtype.itemsize
+        widest = max(channels, self.inputs.source.shape[3])
+        wanted = _DIRECT_STRIP_BYTES.get(self.inputs.device.type, 2**26)
+        rows = max(1, wanted // (batch * width * widest * itemsize))
+        if self.inputs.max_rows is not None:
+            rows = min(rows, self.inputs.max_rows)
+        multiple = 2 if self.step.scale == "up" else 1
+        return [Strip((0, batch), span, (0, width)) for span in cut(height, rows, multiple)]
+
+    def compute(self, strip: Strip) -> ChannelStats:
+        start, stop = strip.rows
+        result = self._convolved(start, stop)  # [B, rows, W, K]
+        if self.inputs.residual is not None:
+            residual = _moved(self.inputs.residual[:, start:stop], self.inputs.device)
+            if self.shortcut is not None:
+                residual = F.conv2d(residual.permute(0, 3, 1, 2), self.shortcut, self.shortcut_bias).permute(0, 2, 3, 1)
+            result = residual + result
+        self.inputs.target[:, start:stop].copy_(result, non_blocking=False)
+        return ChannelStats.of(result)
+
+    def combine(self, parts: Sequence[ChannelStats]) -> ChannelStats:
+        return merge_all(list(parts))
+
+    def close(self) -> None:
+        pass
+
+    def _convolved(self, start: int, stop: int) -> Tensor:
+        scale = self.step.scale
+        if scale == "down":
+            x = self._padded(2 * start, 2 * stop + 1, left=0, right=1)
+            return F.conv2d(x, self.weight, self.bias, stride=2).permute(0, 2, 3, 1)
+        if self.step.conv.kernel_size == (1, 1):
+            return F.conv2d(self._padded(start, stop, 0, 0), self.weight, self.bias).permute(0, 2, 3, 1)
+        if scale == "same":
+            return F.conv2d(self._padded(start - 1, stop + 1, 1, 1), self.weight, self.bias).permute(0, 2, 3, 1)
+
+        first, last = start // 2, stop // 2
+        x = self._padded(first - 1, last + 1, 1, 1)
+        rows, columns = last - first, x.shape[3] - 2
+        result = x.new_empty(x.shape[0], 2 * rows, 2 * columns, self.step.conv.out_channels)
+        for phase, weight in enumerate(self.phases):
+            a, b = divmod(phase, 2)
+            part = F.conv2d(x[:, :, a : a + rows + 1, b : b + columns + 1], weight, self.bias)
+            result[:, a::2, b::2] = part.permute(0, 2, 3, 1)
+        return result
+
+    def _padded(self, first: int, stop: int, left: int, right: int) -> Tensor:
+        """Source rows [first, stop), normalised and activated, with what lies outside: [B, C, rows, W + left + right]."""
+        inputs = self.inputs
+        window, begin = rows_around(inputs.source, first, stop, inputs.wrap.y)
+        x = _moved(window, inputs.device)
+        if inputs.coefficients is not None:
+            scale, shift = (each[:, None, None].to(inputs.device) for each in inputs.coefficients)
+            x = self.step.act(torch.addcmul(shift, x.float(), scale)).to(x.dtype)  # type: ignore[misc]
+        missing = (0, 0, left, right, begin - first, stop - begin - x.shape[1])
+        if inputs.wrap.x and left + right:
+            x = torch.cat([x[:, :, x.shape[2] - left :], x, x[:, :, :right]], dim=2)
+            missing = (0, 0, 0, 0, *missing[4:])
+        return F.pad(x, missing).permute(0, 3, 1, 2) if any(missing) else x.permute(0, 3, 1, 2)
+
+
+def _moved(window: Tensor, device: torch.device) -> Tensor:
+    return window.to(device, non_blocking=True).contiguous()
+
+
+def _phase_weights(conv: nn.Conv2d) -> list[Tensor]:
+    """A 3x3 kernel on a doubled map as four 2x2 kernels on the map itself, one for each parity of the output."""
+    even = conv.weight.new_tensor([[1, 0, 0], [0, 1, 1]])
+    odd = conv.weight.new_tensor([[1, 1, 0], [0, 0, 1]])
+    weight = conv.weight.detach().float()
+    return [a.float() @ weight @ b.float().t() for a in (even, odd) for b in (even, odd)]
+
+
+class WinogradConvolution:
+    """Few multiplications, on float32 maps in memory. Strips are independent and run on several threads.
+
+    The cut does not depend on the number of threads, so neither do the results.
+    """
+
+    parallel = True
+    fast = True
+
+    def __init__(self, inputs: PassInputs) -> None:
+        self.inputs = inputs
+        self.step = inputs.step
+
+    def prepare(self) -> None:
+        step = self.step
+        self.bias = step.conv.bias.detach().float()  # type: ignore[union-attr]
+        self.products = winograd.pack_upsample(step.conv) if step.scale == "up" else winograd.pack_winograd(step.conv)
+        self.shortcut = None
+        if step.shortcut is not None:
+            matrix = step.shortcut.weight.detach().float()[None, :, :, 0, 0]
+            self.shortcut = winograd.PackedProducts.pack(matrix, 16 * winograd.product_rows(matrix.shape[2]))
+            self.bias = self.bias + step.shortcut.bias.detach().float()  # type: ignore[union-attr]
+
+    def workspace(self, workers: int) -> int:
+        conv, strip = self.step.conv, self.strips()[0]
+        up = self.step.scale == "up"
+        groups, per_row = (9, 4) if up else (36, winograd.TILE**2)
+        rows = -(-strip.positions // per_row)
+        products = rows * groups * (conv.in_channels + conv.out_channels)
+        edges = 6 * (strip.columns[1] - strip.columns[0] + 2) * conv.in_channels
+        extra = strip.positions * conv.out_channels * (2 if self.step.shortcut else 1)
+        weights = groups * conv.in_channels * conv.out_channels
+        return 4 * (weights + max(weights, workers * (products + edges + extra)))
+
+    def costs(self) -> list[int]:
+        return _costs(self.step, self.strips())
+
+    def strips(self) -> list[Strip]:
+        batch, height, width, channels = self.inputs.target.shape
+        unit = 2 if self.step.scale == "up" else winograd.TILE
+        most = winograd.product_rows(max(channels, self.inputs.source.shape[3]))
+        across = -(-width // unit)  # tiles in a row
+        parts = -(-across // most)
+        columns = cut(width, -(-across // parts) * unit)
+        rows = max(1, most // across) * unit
+        if self.inputs.max_rows is not None:
+            rows = min(rows, max(unit, self.inputs.max_rows))
+        return [
+            Strip((item, item + 1), row_span, column_span)
+            for item in range(batch)
+            for row_span in cut(height, rows, unit)
+            for column_span in columns
+        ]
+
+    def compute(self, strip: Strip) -> tuple[int, int, np.ndarray, np.ndarray]:
+        inputs = self.inputs
+        item, (top, bottom), (left, right) = strip.items[0], strip.rows, strip.columns
+        first, stop = (top // 2, bottom // 2) if self.step.scale == "up" else (top, bottom)
+        rows, begin = rows_around(inputs.source[item : item + 1], first - 1, stop + 1, inputs.wrap.y)
+        window = winograd.Window(rows[0].contiguous(), begin)
+        place = inputs.target[item, top:bottom, left:right]
+        direct = place.stride(2) == 1
+        target = place if direct else torch.empty(place.shape)
+        if self.step.scale == "up":
+            sums = winograd.upsample_strip(window, self.products, self.bias, target, top, left, inputs.wrap.x)
+        else:
+            coefficients = inputs.coefficients and (inputs.coefficients[0][item], inputs.coefficients[1][item])
+            residual = None
+            if inputs.residual is not None:
+                residual = self._residual(inputs.residual[item, top:bottom, left:right], target)
+            sums = winograd.winograd_strip(
+                window, coefficients, self.products, self.bias, residual, target, top, left, inputs.wrap.x
+            )
+        if not direct:
+            place.copy_(target)
+        return item, strip.positions, *sums
+
+    def _residual(self, x: Tensor, target: Tensor) -> Tensor:
+        if self.shortcut is None:
+            return target if x.data_ptr() == target.data_ptr() else x
+        return self.shortcut(x.reshape(-1, 1, x.shape[2])).view(target.shape)
+
+    def close(self) -> None:
+        pass
+
+    def combine(self, parts: Sequence[tuple[int, int, Any, Any]]) -> ChannelStats:
+        per_item = []
+        for item in range(self.inputs.target.shape[0]):
+            mine = [part for part in parts if part[0] == item]
+            total, squares = (torch.from_numpy(np.sum([part[i] for part in mine], axis=0)) for i in (2, 3))
+            per_item.append(ChannelStats.from_sums(sum(part[1] for part in mine), total[None], squares[None]))
+        mean, m2 = (torch.cat([getattr(stats, name) for stats in per_item]) for name in ("mean", "m2"))
+        return ChannelStats(per_item[0].count, mean, m2)
+
+
+def convolution_cost(step: Convolve, positions: int) -> int:
+    """Multiplications and additions of a convolution as torch computes it, for so many positions of its target."""
+    cost = 2 * step.conv.weight.numel()
+    if step.shortcut is not None:
+        cost += 2 * step.shortcut.weight.numel()
+    return cost * positions
+
+
+def _costs(step: Convolve, strips: list[Strip]) -> list[int]:
+    return [convolution_cost(step, strip.positions) for strip in strips]
+
+
+Kernel = DirectConvolution | WinogradConvolution
+
+
+def choose_kernel(step: Convolve, source: Tensor, target: Tensor, device: torch.device) -> type[Kernel]:
+    """The fastest kernel for a pass, by its shapes alone."""
+    conv = step.conv
+    suits = (
+        device.type == "cpu"
+        and target.dtype == torch.float32
+        and conv.kernel_size == (3, 3)
+        and step.scale != "down"
+        and (step.act is None or isinstance(step.act, nn.SiLU))
+        and winograd.available()
+    )
+    if not suits or min(source.shape[3], max(target.shape[3], 3)) < 3 or source.shape[3] < _WINOGRAD_MIN_CHANNELS:
+        return DirectConvolution
+    positions = target.shape[0] * target.shape[1] * target.shape[2]
+    if positions < _WINOGRAD_POSITIONS_PER_CHANNEL * min(source.shape[3], target.shape[3]):
+        return DirectConvolution
+    return WinogradConvolution

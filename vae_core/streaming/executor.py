@@ -1,0 +1,210 @@
+"""Runs a program: allocates maps, runs each pass strip by strip, and frees what no later pass reads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import NonFiniteError
+from .attend import AttentionPass
+from .convolution import DirectConvolution, PassInputs, Wrap, choose_kernel
+from .program import INPUT, OUTPUT, Attend, Convolve, Pass, output_size, sources
+from .stats import ChannelStats
+from .store import MapStore
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a program is run.
+
+    Attributes:
+        device: where the arithmetic happens; maps lie where the store puts them.
+        wrap: the axes along which the picture continues at its other side.
+        strip_latents: most latent rows in a strip; None for what suits each pass.
+        plain_kernels: use torch's convolutions alone.
+        check_finite: raise NonFiniteError in the pass that first makes a number that is not finite.
+    """
+
+    device: torch.device
+    wrap: Wrap = Wrap()
+    strip_latents: int | None = None
+    plain_kernels: bool = False
+    check_finite: bool = False
+
+
+@contextmanager
+def worker_pool() -> Iterator[ThreadPoolExecutor | None]:
+    """As many threads as torch uses in the calling thread, each using one itself; None where that is one.
+
+    torch keeps its number of threads per thread, with a common default for threads to come, which is put back.
+    """
+    count = torch.get_num_threads()
+    if count == 1:
+        yield None
+        return
+    ready = threading.Barrier(count + 1)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        torch.set_grad_enabled(False)
+        ready.wait()
+
+    with ThreadPoolExecutor(count, thread_name_prefix="seamless-vae", initializer=start) as pool:
+        for _ in range(count):
+            pool.submit(int)
+        ready.wait()
+        torch.set_num_threads(count)
+        yield pool
+
+
+class Execution:
+    """A program at work on one batch: its maps, and the statistics of what was written."""
+
+    def __init__(self, passes: list[Pass], settings: Settings, store: MapStore, dtype: torch.dtype) -> None:
+        self.passes = passes
+        self.settings = settings
+        self.store = store
+        self.dtype = dtype
+        self.maps: dict[str, Tensor] = {}
+        self.stats: dict[str, ChannelStats] = {}
+
+    def run(
+        self,
+        batch: Tensor,
+        output: Tensor,
+        latent_rows: int,
+        pool: ThreadPoolExecutor | None,
+        advance: Callable[[int], None],
+    ) -> None:
+        """Fill `output` [B, K, H', W'] from `batch` [B, C, H, W].
+
+        Args:
+            latent_rows: height of the latent, by which strips are measured.
+            pool: from `worker_pool`.
+            advance: told of the arithmetic done; what it raises ends the run within a strip.
+
+        Raises:
+            NonFiniteError: a number went out of range, and the settings ask to look for it.
+        """
+        for index, (step, kernel) in enumerate(self.kernels(batch, output, latent_rows)):
+            kernel.prepare()
+            stats = kernel.combine(_run_strips(kernel, pool, advance))
+            if self.settings.check_finite and not stats.finite:
+                raise NonFiniteError(_overflow_message(index, len(self.passes), self.dtype))
+            self.stats[step.target] = stats
+
+    def kernels(self, batch: Tensor, output: Tensor, latent_rows: int) -> Generator[tuple[Pass, Any], None, None]:
+        """Each pass with its kernel, its maps allocated; maps that no later pass reads are released after it.
+
+        With tensors and a store on the device "meta" this is a rehearsal that computes nothing.
+        """
+        self.maps = {INPUT: batch.permute(0, 2, 3, 1), OUTPUT: output.permute(0, 2, 3, 1)}
+        last_use = {name: index for index, step in enumerate(self.passes) for name in sources(step)}
+        try:
+            for index, step in enumerate(self.passes):
+                self._allocate_target(step)
+                kernel = self._kernel(step, latent_rows)
+                try:
+                    yield step, kernel
+                finally:
+                    kernel.close()
+                for name in [name for name, last in last_use.items() if last == index]:
+                    self._release(name)
+        finally:
+            for name in list(self.maps):
+                self._release(name)
+
+    def _allocate_target(self, step: Pass) -> None:
+        if step.target in self.maps:  # in place, or the output
+            return
+        batch, height, width, channels = self.maps[step.source].shape
+        if isinstance(step, Convolve):
+            channels = step.conv.out_channels
+        height, width = output_size(step, height, width)
+        self.maps[step.target] = self.store.allocate((batch, height, width, channels), self.dtype)
+
+    def _release(self, name: str) -> None:
+        tensor = self.maps.pop(name, None)
+        if tensor is not None and name not in (INPUT, OUTPUT):
+            self.store.release(tensor)
+
+    def _coefficients(self, step: Pass) -> tuple[Tensor, Tensor] | None:
+        norm = step.attention.group_norm if isinstance(step, Attend) else step.norm
+        stats = self.stats.get(step.source)  # none in a rehearsal
+        return None if norm is None or stats is None else stats.affine(norm)
+
+    def _kernel(self, step: Pass, latent_rows: int) -> Any:
+        source, target = self.maps[step.source], self.maps[step.target]
+        settings, coefficients = self.settings, self._coefficients(step)
+        if isinstance(step, Attend):
+            return AttentionPass(step.attention, source, target, coefficients, self.store, settings.device)
+        max_rows = settings.strip_latents
+        if max_rows is not None:
+            max_rows = max(1, max_rows * target.shape[1] // latent_rows)
+        inputs = PassInputs(
+            step=step,
+            source=source,
+            target=target,
+            residual=None if step.residual is None else self.maps[step.residual],
+            coefficients=coefficients and (coefficients[0].float(), coefficients[1].float()),
+            wrap=settings.wrap,
+            max_rows=max_rows,
+            device=settings.device,
+        )
+        kernel = DirectConvolution if settings.plain_kernels else choose_kernel(step, source, target, settings.device)
+        return kernel(inputs)
+
+
+def _run_strips(kernel: Any, pool: ThreadPoolExecutor | None, advance: Callable[[int], None]) -> list[Any]:
+    """Results of all strips of a pass, in their order."""
+    strips, costs = kernel.strips(), kernel.costs()
+    if pool is None or not kernel.parallel or len(strips) == 1:
+        parts = []
+        for strip, cost in zip(strips, costs, strict=True):
+            parts.append(kernel.compute(strip))
+            advance(cost)
+        return parts
+    results: list[Any] = [None] * len(strips)
+    stopped = threading.Event()
+    queue = iter(range(len(strips)))
+    lock = threading.Lock()
+    done: list[int] = []
+
+    def work() -> None:
+        while not stopped.is_set():
+            with lock:
+                index = next(queue, None)
+            if index is None:
+                return
+            results[index] = kernel.compute(strips[index])
+            done.append(costs[index])  # append and pop are atomic
+
+    workers: set[Future[None]] = {pool.submit(work) for _ in range(pool._max_workers)}
+    try:
+        pending = workers
+        while pending:
+            finished, pending = wait(pending, timeout=0.05, return_when=FIRST_COMPLETED)
+            for future in finished:
+                future.result()
+            while done:
+                advance(done.pop())
+    finally:
+        stopped.set()
+        wait(workers)
+    return results
+
+
+def _overflow_message(index: int, passes: int, dtype: torch.dtype) -> str:
+    return (
+        f"numbers went out of the range of {str(dtype).removeprefix('torch.')} in pass {index + 1} of {passes}. "
+        f"Run this model in bfloat16 or float32."
+    )

@@ -1,0 +1,48 @@
+"""How much memory there is, and how much a pass needs beside its maps."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+import torch
+
+# Of what is free when a run starts, so much may be used where no budget is given.
+DEFAULT_SHARE = 0.7
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Free memory of the device, or of the host for the CPU; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    if sys.platform == "win32":
+        return _available_on_windows()
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:  # macOS knows only the total; half of it is a cautious guess
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _available_on_windows() -> int | None:
+    class Status(ctypes.Structure):
+        _fields_ = [
+            ("length", ctypes.c_ulong),
+            ("load", ctypes.c_ulong),
+            *[(f"field{index}", ctypes.c_ulonglong) for index in range(7)],
+        ]
+
+    status = Status()
+    status.length = ctypes.sizeof(Status)
+    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined]
+        return None
+    return status.field1  # total physical, then available physical

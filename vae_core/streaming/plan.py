@@ -1,0 +1,113 @@
+"""What a run will do, told beforehand: passes, strips, where maps lie, peak memory, arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..errors import MemoryBudgetError
+from .executor import Execution, Settings
+from .program import Pass
+from .store import MapStore
+
+_META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, foretold.
+
+    Attributes:
+        passes: how often a whole map is gone through.
+        strips: into how many pieces these are cut, together.
+        store: "memory", or "memory and file" where the budget keeps maps out of memory.
+        peak_bytes: most working memory at any time, beside weights, input and output.
+        file_bytes: most bytes in temporary files.
+        arithmetic: multiplications and additions, counted as plain convolutions need them.
+        fast_share: the share of `arithmetic` that takes a kernel with fewer multiplications.
+        map_limit: bytes of maps that may lie in memory; None for no limit.
+    """
+
+    passes: int
+    strips: int
+    store: str
+    peak_bytes: int
+    file_bytes: int
+    arithmetic: int
+    fast_share: float
+    map_limit: int | None
+
+    def times(self, runs: int) -> Plan:
+        """The plan of so many runs, one after the other."""
+        return replace(
+            self, passes=self.passes * runs, strips=self.strips * runs, arithmetic=self.arithmetic * runs
+        )
+
+
+def plan_program(
+    passes: list[Pass],
+    settings: Settings,
+    shape: tuple[int, int, int, int],
+    output_shape: tuple[int, int, int, int],
+    latent_rows: int,
+    dtype: torch.dtype,
+    budget: int | None,
+) -> Plan:
+    """Rehearse a program without computing anything.
+
+    Args:
+        shape, output_shape: of the input and the output, [B, C, H, W].
+        budget: bytes of working memory beside weights, input and output; None for no limit.
+
+    Raises:
+        MemoryBudgetError: what a pass needs beside its maps is over the budget.
+    """
+    def rehearse(limit: int | None) -> tuple[Plan, int]:
+        return _rehearse(passes, settings, shape, output_shape, latent_rows, dtype, limit)
+
+    plan, workspace = rehearse(None)
+    if budget is None or plan.peak_bytes <= budget:
+        return plan
+    if workspace > budget:
+        raise MemoryBudgetError(
+            f"a memory budget of {budget / 2**20:.0f} MiB is too small: a single strip of this model needs "
+            f"{workspace / 2**20:.0f} MiB. Give at least that much."
+        )
+    return rehearse(budget - workspace)[0]
+
+
+def _rehearse(
+    passes: list[Pass],
+    settings: Settings,
+    shape: tuple[int, int, int, int],
+    output_shape: tuple[int, int, int, int],
+    latent_rows: int,
+    dtype: torch.dtype,
+    limit: int | None,
+) -> tuple[Plan, int]:
+    """The plan under a limit for maps, and the largest workspace of a pass."""
+    store = MapStore(_META, limit)
+    run = Execution(passes, settings, store, dtype)
+    strips = arithmetic = fast = peak = largest = 0
+    workers = torch.get_num_threads()
+    batch, output = (torch.empty(size, dtype=dtype, device=_META) for size in (shape, output_shape))
+    for _, kernel in run.kernels(batch, output, latent_rows):
+        costs = kernel.costs()
+        strips += len(costs)
+        arithmetic += sum(costs)
+        fast += sum(costs) if kernel.fast else 0
+        workspace = kernel.workspace(workers)
+        largest = max(largest, workspace)
+        peak = max(peak, store.used + workspace)
+    plan = Plan(
+        passes=len(passes),
+        strips=strips,
+        store="memory and file" if store.file_peak else "memory",
+        peak_bytes=peak,
+        file_bytes=store.file_peak,
+        arithmetic=arithmetic,
+        fast_share=fast / arithmetic,
+        map_limit=limit,
+    )
+    return plan, largest

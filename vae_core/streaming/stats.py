@@ -1,0 +1,69 @@
+"""Statistics of a feature map, gathered strip by strip, and the GroupNorm made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class ChannelStats:
+    """Count, mean and sum of squared deviations (M2) of every channel of every batch item, in float64 on the CPU.
+
+    Attributes:
+        count: values per channel so far.
+        mean, m2: [B, C].
+    """
+
+    count: int
+    mean: Tensor
+    m2: Tensor
+
+    @classmethod
+    def from_sums(cls, count: int, total: Tensor, squares: Tensor) -> ChannelStats:
+        """Of sums of values and of squares that were taken in float64, [B, C]."""
+        mean = total / count
+        return cls(count, mean, (squares - total * mean).clamp_min_(0.0))
+
+    @classmethod
+    def of(cls, strip: Tensor) -> ChannelStats:
+        """Of a strip [B, H, W, C] of any dtype: two passes over it in float32, no sum of squares."""
+        variance, mean = torch.var_mean(strip.float(), dim=(1, 2), correction=0)
+        count = strip.shape[1] * strip.shape[2]
+        return cls(count, mean.double().cpu(), variance.double().cpu() * count)
+
+    def merge(self, other: ChannelStats) -> ChannelStats:
+        """The statistics of both sets of values (Chan, Golub & LeVeque, 1979, eq. 2.1)."""
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.count / count)
+        m2 = self.m2 + other.m2 + delta.square() * (self.count * other.count / count)
+        return ChannelStats(count, mean, m2)
+
+    @property
+    def finite(self) -> bool:
+        """False if a value was NaN or infinite, or too large to be squared."""
+        return bool(torch.isfinite(self.mean).all() and torch.isfinite(self.m2).all())
+
+    def affine(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+        """GroupNorm as one scale and one shift per channel: norm(x) = x * scale + shift, each [B, C] in float64."""
+        groups = norm.num_groups
+        per_channel = self.mean.unflatten(1, (groups, -1))
+        mean = per_channel.mean(dim=2, keepdim=True)
+        # The variance of a group: within its channels, plus that of the channels' means.
+        variance = (self.m2.unflatten(1, (groups, -1)) / self.count + (per_channel - mean).square()).mean(2, True)
+        inverse = torch.rsqrt(variance + norm.eps)
+        weight = norm.weight.detach().double().cpu().unflatten(0, (groups, -1))
+        bias = norm.bias.detach().double().cpu().unflatten(0, (groups, -1))
+        scale = weight * inverse
+        return scale.flatten(1), (bias - mean * scale).flatten(1)
+
+
+def merge_all(parts: list[ChannelStats]) -> ChannelStats:
+    """The statistics of all parts together, merged in their order."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total.merge(part)
+    return total

@@ -1,0 +1,69 @@
+"""Whether a module still computes what its class says, so that the engine may compute it in its own way."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from ..attention import STOCK_PROCESSORS, Attention
+from ..blocks import Downsample, DownBlock, MidBlock, ResnetBlock, UpBlock, Upsample
+from ..decoder import Decoder
+from ..encoder import Encoder
+
+_CLASSES = (
+    Encoder, Decoder, DownBlock, UpBlock, MidBlock, ResnetBlock, Attention, Downsample, Upsample,
+    nn.ModuleList, nn.Conv2d, nn.Linear, nn.GroupNorm, nn.Dropout, nn.SiLU, nn.Mish, nn.GELU, nn.ReLU,
+)  # fmt: skip
+# As they were when this package was imported: a patch of a class is somebody's change too.
+_FORWARDS = {cls: cls.forward for cls in _CLASSES if cls is not nn.ModuleList}
+_CONV_FORWARD = nn.Conv2d._conv_forward
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
+_PATCHABLE = ("forward", "_conv_forward", "__call__", "_call_impl")
+
+
+def find_change(module: nn.Module) -> str | None:
+    """The first thing under `module` that someone has changed, in words; None if all is as the classes say.
+
+    Looked for: hooks, also global ones; another class, a parametrization or a patched method; a convolution with
+    another padding; a custom attention processor.
+    """
+    if any(getattr(torch_module, name, None) for name in _GLOBAL_HOOKS):
+        return "a forward hook on all modules"
+    for name, child in module.named_modules():
+        change = _change_of(child)
+        if change is not None:
+            return f"{name or type(module).__name__} has {change}"
+    return None
+
+
+def _change_of(module: nn.Module) -> str | None:
+    cls = type(module)
+    if cls not in _CLASSES:
+        return f"the class {cls.__name__}"
+    if cls in _FORWARDS and cls.forward is not _FORWARDS[cls]:
+        return f"a patched {cls.__name__}.forward"
+    if any(getattr(module, name, None) for name in _HOOKS):
+        return "a hook"
+    if any(name in module.__dict__ for name in _PATCHABLE):
+        return "a patched method"
+    if isinstance(module, nn.Conv2d):
+        return _change_of_convolution(module)
+    if isinstance(module, Attention) and type(module.processor) not in STOCK_PROCESSORS:
+        return f"the attention processor {type(module.processor).__name__}"
+    if isinstance(module, nn.GroupNorm) and module.weight is None:
+        return "no weights"
+    return None
+
+
+def _change_of_convolution(conv: nn.Conv2d) -> str | None:
+    if nn.Conv2d._conv_forward is not _CONV_FORWARD:
+        return "a patched Conv2d._conv_forward"
+    if conv.padding_mode != "zeros":
+        return f"padding mode {conv.padding_mode}"
+    if conv.groups != 1 or conv.dilation != (1, 1) or conv.bias is None:
+        return "an unusual convolution"
+    known = {((3, 3), (1, 1), (1, 1)), ((3, 3), (2, 2), (0, 0)), ((1, 1), (1, 1), (0, 0))}
+    if (conv.kernel_size, conv.stride, conv.padding) not in known:
+        return f"a convolution of kernel {conv.kernel_size}, stride {conv.stride}, padding {conv.padding}"
+    return None

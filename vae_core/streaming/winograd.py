@@ -1,0 +1,206 @@
+"""Fast convolutions for float32 on a CPU: far fewer multiplications, all of them in large matrix products.
+
+A 3x3 convolution is Winograd's F(4x4, 3x3): 36 products for 16 outputs instead of 144 (Lavin & Gray, Fast Algorithms
+for Convolutional Neural Networks, 2016). A 3x3 convolution of a doubled map is 9 products for 4 outputs instead of
+36: in one dimension, with kernel (w0, w1, w2) and S = w0 + w1 + w2,
+
+    out[2i]     = S x[i] + w0 (x[i-1] - x[i])
+    out[2i + 1] = S x[i] + w2 (x[i+1] - x[i])
+
+which is exact, needs no other transforms than differences, and never makes the doubled map.
+
+All products of a strip are one grouped 1x1 convolution of oneDNN on weights packed in advance. That runs at the
+machine's rate for any number of rows; torch's own matrix product does not on every processor.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+TILE = 4  # outputs along one side of a Winograd tile
+# Rows of the matrix products: enough to keep the weights' traffic small, few enough to stay in cache.
+_PRODUCT_ROWS = {"narrow": 64, "wide": 128}
+_WIDE_CHANNELS = 384
+
+
+
+def _kernel_transform(a: float, b: float) -> Tensor:
+    """G of F(4, 3) for the points 0, a, -a, b, -b and infinity: [6, 3] in float64."""
+    rows = [[1 / (a * a * b * b), 0, 0]]
+    for point, other in ((a, b), (b, a)):
+        norm = 2 * point**2 * (point**2 - other**2)
+        rows += [[1 / norm, sign * point / norm, point**2 / norm] for sign in (1, -1)]
+    return torch.tensor([*rows, [0, 0, 1]], dtype=torch.float64)
+
+
+_G = _kernel_transform(2 / 3, 3 / 2)  # the points of `winograd_jit.py`
+_UP = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
+
+
+@functools.cache
+def available() -> bool:
+    """Whether numba, and oneDNN's operators in torch, are there."""
+    try:
+        from . import winograd_jit  # noqa: F401
+    except ImportError:
+        return False
+    operators = torch.ops.mkldnn
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(operators, name) for name in ("_convolution_pointwise", "_reorder_convolution_weight")
+    )
+
+
+def product_rows(channels: int) -> int:
+    """Rows of one matrix product, for a convolution whose wider side has so many channels."""
+    return _PRODUCT_ROWS["wide" if channels >= _WIDE_CHANNELS else "narrow"]
+
+
+@dataclass(frozen=True)
+class PackedProducts:
+    """`groups` matrices [C, K], laid out as oneDNN wants them."""
+
+    weight: Tensor
+    groups: int
+    in_channels: int
+    out_channels: int
+
+    @classmethod
+    def pack(cls, matrices: Tensor, rows: int) -> PackedProducts:
+        """Of matrices [groups, K, C], for products of about `rows` rows."""
+        groups, out_channels, in_channels = matrices.shape
+        shape = [1, groups * in_channels, 1, rows]
+        weight = matrices.reshape(groups * out_channels, in_channels, 1, 1)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, [0, 0], [1, 1], [1, 1], groups, shape)
+        return cls(packed, groups, in_channels, out_channels)
+
+    def __call__(self, left: Tensor) -> Tensor:
+        """[rows, groups, C] -> [rows, groups, K]."""
+        rows = left.shape[0]
+        x = left.view(1, 1, rows, -1).permute(0, 3, 1, 2)
+        y = torch.ops.mkldnn._convolution_pointwise(
+            x, self.weight, None, [0, 0], [1, 1], [1, 1], self.groups, "none", [], ""
+        )
+        return y.permute(0, 2, 3, 1).view(rows, self.groups, self.out_channels)
+
+
+def _transformed(conv: nn.Conv2d, transform: Tensor) -> Tensor:
+    """transform w transform^T for every kernel w: [n * n, K, C] in float32."""
+    both = torch.kron(transform, transform).float()
+    kernels = conv.weight.detach().float().flatten(0, 1).flatten(1)  # [K * C, 9]
+    return (both @ kernels.t()).unflatten(1, conv.weight.shape[:2])
+
+
+def pack_winograd(conv: nn.Conv2d) -> PackedProducts:
+    """The weights of a 3x3 convolution, transformed: four times their size."""
+    return PackedProducts.pack(_transformed(conv, _G), product_rows(max(conv.in_channels, conv.out_channels)))
+
+
+def pack_upsample(conv: nn.Conv2d) -> PackedProducts:
+    """The weights of a 3x3 convolution that follows a doubling: their own size."""
+    return PackedProducts.pack(_transformed(conv, _UP), product_rows(max(conv.in_channels, conv.out_channels)))
+
+
+_scratch = threading.local()
+
+
+def _buffer(name: str, *shape: int) -> np.ndarray:
+    """A float32 array of this thread's own, kept from strip to strip."""
+    kept: dict[str, np.ndarray] = _scratch.__dict__.setdefault("kept", {})
+    size = int(np.prod(shape))
+    if name not in kept or kept[name].size < size:
+        kept[name] = np.empty(size, np.float32)
+    return kept[name][:size].reshape(shape)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a map's rows as an array [rows, W, C], and the number of the first row; rows outside are zero."""
+
+    rows: Tensor
+    first: int
+
+
+def winograd_strip(
+    window: Window,
+    coefficients: tuple[Tensor, Tensor] | None,
+    products: PackedProducts,
+    bias: Tensor,
+    residual: Tensor | None,
+    target: Tensor,
+    top: int,
+    left: int,
+    wrap_x: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """conv(silu(x * scale + shift)) + bias + residual for the rectangle `target` [rows, columns, K] at (top, left).
+
+    Args:
+        window: source rows, from top - 1 to one below the target as far as they exist.
+        coefficients: scale and shift [C]; None to convolve the source as it is.
+        residual: of the target's shape; the target itself to add in place.
+
+    Returns:
+        Sums of the values and of their squares, [K] in float64.
+    """
+    from . import winograd_jit as jit
+
+    height, width, channels = target.shape
+    in_channels = products.in_channels
+    columns = -(-width // TILE)
+    tile_rows = -(-height // TILE)
+    transformed = _buffer("transformed", tile_rows * columns, products.groups, in_channels)
+    column = _buffer("column", 6, in_channels)
+    rows = _buffer("rows", 6, TILE * columns + 2, in_channels)
+    source = window.rows.numpy()
+    scale, shift = (column[0], column[0]) if coefficients is None else (each.numpy() for each in coefficients)
+    for row in range(tile_rows):
+        y = top + TILE * row - 1 - window.first
+        part = transformed[row * columns : (row + 1) * columns]
+        jit.tiles_in(source, y, left - 1, wrap_x, scale, shift, coefficients is not None, column, rows, part)
+
+    result = products(torch.from_numpy(transformed)).numpy()
+
+    total, squares = np.zeros(channels), np.zeros(channels)
+    scratch, values = _buffer("outputs", 6, TILE, channels), _buffer("values", TILE, channels)
+    mode = 0 if residual is None else 2 if residual is target else 1
+    out = target.numpy()
+    added = out if residual is None else residual.numpy()
+    for row in range(tile_rows):
+        part = slice(TILE * row, min(TILE * (row + 1), height))
+        jit.tiles_out(
+            result[row * columns : (row + 1) * columns],
+            bias.numpy(), added[part], mode, scratch, values, out[part], total, squares,
+        )  # fmt: skip
+    return total, squares
+
+
+def upsample_strip(
+    window: Window, products: PackedProducts, bias: Tensor, target: Tensor, top: int, left: int, wrap_x: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """conv(double(x)) + bias for the rectangle `target` [rows, columns, K] at (top, left), all even numbers.
+
+    `window` is of source rows, from top / 2 - 1 to one below the target's as far as they exist. Returns as
+    `winograd_strip` does.
+    """
+    from . import winograd_jit as jit
+
+    height, width, channels = target.shape
+    rows, columns = height // 2, width // 2
+    combined = _buffer("transformed", rows * columns, products.groups, products.in_channels)
+    column = _buffer("column", 3, 3, products.in_channels)
+    source = window.rows.numpy()
+    for row in range(rows):
+        part = combined[row * columns : (row + 1) * columns]
+        jit.upsample_in(source, top // 2 + row - window.first, left // 2, wrap_x, column, part)
+    result = products(torch.from_numpy(combined)).numpy()
+    total, squares = np.zeros(channels), np.zeros(channels)
+    out = target.numpy()
+    for row in range(rows):
+        part = result[row * columns : (row + 1) * columns]
+        jit.upsample_out(part, bias.numpy(), out[2 * row : 2 * row + 2], total, squares)
+    return total, squares
