@@ -94,7 +94,11 @@ SIBLINGS = {
 def test_a_full_checkpoint_tells_its_family(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     key, prefix = SIBLINGS[name]
     vae = make(family_fields(BY_NAME[name]))
-    rest = {key: torch.zeros(4), "model.diffusion_model.out.0.weight": torch.zeros(4), "model_ema.decay": torch.zeros(1)}
+    rest = {
+        key: torch.zeros(4),
+        "model.diffusion_model.out.0.weight": torch.zeros(4),
+        "model_ema.decay": torch.zeros(1),
+    }
     path = tmp_path / "full.safetensors"
     save_file({**ldm(vae, prefix), **rest}, path)
     with caplog.at_level(logging.WARNING, "seamless_vae"):
@@ -129,7 +133,9 @@ def test_families_of_the_same_shapes_are_a_guess_that_is_said(tmp_path: Path, ca
     assert (told.family, told.family_is_guess, told.told_by["shift_factor"]) == ("SD3", False, "override")
 
 
-@pytest.mark.parametrize("architecture, name", [("stable-diffusion-xl-v1-base/vae", "SDXL"), ("flux-1-dev/vae", "SD 1.x")])
+@pytest.mark.parametrize(
+    "architecture, name", [("stable-diffusion-xl-v1-base/vae", "SDXL"), ("flux-1-dev/vae", "SD 1.x")]
+)
 def test_modelspec_metadata_decides_among_the_possible(architecture: str, name: str, tmp_path: Path) -> None:
     path = tmp_path / "vae.safetensors"
     save_file(ldm(make(fields(32, 32, 32, 32))), path, metadata={"modelspec.architecture": architecture})
@@ -176,7 +182,9 @@ def test_a_file_of_mixed_types_loads_in_the_widest(tmp_path: Path) -> None:
     weights = {k: v if ".norm" in k else v.half() for k, v in ldm(vae).items()}
     save_file(weights, tmp_path / "vae.safetensors")
     loaded = load_vae(tmp_path / "vae.safetensors")
-    assert {p.dtype for p in loaded.parameters()} == {torch.float32} == {inspect_vae(tmp_path / "vae.safetensors").dtype}
+    assert (
+        {p.dtype for p in loaded.parameters()} == {torch.float32} == {inspect_vae(tmp_path / "vae.safetensors").dtype}
+    )
     assert torch.equal(loaded.decoder.conv_in.weight, vae.decoder.conv_in.weight.half().float())
 
 
@@ -216,7 +224,7 @@ def test_saving_over_the_file_that_the_model_is_mapped_from(name: str, tmp_path:
 
 
 def test_a_system_that_locks_mapped_files_is_given_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows refuses to replace a file as long as weights are mapped from it: they are let go, then it is tried again."""
+    """Windows replaces no file that weights are mapped from: they are let go, then it is tried again."""
     path = tmp_path / "vae.safetensors"
     save_single_file(make(fields(32)), path)
     loaded = load_vae(path)
@@ -265,17 +273,18 @@ def test_training_a_loaded_model_does_not_change_its_file(tmp_path: Path) -> Non
     loaded = load_vae(path)
     assert all(p.requires_grad for p in loaded.parameters())
     optimizer = torch.optim.SGD(loaded.parameters(), lr=0.1)
-    loaded(torch.zeros(1, 3, 8, 8)).sample.square().mean().backward()
+    loaded(torch.zeros(1, 3, 8, 8), return_dict=False)[0].square().mean().backward()
     optimizer.step()
     assert path.read_bytes() == before
-    assert not torch.equal(loaded.decoder.conv_out.bias, load_vae(path).decoder.conv_out.bias)
+    bias = "decoder.conv_out.bias"
+    assert not torch.equal(loaded.state_dict()[bias], load_vae(path).state_dict()[bias])
 
 
 def test_weights_are_views_of_the_map_each_with_a_storage_of_its_own(tmp_path: Path) -> None:
     vae = make(fields(32, 64))
     save_single_file(vae, tmp_path / "vae.safetensors")
     loaded = load_vae(tmp_path / "vae.safetensors")
-    weight = loaded.decoder.mid_block.attentions[0].to_q.weight  # [C, C, 1, 1] in the file
+    weight = loaded.state_dict()["decoder.mid_block.attentions.0.to_q.weight"]  # [C, C, 1, 1] in the file
     assert weight.untyped_storage().nbytes() == weight.numel() * 4
     torch.save(loaded.state_dict(), tmp_path / "again.pt")
     assert (tmp_path / "again.pt").stat().st_size < 1.2 * (tmp_path / "vae.safetensors").stat().st_size
@@ -325,7 +334,9 @@ DIFFUSERS_MODELS = {name: config for name, config in MODELS.items() if "FLUX.2" 
 
 
 @pytest.mark.parametrize("model", DIFFUSERS_MODELS)
-@pytest.mark.parametrize("options", [{}, {"max_shard_size": "300KB"}, {"safe_serialization": False}, {"variant": "fp16"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"max_shard_size": "300KB"}, {"safe_serialization": False}, {"variant": "fp16"}], ids=str
+)
 def test_diffusers_loads_our_folder(model: str, options: dict, tmp_path: Path) -> None:
     vae = make(MODELS[model])
     vae.save_pretrained(tmp_path, **options)
@@ -338,7 +349,9 @@ def test_diffusers_loads_our_folder(model: str, options: dict, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("model", DIFFUSERS_MODELS)
-@pytest.mark.parametrize("options", [{}, {"max_shard_size": "300KB"}, {"safe_serialization": False}, {"variant": "fp16"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"max_shard_size": "300KB"}, {"safe_serialization": False}, {"variant": "fp16"}], ids=str
+)
 def test_we_load_diffusers_folder(model: str, options: dict, tmp_path: Path) -> None:
     vae = make(MODELS[model])
     values = vae.config.to_dict()

@@ -1,0 +1,92 @@
+"""Names: LDM's spelled out, and one-to-one with diffusers' for every kind of model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from vaes import ATTENTION_EVERYWHERE, FLUX2_SMALL_DECODER, deprecated, family_fields, fields, ldm, make
+
+from vae_core import AutoencoderKL
+from vae_core.checkpoints.families import FAMILIES
+from vae_core.checkpoints.key_map import is_attention_projection, ldm_names, spellings
+
+
+def both(*layers: str) -> set[str]:
+    return {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
+
+
+RESNET = ("norm1", "conv1", "norm2", "conv2")
+# CompVis' names for two levels of widths 32 and 64, one layer each.
+LDM_KEYS = (
+    both("encoder.conv_in", "encoder.norm_out", "encoder.conv_out", "quant_conv", "post_quant_conv")
+    | both(*(f"encoder.down.0.block.0.{layer}" for layer in RESNET), "encoder.down.0.downsample.conv")
+    | both(*(f"encoder.down.1.block.0.{layer}" for layer in RESNET), "encoder.down.1.block.0.nin_shortcut")
+    | both(*(f"{half}.mid.block_1.{layer}" for half in ("encoder", "decoder") for layer in RESNET))
+    | both(*(f"{half}.mid.block_2.{layer}" for half in ("encoder", "decoder") for layer in RESNET))
+    | both(*(f"encoder.mid.attn_1.{layer}" for layer in ("norm", "q", "k", "v", "proj_out")))
+    | both(*(f"decoder.mid.attn_1.{layer}" for layer in ("norm", "q", "k", "v", "proj_out")))
+    | both("decoder.conv_in", "decoder.norm_out", "decoder.conv_out")
+    # LDM counts the decoder's levels from the finest: up.1 comes first and is the wide one.
+    | both(*(f"decoder.up.1.block.{i}.{layer}" for i in (0, 1) for layer in RESNET), "decoder.up.1.upsample.conv")
+    | both(
+        *(f"decoder.up.0.block.{i}.{layer}" for i in (0, 1) for layer in RESNET), "decoder.up.0.block.0.nin_shortcut"
+    )
+)
+
+
+def test_ldm_keys_are_those_of_the_original() -> None:
+    vae = make(fields(32, 64))
+    weights = ldm(vae)
+    assert set(weights) == LDM_KEYS
+    for key, shape in {
+        "encoder.mid.attn_1.q.weight": (64, 64, 1, 1),
+        "decoder.mid.attn_1.proj_out.weight": (64, 64, 1, 1),
+        "decoder.mid.attn_1.norm.weight": (64,),
+        "encoder.down.1.block.0.nin_shortcut.weight": (64, 32, 1, 1),
+        "decoder.up.1.block.0.conv1.weight": (64, 64, 3, 3),
+        "decoder.up.0.block.0.conv1.weight": (32, 64, 3, 3),
+        "decoder.up.0.block.0.nin_shortcut.weight": (32, 64, 1, 1),
+        "decoder.up.1.upsample.conv.weight": (64, 64, 3, 3),
+        "encoder.conv_out.weight": (8, 64, 3, 3),
+    }.items():
+        assert tuple(weights[key].shape) == shape, key
+    query = vae.state_dict()["decoder.mid_block.attentions.0.to_q.weight"]
+    assert torch.equal(weights["decoder.mid.attn_1.q.weight"].squeeze(), query)
+
+
+def test_flux2_has_its_own_places() -> None:
+    names = set(ldm(make(FLUX2_SMALL_DECODER)))
+    assert both("encoder.quant_conv", "decoder.post_quant_conv") <= names
+    assert {"bn.running_mean", "bn.running_var", "bn.num_batches_tracked"} <= names
+    assert not both("quant_conv", "post_quant_conv") & names
+
+
+def test_attention_in_the_levels() -> None:
+    names = set(ldm(make(ATTENTION_EVERYWHERE)))
+    for stem in ("encoder.down.1.attn.0", "decoder.up.1.attn.0", "decoder.up.1.attn.1"):
+        assert both(*(f"{stem}.{layer}" for layer in ("norm", "q", "k", "v", "proj_out"))) <= names
+    assert not [name for name in names if name.startswith(("encoder.down.0.attn", "decoder.up.0.attn"))]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *map(family_fields, FAMILIES),
+        FLUX2_SMALL_DECODER,
+        ATTENTION_EVERYWHERE,
+        fields(32),
+        fields(32, 64, 32, 96, layers_per_block=3, mid_block_add_attention=False),
+    ],
+)
+def test_tables_are_one_to_one_and_complete(config: dict) -> None:
+    with torch.device("meta"):
+        vae = AutoencoderKL(**config)
+    names = ldm_names(vae.config)
+    assert names.keys() == vae.state_dict().keys()
+    assert len(set(names.values())) == len(names)
+    table = spellings(vae.config)
+    assert set(table.values()) == set(names)
+    assert all(table[key] == key and table[old] == key for key, old in names.items())
+    assert [table[key] for key in deprecated(vae)] == list(vae.state_dict())
+    matrices = {key for key, weight in vae.state_dict().items() if weight.ndim == 2}
+    assert matrices == {key for key in names if is_attention_projection(key)}

@@ -1,0 +1,236 @@
+"""Folders: which weights are taken, what is written, and what callers of diffusers pass."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from vaes import assert_same_weights, fields, make
+
+from vae_core import AutoencoderKL, CheckpointError, ConfigError, inspect_vae, load_vae, save_single_file
+from vae_core.checkpoints.pretrained import parse_size, split_into_shards
+
+STEM = "diffusion_pytorch_model"
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    return make(fields(32, 64))
+
+
+@pytest.fixture
+def folder(vae: AutoencoderKL, tmp_path: Path) -> Path:
+    vae.save_pretrained(tmp_path / "vae")
+    return tmp_path / "vae"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_written(vae: AutoencoderKL, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path)
+    assert names(tmp_path) == ["config.json", f"{STEM}.safetensors"]
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert config["_class_name"] == "AutoencoderKL" and config["block_out_channels"] == [32, 64]
+    assert "patch_size" not in config
+
+
+def test_shards(vae: AutoencoderKL, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path, max_shard_size=300_000, variant="fp16")
+    *shards, index = (name for name in names(tmp_path) if name != "config.json")
+    assert len(shards) > 2
+    assert shards[0] == f"{STEM}.fp16-00001-of-{len(shards):05d}.safetensors"
+    assert index == f"{STEM}.safetensors.index.fp16.json"
+    content = json.loads((tmp_path / index).read_text(encoding="utf-8"))
+    assert content["weight_map"].keys() == vae.state_dict().keys()
+    assert content["metadata"]["total_size"] == sum(p.numel() * 4 for p in vae.parameters())
+    assert_same_weights(load_vae(tmp_path, variant="fp16"), vae)
+    assert_same_weights(load_vae(tmp_path / index, config=vae.config), vae)
+
+
+def test_saving_again_removes_what_an_earlier_save_left(vae: AutoencoderKL, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path, max_shard_size="300KB")
+    vae.save_pretrained(tmp_path, variant="fp16")
+    other = make(fields(32), seed=2)
+    other.save_pretrained(tmp_path)
+    assert names(tmp_path) == ["config.json", f"{STEM}.fp16.safetensors", f"{STEM}.safetensors"]
+    assert_same_weights(load_vae(tmp_path), other)
+    vae.save_pretrained(tmp_path, max_shard_size="300KB")
+    assert f"{STEM}.safetensors" not in names(tmp_path)
+    assert_same_weights(load_vae(tmp_path), vae)
+
+
+def test_missing_shards(vae: AutoencoderKL, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path, max_shard_size="300KB")
+    next(tmp_path.glob("*-00002-of-*")).unlink()
+    with pytest.raises(CheckpointError, match=r"names .*-00002-of-.*, which is not there. Download all shards"):
+        load_vae(tmp_path)
+    index = tmp_path / f"{STEM}.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "../x.safetensors"}}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match="outside of its folder"):
+        load_vae(tmp_path)
+    shard = next(tmp_path.glob("*-00001-of-*")).name
+    index.write_text(json.dumps({"weight_map": {"a": shard}}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="promises a, which no shard has"):
+        load_vae(tmp_path)
+    for text in ("{", "[]", "{}"):
+        index.write_text(text, encoding="utf-8")
+        with pytest.raises(CheckpointError, match="is no index of shards"):
+            load_vae(tmp_path)
+
+
+def test_variants(vae: AutoencoderKL, folder: Path) -> None:
+    other = make(fields(32, 64), seed=1)
+    other.save_pretrained(folder, variant="ema")
+    assert_same_weights(load_vae(folder), vae)
+    assert_same_weights(load_vae(folder, variant="ema"), other)
+    with pytest.raises(CheckpointError, match=r"has no variant 'fp16' of the weights .*Pass variant='ema'"):
+        load_vae(folder, variant="fp16")
+    (folder / f"{STEM}.safetensors").unlink()
+    assert_same_weights(load_vae(folder), other)
+    assert "has only the variant 'ema'" in inspect_vae(folder).remarks[0]
+    (folder / f"{STEM}.ema.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="it has no weights at all"):
+        load_vae(folder)
+    (folder / "diffusion_flax_model.msgpack").touch()
+    with pytest.raises(CheckpointError, match="Flax weights only"):
+        load_vae(folder)
+    with pytest.raises(CheckpointError, match=r"variant is 'a/b'"):
+        vae.save_pretrained(folder, variant="a/b")
+
+
+def test_safetensors_come_before_pickles(vae: AutoencoderKL, folder: Path) -> None:
+    other = make(fields(32, 64), seed=1)
+    other.save_pretrained(folder, safe_serialization=False)
+    assert_same_weights(load_vae(folder), vae)
+    assert_same_weights(AutoencoderKL.from_pretrained(folder, use_safetensors=False), other)
+    (folder / f"{STEM}.safetensors").unlink()
+    assert_same_weights(AutoencoderKL.from_pretrained(folder), other)
+    with pytest.raises(CheckpointError, match=f"has no {STEM}.safetensors"):
+        AutoencoderKL.from_pretrained(folder, use_safetensors=True)
+
+
+def test_folders_without_a_config(folder: Path, tmp_path: Path) -> None:
+    assert load_vae(tmp_path).config == load_vae(folder).config  # tmp_path is the pipeline
+    assert load_vae(folder / "config.json").config == load_vae(folder).config
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=rf"has no config.json.* Give one of its files: {STEM}.safetensors"):
+        load_vae(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(CheckpointError, match=r"has no config.json.*Give a VAE's or a pipeline's folder"):
+        load_vae(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "holds a list, not the fields of a config"),
+        ('{"_class_name": "UNet2DConditionModel"}', "this config is for UNet2DConditionModel"),
+        ('{"block_out_channels": [30]}', "no multiple of norm_num_groups"),
+        ('{"colour": 1}', "an AutoencoderKL has no colour"),
+    ],
+)
+def test_configs_that_are_none(text: str, message: str, folder: Path) -> None:
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=message):
+        load_vae(folder)
+
+
+def test_a_config_that_is_not_of_these_weights(folder: Path) -> None:
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values["latent_channels"] = 16
+    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="Use the config that belongs to these weights"):
+        load_vae(folder)
+
+
+def test_arguments_of_diffusers_callers(vae: AutoencoderKL, folder: Path) -> None:
+    loaded = AutoencoderKL.from_pretrained(
+        str(folder.parent),
+        subfolder="vae",
+        torch_dtype=torch.float16,
+        local_files_only=True,
+        cache_dir="/nowhere",
+        revision="main",
+        token="x",
+        force_download=True,
+        low_cpu_mem_usage=True,
+        use_safetensors=True,
+        device_map="cpu",
+        scaling_factor=0.5,
+    )
+    assert loaded.dtype == torch.float16 and loaded.config.scaling_factor == 0.5 and not loaded.training
+    with pytest.raises(CheckpointError, match="there is no folder stabilityai.sd-vae-ft-mse. Nothing is downloaded"):
+        AutoencoderKL.from_pretrained("stabilityai/sd-vae-ft-mse")
+    with pytest.raises(ConfigError, match="has no scaling"):
+        AutoencoderKL.from_pretrained(folder, scaling=0.5)
+    with pytest.raises(CheckpointError, match="is a file, not a folder. Use from_single_file"):
+        AutoencoderKL.from_pretrained(folder / "config.json")
+
+
+def test_float32_is_the_default_of_diffusers_methods(tmp_path: Path) -> None:
+    half = make(fields(32)).half()
+    half.save_pretrained(tmp_path)
+    save_single_file(half, tmp_path / "vae.safetensors")
+    for load in (
+        lambda **options: AutoencoderKL.from_pretrained(tmp_path, **options),
+        lambda **options: AutoencoderKL.from_single_file(tmp_path / "vae.safetensors", **options),
+    ):
+        assert load().dtype == torch.float32
+        assert_same_weights(load(torch_dtype="auto"), half)
+        assert load(dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_from_single_file_takes_a_config(vae: AutoencoderKL, folder: Path) -> None:
+    path = folder / f"{STEM}.safetensors"
+    fixed = AutoencoderKL(**vae.config.replace(scaling_factor=0.7))
+    for config in (fixed.config, dict(fixed.config), fixed.config.to_dict()):
+        loaded = AutoencoderKL.from_single_file(path, config=config)
+        assert loaded.config == fixed.config
+    for config in (folder, folder.parent, folder / "config.json"):
+        assert AutoencoderKL.from_single_file(path, config=str(config)).config == vae.config
+        assert AutoencoderKL.from_config(str(config), scaling_factor=0.7).config == fixed.config
+    assert AutoencoderKL.from_single_file(path, config=folder.parent, subfolder="vae").config == vae.config
+    with pytest.raises(CheckpointError, match="Nothing is downloaded"):
+        AutoencoderKL.from_single_file(path, config="stabilityai/sd-vae-ft-mse")
+
+
+def test_subclasses_load_as_themselves(folder: Path) -> None:
+    class Mine(AutoencoderKL):
+        pass
+
+    assert type(Mine.from_pretrained(folder)) is Mine
+
+
+def test_only_the_main_process_writes(vae: AutoencoderKL, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path / "none", is_main_process=False)
+    assert not (tmp_path / "none").exists()
+
+
+def test_weights_that_are_elsewhere_cannot_be_saved(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        empty = AutoencoderKL(**fields(32))
+    with pytest.raises(CheckpointError, match=r"\d+ weights, such as encoder.conv_in.weight, have no values here"):
+        empty.save_pretrained(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="is a file. Give a folder"):
+        make(fields(32)).save_pretrained(tmp_path / "file")
+
+
+def test_sizes() -> None:
+    sizes = {"10GB": 10**10, "500MB": 5 * 10**8, "1KiB": 1024, "2GiB": 2**31, "1.5 MB": 1_500_000, 77: 77, "77": 77}
+    assert {size: parse_size(size) for size in sizes} == sizes
+    for nonsense in ("", "GB", "10XB", "-1MB", 0, "0GB", None, "1K"):
+        with pytest.raises(CheckpointError, match="give a size such as '10GB'"):
+            parse_size(nonsense)  # type: ignore[arg-type]
+
+
+def test_split_keeps_order_and_never_splits_a_weight() -> None:
+    weights = {name: torch.zeros(size) for name, size in zip("abcde", (1, 2, 10, 1, 1), strict=True)}
+    assert [list(shard) for shard in split_into_shards(weights, 12)] == [["a", "b"], ["c"], ["d", "e"]]
+    assert [list(shard) for shard in split_into_shards(weights, 1000)] == [list("abcde")]

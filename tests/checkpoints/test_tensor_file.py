@@ -1,0 +1,167 @@
+"""Files that are damaged, or something else: one sentence each, with what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from vaes import assert_same_weights, fields, ldm, make
+
+from vae_core import CheckpointError, VAEError, inspect_vae, load_vae, save_single_file
+from vae_core.checkpoints.tensor_file import open_tensor_file, read_mapped
+
+
+def raw_safetensors(header: object, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+FOREIGN = {
+    "is empty (0 bytes)": b"",
+    "has 3 bytes, too few": b"abc",
+    "is a git-lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 334643276\n",
+    "is a web page, not weights": b"\n<!DOCTYPE html>\n<html><body>Access denied</body></html>",
+    "is a GGUF file": b"GGUF\x03\x00\x00\x00" + bytes(100),
+    "is an HDF5 (Keras) file": b"\x89HDF\r\n\x1a\n" + bytes(100),
+    "is JSON text, not weights": b'{"_class_name": "AutoencoderKL"}',
+    "is neither safetensors nor a torch file (it starts with 01 02": bytes(range(1, 100)),
+    "its safetensors header alone is to have 9000": (9000).to_bytes(8, "little") + b"{" + bytes(50),
+    "has a broken safetensors header (JSONDecodeError": raw_safetensors(b'{"a": {"dtype": "F32", "sha'),
+    "has a broken safetensors header (KeyError": raw_safetensors({"a": {"dtype": "F32", "shape": [1]}}),
+    "has a broken safetensors header (TypeError": raw_safetensors({"a": 5}),
+    "has a broken safetensors header (ValueError: a tensor of shape (2,)": raw_safetensors(
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, bytes(4)
+    ),
+    "has a broken safetensors header (ValueError: a tensor of shape (-1,)": raw_safetensors(
+        {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}, bytes(4)
+    ),
+    "but its header describes": raw_safetensors(
+        {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, bytes(4)
+    ),
+    "holds no tensors": raw_safetensors({"__metadata__": {"format": "pt"}}),
+}
+
+
+@pytest.mark.parametrize("message", FOREIGN)
+def test_files_that_are_no_checkpoint(message: str, tmp_path: Path) -> None:
+    path = tmp_path / "vae.safetensors"
+    path.write_bytes(FOREIGN[message])
+    with pytest.raises(CheckpointError, match=re.escape(message)) as error:
+        load_vae(path)
+    assert "vae.safetensors" in str(error.value)
+    assert str(error.value).endswith(".")
+    if message != "holds no tensors":
+        with pytest.raises(CheckpointError, match=re.escape(message)):
+            inspect_vae(path)
+
+
+def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no .*nowhere.safetensors.* nothing is downloaded"):
+        load_vae(tmp_path / "nowhere.safetensors")
+
+
+def test_truncation(tmp_path: Path) -> None:
+    path = tmp_path / "vae.safetensors"
+    save_single_file(make(fields(32)), path)
+    raw = path.read_bytes()
+    for length in (9, 100, len(raw) // 2, len(raw) - 1):
+        path.write_bytes(raw[:length])
+        with pytest.raises(CheckpointError, match="(truncated|too few).* Download or copy it again"):
+            load_vae(path)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite(number: float, tmp_path: Path) -> None:
+    vae = make(fields(32, 64))
+    weights = {key: torch.full_like(weight, number) for key, weight in ldm(vae).items()}
+    save_file(weights, tmp_path / "vae.safetensors")
+    small = sum(weight.ndim == 1 for weight in weights.values())
+    with pytest.raises(CheckpointError, match=rf"no finite numbers \({small} of the {small} biases and norms"):
+        load_vae(tmp_path / "vae.safetensors")
+    one = ldm(vae)
+    one["decoder.norm_out.bias"][3] = number
+    save_file(one, tmp_path / "vae.safetensors")
+    with pytest.raises(CheckpointError, match=rf"1 of the {small} .*such as decoder.conv_norm_out.bias"):
+        load_vae(tmp_path / "vae.safetensors")
+
+
+def test_large_finite_half_precision_weights_are_no_error(tmp_path: Path) -> None:
+    vae = make(fields(64)).half()
+    torch.nn.init.constant_(vae.decoder.conv_norm_out.bias, 65504.0)  # their sum is beyond half precision
+    save_single_file(vae, tmp_path / "vae.safetensors")
+    assert_same_weights(load_vae(tmp_path / "vae.safetensors"), vae)
+
+
+def test_a_misaligned_tensor_is_copied(tmp_path: Path) -> None:
+    values = torch.arange(4, dtype=torch.float32)
+    header = {
+        "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+        "b": {"dtype": "F32", "shape": [4], "data_offsets": [1, 17]},
+        "none": {"dtype": "F32", "shape": [0], "data_offsets": [17, 17]},
+    }
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(raw_safetensors(header, b"\x07" + values.numpy().tobytes()))
+    source = open_tensor_file(path)
+    read = source.read(["b", "none"])
+    assert torch.equal(read["b"], values)
+    assert read["none"].shape == (0,)
+    assert {name: t.tolist() for name, t in source.read(["a"]).items()} == {"a": [7]}
+
+
+def test_reads_what_safetensors_reads(tmp_path: Path) -> None:
+    tensors = {
+        str(dtype): torch.arange(6).reshape(2, 3).to(dtype)
+        for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+    } | {"scalar": torch.tensor(3.0), "fp8": torch.ones(3).to(torch.float8_e4m3fn)}
+    save_file(tensors, tmp_path / "x.safetensors", metadata={"a": "b"})
+    source = open_tensor_file(tmp_path / "x.safetensors")
+    assert source.metadata == {"a": "b"}
+    read, expected = source.read(source.tensors), load_file(tmp_path / "x.safetensors")
+    assert read.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert read[name].dtype == tensor.dtype and read[name].shape == tensor.shape
+        assert torch.equal(read[name].view(torch.uint8), tensor.view(torch.uint8)) if tensor.ndim else True
+
+
+def test_a_file_system_that_cannot_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = make(fields(32))
+    save_single_file(vae, tmp_path / "vae.safetensors")
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("no mapping here")
+
+    monkeypatch.setattr("vae_core.checkpoints.tensor_file.mmap.mmap", refuse)
+    assert_same_weights(load_vae(tmp_path / "vae.safetensors"), vae)
+
+
+def test_types_that_are_no_weights(tmp_path: Path) -> None:
+    weights = {key: weight.to(torch.int8) for key, weight in ldm(make(fields(32))).items()}
+    save_file(weights, tmp_path / "int8.safetensors")
+    with pytest.raises(CheckpointError, match=r"weights of type torch.int8: it is quantised"):
+        load_vae(tmp_path / "int8.safetensors")
+    header = {"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}
+    (tmp_path / "f4.safetensors").write_bytes(raw_safetensors(header, b"\x07"))
+    source = open_tensor_file(tmp_path / "f4.safetensors")
+    with pytest.raises(CheckpointError, match="a number type that torch lacks"):
+        read_mapped(tmp_path / "f4.safetensors", source.tensors)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_headers_raise_nothing_else(data: st.DataObject, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.arange(3.0), "b": torch.ones(2, 2)}, path, metadata={"format": "pt"})
+    raw = bytearray(path.read_bytes())
+    position = data.draw(st.integers(0, len(raw) - 29))
+    raw[position] = data.draw(st.integers(0, 255))
+    path.write_bytes(raw)
+    with contextlib.suppress(VAEError):
+        source = open_tensor_file(path)
+        source.read(name for name, info in source.tensors.items() if info.dtype)
