@@ -7,10 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import Attention
+from . import winograd
 from .stats import ChannelStats, merge_all
 from .store import MapStore
 
 _QUERIES = 1024  # positions that attend at a time
+_PACKED_QUERIES = 256
+_PACKED_KEYS = 8192  # keys and values in one packed block
+_PACKED_LIMIT = 2**29  # bytes of packed keys and values beyond which they go to the store instead
 
 
 def _folded(layer: nn.Linear, scale: Tensor, shift: Tensor, device: torch.device, dtype: torch.dtype):
@@ -100,12 +104,124 @@ class AttentionPass:
         return item, ChannelStats.of(result[None, None])
 
     def combine(self, parts: list[tuple[int, ChannelStats] | None]) -> ChannelStats:
-        per_item = [
-            merge_all([part[1] for part in parts if part is not None and part[0] == item])
-            for item in range(self.source.shape[0])
+        return _per_item([part for part in parts if part is not None], self.source.shape[0])
+
+
+class PackedAttentionPass:
+    """The same for float32 on a CPU: products of oneDNN with keys and values packed as weights, on several threads.
+
+    The softmax is gathered block of keys by block of keys (Milakov & Gimelshein, Online normalizer calculation for
+    softmax, 2018).
+    """
+
+    parallel = True
+    fast = False
+
+    def __init__(
+        self, attention: Attention, source: Tensor, target: Tensor, coefficients: tuple[Tensor, Tensor] | None
+    ) -> None:
+        self.attention, self.source, self.target, self.coefficients = attention, source, target, coefficients
+        self.positions = source.shape[1] * source.shape[2]
+        self.channels = source.shape[3]
+
+    @staticmethod
+    def suits(source: Tensor, device: torch.device) -> bool:
+        """Whether this can take a map, and its keys and values are few enough to be held."""
+        held = 2 * source.numel() * source.dtype.itemsize
+        cpu = device.type == "cpu" and source.dtype == torch.float32
+        return cpu and winograd.products_available() and held <= _PACKED_LIMIT
+
+    def prepare(self) -> None:
+        assert self.coefficients is not None
+        self.items = [
+            _PackedItem(self.attention, self.source[item].reshape(-1, self.channels), scale, shift)
+            for item, (scale, shift) in enumerate(zip(*self.coefficients, strict=True))
         ]
-        mean, m2 = (torch.cat([getattr(stats, name) for stats in per_item]) for name in ("mean", "m2"))
-        return ChannelStats(per_item[0].count, mean, m2)
+
+    def workspace(self, workers: int) -> int:
+        held = 3 * self.source.numel()  # packed keys and values, and a block of them on its way
+        scores = _PACKED_QUERIES * (3 * min(_PACKED_KEYS, self.positions) + 6 * self.channels)
+        return 4 * (held + workers * scores + 8 * self.channels**2)
+
+    def strips(self) -> list[tuple[int, int, int]]:
+        """(item, start, stop) of the queries."""
+        chunks = range(0, self.positions, _PACKED_QUERIES)
+        stops = [(start, min(start + _PACKED_QUERIES, self.positions)) for start in chunks]
+        return [(item, *chunk) for item in range(self.source.shape[0]) for chunk in stops]
+
+    def costs(self) -> list[int]:
+        whole = attention_cost(self.channels, self.positions)
+        return [whole * (stop - start) // self.positions for _, start, stop in self.strips()]
+
+    def compute(self, strip: tuple[int, int, int]) -> tuple[int, ChannelStats]:
+        item, start, stop = strip
+        tokens = self.source[item].view(-1, self.channels)[start:stop]
+        result = self.items[item](tokens)
+        self.target[item].view(-1, self.channels)[start:stop] = result
+        return item, ChannelStats.of(result[None, None])
+
+    def combine(self, parts: list[tuple[int, ChannelStats]]) -> ChannelStats:
+        return _per_item(parts, self.source.shape[0])
+
+    def close(self) -> None:
+        self.items = []
+
+
+class _PackedItem:
+    """The attention of one map, for any of its positions [N, C]."""
+
+    def __init__(self, attention: Attention, tokens: Tensor, scale: Tensor, shift: Tensor) -> None:
+        cpu, dtype = tokens.device, tokens.dtype
+        channels = tokens.shape[1]
+        weight, bias = _folded(attention.to_q, scale, shift, cpu, dtype)
+        self.query = _linear(weight * channels**-0.5), bias * channels**-0.5
+        # Keys differ from one another by their weights alone: a bias common to all of them cancels in the softmax.
+        key_weight, _ = _folded(attention.to_k, scale, shift, cpu, dtype)
+        value_weight, value_bias = _folded(attention.to_v, scale, shift, cpu, dtype)
+        out = attention.to_out[0]
+        self.out = _linear(out.weight.detach().to(dtype)), out.bias.detach().to(dtype)
+        self.blocks = []
+        for block in tokens.split(_PACKED_KEYS):
+            keys = _linear(F.linear(block, key_weight))
+            values = _linear(F.linear(block, value_weight, value_bias).t())
+            self.blocks.append((keys, values))
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        query = _apply(tokens, *self.query)
+        total = attended = largest = None
+        for keys, values in self.blocks:
+            scores = _apply(query, keys)
+            peak = scores.amax(dim=1, keepdim=True)
+            if largest is not None:
+                peak = torch.maximum(peak, largest)
+            scores.sub_(peak).exp_()
+            weight, part = scores.sum(dim=1, keepdim=True), _apply(scores, values)
+            if largest is None:
+                total, attended = weight, part
+            else:
+                shrink = torch.exp(largest - peak)
+                total, attended = total * shrink + weight, attended * shrink + part
+            largest = peak
+        assert attended is not None
+        return _apply(attended.div_(total), *self.out) + tokens
+
+
+def _linear(weight: Tensor) -> winograd.PackedProducts:
+    """[K, C], packed."""
+    return winograd.PackedProducts.pack(weight[None], _PACKED_QUERIES)
+
+
+def _apply(x: Tensor, products: winograd.PackedProducts, bias: Tensor | None = None) -> Tensor:
+    """x @ weight^T + bias for [rows, C]."""
+    x = F.pad(x, (0, products.in_channels - x.shape[1]))
+    result = products(x[:, None])[:, 0]
+    return result if bias is None else result.add_(bias)
+
+
+def _per_item(parts: list[tuple[int, ChannelStats]], items: int) -> ChannelStats:
+    merged = [merge_all([stats for item, stats in parts if item == index]) for index in range(items)]
+    mean, m2 = (torch.cat([getattr(stats, name) for stats in merged]) for name in ("mean", "m2"))
+    return ChannelStats(merged[0].count, mean, m2)
 
 
 def attention_cost(channels: int, positions: int) -> int:

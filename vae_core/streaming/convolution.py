@@ -220,7 +220,7 @@ class WinogradConvolution:
         self.shortcut = None
         if step.shortcut is not None:
             matrix = step.shortcut.weight.detach().float()[None, :, :, 0, 0]
-            self.shortcut = winograd.PackedProducts.pack(matrix, 16 * winograd.product_rows(matrix.shape[2]))
+            self.shortcut = winograd.PackedProducts.pack(matrix, self.strips()[0].positions)
             self.bias = self.bias + step.shortcut.bias.detach().float()  # type: ignore[union-attr]
 
     def workspace(self, workers: int) -> int:
@@ -280,6 +280,7 @@ class WinogradConvolution:
     def _residual(self, x: Tensor, target: Tensor) -> Tensor:
         if self.shortcut is None:
             return target if x.data_ptr() == target.data_ptr() else x
+        x = F.pad(x, (0, self.shortcut.in_channels - x.shape[2]))
         return self.shortcut(x.reshape(-1, 1, x.shape[2])).view(target.shape)
 
     def close(self) -> None:
@@ -321,9 +322,8 @@ def choose_kernel(step: Convolve, source: Tensor, target: Tensor, device: torch.
         and (step.act is None or isinstance(step.act, nn.SiLU))
         and winograd.available()
     )
-    if not suits or min(source.shape[3], max(target.shape[3], 3)) < 3 or source.shape[3] < _WINOGRAD_MIN_CHANNELS:
-        return DirectConvolution
     positions = target.shape[0] * target.shape[1] * target.shape[2]
-    if positions < _WINOGRAD_POSITIONS_PER_CHANNEL * min(source.shape[3], target.shape[3]):
+    narrow, wide = sorted((source.shape[3], target.shape[3]))
+    if not suits or wide < _WINOGRAD_MIN_CHANNELS or positions < _WINOGRAD_POSITIONS_PER_CHANNEL * narrow:
         return DirectConvolution
     return WinogradConvolution

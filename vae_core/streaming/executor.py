@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError
-from .attend import AttentionPass
+from .attend import AttentionPass, PackedAttentionPass
 from .convolution import DirectConvolution, PassInputs, Wrap, choose_kernel
 from .program import INPUT, OUTPUT, Attend, Convolve, Pass, output_size, sources
 from .stats import ChannelStats
@@ -55,7 +55,6 @@ def worker_pool() -> Iterator[ThreadPoolExecutor | None]:
 
     def start() -> None:
         torch.set_num_threads(1)
-        torch.set_grad_enabled(False)
         ready.wait()
 
     with ThreadPoolExecutor(count, thread_name_prefix="seamless-vae", initializer=start) as pool:
@@ -146,6 +145,8 @@ class Execution:
         source, target = self.maps[step.source], self.maps[step.target]
         settings, coefficients = self.settings, self._coefficients(step)
         if isinstance(step, Attend):
+            if PackedAttentionPass.suits(source, settings.device) and not settings.plain_kernels:
+                return PackedAttentionPass(step.attention, source, target, coefficients)
             return AttentionPass(step.attention, source, target, coefficients, self.store, settings.device)
         max_rows = settings.strip_latents
         if max_rows is not None:
@@ -178,7 +179,10 @@ def _run_strips(kernel: Any, pool: ThreadPoolExecutor | None, advance: Callable[
     queue = iter(range(len(strips)))
     lock = threading.Lock()
     done: list[int] = []
+    inference = torch.is_inference_mode_enabled()  # these modes are each thread's own
 
+    @torch.inference_mode(inference)
+    @torch.no_grad()
     def work() -> None:
         while not stopped.is_set():
             with lock:

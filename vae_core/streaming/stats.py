@@ -29,10 +29,16 @@ class ChannelStats:
 
     @classmethod
     def of(cls, strip: Tensor) -> ChannelStats:
-        """Of a strip [B, H, W, C] of any dtype: two passes over it in float32, no sum of squares."""
-        variance, mean = torch.var_mean(strip.float(), dim=(1, 2), correction=0)
-        count = strip.shape[1] * strip.shape[2]
-        return cls(count, mean.double().cpu(), variance.double().cpu() * count)
+        """Of a strip [B, H, W, C] of any dtype: in float32 about the strip's own mean.
+
+        Sums are products with a vector of ones, which on a CPU take a fraction of the time of a reduction over rows.
+        """
+        values = strip.flatten(1, 2).float()
+        count = values.shape[1]
+        ones = values.new_ones(1, 1, count).expand(len(values), 1, count)
+        mean = (ones @ values) / count
+        m2 = ones @ (values - mean).square()
+        return cls(count, mean[:, 0].double().cpu(), m2[:, 0].double().cpu())
 
     def merge(self, other: ChannelStats) -> ChannelStats:
         """The statistics of both sets of values (Chan, Golub & LeVeque, 1979, eq. 2.1)."""

@@ -21,12 +21,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 TILE = 4  # outputs along one side of a Winograd tile
 # Rows of the matrix products: enough to keep the weights' traffic small, few enough to stay in cache.
 _PRODUCT_ROWS = {"narrow": 64, "wide": 128}
 _WIDE_CHANNELS = 384
+_VECTOR = 16  # channels that oneDNN's products work on at a time
 
 
 
@@ -44,16 +46,22 @@ _UP = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
 
 
 @functools.cache
-def available() -> bool:
-    """Whether numba, and oneDNN's operators in torch, are there."""
-    try:
-        from . import winograd_jit  # noqa: F401
-    except ImportError:
-        return False
+def products_available() -> bool:
+    """Whether torch has oneDNN's operators for products with packed weights."""
     operators = torch.ops.mkldnn
     return torch.backends.mkldnn.is_available() and all(
         hasattr(operators, name) for name in ("_convolution_pointwise", "_reorder_convolution_weight")
     )
+
+
+@functools.cache
+def available() -> bool:
+    """Whether these convolutions can run: numba is there, and `products_available`."""
+    try:
+        from . import winograd_jit  # noqa: F401
+    except ImportError:
+        return False
+    return products_available()
 
 
 def product_rows(channels: int) -> int:
@@ -63,7 +71,7 @@ def product_rows(channels: int) -> int:
 
 @dataclass(frozen=True)
 class PackedProducts:
-    """`groups` matrices [C, K], laid out as oneDNN wants them."""
+    """`groups` matrices [C, K], laid out as oneDNN wants them. `in_channels` is C padded to whole vectors."""
 
     weight: Tensor
     groups: int
@@ -72,7 +80,8 @@ class PackedProducts:
 
     @classmethod
     def pack(cls, matrices: Tensor, rows: int) -> PackedProducts:
-        """Of matrices [groups, K, C], for products of about `rows` rows."""
+        """Of matrices [groups, K, C], for products of about `rows` rows. C is padded to whole vectors with zeros."""
+        matrices = F.pad(matrices, (0, -matrices.shape[2] % _VECTOR))
         groups, out_channels, in_channels = matrices.shape
         shape = [1, groups * in_channels, 1, rows]
         weight = matrices.reshape(groups * out_channels, in_channels, 1, 1)
@@ -118,6 +127,13 @@ def _buffer(name: str, *shape: int) -> np.ndarray:
     return kept[name][:size].reshape(shape)
 
 
+def _product_input(rows: int, products: PackedProducts, channels: int) -> np.ndarray:
+    """The left side of the products, [rows, groups, padded channels], with zeros where it is padded."""
+    left = _buffer("products", rows, products.groups, products.in_channels)
+    left[:, :, channels:] = 0.0
+    return left
+
+
 @dataclass(frozen=True)
 class Window:
     """A part of a map's rows as an array [rows, W, C], and the number of the first row; rows outside are zero."""
@@ -150,10 +166,10 @@ def winograd_strip(
     from . import winograd_jit as jit
 
     height, width, channels = target.shape
-    in_channels = products.in_channels
+    in_channels = window.rows.shape[2]
     columns = -(-width // TILE)
     tile_rows = -(-height // TILE)
-    transformed = _buffer("transformed", tile_rows * columns, products.groups, in_channels)
+    transformed = _product_input(tile_rows * columns, products, in_channels)
     column = _buffer("column", 6, in_channels)
     rows = _buffer("rows", 6, TILE * columns + 2, in_channels)
     source = window.rows.numpy()
@@ -191,8 +207,8 @@ def upsample_strip(
 
     height, width, channels = target.shape
     rows, columns = height // 2, width // 2
-    combined = _buffer("transformed", rows * columns, products.groups, products.in_channels)
-    column = _buffer("column", 3, 3, products.in_channels)
+    combined = _product_input(rows * columns, products, window.rows.shape[2])
+    column = _buffer("column", 3, 3, window.rows.shape[2])
     source = window.rows.numpy()
     for row in range(rows):
         part = combined[row * columns : (row + 1) * columns]

@@ -79,9 +79,9 @@ def _four_outputs(m0, m1, m2, m3, m4, m5):
 def tiles_in(source, y0, x0, wrap_x, scale, shift, activate, column, rows, out):
     """Transform the inputs of `len(out)` tiles of 4x4 outputs whose first input is source[y0, x0].
 
-    column [6, C] and rows [6, >= 4 * tiles + 2, C] are scratch; out [tiles, 36, C].
+    column [6, C] and rows [6, >= 4 * tiles + 2, C] are scratch; out [tiles, 36, >= C].
     """
-    tiles, _, channels = out.shape
+    tiles, channels = out.shape[0], source.shape[2]
     for j in range(4 * tiles + 2):
         for i in range(6):
             _activated(source, y0 + i, x0 + j, wrap_x, scale, shift, activate, column[i])
@@ -173,9 +173,9 @@ def tiles_out(products, bias, residual, mode, scratch, values, target, total, sq
 def upsample_in(source, y0, x0, wrap_x, column, out):
     """The nine combinations of a position and its neighbours that an upsampling needs; see `convolution.py`.
 
-    out [positions, 9, C] for the positions source[y0, x0 : x0 + positions]; column [3, 3, C] is scratch.
+    out [positions, 9, >= C] for the positions source[y0, x0 : x0 + positions]; column [3, 3, C] is scratch.
     """
-    positions, _, channels = out.shape
+    positions, channels = out.shape[0], source.shape[2]
     no_coefficients = column[0, 0]
     for j in range(-1, positions + 1):
         slot = (j + 3) % 3
