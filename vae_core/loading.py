@@ -87,7 +87,8 @@ def load_vae(
     Args:
         path: a diffusers folder, a pipeline's folder with `vae/`, a single file (safetensors or pickle, LDM's or
             diffusers' keys, a VAE alone or a full checkpoint), or an index of shards.
-        dtype: a floating-point type or its name; None and "auto" keep the file's.
+        dtype: a floating-point type or its name; None and "auto" keep the file's. (8-bit floats become bfloat16,
+            which holds them exactly.)
         variant: of a folder's weights, such as "fp16".
         config: for a single file: an AutoencoderKLConfig, its fields, a `config.json` or the folder of one.
         overrides: config fields that win over what the checkpoint says, such as scaling_factor.
@@ -170,4 +171,6 @@ def plan_checkpoint(
         return plan_folder(find_folder(path), variant, overrides)
     if path.name == "config.json":
         return plan_folder(path.parent, variant, overrides)
+    if config is None and path.suffix == ".json" and (path.parent / "config.json").is_file():
+        config = path.parent  # an index of shards, in its folder
     return plan_single_file(open_tensor_file(path), overrides, given_config(config))

@@ -49,7 +49,8 @@ def test_shards(vae: AutoencoderKL, tmp_path: Path) -> None:
     assert content["weight_map"].keys() == vae.state_dict().keys()
     assert content["metadata"]["total_size"] == sum(p.numel() * 4 for p in vae.parameters())
     assert_same_weights(load_vae(tmp_path, variant="fp16"), vae)
-    assert_same_weights(load_vae(tmp_path / index, config=vae.config), vae)
+    assert_same_weights(load_vae(tmp_path / index), vae)
+    assert load_vae(tmp_path / index).config == vae.config
 
 
 def test_saving_again_removes_what_an_earlier_save_left(vae: AutoencoderKL, tmp_path: Path) -> None:
@@ -205,6 +206,16 @@ def test_subclasses_load_as_themselves(folder: Path) -> None:
         pass
 
     assert type(Mine.from_pretrained(folder)) is Mine
+
+
+def test_subclasses_with_weights_of_their_own_are_not_left_half_loaded(folder: Path) -> None:
+    class More(AutoencoderKL):
+        def __init__(self, *args, **kwargs) -> None:
+            super().__init__(*args, **kwargs)
+            self.more = torch.nn.Linear(1, 1)
+
+    with pytest.raises(CheckpointError, match="More.* has other weights than an AutoencoderKL"):
+        More.from_pretrained(folder)
 
 
 def test_only_the_main_process_writes(vae: AutoencoderKL, tmp_path: Path) -> None:

@@ -141,6 +141,15 @@ def test_a_file_system_that_cannot_map(tmp_path: Path, monkeypatch: pytest.Monke
     assert_same_weights(load_vae(tmp_path / "vae.safetensors"), vae)
 
 
+def test_8_bit_floats_are_widened_exactly(tmp_path: Path) -> None:
+    weights = {key: weight.to(torch.float8_e4m3fn) for key, weight in ldm(make(fields(32))).items()}
+    save_file(weights, tmp_path / "fp8.safetensors")
+    assert inspect_vae(tmp_path / "fp8.safetensors").dtype == torch.float8_e4m3fn
+    loaded = load_vae(tmp_path / "fp8.safetensors")
+    assert loaded.dtype == torch.bfloat16
+    assert torch.equal(loaded.state_dict()["decoder.conv_in.weight"].float(), weights["decoder.conv_in.weight"].float())
+
+
 def test_types_that_are_no_weights(tmp_path: Path) -> None:
     weights = {key: weight.to(torch.int8) for key, weight in ldm(make(fields(32))).items()}
     save_file(weights, tmp_path / "int8.safetensors")

@@ -101,6 +101,8 @@ def build_model(
         CheckpointError: a weight has the wrong shape or type, or weights are not finite.
     """
     wanted = parse_dtype(dtype) or dtype_of(plan)
+    if wanted.itemsize == 1:
+        wanted = torch.bfloat16  # holds every 8-bit float, which nothing can be computed with
     with _Skeleton():
         model = model_class(**plan.config)
     places = {
@@ -109,6 +111,11 @@ def build_model(
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     }
     shapes = {key: tuple(tensor.shape) for key, (_, _, tensor) in places.items()}
+    if set(shapes) - OPTIONAL != set(plan.keys) - OPTIONAL:
+        raise CheckpointError(
+            f"{model_class} has other weights than an AutoencoderKL of its config. Load an AutoencoderKL instead, and "
+            f"take its state dict."
+        )
     check_shapes(plan, shapes)
     for remark in plan.remarks:
         logger.warning("%s: %s", plan.source.path.name, remark)

@@ -16,7 +16,7 @@ from .detect import find_layout, find_prefixes
 from .families import family_of_config
 from .plan import Plan, inner_tensors, match_keys
 from .tensor_file import open_tensor_file
-from .write import Writer, write_pickles, write_safetensors, write_text
+from .write import Writer, remove_files, write_pickles, write_safetensors, write_text
 
 CONFIG_NAME = "config.json"
 WEIGHTS_STEM = "diffusion_pytorch_model"
@@ -194,9 +194,8 @@ def write_folder(
         write_pickles(files, others, release)
 
     leftover = re.compile(rf"{re.escape(stem)}-\d{{5}}-of-\d{{5}}\.{extension}|{re.escape(single)}|{re.escape(index)}")
-    for path in folder.iterdir():
-        if leftover.fullmatch(path.name) and path not in files and path not in others:
-            path.unlink()
+    written = files.keys() | others.keys()
+    remove_files((p for p in sorted(folder.iterdir()) if leftover.fullmatch(p.name) and p not in written), release)
 
 
 def _json(values: Mapping[str, Any]) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -30,12 +33,16 @@ def write_files(writers: Mapping[Path, Writer], release: Callable[[], None] | No
     try:
         for path, writer in writers.items():
             path.parent.mkdir(parents=True, exist_ok=True)
+            temporary[path].touch()
+            mode = (path if path.exists() else temporary[path]).stat().st_mode
             writer(temporary[path])
+            temporary[path].chmod(stat.S_IMODE(mode))  # some releases of safetensors write for the owner alone
         for path in writers:
-            _replace(temporary[path], path, release)
-    except OSError as error:
+            _letting_go(partial(os.replace, temporary[path], path), release)
+    except (OSError, SafetensorError, RuntimeError) as error:  # what open, save_file and torch.save raise
+        reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
-            f"cannot write {error.filename2 or error.filename or next(iter(writers))}: {error.strerror or error}. "
+            f"cannot write {', '.join(path.name for path in writers)} in {next(iter(writers)).parent}: {reason}. "
             f"Check the folder, its permissions and the free space."
         ) from error
     finally:
@@ -44,15 +51,21 @@ def write_files(writers: Mapping[Path, Writer], release: Callable[[], None] | No
                 path.unlink(missing_ok=True)
 
 
-def _replace(temporary: Path, path: Path, release: Callable[[], None] | None) -> None:
+def remove_files(paths: Iterable[Path], release: Callable[[], None] | None = None) -> None:
+    """Remove files. `release` as for `write_files`."""
+    for path in paths:
+        _letting_go(path.unlink, release)
+
+
+def _letting_go(action: Callable[[], object], release: Callable[[], None] | None) -> None:
     try:
-        os.replace(temporary, path)
+        action()
     except PermissionError:
         if release is None:
             raise
         release()
         gc.collect()
-        os.replace(temporary, path)
+        action()
 
 
 def write_safetensors(
