@@ -1,0 +1,62 @@
+"""The VAE that ships: small, in order, and good enough to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vae_core import inspect_vae, load_vae
+from vae_core.cli import main
+from vae_core.cli.common import DEMO, DEMO_PHOTOGRAPH
+from vae_core.image import from_pil, to_numpy
+from vae_core.metrics import psnr
+
+
+def test_the_files_that_ship() -> None:
+    names = {path.name for path in DEMO.iterdir()}
+    assert names >= {"config.json", "README.md", "chelsea.png"}
+    (weights,) = DEMO.glob("*.safetensors")
+    assert weights.stat().st_size <= 12_000_000
+    info = inspect_vae(DEMO)
+    assert info.dtype == torch.float16 and info.problem is None and info.config is not None
+    assert info.config.spatial_ratio == 8
+    with Image.open(DEMO_PHOTOGRAPH) as image:
+        assert image.size == (451, 300)
+
+
+def test_no_arguments_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["roundtrip"]) == 0
+    said = capsys.readouterr().out
+    assert float(said.partition("PSNR")[2].split()[0]) >= 26
+    assert (tmp_path / "output" / "chelsea-roundtrip.png").exists()
+
+
+def test_latents_have_a_deviation_of_one_when_scaled() -> None:
+    from vae_core.latent import to_diffusion
+
+    vae = load_vae(DEMO, dtype=torch.float32)
+    with torch.no_grad():
+        z = vae.encode(from_pil(Image.open(DEMO_PHOTOGRAPH)).pixels).latent_dist.mode()
+    assert 0.5 < to_diffusion(z, vae.config).std().item() < 1.5
+
+
+def test_photographs_that_it_never_saw() -> None:
+    import skimage.data
+
+    vae = load_vae(DEMO, dtype=torch.float32)
+    scores = []
+    for name in ("astronaut", "chelsea", "coffee", "rocket"):
+        array = np.asarray(getattr(skimage.data, name)())
+        picture = from_pil(Image.fromarray(array))
+        with torch.no_grad():
+            decoded = to_numpy(picture.restore(vae(picture.pixels).sample))[0]
+        both = (torch.from_numpy(each.astype(np.float64)).movedim(-1, 0)[None] for each in (decoded, array))
+        scores.append(psnr(*both, data_range=255).item())
+    assert min(scores) > 24 and sum(scores) / len(scores) > 26, scores

@@ -1,0 +1,79 @@
+"""`seamless-vae info`: what a checkpoint is, from its header alone."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ..loading import VAEInfo, inspect_vae
+from .common import DEMO, add_command
+
+EXAMPLES = """\
+  seamless-vae info                         the bundled VAE
+  seamless-vae info sdxl_vae.safetensors
+  seamless-vae info stable-diffusion/vae    a diffusers folder
+  seamless-vae info checkpoint.ckpt         the VAE within a whole checkpoint
+
+Reads the header alone, so that files of many gigabytes are answered at once. The exit code is 1 if the file is no
+AutoencoderKL that can be loaded.
+"""
+MEGABYTE = 1e6
+
+
+def add(subparsers) -> argparse.ArgumentParser:
+    parser = add_command(
+        subparsers,
+        "info",
+        "what is this file?",
+        "Say what a VAE checkpoint is, and where each value comes from.",
+        EXAMPLES,
+    )
+    parser.add_argument(
+        "path", nargs="?", default=DEMO, metavar="PATH", help="a file or a folder (default: the bundled VAE)"
+    )
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    info = inspect_vae(arguments.path)
+    print(table(rows(info)))
+    for remark in info.remarks:
+        print(f"note: {remark}", file=sys.stderr)
+    if info.problem is not None:
+        print(f"seamless-vae: error: {info.problem}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def rows(info: VAEInfo) -> list[tuple[str, str, str]]:
+    """(what, value, where it comes from) of everything that is known."""
+    result = [("file", str(info.path), ""), ("container", info.container, "")]
+    result.append(("size", f"{info.file_size / MEGABYTE:.1f} MB", ""))
+    if info.config is None:
+        return [*result, ("seems to be", str(info.seems_to_be), "")]
+    family = "none that is known" if info.family is None else info.family
+    result += [
+        ("keys", f"{info.layout}{f', under {info.prefix}' if info.prefix else ''}", ""),
+        ("family", f"{family}{' (a guess)' if info.family_is_guess else ''}", ""),
+        ("parameters", f"{info.parameters:,}", ""),
+        ("dtype", str(info.dtype).removeprefix("torch."), ""),
+        ("pixels per latent", f"{info.config.spatial_ratio}x{info.config.spatial_ratio}", ""),
+    ]
+    for name, value in info.config.to_dict().items():
+        if not name.startswith("_") and value is not None:
+            result.append((name, _text(value), info.told_by.get(name, "")))
+    return result
+
+
+def table(lines: list[tuple[str, str, str]]) -> str:
+    """Three columns, the last as wide as it comes."""
+    first, second = (max(len(line[column]) for line in lines) for column in (0, 1))
+    second = min(second, 48)
+    return "\n".join(f"{what:<{first}}  {value:<{second}}  {source}".rstrip() for what, value, source in lines)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list):
+        names = [str(item) for item in value]
+        return f"{names[0]} x{len(names)}" if len(names) > 2 and len(set(names)) == 1 else ", ".join(names)
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,113 @@
+"""`seamless-vae roundtrip`: how well does a VAE keep a picture?"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from ..errors import ImageError
+from ..image import from_pil, open_picture, to_numpy, to_pil, write_picture
+from ..metrics import psnr, ssim
+from .common import (
+    DEMO_PHOTOGRAPH,
+    add_command,
+    add_model_arguments,
+    add_sampling_arguments,
+    decode_latent,
+    encode_picture,
+    load_model,
+    shape_text,
+)
+
+CAPTION_HEIGHT, GAP = 28, 8
+EXAMPLES = """\
+  seamless-vae roundtrip                          the bundled photograph through the bundled VAE
+  seamless-vae roundtrip photo.jpg --out results
+  seamless-vae roundtrip photo.jpg --vae sdxl_vae.safetensors --sample --seed 7
+"""
+
+
+def add(subparsers) -> argparse.ArgumentParser:
+    parser = add_command(
+        subparsers,
+        "roundtrip",
+        "encode and decode a picture, and compare",
+        "Encode a picture, decode it again, and tell how much of it is kept: PSNR in dB, and SSIM, at most 1; more is\n"
+        "better. Writes NAME-reconstruction.png, and NAME-roundtrip.png with the original, the reconstruction and the\n"
+        "amplified error side by side. Pictures of any size: the padding that the model needs is taken off again.",
+        EXAMPLES,
+    )
+    parser.add_argument("image", nargs="?", metavar="IMAGE", help="a picture (default: the bundled photograph)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("output"), metavar="DIR", help="where to write (default: output)"
+    )
+    parser.add_argument(
+        "--amplify", type=float, default=5.0, metavar="X", help="how much the error is amplified (default: 5)"
+    )
+    add_sampling_arguments(parser)
+    add_model_arguments(parser)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    path = Path(arguments.image) if arguments.image else DEMO_PHOTOGRAPH
+    opened = open_picture(path)
+    vae = load_model(arguments)
+    picture = from_pil(opened, channels=vae.config.in_channels, multiple=vae.config.spatial_ratio)
+
+    start = time.perf_counter()
+    z = encode_picture(vae, picture, arguments.seed if arguments.sample else None)
+    encoded = time.perf_counter()
+    decoded = picture.restore(decode_latent(vae, z))
+    finished = time.perf_counter()
+
+    reconstruction = to_pil(decoded, picture.alpha if decoded.shape[1] < 4 else None)[0]
+    # Bytes are compared with bytes, in colours that model and picture share.
+    original, kept = (to_numpy(pixels)[0] for pixels in (picture.restore(picture.pixels), decoded))
+    if original.shape != kept.shape:
+        raise ImageError(
+            f"this VAE takes {original.shape[-1]} channels and gives {kept.shape[-1]}, which cannot be compared. "
+            f"Use encode and decode."
+        )
+    scores = [torch.from_numpy(values.astype(np.float64)).movedim(-1, 0)[None] for values in (kept, original)]
+
+    reconstruction_path = arguments.out / f"{path.stem}-reconstruction.png"
+    comparison_path = arguments.out / f"{path.stem}-roundtrip.png"
+    write_picture(reconstruction, reconstruction_path)
+    write_picture(side_by_side(original, kept, arguments.amplify), comparison_path)
+
+    height, width = picture.size
+    bottleneck = original.size / z.numel()
+    try:
+        similarity = f"{ssim(*scores, data_range=255).item():.4f}"
+    except ImageError:
+        similarity = "none: the picture is too small"
+    print(f"picture         {path.name}, {width}x{height}")
+    print(f"latent          {shape_text(z.shape)}, {bottleneck:.1f} times fewer numbers")
+    print(f"PSNR            {psnr(*scores, data_range=255).item():.2f} dB")
+    print(f"SSIM            {similarity}")
+    print(f"time            {encoded - start:.2f} s to encode, {finished - encoded:.2f} s to decode")
+    print(f"reconstruction  {reconstruction_path}")
+    print(f"side by side    {comparison_path}")
+    return 0
+
+
+def side_by_side(original: np.ndarray, kept: np.ndarray, amplify: float) -> Image.Image:
+    """Original, reconstruction and amplified error, each [H, W, C] of bytes, under their captions."""
+    error = np.abs(original[..., :3].astype(np.float32) - kept[..., :3]) * amplify
+    panels = [original[..., :3], kept[..., :3], error.clip(0, 255).astype(np.uint8)]
+    captions = ["original", "reconstruction", f"error x{amplify:g}"]
+    height, width = original.shape[:2]
+    sheet = Image.new("RGB", (3 * width + 2 * GAP, CAPTION_HEIGHT + height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
+        left = i * (width + GAP)
+        grey = panel[..., 0] if panel.shape[-1] == 1 else panel
+        sheet.paste(Image.fromarray(grey).convert("RGB"), (left, CAPTION_HEIGHT))
+        draw.text((left + 4, 6), caption, fill="black", font=ImageFont.load_default())
+    return sheet
