@@ -131,6 +131,21 @@ def test_hand_written_programs(name: str, legacy: bool, tmp_path: Path) -> None:
     assert OrderedDict.keys is not None and pickled.Rebuild("x").name == "x"
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"Nr\xff\xff\xff\x7f.",
+        b"\x8e" + bytes(7) + b"\x10a.",
+        b"(" * 50_000 + b"t" * 50_000 + b".",
+        b"N" + b"\x85" * 50_000 + b".",
+    ],
+    ids=["memo", "bytes", "tuples in tuples", "tuples of one"],
+)
+def test_short_programs_that_ask_for_much_memory(program: bytes, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"x\.pt "):
+        load_vae(pack(program, tmp_path / "x.pt"))
+
+
 def test_a_file_cannot_bend_what_the_next_one_meets(tmp_path: Path) -> None:
     """BUILD may set attributes of a dummy class: of this file's, and of no other's."""
     program = b"cnumpy\nthing\n(N}S'append'\nccollections\nOrderedDict\nstb."

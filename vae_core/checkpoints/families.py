@@ -80,7 +80,7 @@ FAMILIES = (
         {"scaling_factor": 0.13025, "sample_size": 1024},
         latent_channels=4,
         architectures=("stable-diffusion-xl", "sdxl"),
-        siblings=("conditioner.embedders.",),
+        siblings=("conditioner.embedders.", "model.diffusion_model.double_layers."),  # the latter is AuraFlow's
     ),
     Family(
         "SD x4 upscaler",
