@@ -287,7 +287,7 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
 
 
 def _tile(size: int, stride: int) -> TileSpec:
-    return TileSpec(size=size, overlap=size - max(1, stride))
+    return TileSpec(size=size, overlap=size - max(1, stride), mode="blended")
 
 
 def _bind_config(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AutoencoderKLConfig:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +15,12 @@ from tqdm import tqdm
 from ..autoencoder_kl import AutoencoderKL
 from ..image import Picture
 from ..loading import load_vae
+from ..streaming import decode, encode
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
 DEMO_PHOTOGRAPH = DEMO / "chelsea.png"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-Item = TypeVar("Item")
+GIGABYTE = 1e9
 
 
 def add_command(subparsers: Any, name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -44,7 +45,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: auto)")
     group.add_argument("--dtype", choices=DTYPES, default="float32", help="precision to work in (default: %(default)s)")
-    group.add_argument("--tiled", action="store_true", help="work in tiles, for pictures too large for the memory")
+    group.add_argument(
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="working memory to keep to; more goes to a temporary file, the result is the same (default: what is free)",
+    )
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,10 +65,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 def load_model(arguments: argparse.Namespace) -> AutoencoderKL:
     """The VAE that the arguments name, on its device, ready to run."""
     device = pick_device() if arguments.device == "auto" else arguments.device
-    vae = load_vae(arguments.vae or DEMO, dtype=DTYPES[arguments.dtype], device=device)
-    if arguments.tiled:
-        vae.enable_tiling()
-    return vae.eval()
+    return load_vae(arguments.vae or DEMO, dtype=DTYPES[arguments.dtype], device=device)
 
 
 def pick_device() -> str:
@@ -72,23 +75,45 @@ def pick_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-@torch.no_grad()
-def encode_picture(vae: AutoencoderKL, picture: Picture, seed: int | None = None) -> Tensor:
-    """Raw z of a picture, [B, C, h, w] in float32 on the CPU: the posterior's mode, or a draw if there is a seed."""
-    posterior = vae.encode(picture.pixels.to(vae.device, vae.dtype)).latent_dist
-    z = posterior.mode() if seed is None else posterior.sample(torch.Generator().manual_seed(seed))
-    return z.float().cpu()
+def encode_picture(
+    vae: AutoencoderKL, picture: Picture, arguments: argparse.Namespace, what: str, i: int = 0
+) -> Tensor:
+    """Raw z of a picture, [1, C, h, w] in float32 on the CPU: the posterior's mode, or a draw if that is asked for.
+
+    Args:
+        what: for the progress bar.
+        i: number of the picture in its batch, which is added to the seed.
+    """
+    with progress_bar(what) as progress:
+        pixels = picture.pixels.to(vae.device, vae.dtype)
+        posterior = encode(vae, pixels, memory_budget=memory_budget(arguments), progress=progress)
+    generator = torch.Generator().manual_seed(arguments.seed + i)
+    return (posterior.sample(generator) if arguments.sample else posterior.mode()).float().cpu()
 
 
-@torch.no_grad()
-def decode_latent(vae: AutoencoderKL, z: Tensor) -> Tensor:
-    """Pixels of raw z, [B, C, H, W] in about [-1, 1], in float32 on the CPU."""
-    return vae.decode(z.to(vae.device, vae.dtype)).sample.float().cpu()
+def decode_latent(vae: AutoencoderKL, z: Tensor, arguments: argparse.Namespace, what: str) -> Tensor:
+    """Pixels of raw z, [1, C, H, W] in about [-1, 1], in float32 on the CPU."""
+    with progress_bar(what) as progress:
+        z = z.to(vae.device, vae.dtype)
+        return decode(vae, z, memory_budget=memory_budget(arguments), progress=progress).float().cpu()
 
 
-def progress(items: Sequence[Item], what: str) -> Iterable[Item]:
-    """The items, with a progress bar on stderr if there are several and someone to see it."""
-    return tqdm(items, desc=what, unit="picture", disable=True if len(items) < 2 else None)
+def memory_budget(arguments: argparse.Namespace) -> int | None:
+    """Bytes that --memory allows; None if it was not given."""
+    return None if arguments.memory is None else int(arguments.memory * GIGABYTE)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that is told (done, total), and shows a bar if it takes over a second and someone is there to see."""
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+    with tqdm(desc=what, total=1, delay=1, leave=False, disable=None, bar_format=form) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
 
 
 def shape_text(shape: Sequence[int]) -> str:

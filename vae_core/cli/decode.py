@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..image import to_pil, write_picture
-from .common import add_command, add_model_arguments, decode_latent, load_model, progress
+from .common import add_command, add_model_arguments, decode_latent, load_model
 from .latent_file import Latent, read_latents
 
 EXAMPLES = """\
@@ -36,8 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     latents = read_latents(arguments.latents)
     paths = output_paths(arguments.output, latents)
     vae = load_model(arguments)
-    for path, latent in progress(list(zip(paths, latents, strict=True)), "decoding"):
-        decoded = decode_latent(vae, latent.z)
+    for i, (path, latent) in enumerate(zip(paths, latents, strict=True), start=1):
+        decoded = decode_latent(vae, latent.z, arguments, f"{path.name} ({i} of {len(paths)})")
         height, width = latent.size or decoded.shape[2:]
         if height > decoded.shape[2] or width > decoded.shape[3]:
             raise CheckpointError(

@@ -12,7 +12,6 @@ from .common import (
     add_sampling_arguments,
     encode_picture,
     load_model,
-    progress,
     shape_text,
 )
 from .latent_file import Latent, write_latents
@@ -50,11 +49,11 @@ def run(arguments: argparse.Namespace) -> int:
     vae = load_model(arguments)
     config = vae.config
     latents = []
-    for i, path in enumerate(progress(arguments.images, "encoding")):
+    for i, path in enumerate(arguments.images):
         picture = from_pil(
             open_picture(path), channels=config.in_channels, multiple=config.spatial_ratio, fit=arguments.fit
         )
-        z = encode_picture(vae, picture, arguments.seed + i if arguments.sample else None)
+        z = encode_picture(vae, picture, arguments, f"{path.name} ({i + 1} of {len(arguments.images)})", i)
         alpha = picture.alpha if config.out_channels < 4 else None
         latents.append(Latent(z, picture.size, path.stem, alpha))
     write_latents(arguments.output, latents)

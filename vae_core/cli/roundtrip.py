@@ -61,9 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
     picture = from_pil(opened, channels=vae.config.in_channels, multiple=vae.config.spatial_ratio)
 
     start = time.perf_counter()
-    z = encode_picture(vae, picture, arguments.seed if arguments.sample else None)
+    z = encode_picture(vae, picture, arguments, "encoding")
     encoded = time.perf_counter()
-    decoded = picture.restore(decode_latent(vae, z))
+    decoded = picture.restore(decode_latent(vae, z, arguments, "decoding"))
     finished = time.perf_counter()
 
     reconstruction = to_pil(decoded, picture.alpha if decoded.shape[1] < 4 else None)[0]

@@ -39,6 +39,7 @@ def run_blended(run: Callable[[Tensor], Tensor], x: Tensor, tile: TileSpec, in_u
         in_unit, out_unit: size of one latent position in `x` and in the result: 1 for latents, the model's
             spatial ratio for pixels.
     """
+    assert tile.size is not None
     size, stride = tile.size * in_unit, tile.stride * in_unit
     extent, keep = tile.overlap * out_unit, tile.stride * out_unit
     above: list[Tensor] = []
