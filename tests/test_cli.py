@@ -104,9 +104,11 @@ class TestRoundtrip:
         options = ["--dtype", "bfloat16", "--device", "cpu", "--memory", 0.5]
         assert run("roundtrip", photo, "--vae", vae_folder, "--out", tmp_path, *options) == 0
 
-    def test_memory_changes_nothing(self, vae_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_memory_budget_changes_nothing(
+        self, vae_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         photo = picture_file(tmp_path / "photo.png", (300, 280, 3))
-        for i, options in enumerate(([], ["--memory", 0.06])):
+        for i, options in enumerate(([], ["--memory", 0.5])):
             assert run("roundtrip", photo, "--vae", vae_folder, "--out", tmp_path / str(i), *options) == 0
         results = [pixels(tmp_path / str(i) / "photo-reconstruction.png").astype(int) for i in range(2)]
         assert np.abs(results[0] - results[1]).max() <= 1
