@@ -12,7 +12,7 @@ from .stats import ChannelStats, merge_all
 from .store import MapStore
 
 _QUERIES = 1024  # positions that attend at a time
-_PACKED_QUERIES = 256
+_PACKED_QUERIES = 256  # at most
 _PACKED_KEYS = 8192  # keys and values in one packed block
 _PACKED_LIMIT = 2**29  # bytes of packed keys and values beyond which they go to the store instead
 
@@ -118,11 +118,18 @@ class PackedAttentionPass:
     fast = False
 
     def __init__(
-        self, attention: Attention, source: Tensor, target: Tensor, coefficients: tuple[Tensor, Tensor] | None
+        self,
+        attention: Attention,
+        source: Tensor,
+        target: Tensor,
+        coefficients: tuple[Tensor, Tensor] | None,
+        strip_bytes: int,
     ) -> None:
         self.attention, self.source, self.target, self.coefficients = attention, source, target, coefficients
         self.positions = source.shape[1] * source.shape[2]
         self.channels = source.shape[3]
+        self.scores_per_query = 3 * min(_PACKED_KEYS, self.positions)  # as they are, their exponentials, on the way
+        self.queries = max(8, min(_PACKED_QUERIES, strip_bytes // (2 * self.scores_per_query)))
 
     @staticmethod
     def suits(source: Tensor, device: torch.device) -> bool:
@@ -140,13 +147,13 @@ class PackedAttentionPass:
 
     def workspace(self, workers: int) -> int:
         held = 3 * self.source.numel()  # packed keys and values, and a block of them on its way
-        scores = _PACKED_QUERIES * (3 * min(_PACKED_KEYS, self.positions) + 6 * self.channels)
+        scores = self.queries * (self.scores_per_query + 6 * self.channels)
         return 4 * (held + workers * scores + 8 * self.channels**2)
 
     def strips(self) -> list[tuple[int, int, int]]:
         """(item, start, stop) of the queries."""
-        chunks = range(0, self.positions, _PACKED_QUERIES)
-        stops = [(start, min(start + _PACKED_QUERIES, self.positions)) for start in chunks]
+        chunks = range(0, self.positions, self.queries)
+        stops = [(start, min(start + self.queries, self.positions)) for start in chunks]
         return [(item, *chunk) for item in range(self.source.shape[0]) for chunk in stops]
 
     def costs(self) -> list[int]:

@@ -19,8 +19,6 @@ from . import winograd
 from .program import Convolve
 from .stats import ChannelStats, merge_all
 
-# Strips of the direct kernel hold about this many bytes of their wider side.
-_DIRECT_STRIP_BYTES = {"cpu": 2**24, "cuda": 2**28}
 # Below these sizes Winograd's transformed weights cost more than its multiplications save: measured as
 # `benchmarks/kernels.py` prints it, positions of the target for every channel of the narrower side.
 _WINOGRAD_MIN_CHANNELS = 32
@@ -55,6 +53,7 @@ class PassInputs:
     Attributes:
         coefficients: the norm as scale and shift [B, C] in float32, or None.
         max_rows: most target rows that a strip may have, or None.
+        strip_bytes: what a strip of the direct kernel holds of its wider side, about.
         device: where the arithmetic happens.
     """
 
@@ -65,6 +64,7 @@ class PassInputs:
     coefficients: tuple[Tensor, Tensor] | None
     wrap: Wrap
     max_rows: int | None
+    strip_bytes: int
     device: torch.device
 
 
@@ -129,8 +129,7 @@ class DirectConvolution:
         batch, height, width, channels = self.inputs.target.shape
         itemsize = self.inputs.target.dtype.itemsize
         widest = max(channels, self.inputs.source.shape[3])
-        wanted = _DIRECT_STRIP_BYTES.get(self.inputs.device.type, 2**26)
-        rows = max(1, wanted // (batch * width * widest * itemsize))
+        rows = max(1, self.inputs.strip_bytes // (batch * width * widest * itemsize))
         if self.inputs.max_rows is not None:
             rows = min(rows, self.inputs.max_rows)
         multiple = 2 if self.step.scale == "up" else 1
@@ -201,10 +200,7 @@ def _phase_weights(conv: nn.Conv2d) -> list[Tensor]:
 
 
 class WinogradConvolution:
-    """Few multiplications, on float32 maps in memory. Strips are independent and run on several threads.
-
-    The cut does not depend on the number of threads, so neither do the results.
-    """
+    """Few multiplications, on float32 maps in memory. Strips are independent and run on several threads."""
 
     parallel = True
     fast = True

@@ -260,6 +260,7 @@ def _run_exact(
     settings = replace(_settings(device, tiling), wrap=wrap, check_finite=check_finite)
     passes, items = task.passes, task.items_at_once
     plan = task.plan(settings, dtype, _budget(memory_budget, device))
+    settings = replace(settings, strip_bytes=plan.strip_bytes)
     store = MapStore(device, plan.map_limit)
     output = torch.empty(task.output_shape, dtype=dtype, device=device)
     report = _Report(progress, plan.arithmetic // items * task.shape[0])

@@ -30,6 +30,7 @@ class Settings:
         device: where the arithmetic happens; maps lie where the store puts them.
         wrap: the axes along which the picture continues at its other side.
         strip_latents: most latent rows in a strip; None for what suits each pass.
+        strip_bytes: size of a strip where the kernel leaves it open; None for what suits the device.
         plain_kernels: use torch's convolutions alone.
         check_finite: raise NonFiniteError in the pass that first makes a number that is not finite.
     """
@@ -37,8 +38,15 @@ class Settings:
     device: torch.device
     wrap: Wrap = Wrap()
     strip_latents: int | None = None
+    strip_bytes: int | None = None
     plain_kernels: bool = False
     check_finite: bool = False
+
+
+    @property
+    def bytes_per_strip(self) -> int:
+        """`strip_bytes`, or what suits the device: a CPU's cache, a GPU's need of much to do at once."""
+        return self.strip_bytes or (2**24 if self.device.type == "cpu" else 2**28)
 
 
 @contextmanager
@@ -146,7 +154,7 @@ class Execution:
         settings, coefficients = self.settings, self._coefficients(step)
         if isinstance(step, Attend):
             if PackedAttentionPass.suits(source, settings.device) and not settings.plain_kernels:
-                return PackedAttentionPass(step.attention, source, target, coefficients)
+                return PackedAttentionPass(step.attention, source, target, coefficients, settings.bytes_per_strip)
             return AttentionPass(step.attention, source, target, coefficients, self.store, settings.device)
         max_rows = settings.strip_latents
         if max_rows is not None:
@@ -159,6 +167,7 @@ class Execution:
             coefficients=coefficients and (coefficients[0].float(), coefficients[1].float()),
             wrap=settings.wrap,
             max_rows=max_rows,
+            strip_bytes=settings.bytes_per_strip,
             device=settings.device,
         )
         kernel = DirectConvolution if settings.plain_kernels else choose_kernel(step, source, target, settings.device)

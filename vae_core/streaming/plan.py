@@ -11,6 +11,7 @@ from .executor import Execution, Settings
 from .program import Pass
 from .store import MapStore
 
+_SMALLEST_STRIP = 2**18  # bytes
 _META = torch.device("meta")
 
 
@@ -27,6 +28,7 @@ class Plan:
         arithmetic: multiplications and additions, counted as plain convolutions need them.
         fast_share: the share of `arithmetic` that takes a kernel with fewer multiplications.
         map_limit: bytes of maps that may lie in memory; None for no limit.
+        strip_bytes: size of a strip where a kernel leaves it open.
     """
 
     passes: int
@@ -37,6 +39,7 @@ class Plan:
     arithmetic: int
     fast_share: float
     map_limit: int | None
+    strip_bytes: int
 
     def times(self, runs: int) -> Plan:
         """The plan of so many runs, one after the other."""
@@ -69,10 +72,13 @@ def plan_program(
     plan, workspace = rehearse(None)
     if budget is None or plan.peak_bytes <= budget:
         return plan
+    while workspace > budget // 2 and settings.bytes_per_strip > _SMALLEST_STRIP:
+        settings = replace(settings, strip_bytes=settings.bytes_per_strip // 4)
+        workspace = rehearse(None)[1]
     if workspace > budget:
         raise MemoryBudgetError(
             f"a memory budget of {budget / 2**20:.0f} MiB is too small: a single strip of this model needs "
-            f"{workspace / 2**20:.0f} MiB. Give at least that much."
+            f"{workspace / 2**20:.0f} MiB. Give at least {workspace / 2**20 * 1.1:.0f} MiB."
         )
     return rehearse(budget - workspace)[0]
 
@@ -109,5 +115,6 @@ def _rehearse(
         arithmetic=arithmetic,
         fast_share=fast / arithmetic,
         map_limit=limit,
+        strip_bytes=settings.bytes_per_strip,
     )
     return plan, largest

@@ -37,8 +37,10 @@ class ChannelStats:
         count = values.shape[1]
         ones = values.new_ones(1, 1, count).expand(len(values), 1, count)
         mean = (ones @ values) / count
-        m2 = ones @ (values - mean).square()
-        return cls(count, mean[:, 0].double().cpu(), m2[:, 0].double().cpu())
+        deviations = values - mean
+        rest = (ones @ deviations)[:, 0].double().cpu()  # what rounding left of the mean
+        m2 = (ones @ deviations.square_())[:, 0].double().cpu() - rest.square() / count
+        return cls(count, mean[:, 0].double().cpu() + rest / count, m2.clamp_min_(0.0))
 
     def merge(self, other: ChannelStats) -> ChannelStats:
         """The statistics of both sets of values (Chan, Golub & LeVeque, 1979, eq. 2.1)."""

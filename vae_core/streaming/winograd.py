@@ -98,21 +98,30 @@ class PackedProducts:
         return y.permute(0, 2, 3, 1).view(rows, self.groups, self.out_channels)
 
 
-def _transformed(conv: nn.Conv2d, transform: Tensor) -> Tensor:
-    """transform w transform^T for every kernel w: [n * n, K, C] in float32."""
-    both = torch.kron(transform, transform).float()
-    kernels = conv.weight.detach().float().flatten(0, 1).flatten(1)  # [K * C, 9]
-    return (both @ kernels.t()).unflatten(1, conv.weight.shape[:2])
+def _pack_transformed(conv: nn.Conv2d, transform: Tensor) -> list[PackedProducts]:
+    """transform w transform^T for every kernel w of `conv`, packed row by row of the result.
+
+    In several pieces, since the C library gives each larger one fresh pages that the system must clear first.
+    """
+    rows = product_rows(max(conv.in_channels, conv.out_channels))
+    kernels = conv.weight.detach().float().flatten(0, 1).flatten(1).t()  # [9, K * C]
+    size = transform.shape[0]
+    matrices = torch.from_numpy(_buffer("weights", size, kernels.shape[1]))
+    packed = []
+    for row in torch.kron(transform, transform).float().split(size):
+        torch.mm(row, kernels, out=matrices)
+        packed.append(PackedProducts.pack(matrices.unflatten(1, conv.weight.shape[:2]), rows))
+    return packed
 
 
-def pack_winograd(conv: nn.Conv2d) -> PackedProducts:
+def pack_winograd(conv: nn.Conv2d) -> list[PackedProducts]:
     """The weights of a 3x3 convolution, transformed: four times their size."""
-    return PackedProducts.pack(_transformed(conv, _G), product_rows(max(conv.in_channels, conv.out_channels)))
+    return _pack_transformed(conv, _G)
 
 
-def pack_upsample(conv: nn.Conv2d) -> PackedProducts:
+def pack_upsample(conv: nn.Conv2d) -> list[PackedProducts]:
     """The weights of a 3x3 convolution that follows a doubling: their own size."""
-    return PackedProducts.pack(_transformed(conv, _UP), product_rows(max(conv.in_channels, conv.out_channels)))
+    return _pack_transformed(conv, _UP)
 
 
 _scratch = threading.local()
@@ -127,11 +136,15 @@ def _buffer(name: str, *shape: int) -> np.ndarray:
     return kept[name][:size].reshape(shape)
 
 
-def _product_input(rows: int, products: PackedProducts, channels: int) -> np.ndarray:
-    """The left side of the products, [rows, groups, padded channels], with zeros where it is padded."""
-    left = _buffer("products", rows, products.groups, products.in_channels)
-    left[:, :, channels:] = 0.0
+def _product_input(rows: int, products: list[PackedProducts], channels: int) -> np.ndarray:
+    """The left sides of the products, [products, rows, groups, padded channels], with zeros where it is padded."""
+    left = _buffer("products", len(products), rows, products[0].groups, products[0].in_channels)
+    left[..., channels:] = 0.0
     return left
+
+
+def _multiply(left: np.ndarray, products: list[PackedProducts]) -> tuple[np.ndarray, ...]:
+    return tuple(each(part).numpy() for part, each in zip(torch.from_numpy(left), products, strict=True))
 
 
 @dataclass(frozen=True)
@@ -145,7 +158,7 @@ class Window:
 def winograd_strip(
     window: Window,
     coefficients: tuple[Tensor, Tensor] | None,
-    products: PackedProducts,
+    products: list[PackedProducts],
     bias: Tensor,
     residual: Tensor | None,
     target: Tensor,
@@ -176,11 +189,10 @@ def winograd_strip(
     scale, shift = (column[0], column[0]) if coefficients is None else (each.numpy() for each in coefficients)
     for row in range(tile_rows):
         y = top + TILE * row - 1 - window.first
-        part = transformed[row * columns : (row + 1) * columns]
+        part = transformed[:, row * columns : (row + 1) * columns]
         jit.tiles_in(source, y, left - 1, wrap_x, scale, shift, coefficients is not None, column, rows, part)
 
-    result = products(torch.from_numpy(transformed)).numpy()
-
+    result = _multiply(transformed, products)
     total, squares = np.zeros(channels), np.zeros(channels)
     scratch, values = _buffer("outputs", 6, TILE, channels), _buffer("values", TILE, channels)
     mode = 0 if residual is None else 2 if residual is target else 1
@@ -189,14 +201,13 @@ def winograd_strip(
     for row in range(tile_rows):
         part = slice(TILE * row, min(TILE * (row + 1), height))
         jit.tiles_out(
-            result[row * columns : (row + 1) * columns],
-            bias.numpy(), added[part], mode, scratch, values, out[part], total, squares,
-        )  # fmt: skip
+            result, row * columns, bias.numpy(), added[part], mode, scratch, values, out[part], total, squares
+        )
     return total, squares
 
 
 def upsample_strip(
-    window: Window, products: PackedProducts, bias: Tensor, target: Tensor, top: int, left: int, wrap_x: bool
+    window: Window, products: list[PackedProducts], bias: Tensor, target: Tensor, top: int, left: int, wrap_x: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """conv(double(x)) + bias for the rectangle `target` [rows, columns, K] at (top, left), all even numbers.
 
@@ -211,12 +222,11 @@ def upsample_strip(
     column = _buffer("column", 3, 3, window.rows.shape[2])
     source = window.rows.numpy()
     for row in range(rows):
-        part = combined[row * columns : (row + 1) * columns]
+        part = combined[:, row * columns : (row + 1) * columns]
         jit.upsample_in(source, top // 2 + row - window.first, left // 2, wrap_x, column, part)
-    result = products(torch.from_numpy(combined)).numpy()
+    result = _multiply(combined, products)
     total, squares = np.zeros(channels), np.zeros(channels)
     out = target.numpy()
     for row in range(rows):
-        part = result[row * columns : (row + 1) * columns]
-        jit.upsample_out(part, bias.numpy(), out[2 * row : 2 * row + 2], total, squares)
+        jit.upsample_out(result, row * columns, bias.numpy(), out[2 * row : 2 * row + 2], total, squares)
     return total, squares

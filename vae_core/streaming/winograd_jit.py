@@ -77,11 +77,11 @@ def _four_outputs(m0, m1, m2, m3, m4, m5):
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 def tiles_in(source, y0, x0, wrap_x, scale, shift, activate, column, rows, out):
-    """Transform the inputs of `len(out)` tiles of 4x4 outputs whose first input is source[y0, x0].
+    """Transform the inputs of a row of tiles of 4x4 outputs whose first input is source[y0, x0].
 
-    column [6, C] and rows [6, >= 4 * tiles + 2, C] are scratch; out [tiles, 36, >= C].
+    column [6, C] and rows [6, >= 4 * tiles + 2, C] are scratch; out [6, tiles, 6, >= C].
     """
-    tiles, channels = out.shape[0], source.shape[2]
+    tiles, channels = out.shape[1], source.shape[2]
     for j in range(4 * tiles + 2):
         for i in range(6):
             _activated(source, y0 + i, x0 + j, wrap_x, scale, shift, activate, column[i])
@@ -105,12 +105,12 @@ def tiles_in(source, y0, x0, wrap_x, scale, shift, activate, column, rows, out):
                     rows[i, j + 4, c],
                     rows[i, j + 5, c],
                 )
-                out[t, 6 * i, c] = v[0]
-                out[t, 6 * i + 1, c] = v[1]
-                out[t, 6 * i + 2, c] = v[2]
-                out[t, 6 * i + 3, c] = v[3]
-                out[t, 6 * i + 4, c] = v[4]
-                out[t, 6 * i + 5, c] = v[5]
+                out[i, t, 0, c] = v[0]
+                out[i, t, 1, c] = v[1]
+                out[i, t, 2, c] = v[2]
+                out[i, t, 3, c] = v[3]
+                out[i, t, 4, c] = v[4]
+                out[i, t, 5, c] = v[5]
 
 
 @numba.njit(inline="always", fastmath=True, error_model="numpy")
@@ -132,24 +132,19 @@ def _store(values, bias, residual, mode, target, total, squares):
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def tiles_out(products, bias, residual, mode, scratch, values, target, total, squares):
-    """Transform products [tiles, 36, >= K] to the pixels of target [rows <= 4, columns <= 4 * tiles, K].
+def tiles_out(products, first, bias, residual, mode, scratch, values, target, total, squares):
+    """Transform six products [tiles, 6, K] to the pixels of target [rows <= 4, columns <= 4 * tiles, K].
 
+    first: the first tile's place in the products.
     mode: 0 to write, 1 to add residual (of target's shape), 2 to add to what target holds.
     scratch [6, 4, K], values [4, K]. total and squares [K] of float64 gather the sums of what is written.
     """
     height, width, channels = target.shape
     for t in range((width + 3) // 4):
         for i in range(6):
+            m = products[i][first + t]
             for c in range(channels):
-                v = _four_outputs(
-                    products[t, 6 * i, c],
-                    products[t, 6 * i + 1, c],
-                    products[t, 6 * i + 2, c],
-                    products[t, 6 * i + 3, c],
-                    products[t, 6 * i + 4, c],
-                    products[t, 6 * i + 5, c],
-                )
+                v = _four_outputs(m[0, c], m[1, c], m[2, c], m[3, c], m[4, c], m[5, c])
                 scratch[i, 0, c] = v[0]
                 scratch[i, 1, c] = v[1]
                 scratch[i, 2, c] = v[2]
@@ -173,9 +168,9 @@ def tiles_out(products, bias, residual, mode, scratch, values, target, total, sq
 def upsample_in(source, y0, x0, wrap_x, column, out):
     """The nine combinations of a position and its neighbours that an upsampling needs; see `convolution.py`.
 
-    out [positions, 9, >= C] for the positions source[y0, x0 : x0 + positions]; column [3, 3, C] is scratch.
+    out [3, positions, 3, >= C] for the positions source[y0, x0 : x0 + positions]; column [3, 3, C] is scratch.
     """
-    positions, channels = out.shape[0], source.shape[2]
+    positions, channels = out.shape[1], source.shape[2]
     no_coefficients = column[0, 0]
     for j in range(-1, positions + 1):
         slot = (j + 3) % 3
@@ -194,27 +189,22 @@ def upsample_in(source, y0, x0, wrap_x, column, out):
             row = (1, 0, 2)[i]  # the combinations in the order: centre, above, below
             for c in range(channels):
                 centre = column[here, i, c]
-                out[j - 1, 3 * row, c] = centre
-                out[j - 1, 3 * row + 1, c] = column[before, i, c] - centre
-                out[j - 1, 3 * row + 2, c] = column[after, i, c] - centre
+                out[row, j - 1, 0, c] = centre
+                out[row, j - 1, 1, c] = column[before, i, c] - centre
+                out[row, j - 1, 2, c] = column[after, i, c] - centre
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def upsample_out(products, bias, target, total, squares):
-    """products [positions, 9, K] to target [2, 2 * positions, K]; sums as in `tiles_out`."""
-    positions, _, channels = products.shape
-    for t in range(positions):
+def upsample_out(products, first, bias, target, total, squares):
+    """Three products [positions, 3, K], from place `first` on, to target [2, 2 * positions, K]; see `tiles_out`."""
+    _, width, channels = target.shape
+    for t in range(width // 2):
+        centre = products[0][first + t]
         for a in range(2):
+            beside = products[1 + a][first + t]
             for b in range(2):
-                down, right = 3 * (1 + a), 1 + b
                 for c in range(channels):
-                    v = (
-                        products[t, 0, c]
-                        + products[t, right, c]
-                        + products[t, down, c]
-                        + products[t, down + right, c]
-                        + bias[c]
-                    )
+                    v = centre[0, c] + centre[1 + b, c] + beside[0, c] + beside[1 + b, c] + bias[c]
                     target[a, 2 * t + b, c] = v
                     d = np.float64(v)
                     total[c] += d

@@ -1,0 +1,197 @@
+"""The engine against the plain modules: every cut, size, batch, budget and kernel gives the same numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from vaes import ATTENTION_EVERYWHERE, fields, make
+
+import vae_core
+from vae_core import AutoencoderKL, TileSpec
+from vae_core.blocks import Downsample
+
+# The bound that the documentation promises, for images and for moments in units of their standard deviation. The
+# plain pass itself is about 1e-5 from float64 on these models.
+TOLERANCE = 1e-4
+
+CONFIGS = {
+    "f4": fields(32, 64, layers_per_block=1),
+    "f8": fields(32, 32, 64, 64, layers_per_block=2, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False),
+    "no attention, odd widths": fields(24, 40, norm_num_groups=8, mid_block_add_attention=False),
+    "attention in the levels": ATTENTION_EVERYWHERE,
+    "grey": fields(32, 32, 32, in_channels=1, out_channels=1, layers_per_block=3),
+    "mish": fields(32, 64, act_fn="mish"),
+}
+
+
+@pytest.fixture(params=[1, 3], autouse=True)
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def vae(request) -> AutoencoderKL:
+    return make(CONFIGS[request.param])
+
+
+def latent(vae: AutoencoderKL, batch: int, height: int, width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    return torch.randn(batch, vae.config.latent_channels, height, width, generator=generator)
+
+
+def image(vae: AutoencoderKL, batch: int, height: int, width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    return torch.rand(batch, vae.config.in_channels, height, width, generator=generator) * 2 - 1
+
+
+@torch.no_grad()
+def assert_decodes_alike(vae: AutoencoderKL, z: Tensor, **options) -> None:
+    difference = vae_core.decode(vae, z, **options) - vae.decode_plain(z)
+    assert difference.abs().max() < TOLERANCE
+
+
+@torch.no_grad()
+def assert_encodes_alike(vae: AutoencoderKL, x: Tensor, **options) -> None:
+    want = vae.encode_plain(x)
+    difference = vae_core.encode(vae, x, **options).parameters - want
+    assert difference.abs().max() < TOLERANCE * want.std()
+
+
+@pytest.mark.parametrize("size", [None, 1, 2, 5, 13, 64])
+def test_any_strip(vae, size):
+    assert_decodes_alike(vae, latent(vae, 2, 13, 17), tiling=TileSpec(size=size))
+    ratio = vae.config.spatial_ratio
+    assert_encodes_alike(vae, image(vae, 2, 13 * ratio + 1, 17 * ratio - 1), tiling=TileSpec(size=size))
+
+
+@pytest.mark.parametrize("size", [(1, 4), (4, 1), (1, 9), (9, 1), (2, 3), (4, 4), (5, 4), (31, 33)])
+def test_any_shape(vae, size):
+    assert_decodes_alike(vae, latent(vae, 1, *size))
+    assert_encodes_alike(vae, image(vae, 1, *(side * vae.config.spatial_ratio for side in size)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    height=st.integers(2, 24),
+    width=st.integers(1, 24),
+    size=st.none() | st.integers(1, 24),
+    budget=st.none() | st.integers(1, 40),
+    kernels=st.sampled_from(["auto", "plain"]),
+)
+def test_any_combination(batch, height, width, size, budget, kernels):
+    vae = SHARED
+    z = latent(vae, batch, height, width)
+    with vae_core.kernels(kernels):
+        try:
+            budget_bytes = None if budget is None else budget * 2**20
+            assert_decodes_alike(vae, z, tiling=TileSpec(size=size), memory_budget=budget_bytes)
+        except vae_core.MemoryBudgetError as error:
+            assert budget is not None and "at least" in str(error)
+
+
+SHARED = make(CONFIGS["f4"])
+
+
+def test_a_budget_sends_maps_to_a_file_and_changes_nothing():
+    z = latent(SHARED, 1, 64, 64)
+    free = vae_core.plan_decode(SHARED, z.shape)
+    assert free.store == "memory" and free.file_bytes == 0
+    for tenths in range(9, 0, -1):  # smaller strips come first
+        budget = free.peak_bytes * tenths // 10
+        tight = vae_core.plan_decode(SHARED, z.shape, memory_budget=budget)
+        assert tight.peak_bytes <= budget
+        if tight.store == "memory and file":
+            break
+    assert tight.file_bytes > 0
+    difference = vae_core.decode(SHARED, z) - vae_core.decode(SHARED, z, memory_budget=budget)
+    assert difference.abs().max() < 1e-5  # matrix products round by where their operands lie
+
+
+def test_the_number_of_threads_changes_nothing(threads):
+    z = latent(SHARED, 2, 24, 24)
+    result = vae_core.decode(SHARED, z)
+    torch.set_num_threads(2)
+    assert (result - vae_core.decode(SHARED, z)).abs().max() < 1e-5  # some of torch's products depend on threads
+
+
+def test_a_batch_equals_its_items():
+    z = latent(SHARED, 5, 16, 12)
+    together = vae_core.decode(SHARED, z)
+    alone = torch.cat([vae_core.decode(SHARED, item[None]) for item in z])
+    assert (together - alone).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_no_further_from_float32_than_the_plain_pass(dtype):
+    vae = make(CONFIGS["f8"])
+    z = latent(vae, 1, 12, 10)
+    with torch.no_grad():
+        want = vae.decode_plain(z)
+        half = make(CONFIGS["f8"]).to(dtype)
+        plain = (half.decode_plain(z.to(dtype)).float() - want).abs()
+        ours = (vae_core.decode(half, z.to(dtype)).float() - want).abs()
+    assert ours.mean() <= plain.mean() and ours.max() <= 1.2 * plain.max()  # the largest of few is noisy
+
+
+class Wrapped(nn.Module):
+    """A convolution whose picture continues at its other side along some axes: the reference for `wrap`."""
+
+    def __init__(self, conv: nn.Conv2d, x: bool, y: bool) -> None:
+        super().__init__()
+        self.conv, self.x, self.y = conv, x, y
+
+    def forward(self, image: Tensor) -> Tensor:
+        before = 1 if self.conv.stride == (1, 1) else 0
+        image = F.pad(image, (before, 1, 0, 0), mode="circular" if self.x else "constant")
+        image = F.pad(image, (0, 0, before, 1), mode="circular" if self.y else "constant")
+        return F.conv2d(image, self.conv.weight, self.conv.bias, self.conv.stride)
+
+
+class WrappedDownsample(nn.Module):
+    def __init__(self, conv: Wrapped) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.conv(image)
+
+
+def wrapped(vae: AutoencoderKL, x: bool, y: bool) -> AutoencoderKL:
+    for module in list(vae.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Conv2d) and child.kernel_size == (3, 3):
+                setattr(module, name, Wrapped(child, x, y))
+    for block in vae.encoder.down_blocks:
+        if block.downsamplers is not None:
+            block.downsamplers[0] = WrappedDownsample(block.downsamplers[0].conv)
+    return vae
+
+
+@pytest.mark.parametrize("kernels", ["auto", "plain"])
+@pytest.mark.parametrize("wrap", ["none", "x", "y", "both"])
+@pytest.mark.parametrize("name", ["f4", "f8"])
+@torch.no_grad()
+def test_wrapping(wrap, kernels, name):
+    vae = make(CONFIGS[name])
+    reference = wrapped(make(CONFIGS[name]), x=wrap in ("x", "both"), y=wrap in ("y", "both"))
+    z = latent(vae, 1, 10, 13)
+    ratio = vae.config.spatial_ratio
+    x = image(vae, 1, 6 * ratio, 9 * ratio)
+    with vae_core.kernels(kernels):
+        decoded = vae_core.decode(vae, z, wrap=wrap, tiling=TileSpec(size=3))
+        moments = vae_core.encode(vae, x, wrap=wrap, tiling=TileSpec(size=3)).parameters
+    assert (decoded - reference.decode_plain(z)).abs().max() < TOLERANCE
+    want = reference.encode_plain(x)
+    assert (moments - want).abs().max() < TOLERANCE * want.std()
+
+
+def test_downsample_is_what_the_reference_replaces():
+    assert isinstance(make(CONFIGS["f4"]).encoder.down_blocks[0].downsamplers[0], Downsample)
