@@ -193,7 +193,7 @@ half precision. It is no replacement for the VAE of any diffusion model, whose l
 ```python
 from vae_core import load_vae
 
-vae = load_vae("vae_core/demo")
+vae = load_vae("vae_core/demo", dtype="float32")
 ```
 
 ## How well it keeps a photograph
