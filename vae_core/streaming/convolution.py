@@ -236,7 +236,8 @@ class WinogradConvolution:
     def strips(self) -> list[Strip]:
         batch, height, width, channels = self.inputs.target.shape
         unit = 2 if self.step.scale == "up" else winograd.TILE
-        most = winograd.product_rows(max(channels, self.inputs.source.shape[3]))
+        groups = 9 if self.step.scale == "up" else 36
+        most = winograd.product_rows(max(channels, self.inputs.source.shape[3]), groups)
         across = -(-width // unit)  # tiles in a row
         parts = -(-across // most)
         columns = cut(width, -(-across // parts) * unit)

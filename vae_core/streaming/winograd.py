@@ -25,9 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TILE = 4  # outputs along one side of a Winograd tile
-# Rows of the matrix products: enough to keep the weights' traffic small, few enough to stay in cache.
-_PRODUCT_ROWS = {"narrow": 64, "wide": 128}
+# Rows of the products: enough to keep the weights' traffic and the calls' cost small, few enough to stay in cache.
+_LEAST_ROWS = {"narrow": 64, "wide": 128}
+_OPERAND_BYTES = 5 * 2**19
 _WIDE_CHANNELS = 384
+# The C library gives larger blocks fresh pages each time, which the system must clear first.
+_LARGEST_PIECE = 2**24
 _VECTOR = 16  # channels that oneDNN's products work on at a time
 
 
@@ -64,9 +67,10 @@ def available() -> bool:
     return products_available()
 
 
-def product_rows(channels: int) -> int:
-    """Rows of one matrix product, for a convolution whose wider side has so many channels."""
-    return _PRODUCT_ROWS["wide" if channels >= _WIDE_CHANNELS else "narrow"]
+def product_rows(channels: int, groups: int) -> int:
+    """Rows of one strip's products, for a convolution whose wider side has so many channels."""
+    least = _LEAST_ROWS["wide" if channels >= _WIDE_CHANNELS else "narrow"]
+    return max(least, _OPERAND_BYTES // (4 * groups * channels) // 16 * 16)
 
 
 @dataclass(frozen=True)
@@ -99,17 +103,15 @@ class PackedProducts:
 
 
 def _pack_transformed(conv: nn.Conv2d, transform: Tensor) -> list[PackedProducts]:
-    """transform w transform^T for every kernel w of `conv`, packed row by row of the result.
-
-    In several pieces, since the C library gives each larger one fresh pages that the system must clear first.
-    """
-    rows = product_rows(max(conv.in_channels, conv.out_channels))
+    """transform w transform^T for every kernel w of `conv`, packed together or row by row of the result."""
+    rows = product_rows(max(conv.in_channels, conv.out_channels), transform.shape[0] ** 2)
     kernels = conv.weight.detach().float().flatten(0, 1).flatten(1).t()  # [9, K * C]
-    size = transform.shape[0]
-    matrices = torch.from_numpy(_buffer("weights", size, kernels.shape[1]))
+    both = torch.kron(transform, transform).float()
+    pieces = transform.shape[0] if both.shape[0] * kernels.shape[1] * 4 > _LARGEST_PIECE else 1
+    matrices = torch.from_numpy(_buffer("weights", both.shape[0] // pieces, kernels.shape[1]))
     packed = []
-    for row in torch.kron(transform, transform).float().split(size):
-        torch.mm(row, kernels, out=matrices)
+    for part in both.chunk(pieces):
+        torch.mm(part, kernels, out=matrices)
         packed.append(PackedProducts.pack(matrices.unflatten(1, conv.weight.shape[:2]), rows))
     return packed
 
@@ -144,6 +146,7 @@ def _product_input(rows: int, products: list[PackedProducts], channels: int) -> 
 
 
 def _multiply(left: np.ndarray, products: list[PackedProducts]) -> tuple[np.ndarray, ...]:
+    """Each product, [rows, groups, K]."""
     return tuple(each(part).numpy() for part, each in zip(torch.from_numpy(left), products, strict=True))
 
 
@@ -184,13 +187,13 @@ def winograd_strip(
     tile_rows = -(-height // TILE)
     transformed = _product_input(tile_rows * columns, products, in_channels)
     column = _buffer("column", 6, in_channels)
-    rows = _buffer("rows", 6, TILE * columns + 2, in_channels)
+    ring = _buffer("ring", 6, 6, in_channels)
     source = window.rows.numpy()
     scale, shift = (column[0], column[0]) if coefficients is None else (each.numpy() for each in coefficients)
     for row in range(tile_rows):
         y = top + TILE * row - 1 - window.first
         part = transformed[:, row * columns : (row + 1) * columns]
-        jit.tiles_in(source, y, left - 1, wrap_x, scale, shift, coefficients is not None, column, rows, part)
+        jit.tiles_in(source, y, left - 1, wrap_x, scale, shift, coefficients is not None, column, ring, part)
 
     result = _multiply(transformed, products)
     total, squares = np.zeros(channels), np.zeros(channels)
@@ -226,7 +229,7 @@ def upsample_strip(
         jit.upsample_in(source, top // 2 + row - window.first, left // 2, wrap_x, column, part)
     result = _multiply(combined, products)
     total, squares = np.zeros(channels), np.zeros(channels)
-    out = target.numpy()
+    values, out = _buffer("values", 4, channels), target.numpy()
     for row in range(rows):
-        jit.upsample_out(result, row * columns, bias.numpy(), out[2 * row : 2 * row + 2], total, squares)
+        jit.upsample_out(result, row * columns, bias.numpy(), values, out[2 * row : 2 * row + 2], total, squares)
     return total, squares

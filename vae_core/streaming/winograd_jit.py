@@ -76,64 +76,80 @@ def _four_outputs(m0, m1, m2, m3, m4, m5):
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def tiles_in(source, y0, x0, wrap_x, scale, shift, activate, column, rows, out):
+def tiles_in(source, y0, x0, wrap_x, scale, shift, activate, column, ring, out):
     """Transform the inputs of a row of tiles of 4x4 outputs whose first input is source[y0, x0].
 
-    column [6, C] and rows [6, >= 4 * tiles + 2, C] are scratch; out [6, tiles, 6, >= C].
+    column [6, C] and ring [6, 6, C] are scratch; out is [1, tiles, 36, >= C], or [6, tiles, 6, >= C].
     """
     tiles, channels = out.shape[1], source.shape[2]
     for j in range(4 * tiles + 2):
+        slot = j % 6  # the last six transformed columns are kept
         for i in range(6):
             _activated(source, y0 + i, x0 + j, wrap_x, scale, shift, activate, column[i])
         for c in range(channels):
             v = _six_points(column[0, c], column[1, c], column[2, c], column[3, c], column[4, c], column[5, c])
-            rows[0, j, c] = v[0]
-            rows[1, j, c] = v[1]
-            rows[2, j, c] = v[2]
-            rows[3, j, c] = v[3]
-            rows[4, j, c] = v[4]
-            rows[5, j, c] = v[5]
-    for t in range(tiles):
-        j = 4 * t
+            ring[0, slot, c] = v[0]
+            ring[1, slot, c] = v[1]
+            ring[2, slot, c] = v[2]
+            ring[3, slot, c] = v[3]
+            ring[4, slot, c] = v[4]
+            ring[5, slot, c] = v[5]
+        if j < 5 or (j - 5) % 4:
+            continue
+        t = (j - 5) // 4
+        s0, s1, s2, s3, s4, s5 = (j + 1) % 6, (j + 2) % 6, (j + 3) % 6, (j + 4) % 6, (j + 5) % 6, slot
         for i in range(6):
+            place = out[i, t] if len(out) == 6 else out[0, t, 6 * i : 6 * i + 6]
+            row = ring[i]
             for c in range(channels):
-                v = _six_points(
-                    rows[i, j, c],
-                    rows[i, j + 1, c],
-                    rows[i, j + 2, c],
-                    rows[i, j + 3, c],
-                    rows[i, j + 4, c],
-                    rows[i, j + 5, c],
-                )
-                out[i, t, 0, c] = v[0]
-                out[i, t, 1, c] = v[1]
-                out[i, t, 2, c] = v[2]
-                out[i, t, 3, c] = v[3]
-                out[i, t, 4, c] = v[4]
-                out[i, t, 5, c] = v[5]
+                v = _six_points(row[s0, c], row[s1, c], row[s2, c], row[s3, c], row[s4, c], row[s5, c])
+                place[0, c] = v[0]
+                place[1, c] = v[1]
+                place[2, c] = v[2]
+                place[3, c] = v[3]
+                place[4, c] = v[4]
+                place[5, c] = v[5]
 
 
 @numba.njit(inline="always", fastmath=True, error_model="numpy")
-def _store(values, bias, residual, mode, target, total, squares):
-    """target = values + bias (+ residual, or + what is there), and its sums in double precision."""
-    channels = target.shape[0]
+def _add(values, residual, mode, target):
+    """values [rows, K] += residual, or += target, by mode."""
+    rows, channels = target.shape
     if mode == 1:
-        for c in range(channels):
-            values[c] += residual[c]
+        for a in range(rows):
+            for c in range(channels):
+                values[a, c] += residual[a, c]
     elif mode == 2:
+        for a in range(rows):
+            for c in range(channels):
+                values[a, c] += target[a, c]
+
+
+@numba.njit(inline="always", fastmath=True, error_model="numpy")
+def _store(values, target, total, squares):
+    """target = values [rows, K]; sums of four at a time are taken in single precision, all others in double."""
+    rows, channels = target.shape
+    if rows == 4:
         for c in range(channels):
-            values[c] += target[c]
-    for c in range(channels):
-        v = values[c] + bias[c]
-        target[c] = v
-        d = np.float64(v)
-        total[c] += d
-        squares[c] += d * d
+            v0, v1, v2, v3 = values[0, c], values[1, c], values[2, c], values[3, c]
+            target[0, c] = v0
+            target[1, c] = v1
+            target[2, c] = v2
+            target[3, c] = v3
+            total[c] += np.float64(v0 + v1 + v2 + v3)
+            squares[c] += np.float64(v0 * v0 + v1 * v1 + v2 * v2 + v3 * v3)
+    else:
+        for a in range(rows):
+            for c in range(channels):
+                v = values[a, c]
+                target[a, c] = v
+                total[c] += np.float64(v)
+                squares[c] += np.float64(v * v)
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 def tiles_out(products, first, bias, residual, mode, scratch, values, target, total, squares):
-    """Transform six products [tiles, 6, K] to the pixels of target [rows <= 4, columns <= 4 * tiles, K].
+    """Transform one product [tiles, 36, K], or six [tiles, 6, K], to the pixels of target [<= 4, <= 4 * tiles, K].
 
     first: the first tile's place in the products.
     mode: 0 to write, 1 to add residual (of target's shape), 2 to add to what target holds.
@@ -142,7 +158,7 @@ def tiles_out(products, first, bias, residual, mode, scratch, values, target, to
     height, width, channels = target.shape
     for t in range((width + 3) // 4):
         for i in range(6):
-            m = products[i][first + t]
+            m = products[i][first + t] if len(products) == 6 else products[0][first + t, 6 * i : 6 * i + 6]
             for c in range(channels):
                 v = _four_outputs(m[0, c], m[1, c], m[2, c], m[3, c], m[4, c], m[5, c])
                 scratch[i, 0, c] = v[0]
@@ -155,20 +171,21 @@ def tiles_out(products, first, bias, residual, mode, scratch, values, target, to
                     scratch[0, b, c], scratch[1, b, c], scratch[2, b, c],
                     scratch[3, b, c], scratch[4, b, c], scratch[5, b, c],
                 )  # fmt: skip
-                values[0, c] = v[0]
-                values[1, c] = v[1]
-                values[2, c] = v[2]
-                values[3, c] = v[3]
+                values[0, c] = v[0] + bias[c]
+                values[1, c] = v[1] + bias[c]
+                values[2, c] = v[2] + bias[c]
+                values[3, c] = v[3] + bias[c]
             x = 4 * t + b
-            for a in range(height):
-                _store(values[a], bias, residual[a, x], mode, target[a, x], total, squares)
+            _add(values, residual[:, x], mode, target[:, x])
+            _store(values, target[:, x], total, squares)
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 def upsample_in(source, y0, x0, wrap_x, column, out):
     """The nine combinations of a position and its neighbours that an upsampling needs; see `convolution.py`.
 
-    out [3, positions, 3, >= C] for the positions source[y0, x0 : x0 + positions]; column [3, 3, C] is scratch.
+    out [1, positions, 9, >= C] or [3, positions, 3, >= C], for the positions source[y0, x0 : x0 + positions];
+    column [3, 3, C] is scratch.
     """
     positions, channels = out.shape[1], source.shape[2]
     no_coefficients = column[0, 0]
@@ -187,25 +204,30 @@ def upsample_in(source, y0, x0, wrap_x, column, out):
         before, here, after = (j + 1) % 3, (j + 2) % 3, slot
         for i in range(3):
             row = (1, 0, 2)[i]  # the combinations in the order: centre, above, below
+            place = out[row, j - 1] if len(out) == 3 else out[0, j - 1, 3 * row : 3 * row + 3]
             for c in range(channels):
                 centre = column[here, i, c]
-                out[row, j - 1, 0, c] = centre
-                out[row, j - 1, 1, c] = column[before, i, c] - centre
-                out[row, j - 1, 2, c] = column[after, i, c] - centre
+                place[0, c] = centre
+                place[1, c] = column[before, i, c] - centre
+                place[2, c] = column[after, i, c] - centre
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def upsample_out(products, first, bias, target, total, squares):
-    """Three products [positions, 3, K], from place `first` on, to target [2, 2 * positions, K]; see `tiles_out`."""
+def upsample_out(products, first, bias, values, target, total, squares):
+    """One product [positions, 9, K] or three [positions, 3, K], from place `first` on, to target [2, 2 * positions, K].
+
+    values [4, K] is scratch; total and squares as in `tiles_out`.
+    """
     _, width, channels = target.shape
     for t in range(width // 2):
-        centre = products[0][first + t]
-        for a in range(2):
-            beside = products[1 + a][first + t]
-            for b in range(2):
-                for c in range(channels):
-                    v = centre[0, c] + centre[1 + b, c] + beside[0, c] + beside[1 + b, c] + bias[c]
-                    target[a, 2 * t + b, c] = v
-                    d = np.float64(v)
-                    total[c] += d
-                    squares[c] += d * d
+        m = products[0][first + t]
+        above = products[1][first + t] if len(products) == 3 else m[3:6]
+        below = products[2][first + t] if len(products) == 3 else m[6:9]
+        for c in range(channels):
+            left, right = m[0, c] + m[1, c] + bias[c], m[0, c] + m[2, c] + bias[c]
+            values[0, c] = left + above[0, c] + above[1, c]
+            values[1, c] = right + above[0, c] + above[2, c]
+            values[2, c] = left + below[0, c] + below[1, c]
+            values[3, c] = right + below[0, c] + below[2, c]
+        _store(values[0:2], target[0, 2 * t : 2 * t + 2], total, squares)
+        _store(values[2:4], target[1, 2 * t : 2 * t + 2], total, squares)
