@@ -1,0 +1,265 @@
+"""What the streaming engine costs, in time and memory, beside diffusers and ComfyUI.
+
+    COMFYUI_PATH=/path/to/ComfyUI python benchmarks/engine.py [--rows NAME ...] [--runs 3] [--threads 2]
+
+Every row runs all systems in turns, in one process, on the same weights (random, of SD's size) and input, and takes
+medians; `sizes` runs each system and size in a fresh process, for time and peak memory. Results gather in a JSON file
+(--json), row by row, so that rows may be measured one at a time; the table, in docs/benchmarks.md, and the plot,
+docs/images/benchmarks.png, are made anew from all that is in it. --quick tries everything on a tiny model and writes
+to build/ instead. What each row means is told in docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from fresh import measure
+from peers import (
+    CHANNELS_LAST,
+    COMFYUI,
+    COMFYUI_TILED,
+    CONFIGS,
+    DIFFUSERS,
+    DIFFUSERS_TILED,
+    OURS,
+    OURS_BUDGET,
+    OURS_TILED,
+    PLAIN,
+    ROOT,
+    NotAvailableError,
+    System,
+    build,
+    comfyui_version,
+    make_input,
+)
+from report import write_plot, write_table
+from torch import Tensor
+
+PEERS = (DIFFUSERS, CHANNELS_LAST, COMFYUI)
+SHORT_TURN, SHORT_TOTAL = 2.0, 12.0  # a turn that is shorter is repeated until this long
+QUICK = 4  # times smaller pictures for a trial
+SIZES = (256, 512, 1024, 2048)
+SWEPT = (OURS, OURS_BUDGET, DIFFUSERS, CHANNELS_LAST, DIFFUSERS_TILED, COMFYUI, COMFYUI_TILED)
+GROWTH = 5.0  # times longer a run takes at twice the side, at most, but for attention
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: `ours` against others on one input."""
+
+    name: str
+    title: str
+    direction: str
+    size: int
+    ours: str
+    others: tuple[str, ...]
+    batch: int = 1
+    config: str = "full"
+
+
+ROWS = (
+    Row("decode-512", "decode 512x512", "decode", 512, OURS, PEERS),
+    Row("encode-512", "encode 512x512", "encode", 512, OURS, PEERS),
+    Row("tiled-1024", "decode 1024x1024 in tiles", "decode", 1024, OURS_TILED, (DIFFUSERS_TILED, COMFYUI_TILED)),
+    Row("exact-1024", "decode 1024x1024 in exact tiles / without tiles", "decode", 1024, OURS_TILED, (OURS,)),
+    Row("budget-1024", "decode 1024x1024 under a budget / without", "decode", 1024, OURS_BUDGET, (OURS,)),
+    Row("batch", "decode 4 x 256x256", "decode", 256, OURS, (PLAIN, *PEERS), batch=4),
+    Row("decode-256", "decode 256x256", "decode", 256, OURS, (PLAIN, *PEERS)),
+    Row("encode-256", "encode 256x256", "encode", 256, OURS, (PLAIN, *PEERS)),
+    Row("decode-64", "decode 64x64", "decode", 64, OURS, (PLAIN, *PEERS)),
+    Row("encode-64", "encode 64x64", "encode", 64, OURS, (PLAIN, *PEERS)),
+    Row("narrow-512", "decode 512x512, demo VAE's widths", "decode", 512, OURS, (PLAIN, *PEERS), config="narrow"),
+    Row("narrow-256", "decode 256x256, demo VAE's widths", "decode", 256, OURS, (PLAIN, *PEERS), config="narrow"),
+    Row("narrow-64", "decode 64x64, demo VAE's widths", "decode", 64, OURS, (PLAIN, *PEERS), config="narrow"),
+)
+
+
+def in_turns(
+    runs: Sequence[Callable[[], Any]],
+    turns: int,
+    limit: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[list[float]]:
+    """Seconds of each run in every turn; each turn starts with another one.
+
+    More turns are taken where they are short, fewer where they would go over `limit` seconds, but at least one.
+    """
+    seconds: list[list[float]] = [[] for _ in runs]
+    begin, turn = clock(), 0
+    while True:
+        for offset in range(len(runs)):
+            index = (turn + offset) % len(runs)
+            gc.collect()
+            start = clock()
+            runs[index]()
+            seconds[index].append(clock() - start)
+        turn += 1
+        spent = clock() - begin
+        wanted = turns if spent / turn > SHORT_TURN else max(turns, int(SHORT_TOTAL / (spent / turn)))
+        if turn >= wanted or spent + spent / turn > limit:
+            return seconds
+
+
+def available(names: Sequence[str], row: Row, budget: int) -> list[System]:
+    """The systems that can be built; what is missing is said."""
+    systems = []
+    for name in names:
+        try:
+            systems.append(build(name, CONFIGS[row.config], budget))
+        except NotAvailableError as error:
+            print(f"  {name} is left out: {error}")
+    return systems
+
+
+@torch.inference_mode()
+def run_row(row: Row, turns: int, limit: float, budget: int, only: Sequence[str]) -> dict[str, Any]:
+    """Median seconds of every system, and the largest difference of our result to each other one's."""
+    others = [name for name in row.others if not only or name in only]
+    systems = available((row.ours, *others), row, budget)
+    config = CONFIGS[row.config]
+    x = make_input(config, row.direction, row.size, row.batch)
+    warm_up = make_input(config, row.direction, min(row.size, 128), row.batch)
+    results: dict[str, Tensor] = {}
+    for system in systems:
+        system.run(row.direction, warm_up)
+
+    def run(system: System) -> Callable[[], None]:
+        return lambda: results.__setitem__(system.name, system.run(row.direction, x))
+
+    seconds = in_turns([run(system) for system in systems], turns, limit)
+    mine = results[row.ours]
+    return {
+        "seconds": {s.name: statistics.median(times) for s, times in zip(systems, seconds, strict=True)},
+        "turns": len(seconds[0]),
+        "difference": {
+            name: (mine - result).abs().max().item() for name, result in results.items() if name != row.ours
+        },
+    }
+
+
+def sweep(
+    results: dict[str, Any],
+    sizes: Sequence[int],
+    config: str,
+    limit: float,
+    budget: int,
+    only: Sequence[str],
+    save: Callable[[], None],
+) -> None:
+    """Time and peak memory of each system at each size, into results[system][size]."""
+    for system in SWEPT:
+        if only and system not in only:
+            continue
+        points = results.setdefault(system, {})
+        for size in sizes:
+            before = points.get(str(size // 2))
+            if before is not None and before[0] * GROWTH > limit:
+                print(f"  {system} {size}: left out, it would take over {limit:.0f} s")
+                break
+            try:
+                measured = measure(system, config, size, budget=budget)
+            except RuntimeError as error:
+                print(f"  {system} {size}: {str(error).strip().splitlines()[-1]}")
+                break
+            points[str(size)] = [measured.seconds, measured.bytes]
+            print(f"  {system} {size}: {measured.seconds:.2f} s, {measured.bytes / 2**20:.0f} MiB", flush=True)
+            save()
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on."""
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as lines:
+            model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+    except OSError:
+        pass
+    versions = {"torch": torch.__version__, "Python": platform.python_version()}
+    for package in ("diffusers", "numba"):
+        try:
+            versions[package] = __import__(package).__version__
+        except ImportError:
+            continue
+    if (version := comfyui_version()) is not None:
+        versions["ComfyUI"] = version
+    return {
+        "processor": f"{model}, {os.cpu_count()} logical cores ({torch.backends.cpu.get_cpu_capability()})",
+        "threads": str(torch.get_num_threads()),
+        "system": f"{platform.system()} {platform.machine()}",
+        **versions,
+    }
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [row.name for row in ROWS] + ["sizes"]
+    parser.add_argument("--rows", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--systems", nargs="+", default=[], metavar="NAME", help="measure these others alone")
+    parser.add_argument("--runs", type=int, default=3, help="turns of a row; short ones take more")
+    parser.add_argument("--limit", type=float, default=240.0, help="seconds after which a row takes no further turn")
+    parser.add_argument("--sizes", type=int, nargs="+", default=None, help="sides of the pictures of `sizes`")
+    parser.add_argument("--budget", type=int, default=640, help="MiB of the rows under a budget")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, default=None, help="where results gather")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and small pictures")
+    parser.add_argument("--report", action="store_true", help="measure nothing, write table and plot again")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    budget = options.budget * 2**20
+    sizes = options.sizes or ((64, 128, 256) if options.quick else SIZES)
+    rows = [row for row in ROWS if row.name in options.rows]
+    if options.quick:
+        rows = [
+            replace(row, title=f"{row.title}, a quarter of it", size=row.size // QUICK, config="tiny") for row in rows
+        ]
+    folder = ROOT / "build" if options.quick else ROOT / "docs"
+    file = options.json or folder / "benchmarks.json"
+    results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    results.setdefault("rows", {})
+    results.setdefault("sizes", {})
+    results["order"] = [row.name for row in ROWS]
+
+    def save() -> None:
+        results["machine"] = machine() | {"budget": f"{options.budget} MiB"}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(results, indent=1) + "\n")
+
+    for row in [] if options.report else rows:
+        print(row.title, flush=True)
+        measured = run_row(row, options.runs, options.limit, budget, options.systems)
+        for name, seconds in measured["seconds"].items():
+            print(f"  {name}: {seconds:.3f} s")
+        print(f"  differences: { {name: float(f'{d:.1e}') for name, d in measured['difference'].items()} }")
+        results["rows"][row.name] = {"title": row.title, "ours": row.ours, **measured}
+        save()
+    if "sizes" in options.rows and not options.report:
+        print("time and peak memory, each in a fresh process")
+        if sys.platform == "linux":
+            config = "tiny" if options.quick else "full"
+            sweep(results["sizes"], sizes, config, options.limit, budget, options.systems, save)
+        else:
+            print("  left out: how memory grows is read from /proc, which is Linux's alone")
+    if "machine" in results:
+        write_table(results, folder / "benchmarks.md")
+        write_plot(results["sizes"], folder / "images" / "benchmarks.png")
+        print(f"written: {folder / 'benchmarks.md'}, {folder / 'images' / 'benchmarks.png'}, {file}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The table and the plot of `engine.py`'s results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peers import (
+    CHANNELS_LAST,
+    COMFYUI,
+    COMFYUI_TILED,
+    DIFFUSERS,
+    DIFFUSERS_TILED,
+    OURS,
+    OURS_BUDGET,
+    OURS_TILED,
+    PLAIN,
+)
+
+BEGIN, END = "<!-- begin: written by benchmarks/engine.py -->", "<!-- end -->"
+# The column of each system. A row is either tiled or not, and says so.
+COLUMNS = {
+    "plain modules": (PLAIN,),
+    "diffusers": (DIFFUSERS,),
+    "diffusers, channels_last": (CHANNELS_LAST, DIFFUSERS_TILED),
+    "ComfyUI": (COMFYUI, COMFYUI_TILED),
+}
+OWN = (OURS, OURS_TILED, OURS_BUDGET)
+MEMORY_SIZE = "1024"
+# Colour and line of each system in the plot.
+STYLES = {
+    OURS: ("#c0392b", "-"),
+    OURS_BUDGET: ("#c0392b", "--"),
+    DIFFUSERS: ("#2c5f8a", "-"),
+    CHANNELS_LAST: ("#5fa3d6", "-"),
+    DIFFUSERS_TILED: ("#5fa3d6", "--"),
+    COMFYUI: ("#3d8b4f", "-"),
+    COMFYUI_TILED: ("#3d8b4f", "--"),
+}
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def against_peers(rows: list[Mapping[str, Any]]) -> str:
+    """Rows whose others are other systems: a column each, with its time in ours; and the fastest's."""
+    lines = []
+    for row in rows:
+        seconds = row["seconds"]
+        mine = seconds[row["ours"]]
+        cells = []
+        for column in COLUMNS.values():
+            times = [seconds[name] for name in column if name in seconds]
+            cells.append(f"{duration(times[0])} ({times[0] / mine:.2f})" if times else "")
+        fastest = min((value for name, value in seconds.items() if name != row["ours"]), default=None)
+        ratio = f"**{fastest / mine:.2f}**" if fastest else ""
+        lines.append([row["title"], duration(mine), *cells, ratio, str(row["turns"])])
+    return table(["case", OURS, *COLUMNS, "times faster than the fastest other", "turns"], lines)
+
+
+def against_ourselves(rows: list[Mapping[str, Any]]) -> str:
+    """Rows that compare two ways of our own: the ratio of their times, and the difference of their results."""
+    lines = []
+    for row in rows:
+        (other, seconds), mine = next(i for i in row["seconds"].items() if i[0] != row["ours"]), row["seconds"]
+        lines.append(
+            [
+                row["title"],
+                f"{duration(mine[row['ours']])} / {duration(seconds)}",
+                f"**{mine[row['ours']] / seconds:.2f}**",
+                f"{row['difference'][other]:.0e}",
+                str(row["turns"]),
+            ]
+        )
+    return table(["case", "times", "ratio", "largest difference", "turns"], lines)
+
+
+def memory(sizes: Mapping[str, Mapping[str, list[float]]]) -> str:
+    """Peak memory growth at one size, beside that of diffusers untiled."""
+    points = {system: at[MEMORY_SIZE] for system, at in sizes.items() if MEMORY_SIZE in at}
+    reference = points.get(DIFFUSERS)
+    lines = [
+        [
+            system,
+            f"{grown / 2**20:.0f} MiB",
+            f"{grown / reference[1]:.2f}" if reference else "",
+            duration(seconds),
+        ]
+        for system, (seconds, grown) in points.items()
+    ]
+    return table(["decode 1024x1024", "peak memory growth", "of diffusers'", "time"], lines)
+
+
+def text(results: Mapping[str, Any]) -> str:
+    """All tables, with the machine before them."""
+    ordered = [results["rows"][name] for name in results["order"] if name in results["rows"]]
+    own = [row for row in ordered if set(row["seconds"]) <= set(OWN) and len(row["seconds"]) > 1]
+    peers = [row for row in ordered if row not in own]
+    parts = ["Measured on: " + "; ".join(f"{name} {value}" for name, value in results["machine"].items()) + "."]
+    if peers:
+        parts.append(against_peers(peers))
+    if own:
+        parts.append(against_ourselves(own))
+    if any(MEMORY_SIZE in at for at in results["sizes"].values()):
+        parts.append(memory(results["sizes"]))
+    return "\n\n".join(parts)
+
+
+def replace_between(document: str, part: str) -> str:
+    """The document with what lies between the two markers replaced; they are added at its end if it has none."""
+    if BEGIN not in document:
+        return f"{document.rstrip()}\n\n{BEGIN}\n\n{part}\n\n{END}\n".lstrip()
+    before, rest = document.split(BEGIN, 1)
+    return f"{before}{BEGIN}\n\n{part}\n\n{END}{rest.split(END, 1)[1]}"
+
+
+def write_table(results: Mapping[str, Any], path: Path) -> None:
+    """Put the tables between the markers of a Markdown file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = path.read_text(encoding="utf-8") if path.exists() else ""
+    path.write_text(replace_between(document, text(results)), encoding="utf-8")
+
+
+def write_plot(sizes: Mapping[str, Mapping[str, list[float]]], path: Path) -> None:
+    """Time and peak memory against the picture's side, log-log."""
+    if not sizes:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import NullLocator
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6), dpi=130)
+    for axis, index, unit, label in ((axes[0], 0, 1.0, "seconds"), (axes[1], 1, 2**20, "peak memory growth, MiB")):
+        for system, (colour, line) in STYLES.items():
+            points = sorted((int(size), values[index] / unit) for size, values in sizes.get(system, {}).items())
+            if points:
+                axis.plot(*zip(*points, strict=True), line, color=colour, marker="o", markersize=4, label=system)
+        sides = sorted({int(size) for points in sizes.values() for size in points})
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xticks(sides, [str(side) for side in sides])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xlabel("side of the picture, pixels")
+        axis.set_ylabel(label)
+        axis.grid(True, which="both", alpha=0.2)
+    axes[0].set_title("time to decode")
+    axes[1].set_title("memory beside weights and latent")
+    axes[0].legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    pyplot.close(figure)
