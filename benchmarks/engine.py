@@ -90,11 +90,13 @@ def in_turns(
     runs: Sequence[Callable[[], Any]],
     turns: int,
     limit: float,
+    short: float = SHORT_TOTAL,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
     """Seconds of each run in every turn; each turn starts with another one.
 
-    More turns are taken where they are short, fewer where they would go over `limit` seconds, but at least one.
+    Short turns are taken until `short` seconds have passed; fewer are taken where they would go over `limit`
+    seconds, but at least one.
     """
     seconds: list[list[float]] = [[] for _ in runs]
     begin, turn = clock(), 0
@@ -107,7 +109,7 @@ def in_turns(
             seconds[index].append(clock() - start)
         turn += 1
         spent = clock() - begin
-        wanted = turns if spent / turn > SHORT_TURN else max(turns, int(SHORT_TOTAL / (spent / turn)))
+        wanted = turns if spent / turn > SHORT_TURN else max(turns, int(short / (spent / turn)))
         if turn >= wanted or spent + spent / turn > limit:
             return seconds
 

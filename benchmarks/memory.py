@@ -1,0 +1,58 @@
+"""A large picture within a memory budget: that it is kept, and that the result is the one without it (Linux only).
+
+    python benchmarks/memory.py [--size 2048] [--budget 1024] [--allowed 1.15]
+
+A decoder of SD's size, with random weights in float32, decodes a random latent twice on the CPU, each time in a fresh
+process: under the budget (in MiB) and without one. The growth of anonymous memory is sampled from outside; input and
+output are counted in it, which the budget leaves out. Ends with status 1 if it is more than `allowed` times the
+budget, or the results differ by more than 1e-4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from fresh import measure
+from peers import CONFIGS, OURS, OURS_BUDGET, ours
+
+import vae_core
+
+TOLERANCE = 1e-4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=2048)
+    parser.add_argument("--budget", type=int, default=1024, help="MiB")
+    parser.add_argument("--allowed", type=float, default=1.15)
+    parser.add_argument("--config", choices=list(CONFIGS), default="full")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    config, budget = CONFIGS[options.config], options.budget * 2**20
+    side = options.size // config.spatial_ratio
+    plan = vae_core.plan_decode(ours(config), (1, config.latent_channels, side, side), memory_budget=budget)
+    ours.cache_clear()
+    print(f"planned: {plan.peak_bytes / 2**20:.0f} MiB in memory, {plan.file_bytes / 2**20:.0f} MiB in a file")
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{name}.pt" for name in ("bounded", "unbounded")]
+        bounded, unbounded = (
+            measure(system, options.config, options.size, budget=budget, save=file)
+            for system, file in zip((OURS_BUDGET, OURS), files, strict=True)
+        )
+        results = [torch.load(file, weights_only=True) for file in files]
+    difference = (results[0] - results[1]).abs().max().item()
+    output = results[0].numel() * 4
+    for name, run in (("budget", bounded), ("no budget", unbounded)):
+        print(f"{name:>10}: {run.seconds:.1f} s, memory grew by {run.bytes / 2**20:.0f} MiB")
+    print(f"of which the picture itself {output / 2**20:.0f} MiB; largest difference {difference:.1e}")
+    if bounded.bytes > options.allowed * budget or difference > TOLERANCE:
+        sys.exit(f"over {options.allowed} times the budget of {options.budget} MiB, or not the same result")
+
+
+if __name__ == "__main__":
+    main()
