@@ -24,12 +24,13 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": {"errors"},
     "latent": {"errors", "config"},
     "tiling.grid": {"errors"},
-    "attention": {"errors"},
-    "blocks": {"attention", "errors", "config"},
+    "layers": set(),
+    "attention": {"layers", "errors"},
+    "blocks": {"layers", "attention", "errors", "config"},
     "posterior": {"errors", "config"},
     "outputs": {"posterior"},
-    "encoder": {"blocks", "attention", "config", "errors"},
-    "decoder": {"blocks", "attention", "config", "errors"},
+    "encoder": {"blocks", "attention", "layers", "config", "errors"},
+    "decoder": {"blocks", "attention", "layers", "config", "errors"},
 }
 # These join the parts; nothing below them may import them.
 TOP = {"cli", "__main__", "loading", "autoencoder_kl", "checkpoints"}

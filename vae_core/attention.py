@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .errors import ConfigError
+from .layers import group_norm, linear
 
 NORM_EPS = 1e-6  # of every GroupNorm in the model, the attention's included
 
@@ -64,11 +65,11 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, norm_num_groups: int) -> None:
         super().__init__()
-        self.group_norm = nn.GroupNorm(norm_num_groups, channels, eps=NORM_EPS)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels), nn.Dropout(0.0)])
+        self.group_norm = group_norm(norm_num_groups, channels, eps=NORM_EPS)
+        self.to_q = linear(channels, channels)
+        self.to_k = linear(channels, channels)
+        self.to_v = linear(channels, channels)
+        self.to_out = nn.ModuleList([linear(channels, channels), nn.Dropout(0.0)])
 
         self.heads = 1
         self.scale = channels**-0.5

@@ -15,6 +15,7 @@ from .config import AutoencoderKLConfig
 from .decoder import Decoder
 from .encoder import Encoder
 from .errors import ConfigError, ShapeError
+from .layers import conv2d
 from .outputs import AutoencoderKLOutput, DecoderOutput
 from .posterior import DiagonalGaussianDistribution
 from .pretrained_mixin import PathLike, PretrainedMixin, given_config
@@ -64,8 +65,8 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         channels = config.latent_channels
-        self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1) if config.use_quant_conv else None
-        self.post_quant_conv = nn.Conv2d(channels, channels, 1) if config.use_post_quant_conv else None
+        self.quant_conv = conv2d(2 * channels, 2 * channels, 1) if config.use_quant_conv else None
+        self.post_quant_conv = conv2d(channels, channels, 1) if config.use_post_quant_conv else None
         if config.patch_size is not None:  # applied by latent.py, not by encode and decode
             self.bn = nn.BatchNorm2d(
                 channels * config.patch_size[0] * config.patch_size[1],

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import NORM_EPS, Attention
+from .layers import conv2d, group_norm
 
 ACTIVATION_MODULES: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
@@ -26,12 +27,12 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, norm_num_groups: int, act_fn: str = "silu") -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(norm_num_groups, in_channels, eps=NORM_EPS)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(norm_num_groups, out_channels, eps=NORM_EPS)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.norm1 = group_norm(norm_num_groups, in_channels, eps=NORM_EPS)
+        self.conv1 = conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(norm_num_groups, out_channels, eps=NORM_EPS)
+        self.conv2 = conv2d(out_channels, out_channels, 3, padding=1)
         self.nonlinearity = ACTIVATION_MODULES[act_fn]()
-        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        self.conv_shortcut = conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(self.nonlinearity(self.norm1(x)))
@@ -44,7 +45,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, DOWNSAMPLE_PADDING))
@@ -55,7 +56,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .attention import NORM_EPS
 from .blocks import MidBlock, UpBlock, run_block
 from .config import AutoencoderKLConfig
+from .layers import conv2d, group_norm
 
 
 class Decoder(nn.Module):
@@ -16,7 +17,7 @@ class Decoder(nn.Module):
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
         widths, groups = config.decoder_widths[::-1], config.norm_num_groups  # coarsest first
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.conv_in = conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.up_blocks = nn.ModuleList(
             UpBlock(
                 previous,
@@ -32,9 +33,9 @@ class Decoder(nn.Module):
             )
         )
         self.mid_block = MidBlock(widths[0], groups, config.act_fn, config.mid_block_add_attention)
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
+        self.conv_norm_out = group_norm(groups, widths[-1], eps=NORM_EPS)
         self.conv_act = nn.SiLU()  # whatever act_fn is, as in diffusers
-        self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
+        self.conv_out = conv2d(widths[-1], config.out_channels, 3, padding=1)
         self.gradient_checkpointing = False
 
     def forward(self, sample: Tensor) -> Tensor:

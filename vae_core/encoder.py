@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .attention import NORM_EPS
 from .blocks import DownBlock, MidBlock, run_block
 from .config import AutoencoderKLConfig
+from .layers import conv2d, group_norm
 
 
 class Encoder(nn.Module):
@@ -19,7 +20,7 @@ class Encoder(nn.Module):
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
         widths, groups = config.block_out_channels, config.norm_num_groups
-        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.conv_in = conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             DownBlock(
                 previous,
@@ -35,9 +36,9 @@ class Encoder(nn.Module):
             )
         )
         self.mid_block = MidBlock(widths[-1], groups, config.act_fn, config.mid_block_add_attention)
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
+        self.conv_norm_out = group_norm(groups, widths[-1], eps=NORM_EPS)
         self.conv_act = nn.SiLU()  # whatever act_fn is, as in diffusers
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
         self.gradient_checkpointing = False
 
     def forward(self, sample: Tensor) -> Tensor:

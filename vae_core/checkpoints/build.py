@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..errors import CheckpointError
+from ..layers import without_values
 from .key_map import OPTIONAL
 from .plan import Plan, check_shapes
 
@@ -71,24 +71,6 @@ def _wider(a: torch.dtype | None, b: torch.dtype | None) -> torch.dtype:
     return torch.promote_types(a, b)
 
 
-class _Skeleton(TorchFunctionMode):
-    """Modules made under it have their weights on the meta device, and spend no time on initial values."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _INITIALISERS:
-            return args[0] if args else kwargs["tensor"]
-        kwargs = dict(kwargs or {})
-        if func in _FACTORIES and kwargs.get("device") is None:
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
-
-
-_FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.tensor})
-_INITIALISERS = frozenset(
-    {nn.init.kaiming_uniform_, nn.init.uniform_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.normal_}
-)
-
-
 def build_model(
     model_class: Callable[..., Model],
     plan: Plan,
@@ -103,14 +85,10 @@ def build_model(
     wanted = parse_dtype(dtype) or dtype_of(plan)
     if wanted.itemsize == 1:
         wanted = torch.bfloat16  # holds every 8-bit float, which nothing can be computed with
-    with _Skeleton():
+    with without_values():
         model = model_class(**plan.config)
-    places = {
-        f"{prefix}.{name}" if prefix else name: (module, name, tensor)
-        for prefix, module in model.named_modules()
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-    }
-    shapes = {key: tuple(tensor.shape) for key, (_, _, tensor) in places.items()}
+    places = _places(model)
+    shapes = {key: tensor.shape for key, (_, _, tensor) in places.items()}
     if set(shapes) - OPTIONAL != set(plan.keys) - OPTIONAL:
         raise CheckpointError(
             f"{model_class} has other weights than an AutoencoderKL of its config. Load an AutoencoderKL instead, and "
@@ -121,15 +99,29 @@ def build_model(
         logger.warning("%s: %s", plan.source.path.name, remark)
 
     read = plan.source.read(plan.keys.values())
-    weights = {key: read[name].view(shapes[key]) for key, name in plan.keys.items()}  # LDM's 1x1 kernels: matrices
+    weights = {key: read[name] for key, name in plan.keys.items()}
     check_finite(plan, weights)
     for key in OPTIONAL & shapes.keys() - weights.keys():
         weights[key] = torch.zeros(shapes[key], dtype=torch.int64)
     for key, weight in weights.items():
-        module, name, old = places[key]
-        weight = weight.to(device=device, dtype=wanted if weight.is_floating_point() else None)
-        setattr(module, name, nn.Parameter(weight, old.requires_grad) if isinstance(old, nn.Parameter) else weight)
+        holder, name, old = places[key]
+        if weight.shape != old.shape:  # LDM's 1x1 kernels: matrices
+            weight = weight.view(old.shape)
+        if device is not None or (weight.dtype is not wanted and weight.is_floating_point()):
+            weight = weight.to(device=device, dtype=wanted if weight.is_floating_point() else None)
+        holder[name] = nn.Parameter(weight, old.requires_grad) if isinstance(old, nn.Parameter) else weight
     return model.eval()
+
+
+def _places(model: nn.Module) -> dict[str, tuple[dict[str, Any], str, Tensor]]:
+    """Key of a weight -> the dictionary of its module that holds it, its name there, and what is there now."""
+    return {
+        f"{prefix}.{name}" if prefix else name: (holder, name, tensor)
+        for prefix, module in model.named_modules()
+        for holder in (module._parameters, module._buffers)
+        for name, tensor in holder.items()
+        if tensor is not None
+    }
 
 
 def check_finite(plan: Plan, weights: Mapping[str, Tensor]) -> None:
@@ -139,7 +131,8 @@ def check_finite(plan: Plan, weights: Mapping[str, Tensor]) -> None:
     file; a training run that diverged, or a file of NaN, spoils all of them.
     """
     small = {key: weight for key, weight in weights.items() if weight.ndim == 1}
-    if torch.stack([weight.float().sum() for weight in small.values()]).isfinite().all():
+    same = [weight if weight.dtype == torch.float32 else weight.float() for weight in small.values()]
+    if torch.cat(same).isfinite().all():
         return
     bad = [key for key, weight in small.items() if not weight.float().isfinite().all()]
     if bad:

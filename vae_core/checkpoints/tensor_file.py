@@ -99,10 +99,13 @@ def read_mapped(path: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, Tens
     for name, info in tensors.items():
         if info.dtype is None:
             raise CheckpointError(f"{path.name}: {name} has a number type that torch lacks. Convert the file first.")
-    spans = [(info.start, info.start + info.size) for info in tensors.values()]
-    used = [span for span in spans if span[1] > span[0]]
-    first = min((start for start, _ in used), default=0) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    length = max((end for _, end in used), default=0) - first
+    starts, ends = [], []
+    for info in tensors.values():
+        if size := info.size:
+            starts.append(info.start)
+            ends.append(info.start + size)
+    first = min(starts, default=0) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    length = max(ends, default=0) - first
     with open(path, "rb") as file:
         if length and os.fstat(file.fileno()).st_size < first + length:
             raise CheckpointError(f"{path.name} ends before its last tensor: truncated. Download or copy it again.")
@@ -123,7 +126,9 @@ def _view(buffer: mmap.mmap | bytearray | bytes, info: TensorInfo, offset: int) 
         flat = torch.frombuffer(bytearray(buffer[offset : offset + count * dtype.itemsize]), dtype=dtype)
     else:
         flat = torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset)
-    return flat.view(info.shape) if info.stride is None else flat.as_strided(info.shape, info.stride)
+    if info.stride is not None:
+        return flat.as_strided(info.shape, info.stride)
+    return flat if len(info.shape) == 1 else flat.view(info.shape)
 
 
 def open_safetensors(path: Path) -> TensorFile:
@@ -160,9 +165,9 @@ def open_safetensors(path: Path) -> TensorFile:
 
 def _safetensors_entry(entry: Mapping, base: int) -> TensorInfo:
     start, end = entry["data_offsets"]
-    shape = tuple(int(size) for size in entry["shape"])
+    shape = tuple(map(int, entry["shape"]))
     dtype = SAFETENSORS_DTYPES.get(entry["dtype"])
-    if min((start, *shape)) < 0 or end < start:
+    if start < 0 or end < start or (shape and min(shape) < 0):
         raise ValueError(f"a tensor of shape {shape} at bytes {start} to {end}")
     if dtype is not None and math.prod(shape) * dtype.itemsize != end - start:
         raise ValueError(f"a tensor of shape {shape} and type {entry['dtype']} in {end - start} bytes")
