@@ -148,7 +148,7 @@ class TestSlicingAndTiling:
     def test_rests_that_make_no_latent_are_dropped(self, size: tuple[int, int]) -> None:
         """Where a rest is smaller than a latent, diffusers' tiling fails inside a convolution."""
         vae = model("sd")
-        vae.enable_tiling()
+        vae.enable_tiling(mode="blended")
         with torch.no_grad():
             z = vae.encode(images(1, *size)).latent_dist.mode()
         assert z.shape[2:] == (size[0] // 8, size[1] // 8)
@@ -157,7 +157,7 @@ class TestSlicingAndTiling:
     @pytest.mark.parametrize("tile", [8, 24, 40, 44])
     def test_any_tile_gives_the_right_size(self, tile: int, overlap: float) -> None:
         vae = model("sd3")
-        vae.enable_tiling()
+        vae.enable_tiling(mode="blended")
         vae.tile_sample_min_size, vae.tile_latent_min_size, vae.tile_overlap_factor = tile, tile // 8, overlap
         with torch.no_grad():
             assert vae.encode(images(1, 48, 72)).latent_dist.mode().shape == (1, 16, 6, 9)
@@ -172,6 +172,19 @@ class TestSlicingAndTiling:
         assert vae.use_tiling
         vae.disable_tiling()
         assert not vae.use_tiling
+
+    def test_exact_tiling_is_the_default_and_changes_nothing(self) -> None:
+        vae = model("sd")
+        x, z = images(2, 72, 48), latents(2, 9, 6)
+        with torch.no_grad():
+            untiled = vae.encode(x).latent_dist.parameters, vae.decode(z).sample
+            vae.enable_tiling()
+            tiled = vae.encode(x).latent_dist.parameters, vae.decode(z).sample
+        assert vae.tiling_mode == "exact" and z.shape[2] > vae.tile_latent_min_size
+        for one, other in zip(untiled, tiled, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
+        with pytest.raises(TilingError, match="seamless"):
+            vae.enable_tiling(mode="seamless")  # pyright: ignore[reportArgumentType]
 
     def test_an_overlap_that_makes_no_tiling(self) -> None:
         vae = model("sd")

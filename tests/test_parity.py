@@ -79,6 +79,11 @@ def test_slicing(name: str) -> None:
     assert_same(ours(x).sample, theirs(x).sample)
 
 
+def enable_blended(model: Any) -> None:
+    """diffusers' tiling, which is our other mode."""
+    model.enable_tiling(**({"mode": "blended"} if isinstance(model, AutoencoderKL) else {}))
+
+
 # Tiles of 32 pixels, a new one every 24. Sizes over, at and under a tile, and rests of every kind that diffusers runs.
 @pytest.mark.parametrize(
     "size", [(32, 33), (40, 40), (64, 64), (33, 71), (96, 16), (8, 104), (57, 58), (80, 111), (72, 48)]
@@ -89,7 +94,7 @@ def test_blended_tiling_encodes(name: str, size: tuple[int, int]) -> None:
     x = images(1, *size)
     untiled = ours.encode(x).latent_dist.parameters
     for model in (ours, theirs):
-        model.enable_tiling()
+        enable_blended(model)
     tiled = ours.encode(x).latent_dist.parameters
     assert_same(tiled, theirs.encode(x).latent_dist.parameters)
     assert_same(ours.tiled_encode(x).latent_dist.parameters, theirs.tiled_encode(x).latent_dist.parameters)
@@ -103,7 +108,7 @@ def test_blended_tiling_decodes(name: str, size: tuple[int, int]) -> None:
     z = latents(1, *size, channels=theirs.config.latent_channels)
     untiled = ours.decode(z).sample
     for model in (ours, theirs):
-        model.enable_tiling()
+        enable_blended(model)
     tiled = ours.decode(z).sample
     assert_same(tiled, theirs.decode(z).sample)
     assert_same(ours.tiled_decode(z).sample, theirs.tiled_decode(z).sample)
@@ -115,7 +120,7 @@ def test_blended_tiling_with_other_tiles(tile: int, overlap: float) -> None:
     ours, theirs = pair("sd")
     x, z = inputs(theirs, batch=2, size=(13, 9))
     for model in (ours, theirs):
-        model.enable_tiling()
+        enable_blended(model)
         model.tile_sample_min_size, model.tile_latent_min_size = tile, tile // 8
         model.tile_overlap_factor = overlap
     assert_same(ours.encode(x).latent_dist.parameters, theirs.encode(x).latent_dist.parameters)

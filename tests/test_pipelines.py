@@ -105,6 +105,14 @@ def enable(pipe: Any, modes: str) -> None:
         else:
             getattr(pipe.vae, f"enable_{mode}")()
         assert getattr(pipe.vae, f"use_{mode}")
+    if isinstance(pipe.vae, AutoencoderKL):
+        pipe.vae.tiling_mode = "blended"  # as diffusers tiles
+
+
+def test_exact_tiling_in_a_pipeline(parts: dict[str, Any], vaes: tuple[AutoencoderKL, Any]) -> None:
+    pipes = [StableDiffusionPipeline(vae=vae, **parts) for vae in vaes]  # type: ignore[arg-type]
+    pipes[0].vae.enable_tiling()
+    assert_same_picture(*(text_to_image(pipe) for pipe in pipes))
 
 
 @pytest.mark.parametrize("modes", ["", "slicing", "tiling", "slicing tiling"])

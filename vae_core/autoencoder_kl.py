@@ -50,7 +50,7 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
 
     Attributes:
         config: every argument, as attributes and as a mapping.
-        use_slicing, use_tiling: how `encode` and `decode` work; set by the `enable_*` methods.
+        use_slicing, use_tiling, tiling_mode: how `encode` and `decode` work; set by the `enable_*` methods.
         tile_sample_min_size, tile_latent_min_size: side of a tile in pixels and in latent positions. Larger
             inputs are tiled.
         tile_overlap_factor: share of a tile that the next one covers again.
@@ -78,6 +78,7 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
         sample_size = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
         self.use_slicing = False
         self.use_tiling = False
+        self.tiling_mode: Literal["exact", "blended"] = "exact"
         self.tile_sample_min_size = sample_size
         self.tile_latent_min_size = max(1, sample_size // config.spatial_ratio)
         self.tile_overlap_factor = 0.25
@@ -170,10 +171,11 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
         return run(x)
 
     def _encode(self, x: Tensor) -> Tensor:
-        if self.use_tiling and max(x.shape[-2:]) > self.tile_sample_min_size:
+        tiled = self.use_tiling and max(x.shape[-2:]) > self.tile_sample_min_size
+        if tiled and self.tiling_mode == "blended":
             return self._tiled_encode(x)
-        if engine.suits(self, x, encoding=True):
-            return engine.encode(self, x).parameters
+        if engine.may_run(self, x, encoding=True) and (tiled or engine.is_faster(self, x, encoding=True)):
+            return engine.encode(self, x, tiling=self._strips(tiled)).parameters
         return self.encode_plain(x)
 
     def encode_plain(self, x: Tensor) -> Tensor:
@@ -182,11 +184,15 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
         return moments if self.quant_conv is None else self.quant_conv(moments)
 
     def _decode(self, z: Tensor) -> Tensor:
-        if self.use_tiling and max(z.shape[-2:]) > self.tile_latent_min_size:
+        tiled = self.use_tiling and max(z.shape[-2:]) > self.tile_latent_min_size
+        if tiled and self.tiling_mode == "blended":
             return self._tiled_decode(z)
-        if engine.suits(self, z, encoding=False):
-            return engine.decode(self, z)
+        if engine.may_run(self, z, encoding=False) and (tiled or engine.is_faster(self, z, encoding=False)):
+            return engine.decode(self, z, tiling=self._strips(tiled))
         return self.decode_plain(z)
+
+    def _strips(self, tiled: bool) -> TileSpec | None:
+        return TileSpec(size=self.tile_latent_min_size) if tiled else None
 
     def decode_plain(self, z: Tensor) -> Tensor:
         """Latents to images by the modules themselves: the reference, and the way that gradients take."""
@@ -222,8 +228,18 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
         """Run a batch at once again."""
         self.use_slicing = False
 
-    def enable_tiling(self, use_tiling: bool = True) -> None:
-        """Run inputs larger than a tile in overlapping tiles that are blended, with diffusers' numbers."""
+    def enable_tiling(self, use_tiling: bool = True, mode: Literal["exact", "blended"] = "exact") -> None:
+        """Run inputs larger than a tile piece by piece.
+
+        Args:
+            mode: "exact" for strips of the streaming engine, which change nothing but the memory that is used;
+                "blended" for diffusers' overlapping tiles and their numbers. Where the engine cannot run (gradients
+                are wanted, the call is being compiled, a module was changed), "exact" runs the whole input.
+
+        Raises:
+            TilingError: another mode.
+        """
+        self.tiling_mode = TileSpec(mode=mode).mode
         self.use_tiling = use_tiling
 
     def disable_tiling(self) -> None:

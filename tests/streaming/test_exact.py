@@ -20,7 +20,9 @@ TOLERANCE = 1e-4
 
 CONFIGS = {
     "f4": fields(32, 64, layers_per_block=1),
-    "f8": fields(32, 32, 64, 64, layers_per_block=2, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False),
+    "f8": fields(
+        32, 32, 64, 64, layers_per_block=2, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False
+    ),
     "no attention, odd widths": fields(24, 40, norm_num_groups=8, mid_block_add_attention=False),
     "attention in the levels": ATTENTION_EVERYWHERE,
     "grey": fields(32, 32, 32, in_channels=1, out_channels=1, layers_per_block=3),
@@ -169,9 +171,11 @@ def wrapped(vae: AutoencoderKL, x: bool, y: bool) -> AutoencoderKL:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Conv2d) and child.kernel_size == (3, 3):
                 setattr(module, name, Wrapped(child, x, y))
-    for block in vae.encoder.down_blocks:
-        if block.downsamplers is not None:
-            block.downsamplers[0] = WrappedDownsample(block.downsamplers[0].conv)
+    for module in list(vae.encoder.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Downsample):
+                assert isinstance(child.conv, Wrapped)
+                setattr(module, name, WrappedDownsample(child.conv))
     return vae
 
 
@@ -193,5 +197,11 @@ def test_wrapping(wrap, kernels, name):
     assert (moments - want).abs().max() < TOLERANCE * want.std()
 
 
-def test_downsample_is_what_the_reference_replaces():
-    assert isinstance(make(CONFIGS["f4"]).encoder.down_blocks[0].downsamplers[0], Downsample)
+def test_the_reference_replaces_every_convolution_that_looks_around():
+    reference = wrapped(make(CONFIGS["f4"]), x=True, y=True)
+    assert sum(isinstance(module, WrappedDownsample) for module in reference.modules()) == 1
+    inside = {id(module.conv) for module in reference.modules() if isinstance(module, Wrapped)}
+    kernels = [
+        module for module in reference.modules() if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
+    ]
+    assert all(id(kernel) in inside for kernel in kernels)

@@ -1,6 +1,6 @@
 """Train the demo VAE. Resumes by itself from the run folder; Ctrl-C loses at most a minute.
 
-    python tools/demo/train.py RUN_FOLDER [--steps 10000]
+    python tools/demo/train.py RUN_FOLDER [--steps 8000]
 
 Every loss is in the log (`log.csv`); `card.py` makes the shipped files and the model card of it. The last quarter of
 the steps lets the learning rate fall to zero; to end a run early, start it again with fewer --steps.
@@ -18,12 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from muon import Muon
 from photographs import held_out, pyramid, training_paths
 from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from vae_core import AutoencoderKL, DiagonalGaussianDistribution
+from vae_core.attention import Attention
+from vae_core.blocks import ResnetBlock
 
 CONFIG = {
     "block_out_channels": (32, 64, 128, 128),
@@ -37,8 +40,9 @@ CONFIG = {
     "use_post_quant_conv": False,
     "force_upcast": False,
 }
-LEARNING_RATE = 1e-3
-WARMUP_STEPS = 300
+MATRIX_LEARNING_RATE = 0.02
+VECTOR_LEARNING_RATE = 3e-3
+WARMUP_STEPS = 100
 DECAY_SHARE = 0.25
 EMA_DECAY = 0.9995
 KL_WEIGHT = 2e-4  # per latent value in nats, against errors per colour value in [-1, 1]
@@ -89,7 +93,7 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def start_near_identity(model: AutoencoderKL) -> None:
-    """Let every residual branch begin at zero, and let a constant survive the last norm of encoder and decoder.
+    """Let every residual branch begin at zero, the rest keep the size of signals, and constants survive the last norms.
 
     A GroupNorm divides by an image's own contrast; a pair of constant channels in each group (+c, -c) bounds that,
     so that brightness and colour pass from the first step.
@@ -103,16 +107,22 @@ def start_near_identity(model: AutoencoderKL) -> None:
             continue
         torch.nn.init.zeros_(last.weight)  # pyright: ignore[reportArgumentType]
         torch.nn.init.zeros_(last.bias)  # pyright: ignore[reportArgumentType]
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.weight.any():
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
     for block in (model.encoder.mid_block, model.decoder.up_blocks[-1]):
-        bias = block.resnets[-1].conv2.bias  # pyright: ignore
+        last = block.resnets[-1].conv2  # pyright: ignore
+        assert isinstance(last, torch.nn.Conv2d) and last.bias is not None
+        bias = last.bias
         size = len(bias) // CONFIG["norm_num_groups"]
         bias[0::size] = 2.0
         bias[1::size] = -2.0
 
 
-def learning_rate(step: int, steps: int) -> float:
+def schedule(step: int, steps: int) -> float:
+    """The share of the full learning rate at a step: a short rise, a plateau, a fall to zero."""
     decay = max(0.0, min(1.0, (steps - step) / (DECAY_SHARE * steps)))
-    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * decay
+    return min(1.0, (step + 1) / WARMUP_STEPS) * decay
 
 
 @torch.inference_mode()
@@ -140,14 +150,19 @@ def train(folder: Path, steps: int) -> None:
     model = AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     average = AutoencoderKL(**CONFIG).requires_grad_(False).eval()
     average.load_state_dict(model.state_dict())
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
+    matrices = Muon((each for each in model.parameters() if each.ndim > 1), MATRIX_LEARNING_RATE)
+    vectors = torch.optim.Adam(
+        [each for each in model.parameters() if each.ndim == 1], VECTOR_LEARNING_RATE, betas=(0.9, 0.99)
+    )
+    optimizers = (matrices, vectors)
     start = 0
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, its_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(its_state)
         start = state["step"]
 
     levels = [pyramid(path) for path in training_paths()]
@@ -162,18 +177,19 @@ def train(folder: Path, steps: int) -> None:
             side, batch = CROPS[step % len(CROPS)]
             x = random_crops(levels, side, batch, np.random.default_rng((0, step)))
             x = x.contiguous(memory_format=torch.channels_last)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps)
+            matrices.param_groups[0]["lr"] = MATRIX_LEARNING_RATE * schedule(step, steps)
+            vectors.param_groups[0]["lr"] = VECTOR_LEARNING_RATE * schedule(step, steps)
             with torch.autocast("cpu", torch.bfloat16):
                 (posterior,) = model.encode(x, return_dict=False)
                 posterior = DiagonalGaussianDistribution(posterior.parameters.float())
                 (output,) = model.decode(posterior.sample(), return_dict=False)
             reconstruction = reconstruction_loss(output.float(), x)
             kl = posterior.kl().mean() / posterior.mean[0].numel()
-            optimizer.zero_grad()
+            model.zero_grad()
             (reconstruction + KL_WEIGHT * kl).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             with torch.no_grad():
                 decay = min(EMA_DECAY, (step + 1) / (step + 10))
                 for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
@@ -192,7 +208,7 @@ def train(folder: Path, steps: int) -> None:
                     checkpoint,
                     model=model.state_dict(),
                     average=average.state_dict(),
-                    optimizer=optimizer.state_dict(),
+                    optimizers=[optimizer.state_dict() for optimizer in optimizers],
                     step=step + 1,
                 )
                 saved = time.monotonic()
@@ -201,6 +217,6 @@ def train(folder: Path, steps: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where checkpoint and log are kept")
-    parser.add_argument("--steps", type=int, default=10000)
+    parser.add_argument("--steps", type=int, default=8000)
     arguments = parser.parse_args()
     train(arguments.folder, arguments.steps)

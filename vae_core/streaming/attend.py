@@ -17,6 +17,12 @@ _PACKED_KEYS = 8192  # keys and values in one packed block
 _PACKED_LIMIT = 2**29  # bytes of packed keys and values beyond which they go to the store instead
 
 
+def _output_layer(attention: Attention) -> nn.Linear:
+    layer = attention.to_out[0]
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
 def _folded(layer: nn.Linear, scale: Tensor, shift: Tensor, device: torch.device, dtype: torch.dtype):
     """The linear layer of x * scale + shift as one of x: weight and bias."""
     weight = layer.weight.detach().double().cpu()
@@ -51,7 +57,7 @@ class AttentionPass:
         self.values = store.allocate((batch, self.positions, channels), source.dtype)
 
     def prepare(self) -> None:
-        out = self.attention.to_out[0]
+        out = _output_layer(self.attention)
         self.out_weight = out.weight.detach().to(self.device, self.source.dtype)
         self.out_bias = out.bias.detach().to(self.device, self.source.dtype)
 
@@ -185,7 +191,7 @@ class _PackedItem:
         # Keys differ from one another by their weights alone: a bias common to all of them cancels in the softmax.
         key_weight, _ = _folded(attention.to_k, scale, shift, cpu, dtype)
         value_weight, value_bias = _folded(attention.to_v, scale, shift, cpu, dtype)
-        out = attention.to_out[0]
+        out = _output_layer(attention)
         self.out = _linear(out.weight.detach().to(dtype)), out.bias.detach().to(dtype)
         self.blocks = []
         for block in tokens.split(_PACKED_KEYS):
@@ -195,21 +201,17 @@ class _PackedItem:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         query = _apply(tokens, *self.query)
-        total = attended = largest = None
+        attended = tokens.new_zeros(tokens.shape)
+        total = tokens.new_zeros(len(tokens), 1)
+        largest = tokens.new_full((len(tokens), 1), -torch.inf)
         for keys, values in self.blocks:
             scores = _apply(query, keys)
-            peak = scores.amax(dim=1, keepdim=True)
-            if largest is not None:
-                peak = torch.maximum(peak, largest)
+            peak = torch.maximum(largest, scores.amax(dim=1, keepdim=True))
+            shrink = torch.exp(largest - peak)
             scores.sub_(peak).exp_()
-            weight, part = scores.sum(dim=1, keepdim=True), _apply(scores, values)
-            if largest is None:
-                total, attended = weight, part
-            else:
-                shrink = torch.exp(largest - peak)
-                total, attended = total * shrink + weight, attended * shrink + part
+            total.mul_(shrink).add_(scores.sum(dim=1, keepdim=True))
+            attended.mul_(shrink).add_(_apply(scores, values))
             largest = peak
-        assert attended is not None
         return _apply(attended.div_(total), *self.out) + tokens
 
 

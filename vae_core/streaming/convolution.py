@@ -32,6 +32,9 @@ class Wrap(NamedTuple):
     x: bool = False
 
 
+NO_WRAP = Wrap()
+
+
 class Strip(NamedTuple):
     """A rectangle of a pass's target: batch items, rows and columns, each [start, stop)."""
 
@@ -41,9 +44,7 @@ class Strip(NamedTuple):
 
     @property
     def positions(self) -> int:
-        return (
-            (self.items[1] - self.items[0]) * (self.rows[1] - self.rows[0]) * (self.columns[1] - self.columns[0])
-        )
+        return (self.items[1] - self.items[0]) * (self.rows[1] - self.rows[0]) * (self.columns[1] - self.columns[0])
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class DirectConvolution:
         return result
 
     def _padded(self, first: int, stop: int, left: int, right: int) -> Tensor:
-        """Source rows [first, stop), normalised and activated, with what lies outside: [B, C, rows, W + left + right]."""
+        """Source rows [first, stop), normalised, activated and padded: [B, C, rows, left + W + right]."""
         inputs = self.inputs
         window, begin = rows_around(inputs.source, first, stop, inputs.wrap.y)
         x = _moved(window, inputs.device)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -133,32 +134,39 @@ def decode(
     return _run(task, z, tiling, memory_budget, progress, wrap, dtype)
 
 
-def plan_encode(vae: AutoencoderKL, shape: tuple[int, int, int, int], **options) -> Plan:
+def plan_encode(vae: AutoencoderKL, shape: Sequence[int], **options: Any) -> Plan:
     """What `encode` would do for images of this shape; see `plan_decode`."""
+    vae.check_image(torch.empty(tuple(shape), device="meta"))
     return _plan(_Task(vae, True, tuple(shape)), **options)  # type: ignore[arg-type]
 
 
-def plan_decode(vae: AutoencoderKL, shape: tuple[int, int, int, int], **options) -> Plan:
+def plan_decode(vae: AutoencoderKL, shape: Sequence[int], **options: Any) -> Plan:
     """What `decode` would do for latents of this shape, without doing it.
 
     Options are `tiling`, `memory_budget`, `device` and `dtype`, as for `decode`; None means as there.
     """
+    vae.check_latent(torch.empty(tuple(shape), device="meta"))
     return _plan(_Task(vae, False, tuple(shape)), **options)  # type: ignore[arg-type]
 
 
-def suits(vae: AutoencoderKL, x: Tensor, encoding: bool) -> bool:
-    """Whether the engine may stand in for the plain modules on this input, and is faster.
+def may_run(vae: AutoencoderKL, x: Tensor, encoding: bool) -> bool:
+    """Whether the engine may stand in for the plain modules on this input.
 
-    It may not where gradients, autocasting, tracing or another kind of tensor are at work, or where a module has
-    been changed; it is not where no pass would take a fast kernel.
+    It may not where gradients, autocasting, tracing or another kind of tensor are at work, where a module has been
+    changed, where plain kernels are asked for, or where weights and input differ in device or precision.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or plain_kernels() or type(x) is not Tensor:
         return False
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in vae.parameters())):
         return False
-    if x.device.type != "cpu" or x.dtype != torch.float32 or vae.dtype != x.dtype or vae.device != x.device:
+    if vae.dtype != x.dtype or vae.device != x.device or torch.is_autocast_enabled(x.device.type):
         return False
-    if torch.is_autocast_enabled("cpu") or find_change(vae.encoder if encoding else vae.decoder) is not None:
+    return find_change(vae.encoder if encoding else vae.decoder) is None
+
+
+def is_faster(vae: AutoencoderKL, x: Tensor, encoding: bool) -> bool:
+    """Whether most of the arithmetic would take a kernel with fewer multiplications; for an input that `may_run`."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
         return False
     task = _Task(vae, encoding, tuple(x.shape))  # type: ignore[arg-type]
     if task.latent_size[0] * task.latent_size[1] * task.shape[0] < _SMALLEST:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import NonFiniteError
 from .attend import AttentionPass, PackedAttentionPass
-from .convolution import DirectConvolution, PassInputs, Wrap, choose_kernel
+from .convolution import NO_WRAP, DirectConvolution, PassInputs, Wrap, choose_kernel
 from .program import INPUT, OUTPUT, Attend, Convolve, Pass, output_size, sources
 from .stats import ChannelStats
 from .store import MapStore
@@ -36,12 +36,11 @@ class Settings:
     """
 
     device: torch.device
-    wrap: Wrap = Wrap()
+    wrap: Wrap = NO_WRAP
     strip_latents: int | None = None
     strip_bytes: int | None = None
     plain_kernels: bool = False
     check_finite: bool = False
-
 
     @property
     def bytes_per_strip(self) -> int:

@@ -43,9 +43,7 @@ class Plan:
 
     def times(self, runs: int) -> Plan:
         """The plan of so many runs, one after the other."""
-        return replace(
-            self, passes=self.passes * runs, strips=self.strips * runs, arithmetic=self.arithmetic * runs
-        )
+        return replace(self, passes=self.passes * runs, strips=self.strips * runs, arithmetic=self.arithmetic * runs)
 
 
 def plan_program(
@@ -66,6 +64,7 @@ def plan_program(
     Raises:
         MemoryBudgetError: what a pass needs beside its maps is over the budget.
     """
+
     def rehearse(limit: int | None) -> tuple[Plan, int]:
         return _rehearse(passes, settings, shape, output_shape, latent_rows, dtype, limit)
 

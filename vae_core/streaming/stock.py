@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from ..attention import STOCK_PROCESSORS, Attention
-from ..blocks import Downsample, DownBlock, MidBlock, ResnetBlock, UpBlock, Upsample
+from ..blocks import DownBlock, Downsample, MidBlock, ResnetBlock, UpBlock, Upsample
 from ..decoder import Decoder
 from ..encoder import Encoder
 

@@ -34,7 +34,6 @@ _LARGEST_PIECE = 2**24
 _VECTOR = 16  # channels that oneDNN's products work on at a time
 
 
-
 def _kernel_transform(a: float, b: float) -> Tensor:
     """G of F(4, 3) for the points 0, a, -a, b, -b and infinity: [6, 3] in float64."""
     rows = [[1 / (a * a * b * b), 0, 0]]

@@ -155,7 +155,7 @@ def tiles_out(products, first, bias, residual, mode, scratch, values, target, to
     mode: 0 to write, 1 to add residual (of target's shape), 2 to add to what target holds.
     scratch [6, 4, K], values [4, K]. total and squares [K] of float64 gather the sums of what is written.
     """
-    height, width, channels = target.shape
+    width, channels = target.shape[1:]
     for t in range((width + 3) // 4):
         for i in range(6):
             m = products[i][first + t] if len(products) == 6 else products[0][first + t, 6 * i : 6 * i + 6]
@@ -192,9 +192,7 @@ def upsample_in(source, y0, x0, wrap_x, column, out):
     for j in range(-1, positions + 1):
         slot = (j + 3) % 3
         for i in range(3):
-            _activated(
-                source, y0 - 1 + i, x0 + j, wrap_x, no_coefficients, no_coefficients, False, column[slot, i]
-            )
+            _activated(source, y0 - 1 + i, x0 + j, wrap_x, no_coefficients, no_coefficients, False, column[slot, i])
         for c in range(channels):
             centre = column[slot, 1, c]
             column[slot, 0, c] -= centre
