@@ -209,10 +209,11 @@ Photographs that it never saw, whole, with the weights as shipped run in float32
 
 ## How it was trained
 
-`tools/demo/train.py`, {steps:,} steps of {crops}, in turn; AdamW; an average of the weights over time is what is \
-shipped.{time} The loss is L1 over four scales, the L1 of differences between neighbours, half the squared error, and \
-{KL_WEIGHT:g} times the KL divergence from the standard normal per latent value. No perceptual network and no adversary \
-had a part in it. Crops are flipped and turned; colour channels are at times exchanged or inverted.
+`tools/demo/train.py`, {steps:,} steps of {crops}, in turn; Muon for the kernels, Adam for norms and biases; an average \
+of the weights over time is what is shipped.{time} The loss is L1 and squared error at four scales, the L1 of differences \
+between neighbours, and {KL_WEIGHT:g} times the KL divergence from the standard normal per latent value. No perceptual \
+network and no adversary had a part in it. Crops are flipped and turned, and three in four get other colours: channels \
+exchanged or inverted, another saturation, contrast and level.
 
 ![Loss, divergence and PSNR while training](../../docs/images/demo_training.png)
 

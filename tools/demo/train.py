@@ -139,6 +139,15 @@ def evaluate(model: AutoencoderKL) -> dict[str, float]:
     return scores
 
 
+def forget_after(path: Path, step: int) -> None:
+    """Drop a log's rows from a step on: they were written after the checkpoint that a run resumes from."""
+    if path.exists():
+        rows = path.read_text().splitlines()
+        path.write_text(
+            "".join(f"{row}\n" for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) < step)
+        )
+
+
 def save(path: Path, **state: object) -> None:
     torch.save(state, path.with_suffix(".new"))
     os.replace(path.with_suffix(".new"), path)
@@ -164,6 +173,8 @@ def train(folder: Path, steps: int) -> None:
         for optimizer, its_state in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(its_state)
         start = state["step"]
+    forget_after(folder / "log.csv", start)
+    forget_after(folder / "psnr.csv", start + 1)
 
     levels = [pyramid(path) for path in training_paths()]
     with (
