@@ -79,7 +79,10 @@ class TestShapes:
         [
             (lambda vae: vae.encode(images()[0]), "3 dimensions.*4 are needed"),
             (lambda vae: vae.encode(images(channels=4)), "4 channels, but this VAE takes 3"),
-            (lambda vae: vae.decode(latents(channels=16)), "16 channels, but this VAE takes 4"),
+            (
+                lambda vae: vae.decode(latents(channels=16)),
+                r"16 channels \(SD3, FLUX.1\), but this VAE takes 4 channels \(SD",
+            ),
             (lambda vae: vae.encode(images(0)), "at least one item"),
             (lambda vae: vae.encode(images(1, 7, 64)), "8 by 8"),
             (lambda vae: vae.decode(latents(1, 0, 5)), "1 by 1"),

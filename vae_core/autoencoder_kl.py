@@ -212,7 +212,9 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
                 f"this {what} has {x.ndim} dimensions {tuple(x.shape)}; 4 are needed: batch, channels, height, width."
             )
         if x.shape[1] != channels:
-            raise ShapeError(f"this {what} has {x.shape[1]} channels, but this VAE takes {channels}.")
+            given, taken = (_channels(count, what) for count in (x.shape[1], channels))
+            remedy = "Use the VAE that goes with the model." if what == "latent" else "Convert the image first."
+            raise ShapeError(f"this {what} has {given}, but this VAE takes {taken}. {remedy}")
         if x.shape[0] == 0 or min(x.shape[2:]) < minimum:
             raise ShapeError(
                 f"this {what} has shape {tuple(x.shape)}; at least one item of {minimum} by {minimum} is needed."
@@ -301,6 +303,15 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
     def disable_gradient_checkpointing(self) -> None:
         """Keep all activations for the backward pass again."""
         self.encoder.gradient_checkpointing = self.decoder.gradient_checkpointing = False
+
+
+# The families whose latents have so many channels; 128 is FLUX.2's latent packed by 2x2.
+_LATENT_FAMILIES = {4: "SD, SDXL", 16: "SD3, FLUX.1", 32: "FLUX.2", 128: "FLUX.2, packed"}
+
+
+def _channels(count: int, what: str) -> str:
+    family = _LATENT_FAMILIES.get(count) if what == "latent" else None
+    return f"{count} channels ({family})" if family else f"{count} channels"
 
 
 def _tile(size: int, stride: int) -> TileSpec:
