@@ -255,31 +255,39 @@ class WinogradConvolution:
     def compute(self, strip: Strip) -> tuple[int, int, np.ndarray, np.ndarray]:
         inputs = self.inputs
         item, (top, bottom), (left, right) = strip.items[0], strip.rows, strip.columns
-        first, stop = (top // 2, bottom // 2) if self.step.scale == "up" else (top, bottom)
+        up = self.step.scale == "up"
+        first, stop = (top // 2, bottom // 2) if up else (top, bottom)
         rows, begin = rows_around(inputs.source[item : item + 1], first - 1, stop + 1, inputs.wrap.y)
-        window = winograd.Window(rows[0].contiguous(), begin)
-        place = inputs.target[item, top:bottom, left:right]
+        window = winograd.Rows.of(rows[0], begin)
+        place = inputs.target[item, top:bottom]
         direct = place.stride(2) == 1
-        target = place if direct else torch.empty(place.shape)
-        if self.step.scale == "up":
-            sums = winograd.upsample_strip(window, self.products, self.bias, target, top, left, inputs.wrap.x)
+        written = place if direct else torch.empty(place.shape)  # the output is laid out by channels
+        target = winograd.Target(winograd.Rows.of(written, top), left, right)
+        if up:
+            sums = winograd.upsample_strip(window, self.products, self.bias, target, inputs.wrap.x)
         else:
             coefficients = inputs.coefficients and (inputs.coefficients[0][item], inputs.coefficients[1][item])
-            residual = None
-            if inputs.residual is not None:
-                residual = self._residual(inputs.residual[item, top:bottom, left:right], target)
+            residual, in_place = self._residual(item, strip)
             sums = winograd.winograd_strip(
-                window, coefficients, self.products, self.bias, residual, target, top, left, inputs.wrap.x
+                window, coefficients, self.products, self.bias, residual, in_place, target, inputs.wrap.x
             )
         if not direct:
-            place.copy_(target)
+            place[:, left:right].copy_(written[:, left:right])
         return item, strip.positions, *sums
 
-    def _residual(self, x: Tensor, target: Tensor) -> Tensor:
+    def _residual(self, item: int, strip: Strip) -> tuple[Tensor | None, bool]:
+        """What is added to a strip, or whether it is what lies there."""
+        whole = self.inputs.residual
+        if whole is None:
+            return None, False
+        if self.shortcut is None and whole is self.inputs.target:
+            return None, True
+        x = whole[item, slice(*strip.rows), slice(*strip.columns)]
         if self.shortcut is None:
-            return target if x.data_ptr() == target.data_ptr() else x
-        x = F.pad(x, (0, self.shortcut.in_channels - x.shape[2]))
-        return self.shortcut(x.reshape(-1, 1, x.shape[2])).view(target.shape)
+            return x.contiguous(), False
+        padded = F.pad(x, (0, self.shortcut.in_channels - x.shape[2]))
+        product = self.shortcut(padded.reshape(-1, 1, padded.shape[2]))
+        return product.view(*x.shape[:2], self.shortcut.out_channels), False
 
     def close(self) -> None:
         pass

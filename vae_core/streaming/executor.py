@@ -81,6 +81,7 @@ class Execution:
         self.store = store
         self.dtype = dtype
         self.maps: dict[str, Tensor] = {}
+        self._owned: dict[str, Tensor] = {}  # what the store lent, by the map that it now holds
         self.stats: dict[str, ChannelStats] = {}
 
     def run(
@@ -135,13 +136,19 @@ class Execution:
         batch, height, width, channels = self.maps[step.source].shape
         if isinstance(step, Convolve):
             channels = step.conv.out_channels
+            if step.reuses is not None:
+                self._owned[step.target] = self._owned.pop(step.reuses)
+                self.maps[step.target] = self.maps[step.reuses][..., :channels]
+                return
         height, width = output_size(step, height, width)
-        self.maps[step.target] = self.store.allocate((batch, height, width, channels), self.dtype)
+        owned = self.store.allocate((batch, height, width, channels), self.dtype)
+        self.maps[step.target] = self._owned[step.target] = owned
 
     def _release(self, name: str) -> None:
-        tensor = self.maps.pop(name, None)
-        if tensor is not None and name not in (INPUT, OUTPUT):
-            self.store.release(tensor)
+        self.maps.pop(name, None)
+        owned = self._owned.pop(name, None)
+        if owned is not None:
+            self.store.release(owned)
 
     def _coefficients(self, step: Pass) -> tuple[Tensor, Tensor] | None:
         norm = step.attention.group_norm if isinstance(step, Attend) else step.norm

@@ -37,6 +37,16 @@ class Convolve:
     residual: str | None = None
     shortcut: nn.Conv2d | None = None
 
+    @property
+    def reuses(self) -> str | None:
+        """The map whose memory the target takes over, if any.
+
+        It is the residual, where its shortcut makes it no wider: a position is written after it has been read, and
+        no later pass reads a residual.
+        """
+        narrows = self.shortcut is not None and self.shortcut.out_channels <= self.shortcut.in_channels
+        return self.residual if narrows else None
+
 
 @dataclass(frozen=True)
 class Attend:

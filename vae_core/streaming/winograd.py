@@ -150,85 +150,117 @@ def _multiply(left: np.ndarray, products: list[PackedProducts]) -> tuple[np.ndar
 
 
 @dataclass(frozen=True)
-class Window:
-    """A part of a map's rows as an array [rows, W, C], and the number of the first row; rows outside are zero."""
+class Rows:
+    """Some rows of a map for the compiled functions: whole, and contiguous.
 
-    rows: Tensor
+    Attributes:
+        array: [rows, W, C or more] of float32; channels beyond the map's own belong to somebody else.
+        first: number of the first of these rows in the map.
+        channels: C.
+    """
+
+    array: np.ndarray
     first: int
+    channels: int
+
+    @classmethod
+    def of(cls, rows: Tensor, first: int) -> Rows:
+        """Of [rows, W, C], which may be the first channels of a wider contiguous map; anything else is copied."""
+        count, width, channels = rows.shape
+        wider = rows.stride(1)
+        if rows.stride(2) == 1 and wider >= channels and rows.stride(0) == width * wider:
+            rows = rows.as_strided((count, width, wider), rows.stride())
+        return cls(rows.contiguous().numpy(), first, channels)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A rectangle to be written: all of its rows, and the columns [left, right)."""
+
+    rows: Rows
+    left: int
+    right: int
+
+    @property
+    def height(self) -> int:
+        return len(self.rows.array)
 
 
 def winograd_strip(
-    window: Window,
+    window: Rows,
     coefficients: tuple[Tensor, Tensor] | None,
     products: list[PackedProducts],
     bias: Tensor,
     residual: Tensor | None,
-    target: Tensor,
-    top: int,
-    left: int,
+    in_place: bool,
+    target: Target,
     wrap_x: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """conv(silu(x * scale + shift)) + bias + residual for the rectangle `target` [rows, columns, K] at (top, left).
+    """conv(silu(x * scale + shift)) + bias, with a residual, for a rectangle.
 
     Args:
-        window: source rows, from top - 1 to one below the target as far as they exist.
+        window: source rows, from one above the target to one below it as far as they exist.
         coefficients: scale and shift [C]; None to convolve the source as it is.
-        residual: of the target's shape; the target itself to add in place.
+        residual: added, [rows, columns, K] of the rectangle, contiguous; None for none.
+        in_place: add what the rectangle holds instead.
 
     Returns:
         Sums of the values and of their squares, [K] in float64.
     """
     from . import winograd_jit as jit
 
-    height, width, channels = target.shape
-    in_channels = window.rows.shape[2]
-    columns = -(-width // TILE)
-    tile_rows = -(-height // TILE)
+    channels, in_channels = target.rows.channels, window.channels
+    columns = -(-(target.right - target.left) // TILE)
+    tile_rows = -(-target.height // TILE)
     transformed = _product_input(tile_rows * columns, products, in_channels)
-    column = _buffer("column", 6, in_channels)
-    ring = _buffer("ring", 6, 6, in_channels)
-    source = window.rows.numpy()
+    column, ring = _buffer("column", 6, in_channels), _buffer("ring", 6, 6, in_channels)
     scale, shift = (column[0], column[0]) if coefficients is None else (each.numpy() for each in coefficients)
     for row in range(tile_rows):
-        y = top + TILE * row - 1 - window.first
+        y = target.rows.first + TILE * row - 1 - window.first
         part = transformed[:, row * columns : (row + 1) * columns]
-        jit.tiles_in(source, y, left - 1, wrap_x, scale, shift, coefficients is not None, column, ring, part)
+        jit.tiles_in(
+            window.array, y, target.left - 1, wrap_x, scale, shift, coefficients is not None, column, ring, part
+        )
 
     result = _multiply(transformed, products)
     total, squares = np.zeros(channels), np.zeros(channels)
     scratch, values = _buffer("outputs", 6, TILE, channels), _buffer("values", TILE, channels)
-    mode = 0 if residual is None else 2 if residual is target else 1
-    out = target.numpy()
-    added = out if residual is None else residual.numpy()
+    mode = 2 if in_place else 0 if residual is None else 1
+    added = scratch[:1] if residual is None else residual.numpy()
     for row in range(tile_rows):
-        part = slice(TILE * row, min(TILE * (row + 1), height))
+        y = TILE * row
+        rows = min(TILE, target.height - y)
         jit.tiles_out(
-            result, row * columns, bias.numpy(), added[part], mode, scratch, values, out[part], total, squares
-        )
+            result, row * columns, bias.numpy(), added, mode, scratch, values,
+            target.rows.array, y, rows, target.left, target.right, total, squares,
+        )  # fmt: skip
     return total, squares
 
 
 def upsample_strip(
-    window: Window, products: list[PackedProducts], bias: Tensor, target: Tensor, top: int, left: int, wrap_x: bool
+    window: Rows, products: list[PackedProducts], bias: Tensor, target: Target, wrap_x: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """conv(double(x)) + bias for the rectangle `target` [rows, columns, K] at (top, left), all even numbers.
+    """conv(double(x)) + bias for a rectangle whose edges are all even.
 
-    `window` is of source rows, from top / 2 - 1 to one below the target's as far as they exist. Returns as
+    `window` is of source rows, from one above the target's to one below them as far as they exist. Returns as
     `winograd_strip` does.
     """
     from . import winograd_jit as jit
 
-    height, width, channels = target.shape
-    rows, columns = height // 2, width // 2
-    combined = _product_input(rows * columns, products, window.rows.shape[2])
-    column = _buffer("column", 3, 3, window.rows.shape[2])
-    source = window.rows.numpy()
+    channels = target.rows.channels
+    rows, columns = target.height // 2, (target.right - target.left) // 2
+    combined = _product_input(rows * columns, products, window.channels)
+    column = _buffer("column", 3, 3, window.channels)
     for row in range(rows):
         part = combined[:, row * columns : (row + 1) * columns]
-        jit.upsample_in(source, top // 2 + row - window.first, left // 2, wrap_x, column, part)
+        y = target.rows.first // 2 + row - window.first
+        jit.upsample_in(window.array, y, target.left // 2, wrap_x, column, part)
     result = _multiply(combined, products)
     total, squares = np.zeros(channels), np.zeros(channels)
-    values, out = _buffer("values", 4, channels), target.numpy()
+    values = _buffer("values", 4, channels)
     for row in range(rows):
-        jit.upsample_out(result, row * columns, bias.numpy(), values, out[2 * row : 2 * row + 2], total, squares)
+        jit.upsample_out(
+            result, row * columns, bias.numpy(), values,
+            target.rows.array, 2 * row, target.left, target.right, total, squares,
+        )  # fmt: skip
     return total, squares

@@ -33,7 +33,8 @@ def _silu(x):
 @numba.njit(inline="always", fastmath=True, error_model="numpy")
 def _activated(source, y, x, wrap_x, scale, shift, activate, row):
     """row[:] = silu(source[y, x] * scale + shift), or a plain copy, or zeros outside the picture."""
-    height, width, channels = source.shape
+    height, width = source.shape[:2]
+    channels = row.shape[0]  # the source may have more
     if wrap_x:
         x = x % width
     if y < 0 or y >= height or x < 0 or x >= width:
@@ -81,7 +82,7 @@ def tiles_in(source, y0, x0, wrap_x, scale, shift, activate, column, ring, out):
 
     column [6, C] and ring [6, 6, C] are scratch; out is [1, tiles, 36, >= C], or [6, tiles, 6, >= C].
     """
-    tiles, channels = out.shape[1], source.shape[2]
+    tiles, channels = out.shape[1], column.shape[1]
     for j in range(4 * tiles + 2):
         slot = j % 6  # the last six transformed columns are kept
         for i in range(6):
@@ -112,51 +113,53 @@ def tiles_in(source, y0, x0, wrap_x, scale, shift, activate, column, ring, out):
 
 
 @numba.njit(inline="always", fastmath=True, error_model="numpy")
-def _add(values, residual, mode, target):
-    """values [rows, K] += residual, or += target, by mode."""
-    rows, channels = target.shape
+def _add(values, rows, residual, mode, target, y, x, left):
+    """values [rows, K] += the pixels of residual, or of target, in one column; by mode."""
+    channels = values.shape[1]
     if mode == 1:
         for a in range(rows):
             for c in range(channels):
-                values[a, c] += residual[a, c]
+                values[a, c] += residual[y + a, x - left, c]
     elif mode == 2:
         for a in range(rows):
             for c in range(channels):
-                values[a, c] += target[a, c]
+                values[a, c] += target[y + a, x, c]
 
 
 @numba.njit(inline="always", fastmath=True, error_model="numpy")
-def _store(values, target, total, squares):
-    """target = values [rows, K]; sums of four at a time are taken in single precision, all others in double."""
-    rows, channels = target.shape
+def _sum(values, rows, total, squares):
+    """Add up values [rows, K]: four at a time in single precision, the rest in double."""
+    channels = values.shape[1]
     if rows == 4:
         for c in range(channels):
             v0, v1, v2, v3 = values[0, c], values[1, c], values[2, c], values[3, c]
-            target[0, c] = v0
-            target[1, c] = v1
-            target[2, c] = v2
-            target[3, c] = v3
             total[c] += np.float64(v0 + v1 + v2 + v3)
             squares[c] += np.float64(v0 * v0 + v1 * v1 + v2 * v2 + v3 * v3)
     else:
         for a in range(rows):
             for c in range(channels):
-                v = values[a, c]
-                target[a, c] = v
-                total[c] += np.float64(v)
-                squares[c] += np.float64(v * v)
+                total[c] += np.float64(values[a, c])
+                squares[c] += np.float64(values[a, c] * values[a, c])
+
+
+@numba.njit(inline="always", fastmath=True, error_model="numpy")
+def _store(row, pixel):
+    for c in range(row.shape[0]):
+        pixel[c] = row[c]
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def tiles_out(products, first, bias, residual, mode, scratch, values, target, total, squares):
-    """Transform one product [tiles, 36, K], or six [tiles, 6, K], to the pixels of target [<= 4, <= 4 * tiles, K].
+def tiles_out(products, first, bias, residual, mode, scratch, values, target, y, rows, left, right, total, squares):
+    """Transform one product [tiles, 36, K], or six [tiles, 6, K], to pixels of target [rows, W, >= K].
 
     first: the first tile's place in the products.
-    mode: 0 to write, 1 to add residual (of target's shape), 2 to add to what target holds.
-    scratch [6, 4, K], values [4, K]. total and squares [K] of float64 gather the sums of what is written.
+    mode: 0 to write, 1 to add residual [rows, right - left, K], 2 to add to what target holds.
+    scratch [6, 4, K], values [4, K].
+    y, rows, left, right: the pixels, target[y : y + rows, left : right], of at most four rows.
+    total, squares: [K] of float64, gather the sums of what is written.
     """
-    width, channels = target.shape[1:]
-    for t in range((width + 3) // 4):
+    channels = values.shape[1]
+    for t in range((right - left + 3) // 4):
         for i in range(6):
             m = products[i][first + t] if len(products) == 6 else products[0][first + t, 6 * i : 6 * i + 6]
             for c in range(channels):
@@ -165,7 +168,8 @@ def tiles_out(products, first, bias, residual, mode, scratch, values, target, to
                 scratch[i, 1, c] = v[1]
                 scratch[i, 2, c] = v[2]
                 scratch[i, 3, c] = v[3]
-        for b in range(min(4, width - 4 * t)):
+        for x in range(left + 4 * t, min(left + 4 * t + 4, right)):
+            b = x - left - 4 * t
             for c in range(channels):
                 v = _four_outputs(
                     scratch[0, b, c], scratch[1, b, c], scratch[2, b, c],
@@ -175,9 +179,10 @@ def tiles_out(products, first, bias, residual, mode, scratch, values, target, to
                 values[1, c] = v[1] + bias[c]
                 values[2, c] = v[2] + bias[c]
                 values[3, c] = v[3] + bias[c]
-            x = 4 * t + b
-            _add(values, residual[:, x], mode, target[:, x])
-            _store(values, target[:, x], total, squares)
+            _add(values, rows, residual, mode, target, y, x, left)
+            _sum(values, rows, total, squares)
+            for a in range(rows):
+                _store(values[a], target[y + a, x])
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
@@ -187,7 +192,7 @@ def upsample_in(source, y0, x0, wrap_x, column, out):
     out [1, positions, 9, >= C] or [3, positions, 3, >= C], for the positions source[y0, x0 : x0 + positions];
     column [3, 3, C] is scratch.
     """
-    positions, channels = out.shape[1], source.shape[2]
+    positions, channels = out.shape[1], column.shape[2]
     no_coefficients = column[0, 0]
     for j in range(-1, positions + 1):
         slot = (j + 3) % 3
@@ -211,21 +216,25 @@ def upsample_in(source, y0, x0, wrap_x, column, out):
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def upsample_out(products, first, bias, values, target, total, squares):
-    """One product [positions, 9, K] or three [positions, 3, K], from place `first` on, to target [2, 2 * positions, K].
+def upsample_out(products, first, bias, values, target, y, left, right, total, squares):
+    """One product [positions, 9, K], or three [positions, 3, K], to target[y : y + 2, left : right].
 
-    values [4, K] is scratch; total and squares as in `tiles_out`.
+    first: the first position's place in the products. values [4, K] is scratch; the sums are as in `tiles_out`.
     """
-    _, width, channels = target.shape
-    for t in range(width // 2):
+    channels = values.shape[1]
+    for t in range((right - left) // 2):
         m = products[0][first + t]
         above = products[1][first + t] if len(products) == 3 else m[3:6]
         below = products[2][first + t] if len(products) == 3 else m[6:9]
         for c in range(channels):
-            left, right = m[0, c] + m[1, c] + bias[c], m[0, c] + m[2, c] + bias[c]
-            values[0, c] = left + above[0, c] + above[1, c]
-            values[1, c] = right + above[0, c] + above[2, c]
-            values[2, c] = left + below[0, c] + below[1, c]
-            values[3, c] = right + below[0, c] + below[2, c]
-        _store(values[0:2], target[0, 2 * t : 2 * t + 2], total, squares)
-        _store(values[2:4], target[1, 2 * t : 2 * t + 2], total, squares)
+            before, after = m[0, c] + m[1, c] + bias[c], m[0, c] + m[2, c] + bias[c]
+            values[0, c] = before + above[0, c] + above[1, c]
+            values[1, c] = after + above[0, c] + above[2, c]
+            values[2, c] = before + below[0, c] + below[1, c]
+            values[3, c] = after + below[0, c] + below[2, c]
+        _sum(values, 4, total, squares)
+        x = left + 2 * t
+        _store(values[0], target[y, x])
+        _store(values[1], target[y, x + 1])
+        _store(values[2], target[y + 1, x])
+        _store(values[3], target[y + 1, x + 1])
