@@ -376,6 +376,17 @@ def test_a_fused_projection_that_was_changed() -> None:
         assert (way() - plain()).abs().max() < 1e-4
 
 
+@pytest.mark.xfail(reason="decode of the package calls no hook of the whole model, and moves z to meta", strict=False)
+@torch.no_grad()
+def test_offloaded_weights() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    want = make(CONFIG).decode_plain(latent())
+    vae = make(CONFIG)
+    accelerate.cpu_offload(vae, torch.device("cpu"))
+    assert (vae.decode(latent()).sample - want).abs().max() < 1e-4
+    assert (vae_core.decode(vae, latent()) - want).abs().max() < 1e-4
+
+
 @torch.no_grad()
 def test_a_change_in_one_half_leaves_the_engine_to_the_other(engine_runs: list[str]) -> None:
     vae = make(CONFIG)
