@@ -1,0 +1,139 @@
+"""Make docs/images/tiling.png: what tiling does to a picture, by the ways there are.
+
+    pip install matplotlib
+    python tools/tiling_picture.py [--photograph FILE] [--enlarge 2] [--tile 256]
+
+The photograph's latent is decoded by the bundled VAE whole, by its plain modules; by diffusers' blended tiles, by
+blended tiles of ComfyUI's kind, and by exact ones, all with tiles of the same size. Below each is its difference to
+the whole, amplified.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import vae_core  # noqa: E402
+from vae_core import TileSpec, load_vae  # noqa: E402
+from vae_core.image import from_pil, open_picture  # noqa: E402
+
+AMPLIFY = 10
+DEMO = ROOT / "vae_core" / "demo"
+
+
+def averaged_tilings(
+    decode: Callable[[Tensor], Tensor], z: Tensor, tile: int, overlap: int, ratio: int, channels: int
+) -> Tensor:
+    """Decode [B, C, h, w] by three tilings, upright, flat and square, each feathered at its tiles' edges; their mean.
+
+    tile and overlap are in latent positions; a tile's weight rises from its edges as (k + 1) / overlap.
+    """
+    shapes = ((tile * 2, tile // 2), (tile // 2, tile * 2), (tile, tile))
+    return sum(_feathered(decode, z, shape, overlap, ratio, channels) for shape in shapes) / 3  # type: ignore[return-value]
+
+
+def _feathered(
+    decode: Callable[[Tensor], Tensor], z: Tensor, tile: tuple[int, int], overlap: int, ratio: int, channels: int
+) -> Tensor:
+    lengths = z.shape[2:]
+    starts = [
+        range(0, length - overlap, size - overlap) if length > size else range(1)
+        for length, size in zip(lengths, tile, strict=True)
+    ]
+    total = z.new_zeros(z.shape[0], channels, lengths[0] * ratio, lengths[1] * ratio)
+    weights = torch.zeros_like(total)
+    for y, x in itertools.product(*starts):
+        part = decode(z[:, :, y : y + tile[0], x : x + tile[1]])
+        weight = _ramp(part.shape[2], overlap * ratio)[:, None] * _ramp(part.shape[3], overlap * ratio)
+        place = (..., slice(y * ratio, y * ratio + part.shape[2]), slice(x * ratio, x * ratio + part.shape[3]))
+        total[place] += part * weight
+        weights[place] += weight
+    return total / weights
+
+
+def _ramp(length: int, extent: int) -> Tensor:
+    """Weights along one side of a tile: rising over `extent` from both ends, or flat where the tile is too short."""
+    if extent >= length:
+        return torch.ones(length)
+    rising = (torch.arange(1, length + 1) / extent).clamp(max=1.0)
+    return rising * rising.flip(0)
+
+
+def draw(panels: dict[str, Tensor], reference: str, path: Path) -> None:
+    """Pictures [3, H, W] in [0, 1] beside each other, above their differences to the reference."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    height, width = panels[reference].shape[1:]
+    inches = 4.2
+    size = (inches * len(panels), 2 * (inches * height / width + 0.42))
+    figure, axes = pyplot.subplots(2, len(panels), figsize=size, dpi=110)
+    for (name, panel), (above, below) in zip(panels.items(), axes.T, strict=True):
+        difference = (panel - panels[reference]).abs()
+        above.set_title(name, fontsize=12)
+        above.imshow(panel.permute(1, 2, 0).numpy())
+        if name == reference:
+            below.text(
+                0, 0.5, f"difference to this,\n{AMPLIFY} times", fontsize=14, va="center", transform=below.transAxes
+            )
+        else:
+            below.imshow((difference * AMPLIFY).clamp(0, 1).permute(1, 2, 0).numpy())
+            levels, mean = difference.max().item() * 255, difference.mean().item() * 255
+            below.set_title(f"largest {number(levels)}, mean {number(mean)} of 255 levels", fontsize=11)
+        above.axis("off")
+        below.axis("off")
+    figure.tight_layout(pad=0.6)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def number(value: float) -> str:
+    return f"{value:.1f}" if value >= 0.1 else "0" if value == 0 else f"{value:.5f}".rstrip("0")
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photograph", type=Path, default=DEMO / "chelsea.png")
+    parser.add_argument("--enlarge", type=float, default=2.0)
+    parser.add_argument("--tile", type=int, default=256, help="side of a tile, in pixels; a quarter of it overlaps")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "tiling.png")
+    options = parser.parse_args()
+    vae = load_vae(DEMO, dtype="float32")
+    ratio = vae.config.spatial_ratio
+    size, overlap = options.tile // ratio, options.tile // ratio // 4
+
+    photograph = open_picture(options.photograph).convert("RGB")
+    larger = photograph.resize([round(side * options.enlarge) for side in photograph.size], Image.Resampling.LANCZOS)
+    z = vae_core.encode(vae, from_pil(larger, multiple=ratio).pixels).mode()
+
+    reference = "untiled"
+    results = {
+        reference: vae.decode_plain(z),
+        "blended tiles, as diffusers": vae_core.decode(vae, z, tiling=TileSpec(size, overlap, "blended")),
+        "three blended tilings, as ComfyUI": averaged_tilings(
+            vae.decode_plain, z, size, overlap, ratio, vae.config.out_channels
+        ),
+        "exact tiles": vae_core.decode(vae, z, tiling=TileSpec(size)),
+    }
+    panels = {name: ((result[0] + 1) / 2).clamp(0, 1) for name, result in results.items()}
+    draw(panels, reference, options.out)
+    for name, panel in panels.items():
+        print(f"{name}: largest difference {(panel - panels[reference]).abs().max():.2e}")
+
+
+if __name__ == "__main__":
+    main()
