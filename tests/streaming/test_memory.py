@@ -1,0 +1,214 @@
+"""Budgets, plans and temporary files of the engine."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from small import CONFIG, StoppedError, filing_budget, image, latent, workers
+from vaes import make
+
+import vae_core
+from vae_core import AutoencoderKL, MemoryBudgetError
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    return make(CONFIG)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+# Temporary files.
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_no_file_stays(vae: AutoencoderKL, temporary: Path) -> None:
+    z = latent(1, 32, 32)
+    budget, during = filing_budget(vae, z.shape), []
+
+    def progress(done: int, total: int) -> None:
+        during.append(os.listdir(temporary))
+
+    result = vae_core.decode(vae, z, memory_budget=budget, progress=progress)
+    assert (result - vae_core.decode(vae, z)).abs().max() < 1e-5
+    if os.name == "posix":
+        assert not any(during)  # without a name from the start
+    gc.collect()
+    assert not os.listdir(temporary)
+
+
+def test_no_file_stays_after_an_error(vae: AutoencoderKL, temporary: Path) -> None:
+    z = latent(1, 32, 32)
+
+    def progress(done: int, total: int) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        vae_core.decode(vae, z, memory_budget=filing_budget(vae, z.shape), progress=progress)
+    gc.collect()
+    assert not os.listdir(temporary)
+
+
+DECODE_FOR_EVER = """
+import sys, time
+sys.path[:0] = sys.argv[1:3]
+import torch
+torch.set_num_threads(1)
+from small import filing_budget, latent, small_vae
+import vae_core
+from vae_core.streaming import store
+def mapped(size, real=store._mapped_file):
+    result = real(size)
+    print("mapped", flush=True)
+    return result
+store._mapped_file = mapped
+vae, z = small_vae(), latent(1, 32, 32)
+vae_core.decode(vae, z, memory_budget=filing_budget(vae, z.shape), progress=lambda *_: time.sleep(0.2))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files without a name, and SIGKILL")
+def test_no_file_stays_after_a_kill(tmp_path: Path) -> None:
+    tests = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-c", DECODE_FOR_EVER, str(tests.parent), str(tests)]
+    environment = {
+        **os.environ,
+        "TMPDIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
+    }
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+    assert line.strip() == "mapped"
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("seamless-vae")]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="only there is room asked for beforehand")
+def test_a_full_disk(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    z = latent(1, 32, 32)
+    with pytest.raises(MemoryBudgetError, match=r"MiB of feature maps.*No space left on device.*TMPDIR"):
+        vae_core.decode(vae, z, memory_budget=filing_budget(vae, z.shape))
+    assert not workers()
+
+
+# Budgets.
+
+
+@pytest.mark.parametrize("budget", [0, -1])
+def test_a_budget_of_nothing(budget: int, vae: AutoencoderKL) -> None:
+    for run in (
+        lambda: vae_core.decode(vae, latent(), memory_budget=budget),
+        lambda: vae_core.encode(vae, image(), memory_budget=budget),
+        lambda: vae_core.plan_decode(vae, (1, 4, 8, 8), memory_budget=budget),
+        lambda: vae_core.plan_encode(vae, (1, 3, 16, 16), memory_budget=budget),
+    ):
+        with pytest.raises(MemoryBudgetError, match=f"budget of {budget} bytes"):
+            run()
+
+
+def test_a_budget_that_is_too_small_tells_one_that_works(vae: AutoencoderKL, threads: int) -> None:
+    z = latent(1, 32, 32)
+    with pytest.raises(MemoryBudgetError, match=r"Give at least \d+ MiB") as caught:
+        vae_core.decode(vae, z, memory_budget=10_000)
+    least = int(str(caught.value).rpartition("at least ")[2].split()[0]) * 2**20
+    plan = vae_core.plan_decode(vae, z.shape, memory_budget=least)
+    assert plan.peak_bytes <= least
+    with torch.no_grad():
+        assert (vae_core.decode(vae, z, memory_budget=least) - vae.decode_plain(z)).abs().max() < 1e-4
+
+
+def test_a_plan_follows_its_budget(vae: AutoencoderKL) -> None:
+    shape = (1, 4, 96, 96)
+    free = vae_core.plan_decode(vae, shape, memory_budget=2**40)
+    assert free.store == "memory" and not free.file_bytes
+    in_files = []
+    for percent in range(100, 0, -5):
+        budget = free.peak_bytes * percent // 100
+        try:
+            plan = vae_core.plan_decode(vae, shape, memory_budget=budget)
+        except MemoryBudgetError:
+            break
+        assert plan.peak_bytes <= budget
+        assert plan.arithmetic == free.arithmetic
+        assert (plan.store == "memory") == (not plan.file_bytes)
+        in_files.append(plan.file_bytes)
+    assert len(in_files) > 3 and in_files[-1] > 0 == in_files[0]
+
+
+def test_a_plan_grows_with_the_image(vae: AutoencoderKL) -> None:
+    plans = [vae_core.plan_decode(vae, (1, 4, side, side), memory_budget=2**40) for side in (16, 32, 64, 128)]
+    for field in ("peak_bytes", "arithmetic"):
+        values = [getattr(plan, field) for plan in plans]
+        assert values == sorted(values) and values[0] < values[-1]
+    assert vae_core.plan_decode(vae, (3, 4, 64, 64)).arithmetic == 3 * plans[2].arithmetic
+
+
+MEASURE_GROWTH = """
+import sys, threading, time
+sys.path[:0] = sys.argv[1:3]
+import torch
+torch.set_num_threads(2)
+from vaes import fields, make
+import vae_core
+vae = make(fields(64, 128, 128, layers_per_block=1)).requires_grad_(False)
+z = torch.randn(1, 4, 160, 160)
+vae_core.decode(vae, z[..., :32, :32])  # compiled code and pools of threads are not working memory
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon:")) * 1024
+budget = None if sys.argv[3] == "none" else int(sys.argv[3])
+plan = vae_core.plan_decode(vae, z.shape, memory_budget=budget)
+output_bytes = 3 * (4 * 160) ** 2 * 4
+before, peak, stop = anonymous(), 0, threading.Event()
+def watch():
+    global peak
+    while not stop.is_set():
+        peak = max(peak, anonymous())
+        time.sleep(0.001)
+thread = threading.Thread(target=watch)
+thread.start()
+vae_core.decode(vae, z, memory_budget=budget)
+stop.set()
+thread.join()
+print(plan.peak_bytes, peak - before - output_bytes)
+"""
+# Beside what is planned: slack of the allocator in every thread, and what oneDNN keeps. Measured: 16 to 77 MiB.
+UNPLANNED = 64 * 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("budget", [None, 256 * 2**20], ids=["unbounded", "under a budget"])
+def test_the_planned_peak_is_the_true_one(budget: int | None) -> None:
+    tests = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-c", MEASURE_GROWTH, str(tests.parent), str(tests), str(budget).lower()]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    planned, true = map(int, result.stdout.split())
+    assert true <= 1.15 * planned + UNPLANNED
+    assert true >= 0.85 * planned - UNPLANNED

@@ -1,0 +1,136 @@
+"""What the engine refuses or works around: wrong arguments, and numbers that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from small import CONFIG, image, latent
+from vaes import make
+
+import vae_core
+from vae_core import AutoencoderKL, NonFiniteError, TileSpec, TilingError
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    return make(CONFIG)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+# Numbers that are not finite.
+
+
+def overflowing(scale: float) -> AutoencoderKL:
+    """A half-precision model whose middle overflows for a large scale, and whose output does not."""
+    vae = make(CONFIG)
+    with torch.no_grad():
+        vae.decoder.mid_block.resnets[0].conv2.weight.mul_(scale)  # type: ignore[union-attr, operator]
+    return vae.half()
+
+
+@torch.no_grad()
+def test_an_overflow_in_half_precision_is_redone_wider(caplog: pytest.LogCaptureFixture) -> None:
+    vae, z = overflowing(1e7**0.5 * 1e2), latent().half()
+    assert not vae.decode_plain(z).isfinite().all()
+    result = vae_core.decode(vae, z)
+    assert result.dtype == torch.float16 and result.isfinite().all()
+    assert "out of the range of float16" in caplog.text and "now run in float32" in caplog.text
+    want = vae.float().decode_plain(z.float())
+    assert (result.float() - want).abs().max() < 2e-2 * want.abs().max()
+
+
+@torch.no_grad()
+def test_half_precision_without_overflow_stays(caplog: pytest.LogCaptureFixture) -> None:
+    vae, z = overflowing(1.0), latent().half()
+    result = vae_core.decode(vae, z)
+    assert result.dtype == torch.float16 and not caplog.text
+    assert (result.float() - vae.float().decode_plain(z.float())).abs().max() < 2e-2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_input_that_is_not_finite(value: float, vae: AutoencoderKL) -> None:
+    z, x = latent(), image()
+    z[0, 0, 0, :3], x[0, 0, 0, :5] = value, value
+    with pytest.raises(NonFiniteError, match=f"latent already holds 3 values .* of {z.numel()}"):
+        vae_core.decode(vae, z)
+    with pytest.raises(NonFiniteError, match=f"image already holds 5 values .* of {x.numel()}"):
+        vae_core.encode(vae, x)
+
+
+# Wrong arguments.
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"wrap": "z"}, "wrap is 'z'"),
+        ({"wrap": None}, "wrap is None"),
+        ({"wrap": "x", "tiling": TileSpec(size=8, overlap=2, mode="blended")}, "blended tiling cannot wrap"),
+    ],
+)
+def test_wrong_wrapping(options: dict[str, Any], said: str, vae: AutoencoderKL) -> None:
+    with pytest.raises(TilingError, match=said):
+        vae_core.decode(vae, latent(), **options)
+    with pytest.raises(TilingError, match=said):
+        vae_core.encode(vae, image(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"size": 0}, "size 0"),
+        ({"size": -3}, "size -3"),
+        ({"mode": "exactly"}, "'exactly'"),
+        ({"size": None, "mode": "blended"}, "needs a tile size"),
+        ({"size": 8, "overlap": 8, "mode": "blended"}, "overlap of 8"),
+        ({"size": 8, "overlap": -1, "mode": "blended"}, "overlap of -1"),
+    ],
+)
+def test_wrong_tiles(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(TilingError, match=said):
+        TileSpec(**options)
+
+
+@pytest.mark.parametrize("dtype", ["float23", torch.int64, 16])
+def test_a_precision_that_is_none(dtype: Any, vae: AutoencoderKL) -> None:
+    with pytest.raises((vae_core.VAEError, TypeError, RuntimeError)):
+        vae_core.decode(vae, latent(), dtype=dtype)
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8), (1, 3, 8, 8), (0, 4, 8, 8), (1, 4, 0, 8)])
+def test_wrong_shapes(shape: tuple[int, ...], vae: AutoencoderKL) -> None:
+    with pytest.raises(vae_core.ShapeError, match="latent"):
+        vae_core.decode(vae, torch.zeros(shape))
+    with pytest.raises(vae_core.ShapeError, match="latent"):
+        vae_core.plan_decode(vae, shape)  # type: ignore[arg-type]
+
+
+# Blended tiles.
+
+
+def test_blended_tiles_are_those_of_diffusers() -> None:
+    pytest.importorskip("diffusers")
+    from pairs import images, latents, pair
+
+    ours, theirs = pair("sd")
+    theirs.tile_latent_min_size, theirs.tile_sample_min_size, theirs.tile_overlap_factor = 8, 64, 0.25
+    theirs.enable_tiling()
+    tiling = TileSpec(size=8, overlap=2, mode="blended")
+    with torch.no_grad():
+        want = theirs.decode(latents(1, 13, 19)).sample
+        moments = theirs.encode(images(1, 104, 152)).latent_dist.parameters
+    decoded = vae_core.decode(ours, latents(1, 13, 19), tiling=tiling)
+    assert (decoded - want).abs().max() < 1e-5
+    encoded = vae_core.encode(ours, images(1, 104, 152), tiling=tiling).parameters
+    assert (encoded - moments).abs().max() < 1e-5
+    assert (decoded - vae_core.decode(ours, latents(1, 13, 19))).abs().max() > 1e-3  # which exact tiles are not
