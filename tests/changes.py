@@ -62,7 +62,7 @@ def global_hook(half: Half, calls: Calls) -> Iterator[None]:
         calls.append("hook")
         return output * 1.01 if isinstance(module, nn.Conv2d) else None
 
-    handle = torch_module.register_module_forward_hook(hook)
+    handle = torch_module.register_module_forward_hook(hook)  # type: ignore[arg-type]
     try:
         yield
     finally:
@@ -75,7 +75,7 @@ def global_pre_hook(half: Half, calls: Calls) -> Iterator[None]:
         calls.append("hook")
         return (args[0] * 1.01,) if isinstance(module, nn.Conv2d) else None
 
-    handle = torch_module.register_module_forward_pre_hook(hook)
+    handle = torch_module.register_module_forward_pre_hook(hook)  # type: ignore[arg-type]
     try:
         yield
     finally:

@@ -99,7 +99,7 @@ def test_tracing_sees_the_modules(engine_calls: list[str]) -> None:
     traced = torch.jit.trace(lambda z: vae.decode(z).sample, (latent(),), check_trace=False)
     assert not engine_calls
     other = latent(seed=7)
-    assert (traced(other) - vae.decode_plain(other)).abs().max() < 1e-4
+    assert (traced(other) - vae.decode_plain(other)).abs().max() < 1e-4  # type: ignore[operator]
 
 
 @torch.no_grad()
@@ -131,10 +131,12 @@ def test_vmap(vae: AutoencoderKL) -> None:
 @pytest.mark.xfail(reason="tangents are not looked for", strict=False)
 def test_forward_mode_gradients() -> None:
     vae = make(CONFIG).requires_grad_(False)
+    vae.set_default_attn_processor()  # torch's fused attention has no forward mode
     with torch.autograd.forward_ad.dual_level():
         z = torch.autograd.forward_ad.make_dual(latent(), torch.ones_like(latent()))
+        want = torch.autograd.forward_ad.unpack_dual(vae.decode_plain(z)).tangent
         tangent = torch.autograd.forward_ad.unpack_dual(vae.decode(z).sample).tangent
-    assert tangent is not None and tangent.abs().max() > 0
+    assert tangent is not None and torch.equal(tangent, want)
 
 
 @torch.no_grad()
@@ -257,7 +259,6 @@ def settings_of_torch() -> dict[str, Any]:
         "gradients": torch.is_grad_enabled(),
         "inference": torch.is_inference_mode_enabled(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "fill": torch.utils.deterministic.fill_uninitialized_memory,
         "dtype": torch.get_default_dtype(),
         "device": torch.get_default_device(),
         "mkldnn": torch.backends.mkldnn.enabled,

@@ -95,7 +95,7 @@ def test_the_convolutions_beside_the_halves_are_looked_at_too(encoding: bool) ->
     vae = make(CONFIG)
     conv = vae.quant_conv if encoding else vae.post_quant_conv
     assert conv is not None
-    conv.register_forward_hook(lambda module, args, output: output * 1.5)
+    conv.register_forward_hook(lambda module, args, output: output * 1.5)  # type: ignore[operator]
     _, plain, ways = runs(vae, encoding)
     for way in ways:
         assert torch.equal(way(), plain())
