@@ -137,7 +137,7 @@ def write_plot(sizes: Mapping[str, Mapping[str, list[float]]], path: Path) -> No
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import NullFormatter, NullLocator
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6), dpi=130)
     for axis, index, unit, label in ((axes[0], 0, 1.0, "seconds"), (axes[1], 1, 2**20, "peak memory growth, MiB")):
@@ -150,6 +150,8 @@ def write_plot(sizes: Mapping[str, Mapping[str, list[float]]], path: Path) -> No
         axis.set_yscale("log")
         axis.set_xticks(sides, [str(side) for side in sides])
         axis.xaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel("side of the picture, pixels")
         axis.set_ylabel(label)
         axis.grid(True, which="both", alpha=0.2)
