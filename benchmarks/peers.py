@@ -102,7 +102,7 @@ def build(name: str, config: AutoencoderKLConfig, budget: int) -> System:
         return System(name, lambda x: vae.encode_plain(x).chunk(2, dim=1)[0], vae.decode_plain)
     if name == OURS:
         return System(name, lambda x: vae.encode(x).latent_dist.mode(), lambda z: vae.decode(z).sample)
-    options = {"tiling": OURS_TILE} if name == OURS_TILED else {"memory_budget": budget}
+    options: dict[str, Any] = {"tiling": OURS_TILE} if name == OURS_TILED else {"memory_budget": budget}
     return System(name, lambda x: vae_core.encode(vae, x, **options).mode(), partial(vae_core.decode, vae, **options))
 
 
@@ -112,7 +112,7 @@ def _diffusers(name: str, vae: AutoencoderKL) -> System:
     except ImportError as error:
         raise NotAvailableError(f"diffusers: {error}") from None
     layout = torch.contiguous_format if name == DIFFUSERS else torch.channels_last
-    theirs = diffusers.AutoencoderKL.from_config(vae.config.to_dict())
+    theirs: Any = diffusers.AutoencoderKL.from_config(vae.config.to_dict())
     theirs.load_state_dict(vae.state_dict())
     theirs = theirs.eval().requires_grad_(False).to(memory_format=layout)
     if name == DIFFUSERS_TILED:

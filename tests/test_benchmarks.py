@@ -1,0 +1,64 @@
+"""The parts of the benchmarks and tools that compute something."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
+
+import engine  # noqa: E402
+import report  # noqa: E402
+import tiling_picture  # noqa: E402
+import winograd_points  # noqa: E402
+
+
+@pytest.mark.parametrize("points", [(1, 2), (2 / 3, 3 / 2), (0.5, 1.25)])
+def test_winograd_transforms_convolve(points: tuple[float, float]) -> None:
+    out, kernel, window = winograd_points.transforms(*points)
+    x, w = torch.randn(6, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    wanted = F.conv1d(x[None, None], w[None, None])[0, 0]
+    torch.testing.assert_close(out @ ((kernel @ w) * (window @ x)), wanted, rtol=0, atol=1e-12)
+
+
+def test_averaged_tilings_of_a_pointwise_function_change_nothing() -> None:
+    z = torch.randn(1, 2, 21, 34)
+
+    def decode(tile: torch.Tensor) -> torch.Tensor:
+        return tile.repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+    result = tiling_picture.averaged_tilings(decode, z, tile=8, overlap=2, ratio=4, channels=2)
+    torch.testing.assert_close(result, decode(z), rtol=0, atol=1e-6)
+
+
+def test_turns_alternate_and_stop_at_the_limit() -> None:
+    order: list[str] = []
+    now = [0.0]
+
+    def takes(name: str, seconds: float):
+        def run() -> None:
+            order.append(name)
+            now[0] += seconds
+
+        return run
+
+    seconds = engine.in_turns([takes("a", 3.0), takes("b", 5.0)], turns=5, limit=20.0, clock=lambda: now[0])
+    assert order == ["a", "b", "b", "a"]  # a third turn would end at 24 s
+    assert seconds == [[3.0, 3.0], [5.0, 5.0]]
+
+
+def test_table_compares_with_the_fastest_other() -> None:
+    seconds = {"Seamless VAE": 2.0, "diffusers": 6.0, "ComfyUI": 5.0}
+    line = report.against_peers([{"title": "case", "ours": "Seamless VAE", "seconds": seconds, "turns": 3}])
+    assert line.splitlines()[-1] == "| case | 2.0 s |  | 6.0 s (3.00) |  | 5.0 s (2.50) | **2.50** | 3 |"
+
+
+def test_page_keeps_what_is_around_the_tables() -> None:
+    page = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+    assert report.replace_between(page, "new") == f"before\n{report.BEGIN}\n\nnew\n\n{report.END}\nafter\n"
+    assert report.replace_between("text\n", "new") == f"text\n\n{report.BEGIN}\n\nnew\n\n{report.END}\n"
