@@ -232,13 +232,17 @@ def main() -> None:
         ]
     folder = ROOT / "build" if options.quick else ROOT / "docs"
     file = options.json or folder / "benchmarks.json"
+    here = machine() | {"budget": f"{options.budget} MiB"}
     results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    if not options.report and results.get("machine", here) != here:
+        print(f"{file} was measured in other circumstances; it is begun anew")
+        results = {}
     results.setdefault("rows", {})
     results.setdefault("sizes", {})
     results["order"] = [row.name for row in ROWS]
 
     def save() -> None:
-        results["machine"] = machine() | {"budget": f"{options.budget} MiB"}
+        results["machine"] = here
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(results, indent=1) + "\n")
 
