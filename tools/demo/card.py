@@ -234,6 +234,7 @@ shipped here, `chelsea.png`, is by Stefan van der Walt, who gave it to the publi
 - Trained with a loss that asks for the right value of every pixel: fine texture that the latent cannot hold (grass, \
 fur, foliage, small print) comes back smooth, not invented.
 - Few faces, people and drawings were among the photographs; flat graphics and text lose their sharpest edges.
+- Plain areas within about 30 pixels of the right edge show faint upright lines: the encoder pads there alone.
 - Trained on crops of 64 and 128 pixels. Larger pictures work, for the model is a convolution but for one attention.
 - Its latents suit no published diffusion model.
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import Attention
+from ..attention import Attention, FusedAttnProcessor2_0
 from . import winograd
 from .stats import ChannelStats, merge_all
 from .store import MapStore
@@ -23,10 +23,21 @@ def _output_layer(attention: Attention) -> nn.Linear:
     return layer
 
 
-def _folded(layer: nn.Linear, scale: Tensor, shift: Tensor, device: torch.device, dtype: torch.dtype):
+def _projections(attention: Attention) -> list[tuple[Tensor, Tensor]]:
+    """Weight and bias of query, key and value, from the layers that the attention's processor uses."""
+    if isinstance(attention.processor, FusedAttnProcessor2_0):
+        fused = attention.to_qkv
+        return list(zip(fused.weight.detach().chunk(3), fused.bias.detach().chunk(3), strict=True))
+    layers = (attention.to_q, attention.to_k, attention.to_v)
+    return [(layer.weight.detach(), layer.bias.detach()) for layer in layers]
+
+
+def _folded(
+    layer: tuple[Tensor, Tensor], scale: Tensor, shift: Tensor, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """The linear layer of x * scale + shift as one of x: weight and bias."""
-    weight = layer.weight.detach().double().cpu()
-    bias = layer.bias.detach().double().cpu() + weight @ shift
+    weight = layer[0].double().cpu()
+    bias = layer[1].double().cpu() + weight @ shift
     return (weight * scale).to(device, dtype), bias.to(device, dtype)
 
 
@@ -90,16 +101,16 @@ class AttentionPass:
         item, start, stop = strip
         channels = self.source.shape[3]
         tokens = self.source[item].reshape(-1, channels)
-        layers = self.attention
+        to_q, to_k, to_v = _projections(self.attention)
         assert self.coefficients is not None
         scale, shift = self.coefficients[0][item], self.coefficients[1][item]
         if start < 0:
-            for layer, place in ((layers.to_k, self.keys), (layers.to_v, self.values)):
+            for layer, place in ((to_k, self.keys), (to_v, self.values)):
                 weight, bias = _folded(layer, scale, shift, self.device, tokens.dtype)
                 for begin in range(0, self.positions, _QUERIES):
                     chunk = tokens[begin : begin + _QUERIES].to(self.device)
                     place[item, begin : begin + _QUERIES] = F.linear(chunk, weight, bias)
-            self._query = _folded(layers.to_q, scale, shift, self.device, tokens.dtype)
+            self._query = _folded(to_q, scale, shift, self.device, tokens.dtype)
             return None
         chunk = tokens[start:stop].to(self.device)
         query = F.linear(chunk, *self._query)
@@ -186,11 +197,12 @@ class _PackedItem:
     def __init__(self, attention: Attention, tokens: Tensor, scale: Tensor, shift: Tensor) -> None:
         cpu, dtype = tokens.device, tokens.dtype
         channels = tokens.shape[1]
-        weight, bias = _folded(attention.to_q, scale, shift, cpu, dtype)
+        to_q, to_k, to_v = _projections(attention)
+        weight, bias = _folded(to_q, scale, shift, cpu, dtype)
         self.query = _linear(weight * channels**-0.5), bias * channels**-0.5
         # Keys differ from one another by their weights alone: a bias common to all of them cancels in the softmax.
-        key_weight, _ = _folded(attention.to_k, scale, shift, cpu, dtype)
-        value_weight, value_bias = _folded(attention.to_v, scale, shift, cpu, dtype)
+        key_weight, _ = _folded(to_k, scale, shift, cpu, dtype)
+        value_weight, value_bias = _folded(to_v, scale, shift, cpu, dtype)
         out = _output_layer(attention)
         self.out = _linear(out.weight.detach().to(dtype)), out.bias.detach().to(dtype)
         self.blocks = []

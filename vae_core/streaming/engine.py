@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ..errors import MemoryBudgetError, NonFiniteError, TilingError
+from ..errors import ConfigError, MemoryBudgetError, NonFiniteError, TilingError
 from ..posterior import DiagonalGaussianDistribution
-from ..tiling.blend import run_blended
+from ..tiling.blend import count_tiles, run_blended
 from ..tiling.grid import TileSpec
 from .convolution import Wrap
 from .executor import Execution, Progress, Settings, worker_pool
@@ -30,6 +30,7 @@ logger = logging.getLogger("seamless_vae")
 
 WrapName = Literal["none", "x", "y", "both"]
 _WRAPS = {"none": Wrap(), "x": Wrap(x=True), "y": Wrap(y=True), "both": Wrap(x=True, y=True)}
+_PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Batches are run so many latent positions at a time: enough for the weights' preparation to pay.
 _POSITIONS_AT_ONCE = 64 * 64
 
@@ -73,7 +74,17 @@ class _Task:
         shape, output_shape = ((items, *each[1:]) for each in (self.shape, self.output_shape))
         return plan_program(self.passes, settings, shape, output_shape, self.latent_size[0], dtype, budget)  # type: ignore[arg-type]
 
+    @property
+    def change(self) -> str | None:
+        """What someone has changed in the modules that this runs; see `find_change`."""
+        vae = self.vae
+        modules = (vae.encoder, vae.quant_conv) if self.encoding else (vae.decoder, vae.post_quant_conv)
+        return next((change for module in modules if module is not None and (change := find_change(module))), None)
+
     def plain(self, x: Tensor) -> Tensor:
+        """The result of the modules themselves."""
+        if self.vae.device.type != "meta":  # where an offloading hook has the weights, it moves what comes in
+            x = x.to(self.vae.device, self.vae.dtype)
         return self.vae.encode_plain(x) if self.encoding else self.vae.decode_plain(x)
 
 
@@ -159,9 +170,12 @@ def may_run(vae: AutoencoderKL, x: Tensor, encoding: bool) -> bool:
         return False
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in vae.parameters())):
         return False
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    if torch.autograd.forward_ad._current_level >= 0 or functorch.peek_interpreter_stack() is not None:
+        return False
     if vae.dtype != x.dtype or vae.device != x.device or torch.is_autocast_enabled(x.device.type):
         return False
-    return find_change(vae.encoder if encoding else vae.decoder) is None
+    return _Task(vae, encoding, tuple(x.shape)).change is None  # type: ignore[arg-type]
 
 
 def is_faster(vae: AutoencoderKL, x: Tensor, encoding: bool) -> bool:
@@ -198,8 +212,11 @@ def _settings(device: torch.device, tiling: TileSpec | None) -> Settings:
 
 def _budget(memory_budget: int | None, device: torch.device) -> int | None:
     if memory_budget is not None:
-        if memory_budget <= 0:
-            raise MemoryBudgetError(f"a memory budget of {memory_budget} bytes leaves nothing; give more, or None.")
+        if not isinstance(memory_budget, int) or memory_budget <= 0:
+            raise MemoryBudgetError(
+                f"a memory budget of {memory_budget!r} bytes leaves nothing to work in; "
+                f"give a whole number, such as 2**30 for a GiB, or None."
+            )
         return memory_budget
     available = available_bytes(device)
     return None if available is None else int(available * DEFAULT_SHARE)
@@ -209,6 +226,9 @@ def _precision(vae: AutoencoderKL, dtype: torch.dtype | Literal["auto"] | None, 
     if dtype is None:
         return vae.dtype
     if dtype != "auto":
+        if dtype not in _PRECISIONS:
+            names = ", ".join(map(str, _PRECISIONS))
+            raise ConfigError(f"dtype is {dtype!r}; the arithmetic can be in {names}, or 'auto', or None.")
         return dtype
     good = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if good else torch.float32
@@ -226,71 +246,67 @@ def _run(
 ) -> Tensor:
     if wrap not in _WRAPS:
         raise TilingError(f"wrap is {wrap!r}; it is one of {', '.join(_WRAPS)}.")
+    if tiling is not None and not isinstance(tiling, TileSpec):
+        raise TilingError(f"tiling is {tiling!r}; give a TileSpec, such as TileSpec(size=64), or None.")
+    vae, report = task.vae, _Report(progress)
+    precision, budget = _precision(vae, dtype, vae.device), _budget(memory_budget, vae.device)
     _check_finite(x, "image" if task.encoding else "latent")
-    change = find_change(task.vae.encoder if task.encoding else task.vae.decoder)
+    offloading = getattr(vae, "_hf_hook", None)
+    if offloading is not None and hasattr(offloading, "pre_forward"):
+        offloading.pre_forward(vae)  # brings the weights in, as `AutoencoderKL.encode` and `decode` let it
     if tiling is not None and tiling.mode == "blended":
         if wrap != "none":
             raise TilingError("blended tiling cannot wrap; use exact tiling for a seamless texture.")
-        return _run_tiles(task, x, tiling, progress)
-    if change is not None:
+        return _run_tiles(task, x, tiling, report)
+    if task.change is not None:
         if wrap != "none":
-            raise TilingError(f"this model was changed ({change}), so only its own modules can run it: unset wrap.")
-        logger.warning("this model was changed (%s); it is run whole by its own modules.", change)
-        result = task.plain(x.to(task.vae.device, task.vae.dtype))
-        if progress is not None:
-            progress(1, 1)
+            raise TilingError(f"this model was changed ({task.change}), so its own modules must run it: unset wrap.")
+        logger.warning("this model was changed (%s); it is run whole by its own modules.", task.change)
+        result = task.plain(x)
+        report.expect(1)
+        report(1)
         return result
 
-    device = task.vae.device
-    precision = _precision(task.vae, dtype, device)
-    arguments = (task, x, tiling, memory_budget, progress, _WRAPS[wrap])
-    if precision != torch.float16:
-        return _run_exact(*arguments, precision)
+    settings = replace(_settings(vae.device, tiling), wrap=_WRAPS[wrap], check_finite=precision == torch.float16)
     try:
-        return _run_exact(*arguments, precision, check_finite=True)
+        return _run_exact(task, x, settings, precision, budget, report)
     except NonFiniteError as error:
-        wider = _precision(task.vae, "auto", device)
+        wider = _precision(vae, "auto", vae.device)
         logger.warning("%s It is now run in %s.", error, str(wider).removeprefix("torch."))
-    return _run_exact(*arguments, wider).to(precision)
+    return _run_exact(task, x, replace(settings, check_finite=False), wider, budget, report).to(precision)
 
 
 def _run_exact(
-    task: _Task,
-    x: Tensor,
-    tiling: TileSpec | None,
-    memory_budget: int | None,
-    progress: Progress | None,
-    wrap: Wrap,
-    dtype: torch.dtype,
-    check_finite: bool = False,
+    task: _Task, x: Tensor, settings: Settings, dtype: torch.dtype, budget: int | None, report: _Report
 ) -> Tensor:
-    device = task.vae.device
-    settings = replace(_settings(device, tiling), wrap=wrap, check_finite=check_finite)
-    passes, items = task.passes, task.items_at_once
-    plan = task.plan(settings, dtype, _budget(memory_budget, device))
+    passes, items, device = task.passes, task.items_at_once, settings.device
+    plan = task.plan(settings, dtype, budget)
     settings = replace(settings, strip_bytes=plan.strip_bytes)
     store = MapStore(device, plan.map_limit)
     output = torch.empty(task.output_shape, dtype=dtype, device=device)
-    report = _Report(progress, plan.arithmetic // items * task.shape[0])
-    with worker_pool() as pool:
-        for start in range(0, task.shape[0], items):
-            part = slice(start, start + items)
-            run = Execution(passes, settings, store, dtype)
-            run.run(x[part].to(device, dtype), output[part], task.latent_size[0], pool, report)
+    report.expect(plan.arithmetic // items * task.shape[0])
+    try:
+        with worker_pool() as pool:
+            for start in range(0, task.shape[0], items):
+                part = slice(start, start + items)
+                run = Execution(passes, settings, store, dtype)
+                run.run(x[part].to(device, dtype), output[part], task.latent_size[0], pool, report)
+    finally:
+        store.drop_free()  # an exception's traceback may hold the store
     return output
 
 
-def _run_tiles(task: _Task, x: Tensor, tiling: TileSpec, progress: Progress | None) -> Tensor:
+def _run_tiles(task: _Task, x: Tensor, tiling: TileSpec, report: _Report) -> Tensor:
     ratio = task.vae.config.spatial_ratio
-    units = (ratio, 1) if task.encoding else (1, ratio)
-    report = _Report(progress, 0)
+    in_unit, out_unit = (ratio, 1) if task.encoding else (1, ratio)
+    report.expect(count_tiles(x, tiling, in_unit))
 
     def run(tile: Tensor) -> Tensor:
         result = task.plain(tile)
         report(1)
         return result
 
-    return run_blended(run, x.to(task.vae.device, task.vae.dtype), tiling, *units)
+    return run_blended(run, x, tiling, in_unit, out_unit)
 
 
 @dataclass
@@ -298,13 +314,17 @@ class _Report:
     """Adds up the arithmetic done and tells it to the caller."""
 
     progress: Progress | None
-    total: int
+    total: int = 0
     done: int = 0
 
+    def expect(self, cost: int) -> None:
+        """So much more is to come: once for a run, and once more where it has to be done again."""
+        self.total = self.done + cost
+
     def __call__(self, cost: int) -> None:
-        self.done += cost
+        self.done = min(self.done + cost, self.total)
         if self.progress is not None:
-            self.progress(self.done, max(self.total, self.done))
+            self.progress(self.done, self.total)
 
 
 def _check_finite(x: Tensor, what: str) -> None:

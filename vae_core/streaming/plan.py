@@ -12,6 +12,9 @@ from .program import Pass
 from .store import MapStore
 
 _SMALLEST_STRIP = 2**18  # bytes
+# Memory that allocators keep between uses, as measured: a share of what is planned, up to a limit.
+_RESERVE_SHARE = 0.15
+_RESERVE_LIMIT = 2**26  # bytes
 _META = torch.device("meta")
 
 
@@ -69,17 +72,25 @@ def plan_program(
         return _rehearse(passes, settings, shape, output_shape, latent_rows, dtype, limit)
 
     plan, workspace = rehearse(None)
-    if budget is None or plan.peak_bytes <= budget:
+    if budget is not None:
+        budget -= _reserve(budget)
+    if budget is None or plan.peak_bytes <= budget + _reserve(budget):
         return plan
+    # What is left over by then goes to maps.
     while workspace > budget // 2 and settings.bytes_per_strip > _SMALLEST_STRIP:
         settings = replace(settings, strip_bytes=settings.bytes_per_strip // 4)
         workspace = rehearse(None)[1]
     if workspace > budget:
+        needed = workspace * (1 + _RESERVE_SHARE) / 2**20
         raise MemoryBudgetError(
-            f"a memory budget of {budget / 2**20:.0f} MiB is too small: a single strip of this model needs "
-            f"{workspace / 2**20:.0f} MiB. Give at least {workspace / 2**20 * 1.1:.0f} MiB."
+            f"the memory budget is too small: after {budget / 2**20:.0f} MiB a single strip of this model still "
+            f"does not fit. Give at least {needed * 1.1:.0f} MiB."
         )
     return rehearse(budget - workspace)[0]
+
+
+def _reserve(size: int) -> int:
+    return int(min(size * _RESERVE_SHARE, _RESERVE_LIMIT))
 
 
 def _rehearse(
@@ -109,7 +120,7 @@ def _rehearse(
         passes=len(passes),
         strips=strips,
         store="memory and file" if store.file_peak else "memory",
-        peak_bytes=peak,
+        peak_bytes=peak + _reserve(peak),
         file_bytes=store.file_peak,
         arithmetic=arithmetic,
         fast_share=fast / arithmetic,

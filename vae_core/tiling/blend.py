@@ -56,3 +56,11 @@ def run_blended(run: Callable[[Tensor], Tensor], x: Tensor, tile: TileSpec, in_u
         strips.append(torch.cat([result[:, :, :keep, :keep] for result in row], dim=3))
         above = row
     return torch.cat(strips, dim=2)
+
+
+def count_tiles(x: Tensor, tile: TileSpec, in_unit: int) -> int:
+    """How many tiles `run_blended` cuts `x` into."""
+    assert tile.size is not None
+    size, stride = tile.size * in_unit, tile.stride * in_unit
+    rows, columns = (len(spans(length, size, stride, minimum=in_unit)) for length in x.shape[2:])
+    return rows * columns
