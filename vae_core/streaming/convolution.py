@@ -21,7 +21,7 @@ from .stats import ChannelStats, merge_all
 
 # Below these sizes Winograd's transformed weights cost more than its multiplications save: measured as
 # `benchmarks/kernels.py` prints it, positions of the target for every channel of the narrower side.
-_WINOGRAD_MIN_CHANNELS = 32
+_WINOGRAD_MIN_CHANNELS = 96  # of the wider side; narrower ones are as fast directly
 _WINOGRAD_POSITIONS_PER_CHANNEL = 5.0
 
 

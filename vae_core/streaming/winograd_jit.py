@@ -48,7 +48,7 @@ def _activated(source, y, x, wrap_x, scale, shift, activate, row):
             row[c] = source[y, x, c]
 
 
-# F(4, 3) at the points 0, +-2/3, +-3/2 and infinity. Of all pairs tried they round best: a fifth of the largest error
+# F(4, 3) at the points 0, +-2/3, +-3/2 and infinity. Of all pairs tried they round best: less than half the error
 # of the usual 1 and 2 (`benchmarks/winograd_points.py`). Their squares multiply to one.
 _A, _B = F32(2 / 3), F32(3 / 2)
 _A2, _B2 = F32(4 / 9), F32(9 / 4)

@@ -36,7 +36,9 @@ class TileSpec:
                 raise TilingError("blended tiling needs a tile size; give TileSpec(size=64, overlap=16).")
             return
         if not isinstance(self.size, int) or self.size < 1:
-            raise TilingError(f"a tile of size {self.size!r} holds nothing; give a whole number, at least 1 latent position.")
+            raise TilingError(
+                f"a tile of size {self.size!r} holds nothing; give a whole number, at least 1 latent position."
+            )
         if self.mode == "blended" and not 0 <= self.overlap < self.size:
             raise TilingError(
                 f"an overlap of {self.overlap} does not fit tiles of size {self.size}; "
