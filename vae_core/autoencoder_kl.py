@@ -175,7 +175,7 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
         if tiled and self.tiling_mode == "blended":
             return self._tiled_encode(x)
         if engine.may_run(self, x, encoding=True) and (tiled or engine.is_faster(self, x, encoding=True)):
-            return engine.encode(self, x, tiling=self._strips(tiled)).parameters
+            return engine.encode(self, x, tiling=self._strips(tiled), call_hook=False).parameters
         return self.encode_plain(x)
 
     def encode_plain(self, x: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
         if tiled and self.tiling_mode == "blended":
             return self._tiled_decode(z)
         if engine.may_run(self, z, encoding=False) and (tiled or engine.is_faster(self, z, encoding=False)):
-            return engine.decode(self, z, tiling=self._strips(tiled))
+            return engine.decode(self, z, tiling=self._strips(tiled), call_hook=False)
         return self.decode_plain(z)
 
     def _strips(self, tiled: bool) -> TileSpec | None:

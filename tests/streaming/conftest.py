@@ -9,7 +9,7 @@ import pytest
 from vae_core.streaming import convolution
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def fast_kernels_for_narrow_models() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "_WINOGRAD_MIN_CHANNELS", 16)

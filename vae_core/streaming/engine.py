@@ -97,6 +97,7 @@ def encode(
     progress: Progress | None = None,
     wrap: WrapName = "none",
     dtype: torch.dtype | Literal["auto"] | None = None,
+    call_hook: bool = True,
 ) -> DiagonalGaussianDistribution:
     """Encode images [B, C, H, W] in [-1, 1] without gradients, in strips, with the result of an untiled run.
 
@@ -109,6 +110,7 @@ def encode(
         wrap: axes along which the picture continues at its other side, for seamless textures.
         dtype: precision of the arithmetic; None for that of the weights, "auto" for bfloat16 on accelerators that
             are good at it and float32 elsewhere.
+        call_hook: let an accelerate hook on the model bring its weights in first.
 
     Returns:
         The posterior over z [B, latent_channels, H // ratio, W // ratio].
@@ -119,6 +121,8 @@ def encode(
         NonFiniteError: the image holds NaN or infinite values.
     """
     vae.check_image(image)
+    if call_hook:
+        _bring_weights_in(vae)
     task = _Task(vae, True, tuple(image.shape))  # type: ignore[arg-type]
     return DiagonalGaussianDistribution(_run(task, image, tiling, memory_budget, progress, wrap, dtype))
 
@@ -132,6 +136,7 @@ def decode(
     progress: Progress | None = None,
     wrap: WrapName = "none",
     dtype: torch.dtype | Literal["auto"] | None = None,
+    call_hook: bool = True,
 ) -> Tensor:
     """Decode raw latents [B, C, h, w] without gradients, in strips, with the result of an untiled run.
 
@@ -141,6 +146,8 @@ def decode(
         Images [B, out_channels, h * ratio, w * ratio], about [-1, 1] and not clamped.
     """
     vae.check_latent(z)
+    if call_hook:
+        _bring_weights_in(vae)
     task = _Task(vae, False, tuple(z.shape))  # type: ignore[arg-type]
     return _run(task, z, tiling, memory_budget, progress, wrap, dtype)
 
@@ -234,6 +241,12 @@ def _precision(vae: AutoencoderKL, dtype: torch.dtype | Literal["auto"] | None, 
     return torch.bfloat16 if good else torch.float32
 
 
+def _bring_weights_in(vae: AutoencoderKL) -> None:
+    hook = getattr(vae, "_hf_hook", None)
+    if hook is not None and hasattr(hook, "pre_forward"):
+        hook.pre_forward(vae)
+
+
 @torch.no_grad()
 def _run(
     task: _Task,
@@ -251,9 +264,6 @@ def _run(
     vae, report = task.vae, _Report(progress)
     precision, budget = _precision(vae, dtype, vae.device), _budget(memory_budget, vae.device)
     _check_finite(x, "image" if task.encoding else "latent")
-    offloading = getattr(vae, "_hf_hook", None)
-    if offloading is not None and hasattr(offloading, "pre_forward"):
-        offloading.pre_forward(vae)  # brings the weights in, as `AutoencoderKL.encode` and `decode` let it
     if tiling is not None and tiling.mode == "blended":
         if wrap != "none":
             raise TilingError("blended tiling cannot wrap; use exact tiling for a seamless texture.")
