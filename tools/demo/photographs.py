@@ -43,7 +43,7 @@ def _package_data() -> tuple[Path, Path]:
     import skimage
     import sklearn
 
-    return Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images"
+    return Path(str(skimage.__file__)).parent / "data", Path(str(sklearn.__file__)).parent / "datasets" / "images"
 
 
 def training_paths() -> list[Path]:

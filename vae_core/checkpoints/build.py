@@ -108,7 +108,7 @@ def _build(
 ) -> Model:
     with without_values():
         model = model_class(**plan.config)
-    places = _places(model)
+    places = _places(model)  # in eval mode from here on
     shapes = {key: tensor.shape for key, (_, _, tensor) in places.items()}
     if set(shapes) - OPTIONAL != set(plan.keys) - OPTIONAL:
         raise CheckpointError(
@@ -131,20 +131,22 @@ def _build(
         if device is not None or (weight.dtype is not wanted and weight.is_floating_point()):
             weight = weight.to(device=device, dtype=wanted if weight.is_floating_point() else None)
         holder[name] = nn.Parameter(weight, old.requires_grad) if isinstance(old, nn.Parameter) else weight
-    for module in model.modules():
-        module.__dict__["training"] = False  # as eval() does, through a slower setter
     return model
 
 
 def _places(model: nn.Module) -> dict[str, tuple[dict[str, Any], str, Tensor]]:
-    """Key of a weight -> the dictionary of its module that holds it, its name there, and what is there now."""
-    return {
-        f"{prefix}.{name}" if prefix else name: (holder, name, tensor)
-        for prefix, module in model.named_modules()
-        for holder in (module._parameters, module._buffers)
-        for name, tensor in holder.items()
-        if tensor is not None
-    }
+    """Key of a weight -> the dictionary of its module that holds it, its name there, and what is there now.
+
+    Goes through the modules once, and so sets them to eval mode as well.
+    """
+    places: dict[str, tuple[dict[str, Any], str, Tensor]] = {}
+    for prefix, module in model.named_modules():
+        module.__dict__["training"] = False  # what eval() does, through a slower setter
+        for holder in (module._parameters, module._buffers):
+            for name, tensor in holder.items():
+                if tensor is not None:
+                    places[f"{prefix}.{name}" if prefix else name] = holder, name, tensor
+    return places
 
 
 def check_finite(plan: Plan, weights: Mapping[str, Tensor]) -> None:
