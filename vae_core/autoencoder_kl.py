@@ -34,9 +34,7 @@ def apply_forward_hook(method: Method) -> Method:
 
     @functools.wraps(method)
     def wrapper(self: AutoencoderKL, *args: Any, **kwargs: Any) -> Any:
-        hook = getattr(self, "_hf_hook", None)
-        if hook is not None and hasattr(hook, "pre_forward"):
-            hook.pre_forward(self)
+        engine.bring_weights_in(self)
         return method(self, *args, **kwargs)
 
     return wrapper  # type: ignore[return-value]

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
+from small import CONFIG
+from vaes import make
 
+from vae_core import AutoencoderKL
 from vae_core.streaming import convolution
 
 
@@ -14,3 +18,16 @@ def fast_kernels_for_narrow_models() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "_WINOGRAD_MIN_CHANNELS", 16)
         yield
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    return make(CONFIG)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

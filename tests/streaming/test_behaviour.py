@@ -6,7 +6,7 @@ import gc
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,19 +20,6 @@ from vae_core import AutoencoderKL, TileSpec
 from vae_core.streaming import engine, store, winograd
 
 needs_fast_kernels = pytest.mark.skipif(not winograd.available(), reason="numba is not installed")
-
-
-@pytest.fixture(scope="module")
-def vae() -> AutoencoderKL:
-    return make(CONFIG)
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 # Which way encode and decode take.

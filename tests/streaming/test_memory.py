@@ -9,30 +9,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from small import CONFIG, StoppedError, filing_budget, image, latent, workers
-from vaes import make
+from small import StoppedError, filing_budget, image, latent, workers
 
 import vae_core
 from vae_core import AutoencoderKL, MemoryBudgetError
-
-
-@pytest.fixture(scope="module")
-def vae() -> AutoencoderKL:
-    return make(CONFIG)
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
 
 # Temporary files.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,20 +11,6 @@ from vaes import make
 
 import vae_core
 from vae_core import AutoencoderKL, NonFiniteError, TileSpec, TilingError
-
-
-@pytest.fixture(scope="module")
-def vae() -> AutoencoderKL:
-    return make(CONFIG)
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
 
 # Numbers that are not finite.
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..attention import Attention, FusedAttnProcessor2_0
 from . import winograd
-from .stats import ChannelStats, merge_all
+from .stats import ChannelStats, join_items, merge_all
 from .store import MapStore
 
 _QUERIES = 1024  # positions that attend at a time
@@ -240,9 +240,7 @@ def _apply(x: Tensor, products: winograd.PackedProducts, bias: Tensor | None = N
 
 
 def _per_item(parts: list[tuple[int, ChannelStats]], items: int) -> ChannelStats:
-    merged = [merge_all([stats for item, stats in parts if item == index]) for index in range(items)]
-    mean, m2 = (torch.cat([getattr(stats, name) for stats in merged]) for name in ("mean", "m2"))
-    return ChannelStats(merged[0].count, mean, m2)
+    return join_items([merge_all([stats for item, stats in parts if item == index]) for index in range(items)])
 
 
 def attention_cost(channels: int, positions: int) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import winograd
 from .program import Convolve
-from .stats import ChannelStats, merge_all
+from .stats import ChannelStats, join_items, merge_all
 
 # Below these sizes Winograd's transformed weights cost more than its multiplications save: measured as
 # `benchmarks/kernels.py` prints it, positions of the target for every channel of the narrower side.
@@ -298,8 +298,7 @@ class WinogradConvolution:
             mine = [part for part in parts if part[0] == item]
             total, squares = (torch.from_numpy(np.sum([part[i] for part in mine], axis=0)) for i in (2, 3))
             per_item.append(ChannelStats.from_sums(sum(part[1] for part in mine), total[None], squares[None]))
-        mean, m2 = (torch.cat([getattr(stats, name) for stats in per_item]) for name in ("mean", "m2"))
-        return ChannelStats(per_item[0].count, mean, m2)
+        return join_items(per_item)
 
 
 def convolution_cost(step: Convolve, positions: int) -> int:

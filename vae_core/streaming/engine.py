@@ -122,7 +122,7 @@ def encode(
     """
     vae.check_image(image)
     if call_hook:
-        _bring_weights_in(vae)
+        bring_weights_in(vae)
     task = _Task(vae, True, tuple(image.shape))  # type: ignore[arg-type]
     return DiagonalGaussianDistribution(_run(task, image, tiling, memory_budget, progress, wrap, dtype))
 
@@ -147,7 +147,7 @@ def decode(
     """
     vae.check_latent(z)
     if call_hook:
-        _bring_weights_in(vae)
+        bring_weights_in(vae)
     task = _Task(vae, False, tuple(z.shape))  # type: ignore[arg-type]
     return _run(task, z, tiling, memory_budget, progress, wrap, dtype)
 
@@ -241,7 +241,8 @@ def _precision(vae: AutoencoderKL, dtype: torch.dtype | Literal["auto"] | None, 
     return torch.bfloat16 if good else torch.float32
 
 
-def _bring_weights_in(vae: AutoencoderKL) -> None:
+def bring_weights_in(vae: AutoencoderKL) -> None:
+    """Let an accelerate hook on the model do what it would before `forward`: bring offloaded weights in."""
     hook = getattr(vae, "_hf_hook", None)
     if hook is not None and hasattr(hook, "pre_forward"):
         hook.pre_forward(vae)

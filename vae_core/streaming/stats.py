@@ -75,3 +75,9 @@ def merge_all(parts: list[ChannelStats]) -> ChannelStats:
     for part in parts[1:]:
         total = total.merge(part)
     return total
+
+
+def join_items(per_item: list[ChannelStats]) -> ChannelStats:
+    """The statistics of a batch, from those of its items in their order, all of one count."""
+    mean, m2 = (torch.cat([getattr(stats, name) for stats in per_item]) for name in ("mean", "m2"))
+    return ChannelStats(per_item[0].count, mean, m2)
