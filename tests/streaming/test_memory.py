@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import os
 import signal
 import subprocess
@@ -151,6 +152,15 @@ def test_a_plan_grows_with_the_image(vae: AutoencoderKL) -> None:
         values = [getattr(plan, field) for plan in plans]
         assert values == sorted(values) and values[0] < values[-1]
     assert vae_core.plan_decode(vae, (3, 4, 64, 64)).arithmetic == 3 * plans[2].arithmetic
+
+
+def test_progress_passes_through_the_costs_of_the_passes(vae: AutoencoderKL) -> None:
+    z = torch.randn(1, 4, 24, 16)
+    plan = vae_core.plan_decode(vae, z.shape)
+    assert len(plan.pass_costs) == plan.passes and sum(plan.pass_costs) == plan.arithmetic
+    seen: list[int] = []
+    vae_core.decode(vae, z, progress=lambda done, total: seen.append(done))
+    assert set(itertools.accumulate(plan.pass_costs)) <= set(seen)
 
 
 MEASURE_GROWTH = """

@@ -29,6 +29,7 @@ class Plan:
         peak_bytes: most working memory at any time, beside weights, input and output.
         file_bytes: most bytes in temporary files.
         arithmetic: multiplications and additions, counted as plain convolutions need them.
+        pass_costs: the arithmetic of each pass, in their order.
         fast_share: the share of `arithmetic` that takes a kernel with fewer multiplications.
         map_limit: bytes of maps that may lie in memory; None for no limit.
         strip_bytes: size of a strip where a kernel leaves it open.
@@ -40,13 +41,20 @@ class Plan:
     peak_bytes: int
     file_bytes: int
     arithmetic: int
+    pass_costs: tuple[int, ...]
     fast_share: float
     map_limit: int | None
     strip_bytes: int
 
     def times(self, runs: int) -> Plan:
         """The plan of so many runs, one after the other."""
-        return replace(self, passes=self.passes * runs, strips=self.strips * runs, arithmetic=self.arithmetic * runs)
+        return replace(
+            self,
+            passes=self.passes * runs,
+            strips=self.strips * runs,
+            arithmetic=self.arithmetic * runs,
+            pass_costs=self.pass_costs * runs,
+        )
 
 
 def plan_program(
@@ -105,13 +113,14 @@ def _rehearse(
     """The plan under a limit for maps, and the largest workspace of a pass."""
     store = MapStore(_META, limit)
     run = Execution(passes, settings, store, dtype)
-    strips = arithmetic = fast = peak = largest = 0
+    strips = fast = peak = largest = 0
+    pass_costs: list[int] = []
     workers = torch.get_num_threads()
     batch, output = (torch.empty(size, dtype=dtype, device=_META) for size in (shape, output_shape))
     for _, kernel in run.kernels(batch, output, latent_rows):
         costs = kernel.costs()
         strips += len(costs)
-        arithmetic += sum(costs)
+        pass_costs.append(sum(costs))
         fast += sum(costs) if kernel.fast else 0
         workspace = kernel.workspace(workers)
         largest = max(largest, workspace)
@@ -122,8 +131,9 @@ def _rehearse(
         store="memory and file" if store.file_peak else "memory",
         peak_bytes=peak + _reserve(peak),
         file_bytes=store.file_peak,
-        arithmetic=arithmetic,
-        fast_share=fast / arithmetic,
+        arithmetic=sum(pass_costs),
+        pass_costs=tuple(pass_costs),
+        fast_share=fast / sum(pass_costs),
         map_limit=limit,
         strip_bytes=settings.bytes_per_strip,
     )
