@@ -1,6 +1,9 @@
 """Seamless VAE for ComfyUI: what the host imports."""
 
-NODE_CLASS_MAPPINGS: dict[str, type] = {}
-NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
+from .nodes import NODES
 
-__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
+NODE_CLASS_MAPPINGS: dict[str, type] = {node.ID: node for node in NODES}
+NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {node.ID: node.DISPLAY_NAME for node in NODES}
+WEB_DIRECTORY = "./web"
+
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

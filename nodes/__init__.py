@@ -1,0 +1,31 @@
+"""The host layer: nodes that unwrap what is on the host's wires, call vae_core, and wrap the results."""
+
+from .decode import VAEDecode, VAEDecodeTiled
+from .encode import VAEEncode, VAEEncodeTiled
+from .inpaint import VAEInpaintComposite, VAEInpaintEncode
+from .inspect_vae import VAEInspect
+from .load import VAELoad
+from .posterior import PosteriorPreview, VAESamplePosterior
+from .round_trip import VAERoundTrip
+from .save import VAESave
+from .scale import LatentScale
+from .swap import VAESwap
+
+NODES: tuple[type, ...] = (
+    VAELoad,
+    VAEEncode,
+    VAEDecode,
+    VAEEncodeTiled,
+    VAEDecodeTiled,
+    VAESamplePosterior,
+    VAESwap,
+    VAEInpaintEncode,
+    VAEInpaintComposite,
+    LatentScale,
+    VAERoundTrip,
+    PosteriorPreview,
+    VAEInspect,
+    VAESave,
+)
+
+__all__ = ["NODES"]

@@ -1,0 +1,48 @@
+"""Seamless VAE Decode, and the same in strips or tiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import inputs
+
+
+class VAEDecode:
+    ID = "SeamlessVAEDecode"
+    DISPLAY_NAME = "Seamless VAE Decode"
+    DESCRIPTION = (
+        "Decode latents to pictures, whole: the same picture whatever memory is free. What Seamless VAE Encode padded "
+        "is taken off again, so that a picture of 1021x1021 comes back as one."
+    )
+    CATEGORY = inputs.CATEGORY
+    SEARCH_ALIASES = ("vae decode", "latent to image", "decode latent")
+    FUNCTION = "decode"
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("image",)
+    OUTPUT_TOOLTIPS = ("The pictures.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {"samples": inputs.samples(), "vae": inputs.vae(), "clamp": inputs.clamp()},
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }
+
+    def decode(self, samples, vae, clamp=True, unique_id=None):
+        raise NotImplementedError
+
+
+class VAEDecodeTiled(VAEDecode):
+    ID = "SeamlessVAEDecodeTiled"
+    DISPLAY_NAME = "Seamless VAE Decode (Tiled)"
+    DESCRIPTION = (
+        "Decode large latents in little memory. Exact mode works in strips and gives the picture of the untiled node: "
+        "no seams, no shift of colours, whatever the tile size. Blended mode is the usual overlapping tiles."
+    )
+    SEARCH_ALIASES = ("vae decode tiled", "tiled vae", "large image", "low memory", "seamless texture", "out of memory")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        found = super().INPUT_TYPES()
+        found["required"].update(inputs.tiling())
+        return found

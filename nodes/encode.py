@@ -1,0 +1,58 @@
+"""Seamless VAE Encode, and the same in strips or tiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import inputs
+
+
+class VAEEncode:
+    ID = "SeamlessVAEEncode"
+    DISPLAY_NAME = "Seamless VAE Encode"
+    DESCRIPTION = (
+        "Encode pictures of any size to latents. Gives the latent, the posterior it comes from, and the transparency "
+        "of the pictures as a mask."
+    )
+    CATEGORY = inputs.CATEGORY
+    SEARCH_ALIASES = ("vae encode", "image to latent", "posterior", "encode image")
+    FUNCTION = "encode"
+    RETURN_TYPES = ("LATENT", "VAE_POSTERIOR", "MASK")
+    RETURN_NAMES = ("latent", "posterior", "alpha")
+    OUTPUT_TOOLTIPS = (
+        "Raw latents, as the core nodes make them.",
+        "Mean and log-variance of each latent value, to draw from or to look at.",
+        "1 where the pictures are transparent, as Load Image gives it; all 0 for pictures without alpha.",
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "pixels": inputs.pixels(),
+                "vae": inputs.vae(),
+                "draw": inputs.draw(),
+                "seed": inputs.seed(),
+                "fit": inputs.fit(),
+            },
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }
+
+    def encode(self, pixels, vae, draw="mode", seed=0, fit="crop", unique_id=None):
+        raise NotImplementedError
+
+
+class VAEEncodeTiled(VAEEncode):
+    ID = "SeamlessVAEEncodeTiled"
+    DISPLAY_NAME = "Seamless VAE Encode (Tiled)"
+    DESCRIPTION = (
+        "Encode large pictures in little memory. Exact mode works in strips and gives the latent of the untiled node: "
+        "no seams, no shift of colours, whatever the tile size. Blended mode is the usual overlapping tiles."
+    )
+    SEARCH_ALIASES = ("vae encode tiled", "tiled vae", "large image", "low memory", "seamless texture", "out of memory")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        found = super().INPUT_TYPES()
+        found["required"].update(inputs.tiling())
+        return found

@@ -1,0 +1,86 @@
+"""Seamless VAE Inpaint Encode and Seamless VAE Inpaint Composite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import inputs
+
+
+class VAEInpaintEncode:
+    ID = "SeamlessVAEInpaintEncode"
+    DISPLAY_NAME = "Seamless VAE Inpaint Encode"
+    DESCRIPTION = (
+        "Encode a picture and mark the part that a sampler is to paint anew. The picture itself is encoded unchanged, "
+        "so that every denoise strength works. Put Seamless VAE Inpaint Composite at the end of the workflow."
+    )
+    CATEGORY = inputs.CATEGORY
+    SEARCH_ALIASES = ("inpaint", "vae encode for inpaint", "noise mask", "mask latent", "outpaint")
+    FUNCTION = "encode"
+    RETURN_TYPES = ("LATENT",)
+    RETURN_NAMES = ("latent",)
+    OUTPUT_TOOLTIPS = ("The latent with its noise mask.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "pixels": inputs.pixels(),
+                "vae": inputs.vae(),
+                "mask": inputs.wire("MASK", "1 where the picture is to be painted anew. Any size; it is scaled."),
+                "grow": (
+                    "INT",
+                    {
+                        "default": 6,
+                        "min": 0,
+                        "max": 1024,
+                        "tooltip": "Pixels by which the mask is widened on all sides.",
+                    },
+                ),
+                "feather": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 1024,
+                        "tooltip": "Width in pixels of a soft edge around the widened mask.",
+                    },
+                ),
+            },
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }
+
+    def encode(self, pixels, vae, mask, grow=6, feather=0, unique_id=None):
+        raise NotImplementedError
+
+
+class VAEInpaintComposite:
+    ID = "SeamlessVAEInpaintComposite"
+    DISPLAY_NAME = "Seamless VAE Inpaint Composite"
+    DESCRIPTION = (
+        "Decode an inpainted latent and put it into the original picture. Where the mask is 0, the result is the "
+        "original, bit for bit: a VAE changes every pixel a little, and this takes that back."
+    )
+    CATEGORY = inputs.CATEGORY
+    SEARCH_ALIASES = ("inpaint", "composite", "paste back", "stitch", "keep unmasked")
+    FUNCTION = "composite"
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("image",)
+    OUTPUT_TOOLTIPS = ("The original with the painted part.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "samples": inputs.samples(),
+                "vae": inputs.vae(),
+                "original": inputs.wire("IMAGE", "The picture that was encoded."),
+                "mask": inputs.wire(
+                    "MASK", "1 where the painted part is wanted, 0 where the original is; soft in between."
+                ),
+            },
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }
+
+    def composite(self, samples, vae, original, mask, unique_id=None):
+        raise NotImplementedError

@@ -1,0 +1,45 @@
+"""Seamless VAE Save."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import inputs
+
+
+class VAESave:
+    ID = "SeamlessVAESave"
+    DISPLAY_NAME = "Seamless VAE Save"
+    DESCRIPTION = (
+        "Save a VAE to the output folder, as a diffusers folder or as one file with the key names that ComfyUI, A1111 "
+        "and diffusers read. It is written beside its place and then renamed, so that nothing half-written is left."
+    )
+    CATEGORY = inputs.CATEGORY
+    SEARCH_ALIASES = ("save vae", "convert vae", "export vae", "diffusers", "safetensors")
+    FUNCTION = "save"
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("path",)
+    OUTPUT_TOOLTIPS = ("Where it was saved.",)
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "vae": inputs.vae(),
+                "filename_prefix": (
+                    "STRING",
+                    {"default": "vae/seamless", "tooltip": "Name below the output folder; a number is appended."},
+                ),
+                "format": inputs.choice(
+                    ["diffusers", "single_file"],
+                    "diffusers is a folder with config.json. single_file is one safetensors file.",
+                ),
+                "dtype": inputs.choice(
+                    ["auto", "float32", "bfloat16", "float16"], "Number type in the file. auto keeps the VAE's own."
+                ),
+            }
+        }
+
+    def save(self, vae, filename_prefix="vae/seamless", format="diffusers", dtype="auto"):
+        raise NotImplementedError

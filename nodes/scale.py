@@ -1,0 +1,40 @@
+"""Seamless Latent Scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import inputs
+
+
+class LatentScale:
+    ID = "SeamlessLatentScale"
+    DISPLAY_NAME = "Seamless Latent Scale"
+    DESCRIPTION = (
+        "Between raw latents, which the wires of this host carry, and scaled ones, which a diffusion model sees and "
+        "other programs save: (raw - shift) * scale. For latents that come from or go to other programs."
+    )
+    CATEGORY = inputs.CATEGORY
+    SEARCH_ALIASES = ("scaling factor", "shift factor", "latent format", "0.18215", "normalize latent")
+    FUNCTION = "scale"
+    RETURN_TYPES = ("LATENT",)
+    RETURN_NAMES = ("latent",)
+    OUTPUT_TOOLTIPS = ("The latent, scaled or raw.",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "samples": inputs.samples(),
+                "vae": inputs.wire(
+                    "VAE", "The VAE whose scale and shift count; see latent_scale of Seamless VAE Load."
+                ),
+                "to": inputs.choice(
+                    ["diffusion", "raw"],
+                    "diffusion turns raw latents into what the diffusion model sees. raw goes back.",
+                ),
+            }
+        }
+
+    def scale(self, samples, vae, to="diffusion"):
+        raise NotImplementedError
