@@ -222,9 +222,8 @@ class WinogradConvolution:
 
     def workspace(self, workers: int) -> int:
         conv, strip = self.step.conv, self.strips()[0]
-        up = self.step.scale == "up"
-        groups, per_row = (9, 4) if up else (36, winograd.TILE**2)
-        rows = -(-strip.positions // per_row)
+        groups = winograd.GROUPS[self.step.scale]
+        rows = -(-strip.positions // winograd.TILE**2)
         products = rows * groups * (conv.in_channels + conv.out_channels)
         edges = 6 * (strip.columns[1] - strip.columns[0] + 2) * conv.in_channels
         extra = strip.positions * conv.out_channels * (2 if self.step.shortcut else 1)
@@ -236,9 +235,8 @@ class WinogradConvolution:
 
     def strips(self) -> list[Strip]:
         batch, height, width, channels = self.inputs.target.shape
-        unit = 2 if self.step.scale == "up" else winograd.TILE
-        groups = 9 if self.step.scale == "up" else 36
-        most = winograd.product_rows(max(channels, self.inputs.source.shape[3]), groups)
+        unit = winograd.TILE
+        most = winograd.product_rows(max(channels, self.inputs.source.shape[3]), winograd.GROUPS[self.step.scale])
         across = -(-width // unit)  # tiles in a row
         parts = -(-across // most)
         columns = cut(width, -(-across // parts) * unit)

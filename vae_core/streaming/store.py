@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -16,6 +17,7 @@ from ..errors import MemoryBudgetError
 # A buffer that is at most so many times larger than needed is used again instead of a fresh one, whose pages the
 # system would have to clear.
 _REUSE_LIMIT = 4
+_HUGE_PAGE = 2**21
 
 
 @dataclass
@@ -80,7 +82,9 @@ class MapStore:
             self.file_used += size
             self.file_peak = max(self.file_peak, self.file_used)
         else:
-            data = torch.empty(size, dtype=torch.uint8, device=self.device)
+            data = (
+                _pages(size) if self.device.type == "cpu" else torch.empty(size, dtype=torch.uint8, device=self.device)
+            )
             self.used += size
             self.peak = max(self.peak, self.used)
         return _Buffer(size, data, in_file)
@@ -97,6 +101,16 @@ class MapStore:
     @property
     def _counts_only(self) -> bool:
         return self.device.type == "meta"
+
+
+def _pages(size: int) -> Tensor:
+    """`size` bytes of fresh memory, in large pages where the system has them: it clears those several times faster."""
+    if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(size, dtype=torch.uint8)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=torch.uint8)
 
 
 def _mapped_file(size: int) -> Tensor:

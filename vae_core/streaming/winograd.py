@@ -1,13 +1,17 @@
 """Fast convolutions for float32 on a CPU: far fewer multiplications, all of them in large matrix products.
 
 A 3x3 convolution is Winograd's F(4x4, 3x3): 36 products for 16 outputs instead of 144 (Lavin & Gray, Fast Algorithms
-for Convolutional Neural Networks, 2016). A 3x3 convolution of a doubled map is 9 products for 4 outputs instead of
-36: in one dimension, with kernel (w0, w1, w2) and S = w0 + w1 + w2,
+for Convolutional Neural Networks, 2016). A 3x3 convolution of a doubled map is 25 products for 16 outputs: in one
+dimension two kernels of two, one for each parity of the output, are applied to the map itself. With the kernel
+(w0, w1, w2) and four neighbours x0 ... x3, the four outputs over x1 and x2 are
 
-    out[2i]     = S x[i] + w0 (x[i-1] - x[i])
-    out[2i + 1] = S x[i] + w2 (x[i+1] - x[i])
+    p + q + w0 (x0 - x2),    p + r,    p - q,    p - r + w2 (x3 - x1)
 
-which is exact, needs no other transforms than differences, and never makes the doubled map.
+    p = (w0 + w1 + w2) / 2 (x1 + x2),  q = (w0 - w1 - w2) / 2 (x2 - x1),  r = (w2 - w1 - w0) / 2 (x2 - x1)
+
+which is Winograd's F(2, 2) at the points 0, 1, -1 for the even outputs and 1, -1 and infinity for the odd ones, where
+the product at 1 is the same. It rounds like plain convolution, for its transforms are differences, and never makes
+the doubled map.
 
 All products of a strip are one grouped 1x1 convolution of oneDNN on weights packed in advance. That runs at the
 machine's rate for any number of rows; torch's own matrix product does not on every processor.
@@ -44,7 +48,8 @@ def _kernel_transform(a: float, b: float) -> Tensor:
 
 
 _G = _kernel_transform(2 / 3, 3 / 2)  # the points of `winograd_jit.py`
-_UP = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
+_UP = torch.tensor([[0.5, 0.5, 0.5], [0.5, -0.5, -0.5], [1, 0, 0], [-0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
+GROUPS = {"same": len(_G) ** 2, "up": len(_UP) ** 2}  # products of a tile, by the scale of a pass
 
 
 @functools.cache
@@ -121,7 +126,7 @@ def pack_winograd(conv: nn.Conv2d) -> list[PackedProducts]:
 
 
 def pack_upsample(conv: nn.Conv2d) -> list[PackedProducts]:
-    """The weights of a 3x3 convolution that follows a doubling: their own size."""
+    """The weights of a 3x3 convolution that follows a doubling: 25/9 of their size."""
     return _pack_transformed(conv, _UP)
 
 
@@ -240,7 +245,7 @@ def winograd_strip(
 def upsample_strip(
     window: Rows, products: list[PackedProducts], bias: Tensor, target: Target, wrap_x: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """conv(double(x)) + bias for a rectangle whose edges are all even.
+    """conv(double(x)) + bias for a rectangle whose upper and left edges are even.
 
     `window` is of source rows, from one above the target's to one below them as far as they exist. Returns as
     `winograd_strip` does.
@@ -248,19 +253,22 @@ def upsample_strip(
     from . import winograd_jit as jit
 
     channels = target.rows.channels
-    rows, columns = target.height // 2, (target.right - target.left) // 2
-    combined = _product_input(rows * columns, products, window.channels)
-    column = _buffer("column", 3, 3, window.channels)
-    for row in range(rows):
-        part = combined[:, row * columns : (row + 1) * columns]
-        y = target.rows.first // 2 + row - window.first
-        jit.upsample_in(window.array, y, target.left // 2, wrap_x, column, part)
-    result = _multiply(combined, products)
+    columns = -(-(target.right - target.left) // TILE)
+    tile_rows = -(-target.height // TILE)
+    transformed = _product_input(tile_rows * columns, products, window.channels)
+    column, ring = _buffer("column", 4, window.channels), _buffer("ring", 4, 4, window.channels)
+    for row in range(tile_rows):
+        part = transformed[:, row * columns : (row + 1) * columns]
+        y = (target.rows.first + TILE * row) // 2 - 1 - window.first
+        jit.upsample_in(window.array, y, target.left // 2 - 1, wrap_x, column, ring, part)
+    result = _multiply(transformed, products)
     total, squares = np.zeros(channels), np.zeros(channels)
-    values = _buffer("values", 4, channels)
-    for row in range(rows):
+    scratch, values = _buffer("outputs", 5, TILE, channels), _buffer("values", TILE, channels)
+    for row in range(tile_rows):
+        y = TILE * row
+        rows = min(TILE, target.height - y)
         jit.upsample_out(
-            result, row * columns, bias.numpy(), values,
-            target.rows.array, 2 * row, target.left, target.right, total, squares,
+            result, row * columns, bias.numpy(), scratch, values,
+            target.rows.array, y, rows, target.left, target.right, total, squares,
         )  # fmt: skip
     return total, squares

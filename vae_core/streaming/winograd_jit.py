@@ -185,56 +185,77 @@ def tiles_out(products, first, bias, residual, mode, scratch, values, target, y,
                 _store(values[a], target[y + a, x])
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def upsample_in(source, y0, x0, wrap_x, column, out):
-    """The nine combinations of a position and its neighbours that an upsampling needs; see `convolution.py`.
+@numba.njit(inline="always", fastmath=True, error_model="numpy")
+def _five_products(x0, x1, x2, x3):
+    """What is multiplied in an upsampling, of four neighbours; see `winograd.py`. The second counts twice."""
+    return x1 + x2, x2 - x1, x0 - x2, x3 - x1
 
-    out [1, positions, 9, >= C] or [3, positions, 3, >= C], for the positions source[y0, x0 : x0 + positions];
-    column [3, 3, C] is scratch.
+
+@numba.njit(inline="always", fastmath=True, error_model="numpy")
+def _four_of_five(m0, m1, m2, m3, m4):
+    """Four outputs of an upsampling, of its five products."""
+    return m0 + m1 + m2, m0 + m3, m0 - m1, m0 - m3 + m4
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def upsample_in(source, y0, x0, wrap_x, column, ring, out):
+    """Transform the inputs of a row of tiles of 4x4 outputs of an upsampling whose first input is source[y0, x0].
+
+    column [4, C] and ring [4, 4, C] are scratch; out is [1, tiles, 25, >= C], or [5, tiles, 5, >= C].
     """
-    positions, channels = out.shape[1], column.shape[2]
-    no_coefficients = column[0, 0]
-    for j in range(-1, positions + 1):
-        slot = (j + 3) % 3
-        for i in range(3):
-            _activated(source, y0 - 1 + i, x0 + j, wrap_x, no_coefficients, no_coefficients, False, column[slot, i])
+    tiles, channels = out.shape[1], column.shape[1]
+    for j in range(2 * tiles + 2):
+        slot = j % 4  # the last four transformed columns are kept
+        for i in range(4):
+            _activated(source, y0 + i, x0 + j, wrap_x, column[0], column[0], False, column[i])
         for c in range(channels):
-            centre = column[slot, 1, c]
-            column[slot, 0, c] -= centre
-            column[slot, 2, c] -= centre
-        if j < 1:
+            v = _five_products(column[0, c], column[1, c], column[2, c], column[3, c])
+            ring[0, slot, c] = v[0]
+            ring[1, slot, c] = v[1]
+            ring[2, slot, c] = v[2]
+            ring[3, slot, c] = v[3]
+        if j < 3 or j % 2 == 0:
             continue
-        before, here, after = (j + 1) % 3, (j + 2) % 3, slot
-        for i in range(3):
-            row = (1, 0, 2)[i]  # the combinations in the order: centre, above, below
-            place = out[row, j - 1] if len(out) == 3 else out[0, j - 1, 3 * row : 3 * row + 3]
+        t = (j - 3) // 2
+        s0, s1, s2, s3 = (j + 1) % 4, (j + 2) % 4, (j + 3) % 4, slot
+        for i in range(5):
+            place = out[i, t] if len(out) == 5 else out[0, t, 5 * i : 5 * i + 5]
+            row = ring[(0, 1, 2, 1, 3)[i]]
             for c in range(channels):
-                centre = column[here, i, c]
-                place[0, c] = centre
-                place[1, c] = column[before, i, c] - centre
-                place[2, c] = column[after, i, c] - centre
+                v = _five_products(row[s0, c], row[s1, c], row[s2, c], row[s3, c])
+                place[0, c] = v[0]
+                place[1, c] = v[1]
+                place[2, c] = v[2]
+                place[3, c] = v[1]
+                place[4, c] = v[3]
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def upsample_out(products, first, bias, values, target, y, left, right, total, squares):
-    """One product [positions, 9, K], or three [positions, 3, K], to target[y : y + 2, left : right].
+def upsample_out(products, first, bias, scratch, values, target, y, rows, left, right, total, squares):
+    """Transform one product [tiles, 25, K], or five [tiles, 5, K], of an upsampling to pixels of target.
 
-    first: the first position's place in the products. values [4, K] is scratch; the sums are as in `tiles_out`.
+    scratch [5, 4, K]; the rest is as in `tiles_out`.
     """
     channels = values.shape[1]
-    for t in range((right - left) // 2):
-        m = products[0][first + t]
-        above = products[1][first + t] if len(products) == 3 else m[3:6]
-        below = products[2][first + t] if len(products) == 3 else m[6:9]
-        for c in range(channels):
-            before, after = m[0, c] + m[1, c] + bias[c], m[0, c] + m[2, c] + bias[c]
-            values[0, c] = before + above[0, c] + above[1, c]
-            values[1, c] = after + above[0, c] + above[2, c]
-            values[2, c] = before + below[0, c] + below[1, c]
-            values[3, c] = after + below[0, c] + below[2, c]
-        _sum(values, 4, total, squares)
-        x = left + 2 * t
-        _store(values[0], target[y, x])
-        _store(values[1], target[y, x + 1])
-        _store(values[2], target[y + 1, x])
-        _store(values[3], target[y + 1, x + 1])
+    for t in range((right - left + 3) // 4):
+        for i in range(5):
+            m = products[i][first + t] if len(products) == 5 else products[0][first + t, 5 * i : 5 * i + 5]
+            for c in range(channels):
+                v = _four_of_five(m[0, c], m[1, c], m[2, c], m[3, c], m[4, c])
+                scratch[i, 0, c] = v[0]
+                scratch[i, 1, c] = v[1]
+                scratch[i, 2, c] = v[2]
+                scratch[i, 3, c] = v[3]
+        for x in range(left + 4 * t, min(left + 4 * t + 4, right)):
+            b = x - left - 4 * t
+            for c in range(channels):
+                v = _four_of_five(
+                    scratch[0, b, c], scratch[1, b, c], scratch[2, b, c], scratch[3, b, c], scratch[4, b, c]
+                )
+                values[0, c] = v[0] + bias[c]
+                values[1, c] = v[1] + bias[c]
+                values[2, c] = v[2] + bias[c]
+                values[3, c] = v[3] + bias[c]
+            _sum(values, rows, total, squares)
+            for a in range(rows):
+                _store(values[a], target[y + a, x])
