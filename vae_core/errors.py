@@ -40,3 +40,7 @@ class CheckpointError(VAEError, ValueError):
 
 class UnsafeCheckpointError(CheckpointError):
     """A pickled checkpoint that asks for code to be run."""
+
+
+class MissingDependencyError(VAEError, ImportError):
+    """A package that is needed for what was asked, and that only an extra of this one installs."""

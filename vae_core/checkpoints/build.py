@@ -115,23 +115,33 @@ def _build(
             f"{model_class} has other weights than an AutoencoderKL of its config. Load an AutoencoderKL instead, and "
             f"take its state dict."
         )
+    weights = read_weights(plan, shapes)
+    for key, weight in weights.items():
+        holder, name, old = places[key]
+        if device is not None or (weight.dtype is not wanted and weight.is_floating_point()):
+            weight = weight.to(device=device, dtype=wanted if weight.is_floating_point() else None)
+        holder[name] = nn.Parameter(weight, old.requires_grad) if isinstance(old, nn.Parameter) else weight
+    return model
+
+
+def read_weights(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """A plan's weights by their diffusers keys, in the shapes that a model has: views of the file.
+
+    Raises:
+        CheckpointError: a weight has another shape, or weights are not finite.
+    """
     check_shapes(plan, shapes)
     for remark in plan.remarks:
         logger.warning("%s: %s", plan.source.path.name, remark)
-
     read = plan.source.read(plan.keys.values())
     weights = {key: read[name] for key, name in plan.keys.items()}
     check_finite(plan, weights)
     for key in OPTIONAL & shapes.keys() - weights.keys():
         weights[key] = torch.zeros(shapes[key], dtype=torch.int64)
     for key, weight in weights.items():
-        holder, name, old = places[key]
-        if weight.shape != old.shape:  # LDM's 1x1 kernels: matrices
-            weight = weight.view(old.shape)
-        if device is not None or (weight.dtype is not wanted and weight.is_floating_point()):
-            weight = weight.to(device=device, dtype=wanted if weight.is_floating_point() else None)
-        holder[name] = nn.Parameter(weight, old.requires_grad) if isinstance(old, nn.Parameter) else weight
-    return model
+        if weight.shape != shapes[key]:  # LDM's 1x1 kernels: matrices
+            weights[key] = weight.view(shapes[key])
+    return weights
 
 
 def _places(model: nn.Module) -> dict[str, tuple[dict[str, Any], str, Tensor]]:

@@ -1,0 +1,54 @@
+"""image -> moments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ..config import AutoencoderKLConfig
+from .blocks import FlaxDownEncoderBlock2D, FlaxUNetMidBlock2D
+from .layers import conv, group_norm
+
+
+class FlaxEncoder(nn.Module):
+    """[B, H, W, in_channels] in [-1, 1] -> [B, H // ratio, W // ratio, 2 * latent_channels]."""
+
+    config: AutoencoderKLConfig
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        config, dtype = self.config, self.dtype
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = conv(widths[0], 3, dtype, padding=1)
+        self.down_blocks = [
+            FlaxDownEncoderBlock2D(
+                previous,
+                width,
+                self.dropout,
+                config.layers_per_block,
+                groups,
+                config.act_fn,
+                add_attention=block_type.startswith("Attn"),
+                add_downsample=level < len(widths) - 1,
+                dtype=dtype,
+            )
+            for level, (previous, width, block_type) in enumerate(
+                zip((widths[0], *widths), widths, config.down_block_types, strict=False)
+            )
+        ]
+        self.mid_block = FlaxUNetMidBlock2D(
+            widths[-1], self.dropout, groups, config.act_fn, config.mid_block_add_attention, dtype
+        )
+        self.conv_norm_out = group_norm(groups, dtype)
+        self.conv_out = conv(2 * config.latent_channels, 3, dtype, padding=1)
+
+    def __call__(self, sample: Array, deterministic: bool = True) -> Array:
+        x = self.conv_in(sample)
+        for block in (*self.down_blocks, self.mid_block):
+            x = block(x, deterministic=deterministic)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))  # silu whatever act_fn is, as in diffusers

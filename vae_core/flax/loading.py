@@ -1,0 +1,44 @@
+"""Checkpoints to FlaxAutoencoderKL: one function for every format."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from . import convert
+from .autoencoder_kl import FlaxAutoencoderKL
+
+
+def load_vae(
+    path: str | os.PathLike[str],
+    *,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    variant: str | None = None,
+    config: Any = None,
+    **overrides: Any,
+) -> tuple[FlaxAutoencoderKL, dict[str, Any]]:
+    """Load the module and its parameters from any checkpoint that `vae_core.load_vae` takes, or from Flax's msgpack.
+
+    Args:
+        path: a diffusers folder, a pipeline's folder, a single file, an index of shards, or a
+            `diffusion_flax_model.msgpack` beside its `config.json`.
+        dtype: of the computation.
+        param_dtype: of the parameters; None keeps the file's.
+        variant, config, overrides: as for `vae_core.load_vae`.
+
+    Raises:
+        CheckpointError: no whole AutoencoderKL there; says what it seems to be and what to do.
+        UnsafeCheckpointError: a pickle that asks for code to be run.
+        ConfigError: an override, a config or a dtype that no AutoencoderKL has.
+    """
+    path = Path(path)
+    types = {"dtype": dtype, "param_dtype": param_dtype}
+    if path.name == convert.FLAX_WEIGHTS:
+        return FlaxAutoencoderKL.from_pretrained(path.parent, from_pt=False, **types, **overrides)
+    if path.is_dir() and config is None:
+        return FlaxAutoencoderKL.from_pretrained(path, variant=variant, **types, **overrides)
+    return FlaxAutoencoderKL.load_plan(convert.plan_checkpoint(path, variant, config, overrides), **types)
