@@ -1,5 +1,6 @@
 """The host layer: nodes that unwrap what is on the host's wires, call vae_core, and wrap the results."""
 
+from . import routes
 from .decode import VAEDecode, VAEDecodeTiled
 from .encode import VAEEncode, VAEEncodeTiled
 from .inpaint import VAEInpaintComposite, VAEInpaintEncode
@@ -27,5 +28,7 @@ NODES: tuple[type, ...] = (
     VAEInspect,
     VAESave,
 )
+
+routes.register()
 
 __all__ = ["NODES"]
