@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import inputs
+from torch import Tensor
+
+from . import inputs, latents, unwrap
+from .adopt import open_vae
+from .watch import Watch
 
 
 class VAEDecode:
@@ -28,8 +32,12 @@ class VAEDecode:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
-    def decode(self, samples, vae, clamp=True, unique_id=None):
-        raise NotImplementedError
+    def decode(
+        self, samples: latents.Latent, vae: Any, clamp: bool = True, unique_id: str | None = None, **tiling: Any
+    ) -> tuple[Tensor]:
+        opened = open_vae(vae)
+        how = unwrap.options(opened, **tiling)
+        return (unwrap.decode(opened, samples, how, Watch(unique_id), clamp),)
 
 
 class VAEDecodeTiled(VAEDecode):

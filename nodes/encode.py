@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import inputs
+from torch import Tensor
+
+from ..vae_core.image import Picture
+from . import inputs, latents, unwrap
+from .adopt import open_vae
+from .watch import Watch
 
 
 class VAEEncode:
@@ -38,8 +43,24 @@ class VAEEncode:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
-    def encode(self, pixels, vae, draw="mode", seed=0, fit="crop", unique_id=None):
-        raise NotImplementedError
+    def encode(
+        self,
+        pixels: Tensor,
+        vae: Any,
+        draw: str = "mode",
+        seed: int = 0,
+        fit: str = "crop",
+        unique_id: str | None = None,
+        **tiling: Any,
+    ) -> tuple[latents.Latent, latents.Latent, Tensor]:
+        opened = open_vae(vae)
+        how = unwrap.options(opened, **tiling)
+        posterior, picture = unwrap.encode(opened, pixels, fit, how, Watch(unique_id))
+        samples = posterior["samples"]
+        if draw == "sample":
+            samples = latents.draw(latents.posterior_of(posterior), seed, range(len(samples)))
+        latent = {key: value for key, value in posterior.items() if key != "logvar"}
+        return {**latent, "samples": samples}, posterior, transparency(picture)
 
 
 class VAEEncodeTiled(VAEEncode):
@@ -56,3 +77,10 @@ class VAEEncodeTiled(VAEEncode):
         found = super().INPUT_TYPES()
         found["required"].update(inputs.tiling())
         return found
+
+
+def transparency(picture: Picture) -> Tensor:
+    """[B, H, W], 1 where the picture is transparent, as the host's loaders give it."""
+    if picture.alpha is not None:
+        return 1.0 - picture.alpha
+    return picture.pixels.new_zeros((picture.pixels.shape[0], *picture.size))

@@ -6,14 +6,17 @@ without any.
 
 from __future__ import annotations
 
+import gc
 import importlib
+import inspect
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
 
-from ..vae_core.errors import CheckpointError
+from ..vae_core.errors import CheckpointError, VAEError
 from ..vae_core.streaming.memory import available_bytes
 
 logger = logging.getLogger("seamless_vae")
@@ -23,6 +26,8 @@ DEMO_PATH = Path(__file__).resolve().parents[1] / "vae_core" / "demo"
 # What follows the names of vae_names that are no files of models/vae.
 FOLDER_MARK, DIFFUSERS_MARK, CHECKPOINT_MARK = " [folder]", " [diffusers]", " [checkpoint]"
 _DIFFUSERS_DEPTH = 3
+
+WORKING_DTYPES = (torch.bfloat16, torch.float32)
 
 
 def module(name: str) -> Any:
@@ -61,7 +66,7 @@ def vae_path(name: str) -> Path:
     kinds = {FOLDER_MARK: "vae", DIFFUSERS_MARK: "diffusers", CHECKPOINT_MARK: "checkpoints"}
     mark = next((mark for mark in kinds if name.endswith(mark)), "")
     kind, inner = kinds.get(mark, "vae"), name.removesuffix(mark)
-    if not inner or "\0" in inner or not _stays_inside(inner):
+    if not inner or "\0" in inner or not stays_inside(inner):
         raise CheckpointError(
             f"{name!r} is no name of a VAE: it points out of the models' folders. Choose one from the list."
         )
@@ -76,7 +81,8 @@ def vae_path(name: str) -> Path:
     )
 
 
-def _stays_inside(name: str) -> bool:
+def stays_inside(name: str) -> bool:
+    """Whether a relative name leads nowhere but below the folder that it is joined to, on any system."""
     for flavour in (PurePosixPath(name), PureWindowsPath(name)):
         if flavour.is_absolute() or flavour.drive or flavour.root or ".." in flavour.parts:
             return False
@@ -127,6 +133,31 @@ def accelerators() -> list[str]:
     return [*found, "mps"] if torch.backends.mps.is_available() else found
 
 
+def vae_device() -> torch.device:
+    """Where the host runs VAEs."""
+    return torch.device(_call("vae_device", default="cpu"))
+
+
+def vae_offload_device() -> torch.device:
+    """Where the host keeps VAEs that are not in use."""
+    return torch.device(_call("vae_offload_device", default="cpu"))
+
+
+def vae_dtype(device: torch.device) -> torch.dtype:
+    """The precision in which the host would run a VAE of this kind."""
+    return _call("vae_dtype", device, list(WORKING_DTYPES), default=torch.float32)
+
+
+def intermediate_device() -> torch.device:
+    """Where pictures and latents lie between nodes."""
+    return torch.device(_call("intermediate_device", default="cpu"))
+
+
+def intermediate_dtype() -> torch.dtype:
+    """The precision of pictures and latents between nodes."""
+    return _call("intermediate_dtype", default=torch.float32)
+
+
 def free_memory(device: torch.device | str) -> int | None:
     """Bytes that are free on a device; None where nobody knows."""
     device = torch.device(device)
@@ -134,9 +165,141 @@ def free_memory(device: torch.device | str) -> int | None:
     return int(ask(device)) if ask is not None else available_bytes(device)
 
 
-# The web server.
+def total_memory(device: torch.device) -> int | None:
+    """Bytes that a device has; None where nobody knows."""
+    ask = _management("get_total_memory")
+    return int(ask(device)) if ask is not None else None
+
+
+def memory_in_use(device: torch.device) -> int | None:
+    """Bytes that torch holds on an accelerator, or that this process holds in memory; None where nobody knows."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    psutil = module("psutil")
+    return None if psutil is None else int(psutil.Process().memory_info().rss)
+
+
+def model_patcher(model: torch.nn.Module, device: torch.device, offload_device: torch.device) -> Any:
+    """What the host moves a model between devices with; None where there is no such thing."""
+    patcher = getattr(module("comfy.model_patcher"), "ModelPatcher", None)
+    return None if patcher is None else patcher(model, load_device=device, offload_device=offload_device)
+
+
+def load_model(patcher: Any, memory_required: int) -> None:
+    """Bring a model to its device, with so many bytes left free there for running it."""
+    load = _management("load_models_gpu")
+    if patcher is None or load is None:
+        return
+    options = {"memory_required": memory_required, "force_full_load": True}
+    known = inspect.signature(load).parameters
+    load([patcher], **{name: value for name, value in options.items() if name in known})
+
+
+def soft_empty_cache() -> None:
+    """Give memory that nothing uses back to the device."""
+    gc.collect()
+    _call("soft_empty_cache")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out; not so for errors of this pack, which say what to do."""
+    if isinstance(error, VAEError):
+        return False
+    kinds = [MemoryError, torch.cuda.OutOfMemoryError]
+    own = _management("OOM_EXCEPTION")
+    if isinstance(own, type) and own not in (Exception, BaseException):  # what old torch releases leave it at
+        kinds.append(own)
+    if isinstance(error, tuple(kinds)):
+        return True
+    if isinstance(error, RuntimeError):
+        text = str(error).lower()
+        return any(part in text for part in ("out of memory", "not enough memory", "alloc_failed", "can't allocate"))
+    return False
+
+
+# The VAE's class.
+
+
+def vae_class() -> type | None:
+    """The class of the objects on the VAE wire; None where there is no host."""
+    return getattr(module("comfy.sd"), "VAE", None)
+
+
+def init_empty_vae(vae: Any) -> None:
+    """Give a VAE object the attributes that the host gives to one without weights."""
+    root = logging.getLogger()
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "No VAE weights" not in str(record.msg)
+
+    root.addFilter(is_other)
+    try:
+        vae_class().__init__(vae, sd={})  # type: ignore[misc]
+    finally:
+        root.removeFilter(is_other)
+
+
+# Progress, interruption, what is shown.
+
+
+def check_interrupted() -> None:
+    """Raise the host's own exception if somebody has cancelled."""
+    _call("throw_exception_if_processing_interrupted")
+
+
+def progress_bar(total: int, node_id: str | None) -> Callable[[int, Any], None] | None:
+    """A function that is told (value, preview or None); a preview is ("JPEG", PIL image, largest side)."""
+    bar_class = getattr(module("comfy.utils"), "ProgressBar", None)
+    if bar_class is None:
+        return None
+    takes_node = "node_id" in inspect.signature(bar_class).parameters
+    bar = bar_class(total, node_id=node_id) if takes_node else bar_class(total)
+    takes_preview = "preview" in inspect.signature(bar.update_absolute).parameters
+
+    def update(value: int, preview: Any) -> None:
+        if takes_preview:
+            bar.update_absolute(value, total, preview)
+        else:
+            bar.update_absolute(value, total)
+
+    return update
 
 
 def prompt_server() -> Any:
     """The host's web server; None where there is none."""
     return getattr(getattr(module("server"), "PromptServer", None), "instance", None)
+
+
+def current_node(node_id: str | None = None) -> str | None:
+    """The id of the node at work: the given one, or what the host says."""
+    if node_id is not None:
+        return str(node_id)
+    context = getattr(module("comfy_execution.utils"), "get_executing_context", lambda: None)()
+    found = getattr(context, "node_id", None) or getattr(prompt_server(), "last_node_id", None)
+    return None if found is None else str(found)
+
+
+def send_status(status: Mapping[str, Any]) -> None:
+    """Tell the front end how far a node is."""
+    server = prompt_server()
+    if server is not None:
+        server.send_sync("seamless_vae.status", dict(status), getattr(server, "client_id", None))
+
+
+def tell(node_id: str | None, text: str) -> None:
+    """Show a line in the console and, where the host can, on the node."""
+    logger.warning("%s", text)
+    server, node = prompt_server(), current_node(node_id)
+    if node is not None and hasattr(server, "send_progress_text"):
+        server.send_progress_text(text, node)
+
+
+def directory(kind: str) -> Path:
+    """The host's folder for "output" or "temp"."""
+    ask = getattr(module("folder_paths"), f"get_{kind}_directory", None)
+    return Path(ask()) if ask is not None else Path(kind).resolve()
+
+
+def _call(name: str, *arguments: Any, default: Any = None) -> Any:
+    function = _management(name)
+    return default if function is None else function(*arguments)

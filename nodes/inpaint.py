@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import inputs
+from torch import Tensor
+
+from ..vae_core import masks
+from . import inputs, latents, unwrap
+from .adopt import open_vae
+from .watch import Watch
 
 
 class VAEInpaintEncode:
@@ -50,8 +55,16 @@ class VAEInpaintEncode:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
-    def encode(self, pixels, vae, mask, grow=6, feather=0, unique_id=None):
-        raise NotImplementedError
+    def encode(
+        self, pixels: Tensor, vae: Any, mask: Tensor, grow: int = 6, feather: int = 0, unique_id: str | None = None
+    ) -> tuple[latents.Latent]:
+        opened = open_vae(vae)
+        unwrap.checked_image(pixels)
+        grown = masks.grow_mask(unwrap.checked_mask(mask, pixels), grow, feather)
+        latent, picture = unwrap.encode(opened, pixels, "pad", unwrap.options(opened), Watch(unique_id))
+        latent.pop("logvar")
+        noise_mask = masks.extend_mask(grown, *picture.pixels.shape[-2:])
+        return ({**latent, "noise_mask": noise_mask[:, None]},)
 
 
 class VAEInpaintComposite:
@@ -82,5 +95,12 @@ class VAEInpaintComposite:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
-    def composite(self, samples, vae, original, mask, unique_id=None):
-        raise NotImplementedError
+    def composite(
+        self, samples: latents.Latent, vae: Any, original: Tensor, mask: Tensor, unique_id: str | None = None
+    ) -> tuple[Tensor]:
+        unwrap.checked_image(original)
+        weights = unwrap.checked_mask(mask, original)
+        opened = open_vae(vae)
+        unwrap.check_batches(pictures=len(original), latents=len(latents.samples_of(samples)), masks=len(weights))
+        image = unwrap.decode(opened, samples, unwrap.options(opened), Watch(unique_id))
+        return (masks.paste(original, image, weights, unwrap.ratio_of(opened)),)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import inputs
+from ..vae_core.preview import posterior_picture
+from . import inputs, latents, show
 
 
 class VAESamplePosterior:
@@ -55,8 +56,21 @@ class VAESamplePosterior:
             }
         }
 
-    def sample(self, posterior, draw="sample", seed=0, temperature=1.0, count=1):
-        raise NotImplementedError
+    def sample(
+        self,
+        posterior: latents.Latent,
+        draw: str = "sample",
+        seed: int = 0,
+        temperature: float = 1.0,
+        count: int = 1,
+    ) -> tuple[latents.Latent]:
+        found = latents.posterior_of(posterior)
+        repeated = latents.repeat({key: value for key, value in posterior.items() if key != "logvar"}, count)
+        indices = latents.batch_indices(repeated)
+        if draw == "mode" or temperature == 0:
+            return (repeated,)
+        many = found.tempered(temperature).repeated(count)
+        return ({**repeated, "samples": latents.draw(many, seed, indices)},)
 
 
 class PosteriorPreview:
@@ -80,5 +94,7 @@ class PosteriorPreview:
             "required": {"posterior": inputs.wire("VAE_POSTERIOR", "The second output of Seamless VAE Encode.")},
         }
 
-    def preview(self, posterior):
-        raise NotImplementedError
+    def preview(self, posterior: latents.Latent) -> dict[str, Any]:
+        found = latents.posterior_of(posterior)
+        image = posterior_picture(found.mean, found.logvar).movedim(1, -1).contiguous()
+        return {"ui": {"images": show.images(image, "posterior")}, "result": (image,)}

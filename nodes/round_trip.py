@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import inputs
+from torch import Tensor
+
+from ..vae_core.metrics import SSIM_WINDOW, psnr, ssim
+from ..vae_core.preview import error_map
+from . import inputs, show, unwrap
+from .adopt import open_vae
+from .swap import DECODE_SHARE
+from .watch import Watch
 
 
 class VAERoundTrip:
@@ -34,5 +41,18 @@ class VAERoundTrip:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
-    def round_trip(self, pixels, vae, unique_id=None):
-        raise NotImplementedError
+    def round_trip(self, pixels: Tensor, vae: Any, unique_id: str | None = None) -> dict[str, Any]:
+        opened = open_vae(vae)
+        watch = Watch(unique_id, stages=(1 - DECODE_SHARE, DECODE_SHARE))
+        how = unwrap.options(opened)
+        latent, picture = unwrap.encode(opened, pixels, "pad", how, watch)
+        image = unwrap.decode(opened, latent, how, watch)
+        original = unwrap.unit_pixels(picture)
+        kept = image.movedim(-1, 1).to(original)
+        error = error_map(kept, original).movedim(1, -1).contiguous()
+        quality = float(psnr(kept, original).mean())
+        small = min(kept.shape[-2:]) < SSIM_WINDOW
+        similarity = float("nan") if small else float(ssim(kept, original).mean())
+        text = f"PSNR {quality:.2f} dB, SSIM {'none: the picture is too small' if small else f'{similarity:.4f}'}"
+        shown = show.images(image, "roundtrip") + show.images(error, "roundtrip_error")
+        return {"ui": {"images": shown, "text": [text]}, "result": (image, error, quality, similarity)}

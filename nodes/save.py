@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import inputs
+from ..vae_core import save_single_file
+from ..vae_core.checkpoints.build import parse_dtype
+from . import inputs, show, unwrap
+from .adopt import open_vae
 
 
 class VAESave:
@@ -41,5 +44,14 @@ class VAESave:
             }
         }
 
-    def save(self, vae, filename_prefix="vae/seamless", format="diffusers", dtype="auto"):
-        raise NotImplementedError
+    def save(
+        self, vae: Any, filename_prefix: str = "vae/seamless", format: str = "diffusers", dtype: str = "auto"
+    ) -> dict[str, Any]:
+        opened = unwrap.model_of(open_vae(vae), "saving")
+        path = show.numbered_path(filename_prefix, ".safetensors" if format == "single_file" else "")
+        model = opened.copy_on_cpu(parse_dtype(dtype))
+        if format == "single_file":
+            save_single_file(model, path)
+        else:
+            model.save_pretrained(path)
+        return {"ui": {"text": [str(path)]}, "result": (str(path),)}

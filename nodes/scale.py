@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import inputs
+from ..vae_core.latent import from_diffusion, to_diffusion
+from . import inputs, latents, unwrap
+from .adopt import open_vae
 
 
 class LatentScale:
@@ -36,5 +38,11 @@ class LatentScale:
             }
         }
 
-    def scale(self, samples, vae, to="diffusion"):
-        raise NotImplementedError
+    def scale(self, samples: latents.Latent, vae: Any, to: str = "diffusion") -> tuple[latents.Latent]:
+        opened = unwrap.model_of(open_vae(vae), "scaling")
+        z = latents.samples_of(samples)
+        if opened.config.has_batch_norm and z.shape[1] == latents.wire_channels(opened.model) and to == "diffusion":
+            return (samples,)  # the wire carries this family's latents as the diffusion model sees them
+        statistics = opened.statistics()
+        convert = to_diffusion if to == "diffusion" else from_diffusion
+        return ({**samples, "samples": convert(z.float(), opened.config, *statistics)},)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import inputs
+from torch import Tensor
+
+from . import inputs, latents, unwrap
+from .adopt import open_vae
+from .watch import Watch
+
+DECODE_SHARE = 0.7  # of the arithmetic of a decode and an encode, for the published models
 
 
 class VAESwap:
@@ -32,5 +38,13 @@ class VAESwap:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
-    def swap(self, samples, from_vae, to_vae, unique_id=None):
-        raise NotImplementedError
+    def swap(
+        self, samples: latents.Latent, from_vae: Any, to_vae: Any, unique_id: str | None = None
+    ) -> tuple[latents.Latent, Tensor]:
+        source, target = open_vae(from_vae), open_vae(to_vae)
+        watch = Watch(unique_id, stages=(DECODE_SHARE, 1 - DECODE_SHARE))
+        image = unwrap.decode(source, samples, unwrap.options(source), watch)
+        encoded, _ = unwrap.encode(target, image, "pad", unwrap.options(target), watch)
+        encoded.pop("logvar")
+        others = {key: value for key, value in samples.items() if key != latents.FIT_KEY}
+        return {**others, **encoded}, image

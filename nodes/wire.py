@@ -1,10 +1,236 @@
-"""The object on the VAE wire, and how a host's own VAE is adopted."""
+"""The object on the VAE wire: a VAE of the host's own class that runs our model.
+
+It is made from the host's empty VAE, so that it has whatever attributes a host gives to its VAEs. Packs copy it and set
+its attributes: nothing here keeps state elsewhere.
+"""
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..vae_core import AutoencoderKL, TileSpec, VAEError, load_vae
+from ..vae_core.checkpoints.single_file import ldm_state_dict
+from ..vae_core.errors import CheckpointError, ConfigError
+from ..vae_core.image import from_image
+from . import host, latents, run
+from .adopt import Autoencoder
+from .families import family_fields
+from .first_stage import FirstStage
+from .watch import Watch
+
+logger = logging.getLogger("seamless_vae")
+
+
+class WireMethods:
+    """What the host and packs call on a VAE, answered by our model."""
+
+    first_stage_model: FirstStage
+    patcher: Any
+    device: torch.device
+    output_device: torch.device
+    vae_dtype: torch.dtype
+    process_output: Any
+
+    # Pictures and latents, as the host's nodes pass them.
+
+    def encode(self, pixel_samples: Tensor) -> Tensor:
+        """IMAGE [B, H, W, C] to raw latents: the mode. What is over a multiple of the ratio is cut off evenly."""
+        return self._encode(pixel_samples, run.Options())
+
+    def encode_tiled(
+        self,
+        pixel_samples: Tensor,
+        tile_x: int | None = None,
+        tile_y: int | None = None,
+        overlap: int | None = None,
+        tile_t: int | None = None,
+        overlap_t: int | None = None,
+    ) -> Tensor:
+        """As `encode`, in strips about as large as a tile of so many pixels; the result is that of `encode`."""
+        ratio = latents.wire_ratio(self.first_stage_model.autoencoder)
+        options = self._strips(tile_x, tile_y, pixel_samples.shape[-2], ratio)
+        return self._encode(pixel_samples, options)
+
+    def decode(self, samples_in: Tensor, vae_options: Any = None, **_: Any) -> Tensor:
+        """Raw latents to IMAGE [B, H, W, C] in [0, 1]."""
+        return self._decode(samples_in, run.Options())
+
+    def decode_tiled(
+        self,
+        samples: Tensor,
+        tile_x: int | None = None,
+        tile_y: int | None = None,
+        overlap: int | None = None,
+        tile_t: int | None = None,
+        overlap_t: int | None = None,
+    ) -> Tensor:
+        """As `decode`, in strips about as large as a tile of so many latent positions; equal to `decode`."""
+        return self._decode(samples, self._strips(tile_x, tile_y, samples.shape[-1], 1))
+
+    def _encode(self, pixels: Tensor, options: run.Options) -> Tensor:
+        model = self.first_stage_model.autoencoder
+        if pixels.ndim == 5:  # frames of a video, one by one
+            pixels = pixels.flatten(0, 1)
+        picture = from_image(pixels, channels=model.config.in_channels, multiple=latents.wire_ratio(model), fit="crop")
+        mean, _ = run.encode(Autoencoder(self, model), picture.pixels, options, Watch())
+        return mean.to(self.vae_output_dtype())
+
+    def _decode(self, samples: Tensor, options: run.Options) -> Tensor:
+        if samples.ndim == 5 and samples.shape[2] == 1:  # one frame
+            samples = samples[:, :, 0]
+        samples = latents.samples_of({"samples": samples})
+        image = run.decode(Autoencoder(self, self.first_stage_model.autoencoder), samples, options, Watch())
+        result = self.process_output(image)
+        return image if result is None else result
+
+    def _strips(self, tile_x: int | None, tile_y: int | None, width: int, unit: int) -> run.Options:
+        if tile_x is None and tile_y is None:
+            return run.Options()
+        columns, rows = tile_x or tile_y or 1, tile_y or tile_x or 1
+        patch = latents.wire_ratio(self.first_stage_model.autoencoder) // self._model.config.spatial_ratio
+        return run.Options(TileSpec(size=max(1, patch * (columns * rows) // (max(1, width) * unit))))
+
+    @property
+    def _model(self) -> AutoencoderKL:
+        return self.first_stage_model.autoencoder
+
+    # What it costs.
+
+    def memory_used_encode(self, shape: Sequence[int], dtype: torch.dtype) -> int:
+        """Bytes that encoding images [B, C, H, W] will use beside the weights."""
+        height, width = (max(1, side // self._model.config.spatial_ratio) for side in shape[-2:])
+        ratio = self._model.config.spatial_ratio
+        return self._memory_used((shape[0], self._model.config.in_channels, height * ratio, width * ratio), True)
+
+    def memory_used_decode(self, shape: Sequence[int], dtype: torch.dtype) -> int:
+        """Bytes that decoding latents [B, C, h, w] will use beside the weights."""
+        rows, columns = self._model.config.patch_size or (1, 1)
+        size = max(1, shape[-2]) * rows, max(1, shape[-1]) * columns
+        return self._memory_used((shape[0], self._model.config.latent_channels, *size), False)
+
+    def _memory_used(self, shape: tuple[int, ...], encoding: bool) -> int:
+        return run.memory_required(Autoencoder(self, self._model), shape, encoding, run.Options())
+
+    def model_size(self) -> int:
+        """Bytes of weights."""
+        return sum(weight.numel() * weight.element_size() for weight in self.first_stage_model.state_dict().values())
+
+    # What it is.
+
+    def spacial_compression_encode(self) -> int:
+        return latents.wire_ratio(self._model)
+
+    def spacial_compression_decode(self) -> int:
+        return latents.wire_ratio(self._model)
+
+    def temporal_compression_decode(self) -> None:
+        return None  # pictures, not video
+
+    def throw_exception_if_invalid(self) -> None:
+        if getattr(self, "first_stage_model", None) is None:
+            raise CheckpointError("this VAE is empty. Load one with Seamless VAE Load.")
+
+    def is_dynamic(self) -> bool:
+        ask = getattr(self.patcher, "is_dynamic", None)
+        return bool(ask()) if ask is not None else False
+
+    def vae_output_dtype(self) -> torch.dtype:
+        return host.intermediate_dtype()
+
+    def get_sd(self) -> dict[str, Tensor]:
+        """The weights under LDM's names, from which the host can build a VAE of its own."""
+        return ldm_state_dict(self._model.weights_to_save(), self._model.config)
+
+
+def wrap(model: AutoencoderKL, device: torch.device | None = None) -> Any:
+    """A model as an object for the VAE wire, under the host's memory management.
+
+    Args:
+        device: to run on; None for the one that the host gives to VAEs.
+    """
+    vae = _wire_class(host.vae_class())()
+    ratio = latents.wire_ratio(model)
+    vae.first_stage_model = FirstStage(model)
+    vae.device = host.vae_device() if device is None else device
+    vae.vae_dtype = model.dtype
+    vae.output_device = host.intermediate_device()
+    vae.downscale_ratio = vae.upscale_ratio = ratio
+    vae.latent_channels = latents.wire_channels(model)
+    vae.output_channels = model.config.out_channels
+    vae.disable_offload = True  # its layers are torch's own: they run whole or not at all
+    offload_device = torch.device("cpu") if vae.device.type == "cpu" else host.vae_offload_device()
+    vae.patcher = host.model_patcher(vae.first_stage_model, vae.device, offload_device)
+    return vae
+
+
+@functools.lru_cache(maxsize=4)
+def _wire_class(base: type | None) -> type:
+    """The class of our VAEs: the host's class, with our methods before its own."""
+    bases = (WireMethods,) if base is None else (WireMethods, base)
+
+    def init(self: Any) -> None:
+        if base is not None:
+            host.init_empty_vae(self)
+        for name in vars(WireMethods):  # what the host keeps as attributes would hide our methods
+            self.__dict__.pop(name, None)
+        for name, value in _ATTRIBUTES.items():
+            self.__dict__.setdefault(name, value)
+
+    return type("SeamlessVAE", bases, {"__init__": init, "__module__": __name__})
+
+
+def _to_model_range(image: Tensor) -> Tensor:
+    return image * 2.0 - 1.0
+
+
+def _to_unit_range(image: Tensor) -> Tensor:
+    return image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)  # in place, as newer hosts rely on
+
+
+# What hosts give to a VAE of pictures, for those that lack some of it.
+_ATTRIBUTES: dict[str, Any] = {
+    "latent_dim": 2,
+    "process_input": _to_model_range,
+    "process_output": _to_unit_range,
+    "working_dtypes": list(host.WORKING_DTYPES),
+    "not_video": False,
+    "upscale_index_formula": None,
+    "downscale_index_formula": None,
+    "extra_1d_channel": None,
+    "crop_input": True,
+    "size": None,
+}
 
 
 def load(name: str, dtype: str = "auto", device: str = "auto", latent_scale: str = "auto") -> Any:
-    """The VAE of a name of `host.vae_names`, as the host's nodes take it."""
-    raise NotImplementedError
+    """The VAE of a name of `host.vae_names`, as the host's nodes take it.
+
+    Raises:
+        CheckpointError: no such VAE, or no whole AutoencoderKL in it.
+        ConfigError: a device that is not there, or a family whose latents have another number of channels.
+    """
+    path = host.vae_path(name)
+    place = host.vae_device() if device == "auto" else _device(device)
+    precision = host.vae_dtype(place) if dtype == "auto" else dtype
+    overrides = {} if latent_scale == "auto" else family_fields(latent_scale)
+    with torch.inference_mode(False):  # where the host runs nodes; weights made in it could not be moved later
+        try:
+            model = load_vae(path, dtype=precision, **overrides)
+        except VAEError as error:
+            if latent_scale == "auto" or not isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"{error} You chose the latent scale of {latent_scale}; choose auto.") from None
+        return wrap(model.requires_grad_(False), place)
+
+
+def _device(name: str) -> torch.device:
+    if name != "cpu" and name not in host.accelerators():
+        there = ", ".join(["cpu", *host.accelerators()])
+        raise ConfigError(f"there is no device {name} here, only {there}. Choose one of these, or auto.")
+    return torch.device(name)

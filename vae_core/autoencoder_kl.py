@@ -210,7 +210,7 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
                 f"this {what} has {x.ndim} dimensions {tuple(x.shape)}; 4 are needed: batch, channels, height, width."
             )
         if x.shape[1] != channels:
-            given, taken = (_channels(count, what) for count in (x.shape[1], channels))
+            given, taken = (channels_text(count, what) for count in (x.shape[1], channels))
             remedy = "Use the VAE that goes with the model." if what == "latent" else "Convert the image first."
             raise ShapeError(f"this {what} has {given}, but this VAE takes {taken}. {remedy}")
         if x.shape[0] == 0 or min(x.shape[2:]) < minimum:
@@ -307,7 +307,8 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
 _LATENT_FAMILIES = {4: "SD, SDXL", 16: "SD3, FLUX.1", 32: "FLUX.2", 128: "FLUX.2, packed"}
 
 
-def _channels(count: int, what: str) -> str:
+def channels_text(count: int, what: str = "latent") -> str:
+    """A number of channels in words, with the families whose latents have so many."""
     family = _LATENT_FAMILIES.get(count) if what == "latent" else None
     return f"{count} channels ({family})" if family else f"{count} channels"
 

@@ -7,6 +7,8 @@ positions into channels and normalises by running statistics: (packed - mean) / 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -60,6 +62,20 @@ def from_diffusion(
         mean, std = _per_channel(latent, config.latents_mean), _per_channel(latent, config.latents_std)
         return latent * std / config.scaling_factor + mean
     return latent / config.scaling_factor + (config.shift_factor or 0.0)
+
+
+def logvar_to_diffusion(logvar: Tensor, config: AutoencoderKLConfig, running_var: Tensor | None = None) -> Tensor:
+    """The log-variance of raw z as that of what the diffusion model sees; shapes and errors of `to_diffusion`.
+
+    A factor f of the values is 2 log f in the log-variance; a shift changes nothing.
+    """
+    _check_channels(logvar, config.latent_channels)
+    if config.patch_size is not None:
+        _, std = _batch_norm(logvar, config, running_var, running_var)
+        return pack(logvar, config.patch_size) - 2 * torch.log(std)
+    if config.latents_std is not None:
+        logvar = logvar - 2 * torch.log(_per_channel(logvar, config.latents_std))
+    return logvar + 2 * math.log(config.scaling_factor)
 
 
 def pack(z: Tensor, patch_size: tuple[int, int] = (2, 2)) -> Tensor:

@@ -50,6 +50,16 @@ class DiagonalGaussianDistribution:
         """The most likely z, which is the mean."""
         return self.mean
 
+    def tempered(self, temperature: float) -> DiagonalGaussianDistribution:
+        """The same means, and deviations `temperature` times as large; more than 0."""
+        logvar = self.logvar + 2 * math.log(temperature)
+        return DiagonalGaussianDistribution(torch.cat([self.mean, logvar], dim=1), self.deterministic)
+
+    def repeated(self, count: int) -> DiagonalGaussianDistribution:
+        """The batch `count` times, one after the other: [count * B, C, h, w]."""
+        parameters = torch.cat([self.mean, self.logvar], dim=1)
+        return DiagonalGaussianDistribution(parameters.repeat(count, 1, 1, 1), self.deterministic)
+
     def sample(self, generator: torch.Generator | Sequence[torch.Generator] | None = None) -> Tensor:
         """Draw z = mean + std * noise, [B, C, h, w].
 

@@ -1,0 +1,177 @@
+"""What the LATENT and VAE_POSTERIOR wires carry: dicts of tensors, checked before anything heavy starts.
+
+`samples` are raw z, [B, C, h, w]; for FLUX.2, as in its host, the packed and normalised latent. A posterior is a latent
+whose `samples` are the mean, with `logvar` beside them. Keys that are not known here travel on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..vae_core import AutoencoderKL
+from ..vae_core.errors import ShapeError
+from ..vae_core.image import Picture
+from ..vae_core.latent import from_diffusion, logvar_to_diffusion, to_diffusion, unpack
+from ..vae_core.posterior import DiagonalGaussianDistribution
+
+Latent = dict[str, Any]
+
+# Of a picture that was padded: its height and width, and those of the latent for which they hold.
+FIT_KEY = "seamless_fit"
+MAX_SEED = 2**64
+
+
+def samples_of(latent: Mapping[str, Any], dimensions: Sequence[int] = (4,)) -> Tensor:
+    """The tensor of a latent.
+
+    Raises:
+        ShapeError: no latent of pictures: nested, of video or audio, or empty.
+    """
+    samples = latent.get("samples") if isinstance(latent, Mapping) else None
+    if samples is None:
+        raise ShapeError(
+            f"this is no latent: {type(latent).__name__} without samples. Connect the output of an encoder."
+        )
+    if getattr(samples, "is_nested", False):
+        raise ShapeError(
+            "this latent is nested: it holds tensors of several shapes, such as video and sound. "
+            "Take it apart with the nodes that go with its model, and connect the part with the pictures."
+        )
+    if samples.ndim not in dimensions:
+        what = {3: "of sound", 5: "of video"}.get(samples.ndim, "of something else")
+        raise ShapeError(
+            f"this latent is {what}: it has {samples.ndim} dimensions {tuple(samples.shape)}, and those of pictures "
+            f"have 4: batch, channels, height, width. Use the VAE and the nodes of the model that made it."
+        )
+    if 0 in samples.shape:
+        raise ShapeError(
+            f"this latent is empty: its shape is {tuple(samples.shape)}. Connect one with a picture in it."
+        )
+    return samples
+
+
+def replaced(latent: Mapping[str, Any], **changes: Any) -> Latent:
+    """A copy with other values; all other keys travel on."""
+    return {**latent, **changes}
+
+
+def is_packed(model: AutoencoderKL) -> bool:
+    """Whether the wire carries this model's latents packed and normalised: FLUX.2."""
+    return model.config.has_batch_norm
+
+
+def wire_channels(model: AutoencoderKL) -> int:
+    """Channels of this model's latents on the wire."""
+    rows, columns = model.config.patch_size or (1, 1)
+    return model.config.latent_channels * rows * columns
+
+
+def wire_ratio(model: AutoencoderKL) -> int:
+    """Pixels along one side of a position of this model's latents on the wire."""
+    return model.config.spatial_ratio * (model.config.patch_size or (1, 1))[0]
+
+
+def to_wire(model: AutoencoderKL, z: Tensor) -> Tensor:
+    """Raw z as the wire carries it."""
+    if not is_packed(model):
+        return z
+    return to_diffusion(z, model.config, model.bn.running_mean, model.bn.running_var)
+
+
+def from_wire(model: AutoencoderKL, samples: Tensor) -> Tensor:
+    """Raw z from the wire. FLUX.2's may be raw already, which its number of channels tells.
+
+    Raises:
+        ShapeError: latents of another family.
+    """
+    if is_packed(model) and samples.shape[1] == wire_channels(model):
+        return from_diffusion(samples, model.config, model.bn.running_mean, model.bn.running_var)
+    model.check_latent(samples)
+    return samples
+
+
+def check(model: AutoencoderKL, samples: Tensor) -> None:
+    """Raise ShapeError unless the model decodes these, without computing anything."""
+    place = samples.to("meta")
+    if is_packed(model) and samples.shape[1] == wire_channels(model):
+        assert model.config.patch_size is not None
+        place = unpack(place, model.config.patch_size)
+    model.check_latent(place)
+
+
+def posterior_to_wire(model: AutoencoderKL, posterior: DiagonalGaussianDistribution) -> tuple[Tensor, Tensor]:
+    """(mean, logvar) as the wire carries them, from the model's own moments."""
+    if not is_packed(model):
+        return posterior.mean, posterior.logvar
+    variance = model.bn.running_var
+    return to_wire(model, posterior.mean), logvar_to_diffusion(posterior.logvar, model.config, variance)
+
+
+def posterior_of(latent: Mapping[str, Any]) -> DiagonalGaussianDistribution:
+    """The distribution of a VAE_POSTERIOR, in float32.
+
+    Raises:
+        ShapeError: no posterior, or a `logvar` of another shape than the mean.
+    """
+    mean = samples_of(latent)
+    logvar = latent.get("logvar")
+    if not isinstance(logvar, Tensor) or logvar.shape != mean.shape:
+        found = tuple(logvar.shape) if isinstance(logvar, Tensor) else "missing"
+        raise ShapeError(
+            f"this posterior's log-variance is {found}, but its mean is {tuple(mean.shape)}. Connect the second output "
+            f"of Seamless VAE Encode."
+        )
+    return DiagonalGaussianDistribution(torch.cat([mean.float(), logvar.to(mean.device).float()], dim=1))
+
+
+def draw(posterior: DiagonalGaussianDistribution, seed: int, indices: Sequence[int]) -> Tensor:
+    """One z for each item, whose noise depends on the seed and the item's index alone."""
+    generators = [torch.Generator().manual_seed((seed + index) % MAX_SEED) for index in indices]
+    return posterior.sample(generators)
+
+
+def batch_indices(latent: Mapping[str, Any]) -> list[int]:
+    """The numbers that the items of a latent have in the batch that they come from."""
+    count = len(latent["samples"])
+    indices = latent.get("batch_index")
+    if isinstance(indices, Sequence) and len(indices) == count:
+        return [int(index) for index in indices]
+    return list(range(count))
+
+
+def repeat(latent: Mapping[str, Any], count: int) -> Latent:
+    """The batch `count` times, one after the other, with its mask and numbers, as the host's own node repeats it."""
+    if count == 1:
+        return dict(latent)
+    samples, indices = latent["samples"], batch_indices(latent)
+    step = max(indices) - min(indices) + 1
+    found = replaced(latent, samples=samples.repeat(count, 1, 1, 1))
+    found["batch_index"] = [index + step * turn for turn in range(count) for index in indices]
+    mask = latent.get("noise_mask")
+    if isinstance(mask, Tensor) and mask.shape[0] == len(samples) > 1:
+        found["noise_mask"] = mask.repeat(count, *[1] * (mask.ndim - 1))
+    return found
+
+
+def remember_fit(latent: Latent, picture: Picture) -> Latent:
+    """Note the size of a picture that was padded, so that decoding gives it back."""
+    if picture.size == tuple(picture.pixels.shape[-2:]):
+        return latent
+    return {**latent, FIT_KEY: (*picture.size, *latent["samples"].shape[-2:])}
+
+
+def restore_fit(latent: Mapping[str, Any], image: Tensor) -> Tensor:
+    """A decoded image [B, H, W, C] without the padding that its latent remembers."""
+    fit = latent.get(FIT_KEY)
+    if not isinstance(fit, Sequence) or len(fit) != 4:
+        return image
+    height, width, *latent_size = (int(side) for side in fit)
+    if tuple(latent_size) != tuple(latent["samples"].shape[-2:]):  # scaled or cropped since
+        return image
+    if height > image.shape[1] or width > image.shape[2]:
+        return image
+    return image[:, :height, :width].contiguous()

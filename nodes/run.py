@@ -1,0 +1,244 @@
+"""Encoding and decoding under the host: memory asked for honestly, progress told, and a way on when memory runs out.
+
+When memory runs out, strips become smaller, then maps move to a file, then the CPU takes over. The result is the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .. import vae_core
+from ..vae_core import AutoencoderKL, Plan, TileSpec
+from ..vae_core.errors import MemoryBudgetError
+from ..vae_core.image import to_pil
+from ..vae_core.posterior import DiagonalGaussianDistribution
+from ..vae_core.preview import latent_colours
+from ..vae_core.streaming.engine import WrapName
+from . import host, latents
+from .adopt import Autoencoder
+from .watch import Watch
+
+logger = logging.getLogger("seamless_vae")
+Result = TypeVar("Result")
+
+CPU = torch.device("cpu")
+# So many latent positions of a batch go through at once, as the engine itself groups them.
+POSITIONS_AT_ONCE = 64 * 64
+NO_LIMIT = 2**62
+# Of a device's memory, so much may be asked for.
+LARGEST_SHARE = 0.7
+SMALL_STRIP = 4  # latent rows
+SMALLER_BUDGETS = (2, 4, 8, 16)  # parts of what was planned
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run; see vae_core.decode. `tiling` counts in positions of raw z."""
+
+    tiling: TileSpec | None = None
+    memory_budget: int | None = None
+    wrap: WrapName = "none"
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    how: str
+    options: Options
+    device: torch.device | None = None  # None: where the VAE is meant to run
+
+
+def decode(vae: Autoencoder, samples: Tensor, options: Options, watch: Watch) -> Tensor:
+    """Decode what the LATENT wire carries: [B, H, W, C], about [-1, 1], on the VAE's output device.
+
+    Raises:
+        ShapeError: latents of another family.
+        MemoryBudgetError: memory runs out in every way of running.
+    """
+    latents.check(vae.model, samples)
+    watch.stage(lambda: _latent_preview(samples))
+    ratio = latents.wire_ratio(vae.model)
+    image_size = (samples.shape[0], samples.shape[2] * ratio, samples.shape[3] * ratio, vae.config.out_channels)
+
+    def run(model: AutoencoderKL, plan: _Planned) -> Tensor:
+        image = torch.empty(image_size, dtype=vae.output_dtype, device=vae.output_device)
+        for index, part in enumerate(plan.parts):
+            z = latents.from_wire(model, samples[part].to(model.device, torch.float32)).to(model.dtype)
+            decoded = vae_core.decode(
+                model,
+                z,
+                tiling=plan.options.tiling,
+                memory_budget=plan.options.memory_budget,
+                wrap=plan.options.wrap,
+                progress=watch.part(index, len(plan.parts)),
+            )
+            image[part].copy_(decoded.movedim(1, -1))
+        return image
+
+    shape = raw_shape(vae, samples)
+    return _with_fallbacks(vae, shape, False, options, watch, run)
+
+
+def encode(vae: Autoencoder, pixels: Tensor, options: Options, watch: Watch) -> tuple[Tensor, Tensor]:
+    """Encode images [B, C, H, W] in [-1, 1]: mean and log-variance as the wire carries them, in float32.
+
+    Raises:
+        ShapeError: pictures that do not fit the VAE.
+        MemoryBudgetError: memory runs out in every way of running.
+    """
+    vae.model.check_image(pixels)
+    watch.stage(lambda: _thumbnail(pixels[:1, :3]))
+
+    def run(model: AutoencoderKL, plan: _Planned) -> tuple[Tensor, Tensor]:
+        means, logvars = [], []
+        for index, part in enumerate(plan.parts):
+            posterior = vae_core.encode(
+                model,
+                pixels[part].to(model.device, model.dtype),
+                tiling=plan.options.tiling,
+                memory_budget=plan.options.memory_budget,
+                wrap=plan.options.wrap,
+                progress=watch.part(index, len(plan.parts)),
+            )
+            posterior = DiagonalGaussianDistribution(posterior.parameters.float())
+            mean, logvar = latents.posterior_to_wire(model, posterior)
+            means.append(mean.to(vae.output_device))
+            logvars.append(logvar.to(vae.output_device))
+        return torch.cat(means), torch.cat(logvars)
+
+    return _with_fallbacks(vae, tuple(pixels.shape), True, options, watch, run)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    options: Options
+    parts: list[slice]
+
+
+def plan(vae: Autoencoder, shape: tuple[int, ...], encoding: bool, options: Options, device: torch.device) -> Plan:
+    """What a run of this shape (of images, or of raw z) will do."""
+    make = vae_core.plan_encode if encoding else vae_core.plan_decode
+    return make(
+        vae.model, shape, tiling=options.tiling, memory_budget=options.memory_budget, device=device, dtype=vae.dtype
+    )
+
+
+def memory_required(vae: Autoencoder, shape: tuple[int, ...], encoding: bool, options: Options) -> int:
+    """Bytes on the device that a run wants free: working memory, input and output of as many items as run at once.
+
+    Raises:
+        MemoryBudgetError: the options' budget is too small.
+    """
+    ratio, config = vae.config.spatial_ratio, vae.config
+    if options.tiling is not None and options.tiling.mode == "blended" and options.tiling.size is not None:
+        side = options.tiling.size * (ratio if encoding else 1)
+        shape = (1, shape[1], min(shape[2], side), min(shape[3], side))
+    height, width = (side // ratio for side in shape[2:]) if encoding else shape[2:]
+    items = min(shape[0], max(1, POSITIONS_AT_ONCE // max(1, height * width)))
+    channels = config.in_channels if encoding else config.out_channels
+    carried = items * height * width * (channels * ratio**2 + 2 * config.latent_channels) * vae.dtype.itemsize
+    unlimited = options if options.memory_budget is not None else replace(options, memory_budget=NO_LIMIT)
+    needed = plan(vae, (items, *shape[1:]), encoding, unlimited, vae.device).peak_bytes + carried
+    total = host.total_memory(vae.device)
+    return needed if total is None else min(needed, int(total * LARGEST_SHARE))
+
+
+def _with_fallbacks(
+    vae: Autoencoder,
+    shape: tuple[int, ...],
+    encoding: bool,
+    options: Options,
+    watch: Watch,
+    run: Callable[[AutoencoderKL, _Planned], Result],
+) -> Result:
+    last = ""
+    for attempt in _attempts(vae, shape, encoding, options):
+        if last:
+            logger.warning("Memory ran out %s; now %s. The result is the same.", last, attempt.how)
+        try:
+            return _attempt(vae, shape, encoding, attempt, watch, run)
+        except MemoryBudgetError:
+            if options.memory_budget is not None and not last:  # a person's budget: the message says what to give
+                raise
+        except BaseException as error:
+            if not host.is_out_of_memory(error):
+                raise
+        # Outside of the handlers, whose traceback would hold every tensor of the failed attempt.
+        last = attempt.how
+        host.soft_empty_cache()
+    needed = memory_required(vae, shape, encoding, Options()) / 2**30
+    raise MemoryBudgetError(
+        f"memory ran out in every way of running, although {needed:.2f} GiB and less were asked for. "
+        f"Close other programs, or work on a smaller picture."
+    )
+
+
+def _attempt(
+    vae: Autoencoder,
+    shape: tuple[int, ...],
+    encoding: bool,
+    attempt: _Attempt,
+    watch: Watch,
+    run: Callable[[AutoencoderKL, _Planned], Result],
+) -> Result:
+    options, required = attempt.options, 0
+    if attempt.device is None:
+        required = memory_required(vae, shape, encoding, options)
+    with vae.loaded(required, attempt.device) as model, torch.no_grad():
+        ratio = vae.config.spatial_ratio if encoding else 1
+        positions = max(1, (shape[2] // ratio) * (shape[3] // ratio))
+        items = max(1, POSITIONS_AT_ONCE // positions)
+        parts = [slice(start, start + items) for start in range(0, shape[0], items)]
+        costs: tuple[int, ...] = ()
+        if options.tiling is None or options.tiling.mode == "exact":
+            first = (min(items, shape[0]), *shape[1:])
+            costs = plan(vae, first, encoding, options, model.device).pass_costs
+        watch.expect(costs, len(parts), model.device)
+        return run(model, _Planned(options, parts))
+
+
+def _attempts(vae: Autoencoder, shape: tuple[int, ...], encoding: bool, options: Options) -> Iterator[_Attempt]:
+    yield _Attempt("as planned", options)
+    blended = options.tiling is not None and options.tiling.mode == "blended"
+    if not blended:
+        size = None if options.tiling is None else options.tiling.size
+        strips = replace(options, tiling=TileSpec(size=min(size or SMALL_STRIP, SMALL_STRIP)))
+        yield _Attempt("in smaller strips", strips)
+        unlimited = replace(strips, memory_budget=options.memory_budget or NO_LIMIT)
+        planned = plan(vae, (1, *shape[1:]), encoding, unlimited, vae.device).peak_bytes
+        for divisor in SMALLER_BUDGETS:
+            smaller = replace(strips, memory_budget=planned // divisor)
+            yield _Attempt(f"with a {divisor}th of the memory, the rest in a file", smaller)
+    if vae.device.type != "cpu":
+        yield _Attempt("on the CPU", options, CPU)
+
+
+def raw_shape(vae: Autoencoder, samples: Tensor) -> tuple[int, ...]:
+    """The shape of raw z, from what the wire carries."""
+    batch, channels, height, width = samples.shape
+    if channels == vae.config.latent_channels:
+        return batch, channels, height, width
+    rows, columns = vae.config.patch_size or (1, 1)
+    return batch, vae.config.latent_channels, height * rows, width * columns
+
+
+def _latent_preview(samples: Tensor) -> Image.Image:
+    return to_pil(latent_colours(samples[:1].float()) * 2 - 1)[0].resize(
+        _at_least(samples.shape[-1], samples.shape[-2]), Image.Resampling.BICUBIC
+    )
+
+
+def _at_least(width: int, height: int, side: int = 256) -> tuple[int, int]:
+    factor = max(1, side // max(width, height))
+    return width * factor, height * factor
+
+
+def _thumbnail(pixels: Tensor) -> Image.Image:
+    step = max(1, max(pixels.shape[-2:]) // 512)
+    return to_pil(torch.nan_to_num(pixels[..., ::step, ::step].float()))[0].convert("RGB")

@@ -1,0 +1,57 @@
+"""Files that nodes write: pictures to show, and numbered names in the output folder."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from pathlib import Path
+
+from torch import Tensor
+
+from ..vae_core.errors import CheckpointError
+from ..vae_core.image import to_pil, write_picture
+from . import host
+
+MOST_SHOWN = 16  # pictures of a batch
+
+
+def images(batch: Tensor, name: str) -> list[dict[str, str]]:
+    """Pictures [B, H, W, C] in [0, 1], written where the host shows temporary pictures from."""
+    folder = host.directory("temp")
+    shown = []
+    for picture in to_pil(batch[:MOST_SHOWN].movedim(-1, 1).float() * 2 - 1):
+        file = f"seamless_{name}_{uuid.uuid4().hex[:12]}.png"
+        write_picture(picture, folder / file)
+        shown.append({"filename": file, "subfolder": "", "type": "temp"})
+    return shown
+
+
+def numbered_path(prefix: str, ending: str) -> Path:
+    """A path in the output folder that is not taken: the prefix, a number, the ending.
+
+    %year%, %month%, %day%, %hour%, %minute% and %second% in the prefix are replaced, as by the host.
+
+    Raises:
+        CheckpointError: a prefix that is empty or leads out of the folder.
+    """
+    now = time.localtime()
+    parts = zip(("year", "month", "day", "hour", "minute", "second"), now[:6], strict=True)
+    for part, value in parts:
+        prefix = prefix.replace(f"%{part}%", f"{value:02d}")
+    name = prefix.replace("\\", "/").strip("/")
+    if (
+        not name
+        or "\0" in name
+        or name.startswith("/")
+        or not host.stays_inside(name)
+        or prefix.startswith(("/", "\\"))
+    ):
+        raise CheckpointError(
+            f"the name {prefix!r} leads out of the output folder or is empty. Give a name such as vae/seamless."
+        )
+    path = host.directory("output") / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    taken = re.compile(rf"{re.escape(path.name)}_(\d+)_?(\..*)?")
+    numbers = [int(match[1]) for each in path.parent.iterdir() if (match := taken.fullmatch(each.name))]
+    return path.with_name(f"{path.name}_{max(numbers, default=0) + 1:05d}{ending}")

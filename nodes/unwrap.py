@@ -1,0 +1,197 @@
+"""What the nodes share: a VAE of any kind, a picture or a latent in, the same out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..vae_core import TileSpec
+from ..vae_core.autoencoder_kl import channels_text
+from ..vae_core.errors import ImageError, ShapeError, TilingError
+from ..vae_core.image import Picture, from_image
+from ..vae_core.masks import fit_mask
+from ..vae_core.posterior import LOGVAR_RANGE
+from . import host, latents, run
+from .adopt import Autoencoder, Foreign
+from .watch import Watch
+
+GIB = 2**30
+AUTOMATIC_TILE = 64  # latent positions, of blended tiles
+
+
+def options(
+    vae: Autoencoder | Foreign,
+    mode: str = "exact",
+    tile_size: int = 0,
+    overlap: int = 128,
+    memory_budget: float = 0.0,
+    wrap: str = "none",
+) -> run.Options:
+    """How to run, from the inputs of a tiled node: pixels, and GiB.
+
+    Raises:
+        TilingError: a tile smaller than a latent position, an overlap that does not fit, or blended tiles that wrap.
+    """
+    ratio = vae.config.spatial_ratio if isinstance(vae, Autoencoder) else foreign_ratio(vae)
+    if tile_size and tile_size < ratio:
+        raise TilingError(
+            f"a tile of {tile_size} pixels is smaller than a latent position of this VAE, which is {ratio}. "
+            f"Give {ratio} at least, or 0."
+        )
+    size = tile_size // ratio or None
+    budget = int(memory_budget * GIB) or None
+    if mode == "exact":
+        return run.Options(None if size is None else TileSpec(size=size), budget, wrap)  # type: ignore[arg-type]
+    if wrap != "none":
+        raise TilingError("blended tiles cannot wrap around. Choose the mode exact, or no wrap.")
+    size = size or AUTOMATIC_TILE
+    if overlap // ratio >= size:
+        raise TilingError(
+            f"an overlap of {overlap} pixels does not fit tiles of {size * ratio}. Give less, or larger tiles."
+        )
+    return run.Options(TileSpec(size=size, overlap=overlap // ratio, mode="blended"), budget)
+
+
+def encode(
+    vae: Autoencoder | Foreign, image: Tensor, fit: str, how: run.Options, watch: Watch
+) -> tuple[latents.Latent, Picture]:
+    """Pictures [B, H, W, C] as a posterior, and how they were fitted.
+
+    Raises:
+        ImageError, ShapeError: what cannot be encoded.
+    """
+    channels = vae.config.in_channels if isinstance(vae, Autoencoder) else _foreign_channels(vae)
+    picture = from_image(checked_image(image), channels=channels, multiple=ratio_of(vae), fit=fit)  # type: ignore
+    if isinstance(vae, Autoencoder):
+        mean, logvar = run.encode(vae, picture.pixels, how, watch)
+    else:
+        mean = _foreign_encode(vae, picture, how, watch)
+        logvar = torch.full_like(mean, LOGVAR_RANGE[0])
+    return latents.remember_fit({"samples": mean, "logvar": logvar}, picture), picture
+
+
+def decode(
+    vae: Autoencoder | Foreign, latent: Mapping[str, Any], how: run.Options, watch: Watch, clamp: bool = True
+) -> Tensor:
+    """A latent as pictures [B, H, W, C], 0 to 1, without what was padded when they were encoded.
+
+    Raises:
+        ShapeError: a latent of something else, or of another family.
+    """
+    if isinstance(vae, Foreign):
+        return latents.restore_fit(latent, _foreign_decode(vae, latent, how, watch))
+    image = run.decode(vae, latents.samples_of(latent), how, watch)
+    image.add_(1.0).div_(2.0)
+    return latents.restore_fit(latent, image.clamp_(0.0, 1.0) if clamp else image)
+
+
+def checked_image(image: Any) -> Tensor:
+    """An IMAGE, if it is one.
+
+    Raises:
+        ImageError: a video's frames in one, an empty batch, or no picture at all.
+    """
+    if not isinstance(image, Tensor) or image.ndim != 4 or 0 in image.shape:
+        shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+        raise ImageError(
+            f"this is no batch of pictures: {shape}, where [batch, height, width, channels] is needed, with "
+            f"one picture at least. Check what is connected to the input."
+        )
+    return image
+
+
+def checked_mask(mask: Any, image: Tensor) -> Tensor:
+    """A MASK as [B, H, W] of the size of pictures [B, H, W, C], for as many of them or for all.
+
+    Raises:
+        ImageError: no mask, or as many as do not go with the pictures.
+    """
+    if not isinstance(mask, Tensor):
+        raise ImageError(f"this is no mask but {type(mask).__name__}. Check what is connected to the input.")
+    found = fit_mask(mask, (int(image.shape[1]), int(image.shape[2])))
+    check_batches(pictures=len(image), masks=len(found))
+    return found
+
+
+def check_batches(**counts: int) -> None:
+    """Raise ImageError unless all of these are as many, or one."""
+    if len(set(counts.values()) - {1}) > 1:
+        listed = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise ImageError(f"these do not go together: {listed}. Give as many of each, or one.")
+
+
+def unit_pixels(picture: Picture) -> Tensor:
+    """What was encoded, [B, C, H, W] in [0, 1], without padding."""
+    return picture.restore(picture.pixels).add(1.0).div(2.0)
+
+
+def ratio_of(vae: Autoencoder | Foreign) -> int:
+    """Pixels along one side of a latent position, as the wire carries it."""
+    return latents.wire_ratio(vae.model) if isinstance(vae, Autoencoder) else foreign_ratio(vae)
+
+
+def model_of(vae: Autoencoder | Foreign, purpose: str) -> Autoencoder:
+    """The VAE, if it is an AutoencoderKL.
+
+    Raises:
+        ShapeError: it is not; `purpose` tells what is not possible therefore.
+    """
+    if isinstance(vae, Foreign):
+        raise ShapeError(
+            f"{purpose} is not possible with this VAE: {vae.reason}. Use Seamless VAE Load with another file."
+        )
+    return vae
+
+
+# VAEs of other kinds, by their own methods.
+
+
+def foreign_ratio(vae: Foreign) -> int:
+    ask = getattr(vae.vae, "spacial_compression_encode", None)
+    ratio = ask() if ask is not None else getattr(vae.vae, "downscale_ratio", 8)
+    return int(ratio) if isinstance(ratio, int | float) else 8
+
+
+def _foreign_channels(vae: Foreign) -> int:
+    channels = getattr(vae.vae, "output_channels", 3)
+    if getattr(vae.vae, "latent_dim", 2) == 1 or getattr(vae.vae, "extra_1d_channel", None) or channels == 2:
+        raise ShapeError(f"{vae.reason}, but one for sound, which takes no pictures. Use the nodes for sound.")
+    return channels if channels in (1, 3, 4) else 3
+
+
+def _check_foreign(vae: Foreign, how: run.Options, watch: Watch) -> None:
+    _foreign_channels(vae)
+    if how.wrap != "none":
+        raise TilingError(f"this VAE cannot wrap around: {vae.reason}. Choose no wrap, or a VAE of Seamless VAE Load.")
+    host.tell(watch.node_id, vae.note)
+
+
+def _foreign_encode(vae: Foreign, picture: Picture, how: run.Options, watch: Watch) -> Tensor:
+    _check_foreign(vae, how, watch)
+    pixels = picture.pixels.movedim(1, -1).add(1.0).div(2.0)
+    if how.tiling is None or how.tiling.size is None:
+        return vae.vae.encode(pixels)
+    ratio = foreign_ratio(vae)
+    side, overlap = how.tiling.size * ratio, min(how.tiling.overlap, how.tiling.size // 2) * ratio
+    return vae.vae.encode_tiled(pixels, tile_x=side, tile_y=side, overlap=overlap)
+
+
+def _foreign_decode(vae: Foreign, latent: Mapping[str, Any], how: run.Options, watch: Watch) -> Tensor:
+    is_video = getattr(vae.vae, "latent_dim", 2) == 3
+    samples = latents.samples_of(latent, (4, 5) if is_video else (4,))
+    _check_foreign(vae, how, watch)
+    channels = getattr(vae.vae, "latent_channels", samples.shape[1])
+    if samples.shape[1] != channels:
+        raise ShapeError(
+            f"this latent has {channels_text(samples.shape[1])}, but this VAE takes "
+            f"{channels_text(channels)}. Use the VAE that goes with the model."
+        )
+    if how.tiling is None or how.tiling.size is None:
+        image = vae.vae.decode(samples)
+    else:
+        side, overlap = how.tiling.size, min(how.tiling.overlap, how.tiling.size // 2)
+        image = vae.vae.decode_tiled(samples, tile_x=side, tile_y=side, overlap=overlap)
+    return image.flatten(0, 1) if image.ndim == 5 else image  # frames as a batch

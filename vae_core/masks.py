@@ -1,0 +1,117 @@
+"""Masks of pictures: [B, H, W] in [0, 1], 1 where a picture is to change."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import ImageError
+from .image import reflect_to
+
+
+def fit_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask [H, W], [B, H, W] or [B, 1, H, W] of any size as [B, height, width] in float32, scaled bilinearly.
+
+    Raises:
+        ImageError: another number of dimensions, or an empty mask.
+    """
+    if mask.ndim not in (2, 3, 4) or 0 in mask.shape:
+        raise ImageError(f"a mask of shape {tuple(mask.shape)} is none; give [B, height, width].")
+    mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().clamp(0, 1)
+    if mask.shape[-2:] != size:
+        mask = F.interpolate(mask, size=size, mode="bilinear", align_corners=False)
+    return mask[:, 0]
+
+
+def extend_mask(mask: Tensor, height: int, width: int) -> Tensor:
+    """A mask [B, H, W] extended at the bottom and the right, as pictures are padded for the model."""
+    return reflect_to(mask[:, None], height, width)[:, 0]
+
+
+def grow_mask(mask: Tensor, grow: int, feather: int = 0) -> Tensor:
+    """A mask [B, H, W] widened by `grow` pixels on all sides, then faded out over about `feather` more.
+
+    What the widened mask covers fully stays fully covered: fading goes outwards.
+    """
+    reach = (feather + 1) // 2
+    mask = _widen(mask[:, None], grow + reach)
+    if reach:
+        mask = _average(_average(mask, reach // 2), reach - reach // 2)
+    return mask[:, 0]
+
+
+def paste(original: Tensor, painted: Tensor, mask: Tensor, ratio: int) -> Tensor:
+    """`composite` of a painted picture that may lack less than `ratio` pixels at the edges, cut off evenly.
+
+    Args:
+        original: [B, H, W, C]; C may be larger by an alpha, which is kept. Of batches of 1 there are as many as needed.
+        painted: [B, h, w, C].
+        mask: [B, H, W].
+
+    Raises:
+        ImageError: sizes or channels that do not belong together.
+    """
+    missing = [whole - part for whole, part in zip(original.shape[1:3], painted.shape[1:3], strict=True)]
+    if any(not 0 <= gap < ratio for gap in missing):
+        raise ImageError(
+            f"the latent decodes to {painted.shape[2]}x{painted.shape[1]}, but the original picture is "
+            f"{original.shape[2]}x{original.shape[1]}. Connect the picture that was encoded, at the same size."
+        )
+    if painted.shape[3] != original.shape[3] and (painted.shape[3], original.shape[3]) != (3, 4):
+        raise ImageError(
+            f"the decoded picture has {painted.shape[3]} channels and the original {original.shape[3]}. "
+            f"Connect one with as many."
+        )
+    count = max(len(original), len(painted), len(mask))
+    original, painted, mask = (
+        each.expand(count, *each.shape[1:]) if len(each) == 1 else each for each in (original, painted, mask)
+    )
+    result = original.clone()
+    (top, left), (height, width) = (gap // 2 for gap in missing), painted.shape[1:3]
+    window = (slice(None), slice(top, top + height), slice(left, left + width))
+    place = (*window, slice(0, painted.shape[3]))
+    result[place] = composite(original[place], painted.to(original.device), mask[window].to(original.device))
+    return result
+
+
+def composite(original: Tensor, painted: Tensor, mask: Tensor) -> Tensor:
+    """`painted` where the mask is 1, `original` where it is 0, bit for bit, and a mixture in between.
+
+    Args:
+        original, painted: [B, H, W, C].
+        mask: [B, H, W].
+    """
+    weight = mask[..., None].to(original)
+    mixed = torch.lerp(original, painted.to(original), weight)
+    return torch.where(weight > 0, mixed, original)
+
+
+def _widen(mask: Tensor, reach: int) -> Tensor:
+    """The maximum over a square of `reach` positions to each side, of [B, 1, H, W]."""
+    if not reach:
+        return mask
+    for dim in (2, 3):
+        side = mask.shape[dim]
+        step = min(reach, side)  # farther than the mask is long, all is covered
+        kernel = [1, 1]
+        kernel[dim - 2] = 2 * step + 1
+        padding = [0, 0]
+        padding[dim - 2] = step
+        padded = F.pad(mask, (padding[1], padding[1], padding[0], padding[0]))
+        mask = F.max_pool2d(padded, kernel, stride=1)
+    return mask
+
+
+def _average(mask: Tensor, reach: int) -> Tensor:
+    """The mean over a square of `reach` positions to each side, of [B, 1, H, W]; edges are continued."""
+    if not reach:
+        return mask
+    for dim in (2, 3):
+        pad = (reach, reach, 0, 0) if dim == 3 else (0, 0, reach, reach)
+        total = F.pad(mask.double(), pad, mode="replicate").cumsum(dim)
+        before = F.pad(total, (1, 0, 0, 0) if dim == 3 else (0, 0, 1, 0))
+        length = mask.shape[dim]
+        width = 2 * reach + 1
+        mask = (before.narrow(dim, width, length) - before.narrow(dim, 0, length)) / width
+    return mask.float().clamp(0, 1)
