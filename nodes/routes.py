@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from .. import vae_core
-from ..vae_core import AutoencoderKL, AutoencoderKLConfig, TileSpec, VAEError, VAEInfo
+from ..vae_core import AutoencoderKL, AutoencoderKLConfig, VAEError, VAEInfo
+from ..vae_core.checkpoints.build import parse_dtype
 from ..vae_core.tiling.grid import spans
-from . import host
+from . import host, run, unwrap
 
 logger = logging.getLogger("seamless_vae")
 
@@ -30,7 +31,6 @@ _USUAL = AutoencoderKLConfig(
 )
 _MAX_SIDE = 2**17  # pixels
 _MAX_TILES = 1024  # that are named one by one
-_BLENDED_DEFAULT = 512  # pixels
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -51,6 +51,7 @@ def describe(name: str) -> dict[str, Any]:
         "file_size": info.file_size,
     }
     if info.config is not None:
+        patch = info.config.patch_size or (1, 1)  # FLUX.2's latents are packed on the wire
         answer |= {
             "family": info.family,
             "family_is_guess": info.family_is_guess,
@@ -58,8 +59,8 @@ def describe(name: str) -> dict[str, Any]:
             "prefix": info.prefix,
             "parameters": info.parameters,
             "dtype": str(info.dtype).removeprefix("torch."),
-            "latent_channels": info.config.latent_channels,
-            "ratio": info.config.spatial_ratio,
+            "latent_channels": info.config.latent_channels * patch[0] * patch[1],
+            "ratio": info.config.spatial_ratio * patch[0],
             "scaling_factor": None if info.config.has_batch_norm else info.config.scaling_factor,
             "shift_factor": info.config.shift_factor,
             "remarks": list(info.remarks),
@@ -99,6 +100,7 @@ class Question:
     tile_size: int = 0
     overlap: int = 0
     memory_budget: float = 0.0
+    wrap: str = "none"
     device: str = "auto"
     dtype: str = "auto"
 
@@ -118,6 +120,7 @@ class Question:
                 tile_size=int(body.get("tile_size", 0)),
                 overlap=int(body.get("overlap", 0)),
                 memory_budget=float(body.get("memory_budget", 0)),
+                wrap=str(body.get("wrap", "none")),
                 device=str(body.get("device", "auto")),
                 dtype=str(body.get("dtype", "auto")),
             )
@@ -150,12 +153,13 @@ def plan(question: Question) -> dict[str, Any]:
                 f"{ratio}x{ratio}. Give a larger picture."
             )
         device = _device(question.device)
-        dtype = _dtype(question.dtype, device)
-        model = _model(config)
-        free = host.free_memory(device)
+        how = unwrap.tiling_options(
+            ratio, question.mode, question.tile_size, question.overlap, question.memory_budget, question.wrap
+        )
         frame = {"ratio": ratio, "width": columns * ratio, "height": rows * ratio, "assumed_vae": assumed}
         answer = _blended if question.mode == "blended" else _exact
-        return {**frame, "free_bytes": free, "problem": None, **answer(question, model, (rows, columns), device, dtype)}
+        planned = answer(question, _model(config), how, (rows, columns), device)
+        return {**frame, "free_bytes": host.free_memory(device), "problem": None, **planned}
     except VAEError as error:
         return {"problem": str(error), "assumed_vae": assumed}
 
@@ -172,8 +176,7 @@ def _device(name: str) -> torch.device:
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
-    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    return named.get(name) or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    return parse_dtype(name) or host.vae_dtype(device)
 
 
 def _planner(encode: bool) -> Callable[..., vae_core.Plan]:
@@ -188,72 +191,60 @@ def _shape(question: Question, config: AutoencoderKLConfig, rows: int, columns: 
 
 
 def _exact(
-    question: Question, model: AutoencoderKL, size: tuple[int, int], device: torch.device, dtype: torch.dtype
+    question: Question, model: AutoencoderKL, how: run.Options, size: tuple[int, int], device: torch.device
 ) -> dict[str, Any]:
     ratio = model.config.spatial_ratio
-    strip = max(1, question.tile_size // ratio) if question.tile_size else None
-    budget = max(1, int(question.memory_budget * 2**30)) if question.memory_budget else None
-    run = _planner(question.encode)(
+    plan = _planner(question.encode)(
         model,
         _shape(question, model.config, *size, question.batch),
-        tiling=None if strip is None else TileSpec(size=strip),
-        memory_budget=budget,
+        tiling=how.tiling,
+        memory_budget=how.memory_budget,
         device=device,
-        dtype=dtype,
+        dtype=_dtype(question.dtype, device),
     )
+    strip = how.tiling.size if how.tiling else None
     bands = spans(size[0], strip, strip) if strip else []
     tiles = [[0, top * ratio, size[1] * ratio, (bottom - top) * ratio] for top, bottom in bands]
     return {
         "tiles": tiles[:_MAX_TILES],
-        "passes": run.passes,
-        "strips": run.strips,
-        "store": run.store,
-        "peak_bytes": run.peak_bytes,
-        "file_bytes": run.file_bytes,
+        "passes": plan.passes,
+        "strips": plan.strips,
+        "store": plan.store,
+        "peak_bytes": plan.peak_bytes,
+        "file_bytes": plan.file_bytes,
         "cost": 1.0,
-        "arithmetic": run.arithmetic,
     }
 
 
 def _blended(
-    question: Question, model: AutoencoderKL, size: tuple[int, int], device: torch.device, dtype: torch.dtype
+    question: Question, model: AutoencoderKL, how: run.Options, size: tuple[int, int], device: torch.device
 ) -> dict[str, Any]:
-    ratio = model.config.spatial_ratio
-    side = max(1, (question.tile_size or _BLENDED_DEFAULT) // ratio)
-    tile = TileSpec(size=side, overlap=question.overlap // ratio, mode="blended")
-    rows, columns = (spans(length, side, tile.stride) for length in size)
+    tile, ratio = how.tiling, model.config.spatial_ratio
+    assert tile is not None and tile.size is not None
+    rows, columns = (spans(length, tile.size, tile.stride) for length in size)
     tiles = [
         [left * ratio, top * ratio, (right - left) * ratio, (bottom - top) * ratio]
         for top, bottom in rows
         for left, right in columns
     ]
-    planner = _planner(question.encode)
+    dtype = _dtype(question.dtype, device)
 
     @cache
-    def run_of(height: int, width: int) -> vae_core.Plan:
+    def plan_of(height: int, width: int) -> vae_core.Plan:
         shape = _shape(question, model.config, height, width, 1)
-        return planner(model, shape, memory_budget=2**62, device=device, dtype=dtype)
+        return _planner(question.encode)(model, shape, memory_budget=run.NO_LIMIT, device=device, dtype=dtype)
 
     with vae_core.kernels("plain"):
-        runs = [run_of(bottom - top, right - left) for top, bottom in rows for left, right in columns]
-        whole = run_of(*size)
-    arithmetic = sum(run.arithmetic for run in runs) * question.batch
+        plans = [plan_of(bottom - top, right - left) for top, bottom in rows for left, right in columns]
+        whole = plan_of(*size)
     return {
         "tiles": tiles[:_MAX_TILES],
         "count": len(tiles),
         "store": "memory",
-        "peak_bytes": _plain_peak(model, rows[0][1], columns[0][1], dtype) * question.batch,
+        "peak_bytes": max(plan.peak_bytes for plan in plans) * question.batch,
         "file_bytes": 0,
-        "cost": arithmetic / (whole.arithmetic * question.batch),
-        "arithmetic": arithmetic,
+        "cost": sum(plan.arithmetic for plan in plans) / whole.arithmetic,
     }
-
-
-def _plain_peak(model: AutoencoderKL, rows: int, columns: int, dtype: torch.dtype) -> int:
-    """Memory of the plain modules for one tile: of the finest level, input, norm, activation and output at once."""
-    widths = model.config.decoder_widths
-    channels = widths[min(1, len(widths) - 1)]
-    return 4 * channels * rows * columns * model.config.spatial_ratio**2 * dtype.itemsize
 
 
 def register() -> None:

@@ -22,20 +22,25 @@ GIB = 2**30
 AUTOMATIC_TILE = 64  # latent positions, of blended tiles
 
 
-def options(
-    vae: Autoencoder | Foreign,
+def options(vae: Autoencoder | Foreign, **tiling: Any) -> run.Options:
+    """How to run a VAE, from the inputs of a tiled node; see `tiling_options`."""
+    ratio = vae.config.spatial_ratio if isinstance(vae, Autoencoder) else foreign_ratio(vae)
+    return tiling_options(ratio, **tiling)
+
+
+def tiling_options(
+    ratio: int,
     mode: str = "exact",
     tile_size: int = 0,
     overlap: int = 128,
     memory_budget: float = 0.0,
     wrap: str = "none",
 ) -> run.Options:
-    """How to run, from the inputs of a tiled node: pixels, and GiB.
+    """How to run a VAE of this many pixels for each position, from the inputs of a tiled node: pixels, and GiB.
 
     Raises:
         TilingError: a tile smaller than a latent position, an overlap that does not fit, or blended tiles that wrap.
     """
-    ratio = vae.config.spatial_ratio if isinstance(vae, Autoencoder) else foreign_ratio(vae)
     if tile_size and tile_size < ratio:
         raise TilingError(
             f"a tile of {tile_size} pixels is smaller than a latent position of this VAE, which is {ratio}. "
