@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vae_core.attention import NORM_EPS
-from vae_core.streaming.stats import ChannelStats, merge_all
+from vae_core.streaming.stats import ChannelStats, StripStats, merge_all
 
 
 def strip(offset: float, rows: int) -> torch.Tensor:
@@ -17,7 +17,7 @@ def strip(offset: float, rows: int) -> torch.Tensor:
 def test_merging_strips_gives_the_statistics_of_the_whole(offset):
     parts = [strip(offset, rows) for rows in (1, 7, 2)]
     whole = torch.cat(parts, dim=1).double().flatten(1, 2)
-    merged = merge_all([ChannelStats.of(part) for part in parts])
+    merged = merge_all([StripStats.of(part).finished() for part in parts])
     assert merged.count == 50
     # float32 keeps about 1e-7 of the offset
     torch.testing.assert_close(merged.mean, whole.mean(1), rtol=1e-6, atol=1e-6)
@@ -31,7 +31,7 @@ def test_sums_in_float64_keep_what_float32_would_lose():
 
 
 def test_variances_of_tiles_are_not_averaged():
-    low, high = ChannelStats.of(torch.zeros(1, 2, 2, 1)), ChannelStats.of(torch.full((1, 2, 2, 1), 4.0))
+    low, high = (StripStats.of(torch.full((1, 2, 2, 1), value)).finished() for value in (0.0, 4.0))
     assert (low.merge(high).m2 / 8).item() == 4.0  # each tile's own variance is zero
 
 
@@ -40,18 +40,18 @@ def test_affine_is_group_norm():
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     x = strip(3.0, 6) * 1e-3  # small enough that a wrong eps shows
-    scale, shift = ChannelStats.of(x).affine(norm)
+    scale, shift = StripStats.of(x).finished().affine(norm)
     with torch.no_grad():
         want = norm.double()(x.double().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     got = x.double() * scale[:, None, None] + shift[:, None, None]
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     norm.eps = 1e-5
-    wrong = ChannelStats.of(x).affine(norm)[0]
+    wrong = StripStats.of(x).finished().affine(norm)[0]
     assert ((wrong - scale).abs() > 1e-4 * scale.abs()).any()
 
 
 def test_numbers_that_are_not_finite_show():
     x = torch.zeros(1, 2, 2, 3)
-    assert ChannelStats.of(x).finite
+    assert StripStats.of(x).finished().finite
     x[0, 1, 1, 2] = float("inf")
-    assert not ChannelStats.of(x).finite
+    assert not StripStats.of(x).finished().finite

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import Attention, FusedAttnProcessor2_0
 from . import winograd
-from .stats import ChannelStats, join_items, merge_all
+from .stats import ChannelStats, StripStats, join_items, merge_all
 from .store import MapStore
 
 _QUERIES = 1024  # positions that attend at a time
+_ACCELERATOR_QUERIES = 4096  # where there is more to be busy with
+_KEY_BLOCK = 8192  # keys and values on the device at a time, where they lie elsewhere
+_SCORES_LIMIT = 2**29  # bytes of a kernel's scores in single precision, beyond which keys are taken in blocks too
 _PACKED_QUERIES = 256  # at most
 _PACKED_KEYS = 8192  # keys and values in one packed block
 _PACKED_LIMIT = 2**29  # bytes of packed keys and values beyond which they go to the store instead
@@ -44,8 +49,9 @@ def _folded(
 class AttentionPass:
     """target = source + project(attention(norm(source))), for maps [B, H, W, C]; may be in place.
 
-    Queries, `_QUERIES` positions at a time, see the keys and values of all positions, so this is exact. Its
-    arithmetic grows with the square of the number of positions.
+    Queries, some positions at a time, see the keys and values of all positions, so this is exact. Its arithmetic
+    grows with the square of the number of positions. Keys and values that do not fit on the device come to it block
+    by block.
     """
 
     parallel = False
@@ -59,11 +65,15 @@ class AttentionPass:
         coefficients: tuple[Tensor, Tensor] | None,
         store: MapStore,
         device: torch.device,
+        strip_bytes: int,
     ) -> None:
         self.attention, self.source, self.target, self.store, self.device = attention, source, target, store, device
         batch, height, width, channels = source.shape
         self.positions = height * width
         self.coefficients = coefficients
+        self.queries = _QUERIES
+        if device.type != "cpu":  # as many as a strip has room for the scores of
+            self.queries = max(64, min(_ACCELERATOR_QUERIES, strip_bytes // (8 * _KEY_BLOCK)))
         self.keys = store.allocate((batch, self.positions, channels), source.dtype)
         self.values = store.allocate((batch, self.positions, channels), source.dtype)
 
@@ -74,7 +84,18 @@ class AttentionPass:
 
     def workspace(self, workers: int) -> int:
         channels = self.source.shape[3]
-        return (16 * _QUERIES * channels + 8 * channels**2) * 4
+        strips = 16 * self.queries * channels + 8 * channels**2
+        if self.device.type == "cpu":
+            return 4 * strips
+        block = min(self.positions, _KEY_BLOCK)
+        scores = self.queries * (2 * block if self._in_blocks else self.positions)
+        return 4 * (strips + scores + 2 * block * channels)
+
+    @property
+    def _in_blocks(self) -> bool:
+        """Whether keys are taken block by block; by their place, of which a rehearsal knows only the limit."""
+        too_many = 4 * self.queries * self.positions > _SCORES_LIMIT
+        return self.device.type != "cpu" and (too_many or self.keys.device.type != self.device.type)
 
     def close(self) -> None:
         self.store.release(self.keys)
@@ -82,11 +103,14 @@ class AttentionPass:
 
     def strips(self) -> list[tuple[int, int, int]]:
         """First what makes keys and values, (item, -1, -1), then queries, (item, start, stop)."""
-        chunks = range(0, self.positions, _QUERIES)
+        chunks = range(0, self.positions, self.queries)
         return [
             strip
             for item in range(self.source.shape[0])
-            for strip in [(item, -1, -1), *((item, start, min(start + _QUERIES, self.positions)) for start in chunks)]
+            for strip in [
+                (item, -1, -1),
+                *((item, start, min(start + self.queries, self.positions)) for start in chunks),
+            ]
         ]
 
     def costs(self) -> list[int]:
@@ -97,7 +121,7 @@ class AttentionPass:
         per_query = (whole - projection) // self.positions
         return [projection if start < 0 else per_query * (stop - start) for _, start, stop in self.strips()]
 
-    def compute(self, strip: tuple[int, int, int]) -> tuple[int, ChannelStats] | None:
+    def compute(self, strip: tuple[int, int, int]) -> tuple[int, StripStats] | None:
         item, start, stop = strip
         channels = self.source.shape[3]
         tokens = self.source[item].reshape(-1, channels)
@@ -107,29 +131,65 @@ class AttentionPass:
         if start < 0:
             for layer, place in ((to_k, self.keys), (to_v, self.values)):
                 weight, bias = _folded(layer, scale, shift, self.device, tokens.dtype)
-                for begin in range(0, self.positions, _QUERIES):
-                    chunk = tokens[begin : begin + _QUERIES].to(self.device)
-                    place[item, begin : begin + _QUERIES] = F.linear(chunk, weight, bias)
+                for begin in range(0, self.positions, self.queries):
+                    chunk = tokens[begin : begin + self.queries].to(self.device)
+                    place[item, begin : begin + self.queries] = F.linear(chunk, weight, bias)
             self._query = _folded(to_q, scale, shift, self.device, tokens.dtype)
             return None
         chunk = tokens[start:stop].to(self.device)
         query = F.linear(chunk, *self._query)
-        key, value = self.keys[item].to(self.device), self.values[item].to(self.device)
-        attended = F.scaled_dot_product_attention(query[None, None], key[None, None], value[None, None])[0, 0]
+        if self._in_blocks:
+            attended = attend_in_blocks(query, self.keys[item], self.values[item])
+        else:
+            key, value = self.keys[item], self.values[item]
+            attended = F.scaled_dot_product_attention(query[None, None], key[None, None], value[None, None])[0, 0]
         result = F.linear(attended, self.out_weight, self.out_bias) + chunk
         self.target[item].view(-1, channels)[start:stop] = result
-        return item, ChannelStats.of(result[None, None])
+        return item, StripStats.of(result[None, None])
 
-    def combine(self, parts: list[tuple[int, ChannelStats] | None]) -> ChannelStats:
+    def combine(self, parts: list[tuple[int, StripStats] | None]) -> ChannelStats:
         return _per_item([part for part in parts if part is not None], self.source.shape[0])
 
 
-class PackedAttentionPass:
-    """The same for float32 on a CPU: products of oneDNN with keys and values packed as weights, on several threads.
+class _OnlineSoftmax:
+    """softmax(scores) @ values, gathered block of keys by block of keys for rows of queries.
 
-    The softmax is gathered block of keys by block of keys (Milakov & Gimelshein, Online normalizer calculation for
-    softmax, 2018).
+    Source: Milakov & Gimelshein, Online normalizer calculation for softmax, 2018.
     """
+
+    def __init__(self, rows: int, like: Tensor) -> None:
+        self.attended: Tensor | float = 0.0
+        self.total = like.new_zeros(rows, 1)
+        self.largest = like.new_full((rows, 1), -torch.inf)
+
+    def add(self, scores: Tensor, weigh: Callable[[Tensor], Tensor]) -> None:
+        """Take in the scores [rows, keys] of a block, which are overwritten; `weigh` multiplies by its values."""
+        peak = torch.maximum(self.largest, scores.amax(dim=1, keepdim=True))
+        shrink = torch.exp(self.largest - peak)
+        scores.sub_(peak).exp_()
+        self.total.mul_(shrink).add_(scores.sum(dim=1, keepdim=True))
+        self.attended = weigh(scores).add_(self.attended * shrink)
+        self.largest = peak
+
+    def result(self) -> Tensor:
+        assert isinstance(self.attended, Tensor)
+        return self.attended.div_(self.total)
+
+
+def attend_in_blocks(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of queries [Q, C] over keys and values [N, C] that may lie elsewhere; the softmax is in float32."""
+    device, dtype = query.device, query.dtype
+    query = query * query.shape[1] ** -0.5
+    softmax = _OnlineSoftmax(len(query), query.float())
+    for block_of_keys, block_of_values in zip(keys.split(_KEY_BLOCK), values.split(_KEY_BLOCK), strict=True):
+        here = block_of_values.to(device)
+        scores = (query @ block_of_keys.to(device).t()).float()
+        softmax.add(scores, lambda weights, here=here: (weights.to(dtype) @ here).float())
+    return softmax.result().to(dtype)
+
+
+class PackedAttentionPass:
+    """The same for float32 on a CPU: products of oneDNN with keys and values packed as weights, on several threads."""
 
     parallel = True
     fast = False
@@ -177,14 +237,14 @@ class PackedAttentionPass:
         whole = attention_cost(self.channels, self.positions)
         return [whole * (stop - start) // self.positions for _, start, stop in self.strips()]
 
-    def compute(self, strip: tuple[int, int, int]) -> tuple[int, ChannelStats]:
+    def compute(self, strip: tuple[int, int, int]) -> tuple[int, StripStats]:
         item, start, stop = strip
         tokens = self.source[item].view(-1, self.channels)[start:stop]
         result = self.items[item](tokens)
         self.target[item].view(-1, self.channels)[start:stop] = result
-        return item, ChannelStats.of(result[None, None])
+        return item, StripStats.of(result[None, None])
 
-    def combine(self, parts: list[tuple[int, ChannelStats]]) -> ChannelStats:
+    def combine(self, parts: list[tuple[int, StripStats]]) -> ChannelStats:
         return _per_item(parts, self.source.shape[0])
 
     def close(self) -> None:
@@ -213,18 +273,10 @@ class _PackedItem:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         query = _apply(tokens, *self.query)
-        attended = tokens.new_zeros(tokens.shape)
-        total = tokens.new_zeros(len(tokens), 1)
-        largest = tokens.new_full((len(tokens), 1), -torch.inf)
+        softmax = _OnlineSoftmax(len(tokens), tokens)
         for keys, values in self.blocks:
-            scores = _apply(query, keys)
-            peak = torch.maximum(largest, scores.amax(dim=1, keepdim=True))
-            shrink = torch.exp(largest - peak)
-            scores.sub_(peak).exp_()
-            total.mul_(shrink).add_(scores.sum(dim=1, keepdim=True))
-            attended.mul_(shrink).add_(_apply(scores, values))
-            largest = peak
-        return _apply(attended.div_(total), *self.out) + tokens
+            softmax.add(_apply(query, keys), lambda weights, values=values: _apply(weights, values))
+        return _apply(softmax.result(), *self.out) + tokens
 
 
 def _linear(weight: Tensor) -> winograd.PackedProducts:
@@ -239,8 +291,10 @@ def _apply(x: Tensor, products: winograd.PackedProducts, bias: Tensor | None = N
     return result if bias is None else result.add_(bias)
 
 
-def _per_item(parts: list[tuple[int, ChannelStats]], items: int) -> ChannelStats:
-    return join_items([merge_all([stats for item, stats in parts if item == index]) for index in range(items)])
+def _per_item(parts: list[tuple[int, StripStats]], items: int) -> ChannelStats:
+    return join_items(
+        [merge_all([stats.finished() for item, stats in parts if item == index]) for index in range(items)]
+    )
 
 
 def attention_cost(channels: int, positions: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from . import winograd
 from .program import Convolve
-from .stats import ChannelStats, join_items, merge_all
+from .stats import ChannelStats, StripStats, join_items, merge_all
+from .transfer import Arriving, Transfers
 
 # Below these sizes Winograd's transformed weights cost more than its multiplications save: measured as
 # `benchmarks/kernels.py` prints it, positions of the target for every channel of the narrower side.
@@ -75,6 +77,13 @@ def cut(length: int, size: int, multiple: int = 1) -> list[tuple[int, int]]:
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
+def even_size(length: int, size: int, multiple: int = 1) -> int:
+    """The largest size up to `size`, and of at least half of it, that cuts a length into equal spans; else `size`."""
+    size = min(size, length)
+    fitting = (each for each in range(size, size // 2, -1) if length % each == 0 == each % multiple)
+    return next(fitting, size)
+
+
 def rows_around(source: Tensor, first: int, stop: int, wrap_y: bool) -> tuple[Tensor, int]:
     """Rows [first, stop) of a map [B, H, W, C], as far as they exist, and the number of the first one returned.
 
@@ -97,10 +106,16 @@ class DirectConvolution:
     def __init__(self, inputs: PassInputs) -> None:
         self.inputs = inputs
         self.step = inputs.step
+        self.transfers: Transfers | None = None
+        self._arriving: dict[Strip, Arriving] = {}
 
     def prepare(self) -> None:
         inputs, conv, shortcut = self.inputs, self.step.conv, self.step.shortcut
         dtype = inputs.target.dtype
+        self.transfers = Transfers(inputs.device)
+        strips = self.strips()
+        self._following = dict(pairwise(strips)) if self.transfers.overlap else {}
+        self.coefficients = inputs.coefficients and tuple(each.to(inputs.device) for each in inputs.coefficients)
 
         def weight_of(tensor: Tensor) -> Tensor:
             return tensor.detach().to(inputs.device, dtype).contiguous(memory_format=torch.channels_last)
@@ -114,11 +129,14 @@ class DirectConvolution:
         self.shortcut_bias = None if shortcut is None else shortcut.bias.detach().to(inputs.device, dtype)  # type: ignore[union-attr]
 
     def workspace(self, workers: int) -> int:
-        strip = self.strips()[0]
+        strip, device = self.strips()[0], self.inputs.device
         conv, itemsize = self.step.conv, self.inputs.target.dtype.itemsize
         per_position = {"up": 0.25, "down": 4.0}.get(self.step.scale, 1.0)  # source positions for one of the target
         source = conv.in_channels * (2 * itemsize + 8) * per_position
         target = conv.out_channels * (3 * itemsize + 8)
+        if device.type != "cpu":  # strips on their way, to the device and back
+            source += 2 * conv.in_channels * itemsize * per_position
+            target += 4 * conv.out_channels * itemsize
         halo = 1 + 2 / (strip.rows[1] - strip.rows[0])
         weights = 2 * conv.weight.numel() * itemsize
         return int(strip.positions * (source * halo + target)) + weights
@@ -134,38 +152,61 @@ class DirectConvolution:
         if self.inputs.max_rows is not None:
             rows = min(rows, self.inputs.max_rows)
         multiple = 2 if self.step.scale == "up" else 1
+        if self.inputs.device.type != "cpu":  # where a new shape costs a search for its fastest kernel
+            rows = even_size(height, rows, multiple)
         return [Strip((0, batch), span, (0, width)) for span in cut(height, rows, multiple)]
 
-    def compute(self, strip: Strip) -> ChannelStats:
-        start, stop = strip.rows
-        result = self._convolved(start, stop)  # [B, rows, W, K]
-        if self.inputs.residual is not None:
-            residual = _moved(self.inputs.residual[:, start:stop], self.inputs.device)
+    def compute(self, strip: Strip) -> StripStats:
+        assert self.transfers is not None
+        arriving = self._arriving.pop(strip, None) or self._upload(strip)
+        if (following := self._following.get(strip)) is not None:  # before this strip's work is queued
+            self._arriving[following] = self._upload(following)
+        window, *residuals = arriving.here()
+        result = self._convolved(window, strip)  # [B, rows, W, K]
+        for residual in residuals:
             if self.shortcut is not None:
                 residual = F.conv2d(residual.permute(0, 3, 1, 2), self.shortcut, self.shortcut_bias).permute(0, 2, 3, 1)
             result = residual + result
-        self.inputs.target[:, start:stop].copy_(result, non_blocking=False)
-        return ChannelStats.of(result)
+        self.transfers.download(result, self.inputs.target[:, slice(*strip.rows)])
+        return StripStats.of(result)
 
-    def combine(self, parts: Sequence[ChannelStats]) -> ChannelStats:
-        return merge_all(list(parts))
+    def combine(self, parts: Sequence[StripStats]) -> ChannelStats:
+        return merge_all([part.finished() for part in parts])
 
     def close(self) -> None:
-        pass
+        self._arriving.clear()
+        if self.transfers is not None:
+            self.transfers.finish()
 
-    def _convolved(self, start: int, stop: int) -> Tensor:
-        scale = self.step.scale
-        if scale == "down":
-            x = self._padded(2 * start, 2 * stop + 1, left=0, right=1)
+    def _upload(self, strip: Strip) -> Arriving:
+        """The source's rows that a strip reads, as far as they exist, and the residual's."""
+        assert self.transfers is not None
+        tensors = [rows_around(self.inputs.source, *self._reads(strip), self.inputs.wrap.y)[0]]
+        if self.inputs.residual is not None:
+            tensors.append(self.inputs.residual[:, slice(*strip.rows)])
+        return self.transfers.upload(*tensors)
+
+    def _reads(self, strip: Strip) -> tuple[int, int]:
+        """The rows of the source that a strip needs, [first, stop); some may lie outside of the picture."""
+        start, stop = strip.rows
+        if self.step.scale == "down":
+            return 2 * start, 2 * stop + 1
+        if self.step.scale == "up":
+            return start // 2 - 1, stop // 2 + 1
+        halo = self.step.conv.kernel_size[0] // 2
+        return start - halo, stop + halo
+
+    def _convolved(self, window: Tensor, strip: Strip) -> Tensor:
+        if self.step.scale == "down":
+            x = self._padded(window, strip, left=0, right=1)
             return F.conv2d(x, self.weight, self.bias, stride=2).permute(0, 2, 3, 1)
-        if self.step.conv.kernel_size == (1, 1):
-            return F.conv2d(self._padded(start, stop, 0, 0), self.weight, self.bias).permute(0, 2, 3, 1)
-        if scale == "same":
-            return F.conv2d(self._padded(start - 1, stop + 1, 1, 1), self.weight, self.bias).permute(0, 2, 3, 1)
+        if self.step.scale == "same":
+            halo = self.step.conv.kernel_size[0] // 2
+            x = self._padded(window, strip, left=halo, right=halo)
+            return F.conv2d(x, self.weight, self.bias).permute(0, 2, 3, 1)
 
-        first, last = start // 2, stop // 2
-        x = self._padded(first - 1, last + 1, 1, 1)
-        rows, columns = last - first, x.shape[3] - 2
+        x = self._padded(window, strip, left=1, right=1)
+        rows, columns = x.shape[2] - 2, x.shape[3] - 2
         result = x.new_empty(x.shape[0], 2 * rows, 2 * columns, self.step.conv.out_channels)
         for phase, weight in enumerate(self.phases):
             a, b = divmod(phase, 2)
@@ -173,23 +214,36 @@ class DirectConvolution:
             result[:, a::2, b::2] = part.permute(0, 2, 3, 1)
         return result
 
-    def _padded(self, first: int, stop: int, left: int, right: int) -> Tensor:
-        """Source rows [first, stop), normalised, activated and padded: [B, C, rows, left + W + right]."""
-        inputs = self.inputs
-        window, begin = rows_around(inputs.source, first, stop, inputs.wrap.y)
-        x = _moved(window, inputs.device)
-        if inputs.coefficients is not None:
-            scale, shift = (each[:, None, None].to(inputs.device) for each in inputs.coefficients)
-            x = self.step.act(torch.addcmul(shift, x.float(), scale)).to(x.dtype)  # type: ignore[misc]
-        missing = (0, 0, left, right, begin - first, stop - begin - x.shape[1])
-        if inputs.wrap.x and left + right:
+    def _padded(self, x: Tensor, strip: Strip, left: int, right: int) -> Tensor:
+        """The rows that a strip reads, normalised, activated and padded: [B, C, rows, left + W + right]."""
+        if self.coefficients is not None:
+            x = _activated(x, *self.coefficients, self.step.act)  # type: ignore[arg-type]
+        first, stop = self._reads(strip)
+        wrap, height = self.inputs.wrap, self.inputs.source.shape[1]
+        above, below = (0, 0) if wrap.y else (max(0, -first), max(0, stop - height))
+        missing = (0, 0, left, right, above, below)
+        if wrap.x and left + right:
             x = torch.cat([x[:, :, x.shape[2] - left :], x, x[:, :, :right]], dim=2)
-            missing = (0, 0, 0, 0, *missing[4:])
+            missing = (0, 0, 0, 0, above, below)
         return F.pad(x, missing).permute(0, 3, 1, 2) if any(missing) else x.permute(0, 3, 1, 2)
 
 
-def _moved(window: Tensor, device: torch.device) -> Tensor:
-    return window.to(device, non_blocking=True).contiguous()
+def _activated(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module) -> Tensor:
+    """act(x * scale + shift) for [B, H, W, C] in any precision, with scale and shift [B, C] in float32."""
+    if x.device.type == "cuda" and len(x) == 1:
+        return act_of_batch_norm(x, scale[0], shift[0], act)
+    return act(torch.addcmul(shift[:, None, None], x.float(), scale[:, None, None])).to(x.dtype)
+
+
+def act_of_batch_norm(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module) -> Tensor:
+    """The same for one item, with scale and shift [C], in two kernels that write no more than the result.
+
+    Batch norm with fixed statistics reads half precision, computes in float32 and writes half precision.
+    """
+    mean, variance = torch.zeros_like(shift), torch.ones_like(scale)
+    y = F.batch_norm(x.permute(0, 3, 1, 2), mean, variance, scale, shift, training=False, eps=0.0)
+    y = F.silu(y, inplace=True) if isinstance(act, nn.SiLU) else act(y)
+    return y.permute(0, 2, 3, 1)
 
 
 def _phase_weights(conv: nn.Conv2d) -> list[Tensor]:

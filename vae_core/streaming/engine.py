@@ -19,7 +19,7 @@ from .executor import Execution, Progress, Settings, worker_pool
 from .memory import DEFAULT_SHARE, available_bytes
 from .mode import plain_kernels
 from .plan import Plan, plan_program
-from .program import Pass, decoder_program, encoder_program
+from .program import Convolve, Pass, decoder_program, encoder_program, output_size
 from .stock import find_change
 from .store import MapStore
 
@@ -73,6 +73,16 @@ class _Task:
         items = self.items_at_once
         shape, output_shape = ((items, *each[1:]) for each in (self.shape, self.output_shape))
         return plan_program(self.passes, settings, shape, output_shape, self.latent_size[0], dtype, budget)  # type: ignore[arg-type]
+
+    def largest_map(self, dtype: torch.dtype) -> int:
+        """Bytes of the largest map of the whole batch."""
+        height, width = self.shape[2:]
+        largest = 0
+        for step in self.passes:
+            height, width = output_size(step, height, width)
+            if isinstance(step, Convolve):
+                largest = max(largest, self.shape[0] * height * width * step.conv.out_channels * dtype.itemsize)
+        return largest
 
     @property
     def change(self) -> str | None:
@@ -273,10 +283,9 @@ def _run(
         if wrap != "none":
             raise TilingError(f"this model was changed ({task.change}), so its own modules must run it: unset wrap.")
         logger.warning("this model was changed (%s); it is run whole by its own modules.", task.change)
-        result = task.plain(x)
-        report.expect(1)
-        report(1)
-        return result
+        return _run_plain(task, x, report)
+    if tiling is None and wrap == "none" and _plain_is_best(task, precision, budget):
+        return _run_plain(task, x, report)
 
     settings = replace(_settings(vae.device, tiling), wrap=_WRAPS[wrap], check_finite=precision == torch.float16)
     try:
@@ -287,13 +296,36 @@ def _run(
     return _run_exact(task, x, replace(settings, check_finite=False), wider, budget, report).to(precision)
 
 
+def _run_plain(task: _Task, x: Tensor, report: _Report) -> Tensor:
+    result = task.plain(x)
+    report.expect(1)
+    report(1)
+    return result
+
+
+def _plain_is_best(task: _Task, precision: torch.dtype, budget: int | None) -> bool:
+    """Whether an accelerator has room for the modules as they are, which for it are the fastest.
+
+    Not in float16, where each pass is looked at for numbers out of range.
+    """
+    vae, device = task.vae, task.vae.device
+    if device.type in ("cpu", "meta") or plain_kernels() or precision != vae.dtype or precision == torch.float16:
+        return False
+    return budget is None or _PLAIN_MAPS * task.largest_map(precision) <= budget
+
+
+# The plain modules hold so many of the largest map at once: the block's input, its norm, its activation, and what
+# the convolution's kernel needs.
+_PLAIN_MAPS = 4
+
+
 def _run_exact(
     task: _Task, x: Tensor, settings: Settings, dtype: torch.dtype, budget: int | None, report: _Report
 ) -> Tensor:
     passes, items, device = task.passes, task.items_at_once, settings.device
     plan = task.plan(settings, dtype, budget)
     settings = replace(settings, strip_bytes=plan.strip_bytes)
-    store = MapStore(device, plan.map_limit)
+    store = MapStore(device, plan.map_limit, plan.host_limit)
     output = torch.empty(task.output_shape, dtype=dtype, device=device)
     report.expect(plan.arithmetic // items * task.shape[0])
     try:

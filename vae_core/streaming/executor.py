@@ -161,7 +161,9 @@ class Execution:
         if isinstance(step, Attend):
             if PackedAttentionPass.suits(source, settings.device) and not settings.plain_kernels:
                 return PackedAttentionPass(step.attention, source, target, coefficients, settings.bytes_per_strip)
-            return AttentionPass(step.attention, source, target, coefficients, self.store, settings.device)
+            return AttentionPass(
+                step.attention, source, target, coefficients, self.store, settings.device, settings.bytes_per_strip
+            )
         max_rows = settings.strip_latents
         if max_rows is not None:
             max_rows = max(1, max_rows * target.shape[1] // latent_rows)

@@ -8,6 +8,7 @@ import torch
 
 from ..errors import MemoryBudgetError
 from .executor import Execution, Settings
+from .memory import DEFAULT_SHARE, available_bytes
 from .program import Pass
 from .store import MapStore
 
@@ -25,13 +26,16 @@ class Plan:
     Attributes:
         passes: how often a whole map is gone through.
         strips: into how many pieces these are cut, together.
-        store: "memory", or "memory and file" where the budget keeps maps out of memory.
-        peak_bytes: most working memory at any time, beside weights, input and output.
+        store: where maps lie: "memory", or "memory and file" where the budget keeps some out of memory; for an
+            accelerator "device", "device and host", "device and file" or "device, host and file".
+        peak_bytes: most working memory of the device at any time, beside weights, input and output.
+        host_bytes: most bytes of maps in the host's memory, for an accelerator.
         file_bytes: most bytes in temporary files.
         arithmetic: multiplications and additions, counted as plain convolutions need them.
         pass_costs: the arithmetic of each pass, in their order.
         fast_share: the share of `arithmetic` that takes a kernel with fewer multiplications.
-        map_limit: bytes of maps that may lie in memory; None for no limit.
+        map_limit: bytes of maps that may lie on the device; None for no limit.
+        host_limit: bytes of the others that may lie in the host's memory, for an accelerator.
         strip_bytes: size of a strip where a kernel leaves it open.
     """
 
@@ -39,11 +43,13 @@ class Plan:
     strips: int
     store: str
     peak_bytes: int
+    host_bytes: int
     file_bytes: int
     arithmetic: int
     pass_costs: tuple[int, ...]
     fast_share: float
     map_limit: int | None
+    host_limit: int
     strip_bytes: int
 
     def times(self, runs: int) -> Plan:
@@ -111,7 +117,10 @@ def _rehearse(
     limit: int | None,
 ) -> tuple[Plan, int]:
     """The plan under a limit for maps, and the largest workspace of a pass."""
-    store = MapStore(_META, limit)
+    host_limit = 0
+    if settings.device.type != "cpu":
+        host_limit = int((available_bytes(torch.device("cpu")) or 0) * DEFAULT_SHARE)
+    store = MapStore(_META, limit, host_limit)
     run = Execution(passes, settings, store, dtype)
     strips = fast = peak = largest = 0
     pass_costs: list[int] = []
@@ -124,17 +133,26 @@ def _rehearse(
         fast += sum(costs) if kernel.fast else 0
         workspace = kernel.workspace(workers)
         largest = max(largest, workspace)
-        peak = max(peak, store.used + workspace)
+        peak = max(peak, store.used["device"] + workspace)
     plan = Plan(
         passes=len(passes),
         strips=strips,
-        store="memory and file" if store.file_peak else "memory",
+        store=_described(store, settings.device),
         peak_bytes=peak + _reserve(peak),
-        file_bytes=store.file_peak,
+        host_bytes=store.peak["host"],
+        file_bytes=store.peak["file"],
         arithmetic=sum(pass_costs),
         pass_costs=tuple(pass_costs),
         fast_share=fast / sum(pass_costs),
         map_limit=limit,
+        host_limit=host_limit,
         strip_bytes=settings.bytes_per_strip,
     )
     return plan, largest
+
+
+def _described(store: MapStore, device: torch.device) -> str:
+    """The places that maps lie in, in words."""
+    names = ["memory" if device.type == "cpu" else "device"]
+    names += [place for place in ("host", "file") if store.peak[place]]
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]

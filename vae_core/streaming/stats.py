@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,21 +27,6 @@ class ChannelStats:
         """Of sums of values and of squares that were taken in float64, [B, C]."""
         mean = total / count
         return cls(count, mean, (squares - total * mean).clamp_min_(0.0))
-
-    @classmethod
-    def of(cls, strip: Tensor) -> ChannelStats:
-        """Of a strip [B, H, W, C] of any dtype: in float32 about the strip's own mean.
-
-        Sums are products with a vector of ones, which on a CPU take a fraction of the time of a reduction over rows.
-        """
-        values = strip.flatten(1, 2).float()
-        count = values.shape[1]
-        ones = values.new_ones(1, 1, count).expand(len(values), 1, count)
-        mean = (ones @ values) / count
-        deviations = values - mean
-        rest = (ones @ deviations)[:, 0].double().cpu()  # what rounding left of the mean
-        m2 = (ones @ deviations.square_())[:, 0].double().cpu() - rest.square() / count
-        return cls(count, mean[:, 0].double().cpu() + rest / count, m2.clamp_min_(0.0))
 
     def merge(self, other: ChannelStats) -> ChannelStats:
         """The statistics of both sets of values (Chan, Golub & LeVeque, 1979, eq. 2.1)."""
@@ -67,6 +53,53 @@ class ChannelStats:
         bias = norm.bias.detach().double().cpu().unflatten(0, (groups, -1))
         scale = weight * inverse
         return scale.flatten(1), (bias - mean * scale).flatten(1)
+
+
+# Added to a variance before its root is taken and inverted, and taken off again; it only keeps the root from zero.
+_TINY = 1e-12
+
+
+class StripStats(NamedTuple):
+    """Of one strip, in float32 where it was computed: `finished` waits for the device, which the next strip need not.
+
+    Attributes:
+        count: values per channel.
+        mean: about the true mean.
+        rest: sum of deviations from `mean`, which is not quite zero.
+        squares: sum of their squares. All three are [B, C].
+    """
+
+    count: int
+    mean: Tensor
+    rest: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, strip: Tensor) -> StripStats:
+        """Of a strip [B, H, W, C] of any dtype: in float32 about the strip's own mean."""
+        count = strip.shape[1] * strip.shape[2]
+        if strip.device.type == "cuda":
+            return cls(count, *_measured_on_cuda(strip))
+        # Sums are products with a vector of ones, which on a CPU take a fraction of the time of a reduction over rows.
+        values = strip.flatten(1, 2).float()
+        ones = values.new_ones(1, 1, count).expand(len(values), 1, count)
+        mean = (ones @ values) / count
+        deviations = values - mean
+        rest = (ones @ deviations)[:, 0]
+        return cls(count, mean[:, 0], rest, (ones @ deviations.square_())[:, 0])
+
+    def finished(self) -> ChannelStats:
+        """In float64 on the CPU."""
+        mean, rest, squares = (each.cpu().double() for each in self[1:])
+        return ChannelStats(self.count, mean + rest / self.count, (squares - rest.square() / self.count).clamp_min_(0))
+
+
+def _measured_on_cuda(strip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What StripStats holds, by the one kernel that reads a strip once, in any precision, and sums in float32."""
+    count = strip.shape[1] * strip.shape[2]
+    means, inverses = zip(*(torch.batch_norm_stats(item.permute(2, 0, 1)[None], _TINY) for item in strip), strict=True)
+    mean = torch.stack(means)
+    return mean, torch.zeros_like(mean), (torch.stack(inverses).pow(-2) - _TINY) * count
 
 
 def merge_all(parts: list[ChannelStats]) -> ChannelStats:

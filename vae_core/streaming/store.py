@@ -1,48 +1,59 @@
-"""Where feature maps lie: in memory while the budget allows it, else in a temporary file that is mapped."""
+"""Where feature maps lie: on the device while the budget allows it, then in the host's memory, then in a file."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import mmap
 import os
 import tempfile
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import MemoryBudgetError
 
+logger = logging.getLogger("seamless_vae")
+
 # A buffer that is at most so many times larger than needed is used again instead of a fresh one, whose pages the
 # system would have to clear.
 _REUSE_LIMIT = 4
 _HUGE_PAGE = 2**21
+
+Place = Literal["device", "host", "file"]
+PLACES: tuple[Place, ...] = ("device", "host", "file")
 
 
 @dataclass
 class _Buffer:
     bytes: int
     data: Tensor  # uint8
-    in_file: bool
+    place: Place
+    registered: bool = False  # with CUDA, for copies beside the arithmetic
 
 
 class MapStore:
-    """Hands out maps and takes them back, within a limit of memory.
+    """Hands out maps and takes them back, within limits of memory.
 
     Args:
-        device: of the maps; "meta" makes a store that only counts, for planning.
-        limit: bytes of maps to hold in memory; None for no limit. What does not fit goes to a file, which has no
-            name where the system allows that, and is deleted with its map everywhere.
+        device: of the arithmetic; "meta" makes a store that only counts, for planning.
+        limit: bytes of maps to hold on the device; None for no limit.
+        host_limit: bytes of what does not fit there to hold in the host's memory, which is page-locked for CUDA; 0
+            where the device is the host. What does not fit either goes to a file, which has no name where the system
+            allows that, and is deleted with its map everywhere.
 
     Attributes:
-        peak, file_peak: most bytes in memory and in files so far.
+        used, peak: bytes now and at most, by place.
     """
 
-    def __init__(self, device: torch.device, limit: int | None = None) -> None:
+    def __init__(self, device: torch.device, limit: int | None = None, host_limit: int = 0) -> None:
         self.device = device
-        self.limit = limit
-        self.used = self.file_used = self.peak = self.file_peak = 0
+        self.limits: dict[Place, int | None] = {"device": limit, "host": host_limit, "file": None}
+        self.used: dict[Place, int] = dict.fromkeys(PLACES, 0)
+        self.peak: dict[Place, int] = dict.fromkeys(PLACES, 0)
         self._free: list[_Buffer] = []
         self._lent: dict[int, _Buffer] = {}
 
@@ -50,7 +61,7 @@ class MapStore:
         """An uninitialised tensor.
 
         Raises:
-            MemoryBudgetError: the temporary folder has no room for what the memory limit keeps out.
+            MemoryBudgetError: the temporary folder has no room for what the memory limits keep out.
         """
         size = math.prod(shape) * dtype.itemsize
         buffer = self._reusable(size) or self._fresh(size)
@@ -62,45 +73,48 @@ class MapStore:
         """Take back a tensor of `allocate`. Its memory serves the next one."""
         self._free.append(self._lent.pop(id(tensor)))
 
+    def drop_free(self) -> None:
+        """Give buffers that are not lent back to the system."""
+        for buffer in self._free:
+            self.used[buffer.place] -= buffer.bytes
+            if buffer.registered:
+                _unregister(buffer.data)
+        self._free.clear()
+
     def _reusable(self, size: int) -> _Buffer | None:
         fitting = [buffer for buffer in self._free if size <= buffer.bytes <= _REUSE_LIMIT * size]
-        best = min(fitting, key=lambda buffer: (buffer.in_file, buffer.bytes), default=None)
-        if best is not None and not (best.in_file and self._fits(size)):
+        best = min(fitting, key=lambda buffer: (PLACES.index(buffer.place), buffer.bytes), default=None)
+        if best is not None and PLACES.index(best.place) <= PLACES.index(self._nearest(size)):
             self._free.remove(best)
             return best
         return None
 
-    def _fits(self, size: int) -> bool:
-        idle = sum(buffer.bytes for buffer in self._free if not buffer.in_file)
-        return self.limit is None or self.used - idle + size <= self.limit
+    def _nearest(self, size: int) -> Place:
+        """The first place that has room, if what is idle were dropped."""
+        for place in PLACES:
+            idle = sum(buffer.bytes for buffer in self._free if buffer.place == place)
+            limit = self.limits[place]
+            if limit is None or self.used[place] - idle + size <= limit:
+                return place
+        raise AssertionError("a file has no limit")
 
     def _fresh(self, size: int) -> _Buffer:
         self.drop_free()
-        in_file = not self._fits(size)
-        if in_file:
-            data = torch.empty(size, dtype=torch.uint8, device="meta") if self._counts_only else _mapped_file(size)
-            self.file_used += size
-            self.file_peak = max(self.file_peak, self.file_used)
-        else:
-            data = (
-                _pages(size) if self.device.type == "cpu" else torch.empty(size, dtype=torch.uint8, device=self.device)
-            )
-            self.used += size
-            self.peak = max(self.peak, self.used)
-        return _Buffer(size, data, in_file)
+        place = self._nearest(size)
+        buffer = self._made(size, place)
+        self.used[place] += size
+        self.peak[place] = max(self.peak[place], self.used[place])
+        return buffer
 
-    def drop_free(self) -> None:
-        """Give buffers that are not lent back to the system."""
-        for buffer in self._free:
-            if buffer.in_file:
-                self.file_used -= buffer.bytes
-            else:
-                self.used -= buffer.bytes
-        self._free.clear()
-
-    @property
-    def _counts_only(self) -> bool:
-        return self.device.type == "meta"
+    def _made(self, size: int, place: Place) -> _Buffer:
+        if self.device.type == "meta":
+            return _Buffer(size, torch.empty(size, dtype=torch.uint8, device="meta"), place)
+        if place == "file":
+            return _Buffer(size, _mapped_file(size), place)
+        if place == "host" or self.device.type == "cpu":
+            data = _pages(size)
+            return _Buffer(size, data, place, registered=self.device.type == "cuda" and _register(data))
+        return _Buffer(size, torch.empty(size, dtype=torch.uint8, device=self.device), place)
 
 
 def _pages(size: int) -> Tensor:
@@ -111,6 +125,21 @@ def _pages(size: int) -> Tensor:
     with contextlib.suppress(OSError):  # a kernel without them
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=torch.uint8)
+
+
+def _register(data: Tensor) -> bool:
+    """Lock memory for copies beside the arithmetic. Without that they work, one after the other.
+
+    torch's own page-locked memory is given out in powers of two, up to twice of what is asked for.
+    """
+    failed = int(torch.cuda.cudart().cudaHostRegister(data.data_ptr(), data.numel(), 0))  # type: ignore[union-attr]
+    if failed:
+        logger.info("%d MiB of memory could not be page-locked; copies take longer.", data.numel() // 2**20)
+    return not failed
+
+
+def _unregister(data: Tensor) -> None:
+    torch.cuda.cudart().cudaHostUnregister(data.data_ptr())  # type: ignore[union-attr]
 
 
 def _mapped_file(size: int) -> Tensor:

@@ -1,0 +1,103 @@
+"""What the engine does on an accelerator: the parts that a CPU can check, and, where CUDA is there, the whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small import latent
+from torch import nn
+
+import vae_core
+from vae_core import AutoencoderKL
+from vae_core.streaming.attend import attend_in_blocks
+from vae_core.streaming.convolution import act_of_batch_norm, even_size
+from vae_core.streaming.store import MapStore
+
+CPU = torch.device("cpu")
+MIB = 2**20
+
+
+def test_maps_go_to_the_device_then_to_the_host_then_to_a_file() -> None:
+    store = MapStore(CPU, limit=3 * MIB, host_limit=2 * MIB)
+    maps = [store.allocate((MIB // 4,), torch.float32) for _ in range(7)]
+    assert store.used == {"device": 3 * MIB, "host": 2 * MIB, "file": 2 * MIB}
+    for index, each in enumerate(maps):
+        each.fill_(index)
+    assert [each.mean().item() for each in maps] == list(range(7))
+    for each in maps[1:]:
+        store.release(each)
+    again = store.allocate((MIB // 4,), torch.float32)
+    assert store.used["device"] == 3 * MIB  # an idle buffer of the nearest place
+    store.release(again)
+    store.drop_free()
+    assert store.used == {"device": MIB, "host": 0, "file": 0}
+    assert store.peak == {"device": 3 * MIB, "host": 2 * MIB, "file": 2 * MIB}
+
+
+def test_a_plan_for_an_accelerator(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, limits = (1, 4, 256, 256), {"device": "cuda", "dtype": torch.bfloat16}
+    free = vae_core.plan_decode(vae, shape, memory_budget=2**40, **limits)
+    assert free.store == "device" and not free.host_bytes and not free.file_bytes
+    budget = 60 * MIB
+    plan = vae_core.plan_decode(vae, shape, memory_budget=budget, **limits)
+    assert plan.store == "device and host" and plan.host_bytes and plan.peak_bytes <= budget
+    monkeypatch.setattr("vae_core.streaming.plan.available_bytes", lambda device: MIB)
+    plan = vae_core.plan_decode(vae, shape, memory_budget=budget, **limits)
+    assert plan.store == "device and file" and plan.file_bytes and plan.peak_bytes <= budget
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_over_keys_that_come_in_blocks(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vae_core.streaming.attend._KEY_BLOCK", 30)
+    query, keys, values = (torch.randn(rows, 16).to(dtype) for rows in (7, 101, 101))
+    got = attend_in_blocks(query * 3, keys, values / 3)  # scores far apart
+    far = [each.double()[None, None] for each in (query * 3, keys, values / 3)]
+    want = F.scaled_dot_product_attention(far[0], far[1], far[2])[0, 0]
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-6 if dtype == torch.float32 else 8e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("act", [nn.SiLU(), nn.GELU()])
+def test_norm_and_activation_in_batch_norms_kernel(dtype: torch.dtype, act: nn.Module) -> None:
+    x = (5 * torch.randn(1, 6, 5, 8)).to(dtype)
+    scale, shift = torch.randn(8), torch.randn(8)
+    want = act(x.float() * scale + shift)
+    got = act_of_batch_norm(x, scale, shift, act)
+    assert got.dtype == dtype and got.shape == x.shape
+    # In half precision the norm is rounded before the activation, as torch's own modules do it.
+    rtol, atol = (1e-5, 1e-5) if dtype == torch.float32 else (2**-7, 2**-7)
+    torch.testing.assert_close(got.float(), want, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "multiple", "want"),
+    [(1024, 100, 1, 64), (1024, 100, 2, 64), (96, 96, 2, 96), (96, 200, 2, 96), (97, 20, 1, 20), (90, 17, 2, 10)],
+)
+def test_strips_of_one_shape(length: int, size: int, multiple: int, want: int) -> None:
+    assert even_size(length, size, multiple) == want
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [1.5, 0.6, 0.35])
+@torch.no_grad()
+def test_on_cuda_within_a_budget(vae: AutoencoderKL, dtype: torch.dtype, share: float) -> None:
+    z = latent(1, 96, 80).cuda().to(dtype)
+    vae = vae.cuda().to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        exact = vae.double().decode_plain(z.double())
+        vae.to(dtype)
+        plain = vae.decode_plain(z)
+        free = vae_core.plan_decode(vae, z.shape, memory_budget=2**40)
+        budget = int(share * free.peak_bytes)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with vae_core.kernels("auto"):
+            got = vae_core.decode(vae, z, memory_budget=budget, tiling=vae_core.TileSpec(size=None))
+        grown = torch.cuda.max_memory_allocated() - before - got.nbytes
+        assert grown <= 1.15 * budget
+        assert (got - exact).abs().max() <= 1.5 * (plain - exact).abs().max() + 1e-4
+    finally:
+        vae.cpu().float()

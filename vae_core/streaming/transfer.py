@@ -1,0 +1,90 @@
+"""Strips on their way between maps in the host's memory and the device, beside the arithmetic where CUDA allows it."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_IN_FLIGHT = 2  # strips that may be computed or on their way back before the next one is begun
+
+
+@dataclass
+class Arriving:
+    """A strip's tensors on the device, or on their way there."""
+
+    tensors: tuple[Tensor, ...]
+    event: Any = None
+
+    def here(self) -> tuple[Tensor, ...]:
+        """The tensors, for use on the current stream."""
+        if self.event is not None:
+            stream = torch.cuda.current_stream(self.tensors[0].device)
+            stream.wait_event(self.event)
+            for tensor in self.tensors:
+                tensor.record_stream(stream)
+        return self.tensors
+
+
+class Transfers:
+    """Uploads and downloads of one pass. Anywhere but on CUDA they happen at once.
+
+    On CUDA each direction has a stream of its own, so the next strip's upload and the last one's download run while
+    a strip is computed, if the maps are page-locked. The host runs at most `_IN_FLIGHT` strips ahead, which bounds
+    the device's memory.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._up = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._down = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._finished: deque[Any] = deque()
+
+    @property
+    def overlap(self) -> bool:
+        """Whether an upload that is asked for early happens beside the arithmetic."""
+        return self._up is not None
+
+    def upload(self, *tensors: Tensor) -> Arriving:
+        """Contiguous tensors on the device, of any tensors."""
+        if self._up is None or all(tensor.device == self.device for tensor in tensors):
+            return Arriving(tuple(tensor.to(self.device).contiguous() for tensor in tensors))
+        # What another pass or strip has written on the device must be there before it is copied.
+        self._up.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._up):
+            there = tuple(_copied(tensor, self.device) for tensor in tensors)
+        return Arriving(there, self._up.record_event())
+
+    def download(self, result: Tensor, target: Tensor) -> None:
+        """target[:] = result, sooner or later; `finish` waits for it."""
+        if self._down is None or target.device == self.device:
+            target.copy_(result)
+            return
+        self._down.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._down):
+            _copy_items(result, target)
+            result.record_stream(self._down)
+        self._finished.append(self._down.record_event())
+        if len(self._finished) > _IN_FLIGHT:
+            self._finished.popleft().synchronize()
+
+    def finish(self) -> None:
+        """Wait until everything has arrived, for the device and for the host."""
+        if self._down is not None:
+            self._down.synchronize()
+            self._finished.clear()
+
+
+def _copied(tensor: Tensor, device: torch.device) -> Tensor:
+    there = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+    _copy_items(tensor, there)
+    return there
+
+
+def _copy_items(source: Tensor, target: Tensor) -> None:
+    """Item by item: whole rows of one item lie in one piece, and only such copies run beside the arithmetic."""
+    for here, there in zip(source, target, strict=True):
+        there.copy_(here, non_blocking=True)
