@@ -35,7 +35,7 @@ class VAERoundTrip:
     OUTPUT_NODE = True
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {"pixels": inputs.pixels(), "vae": inputs.vae()},
             "hidden": {"unique_id": "UNIQUE_ID"},
@@ -54,5 +54,6 @@ class VAERoundTrip:
         small = min(kept.shape[-2:]) < SSIM_WINDOW
         similarity = float("nan") if small else float(ssim(kept, original).mean())
         text = f"PSNR {quality:.2f} dB, SSIM {'none: the picture is too small' if small else f'{similarity:.4f}'}"
-        shown = show.images(image, "roundtrip") + show.images(error, "roundtrip_error")
+        pictures = {"original": original.movedim(1, -1), "reconstruction": image, "error": error}
+        shown = [shown for name, batch in pictures.items() for shown in show.images(batch, name)]
         return {"ui": {"images": shown, "text": [text]}, "result": (image, error, quality, similarity)}
