@@ -26,7 +26,7 @@ class VAEDecode:
     OUTPUT_TOOLTIPS = ("The pictures.",)
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {"samples": inputs.samples(), "vae": inputs.vae(), "clamp": inputs.clamp()},
             "hidden": {"unique_id": "UNIQUE_ID"},
@@ -50,7 +50,7 @@ class VAEDecodeTiled(VAEDecode):
     SEARCH_ALIASES = ("vae decode tiled", "tiled vae", "large image", "low memory", "seamless texture", "out of memory")
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         found = super().INPUT_TYPES()
         found["required"].update(inputs.tiling())
         return found

@@ -31,7 +31,7 @@ class VAEEncode:
     )
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
                 "pixels": inputs.pixels(),
@@ -73,7 +73,7 @@ class VAEEncodeTiled(VAEEncode):
     SEARCH_ALIASES = ("vae encode tiled", "tiled vae", "large image", "low memory", "seamless texture", "out of memory")
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         found = super().INPUT_TYPES()
         found["required"].update(inputs.tiling())
         return found

@@ -27,7 +27,7 @@ class VAEInpaintEncode:
     OUTPUT_TOOLTIPS = ("The latent with its noise mask.",)
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
                 "pixels": inputs.pixels(),
@@ -82,7 +82,7 @@ class VAEInpaintComposite:
     OUTPUT_TOOLTIPS = ("The original with the painted part.",)
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
                 "samples": inputs.samples(),

@@ -27,7 +27,7 @@ class VAEInspect:
     OUTPUT_NODE = True
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {"vae": inputs.vae()},
             "optional": {"samples": inputs.wire("LATENT", "The latent whose decoding is to be estimated.")},

@@ -24,7 +24,7 @@ class VAELoad:
     OUTPUT_TOOLTIPS = ("The VAE, for the nodes of this pack and for all others.",)
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
                 "vae_name": inputs.choice(

@@ -23,7 +23,7 @@ class VAESamplePosterior:
     OUTPUT_TOOLTIPS = ("The draws. Of several pictures, first one draw of each, then the next.",)
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
                 "posterior": inputs.wire("VAE_POSTERIOR", "The second output of Seamless VAE Encode."),
@@ -89,7 +89,7 @@ class PosteriorPreview:
     OUTPUT_NODE = True
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {"posterior": inputs.wire("VAE_POSTERIOR", "The second output of Seamless VAE Encode.")},
         }

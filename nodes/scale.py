@@ -24,7 +24,7 @@ class LatentScale:
     OUTPUT_TOOLTIPS = ("The latent, scaled or raw.",)
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
                 "samples": inputs.samples(),

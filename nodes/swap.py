@@ -28,7 +28,7 @@ class VAESwap:
     OUTPUT_TOOLTIPS = ("The latent for the second VAE.", "The pictures in between.")
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
                 "samples": inputs.samples(),
