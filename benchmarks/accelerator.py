@@ -64,7 +64,7 @@ def main() -> None:
         side = size // config.spatial_ratio
         z = torch.randn(1, config.latent_channels, side, side, device="cuda")
         truth = vae_core.decode(reference, z, memory_budget=4 * 2**30, tiling=vae_core.TileSpec(size=None)).cpu()
-                half = z.to(dtype)
+        half = z.to(dtype)
         runs: dict[str, tuple[int, Callable[[], Tensor]]] = {"plain modules": (0, partial(vae.decode_plain, half))}
         for budget in options.budgets:
             name = f"budget {budget} MiB" if budget else "no budget"
@@ -78,7 +78,8 @@ def main() -> None:
                 continue
             difference = (result.float().cpu() - truth).abs().max().item()
             seconds[name] = statistics.median(in_turns([timed(run)], options.runs, 120.0, short=2.0)[0])
-            print(f"{size} {name}: {seconds[name]:.3f} s, {grown / 2**20:.0f} MiB, difference {difference:.1e}", flush=True)
+            memory = f"{grown / 2**20:.0f} MiB"
+            print(f"{size} {name}: {seconds[name]:.3f} s, {memory}, difference {difference:.1e}", flush=True)
             if budget and grown > ALLOWED_MEMORY * budget * 2**20:
                 failures.append(f"{size}: {name} was exceeded")
         plain = seconds.get("plain modules")
