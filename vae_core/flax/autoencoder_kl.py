@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -16,7 +17,7 @@ from ..tiling.grid import TileSpec
 from .blend import run_blended, run_slices
 from .decoder import FlaxDecoder
 from .encoder import FlaxEncoder
-from .layers import conv
+from .layers import conv, initial_values
 from .outputs import FlaxAutoencoderKLOutput, FlaxDecoderOutput
 from .posterior import FlaxDiagonalGaussianDistribution
 from .pretrained_mixin import FlaxPretrainedMixin
@@ -112,7 +113,7 @@ class FlaxAutoencoderKL(FlaxPretrainedMixin, TilingMixin, nn.Module):
         side = self.config.spatial_ratio  # one latent: no shape depends on the size
         plain = self.clone(use_slicing=False, use_tiling=False)
         sample = jnp.zeros((1, self.in_channels, side, side), jnp.float32)
-        return dict(plain.init({"params": rng}, sample)["params"])
+        return initial_values(rng, jax.eval_shape(plain.init, {"params": rng}, sample)["params"])
 
     # Encoding and decoding.
 

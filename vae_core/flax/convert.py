@@ -21,7 +21,7 @@ from jax import Array
 from torch import Tensor
 
 from ..checkpoints.build import dtype_of, parse_dtype, read_weights
-from ..checkpoints.key_map import OPTIONAL, ldm_names, spellings
+from ..checkpoints.key_map import OPTIONAL, is_attention_projection, ldm_names, spellings
 from ..checkpoints.plan import Plan
 from ..checkpoints.pretrained import CONFIG_NAME, WEIGHTS_STEM, find_folder, plan_folder, read_config, write_folder
 from ..checkpoints.write import write_files, write_text
@@ -90,7 +90,7 @@ def from_torch(state_dict: Mapping[str, Tensor], config: AutoencoderKLConfig) ->
     for key in OPTIONAL & paths.keys() - weights.keys():
         weights[key] = torch.zeros((), dtype=torch.int64)
     _check_names("the state dict", set(weights), set(paths))
-    return unflatten_dict({paths[key]: _to_flax(weight) for key, weight in weights.items()})
+    return unflatten_dict({paths[key]: _to_flax(weight, key) for key, weight in weights.items()})
 
 
 def to_torch(params: Mapping[str, Any], config: AutoencoderKLConfig) -> dict[str, Tensor]:
@@ -118,8 +118,10 @@ def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[::-1]
 
 
-def _to_flax(weight: Tensor) -> Array:
+def _to_flax(weight: Tensor, key: str) -> Array:
     weight = weight.detach().cpu()
+    if is_attention_projection(key) and weight.ndim == 4:
+        weight = weight[:, :, 0, 0]  # LDM's 1x1 kernels: matrices
     if not weight.is_floating_point():
         weight = weight.float()
     is_bfloat16 = weight.dtype == torch.bfloat16  # numpy has it from JAX alone

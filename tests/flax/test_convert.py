@@ -1,0 +1,98 @@
+"""Torch weights to Flax parameters and back: names, layouts, every bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax.core import freeze
+from flax.traverse_util import flatten_dict
+from pairs import CONFIGS, model
+from twins import same_tree
+from vaes import deprecated, ldm
+
+from vae_core import CheckpointError
+from vae_core.flax import FlaxAutoencoderKL, from_torch, to_torch
+
+OTHER_TYPES = [(name, dtype) for name in ("sd", "flux2") for dtype in (torch.bfloat16, torch.float16)]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [(name, torch.float32) for name in CONFIGS] + OTHER_TYPES)
+def test_there_and_back(name: str, dtype: torch.dtype) -> None:
+    vae = model(name).to(dtype)
+    if name.startswith("flux2"):
+        vae.bn.running_mean.normal_()
+        vae.bn.num_batches_tracked += 70_001
+    weights = vae.state_dict()
+    params = from_torch(weights, vae.config)
+    shapes = jax.eval_shape(FlaxAutoencoderKL.from_config(vae.config).init_weights, jax.random.PRNGKey(0))
+    assert {path: leaf.shape for path, leaf in flatten_dict(params).items()} == {
+        path: leaf.shape for path, leaf in flatten_dict(shapes).items()
+    }
+    for tree in (params, freeze(params), jax.device_get(params)):
+        back = to_torch(tree, vae.config)
+        assert back.keys() == weights.keys()
+        for key, weight in weights.items():
+            assert back[key].dtype == weight.dtype and torch.equal(back[key], weight), key
+    vae.load_state_dict(back, strict=True)
+    assert same_tree(from_torch(vae.state_dict(), vae.config), params)
+
+
+def test_names_and_layouts_of_diffusers_flax() -> None:
+    vae = model("attention in the levels")
+    params: Any = flatten_dict(from_torch(vae.state_dict(), vae.config), sep="/")
+    assert {
+        "encoder/conv_in/kernel",
+        "encoder/down_blocks_0/resnets_0/norm1/scale",
+        "encoder/down_blocks_1/downsamplers_0/conv/kernel",
+        "encoder/down_blocks_1/attentions_0/query/kernel",
+        "encoder/mid_block/attentions_0/group_norm/bias",
+        "encoder/mid_block/attentions_0/proj_attn/bias",
+        "encoder/mid_block/resnets_1/conv2/bias",
+        "decoder/up_blocks_0/resnets_0/conv1/kernel",
+        "decoder/up_blocks_1/upsamplers_0/conv/kernel",
+        "decoder/up_blocks_1/resnets_0/conv_shortcut/kernel",
+        "decoder/conv_norm_out/scale",
+        "quant_conv/kernel",
+        "post_quant_conv/bias",
+    } <= params.keys()
+    weights = vae.state_dict()
+    kernel: Any = params["encoder/conv_in/kernel"]
+    assert kernel.shape == (3, 3, 3, 16)
+    assert kernel[0, 2, 1, 5] == weights["encoder.conv_in.weight"][5, 1, 0, 2].item()
+    query: Any = params["encoder/mid_block/attentions_0/query/kernel"]
+    assert query[3, 7] == weights["encoder.mid_block.attentions.0.to_q.weight"][7, 3].item()
+
+
+def test_other_spellings_and_fused_projections() -> None:
+    vae = model("sd")
+    expected = from_torch(vae.state_dict(), vae.config)
+    assert same_tree(from_torch(deprecated(vae), vae.config), expected)
+    assert same_tree(from_torch(ldm(vae), vae.config), expected)
+    vae.fuse_qkv_projections()
+    assert same_tree(from_torch(vae.state_dict(), vae.config), expected)
+
+
+def test_a_parameter_is_no_view_of_the_tensor() -> None:
+    vae = model("sd")
+    params = from_torch(vae.state_dict(), vae.config)
+    before = np.array(params["encoder"]["conv_out"]["bias"])
+    with torch.no_grad():
+        vae.encoder.conv_out.bias.zero_()
+    assert np.array_equal(params["encoder"]["conv_out"]["bias"], before) and before.any()
+
+
+def test_what_is_missing_or_unknown() -> None:
+    vae = model("sd")
+    weights = dict(vae.state_dict())
+    del weights["decoder.conv_in.weight"]
+    with pytest.raises(CheckpointError, match=r"the state dict lacks 1 of 244 weights \(decoder.conv_in.weight\)"):
+        from_torch(weights, vae.config)
+    params = from_torch(vae.state_dict(), vae.config)
+    params["opt"] = {"step": jnp.zeros(())}
+    with pytest.raises(CheckpointError, match=r"params has 1 that the model has not \(opt/step\)"):
+        to_torch(params, vae.config)
