@@ -44,7 +44,7 @@ _LOADERS = {
 }
 
 CORE_NODES: dict[str, type] = {
-    "VAELoader": node({"vae_name": (["demo.safetensors", "sdxl.safetensors", "pixel_space"],)}, "VAE"),
+    "VAELoader": node({"vae_name": (["sdxl.safetensors", "flux1.safetensors", "pixel_space"],)}, "VAE"),
     "CheckpointLoaderSimple": node({"ckpt_name": (["sd15.safetensors"],)}, "MODEL CLIP VAE"),
     **{name: node({field: (["model.safetensors"],)}, "MODEL") for name, field in _LOADERS.items()},
     "CLIPTextEncode": node({"clip": ("CLIP",), "text": ("STRING", {"multiline": True})}, "CONDITIONING"),

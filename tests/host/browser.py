@@ -1,0 +1,171 @@
+"""The real front end in a headless browser: a page, what it complained about, and what a person does with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from host.frontend import static_files
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Playwright
+
+SERVER = Path(__file__).with_name("server.py")
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --force-color-profile=srgb --font-render-hinting=none"
+)
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Release.Status": "dismissed",
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Queue.QPOV2": False,
+}
+READY = "window.app?.canvas && window.graph && window.app.extensionManager?.workflow?.activeWorkflow"
+MAKE_GRAPH = """async ([nodes, links]) => {
+    await app.loadGraphData({last_node_id: 0, last_link_id: 0, nodes: [], links: [], groups: [], config: {}, extra: {},
+        version: 0.4}, true, false, app.extensionManager.workflow.activeWorkflow)
+    nodes.forEach(([type, x, y, values], index) => {
+        const node = LiteGraph.createNode(type)
+        if (!node) throw new Error(`no node ${type}`)
+        node.pos = [x, y]
+        node.id = index + 1
+        app.canvas.graph.add(node)
+        for (const [name, value] of Object.entries(values ?? {})) {
+            const widget = node.widgets.find((each) => each.name === name)
+            widget.value = value
+        }
+    })
+    const node = (id) => app.canvas.graph.getNodeById(id)
+    for (const [from, output, to, input] of links) {
+        const slot = node(to).inputs.findIndex((each) => each.name === input)
+        if (!node(from).connect(output, node(to), slot)) throw new Error(`no link ${from} ${to} ${input}`)
+    }
+    app.canvas.ds.scale = 1
+    app.canvas.ds.offset = [0, 0]
+    app.canvas.setDirty(true, true)
+}"""
+
+
+def find_chromium() -> str | None:
+    return next((path for name in CHROMIUM if (path := shutil.which(name))), None)
+
+
+@contextmanager
+def launched(playwright: Playwright) -> Iterator[Browser]:
+    browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS.split())
+    try:
+        yield browser
+    finally:
+        browser.close()
+
+
+@contextmanager
+def stand_in(version: str, data: Path) -> Iterator[str]:
+    """The address of a stand-in back end with a front end of this version."""
+    command = [sys.executable, str(SERVER), "--frontend", str(static_files(version)), "--data", str(data)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, "the stand-in back end did not start; its message is above"
+        yield json.loads(line)["url"]
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@dataclass
+class FrontEnd:
+    """One page with the front end in it.
+
+    Attributes:
+        vue: whether Nodes 2.0 draws the nodes.
+        complaints: errors in the console and exceptions since the last `check`.
+    """
+
+    page: Page
+    url: str
+    vue: bool
+    complaints: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.page.on("console", self._hear)
+        self.page.on("pageerror", lambda error: self.complaints.append(f"exception: {error.stack or error}"))
+        # Addresses in the internet: news, accounts. None is needed.
+        self.page.route(lambda url: not url.startswith(self.url), lambda route: route.fulfill(json={}))
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.complaints.append(f"{message.text} ({message.location.get('url', '')})")
+
+    def load(self, **settings: Any) -> None:
+        """Open the front end afresh with these settings beside the usual ones."""
+        self.settings = {**SETTINGS, "Comfy.VueNodes.Enabled": self.vue, **settings}
+        self.post("/settings", self.settings)
+        self.page.goto(self.url, wait_until="domcontentloaded")
+        self.page.wait_for_function(READY, timeout=120_000)
+        self.page.wait_for_function("!!LiteGraph.registered_node_types.SeamlessVAELoad", timeout=60_000)
+        # The old front end trips over settings of its own while it starts.
+        self.complaints[:] = [each for each in self.complaints if "seamless" in each.lower()]
+
+    # Orders to the stand-in back end.
+    def post(self, path: str, data: Any) -> Any:
+        response = self.page.request.post(self.url + path, data=data)
+        assert response.ok, response.status_text
+        text = response.text()
+        return json.loads(text) if text else None
+
+    def send(self, kind: str, **data: Any) -> None:
+        """A message of the back end to the page."""
+        assert self.post("/standin/send", {"type": kind, "data": data}) > 0
+
+    def rule(self, path: str, status: int = 200, delay: float = 0) -> None:
+        self.post("/standin/rule", {"path": path, "status": status, "delay": delay})
+
+    def requests(self, part: str = "") -> list[list[str]]:
+        return [each for each in self.page.request.get(f"{self.url}/standin/requests").json() if part in each[1]]
+
+    # The graph.
+    def graph(self, nodes: list[tuple], links: list[tuple] = []) -> None:  # noqa: B006
+        """A new graph: nodes (type, x, y, {widget: value}) with ids 1, 2, ..., links (from, output, to, input)."""
+        self.page.evaluate(MAKE_GRAPH, [[list(node) for node in nodes], [list(link) for link in links]])
+
+    def js(self, expression: str, argument: Any = None) -> Any:
+        return self.page.evaluate(expression, argument)
+
+    def set(self, node: int, widget: str, value: Any) -> None:
+        """Set a widget as its own control does, callback included."""
+        self.js(
+            """([id, name, value]) => {
+                const node = app.canvas.graph.getNodeById(id)
+                const widget = node.widgets.find((each) => each.name === name)
+                widget.value = value
+                widget.callback?.(value, app.canvas, node)
+            }""",
+            [node, widget, value],
+        )
+
+    def panel(self, label: str) -> Locator:
+        return self.page.locator(f'.seamless-panel[aria-label="{label}"]')
+
+    def toasts(self) -> list[str]:
+        """What the messages on the page say."""
+        return self.page.locator(".p-toast-message, [data-sonner-toast], .toast-item").all_inner_texts()
+
+    def check(self) -> None:
+        """Fail if the page complained."""
+        complaints, self.complaints[:] = list(self.complaints), []
+        assert not complaints, "\n".join(complaints)
+
+    def shot(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=str(path))

@@ -1,0 +1,3 @@
+// What the host serves at /scripts/app.js, for the type checker.
+import type { ComfyApp } from '@comfyorg/comfyui-frontend-types'
+export const app: ComfyApp

@@ -1,0 +1,46 @@
+// What the back end says of a node at work, and the end of it.
+import { api } from './host.js'
+
+/**
+ * @typedef {object} Status
+ * @property {string | number} node
+ * @property {number} done
+ * @property {number} total
+ * @property {number} [pass]
+ * @property {number} [passes]
+ * @property {number | null} [memory] bytes
+ * @property {number | null} [seconds_left]
+ */
+
+/** @type {string | null} */
+let prompt = null
+
+/**
+ * Listen to every run.
+ * @param {(status: Status) => void} onStatus
+ * @param {(hasEnded: (node: string) => boolean) => void} onEnd told which nodes are no longer at work
+ */
+export function listen(onStatus, onEnd) {
+  const everyNode = () => true
+  /** @param {string} name @param {(detail: any) => void} act */
+  const on = (name, act) =>
+    api.addEventListener(/** @type {any} */ (name), (/** @type {any} */ event) => act(event.detail))
+  on('seamless_vae.status', onStatus)
+  on('execution_start', (detail) => {
+    prompt = detail?.prompt_id ?? null
+    onEnd(everyNode)
+  })
+  on('executed', (detail) => onEnd((node) => node === String(detail?.node)))
+  for (const name of ['execution_success', 'execution_error', 'execution_interrupted', 'reconnected']) {
+    on(name, () => onEnd(everyNode))
+  }
+  on('executing', (detail) => {
+    const now = String(typeof detail === 'object' ? detail?.node : detail)
+    onEnd((node) => node !== now)
+  })
+}
+
+/** Stop the run that is at work. */
+export async function cancel() {
+  await api.interrupt(prompt)
+}

@@ -1,0 +1,151 @@
+// What can be known of a node's inputs before anything runs: by following links to where a value is chosen.
+import { api, outputsOf, widgetOf } from './host.js'
+
+/**
+ * @typedef {import('./host.js').LGraphNode} LGraphNode
+ * @typedef {{width: number, height: number, batch: number, source: string | null}} Size
+ */
+
+const MUTED = 2
+const BYPASSED = 4
+const DEPTH = 50 // links to follow at most
+// How names of checkpoints are marked in the list of Seamless VAE Load.
+const CHECKPOINT_MARK = ' [checkpoint]'
+
+/**
+ * The node at the other end of an input's link; bypassed nodes and reroutes are passed through.
+ * @param {LGraphNode} node
+ * @param {string} input
+ * @param {number} [depth]
+ * @returns {{node: LGraphNode, slot: number} | null}
+ */
+export function sourceOf(node, input, depth = 0) {
+  const index = node.inputs?.findIndex((slot) => slot.name === input) ?? -1
+  return index < 0 ? null : sourceOfSlot(node, index, depth)
+}
+
+/**
+ * @param {LGraphNode} node
+ * @param {number} index
+ * @param {number} depth
+ * @returns {{node: LGraphNode, slot: number} | null}
+ */
+function sourceOfSlot(node, index, depth) {
+  const source = node.getInputNode?.(index)
+  const link = source ? node.getInputLink?.(index) : null
+  if (!source || !link || source.mode === MUTED || depth > DEPTH) return null
+  const slot = link.origin_slot
+  const isReroute = source.type === 'Reroute'
+  if (source.mode !== BYPASSED && !isReroute) return { node: source, slot }
+  const type = source.outputs?.[slot]?.type
+  const through = isReroute ? 0 : (source.inputs?.findIndex((each) => each.type === type) ?? -1)
+  return through < 0 ? null : sourceOfSlot(source, through, depth + 1)
+}
+
+/**
+ * What Seamless VAE Load calls the VAE on a node's `vae` input; null if that is not known.
+ * @param {LGraphNode} node
+ * @returns {{name: string | null, device: string, dtype: string}}
+ */
+export function vaeOf(node) {
+  const source = sourceOf(node, 'vae')?.node
+  /** @param {string} widget */
+  const value = (widget) => (source ? widgetOf(source, widget)?.value : undefined)
+  const name = value('vae_name')
+  const checkpoint = value('ckpt_name')
+  return {
+    name: typeof name === 'string' ? name : typeof checkpoint === 'string' ? checkpoint + CHECKPOINT_MARK : null,
+    device: String(value('device') ?? 'auto'),
+    dtype: String(value('dtype') ?? 'auto')
+  }
+}
+
+/**
+ * The size of the pictures on a node's input in pixels; null if it is not known.
+ * @param {LGraphNode} node
+ * @param {string} input
+ * @param {number} [depth]
+ * @returns {Size | null}
+ */
+export function sizeOf(node, input, depth = 0) {
+  const found = sourceOf(node, input, depth)
+  if (!found || depth > DEPTH) return null
+  const { node: source, slot } = found
+  const type = source.outputs?.[slot]?.type
+  const title = source.title || String(source.type)
+  /** @param {string} name */
+  const number = (name) => {
+    const value = widgetOf(source, name)?.value
+    return typeof value === 'number' ? value : null
+  }
+
+  const before = () => {
+    const same = source.inputs?.find((each) => each.type === type) ?? source.inputs?.find(isPicture)
+    return same ? sizeOf(source, same.name, depth + 1) : null
+  }
+  const width = number('width')
+  const height = number('height')
+  if (width && height) return { width, height, batch: number('batch_size') ?? before()?.batch ?? 1, source: title }
+  if (width !== null && height !== null) return null // 0 keeps the proportions
+  const factor = number('scale_by')
+  if (factor) {
+    const size = before()
+    return size && { ...size, width: Math.round(size.width * factor), height: Math.round(size.height * factor), source: title }
+  }
+  const file = widgetOf(source, 'image')?.value
+  if (typeof file === 'string' && source.outputs?.[0]?.type === 'IMAGE') {
+    const size = sizeOfFile(inputFile(file))
+    return size && { ...size, batch: 1, source: title }
+  }
+  return before()
+}
+
+/** @param {{type?: unknown}} slot */
+function isPicture(slot) {
+  return slot.type === 'IMAGE' || slot.type === 'LATENT'
+}
+
+/**
+ * The size of what a node gave out in its last run, where a node that shows pictures comes after it.
+ * @param {LGraphNode} node
+ * @returns {Size | null}
+ */
+export function lastSizeOf(node) {
+  for (const output of node.outputs ?? []) {
+    if (output.type !== 'IMAGE') continue
+    for (const id of output.links ?? []) {
+      const link = node.graph?.getLink?.(id) ?? node.graph?.links?.get?.(id)
+      const target = link ? node.graph?.getNodeById(link.target_id) : null
+      const images = target ? outputsOf(target)?.images : null
+      if (!images?.length) continue
+      const size = sizeOfFile(new URLSearchParams(images[0]).toString())
+      if (size) return { ...size, batch: images.length, source: null }
+    }
+  }
+  return null
+}
+
+/** @param {string} name such as `folder/picture.png [input]` */
+function inputFile(name) {
+  const [, path, type] = /^(.*?)(?: \[(\w+)\])?$/.exec(name) ?? []
+  const parts = (path ?? name).split('/')
+  const filename = parts.pop() ?? ''
+  return new URLSearchParams({ filename, subfolder: parts.join('/'), type: type ?? 'input' }).toString()
+}
+
+/** @type {Map<string, {width: number, height: number} | null>} */
+const sizes = new Map()
+
+/**
+ * The size of a picture of the back end; null until it is loaded, and if it cannot be.
+ * @param {string} query of `/view`
+ */
+function sizeOfFile(query) {
+  const known = sizes.get(query)
+  if (known !== undefined) return known
+  sizes.set(query, null)
+  const image = new Image()
+  image.onload = () => sizes.set(query, { width: image.naturalWidth, height: image.naturalHeight })
+  image.src = api.apiURL(`/view?${query}`)
+  return null
+}

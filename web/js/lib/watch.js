@@ -1,0 +1,48 @@
+// Notices what changes a node's picture of the graph: its widgets, and anything upstream of it.
+import { chain } from './host.js'
+
+/** @typedef {import('./host.js').LGraphNode} LGraphNode */
+
+const PERIOD = 150 // milliseconds; a value has to stay for one period
+
+/** @type {Set<{look: () => unknown, act: (value: any) => void, seen: string, told: string}>} */
+const watches = new Set()
+/** @type {ReturnType<typeof setInterval> | null} */
+let timer = null
+
+function tick() {
+  if (document.hidden) return
+  for (const watch of watches) {
+    const value = watch.look()
+    const seen = JSON.stringify(value)
+    if (seen === watch.seen && seen !== watch.told) {
+      watch.told = seen
+      watch.act(value)
+    }
+    watch.seen = seen
+  }
+}
+
+/**
+ * Call `act` with what `look` returns, now and after every change of it, until the node is removed.
+ * @template T
+ * @param {LGraphNode} node
+ * @param {() => T} look cheap; what it returns is compared as JSON
+ * @param {(value: T) => void} act
+ */
+export function watch(node, look, act) {
+  const entry = { look, act, seen: '', told: '' }
+  const start = () => {
+    watches.add(entry)
+    timer ??= setInterval(tick, PERIOD)
+  }
+  start()
+  chain(node, 'onAdded', start) // again, where a node comes back
+  chain(node, 'onRemoved', () => {
+    watches.delete(entry)
+    if (watches.size === 0 && timer !== null) {
+      clearInterval(timer)
+      timer = null
+    }
+  })
+}

@@ -1,0 +1,73 @@
+// Seamless VAE in the front end. Everything is wired up here; the other modules only define.
+import { addStyle } from './lib/dom.js'
+import { app } from './lib/host.js'
+import { loadTexts } from './lib/text.js'
+import { addToOldMenus, canvasItems, commands, nodeItems } from './menus.js'
+import { addCompare } from './panels/compare.js'
+import { addInspect } from './panels/inspect.js'
+import { addPlan } from './panels/plan.js'
+import { addPosterior } from './panels/posterior.js'
+import { addRunning, showRuns } from './panels/running.js'
+import { addVaeInfo } from './panels/vae_info.js'
+import { makeSettings, panelsShown, setDefaults } from './settings.js'
+
+/**
+ * @typedef {import('./lib/host.js').LGraphNode} LGraphNode
+ * @typedef {import('./lib/panel.js').Panel} Panel
+ */
+
+/** @type {Record<string, (node: LGraphNode) => Panel>} */
+const PANELS = {
+  SeamlessVAELoad: addVaeInfo,
+  SeamlessVAEEncodeTiled: (node) => addPlan(node, 'encode'),
+  SeamlessVAEDecodeTiled: (node) => addPlan(node, 'decode'),
+  SeamlessVAERoundTrip: addCompare,
+  SeamlessPosteriorPreview: addPosterior,
+  SeamlessVAEInspect: addInspect
+}
+const LONG = new Set([
+  'SeamlessVAEEncode',
+  'SeamlessVAEDecode',
+  'SeamlessVAEEncodeTiled',
+  'SeamlessVAEDecodeTiled',
+  'SeamlessVAESwap',
+  'SeamlessVAEInpaintEncode',
+  'SeamlessVAERoundTrip'
+])
+const WITH_DEFAULTS = new Set(['SeamlessVAEEncodeTiled', 'SeamlessVAEDecodeTiled'])
+
+/** @type {Set<WeakRef<Panel>>} */
+const panels = new Set()
+
+/** @param {boolean} shown */
+function showPanels(shown) {
+  for (const reference of panels) {
+    const panel = reference.deref()
+    if (panel) panel.show(shown)
+    else panels.delete(reference)
+  }
+}
+
+app.registerExtension({
+  name: 'SeamlessVAE',
+  settings: /** @type {any} */ (makeSettings(showPanels)),
+  commands,
+  getCanvasMenuItems: canvasItems,
+  getNodeMenuItems: nodeItems,
+  async init() {
+    addStyle()
+    addToOldMenus()
+    showRuns()
+    await loadTexts().catch(() => {}) // English remains
+  },
+  nodeCreated(node) {
+    const type = String(node.comfyClass ?? node.type)
+    if (WITH_DEFAULTS.has(type)) setDefaults(node)
+    const panel = PANELS[type]?.(node)
+    if (panel) {
+      panels.add(new WeakRef(panel))
+      panel.show(panelsShown())
+    }
+    if (LONG.has(type)) addRunning(node)
+  }
+})

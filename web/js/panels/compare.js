@@ -1,0 +1,56 @@
+// Seamless VAE Round Trip: the original beside its reconstruction or the heat map of the error.
+import { button, el } from '../lib/dom.js'
+import { addressOf, keepPicturesInPanel, onOutput } from '../lib/outputs.js'
+import { addPager } from '../lib/pager.js'
+import { addPanel } from '../lib/panel.js'
+import { t } from '../lib/text.js'
+import { makeStage } from './stage.js'
+
+/** @param {import('../lib/host.js').LGraphNode} node */
+export function addCompare(node) {
+  const panel = addPanel(node, 'seamless_compare', { height: 280, width: 320, fill: true, label: t('comparison') })
+  const empty = el('p', { class: 'seamless-note' }, t('compareEmpty'))
+  const quality = el('p', { class: 'seamless-quality', hidden: true })
+  const pixel = el('p', { class: 'seamless-pixel' })
+  const stage = makeStage((text) => (pixel.textContent = text))
+
+  /** Originals, then reconstructions, then heat maps. @type {import('../lib/outputs.js').File[]} */
+  let files = []
+  let picture = 0
+  let showError = false
+  const draw = () => {
+    const [original, reconstruction, error] = [0, 1, 2].map((kind) => files[picture + (kind * files.length) / 3])
+    const right = showError ? error : reconstruction
+    stage.show(addressOf(original), addressOf(right), t(showError ? 'errorMap' : 'after'))
+    errorButton.setAttribute('aria-pressed', String(showError))
+  }
+  const pager = addPager((index) => {
+    picture = index
+    draw()
+  })
+  const errorButton = button(t('errorMap'), () => {
+    showError = !showError
+    draw()
+  })
+  const controls = el(
+    'div',
+    { class: 'seamless-row', hidden: true },
+    errorButton,
+    button('−', () => stage.zoom(-1), { 'aria-label': t('zoomOut') }),
+    button('+', () => stage.zoom(1), { 'aria-label': t('zoomIn') }),
+    button(t('zoomReset'), () => stage.zoom(0)),
+    pager.element
+  )
+  panel.content.replaceChildren(empty, stage.element, controls, quality, pixel)
+  keepPicturesInPanel(node, panel.shown)
+  onOutput(node, ({ images, text }) => {
+    if (!images?.length || images.length % 3) return
+    files = images
+    empty.hidden = true
+    controls.hidden = false
+    quality.hidden = !text?.length
+    quality.textContent = text?.join(' ') ?? ''
+    pager.count(files.length / 3)
+  })
+  return panel
+}

@@ -1,0 +1,70 @@
+// The tiled nodes: what a run will do, as the widgets move.
+import { asker } from '../lib/ask.js'
+import { widgetOf } from '../lib/host.js'
+import { addPanel } from '../lib/panel.js'
+import { t } from '../lib/text.js'
+import { lastSizeOf, sizeOf, vaeOf } from '../lib/upstream.js'
+import { watch } from '../lib/watch.js'
+import { note, planView } from './plan_view.js'
+
+/**
+ * @typedef {import('../lib/host.js').LGraphNode} LGraphNode
+ * @typedef {import('./plan_view.js').Plan} Plan
+ */
+
+const ASSUMED = { width: 1024, height: 1024, batch: 1, source: '' }
+// Widgets that a mode does not look at.
+const IDLE = /** @type {Record<string, string[]>} */ ({ exact: ['overlap'], blended: ['memory_budget', 'wrap'] })
+
+/**
+ * @param {LGraphNode} node
+ * @param {'encode' | 'decode'} direction
+ */
+export function addPlan(node, direction) {
+  const panel = addPanel(node, 'seamless_plan', { height: 150, label: t('plan') })
+  /** @type {import('../lib/ask.js').Ask<Plan>} */
+  const ask = asker()
+  panel.content.replaceChildren(note(t('planning')))
+  watch(node, () => question(node, direction), ({ size, known, ...body }) => {
+    greyOut(node, String(body.mode))
+    void ask('/seamless_vae/plan', { ...body, width: size.width, height: size.height, batch: size.batch }, (plan) => {
+      panel.content.replaceChildren(...(plan ? planView(plan, size, known) : [note(t('unavailable'))]))
+    })
+  })
+  return panel
+}
+
+/**
+ * @param {LGraphNode} node
+ * @param {'encode' | 'decode'} direction
+ */
+function question(node, direction) {
+  const size = sizeOf(node, direction === 'encode' ? 'pixels' : 'samples') ?? lastSizeOf(node)
+  /** @param {string} name */
+  const value = (name) => widgetOf(node, name)?.value
+  return {
+    direction,
+    ...vaeOf(node),
+    mode: value('mode'),
+    tile_size: value('tile_size'),
+    overlap: value('overlap'),
+    memory_budget: value('memory_budget'),
+    size: size ?? ASSUMED,
+    known: size !== null
+  }
+}
+
+/**
+ * @param {LGraphNode} node
+ * @param {string} mode
+ */
+function greyOut(node, mode) {
+  const idle = IDLE[mode] ?? []
+  for (const name of Object.values(IDLE).flat()) {
+    const widget = /** @type {any} */ (widgetOf(node, name))
+    if (!widget) continue
+    widget.disabled = idle.includes(name)
+    if (widget.options) widget.options.disabled = idle.includes(name)
+  }
+  node.setDirtyCanvas(true, false)
+}

@@ -1,0 +1,77 @@
+// While a node runs: pass, memory in use, time left, and a way to stop it. Shown with the first news of the node.
+import { button, el } from '../lib/dom.js'
+import { findNode, toastOnce } from '../lib/host.js'
+import { addPanel } from '../lib/panel.js'
+import { cancel, listen } from '../lib/runs.js'
+import { bytes, duration, t } from '../lib/text.js'
+
+/**
+ * @typedef {import('../lib/host.js').LGraphNode} LGraphNode
+ * @typedef {import('../lib/runs.js').Status} Status
+ * @typedef {{update: (status: Status) => void, end: () => void}} View
+ */
+
+/** @type {WeakMap<LGraphNode, View>} */
+const views = new WeakMap()
+/** @type {Map<string, View>} */
+const running = new Map()
+
+/** @param {LGraphNode} node */
+export function addRunning(node) {
+  const panel = addPanel(node, 'seamless_run', { height: 62, shown: false, label: t('running') })
+  const filled = el('div')
+  const bar = el(
+    'div',
+    { class: 'seamless-bar', role: 'progressbar', 'aria-label': t('running'), 'aria-valuemin': 0, 'aria-valuemax': 100 },
+    filled
+  )
+  const text = el('span', { class: 'seamless-run-text' })
+  const stop = button(t('cancel'), () => {
+    stop.disabled = true
+    stop.textContent = t('cancelling')
+    cancel().catch((error) => {
+      stop.disabled = false
+      stop.textContent = t('cancel')
+      toastOnce('cancel', t('routeFailed'), String(error))
+    })
+  })
+  panel.content.replaceChildren(bar, el('div', { class: 'seamless-row' }, text, stop))
+  views.set(node, {
+    update(status) {
+      const share = status.total > 0 ? status.done / status.total : 0
+      filled.style.width = `${100 * share}%`
+      bar.setAttribute('aria-valuenow', String(Math.floor(100 * share)))
+      const parts = [`${Math.floor(100 * share)} %`]
+      if ((status.passes ?? 0) > 1) parts.push(t('pass', { pass: status.pass ?? 0, passes: status.passes ?? 0 }))
+      if (status.memory) parts.push(t('inUse', { memory: bytes(status.memory) }))
+      if (typeof status.seconds_left === 'number') parts.push(t('secondsLeft', { time: duration(status.seconds_left) }))
+      text.textContent = parts.join(' · ')
+      panel.show(true)
+    },
+    end() {
+      stop.disabled = false
+      stop.textContent = t('cancel')
+      panel.show(false)
+    }
+  })
+}
+
+/** Show what the back end says of its runs, from now on. */
+export function showRuns() {
+  listen(
+    (status) => {
+      const id = String(status.node)
+      const node = findNode(id)
+      const view = node && views.get(node)
+      if (!view) return
+      running.set(id, view)
+      view.update(status)
+    },
+    (hasEnded) => {
+      for (const [id, view] of [...running].filter(([each]) => hasEnded(each))) {
+        running.delete(id)
+        view.end()
+      }
+    }
+  )
+}
