@@ -107,14 +107,15 @@ def test_norms_keep_their_digits_far_from_zero() -> None:
 
 
 def test_attention_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    query, key, value = (latents(2, 5, 7, channels=6, seed=i).flatten(2).mT.numpy() for i in range(3))  # [2, 35, 6]
+    tensors = [latents(2, 5, 7, channels=6, seed=i).flatten(2).mT for i in range(3)]  # [2, 35, 6]
+    query, key, value = (jnp.asarray(tensor.numpy()) for tensor in tensors)
 
     def loss(query: Any, key: Any, value: Any) -> Any:
         return (vae_core.flax.attention.attend(query, key, value) ** 2).sum()
 
     both = jax.value_and_grad(loss, argnums=(0, 1, 2))
     whole = both(query, key, value)
-    expected = torch.nn.functional.scaled_dot_product_attention(*(torch.from_numpy(a) for a in (query, key, value)))
+    expected = torch.nn.functional.scaled_dot_product_attention(tensors[0], tensors[1], tensors[2])
     assert difference(vae_core.flax.attention.attend(query, key, value), expected) <= 1e-6
     for size in (1, 8, 34):
         monkeypatch.setattr(vae_core.flax.attention, "QUERIES_AT_ONCE", size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -73,6 +73,10 @@ class FlaxAutoencoderKL(FlaxPretrainedMixin, TilingMixin, nn.Module):
     tile_sample_min_size: int | None = None
     tile_latent_min_size: int | None = None
     tile_overlap_factor: float = 0.25
+
+    if TYPE_CHECKING:  # Linen's own says that it may return a pair, which it does only for `mutable`
+
+        def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
     def __post_init__(self) -> None:
         for name in (field.name for field in dataclasses.fields(AutoencoderKLConfig)):

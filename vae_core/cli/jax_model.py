@@ -1,0 +1,87 @@
+"""The JAX twin behind the command line: pictures to latents and back, compiled for each of their shapes."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import AutoencoderKLConfig
+from ..errors import ConfigError
+from ..image import Picture
+from .common import DEMO
+
+
+class JaxModel:
+    """A VAE that runs in JAX. Tensors go in and come out on the CPU, in float32.
+
+    Attributes:
+        config: of the VAE.
+        compiling: seconds that compilation took so far.
+
+    Raises:
+        MissingDependencyError: JAX or Flax is not installed.
+        ConfigError: a device that JAX has not, or a memory budget, which the engine for PyTorch alone keeps to.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        if arguments.memory is not None:
+            raise ConfigError("--memory is kept to by --backend torch alone. Leave it out, or change the backend.")
+        from ..flax import load_vae
+
+        self.device = _device(arguments.device)
+        self._model, params = load_vae(arguments.vae or DEMO, dtype=arguments.dtype)
+        self.config: AutoencoderKLConfig = self._model.config
+        self.compiling = 0.0
+        self._params = self._put(params)
+        self._sample, self._seed = arguments.sample, arguments.seed
+
+    def encode(self, picture: Picture) -> Tensor:
+        """Raw z of a picture, [1, C, h, w]: the posterior's mode, or a draw with JAX's key of the seed."""
+        import jax
+
+        def encode(params: Any, x: Any, key: Any) -> Any:
+            posterior = self._model.apply({"params": params}, x, method=self._model.encode).latent_dist
+            return posterior.sample(key) if self._sample else posterior.mode()
+
+        return self._run(encode, picture.pixels, self._put(jax.random.PRNGKey(self._seed)))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Pixels of raw z, [1, C, H, W] in about [-1, 1]."""
+
+        def decode(params: Any, z: Any) -> Any:
+            return self._model.apply({"params": params}, z, method=self._model.decode).sample
+
+        return self._run(decode, z)
+
+    def _run(self, function: Any, x: Tensor, *others: Any) -> Tensor:
+        import jax
+        import numpy as np
+
+        arguments = (self._params, self._put(x.float().cpu().numpy()), *others)
+        start = time.perf_counter()
+        compiled = jax.jit(function).lower(*arguments).compile()
+        self.compiling += time.perf_counter() - start
+        return torch.from_numpy(np.array(compiled(*arguments), np.float32))
+
+    def _put(self, arrays: Any) -> Any:
+        import jax
+
+        return jax.device_put(arrays, self.device)
+
+
+def _device(name: str) -> Any:
+    """The device of JAX by torch's or JAX's name: auto, cpu, cuda:1, gpu, tpu, ..."""
+    import jax
+
+    if name == "auto":
+        return jax.devices()[0]
+    platform, _, index = name.partition(":")
+    try:
+        return jax.devices(platform)[int(index or 0)]
+    except (RuntimeError, IndexError, ValueError):
+        present = ", ".join(f"{device.platform}:{device.id}" for device in jax.devices())
+        raise ConfigError(f"JAX has no device {name!r} here; it has {present}. Use one of them, or auto.") from None
