@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from pathlib import Path
 
+import comfy.model_management
 import folder_paths
 import psutil
 import torch
@@ -63,12 +65,11 @@ class Keep:
 
     @classmethod
     def INPUT_TYPES(cls):
-        optional = {"image": ("IMAGE",), "latent": ("LATENT",), "mask": ("MASK",), "text": ("STRING",)}
+        optional = {"image": ("IMAGE",), "latent": ("LATENT",), "mask": ("MASK",), "posterior": ("VAE_POSTERIOR",)}
         return {"required": {"name": ("STRING", {"default": "kept"})}, "optional": optional}
 
-    def keep(self, name, image=None, latent=None, mask=None, text=None):
-        tensors = {"image": image, "mask": mask}
-        metadata = {"text": text or ""}
+    def keep(self, name, image=None, latent=None, mask=None, posterior=None):
+        tensors, metadata, latent = {"image": image, "mask": mask}, {}, posterior or latent
         if latent is not None:
             tensors |= {key: value for key, value in latent.items() if isinstance(value, torch.Tensor)}
             metadata["keys"] = " ".join(sorted(latent))
@@ -95,7 +96,55 @@ class Memory:
         return {"ui": {"bytes": [psutil.Process().memory_info().rss]}}
 
 
+class Conditioning:
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "make", ("CONDITIONING",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def make(self):
+        return ([[torch.zeros(1, 77, 768), {}]],)
+
+
+class CopiedVAE:
+    """What packs do to a VAE to change it for themselves alone."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "copied", ("VAE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"vae": ("VAE",), "how": (["copy", "deepcopy"],)}}
+
+    def copied(self, vae, how):
+        found = getattr(copy, how)(vae)
+        if how == "copy":
+            found.patcher = vae.patcher.clone()
+        found.device = torch.device("cpu")
+        return (found,)
+
+
+class OwnLoop:
+    """How packs decode past the VAE's own method."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "decode", ("IMAGE",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"samples": ("LATENT",), "vae": ("VAE",)}}
+
+    def decode(self, samples, vae):
+        z = samples["samples"]
+        memory = vae.memory_used_decode(z.shape, vae.vae_dtype)
+        comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory)
+        image = vae.first_stage_model.decode(z.to(vae.vae_dtype).to(vae.device)).to(vae.output_device).float()
+        return (vae.process_output(image).movedim(1, -1),)
+
+
 NODE_CLASS_MAPPINGS = {
+    "TestConditioning": Conditioning,
+    "TestCopiedVAE": CopiedVAE,
+    "TestOwnLoop": OwnLoop,
     "TestSeededImage": SeededImage,
     "TestSeededLatent": SeededLatent,
     "TestHalfMask": HalfMask,

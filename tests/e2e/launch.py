@@ -4,6 +4,7 @@ this machine, stand-ins take their place: no test here needs pictures' operators
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
 import runpy
 import sys
@@ -52,14 +53,14 @@ def main() -> None:
     checkout = Path(sys.argv[1]).resolve()
     sys.path[0] = str(checkout)
     try:
-        import torchvision
+        importlib.import_module("torchvision")
     except (RuntimeError, OSError):
         for loaded in [each for each in sys.modules if each.split(".")[0] == "torchvision"]:
             del sys.modules[loaded]
         declare_operators()
-        import torchvision
+        importlib.import_module("torchvision")
     try:
-        import torchaudio
+        importlib.import_module("torchaudio")
     except (ImportError, RuntimeError, OSError):
         stand_in("torchaudio")
     sys.argv = [str(checkout / "main.py"), *sys.argv[2:]]
