@@ -1,0 +1,214 @@
+"""What hosts and packs ask of a VAE: one test for each row of the contract, in both ages of the host."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from host.stand_in import Host, Pack
+from node_makers import CLOSE, Makers
+
+
+@pytest.fixture
+def vae(host: Host, make: Makers) -> Any:
+    return make.vae()
+
+
+def plain(vae: Any, z: torch.Tensor) -> torch.Tensor:
+    """The picture that the modules themselves make, as the wire carries it."""
+    image = vae.first_stage_model.autoencoder.decode_plain(z)
+    return (image / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+
+
+def test_it_is_a_vae_of_the_host(vae: Any) -> None:
+    import comfy.sd  # type: ignore[import-not-found]
+
+    assert isinstance(vae, comfy.sd.VAE)
+
+
+def test_decode(vae: Any, make: Makers) -> None:
+    z = make.latent(2, 4, 10, 12)["samples"]
+    image = vae.decode(z)
+    assert image.shape == (2, 20, 24, 3) and image.dtype == torch.float32 and image.is_contiguous()
+    torch.testing.assert_close(image, plain(vae, z), **CLOSE)
+    torch.testing.assert_close(vae.decode(z, vae_options={}), image, rtol=0, atol=0)
+    torch.testing.assert_close(vae.decode(z[:, :, None]), image, rtol=0, atol=0)  # one frame
+
+
+def test_encode_is_the_mode_of_the_middle(vae: Any, make: Makers) -> None:
+    pixels = make.image(2, 21, 25, 4)  # newer hosts hand on every channel, older ones three
+    z = vae.encode(pixels)
+    cut = pixels[:, :20, :24, :3].movedim(-1, 1) * 2 - 1
+    moments = vae.first_stage_model.autoencoder.encode_plain(cut)
+    torch.testing.assert_close(z, moments.chunk(2, dim=1)[0], **CLOSE)
+    torch.testing.assert_close(vae.encode(pixels[..., :3]), z, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "tile", [{}, {"tile_x": 4, "tile_y": 4, "overlap": 1}, {"tile_x": 64, "tile_y": 64, "tile_t": None}]
+)
+def test_tiled_calls_are_exact(vae: Any, make: Makers, tile: dict[str, Any]) -> None:
+    z, pixels = make.latent(1, 4, 25, 13)["samples"], make.image(1, 50, 26, 3)
+    torch.testing.assert_close(vae.decode_tiled(z, **tile), vae.decode(z), **CLOSE)
+    torch.testing.assert_close(vae.encode_tiled(pixels, **tile), vae.encode(pixels), **CLOSE)
+
+
+def test_compression(vae: Any) -> None:
+    assert vae.spacial_compression_encode() == vae.spacial_compression_decode() == 2
+    assert vae.temporal_compression_decode() is None
+
+
+def test_attributes(vae: Any) -> None:
+    expected = {
+        "downscale_ratio": 2,
+        "upscale_ratio": 2,
+        "latent_channels": 4,
+        "latent_dim": 2,
+        "output_channels": 3,
+        "upscale_index_formula": None,
+        "downscale_index_formula": None,
+        "extra_1d_channel": None,
+        "crop_input": True,
+        "not_video": False,
+        "vae_dtype": torch.float32,
+        "device": torch.device("cpu"),
+        "output_device": torch.device("cpu"),
+        "disable_offload": True,
+    }
+    assert {name: getattr(vae, name) for name in expected} == expected
+    vae.not_video = True  # written by the checkpoint loader
+
+
+def test_validity(vae: Any) -> None:
+    vae.throw_exception_if_invalid()
+    vae.first_stage_model = None
+    with pytest.raises(ValueError, match="this VAE is empty"):
+        vae.throw_exception_if_invalid()
+
+
+def test_state_dict_has_ldms_names_and_makes_the_same_model(vae: Any, pack: Pack, make: Makers, tmp_path: Any) -> None:
+    from safetensors.torch import save_file
+
+    weights = vae.get_sd()
+    assert {"encoder.conv_in.weight", "decoder.up.0.block.0.conv1.weight", "decoder.mid.attn_1.q.weight"} <= set(
+        weights
+    )
+    assert weights["decoder.mid.attn_1.q.weight"].ndim == 4
+    save_file({key: weight.contiguous() for key, weight in weights.items()}, tmp_path / "again.safetensors")
+    again = pack.module("vae_core").load_vae(tmp_path / "again.safetensors")
+    z = make.latent()["samples"]
+    assert torch.equal(again.decode(z).sample, vae.first_stage_model.decode(z))
+
+
+def test_first_stage_model(vae: Any, make: Makers) -> None:
+    first = vae.first_stage_model
+    assert first.encoder is first.autoencoder.encoder and first.decoder is first.autoencoder.decoder
+    moments = first.quant_conv(first.encoder(make.image().movedim(-1, 1)))
+    mode, _ = first.regularization(moments)
+    assert torch.equal(mode, moments.chunk(2, dim=1)[0])
+    first.regularization.sample = True  # as some packs do
+    assert not torch.equal(first.regularization(moments)[0], mode)
+
+
+def test_patcher(vae: Any, host: Host) -> None:
+    assert vae.patcher.model is vae.first_stage_model
+    size = sum(weight.numel() * 4 for weight in vae.first_stage_model.autoencoder.parameters())
+    assert vae.model_size() == vae.patcher.model_size() == size
+    assert vae.is_dynamic() is False
+    vae.patcher.move(torch.device("meta"))  # what a host does to make room
+    assert vae.first_stage_model.autoencoder.device.type == "meta"
+
+
+def test_memory_is_what_the_plan_says(vae: Any, pack: Pack, host: Host, make: Makers) -> None:
+    z = make.latent(1, 4, 40, 40)["samples"]
+    model, core = vae.first_stage_model.autoencoder, pack.module("vae_core")
+    peak = core.plan_decode(model, z.shape, memory_budget=2**60).peak_bytes
+    carried = 40 * 40 * (3 * 4 + 8) * 4  # the picture, the latent
+    assert vae.memory_used_decode(z.shape, torch.float32) == peak + carried
+    vae.decode(z)
+    assert host.loads == [(vae.patcher, peak + carried)]
+    pixels = (1, 3, 80, 80)
+    peak = core.plan_encode(model, pixels, memory_budget=2**60).peak_bytes
+    assert vae.memory_used_encode(pixels, torch.float32) == peak + carried
+    assert vae.memory_used_decode((1, 4, 160, 160), torch.float32) < 2178 * 160 * 160 * 64 * 4  # the host's own guess
+
+
+def test_packs_own_loop(vae: Any, make: Makers) -> None:
+    """load, decode with the model, put into range: whose result older code uses, and newer code throws away."""
+    z = make.latent()["samples"]
+    image = vae.first_stage_model.decode(z.to(vae.vae_dtype).to(vae.device)).to(vae.output_device)
+    result = vae.process_output(image)
+    torch.testing.assert_close(result.movedim(1, -1), vae.decode(z), **CLOSE)
+    assert torch.equal(vae.process_input(torch.ones(1)), torch.ones(1))
+
+
+def test_process_output_works_in_place_in_new_hosts(new_host: Host, make: Makers) -> None:
+    vae = make.vae()
+    image = torch.full((1, 3, 2, 2), 5.0)
+    vae.process_output(image)
+    assert torch.equal(image, torch.ones(1, 3, 2, 2))
+
+
+def test_precision_between_nodes(new_host: Host, make: Makers) -> None:
+    vae = make.vae()
+    new_host.between = torch.float16
+    assert vae.vae_output_dtype() == torch.float16
+    assert vae.decode(make.latent()["samples"]).dtype == torch.float16
+    assert vae.encode(make.image()).dtype == torch.float16
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_copies_are_their_own(vae: Any, make: Makers, copied: Any) -> None:
+    z = make.latent()["samples"]
+    expected = vae.decode(z)
+    twin = copied(vae)
+    torch.testing.assert_close(twin.decode(z), expected, rtol=0, atol=0)
+    twin.patcher, twin.device = twin.patcher.clone(), torch.device("cpu")
+    twin.vae_dtype = torch.float32
+    twin.process_output = lambda image: image * 0
+    assert not twin.decode(z).any()
+    torch.testing.assert_close(vae.decode(z), expected, rtol=0, atol=0)
+
+
+def test_a_deep_copy_has_weights_of_its_own(vae: Any, make: Makers) -> None:
+    z = make.latent()["samples"]
+    twin = copy.deepcopy(vae)
+    assert twin.patcher.model is twin.first_stage_model
+    assert twin.first_stage_model.autoencoder.decoder is twin.first_stage_model.decoder
+    expected = vae.decode(z)
+    with torch.no_grad():
+        twin.first_stage_model.decoder.conv_out.bias.add_(1.0)
+    assert not torch.equal(twin.decode(z), expected)
+    assert torch.equal(vae.decode(z), expected)
+
+
+def test_a_copy_with_another_model(vae: Any, make: Makers) -> None:
+    """Nothing is kept but on the object: what is set there is what runs."""
+    z, other = make.latent()["samples"], make.vae(seed=5)
+    twin = copy.copy(vae)
+    twin.first_stage_model, twin.patcher = other.first_stage_model, other.patcher
+    torch.testing.assert_close(twin.decode(z), other.decode(z), rtol=0, atol=0)
+
+
+def test_without_any_host(make: Makers) -> None:
+    vae, z = make.vae(), make.latent()["samples"]
+    torch.testing.assert_close(vae.decode(z), plain(vae, z), **CLOSE)
+    assert vae.patcher is None and vae.latent_dim == 2
+
+
+def test_flux2_is_packed_on_the_wire(host: Host, make: Makers) -> None:
+    vae = make.vae(latent_channels=8, patch_size=(2, 2))
+    model = vae.first_stage_model.autoencoder
+    model.bn.running_mean.normal_()
+    model.bn.running_var.uniform_(0.5, 2)
+    assert (vae.latent_channels, vae.downscale_ratio) == (32, 4)
+    z = vae.encode(make.image(1, 21, 26, 3))
+    assert z.shape == (1, 32, 5, 6)
+    raw = model.encode_plain(make.image(1, 21, 26, 3)[:, :20, 1:25].movedim(-1, 1) * 2 - 1)[:, :8]
+    std = torch.sqrt(model.bn.running_var + model.config.batch_norm_eps)
+    packed = raw.reshape(1, 8, 5, 2, 6, 2).permute(0, 1, 3, 5, 2, 4).reshape(1, 32, 5, 6)
+    expected = (packed - model.bn.running_mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(z, expected, **CLOSE)
+    torch.testing.assert_close(vae.decode(z), plain(vae, raw), **CLOSE)
