@@ -5,11 +5,13 @@
 Passes: each is run whole (weights transformed, all strips, statistics) with `DirectConvolution` and with
 `WinogradConvolution`, in turns, and the median is taken. The table shows how many times faster Winograd is; a star
 marks where `choose_kernel` takes it, an exclamation mark where it takes the slower one by more than a tenth. From these
-follows the rule: for each number of channels the smallest map where Winograd wins, in positions for every channel of
-the narrower side, which is what _WINOGRAD_POSITIONS_PER_CHANNEL is set by.
+follows the rule: for each number of channels the smallest map where Winograd wins, in positions for every channel (of
+the geometric mean of both sides) and in arithmetic, which is what _WINOGRAD_POSITIONS_PER_CHANNEL and
+_WINOGRAD_ARITHMETIC are set by.
 
-Models: whole decodes and encodes by the engine and by the plain modules, at small sizes: where the engine begins to be
-the faster is what _SMALLEST in `engine.py` is set by.
+Models: whole decodes and encodes by the engine and by the plain modules, at small sizes, and what share of the
+arithmetic the fast kernels would take: where the engine begins to be the faster is what _SMALLEST and _FAST_SHARE in
+`engine.py` are set by.
 """
 
 from __future__ import annotations
@@ -95,13 +97,15 @@ def passes(scale: str, widths: list[tuple[int, int]], sides: list[int], turns: i
         print(f"{in_channels:>5} ->{out_channels:>4}{line}", flush=True)
         # From here on it wins at every size.
         first = next((i for i in range(len(sides)) if all(wins[i:])), None)
-        narrow = min(widths_of_pass)
+        mean = (in_channels * out_channels) ** 0.5
         if first is None:
             rule.append(f"{in_channels} -> {out_channels}: not up to {sides[-1]}x{sides[-1]}")
         else:
             side = sides[first]
+            arithmetic = 18 * in_channels * out_channels * side**2 / 1e9
             rule.append(
-                f"{in_channels} -> {out_channels}: from {side}x{side}, {side**2 / narrow:.1f} positions a channel"
+                f"{in_channels} -> {out_channels}: from {side}x{side}, {side**2 / mean:.1f} positions a channel and "
+                f"{arithmetic:.1f} GFLOP"
             )
     print("Winograd wins at " + "; ".join(rule) + ".")
 
@@ -125,7 +129,9 @@ def models(latent_sides: list[int], turns: int) -> None:
                 if direction == "decode":
                     x = torch.randn(1, config.latent_channels, side, side)
                 by_plain, by_engine = in_turns([partial(plain, x), partial(engine, vae, x)], turns, LIMIT, short=2.0)
-                line += f"{statistics.median(by_plain) / statistics.median(by_engine):10.2f}"
+                plan = vae_core.plan_decode if direction == "decode" else vae_core.plan_encode
+                ratio = statistics.median(by_plain) / statistics.median(by_engine)
+                line += f"{ratio:6.2f} {plan(vae, x.shape).fast_share:3.0%}"
             print(f"{name:>9} {direction}{line}", flush=True)
 
 

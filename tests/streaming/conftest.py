@@ -16,7 +16,10 @@ from vae_core.streaming import convolution
 @pytest.fixture(autouse=True, scope="module")
 def fast_kernels_for_narrow_models() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolution, "_WINOGRAD_MIN_CHANNELS", 16)
+        patch.setattr(convolution, "_WINOGRAD_ARITHMETIC", 0)
+        patch.setattr(convolution, "_WINOGRAD_POSITIONS_PER_CHANNEL", 1.0)
+        patch.setattr(convolution, "_FEW_CHANNELS", 0)
+        patch.setattr(convolution, "_WINOGRAD_UPSAMPLED", 0)
         yield
 
 

@@ -18,6 +18,7 @@ _ACCELERATOR_QUERIES = 4096  # where there is more to be busy with
 _KEY_BLOCK = 8192  # keys and values on the device at a time, where they lie elsewhere
 _SCORES_LIMIT = 2**29  # bytes of a kernel's scores in single precision, beyond which keys are taken in blocks too
 _PACKED_QUERIES = 256  # at most
+_STRIPS_OF_SCORES = 8  # the scores of a chunk may take so many times what a strip does
 _PACKED_KEYS = 8192  # keys and values in one packed block
 _PACKED_LIMIT = 2**29  # bytes of packed keys and values beyond which they go to the store instead
 
@@ -206,7 +207,9 @@ class PackedAttentionPass:
         self.positions = source.shape[1] * source.shape[2]
         self.channels = source.shape[3]
         self.scores_per_query = 3 * min(_PACKED_KEYS, self.positions)  # as they are, their exponentials, on the way
-        self.queries = max(8, min(_PACKED_QUERIES, strip_bytes // (2 * self.scores_per_query)))
+        self.queries = max(
+            8, min(_PACKED_QUERIES, self.positions, _STRIPS_OF_SCORES * strip_bytes // (4 * self.scores_per_query))
+        )
 
     @staticmethod
     def suits(source: Tensor, device: torch.device) -> bool:
@@ -218,7 +221,7 @@ class PackedAttentionPass:
     def prepare(self) -> None:
         assert self.coefficients is not None
         self.items = [
-            _PackedItem(self.attention, self.source[item].reshape(-1, self.channels), scale, shift)
+            _PackedItem(self.attention, self.source[item].reshape(-1, self.channels), scale, shift, self.queries)
             for item, (scale, shift) in enumerate(zip(*self.coefficients, strict=True))
         ]
 
@@ -254,21 +257,21 @@ class PackedAttentionPass:
 class _PackedItem:
     """The attention of one map, for any of its positions [N, C]."""
 
-    def __init__(self, attention: Attention, tokens: Tensor, scale: Tensor, shift: Tensor) -> None:
+    def __init__(self, attention: Attention, tokens: Tensor, scale: Tensor, shift: Tensor, queries: int) -> None:
         cpu, dtype = tokens.device, tokens.dtype
         channels = tokens.shape[1]
         to_q, to_k, to_v = _projections(attention)
         weight, bias = _folded(to_q, scale, shift, cpu, dtype)
-        self.query = _linear(weight * channels**-0.5), bias * channels**-0.5
+        self.query = _linear(weight * channels**-0.5, queries), bias * channels**-0.5
         # Keys differ from one another by their weights alone: a bias common to all of them cancels in the softmax.
         key_weight, _ = _folded(to_k, scale, shift, cpu, dtype)
         value_weight, value_bias = _folded(to_v, scale, shift, cpu, dtype)
         out = _output_layer(attention)
-        self.out = _linear(out.weight.detach().to(dtype)), out.bias.detach().to(dtype)
+        self.out = _linear(out.weight.detach().to(dtype), queries), out.bias.detach().to(dtype)
         self.blocks = []
         for block in tokens.split(_PACKED_KEYS):
-            keys = _linear(F.linear(block, key_weight))
-            values = _linear(F.linear(block, value_weight, value_bias).t())
+            keys = _linear(F.linear(block, key_weight), queries)
+            values = _linear(F.linear(block, value_weight, value_bias).t(), queries)
             self.blocks.append((keys, values))
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -279,9 +282,9 @@ class _PackedItem:
         return _apply(softmax.result(), *self.out) + tokens
 
 
-def _linear(weight: Tensor) -> winograd.PackedProducts:
+def _linear(weight: Tensor, rows: int) -> winograd.PackedProducts:
     """[K, C], packed."""
-    return winograd.PackedProducts.pack(weight[None], _PACKED_QUERIES)
+    return winograd.PackedProducts.pack(weight[None], rows)
 
 
 def _apply(x: Tensor, products: winograd.PackedProducts, bias: Tensor | None = None) -> Tensor:

@@ -21,10 +21,13 @@ from .program import Convolve
 from .stats import ChannelStats, StripStats, join_items, merge_all
 from .transfer import Arriving, Transfers
 
-# Below these sizes Winograd's transformed weights cost more than its multiplications save: measured as
-# `benchmarks/kernels.py` prints it, positions of the target for every channel of the narrower side.
-_WINOGRAD_MIN_CHANNELS = 96  # of the wider side; narrower ones are as fast directly
-_WINOGRAD_POSITIONS_PER_CHANNEL = 5.0
+# Where Winograd is the faster, as `benchmarks/kernels.py` measures it. Below so much arithmetic (of a direct
+# convolution) its calls cost more than its multiplications save; below so many positions of the target for a channel,
+# making its weights does.
+_WINOGRAD_ARITHMETIC = 2**32
+_WINOGRAD_POSITIONS_PER_CHANNEL = 7.0  # for the geometric mean of both sides' channels
+_FEW_CHANNELS = 16  # on either side: the transforms are most of the work
+_WINOGRAD_UPSAMPLED = 2**12  # positions after a doubling, where the direct kernel has its own overhead
 
 
 class Wrap(NamedTuple):
@@ -43,6 +46,13 @@ class Strip(NamedTuple):
     items: tuple[int, int]
     rows: tuple[int, int]
     columns: tuple[int, int]
+
+    @property
+    def tiles(self) -> int:
+        """Winograd's tiles that cover it."""
+        return -(-(self.rows[1] - self.rows[0]) // winograd.TILE) * -(
+            -(self.columns[1] - self.columns[0]) // winograd.TILE
+        )
 
     @property
     def positions(self) -> int:
@@ -267,18 +277,19 @@ class WinogradConvolution:
     def prepare(self) -> None:
         step = self.step
         self.bias = step.conv.bias.detach().float()  # type: ignore[union-attr]
-        self.products = winograd.pack_upsample(step.conv) if step.scale == "up" else winograd.pack_winograd(step.conv)
+        strip = self.strips()[0]
+        pack = winograd.pack_upsample if step.scale == "up" else winograd.pack_winograd
+        self.products = pack(step.conv, strip.tiles)
         self.shortcut = None
         if step.shortcut is not None:
             matrix = step.shortcut.weight.detach().float()[None, :, :, 0, 0]
-            self.shortcut = winograd.PackedProducts.pack(matrix, self.strips()[0].positions)
+            self.shortcut = winograd.PackedProducts.pack(matrix, strip.positions)
             self.bias = self.bias + step.shortcut.bias.detach().float()  # type: ignore[union-attr]
 
     def workspace(self, workers: int) -> int:
         conv, strip = self.step.conv, self.strips()[0]
         groups = winograd.GROUPS[self.step.scale]
-        rows = -(-strip.positions // winograd.TILE**2)
-        products = rows * groups * (conv.in_channels + conv.out_channels)
+        products = strip.tiles * groups * (conv.in_channels + conv.out_channels)
         edges = 6 * (strip.columns[1] - strip.columns[0] + 2) * conv.in_channels
         extra = strip.positions * conv.out_channels * (2 if self.step.shortcut else 1)
         weights = groups * conv.in_channels * conv.out_channels
@@ -290,13 +301,19 @@ class WinogradConvolution:
     def strips(self) -> list[Strip]:
         batch, height, width, channels = self.inputs.target.shape
         unit = winograd.TILE
-        most = winograd.product_rows(max(channels, self.inputs.source.shape[3]), winograd.GROUPS[self.step.scale])
-        across = -(-width // unit)  # tiles in a row
+        most = winograd.most_tiles(max(channels, self.inputs.source.shape[3]), winograd.GROUPS[self.step.scale])
+        across, down = -(-width // unit), -(-height // unit)  # tiles
         parts = -(-across // most)
-        columns = cut(width, -(-across // parts) * unit)
-        rows = max(1, most // across) * unit
+        across = -(-across // parts)
+        columns = cut(width, across * unit)
+        tall = max(1, most // across)
         if self.inputs.max_rows is not None:
-            rows = min(rows, max(unit, self.inputs.max_rows))
+            tall = min(tall, max(1, self.inputs.max_rows // unit))
+        # The first strip sets the size of the products, so strips are alike; few of them are shared out evenly.
+        count, workers = -(-down // tall), torch.get_num_threads()
+        if count * parts * batch < 4 * workers:
+            count = -(-count // workers) * workers
+        rows = -(-down // count) * unit
         return [
             Strip((item, item + 1), row_span, column_span)
             for item in range(batch)
@@ -379,8 +396,15 @@ def choose_kernel(step: Convolve, source: Tensor, target: Tensor, device: torch.
         and (step.act is None or isinstance(step.act, nn.SiLU))
         and winograd.available()
     )
-    positions = target.shape[0] * target.shape[1] * target.shape[2]
-    narrow, wide = sorted((source.shape[3], target.shape[3]))
-    if not suits or wide < _WINOGRAD_MIN_CHANNELS or positions < _WINOGRAD_POSITIONS_PER_CHANNEL * narrow:
-        return DirectConvolution
-    return WinogradConvolution
+    return WinogradConvolution if suits and _winograd_wins(step, source.shape[3], target) else DirectConvolution
+
+
+def _winograd_wins(step: Convolve, in_channels: int, target: Tensor) -> bool:
+    positions, out_channels = target.shape[:3].numel(), target.shape[3]
+    if step.scale == "up":
+        return positions >= _WINOGRAD_UPSAMPLED
+    if min(in_channels, out_channels) < _FEW_CHANNELS:
+        return False
+    per_channel = positions / (in_channels * out_channels) ** 0.5
+    worth = 2 * step.conv.weight.numel() * positions >= _WINOGRAD_ARITHMETIC
+    return worth and per_channel >= _WINOGRAD_POSITIONS_PER_CHANNEL

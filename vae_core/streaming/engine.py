@@ -22,6 +22,7 @@ from .plan import Plan, plan_program
 from .program import Convolve, Pass, decoder_program, encoder_program, output_size
 from .stock import find_change
 from .store import MapStore
+from .winograd import drop_scratch
 
 if TYPE_CHECKING:
     from ..autoencoder_kl import AutoencoderKL
@@ -196,17 +197,19 @@ def may_run(vae: AutoencoderKL, x: Tensor, encoding: bool) -> bool:
 
 
 def is_faster(vae: AutoencoderKL, x: Tensor, encoding: bool) -> bool:
-    """Whether most of the arithmetic would take a kernel with fewer multiplications; for an input that `may_run`."""
+    """Whether enough of the arithmetic would take a kernel with fewer multiplications; for what `may_run`."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return False
     task = _Task(vae, encoding, tuple(x.shape))  # type: ignore[arg-type]
     if task.latent_size[0] * task.latent_size[1] * task.shape[0] < _SMALLEST:
         return False
-    return _plan(task, memory_budget=_NO_LIMIT).fast_share > 0.5
+    return _plan(task, memory_budget=_NO_LIMIT).fast_share > _FAST_SHARE
 
 
-# Below so many latent positions in a batch, plain modules are as fast: `benchmarks/kernels.py`.
-_SMALLEST = 16 * 16
+# Below so many latent positions in a batch, or such a share of arithmetic in fast kernels, plain modules are as fast:
+# `benchmarks/kernels.py --models`.
+_SMALLEST = 18 * 18
+_FAST_SHARE = 0.4
 _NO_LIMIT = 2**62
 
 
@@ -336,6 +339,7 @@ def _run_exact(
                 run.run(x[part].to(device, dtype), output[part], task.latent_size[0], pool, report)
     finally:
         store.drop_free()  # an exception's traceback may hold the store
+        drop_scratch()
     return output
 
 

@@ -45,7 +45,7 @@ class Settings:
     @property
     def bytes_per_strip(self) -> int:
         """`strip_bytes`, or what suits the device: a CPU's cache, a GPU's need of much to do at once."""
-        return self.strip_bytes or (2**24 if self.device.type == "cpu" else 2**28)
+        return self.strip_bytes or (2**22 if self.device.type == "cpu" else 2**28)
 
 
 @contextmanager

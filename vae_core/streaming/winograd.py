@@ -71,44 +71,50 @@ def available() -> bool:
     return products_available()
 
 
-def product_rows(channels: int, groups: int) -> int:
-    """Rows of one strip's products, for a convolution whose wider side has so many channels."""
+def most_tiles(channels: int, groups: int) -> int:
+    """Tiles of a strip, about, for a convolution whose wider side has so many channels."""
     least = _LEAST_ROWS["wide" if channels >= _WIDE_CHANNELS else "narrow"]
     return max(least, _OPERAND_BYTES // (4 * groups * channels) // 16 * 16)
 
 
 @dataclass(frozen=True)
 class PackedProducts:
-    """`groups` matrices [C, K], laid out as oneDNN wants them. `in_channels` is C padded to whole vectors."""
+    """`groups` matrices [C, K], laid out as oneDNN wants them for products of `rows` rows.
+
+    With another number of rows it may want another layout and make it in every call, which takes a hundred times as
+    long; so fewer rows are filled up. `in_channels` is C padded to whole vectors.
+    """
 
     weight: Tensor
+    rows: int
     groups: int
     in_channels: int
     out_channels: int
 
     @classmethod
     def pack(cls, matrices: Tensor, rows: int) -> PackedProducts:
-        """Of matrices [groups, K, C], for products of about `rows` rows. C is padded to whole vectors with zeros."""
+        """Of matrices [groups, K, C], for products of up to `rows` rows. C is padded to whole vectors with zeros."""
         matrices = F.pad(matrices, (0, -matrices.shape[2] % _VECTOR))
         groups, out_channels, in_channels = matrices.shape
         shape = [1, groups * in_channels, 1, rows]
         weight = matrices.reshape(groups * out_channels, in_channels, 1, 1)
         packed = torch.ops.mkldnn._reorder_convolution_weight(weight, [0, 0], [1, 1], [1, 1], groups, shape)
-        return cls(packed, groups, in_channels, out_channels)
+        return cls(packed, rows, groups, in_channels, out_channels)
 
     def __call__(self, left: Tensor) -> Tensor:
-        """[rows, groups, C] -> [rows, groups, K]."""
-        rows = left.shape[0]
-        x = left.view(1, 1, rows, -1).permute(0, 3, 1, 2)
+        """[N, groups, C] -> [N, groups, K], for N of up to `rows`."""
+        count = left.shape[0]
+        if count < self.rows:
+            left = F.pad(left, (0, 0, 0, 0, 0, self.rows - count))
+        x = left.view(1, 1, self.rows, -1).permute(0, 3, 1, 2)
         y = torch.ops.mkldnn._convolution_pointwise(
             x, self.weight, None, [0, 0], [1, 1], [1, 1], self.groups, "none", [], ""
         )
-        return y.permute(0, 2, 3, 1).view(rows, self.groups, self.out_channels)
+        return y.permute(0, 2, 3, 1).view(self.rows, self.groups, self.out_channels)[:count]
 
 
-def _pack_transformed(conv: nn.Conv2d, transform: Tensor) -> list[PackedProducts]:
+def _pack_transformed(conv: nn.Conv2d, transform: Tensor, rows: int) -> list[PackedProducts]:
     """transform w transform^T for every kernel w of `conv`, packed together or row by row of the result."""
-    rows = product_rows(max(conv.in_channels, conv.out_channels), transform.shape[0] ** 2)
     kernels = conv.weight.detach().float().flatten(0, 1).flatten(1).t()  # [9, K * C]
     both = torch.kron(transform, transform).float()
     pieces = transform.shape[0] if both.shape[0] * kernels.shape[1] * 4 > _LARGEST_PIECE else 1
@@ -120,14 +126,14 @@ def _pack_transformed(conv: nn.Conv2d, transform: Tensor) -> list[PackedProducts
     return packed
 
 
-def pack_winograd(conv: nn.Conv2d) -> list[PackedProducts]:
-    """The weights of a 3x3 convolution, transformed: four times their size."""
-    return _pack_transformed(conv, _G)
+def pack_winograd(conv: nn.Conv2d, tiles: int) -> list[PackedProducts]:
+    """The weights of a 3x3 convolution, transformed for strips of so many tiles: four times their size."""
+    return _pack_transformed(conv, _G, tiles)
 
 
-def pack_upsample(conv: nn.Conv2d) -> list[PackedProducts]:
-    """The weights of a 3x3 convolution that follows a doubling: 25/9 of their size."""
-    return _pack_transformed(conv, _UP)
+def pack_upsample(conv: nn.Conv2d, tiles: int) -> list[PackedProducts]:
+    """The weights of a 3x3 convolution that follows a doubling, as `pack_winograd`: 25/9 of their size."""
+    return _pack_transformed(conv, _UP, tiles)
 
 
 _scratch = threading.local()
@@ -142,10 +148,16 @@ def _buffer(name: str, *shape: int) -> np.ndarray:
     return kept[name][:size].reshape(shape)
 
 
-def _product_input(rows: int, products: list[PackedProducts], channels: int) -> np.ndarray:
-    """The left sides of the products, [products, rows, groups, padded channels], with zeros where it is padded."""
-    left = _buffer("products", len(products), rows, products[0].groups, products[0].in_channels)
+def drop_scratch() -> None:
+    """Give back what `_buffer` keeps for the calling thread."""
+    _scratch.__dict__.clear()
+
+
+def _product_input(tiles: int, products: list[PackedProducts], channels: int) -> np.ndarray:
+    """The left sides of the products, [products, rows, groups, padded channels], with zeros but for the tiles."""
+    left = _buffer("products", len(products), products[0].rows, products[0].groups, products[0].in_channels)
     left[..., channels:] = 0.0
+    left[:, tiles:] = 0.0
     return left
 
 
