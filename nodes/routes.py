@@ -213,6 +213,7 @@ def _exact(
         "peak_bytes": plan.peak_bytes,
         "file_bytes": plan.file_bytes,
         "cost": 1.0,
+        "arithmetic": plan.arithmetic,
     }
 
 
@@ -244,6 +245,7 @@ def _blended(
         "peak_bytes": max(plan.peak_bytes for plan in plans) * question.batch,
         "file_bytes": 0,
         "cost": sum(plan.arithmetic for plan in plans) / whole.arithmetic,
+        "arithmetic": sum(plan.arithmetic for plan in plans) * question.batch,
     }
 
 

@@ -35,7 +35,6 @@ NO_LIMIT = 2**62
 # Of a device's memory, so much may be asked for.
 LARGEST_SHARE = 0.7
 SMALL_STRIP = 4  # latent rows
-SMALLER_BUDGETS = (2, 4, 8, 16)  # parts of what was planned
 
 
 @dataclass(frozen=True)
@@ -205,18 +204,31 @@ def _attempt(
 
 def _attempts(vae: Autoencoder, shape: tuple[int, ...], encoding: bool, options: Options) -> Iterator[_Attempt]:
     yield _Attempt("as planned", options)
-    blended = options.tiling is not None and options.tiling.mode == "blended"
-    if not blended:
+    if options.tiling is None or options.tiling.mode == "exact":
         size = None if options.tiling is None else options.tiling.size
         strips = replace(options, tiling=TileSpec(size=min(size or SMALL_STRIP, SMALL_STRIP)))
         yield _Attempt("in smaller strips", strips)
-        unlimited = replace(strips, memory_budget=options.memory_budget or NO_LIMIT)
-        planned = plan(vae, (1, *shape[1:]), encoding, unlimited, vae.device).peak_bytes
-        for divisor in SMALLER_BUDGETS:
-            smaller = replace(strips, memory_budget=planned // divisor)
-            yield _Attempt(f"with a {divisor}th of the memory, the rest in a file", smaller)
+        for budget in _filing_budgets(vae, shape, encoding, strips):
+            smaller = replace(strips, memory_budget=budget)
+            yield _Attempt(f"with {budget / 2**20:.0f} MiB of working memory and the rest outside of it", smaller)
     if vae.device.type != "cpu":
         yield _Attempt("on the CPU", options, CPU)
+
+
+def _filing_budgets(vae: Autoencoder, shape: tuple[int, ...], encoding: bool, options: Options) -> list[int]:
+    """The largest and the smallest budget below what was planned that keep maps out of the device's memory."""
+    shape = (1, *shape[1:])
+    planned = plan(vae, shape, encoding, replace(options, memory_budget=NO_LIMIT), vae.device).peak_bytes
+    found = []
+    for tenths in range(9, 0, -1):
+        budget = min(options.memory_budget or planned, planned) * tenths // 10
+        try:
+            tried = plan(vae, shape, encoding, replace(options, memory_budget=budget), vae.device)
+        except MemoryBudgetError:
+            break
+        if tried.store != "memory":
+            found.append(budget)
+    return [found[0], found[-1]] if len(found) > 1 else found
 
 
 def raw_shape(vae: Autoencoder, samples: Tensor) -> tuple[int, ...]:

@@ -1,0 +1,185 @@
+"""A host's own VAE on our nodes: an AutoencoderKL is adopted with its own weights, anything else calls its methods."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from host.ldm import AutoencoderKL, Tiny
+from host.stand_in import Host, Pack
+from node_makers import CLOSE, Makers
+from torch import nn
+
+THERE = {"vae": None, "draw": "mode", "seed": 0, "fit": "crop"}
+
+
+@pytest.fixture
+def theirs(host: Host) -> Any:
+    torch.manual_seed(3)
+    return host.vae(AutoencoderKL())
+
+
+def test_the_same_picture_and_latent(theirs: Any, pack: Pack, make: Makers) -> None:
+    pixels, latent = make.image(2, 20, 24, 3), make.latent(2, 4, 10, 12)
+    encoded, posterior, _ = pack.run("SeamlessVAEEncode", **{**THERE, "pixels": pixels, "vae": theirs})
+    torch.testing.assert_close(encoded["samples"], theirs.encode(pixels), **CLOSE)
+    logvar = theirs.first_stage_model.quant_conv(theirs.first_stage_model.encoder(pixels.movedim(-1, 1) * 2 - 1)).chunk(
+        2, dim=1
+    )[1]
+    torch.testing.assert_close(posterior["logvar"], logvar, **CLOSE)
+    (image,) = pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)
+    torch.testing.assert_close(image, theirs.decode(latent["samples"]), **CLOSE)
+
+
+def test_no_weight_is_copied(theirs: Any, pack: Pack) -> None:
+    opened = pack.module("nodes.adopt").open_vae(theirs)
+    own = {weight.data_ptr() for weight in theirs.first_stage_model.parameters()}
+    with opened.loaded(0) as model:
+        used = [weight.data_ptr() for weight in model.parameters()]
+    assert set(used) == own and len(used) == len(own)
+
+
+def test_nothing_is_held_after_a_run(theirs: Any, host: Host, pack: Pack, make: Makers) -> None:
+    """Else weights that the host has moved elsewhere, or dropped, would stay in memory."""
+    held = []
+    for weight in theirs.first_stage_model.parameters():
+        array = weight.detach().numpy().copy()
+        weight.data = torch.from_numpy(array)  # memory whose end can be seen
+        held.append(weakref.ref(array))
+    del array, weight
+    pack.run("SeamlessVAEDecode", samples=make.latent(), vae=theirs)
+    assert all(each() is not None for each in held)
+    theirs.first_stage_model = theirs.patcher = None
+    host.loads.clear()
+    gc.collect()
+    assert not [each for each in held if each() is not None]
+
+
+def test_weights_that_change_are_seen(theirs: Any, pack: Pack, make: Makers) -> None:
+    """A host patches weights, moves them, and exchanges them, between two runs."""
+    latent = make.latent()
+    pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)
+    decoder = theirs.first_stage_model.decoder
+    decoder.conv_out.bias = nn.Parameter(decoder.conv_out.bias + 0.5)
+    decoder.mid.attn_1.q.weight.data = decoder.mid.attn_1.q.weight.data * 2
+    (image,) = pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)
+    torch.testing.assert_close(image, theirs.decode(latent["samples"]), **CLOSE)
+
+
+def test_it_goes_through_the_hosts_memory_management(theirs: Any, host: Host, pack: Pack, make: Makers) -> None:
+    (image,) = pack.run("SeamlessVAEDecode", samples=make.latent(), vae=theirs)
+    ((patcher, required),) = host.loads
+    assert patcher is theirs.patcher and required > image.numel() * 4
+
+
+def test_precision_of_its_weights(theirs: Any, pack: Pack, make: Makers) -> None:
+    theirs.first_stage_model.to(torch.bfloat16)
+    theirs.vae_dtype = torch.bfloat16
+    latent = make.latent()
+    (image,) = pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)
+    assert image.dtype == torch.float32
+    expected = theirs.decode(latent["samples"].bfloat16()).float()
+    assert (image - expected).abs().max() < 0.03  # bfloat16 has 8 bits: 1/256, through a few layers
+
+
+def test_exact_tiles_and_wrapping(theirs: Any, pack: Pack, make: Makers) -> None:
+    latent = make.latent(1, 4, 25, 14)
+    (image,) = pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)
+    (tiled,) = pack.run("SeamlessVAEDecodeTiled", samples=latent, vae=theirs, mode="exact", tile_size=8)
+    torch.testing.assert_close(tiled, image, **CLOSE)
+    (wrapped,) = pack.run("SeamlessVAEDecodeTiled", samples=latent, vae=theirs, wrap="x")
+    assert (wrapped - image).abs().max() > 0.01
+
+
+def hooked(first: AutoencoderKL) -> None:
+    first.decoder.conv_in.register_forward_hook(lambda module, inputs, output: output * 2)
+
+
+def circular(first: AutoencoderKL) -> None:
+    first.decoder.conv_in.padding_mode = "circular"
+
+
+def patched(first: AutoencoderKL) -> None:
+    forward = first.decoder.forward
+    first.decoder.forward = lambda z: forward(z) * 0.5  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("change", [hooked, circular, patched])
+def test_what_somebody_changed_is_run_as_it_is(theirs: Any, host: Host, pack: Pack, make: Makers, change: Any) -> None:
+    latent = make.latent()
+    (before,) = pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)
+    change(theirs.first_stage_model)
+    (image,) = pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)
+    torch.testing.assert_close(image, theirs.decode(latent["samples"]), rtol=0, atol=0)
+    assert not torch.equal(image, before) or change is circular
+    assert "this VAE was changed" in host.texts[-1] and "not available" in host.texts[-1]
+
+
+@pytest.fixture
+def tiny(host: Host) -> Any:
+    torch.manual_seed(4)
+    return host.vae(Tiny())
+
+
+def test_other_kinds_call_their_own_methods(tiny: Any, host: Host, pack: Pack, make: Makers) -> None:
+    pixels, latent = make.image(1, 21, 24, 3), make.latent()
+    encoded, posterior, _ = pack.run("SeamlessVAEEncode", **{**THERE, "pixels": pixels, "vae": tiny})
+    torch.testing.assert_close(encoded["samples"], tiny.encode(pixels[:, :20]), **CLOSE)
+    assert torch.equal(posterior["logvar"], torch.full_like(posterior["samples"], -30))
+    (image,) = pack.run("SeamlessVAEDecode", samples=latent, vae=tiny)
+    torch.testing.assert_close(image, tiny.decode(latent["samples"]), rtol=0, atol=0)
+    assert host.texts[-1].startswith("Seamless VAE: Tiny is no AutoencoderKL")
+    blended = {"mode": "blended", "tile_size": 16, "overlap": 4}
+    pack.run("SeamlessVAEDecodeTiled", samples=latent, vae=tiny, **blended)
+    assert tiny.tiles == (8, 8, 2)
+    pack.run("SeamlessVAEEncodeTiled", **{**THERE, "pixels": pixels, "vae": tiny}, **blended)
+    assert tiny.tiles == (16, 16, 4)
+
+
+def test_video_of_other_kinds_becomes_a_batch(tiny: Any, pack: Pack, make: Makers) -> None:
+    tiny.latent_dim = 3
+    tiny.decode = lambda z: torch.zeros(1, 3, 20, 24, 3)
+    (image,) = pack.run("SeamlessVAEDecode", samples=make.latent(1, 4, 3, 10, 12), vae=tiny)
+    assert image.shape == (3, 20, 24, 3)
+
+
+def test_what_other_kinds_cannot_do(tiny: Any, pack: Pack, make: Makers, host: Host) -> None:
+    latent = make.latent()
+    with pytest.raises(ValueError, match="cannot wrap around: Tiny is no AutoencoderKL"):
+        pack.run("SeamlessVAEDecodeTiled", samples=latent, vae=tiny, wrap="both")
+    with pytest.raises(ValueError, match="saving is not possible with this VAE"):
+        pack.run("SeamlessVAESave", vae=tiny)
+    with pytest.raises(ValueError, match="scaling is not possible with this VAE"):
+        pack.run("SeamlessLatentScale", samples=latent, vae=tiny)
+    (text,) = pack.run("SeamlessVAEInspect", vae=tiny)
+    assert text.startswith("no AutoencoderKL: Tiny")
+    with pytest.raises(ValueError, match=r"8 channels, but this VAE takes 4 channels \(SD, SDXL\)"):
+        pack.run("SeamlessVAEDecode", samples=make.latent(1, 8, 4, 4), vae=tiny)
+    tiny.latent_dim = 1
+    with pytest.raises(ValueError, match="one for sound"):
+        pack.run("SeamlessVAEDecode", samples=latent, vae=tiny)
+    tiny.first_stage_model = None
+    with pytest.raises(ValueError, match="this VAE is empty"):
+        pack.run("SeamlessVAEDecode", samples=latent, vae=tiny)
+
+
+def test_saving_and_inspecting_an_adopted_one(theirs: Any, host: Host, pack: Pack, make: Makers) -> None:
+    (path,) = pack.run("SeamlessVAESave", vae=theirs, filename_prefix="x/theirs", format="single_file")
+    again = pack.module("vae_core").load_vae(path)
+    z = make.latent()["samples"]
+    torch.testing.assert_close(
+        (again.decode(z).sample + 1).div(2).clamp(0, 1).movedim(1, -1), theirs.decode(z), **CLOSE
+    )
+    (text,) = pack.run("SeamlessVAEInspect", vae=theirs, samples={"samples": z})
+    assert "weights adopted" in text and "1 picture of 24x20" in text
+
+
+def test_both_ways_in_one_swap(theirs: Any, pack: Pack, make: Makers) -> None:
+    ours, latent = make.vae(latent_channels=16), make.latent(1, 4, 10, 12)
+    there, _ = pack.run("SeamlessVAESwap", samples=latent, from_vae=theirs, to_vae=ours)
+    back, image = pack.run("SeamlessVAESwap", samples=there, from_vae=ours, to_vae=theirs)
+    assert there["samples"].shape == (1, 16, 10, 12) and back["samples"].shape == (1, 4, 10, 12)
+    assert image.shape == (1, 20, 24, 3)
