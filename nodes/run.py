@@ -62,8 +62,8 @@ def decode(vae: Autoencoder, samples: Tensor, options: Options, watch: Watch) ->
     """
     latents.check(vae.model, samples)
     watch.stage(lambda: _latent_preview(samples))
-    ratio = latents.wire_ratio(vae.model)
-    image_size = (samples.shape[0], samples.shape[2] * ratio, samples.shape[3] * ratio, vae.config.out_channels)
+    shape, ratio = raw_shape(vae, samples), vae.config.spatial_ratio
+    image_size = (shape[0], shape[2] * ratio, shape[3] * ratio, vae.config.out_channels)
 
     def run(model: AutoencoderKL, plan: _Planned) -> Tensor:
         image = torch.empty(image_size, dtype=vae.output_dtype, device=vae.output_device)
@@ -80,7 +80,6 @@ def decode(vae: Autoencoder, samples: Tensor, options: Options, watch: Watch) ->
             image[part].copy_(decoded.movedim(1, -1))
         return image
 
-    shape = raw_shape(vae, samples)
     return _with_fallbacks(vae, shape, False, options, watch, run)
 
 

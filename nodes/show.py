@@ -39,14 +39,8 @@ def numbered_path(prefix: str, ending: str) -> Path:
     parts = zip(("year", "month", "day", "hour", "minute", "second"), now[:6], strict=True)
     for part, value in parts:
         prefix = prefix.replace(f"%{part}%", f"{value:02d}")
-    name = prefix.replace("\\", "/").strip("/")
-    if (
-        not name
-        or "\0" in name
-        or name.startswith("/")
-        or not host.stays_inside(name)
-        or prefix.startswith(("/", "\\"))
-    ):
+    name = prefix.replace("\\", "/")
+    if not name.strip("/. ") or "\0" in name or not host.stays_inside(name):
         raise CheckpointError(
             f"the name {prefix!r} leads out of the output folder or is empty. Give a name such as vae/seamless."
         )

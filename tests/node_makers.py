@@ -37,3 +37,10 @@ class Makers:
     def image(self, *shape: int) -> torch.Tensor:
         shape = shape or (1, 20, 24, 3)
         return torch.rand(shape, generator=torch.Generator().manual_seed(2))
+
+
+def encode(pack: Pack, vae: Any, pixels: torch.Tensor, **options: Any) -> tuple[Any, Any, torch.Tensor]:
+    """The results of Seamless VAE Encode."""
+    return pack.run(
+        "SeamlessVAEEncode", **{"pixels": pixels, "vae": vae, "draw": "mode", "seed": 0, "fit": "crop", **options}
+    )

@@ -1,0 +1,54 @@
+"""What the nodes refuse, in sentences, before anything heavy starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from host.stand_in import Host, Pack
+from node_makers import Makers, encode
+
+pytestmark = pytest.mark.usefixtures("host")
+
+
+class Nested:
+    is_nested = True
+    ndim, shape = 4, (1, 4, 8, 8)
+
+
+BAD_LATENTS: dict[str, Any] = {
+    "16 channels \\(SD3, FLUX.1\\), but this VAE takes 4 channels \\(SD, SDXL\\)": torch.zeros(1, 16, 8, 8),
+    "this latent is of video: it has 5 dimensions": torch.zeros(1, 4, 2, 8, 8),
+    "this latent is of sound: it has 3 dimensions": torch.zeros(1, 64, 8),
+    "this latent is empty": torch.zeros(0, 4, 8, 8),
+    "this latent is nested": Nested(),
+    "this is no latent": None,
+}
+
+
+@pytest.mark.parametrize("message", BAD_LATENTS)
+@pytest.mark.parametrize("node", ["SeamlessVAEDecode", "SeamlessVAEDecodeTiled", "SeamlessVAESwap"])
+def test_latents_that_do_not_fit(pack: Pack, make: Makers, host: Host, node: str, message: str) -> None:
+    vae = make.vae()
+    vaes = {"from_vae": vae, "to_vae": vae} if node == "SeamlessVAESwap" else {"vae": vae}
+    with pytest.raises(ValueError, match=message) as caught:
+        pack.run(node, samples={"samples": BAD_LATENTS[message]}, **vaes)
+    assert isinstance(caught.value, pack.module("vae_core").VAEError) and str(caught.value).endswith(".")
+    assert not host.loads and not host.progress
+
+
+BAD_PICTURES: dict[str, Any] = {
+    "no batch of pictures": torch.zeros(0, 8, 8, 3),
+    "no batch of pictures: \\(8, 8, 3\\)": torch.zeros(8, 8, 3),
+    "no batch of pictures: NoneType": None,
+    "5 channels has no known colours": torch.zeros(1, 8, 8, 5),
+    "already holds 192 values that are NaN": torch.full((1, 8, 8, 3), float("nan")),
+}
+
+
+@pytest.mark.parametrize("message", BAD_PICTURES)
+def test_pictures_that_do_not_fit(pack: Pack, make: Makers, message: str) -> None:
+    with pytest.raises(Exception, match=message) as caught:
+        encode(pack, make.vae(), BAD_PICTURES[message])
+    assert isinstance(caught.value, pack.module("vae_core").VAEError)
