@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from host.frontend import static_files
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Playwright, expect
 
 SERVER = Path(__file__).with_name("server.py")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -27,7 +27,9 @@ SETTINGS = {
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasInfo": False,
     "Comfy.Queue.QPOV2": False,
+    "LiteGraph.Canvas.MaximumFps": 20,
 }
+PATIENCE = 60_000  # milliseconds, for machines that are busy
 READY = "window.app?.canvas && window.graph && window.app.extensionManager?.workflow?.activeWorkflow"
 MAKE_GRAPH = """async ([nodes, links]) => {
     await app.loadGraphData({last_node_id: 0, last_link_id: 0, nodes: [], links: [], groups: [], config: {}, extra: {},
@@ -48,6 +50,7 @@ MAKE_GRAPH = """async ([nodes, links]) => {
         const slot = node(to).inputs.findIndex((each) => each.name === input)
         if (!node(from).connect(output, node(to), slot)) throw new Error(`no link ${from} ${to} ${input}`)
     }
+    app.nodeOutputs = {}
     app.canvas.ds.scale = 1
     app.canvas.ds.offset = [0, 0]
     app.canvas.setDirty(true, true)
@@ -98,6 +101,8 @@ class FrontEnd:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.page.set_default_timeout(PATIENCE)
+        expect.set_options(timeout=PATIENCE)
         self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.complaints.append(f"exception: {error.stack or error}"))
         # Addresses in the internet: news, accounts. None is needed.
@@ -112,8 +117,8 @@ class FrontEnd:
         self.settings = {**SETTINGS, "Comfy.VueNodes.Enabled": self.vue, **settings}
         self.post("/settings", self.settings)
         self.page.goto(self.url, wait_until="domcontentloaded")
-        self.page.wait_for_function(READY, timeout=120_000)
-        self.page.wait_for_function("!!LiteGraph.registered_node_types.SeamlessVAELoad", timeout=60_000)
+        self.page.wait_for_function(READY)
+        self.page.wait_for_function("!!LiteGraph.registered_node_types.SeamlessVAELoad")
         # The old front end trips over settings of its own while it starts.
         self.complaints[:] = [each for each in self.complaints if "seamless" in each.lower()]
 
@@ -169,3 +174,44 @@ class FrontEnd:
     def shot(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=str(path))
+
+    # What a person does.
+    def choose(self, node: int, widget: str, value: str) -> None:
+        """Pick an entry of a combo box with the mouse."""
+        if self.vue:
+            row = self.page.locator(f'[data-node-id="{node}"] [data-widget-name="{widget}"]')
+            row.get_by_role("combobox").click()
+            self.page.get_by_role("option", name=value, exact=True).click()
+        else:
+            self.page.mouse.click(*self.widget_place(node, widget))
+            self.page.locator(".litecontextmenu .litemenu-entry").get_by_text(value, exact=True).click()
+
+    def type_number(self, node: int, widget: str, value: float) -> None:
+        """Type into a number widget."""
+        if self.vue:
+            box = self.page.locator(f'[data-node-id="{node}"] [data-widget-name="{widget}"] input')
+            place = box.bounding_box()
+            assert place is not None
+            self.page.mouse.click(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
+            self.page.keyboard.press("ControlOrMeta+a")
+            self.page.keyboard.type(f"{value}\n")
+        else:
+            self.page.mouse.dblclick(*self.widget_place(node, widget))
+            box = self.page.locator(".graphdialog input")
+            box.fill(str(value))
+            box.press("Enter")
+
+    def widget_place(self, node: int, widget: str) -> tuple[float, float]:
+        """The middle of a widget that the canvas draws, on the page."""
+        x, y = self.js(
+            """([id, name]) => {
+                const node = app.canvas.graph.getNodeById(id)
+                const widget = node.widgets.find((each) => each.name === name)
+                const box = app.canvas.canvas.getBoundingClientRect()
+                const {scale, offset} = app.canvas.ds
+                return [box.left + (node.pos[0] + node.size[0] * 0.4 + offset[0]) * scale,
+                        box.top + (node.pos[1] + widget.y + 10 + offset[1]) * scale]
+            }""",
+            [node, widget],
+        )
+        return x, y

@@ -23,7 +23,7 @@ def write(data: Path) -> None:
     vae, checkpoints = data / "models" / "vae", data / "models" / "checkpoints"
     for folder in (vae, checkpoints, data / "input", data / "temp"):
         folder.mkdir(parents=True, exist_ok=True)
-    for name in ("SDXL", "FLUX.1"):
+    for name in ("SDXL", "FLUX.1", "FLUX.2"):
         save_single_file(make(family_fields(BY_NAME[name])), vae / f"{name.lower().replace('.', '')}.safetensors")
     save_file({"text_model.final_layer_norm.weight": torch.zeros(8)}, vae / "clip.safetensors")
     (vae / "broken.safetensors").write_bytes(b"<!doctype html><p>404")

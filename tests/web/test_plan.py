@@ -1,0 +1,170 @@
+"""The tiled nodes show what a run will do."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from host.browser import FrontEnd
+from playwright.sync_api import Locator, expect
+
+PANEL = "Plan of the run"
+TILED = ("SeamlessVAEDecodeTiled", 420, 120)
+
+
+def decode_graph(ui: FrontEnd, width: int = 2048, height: int = 1024, **values: Any) -> Locator:
+    """A loader (1), an empty latent (2), a tiled decode (3)."""
+    nodes = [("SeamlessVAELoad", 80, 120), ("EmptyLatentImage", 80, 450, {"width": width, "height": height})]
+    ui.graph([*nodes, (*TILED, values)], [(1, 0, 3, "vae"), (2, 0, 3, "samples")])
+    panel = ui.panel(PANEL)
+    expect(panel.locator(".seamless-drawing")).to_be_visible()
+    return panel
+
+
+def row(panel: Locator, name: str) -> Locator:
+    return panel.locator(".seamless-facts > div", has=panel.page.locator("dt", has_text=name)).locator("dd")
+
+
+def asked(ui: FrontEnd) -> list[dict[str, Any]]:
+    return [json.loads(body) for _, _, body in ui.requests("/seamless_vae/plan")]
+
+
+def test_strips_follow_the_widgets(ui: FrontEnd) -> None:
+    panel = decode_graph(ui)
+    expect(panel).to_contain_text("2048 x 1024 from")
+    ui.type_number(3, "tile_size", 256)
+    tiles = panel.locator(".seamless-tile")
+    expect(tiles).to_have_count(4)
+    assert [tiles.nth(index).get_attribute("y") for index in range(4)] == ["0", "256", "512", "768"]
+    ui.set(2, "height", 512)  # upstream
+    expect(tiles).to_have_count(2)
+    expect(panel).to_contain_text("2048 x 512 from")
+    expect(row(panel, "Cost")).to_have_text("that of an untiled run")
+
+
+def test_blended_tiles_are_counted_and_cost_more(ui: FrontEnd) -> None:
+    panel = decode_graph(ui)
+    ui.choose(3, "mode", "blended")
+    expect(row(panel, "Tiles")).to_have_text("18 (6 x 3)")
+    expect(panel.locator(".seamless-tile")).to_have_count(18)
+    expect(row(panel, "Cost")).to_contain_text("x an untiled run")
+
+
+def test_a_budget_moves_maps_to_a_file(ui: FrontEnd) -> None:
+    panel = decode_graph(ui)
+    expect(row(panel, "Store")).to_have_text("memory")
+    ui.set(3, "memory_budget", 0.2)
+    expect(row(panel, "Store")).to_have_text("memory + file")
+    expect(row(panel, "File")).to_contain_text("iB")
+    expect(row(panel, "Memory")).to_contain_text("MiB")
+    ui.set(1, "vae_name", "sd15.safetensors [checkpoint]")
+    ui.set(3, "memory_budget", 0.05)
+    expect(panel.get_by_role("alert")).to_contain_text("memory budget is too small")
+
+
+def test_what_does_not_apply_is_greyed_out(ui: FrontEnd) -> None:
+    decode_graph(ui)
+
+    def idle() -> list[str]:
+        return ui.js("app.canvas.graph.getNodeById(3).widgets.filter((each) => each.disabled).map((each) => each.name)")
+
+    ui.page.wait_for_function("app.canvas.graph.getNodeById(3).widgets.some((each) => each.disabled)")
+    assert idle() == ["overlap"]
+    if ui.vue:
+        number = ui.page.locator('[data-node-id="3"] [data-widget-name="overlap"] input')
+        expect(number).to_be_disabled()
+        ui.page.wait_for_function(
+            """getComputedStyle(document.querySelector('[data-node-id="3"] [data-widget-name=overlap]')).opacity < 1"""
+        )
+    ui.choose(3, "mode", "blended")
+    ui.page.wait_for_function("app.canvas.graph.getNodeById(3).widgets.filter((each) => each.disabled).length === 2")
+    assert idle() == ["memory_budget", "wrap"]
+
+
+@pytest.mark.parametrize(
+    "nodes, links, size",
+    [
+        ([("LoadImage", 80, 300)], [(2, 0, 1, "pixels")], "96 x 64 from"),
+        (
+            [("LoadImage", 80, 300), ("ImageScaleBy", 80, 600, {"scale_by": 4})],
+            [(2, 0, 3, "image"), (3, 0, 1, "pixels")],
+            "384 x 256 from",
+        ),
+        (
+            [("LoadImage", 80, 300), ("ImageScale", 80, 600, {"width": 640, "height": 320})],
+            [(2, 0, 3, "image"), (3, 0, 1, "pixels")],
+            "640 x 320 from",
+        ),
+        (
+            [("EmptyLatentImage", 80, 300, {"width": 640}), ("KSampler", 80, 450), ("VAEDecode", 80, 650)],
+            [(2, 0, 3, "latent_image"), (3, 0, 4, "samples"), (4, 0, 1, "pixels")],
+            "640 x 512 from",
+        ),
+        ([], [], "1024 x 1024 assumed"),
+        (
+            [("LoadImage", 80, 300), ("ImageScale", 80, 600, {"width": 0, "height": 320})],
+            [(2, 0, 3, "image"), (3, 0, 1, "pixels")],
+            "1024 x 1024 assumed",
+        ),
+    ],
+    ids=["file", "factor", "size", "through a sampler", "nothing", "proportional"],
+)
+def test_the_size_comes_from_upstream(ui: FrontEnd, nodes: list, links: list, size: str) -> None:
+    ui.graph([("SeamlessVAEEncodeTiled", 420, 100), *nodes], links)
+    expect(ui.panel(PANEL)).to_contain_text(size)
+
+
+def test_the_vae_comes_from_upstream(ui: FrontEnd) -> None:
+    ui.graph(
+        [TILED, ("CheckpointLoaderSimple", 80, 120), ("VAELoader", 80, 300, {"vae_name": "flux1.safetensors"})],
+        [(2, 2, 1, "vae")],
+    )
+    expect(ui.panel(PANEL)).to_contain_text("Strips")
+    assert asked(ui)[-1]["name"] == "sd15.safetensors [checkpoint]"
+    assert not ui.panel(PANEL).get_by_text("VAE assumed").count()
+    ui.js("app.canvas.graph.getNodeById(3).connect(0, app.canvas.graph.getNodeById(1), 1)")
+    ui.page.wait_for_timeout(700)
+    assert asked(ui)[-1]["name"] == "flux1.safetensors"
+    ui.js("app.canvas.graph.getNodeById(3).mode = 2")  # muted: it gives nothing
+    expect(ui.panel(PANEL)).to_contain_text("VAE assumed")
+
+
+def test_the_last_run_tells_the_size(ui: FrontEnd) -> None:
+    ui.graph([TILED, ("PreviewImage", 800, 120)], [(1, 0, 2, "images")])
+    expect(ui.panel(PANEL)).to_contain_text("1024 x 1024 assumed")
+    image = {"filename": "photo.png", "subfolder": "", "type": "input"}
+    ui.send("executed", node="2", display_node="2", prompt_id="p", output={"images": [image]})
+    expect(ui.panel(PANEL)).to_contain_text("96 x 64 from the last run")
+
+
+def test_a_late_answer_is_dropped(ui: FrontEnd) -> None:
+    panel = decode_graph(ui)
+    ui.rule("/seamless_vae/plan", delay=1.5)
+    ui.set(3, "tile_size", 512)
+    ui.page.wait_for_timeout(600)  # the question is on its way
+    ui.post("/standin/rule", {})
+    ui.set(3, "tile_size", 128)
+    expect(panel.locator(".seamless-tile")).to_have_count(8)
+    ui.page.wait_for_timeout(1500)
+    expect(panel.locator(".seamless-tile")).to_have_count(8)
+
+
+def test_only_the_last_of_many_changes_is_asked_for(ui: FrontEnd) -> None:
+    panel = decode_graph(ui)
+    before = len(asked(ui))
+    for size in range(64, 512, 32):
+        ui.set(3, "tile_size", size)
+    ui.set(3, "tile_size", 512)
+    expect(panel.locator(".seamless-tile")).to_have_count(2)
+    assert len(asked(ui)) - before <= 3
+
+
+def test_the_drawing_shows_strips_where_they_are(ui: FrontEnd) -> None:
+    panel = decode_graph(ui, width=1024, height=1024, tile_size=512)
+    expect(panel.locator(".seamless-tile")).to_have_count(2)
+    boxes = [panel.locator(".seamless-tile").nth(index).bounding_box() for index in range(2)]
+    frame = panel.locator(".seamless-frame").bounding_box()
+    assert frame and all(boxes)
+    upper, lower = boxes  # type: ignore[misc]
+    assert abs(upper["height"] - frame["height"] / 2) < 2 and abs(lower["y"] - upper["y"] - upper["height"]) < 2  # type: ignore[index]
