@@ -225,7 +225,7 @@ def _filing_budgets(vae: Autoencoder, shape: tuple[int, ...], encoding: bool, op
             tried = plan(vae, shape, encoding, replace(options, memory_budget=budget), vae.device)
         except MemoryBudgetError:
             break
-        if tried.store != "memory":
+        if tried.host_bytes or tried.file_bytes:
             found.append(budget)
     return [found[0], found[-1]] if len(found) > 1 else found
 

@@ -9,7 +9,7 @@ from small import latent
 from torch import nn
 
 import vae_core
-from vae_core import AutoencoderKL
+from vae_core import AutoencoderKL, TileSpec
 from vae_core.streaming.attend import attend_in_blocks
 from vae_core.streaming.convolution import act_of_batch_norm, even_size
 from vae_core.streaming.store import MapStore
@@ -36,7 +36,7 @@ def test_maps_go_to_the_device_then_to_the_host_then_to_a_file() -> None:
 
 
 def test_a_plan_for_an_accelerator(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
-    shape, limits = (1, 4, 256, 256), {"device": "cuda", "dtype": torch.bfloat16}
+    shape, limits = (1, 4, 256, 256), {"device": "cuda", "dtype": torch.bfloat16, "tiling": TileSpec(size=None)}
     free = vae_core.plan_decode(vae, shape, memory_budget=2**40, **limits)
     assert free.store == "device" and not free.host_bytes and not free.file_bytes
     budget = 60 * MIB
@@ -45,6 +45,16 @@ def test_a_plan_for_an_accelerator(vae: AutoencoderKL, monkeypatch: pytest.Monke
     monkeypatch.setattr("vae_core.streaming.plan.available_bytes", lambda device: MIB)
     plan = vae_core.plan_decode(vae, shape, memory_budget=budget, **limits)
     assert plan.store == "device and file" and plan.file_bytes and plan.peak_bytes <= budget
+
+
+def test_on_an_accelerator_the_plain_modules_run_where_they_fit(vae: AutoencoderKL) -> None:
+    shape = (2, 4, 64, 64)
+    largest = 2 * 128 * 128 * 32 * 4  # both items; float32
+    plan = vae_core.plan_decode(vae, shape, device="cuda", memory_budget=4 * largest)
+    assert (plan.passes, plan.strips, plan.peak_bytes) == (1, 1, 4 * largest)
+    assert plan.pass_costs == (plan.arithmetic,)
+    for options in ({"memory_budget": 4 * largest - 1}, {"dtype": torch.float16}, {"tiling": TileSpec(size=None)}):
+        assert vae_core.plan_decode(vae, shape, **{"device": "cuda", "memory_budget": 2**40, **options}).passes > 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -95,7 +105,7 @@ def test_on_cuda_within_a_budget(vae: AutoencoderKL, dtype: torch.dtype, share: 
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         with vae_core.kernels("auto"):
-            got = vae_core.decode(vae, z, memory_budget=budget, tiling=vae_core.TileSpec(size=None))
+            got = vae_core.decode(vae, z, memory_budget=budget, tiling=TileSpec(size=None))
         grown = torch.cuda.max_memory_allocated() - before - got.nbytes
         assert grown <= 1.15 * budget
         assert (got - exact).abs().max() <= 1.5 * (plain - exact).abs().max() + 1e-4

@@ -221,9 +221,13 @@ def _plan(
     dtype: torch.dtype | Literal["auto"] | None = None,
 ) -> Plan:
     device = torch.device(device) if device is not None else task.vae.device
-    settings = _settings(device, tiling)
-    plan = task.plan(settings, _precision(task.vae, dtype, device), _budget(memory_budget, device))
-    return plan.times(-(-task.shape[0] // task.items_at_once))
+    settings, precision = _settings(device, tiling), _precision(task.vae, dtype, device)
+    budget, runs = _budget(memory_budget, device), -(-task.shape[0] // task.items_at_once)
+    if tiling is None and _plain_is_best(task, device, precision, budget):
+        whole = task.plan(settings, precision, None).times(runs)
+        peak = _PLAIN_MAPS * task.largest_map(precision)
+        return replace(whole, passes=1, strips=1, pass_costs=(whole.arithmetic,), peak_bytes=peak)
+    return task.plan(settings, precision, budget).times(runs)
 
 
 def _settings(device: torch.device, tiling: TileSpec | None) -> Settings:
@@ -287,7 +291,7 @@ def _run(
             raise TilingError(f"this model was changed ({task.change}), so its own modules must run it: unset wrap.")
         logger.warning("this model was changed (%s); it is run whole by its own modules.", task.change)
         return _run_plain(task, x, report)
-    if tiling is None and wrap == "none" and _plain_is_best(task, precision, budget):
+    if tiling is None and wrap == "none" and _plain_is_best(task, vae.device, precision, budget):
         return _run_plain(task, x, report)
 
     settings = replace(_settings(vae.device, tiling), wrap=_WRAPS[wrap], check_finite=precision == torch.float16)
@@ -306,13 +310,12 @@ def _run_plain(task: _Task, x: Tensor, report: _Report) -> Tensor:
     return result
 
 
-def _plain_is_best(task: _Task, precision: torch.dtype, budget: int | None) -> bool:
+def _plain_is_best(task: _Task, device: torch.device, precision: torch.dtype, budget: int | None) -> bool:
     """Whether an accelerator has room for the modules as they are, which for it are the fastest.
 
     Not in float16, where each pass is looked at for numbers out of range.
     """
-    vae, device = task.vae, task.vae.device
-    if device.type in ("cpu", "meta") or plain_kernels() or precision != vae.dtype or precision == torch.float16:
+    if device.type in ("cpu", "meta") or precision != task.vae.dtype or precision == torch.float16:
         return False
     return budget is None or _PLAIN_MAPS * task.largest_map(precision) <= budget
 
