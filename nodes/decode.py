@@ -19,7 +19,7 @@ class VAEDecode:
         "is taken off again, so that a picture of 1021x1021 comes back as one."
     )
     CATEGORY = inputs.CATEGORY
-    SEARCH_ALIASES = ("vae decode", "latent to image", "decode latent")
+    SEARCH_ALIASES = ("vae decode", "latent to image", "decode latent", "decode image")
     FUNCTION = "decode"
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("image",)

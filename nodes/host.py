@@ -226,7 +226,7 @@ def vae_class() -> type | None:
 
 
 def init_empty_vae(vae: Any) -> None:
-    """Give a VAE object the attributes that the host gives to one without weights."""
+    """Give a VAE object the attributes that the host gives to one without weights; none in forks that make no such."""
     root = logging.getLogger()
 
     def is_other(record: logging.LogRecord) -> bool:
@@ -235,6 +235,8 @@ def init_empty_vae(vae: Any) -> None:
     root.addFilter(is_other)
     try:
         vae_class().__init__(vae, sd={})  # type: ignore[misc]
+    except (TypeError, KeyError, AttributeError) as error:
+        logger.debug("this host makes no VAE without weights: %s", error)
     finally:
         root.removeFilter(is_other)
 

@@ -22,6 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors"},
     "image": {"errors"},
     "metrics": {"errors"},
+    "masks": {"errors", "image"},
+    "preview": set(),
     "latent": {"errors", "config"},
     "tiling.grid": {"errors"},
     "layers": set(),

@@ -10,7 +10,7 @@ from diffusers import Flux2Pipeline
 from pairs import latents
 
 from vae_core import AutoencoderKLConfig, ConfigError, ShapeError
-from vae_core.latent import from_diffusion, pack, to_diffusion, unpack
+from vae_core.latent import from_diffusion, logvar_to_diffusion, pack, to_diffusion, unpack
 
 SD = AutoencoderKLConfig()
 SD3 = AutoencoderKLConfig(latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609)
@@ -109,3 +109,13 @@ def test_errors() -> None:
         unpack(latents(channels=6))
     with pytest.raises(ConfigError, match=r"vae\.bn\.running_mean"):
         to_diffusion(latents(1, 4, 4, 3), FLUX2)
+
+
+@pytest.mark.parametrize("config", [SD, SD3, PLAYGROUND, FLUX2], ids=["SD", "SD3", "Playground", "FLUX.2"])
+def test_log_variance_goes_with_its_latent(config: AutoencoderKLConfig) -> None:
+    """Deviations scale as differences of latents do."""
+    given = statistics() if config.has_batch_norm else {}
+    mean, logvar = (latents(channels=config.latent_channels, seed=seed) for seed in (1, 2))
+    moved = to_diffusion(mean + torch.exp(0.5 * logvar), config, **given) - to_diffusion(mean, config, **given)
+    found = logvar_to_diffusion(logvar, config, given.get("running_var"))
+    torch.testing.assert_close(torch.exp(0.5 * found), moved, rtol=1e-4, atol=1e-5)

@@ -203,6 +203,13 @@ class TestPosterior:
     def normal(self, posterior: DiagonalGaussianDistribution) -> torch.distributions.Normal:
         return torch.distributions.Normal(posterior.mean, posterior.std)
 
+    def test_temperature_and_repetition(self) -> None:
+        one, _ = self.distributions()
+        warm, twice = one.tempered(1.5), one.repeated(2)
+        torch.testing.assert_close(warm.std, 1.5 * one.std, rtol=1e-6, atol=0)
+        assert torch.equal(warm.mean, one.mean)
+        assert torch.equal(twice.mean, torch.cat([one.mean, one.mean])) and torch.equal(twice.std[2:], one.std)
+
     def test_kl_is_torchs(self) -> None:
         one, other = self.distributions()
         standard = torch.distributions.Normal(torch.zeros(()), torch.ones(()))

@@ -22,6 +22,7 @@ class Fault:
 
     def __init__(self, pack: Pack, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         self.calls: list[dict[str, Any]] = []
+        self.ballast: Callable[[], torch.Tensor | None] = lambda: None
         self.error: Callable[[], BaseException] = torch.cuda.OutOfMemoryError
         self.fails: Callable[[dict[str, Any]], bool] = lambda call: True
         core = pack.module("vae_core")

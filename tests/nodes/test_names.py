@@ -1,0 +1,85 @@
+"""Names of VAEs: what is listed, and that a name from a workflow leads nowhere but into the models' folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from host.stand_in import Host, Pack
+from node_makers import Makers
+
+
+@pytest.fixture
+def models(host: Host, pack: Pack, make: Makers) -> Path:
+    """Files and folders of every kind."""
+    folder, core = host.folder / "models", pack.module("vae_core")
+    model = make.model()
+    core.save_single_file(model, folder / "vae" / "sub" / "file.safetensors")
+    core.save_single_file(model, folder / "checkpoints" / "whole.safetensors")
+    model.save_pretrained(folder / "vae" / "plain")
+    model.save_pretrained(folder / "vae" / "pipeline" / "vae")
+    model.save_pretrained(folder / "diffusers" / "group" / "pipeline" / "vae")
+    (folder / "vae" / "empty").mkdir()
+    core.save_single_file(model, host.folder / "secret.safetensors")
+    return folder
+
+
+def test_what_is_listed(pack: Pack, models: Path) -> None:
+    names = [name.replace("\\", "/") for name in pack.module("nodes.host").vae_names()]
+    assert names == [
+        "demo",
+        "sub/file.safetensors",
+        "pipeline [folder]",
+        "plain [folder]",
+        "group/pipeline [diffusers]",
+        "whole.safetensors [checkpoint]",
+    ]
+
+
+def test_every_listed_name_loads(pack: Pack, models: Path) -> None:
+    for name in pack.module("nodes.host").vae_names():
+        (vae,) = pack.run("SeamlessVAELoad", vae_name=name)
+        assert vae.decode(torch.zeros(1, vae.latent_channels, 4, 4)).shape[3] == 3
+
+
+BAD_NAMES = [
+    *("../../secret.safetensors", "sub/../../../secret.safetensors", "..\\..\\secret.safetensors", "/etc/passwd"),
+    *("C:\\secret.safetensors", "C:secret.safetensors", "\\\\server\\share\\x.safetensors", "", " [folder]"),
+    *(".. [folder]", "../.. [checkpoint]", "../vae/plain [diffusers]", "a\0b.safetensors"),
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_names_that_lead_out(pack: Pack, models: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="points out of the models' folders|there is no VAE named"):
+        pack.module("nodes.host").vae_path(name)
+
+
+def test_names_that_are_gone_or_of_another_kind(pack: Pack, models: Path) -> None:
+    path = pack.module("nodes.host").vae_path
+    for name in ("sub/file.safetensors [checkpoint]", "sub/file.safetensors [folder]", "plain", "demo.safetensors"):
+        with pytest.raises(ValueError, match="there is no VAE named.*Put it there"):
+            path(name)
+    assert path("demo").name == "demo" and path("plain [folder]") == models / "vae" / "plain"
+
+
+def test_without_a_host(pack: Pack) -> None:
+    assert pack.module("nodes.host").vae_names() == ["demo"]
+    with pytest.raises(ValueError, match="not registered"):
+        pack.module("nodes.host").vae_path("some.safetensors")
+
+
+def test_a_fork_that_makes_no_empty_vae(host: Host, make: Makers, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.sd  # type: ignore[import-not-found]
+
+    class VAE:
+        def __init__(self, path: str) -> None:
+            self.path = path
+
+    monkeypatch.setattr(comfy.sd, "VAE", VAE)
+    vae = make.vae()
+    image: Any = vae.decode(make.latent()["samples"])
+    assert isinstance(vae, VAE) and image.shape == (1, 20, 24, 3)
+    assert vars(vae)["crop_input"] is True
