@@ -154,7 +154,7 @@ class TestTiling:
         assert difference(ours, vae.encode(x).latent_dist.parameters) <= TOLERANCE
         assert difference(ours, untiled) > 1e-3, "the tiles were not used"
 
-    @pytest.mark.parametrize("size", [(4, 5), (10, 10), (6, 13)])
+    @pytest.mark.parametrize("size", [(4, 5), (10, 10)])
     def test_blended_decodes(self, size: tuple[int, int]) -> None:
         vae, model, params = twins("no mid attention")
         z = latents(1, *size)
@@ -165,14 +165,14 @@ class TestTiling:
         assert difference(ours, untiled) > 1e-3, "the tiles were not used"
 
     def test_tiles_of_other_sizes_and_slices(self) -> None:
-        vae, model, params = twins("f4")
+        vae, model, params = twins("mish")
         vae.enable_tiling(mode="blended")
         vae.enable_slicing()
-        sizes = {"tile_sample_min_size": 22, "tile_latent_min_size": 5, "tile_overlap_factor": 0.4}
+        sizes = {"tile_sample_min_size": 11, "tile_latent_min_size": 5, "tile_overlap_factor": 0.4}
         for name, value in sizes.items():
             setattr(vae, name, value)
         model = model.clone(**sizes).enable_tiling().enable_slicing()
-        x, z = images(2, 40, 16), latents(2, 8, 4)
+        x, z = images(2, 20, 8), latents(2, 8, 4)
         assert difference(jitted(model, "encode")(params, x.numpy()), vae.encode(x).latent_dist.parameters) <= TOLERANCE
         assert difference(jitted(model, "decode")(params, z.numpy()), vae.decode(z).sample) <= TOLERANCE
 
