@@ -127,24 +127,41 @@ def plan(vae: Autoencoder, shape: tuple[int, ...], encoding: bool, options: Opti
     )
 
 
+@dataclass(frozen=True)
+class _Forecast:
+    required: int
+    pass_costs: tuple[int, ...]
+
+
 def memory_required(vae: Autoencoder, shape: tuple[int, ...], encoding: bool, options: Options) -> int:
     """Bytes on the device that a run wants free: working memory, input and output of as many items as run at once.
 
     Raises:
         MemoryBudgetError: the options' budget is too small.
     """
+    return _forecast(vae, shape, encoding, options).required
+
+
+def _forecast(vae: Autoencoder, shape: tuple[int, ...], encoding: bool, options: Options) -> _Forecast:
     ratio, config = vae.config.spatial_ratio, vae.config
-    if options.tiling is not None and options.tiling.mode == "blended" and options.tiling.size is not None:
-        side = options.tiling.size * (ratio if encoding else 1)
+    tile = options.tiling.size if options.tiling is not None and options.tiling.mode == "blended" else None
+    if tile is not None:
+        side = tile * (ratio if encoding else 1)
         shape = (1, shape[1], min(shape[2], side), min(shape[3], side))
+    items = _items_at_once(shape, ratio if encoding else 1)
     height, width = (side // ratio for side in shape[2:]) if encoding else shape[2:]
-    items = min(shape[0], max(1, POSITIONS_AT_ONCE // max(1, height * width)))
     channels = config.in_channels if encoding else config.out_channels
     carried = items * height * width * (channels * ratio**2 + 2 * config.latent_channels) * vae.dtype.itemsize
-    unlimited = options if options.memory_budget is not None else replace(options, memory_budget=NO_LIMIT)
-    needed = plan(vae, (items, *shape[1:]), encoding, unlimited, vae.device).peak_bytes + carried
-    total = host.total_memory(vae.device)
-    return needed if total is None else min(needed, int(total * LARGEST_SHARE))
+    limited = replace(options, memory_budget=options.memory_budget or NO_LIMIT)
+    planned = plan(vae, (items, *shape[1:]), encoding, limited, vae.device)
+    needed, total = planned.peak_bytes + carried, host.total_memory(vae.device)
+    required = needed if total is None else min(needed, int(total * LARGEST_SHARE))
+    return _Forecast(required, planned.pass_costs if tile is None else ())
+
+
+def _items_at_once(shape: tuple[int, ...], ratio: int) -> int:
+    positions = max(1, (shape[2] // ratio) * (shape[3] // ratio))
+    return max(1, min(shape[0], POSITIONS_AT_ONCE // positions))
 
 
 def _with_fallbacks(
@@ -185,20 +202,12 @@ def _attempt(
     watch: Watch,
     run: Callable[[AutoencoderKL, _Planned], Result],
 ) -> Result:
-    options, required = attempt.options, 0
-    if attempt.device is None:
-        required = memory_required(vae, shape, encoding, options)
-    with vae.loaded(required, attempt.device) as model, torch.no_grad():
-        ratio = vae.config.spatial_ratio if encoding else 1
-        positions = max(1, (shape[2] // ratio) * (shape[3] // ratio))
-        items = max(1, POSITIONS_AT_ONCE // positions)
+    forecast = _forecast(vae, shape, encoding, attempt.options)
+    with vae.loaded(forecast.required, attempt.device) as model, torch.no_grad():
+        items = _items_at_once(shape, vae.config.spatial_ratio if encoding else 1)
         parts = [slice(start, start + items) for start in range(0, shape[0], items)]
-        costs: tuple[int, ...] = ()
-        if options.tiling is None or options.tiling.mode == "exact":
-            first = (min(items, shape[0]), *shape[1:])
-            costs = plan(vae, first, encoding, options, model.device).pass_costs
-        watch.expect(costs, len(parts), model.device)
-        return run(model, _Planned(options, parts))
+        watch.expect(forecast.pass_costs, len(parts), model.device)
+        return run(model, _Planned(attempt.options, parts))
 
 
 def _attempts(vae: Autoencoder, shape: tuple[int, ...], encoding: bool, options: Options) -> Iterator[_Attempt]:
