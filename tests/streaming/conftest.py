@@ -10,7 +10,7 @@ from small import CONFIG
 from vaes import make
 
 from vae_core import AutoencoderKL
-from vae_core.streaming import convolution
+from vae_core.streaming import convolution, winograd
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -19,6 +19,7 @@ def fast_kernels_for_narrow_models() -> Iterator[None]:
         patch.setattr(convolution, "_WINOGRAD_ARITHMETIC", 0)
         patch.setattr(convolution, "_WINOGRAD_POSITIONS_PER_CHANNEL", 1.0)
         patch.setattr(convolution, "_FEW_CHANNELS", 0)
+        patch.setattr(convolution, "_FEW_UNCOMPILED", 0)
         patch.setattr(convolution, "_WINOGRAD_UPSAMPLED", 0)
         yield
 
@@ -26,6 +27,14 @@ def fast_kernels_for_narrow_models() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def vae() -> AutoencoderKL:
     return make(CONFIG)
+
+
+@pytest.fixture(params=[True, False], ids=["compiled", "torch"])
+def transforms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast kernels with and without numba."""
+    if request.param and not winograd.compiled():
+        pytest.skip("numba is not installed")
+    monkeypatch.setattr(winograd, "compiled", lambda: request.param)
 
 
 @pytest.fixture(params=[1, 2])

@@ -66,6 +66,7 @@ def assert_encodes_alike(vae: AutoencoderKL, x: Tensor, **options) -> None:
     assert difference.abs().max() < TOLERANCE * want.std()
 
 
+@pytest.mark.usefixtures("transforms")
 @pytest.mark.parametrize("size", [None, 1, 2, 5, 13, 64])
 def test_any_strip(vae, size):
     assert_decodes_alike(vae, latent(vae, 2, 13, 17), tiling=TileSpec(size=size))
@@ -73,6 +74,7 @@ def test_any_strip(vae, size):
     assert_encodes_alike(vae, image(vae, 2, 13 * ratio + 1, 17 * ratio - 1), tiling=TileSpec(size=size))
 
 
+@pytest.mark.usefixtures("transforms")
 @pytest.mark.parametrize("size", [(1, 4), (4, 1), (1, 9), (9, 1), (2, 3), (4, 4), (5, 4), (31, 33)])
 def test_any_shape(vae, size):
     assert_decodes_alike(vae, latent(vae, 1, *size))
@@ -179,6 +181,7 @@ def wrapped(vae: AutoencoderKL, x: bool, y: bool) -> AutoencoderKL:
     return vae
 
 
+@pytest.mark.usefixtures("transforms")
 @pytest.mark.parametrize("kernels", ["auto", "plain"])
 @pytest.mark.parametrize("wrap", ["none", "x", "y", "both"])
 @pytest.mark.parametrize("name", ["f4", "f8"])

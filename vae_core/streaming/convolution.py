@@ -27,6 +27,7 @@ from .transfer import Arriving, Transfers
 _WINOGRAD_ARITHMETIC = 2**32
 _WINOGRAD_POSITIONS_PER_CHANNEL = 7.0  # for the geometric mean of both sides' channels
 _FEW_CHANNELS = 16  # on either side: the transforms are most of the work
+_FEW_UNCOMPILED = 256  # the same, for transforms in torch operations
 _WINOGRAD_UPSAMPLED = 2**12  # positions after a doubling, where the direct kernel has its own overhead
 
 
@@ -394,17 +395,17 @@ def choose_kernel(step: Convolve, source: Tensor, target: Tensor, device: torch.
         and conv.kernel_size == (3, 3)
         and step.scale != "down"
         and (step.act is None or isinstance(step.act, nn.SiLU))
-        and winograd.available()
+        and winograd.products_available()
     )
     return WinogradConvolution if suits and _winograd_wins(step, source.shape[3], target) else DirectConvolution
 
 
 def _winograd_wins(step: Convolve, in_channels: int, target: Tensor) -> bool:
     positions, out_channels = target.shape[:3].numel(), target.shape[3]
+    if min(in_channels, out_channels) < (_FEW_CHANNELS if winograd.compiled() else _FEW_UNCOMPILED):
+        return False
     if step.scale == "up":
         return positions >= _WINOGRAD_UPSAMPLED
-    if min(in_channels, out_channels) < _FEW_CHANNELS:
-        return False
     per_channel = positions / (in_channels * out_channels) ** 0.5
     worth = 2 * step.conv.weight.numel() * positions >= _WINOGRAD_ARITHMETIC
     return worth and per_channel >= _WINOGRAD_POSITIONS_PER_CHANNEL

@@ -28,6 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import winograd_torch
+
 TILE = 4  # outputs along one side of a Winograd tile
 # Rows of the products: enough to keep the weights' traffic and the calls' cost small, few enough to stay in cache.
 _LEAST_ROWS = {"narrow": 64, "wide": 128}
@@ -62,13 +64,13 @@ def products_available() -> bool:
 
 
 @functools.cache
-def available() -> bool:
-    """Whether these convolutions can run: numba is there, and `products_available`."""
+def compiled() -> bool:
+    """Whether numba is there, for the fastest transforms."""
     try:
         from . import winograd_jit  # noqa: F401
     except ImportError:
         return False
-    return products_available()
+    return True
 
 
 def most_tiles(channels: int, groups: int) -> int:
@@ -202,6 +204,16 @@ class Target:
     def height(self) -> int:
         return len(self.rows.array)
 
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """How many lie below and beside one another."""
+        return -(-self.height // TILE), -(-(self.right - self.left) // TILE)
+
+    @property
+    def values(self) -> Tensor:
+        """What is to be written, [rows, columns, K]."""
+        return torch.from_numpy(self.rows.array)[:, self.left : self.right, : self.rows.channels]
+
 
 def winograd_strip(
     window: Rows,
@@ -224,11 +236,16 @@ def winograd_strip(
     Returns:
         Sums of the values and of their squares, [K] in float64.
     """
+    if not compiled():
+        if in_place:
+            residual = target.values
+        return _strip_by_torch(
+            winograd_torch.WINOGRAD, window, coefficients, products, bias, residual, target, (1, target.left), wrap_x
+        )
     from . import winograd_jit as jit
 
     channels, in_channels = target.rows.channels, window.channels
-    columns = -(-(target.right - target.left) // TILE)
-    tile_rows = -(-target.height // TILE)
+    tile_rows, columns = target.tiles
     transformed = _product_input(tile_rows * columns, products, in_channels)
     column, ring = _buffer("column", 6, in_channels), _buffer("ring", 6, 6, in_channels)
     scale, shift = (column[0], column[0]) if coefficients is None else (each.numpy() for each in coefficients)
@@ -262,11 +279,13 @@ def upsample_strip(
     `window` is of source rows, from one above the target's to one below them as far as they exist. Returns as
     `winograd_strip` does.
     """
+    if not compiled():
+        up, left = winograd_torch.UPSAMPLE, target.left // 2
+        return _strip_by_torch(up, window, None, products, bias, None, target, (2, left), wrap_x)
     from . import winograd_jit as jit
 
     channels = target.rows.channels
-    columns = -(-(target.right - target.left) // TILE)
-    tile_rows = -(-target.height // TILE)
+    tile_rows, columns = target.tiles
     transformed = _product_input(tile_rows * columns, products, window.channels)
     column, ring = _buffer("column", 4, window.channels), _buffer("ring", 4, 4, window.channels)
     for row in range(tile_rows):
@@ -284,3 +303,26 @@ def upsample_strip(
             target.rows.array, y, rows, target.left, target.right, total, squares,
         )  # fmt: skip
     return total, squares
+
+
+def _strip_by_torch(
+    transforms: winograd_torch.Transforms,
+    window: Rows,
+    coefficients: tuple[Tensor, Tensor] | None,
+    products: list[PackedProducts],
+    bias: Tensor,
+    residual: Tensor | None,
+    target: Target,
+    origin: tuple[int, int],
+    wrap_x: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A strip without compiled code. `origin`: the map's size over the source's, and the source's first column."""
+    scale, left = origin
+    tile_rows, columns = target.tiles
+    transformed = _product_input(tile_rows * columns, products, window.channels)
+    source = torch.from_numpy(window.array)[..., : window.channels]
+    top = target.rows.first // scale - 1 - window.first
+    out = torch.from_numpy(transformed)
+    winograd_torch.tiles_in(transforms, source, top, left - 1, wrap_x, coefficients, (tile_rows, columns), _buffer, out)
+    result = tuple(torch.from_numpy(each) for each in _multiply(transformed, products))
+    return winograd_torch.tiles_out(transforms, result, bias, residual, target.values, (tile_rows, columns))

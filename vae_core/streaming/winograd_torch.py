@@ -1,0 +1,154 @@
+"""The transforms around the matrix products of a fast convolution in torch operations alone, for want of numba.
+
+Each transform is a product with a small matrix. What `winograd_jit.py` keeps in the first cache is written to the
+second here, so this saves about half as much time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .stats import StripStats
+
+Buffer = Callable[..., np.ndarray]
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """A fast convolution in one dimension: outputs = after @ (kernel * (before @ inputs)), for four outputs.
+
+    Attributes:
+        before: [n, k]: of k neighbours, what is multiplied.
+        after: [4, n].
+        step: positions of the source for four outputs.
+    """
+
+    before: Tensor
+    after: Tensor
+    step: int
+
+    @property
+    def size(self) -> int:
+        return len(self.before)
+
+
+def _winograd(a: float, b: float) -> Transforms:
+    """F(4, 3) at the points 0, a, -a, b, -b and infinity (Lavin & Gray, 2016), where a * b = 1."""
+    a2, b2 = a * a, b * b
+    before = [
+        [1, 0, -a2 - b2, 0, 1, 0],
+        [0, -a * b2, -b2, a, 1, 0],
+        [0, a * b2, -b2, -a, 1, 0],
+        [0, -b * a2, -a2, b, 1, 0],
+        [0, b * a2, -a2, -b, 1, 0],
+        [0, 1, 0, -a2 - b2, 0, 1],
+    ]
+    after = [
+        [1, 1, 1, 1, 1, 0],
+        [0, a, -a, b, -b, 0],
+        [0, a2, a2, b2, b2, 0],
+        [0, a * a2, -a * a2, b * b2, -b * b2, 1],
+    ]
+    return Transforms(torch.tensor(before), torch.tensor(after), 4)
+
+
+WINOGRAD = _winograd(2 / 3, 3 / 2)
+UPSAMPLE = Transforms(
+    torch.tensor([[0.0, 1, 1, 0], [0, -1, 1, 0], [1, 0, -1, 0], [0, -1, 1, 0], [0, -1, 0, 1]]),
+    torch.tensor([[1.0, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, -1, 0, 0, 0], [1, 0, 0, -1, 1]]),
+    2,
+)
+
+
+def tiles_in(
+    transforms: Transforms,
+    source: Tensor,
+    y: int,
+    x: int,
+    wrap_x: bool,
+    coefficients: tuple[Tensor, Tensor] | None,
+    tiles: tuple[int, int],
+    buffer: Buffer,
+    out: Tensor,
+) -> None:
+    """Transform the inputs of rows and columns of tiles whose first input is source[y, x], [rows, W, C].
+
+    Args:
+        coefficients: scale and shift [C] before SiLU; None to take the source as it is.
+        out: [1, tiles or more, n * n, >= C], or [n, tiles or more, n, >= C].
+    """
+    before, step, size = transforms.before, transforms.step, transforms.size
+    reach = before.shape[1]
+    down, across = tiles
+    channels = source.shape[2]
+    high, wide = step * (down - 1) + reach, step * (across - 1) + reach
+    padded = torch.from_numpy(buffer("padded", high, wide, channels)).zero_()
+    rows = slice(max(0, y), min(source.shape[0], y + high))
+    if wrap_x:
+        columns = torch.arange(x, x + wide) % source.shape[1]
+        place, part = padded[rows.start - y : rows.stop - y], source[rows].index_select(1, columns)
+    else:
+        columns = slice(max(0, x), min(source.shape[1], x + wide))
+        place = padded[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
+        part = source[rows, columns]
+    if coefficients is None:
+        place.copy_(part)
+    else:
+        torch.mul(part, coefficients[0], out=place)
+        F.silu(place.add_(coefficients[1]), inplace=True)
+
+    row = wide * channels
+    by_row = torch.from_numpy(buffer("by row", down, size, row))
+    torch.bmm(before.expand(down, -1, -1), padded.as_strided((down, reach, row), (step * row, row, 1)), out=by_row)
+    matrices = before.expand(across, -1, -1)
+    whole = len(out) == 1
+    for i in range(down):
+        tiles_of_row = slice(i * across, (i + 1) * across)
+        for j in range(size):
+            windows = by_row[i, j].as_strided(
+                (across, reach, channels), (step * channels, channels, 1), by_row[i, j].storage_offset()
+            )
+            place = out[0, tiles_of_row, size * j : size * (j + 1)] if whole else out[j, tiles_of_row]
+            place[..., :channels] = torch.bmm(matrices, windows)
+
+
+def tiles_out(
+    transforms: Transforms,
+    products: tuple[Tensor, ...],
+    bias: Tensor,
+    residual: Tensor | None,
+    target: Tensor,
+    tiles: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Transform products, [tiles or more, n * n, K] or n of [tiles or more, n, K], and write them to target [h, w, K].
+
+    Args:
+        residual: [h, w, K], added; None for none.
+
+    Returns:
+        Sums of the values and of their squares, [K] in float64.
+    """
+    after, size = transforms.after, transforms.size
+    down, across = tiles
+    count, channels = down * across, target.shape[2]
+    pieces = [each[:count] for each in products]
+    if len(pieces) == 1:
+        pieces = [pieces[0][:, size * j : size * (j + 1)] for j in range(size)]
+    matrices = after.expand(count, -1, -1)
+    halves = torch.stack([torch.bmm(matrices, piece) for piece in pieces])  # [n, tiles, 4, K]
+    values = (after @ halves.view(size, -1)).view(4, down, across, 4, channels)
+    values = values.permute(1, 0, 2, 3, 4).reshape(4 * down, 4 * across, channels)
+    values = values[: target.shape[0], : target.shape[1]]
+    values = torch.add(values, bias)
+    if residual is not None:
+        values.add_(residual)
+    target.copy_(values)
+    stats = StripStats.of(values[None]).finished()
+    total = stats.mean[0] * stats.count
+    return total.numpy(), (stats.m2[0] + total * stats.mean[0]).numpy()
