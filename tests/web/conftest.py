@@ -57,6 +57,7 @@ def ui(opened: FrontEnd) -> Iterator[FrontEnd]:
     opened.post("/standin/rule", {})
     if not opened.settings:
         opened.load()
+    opened.page.keyboard.press("Escape")
     opened.graph([])
     opened.check()
     yield opened

@@ -55,10 +55,9 @@ app.registerExtension({
   getCanvasMenuItems: canvasItems,
   getNodeMenuItems: nodeItems,
   async init() {
-    addStyle()
     addToOldMenus()
     showRuns()
-    await loadTexts().catch(() => {}) // English remains
+    await Promise.all([addStyle(), loadTexts().catch(() => {})]) // English remains
   },
   nodeCreated(node) {
     const type = String(node.comfyClass ?? node.type)

@@ -68,9 +68,13 @@ export function facts(rows) {
   )
 }
 
-/** Put the style sheet into the page, once. */
+/**
+ * Put the style sheet into the page.
+ * @returns {Promise<unknown>} when it is there, or cannot be had
+ */
 export function addStyle() {
   const href = new URL('../../css/seamless.css', import.meta.url).href
-  if (document.querySelector(`link[href="${href}"]`)) return
-  document.head.append(el('link', { rel: 'stylesheet', href }))
+  const link = el('link', { rel: 'stylesheet', href })
+  document.head.append(link)
+  return new Promise((resolve) => (link.onload = link.onerror = resolve))
 }

@@ -17,8 +17,8 @@ const MARGIN = 6
  * @param {LGraphNode} node
  * @param {string} name
  * @param {{height?: number, width?: number, fill?: boolean, shown?: boolean, label?: string}} [options] `height` is
- *   taken until the content is measured; with `fill` it is the least, and the panel grows with its node. A new node is
- *   at least as wide as `width`.
+ *   what the usual content needs, and the panel grows when there is more; with `fill` it grows with its node. A new node
+ *   is at least as wide as `width`.
  * @returns {Panel}
  */
 export function addPanel(node, name, { height = 60, width = 0, fill = false, shown = true, label } = {}) {
@@ -53,7 +53,9 @@ export function addPanel(node, name, { height = 60, width = 0, fill = false, sho
   }
 
   const observer = new ResizeObserver(() => {
-    if (fill || !root.isConnected || content.offsetHeight === 0 || content.offsetHeight === measured) return
+    // Never smaller again: a node that changes its size with every answer would fill the list of steps to undo.
+    const placed = Math.abs(root.offsetWidth - (node.size[0] - 2 * MARGIN)) < 2 // narrower while it is put in place
+    if (fill || !placed || content.offsetHeight <= measured) return
     refit(() => (measured = content.offsetHeight))
   })
   observer.observe(content)
@@ -73,11 +75,21 @@ export function addPanel(node, name, { height = 60, width = 0, fill = false, sho
 }
 
 /**
+ * Whether the wheel belongs to the element under the pointer and not to the graph: where that asks for it, and has been
+ * clicked. Nodes 2.0 does the same by this attribute.
+ * @param {Event} event
+ */
+export function capturesWheel(event) {
+  const asks = event.target instanceof Element ? event.target.closest('[data-capture-wheel="true"]') : null
+  return Boolean(asks?.contains(document.activeElement))
+}
+
+/**
  * The wheel over a panel zooms the graph, as it does over the rest of a node.
  * @param {WheelEvent} event
  */
 function zoomGraph(event) {
-  if (event.defaultPrevented || isVueNodes()) return
+  if (event.defaultPrevented || capturesWheel(event) || isVueNodes()) return
   app.canvas?.processMouseWheel?.(event)
 }
 

@@ -12,7 +12,7 @@ let timer = null
 
 function tick() {
   if (document.hidden) return
-  for (const watch of watches) {
+  for (const watch of [...watches]) {
     const value = watch.look()
     const seen = JSON.stringify(value)
     if (seen === watch.seen && seen !== watch.told) {
@@ -24,7 +24,7 @@ function tick() {
 }
 
 /**
- * Call `act` with what `look` returns, now and after every change of it, until the node is removed.
+ * Call `act` with what `look` returns, now and after every change of it, while the node is in a graph.
  * @template T
  * @param {LGraphNode} node
  * @param {() => T} look cheap; what it returns is compared as JSON
@@ -36,8 +36,8 @@ export function watch(node, look, act) {
     watches.add(entry)
     timer ??= setInterval(tick, PERIOD)
   }
-  start()
-  chain(node, 'onAdded', start) // again, where a node comes back
+  if (node.graph) start()
+  chain(node, 'onAdded', start) // not before: a node may be made and never be used
   chain(node, 'onRemoved', () => {
     watches.delete(entry)
     if (watches.size === 0 && timer !== null) {

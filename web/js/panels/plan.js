@@ -21,7 +21,7 @@ const IDLE = /** @type {Record<string, string[]>} */ ({ exact: ['overlap'], blen
  * @param {'encode' | 'decode'} direction
  */
 export function addPlan(node, direction) {
-  const panel = addPanel(node, 'seamless_plan', { height: 150, label: t('plan') })
+  const panel = addPanel(node, 'seamless_plan', { height: 164, label: t('plan') })
   /** @type {import('../lib/ask.js').Ask<Plan>} */
   const ask = asker()
   panel.content.replaceChildren(note(t('planning')))

@@ -1,5 +1,6 @@
 // Two pictures in one place, with a boundary between them that can be moved, zoom, and pixel values.
 import { el } from '../lib/dom.js'
+import { capturesWheel } from '../lib/panel.js'
 import { pixelOf } from '../lib/pixels.js'
 import { t } from '../lib/text.js'
 import { View } from '../lib/view.js'
@@ -26,7 +27,7 @@ export function makeStage(tell) {
   })
   const element = el(
     'div',
-    { class: 'seamless-stage', hidden: true },
+    { class: 'seamless-stage', 'data-capture-wheel': 'true', hidden: true },
     el('div', { class: 'seamless-layer' }, before),
     top,
     beforeTag,
@@ -105,6 +106,7 @@ export function makeStage(tell) {
   element.addEventListener(
     'wheel',
     (event) => {
+      if (!capturesWheel(event)) return
       event.preventDefault()
       event.stopPropagation()
       view.zoomBy(event.deltaY < 0 ? ZOOM_STEP : 1 / ZOOM_STEP, pointOf(event))

@@ -26,7 +26,7 @@ import { watch } from '../lib/watch.js'
 
 /** @param {import('../lib/host.js').LGraphNode} node */
 export function addVaeInfo(node) {
-  const panel = addPanel(node, 'seamless_info', { height: 108, label: t('fileInfo') })
+  const panel = addPanel(node, 'seamless_info', { height: 116, label: t('fileInfo') })
   /** @type {import('../lib/ask.js').Ask<Info>} */
   const ask = asker()
   panel.content.replaceChildren(note(t('reading')))
@@ -73,5 +73,8 @@ function view(info) {
     [t('size'), bytes(info.file_size ?? 0)],
     [t('weights'), t('weightsValue', { millions: ((info.parameters ?? 0) / 1e6).toFixed(1), dtype: info.dtype ?? '' })]
   ])
-  return [facts(rows), ...(info.remarks ?? []).map(note)]
+  const remarks = info.remarks ?? []
+  if (!remarks.length) return [facts(rows)]
+  const summary = el('summary', {}, t('remarks', { count: remarks.length }))
+  return [facts(rows), el('details', { class: 'seamless-note' }, summary, ...remarks.map((text) => el('p', {}, text)))]
 }

@@ -1,0 +1,64 @@
+"""While a node runs, it says how far it is, and can be stopped."""
+
+from __future__ import annotations
+
+import pytest
+from host.browser import FrontEnd
+from playwright.sync_api import Locator, expect
+
+PANEL = "Progress of the run"
+STATUS = {"done": 300, "total": 1000, "pass": 12, "passes": 35, "memory": 1.5 * 2**30, "seconds_left": 75.2}
+
+
+def start(ui: FrontEnd, node: str = "SeamlessVAEDecode") -> Locator:
+    ui.graph([(node, 420, 120), ("SeamlessVAEEncode", 80, 120)])
+    panel = ui.panel(PANEL).filter(has_text="%")
+    expect(panel).to_have_count(0)
+    ui.send("execution_start", prompt_id="p1")
+    ui.send("seamless_vae.status", node="1", **STATUS)
+    expect(panel).to_be_visible()
+    return panel
+
+
+@pytest.mark.parametrize("node", ["SeamlessVAEDecode", "SeamlessVAEDecodeTiled", "SeamlessVAERoundTrip"])
+def test_a_run_is_followed(ui: FrontEnd, node: str) -> None:
+    panel = start(ui, node)
+    expect(panel).to_contain_text("30 % · Pass 12 of 35 · 1.5 GiB in use · 1 min 15 s left")
+    expect(panel.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "30")
+    ui.send(
+        "seamless_vae.status", node="1", **{**STATUS, "done": 900, "pass": 34, "seconds_left": None, "memory": None}
+    )
+    expect(panel.locator(".seamless-run-text")).to_have_text("90 % · Pass 34 of 35")
+    ui.send("executing", node="2", display_node="2", prompt_id="p1")
+    expect(panel).not_to_be_visible()
+
+
+@pytest.mark.parametrize("end", ["executed", "execution_success", "execution_interrupted"])
+def test_the_end_is_noticed(ui: FrontEnd, end: str) -> None:
+    panel = start(ui)
+    ui.send(end, node="1", node_id="1", node_type="X", executed=[], display_node="1", prompt_id="p1", output={})
+    expect(panel).not_to_be_visible()
+    ui.send("seamless_vae.status", node="1", **STATUS)  # another run
+    expect(panel).to_be_visible()
+    ui.send("execution_success", prompt_id="p1")
+
+
+def test_a_run_is_cancelled_from_its_node(ui: FrontEnd) -> None:
+    panel = start(ui)
+    before = len(ui.requests("/interrupt"))
+    panel.get_by_role("button", name="Cancel").click()
+    expect(panel.get_by_role("button")).to_have_text("Cancelling…")
+    expect(panel.get_by_role("button")).to_be_disabled()
+    method, _, body = ui.requests("/interrupt")[before]
+    assert method == "POST" and '"p1"' in body
+    ui.send("execution_interrupted", prompt_id="p1", node_id="1", node_type="X", executed=[])
+    expect(panel).not_to_be_visible()
+
+
+def test_news_of_unknown_nodes_are_passed_over(ui: FrontEnd) -> None:
+    panel = start(ui)
+    for node in ("99", "7:3", None, "2:1:5", "x"):
+        ui.send("seamless_vae.status", node=node, **STATUS)
+    ui.send("seamless_vae.status", node="1", done=0, total=0)
+    expect(panel.locator(".seamless-run-text")).to_have_text("0 %")
+    ui.send("execution_success", prompt_id="p1")
