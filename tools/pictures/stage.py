@@ -1,0 +1,203 @@
+"""Graphs of nodes, built, run and photographed in the front end of a real ComfyUI.
+
+COMFYUI_PATH names its checkout, COMFYUI_PYTHON the interpreter that has its requirements, if it is another one.
+Chromium
+is needed, and what `pip install -e ".[test]"` brings.
+"""
+
+# ruff: noqa: E501 - prose and JavaScript
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests")]
+
+from e2e.real_host import Comfy, running  # noqa: E402
+from host.browser import FrontEnd, launched  # noqa: E402
+from host.frontend import VERSIONS, static_files  # noqa: E402
+
+PHOTOGRAPH = ROOT / "vae_core" / "demo" / "chelsea.png"
+VIEW = (1600, 1000)
+RUN_SECONDS = 600
+BUILD = """async (columns) => {
+    const workflow = app.extensionManager.workflow.activeWorkflow
+    const empty = {last_node_id: 0, last_link_id: 0, nodes: [], links: [], groups: [], config: {}, extra: {}, version: 0.4}
+    await app.loadGraphData(empty, true, false, workflow)
+    const nodes = {}
+    let number = 0
+    for (const column of columns) for (const each of column) {
+        const node = LiteGraph.createNode(each.type)
+        if (!node) throw new Error(`there is no node ${each.type}`)
+        node.id = ++number
+        app.canvas.graph.add(node)
+        if (each.title) node.title = each.title
+        if (each.mode) node.mode = each.mode
+        Object.assign(node.properties, each.properties)
+        for (const [name, value] of Object.entries(each.values)) {
+            const widget = node.widgets.find((one) => one.name === name) ?? (each.type.endsWith('Note') && node.widgets[0])
+            if (!widget) throw new Error(`${each.type} has no ${name}`)
+            widget.value = value
+            widget.callback?.(value, app.canvas, node)
+        }
+        nodes[each.key] = node
+    }
+    for (const column of columns) for (const each of column) for (const [input, [from, output]] of Object.entries(each.links)) {
+        const slot = nodes[each.key].inputs.findIndex((one) => one.name === input)
+        if (slot < 0 || !nodes[from].connect(output, nodes[each.key], slot)) throw new Error(`no link to ${each.key}.${input}`)
+    }
+    app.nodeOutputs = {}
+}"""
+LAYOUT = """([columns, gap]) => {
+    const nodes = app.canvas.graph._nodes
+    let x = 0, index = 0
+    for (const column of columns) {
+        let y = 0, width = 0
+        for (const each of column) {
+            const node = nodes[index++], least = node.computeSize()
+            const [w, h] = each.size ?? [Math.max(least[0], 300), least[1]]
+            node.setSize([w, Math.max(h, each.size ? 0 : least[1])])
+            node.pos = [x, y]
+            y += node.size[1] + LiteGraph.NODE_TITLE_HEIGHT + gap
+            width = Math.max(width, node.size[0])
+        }
+        x += width + gap
+    }
+}"""
+FRAME = """([view, margin]) => {
+    const nodes = app.canvas.graph._nodes, title = LiteGraph.NODE_TITLE_HEIGHT
+    const left = Math.min(...nodes.map((n) => n.pos[0])) - margin
+    const top = Math.min(...nodes.map((n) => n.pos[1] - title)) - margin - 18  // badges
+    const width = Math.max(...nodes.map((n) => n.pos[0] + n.size[0])) + margin - left
+    const height = Math.max(...nodes.map((n) => n.pos[1] + (n.flags.collapsed ? 0 : n.size[1]))) + margin - top
+    const scale = Math.min(1, (view[0] - 140) / width, (view[1] - 140) / height)
+    app.canvas.ds.scale = scale
+    app.canvas.ds.offset = [-left + 70 / scale, -top + 70 / scale]
+    app.canvas.deselectAll()
+    app.canvas.setDirty(true, true)
+    const box = app.canvas.canvas.getBoundingClientRect()
+    return {x: box.left + 70, y: box.top + 70, width: width * scale, height: height * scale}
+}"""
+# What lies over the canvas and is not part of the graph.
+HIDE = """
+    .side-tool-bar-container, .sidebar-content-container, .comfyui-menu, .p-toast, .p-button-group, .actionbar,
+    .comfy-menu-button-wrapper, .workflow-tabs-container, .splitter-overlay-root, .graph-canvas-menu,
+    .minimap-main-container, .p-splitter, .floating-menu, [data-testid="canvas-menu"] { visibility: hidden !important }
+"""
+
+
+@dataclass
+class Node:
+    """A node of a graph.
+
+    Attributes:
+        links: input -> (key of another node, index of its output).
+        values: widget -> value.
+        mode: LiteGraph's: 0 at work, 2 muted, 4 bypassed.
+    """
+
+    key: str
+    type: str
+    links: dict[str, tuple[str, int]] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+    size: tuple[int, int] | None = None
+    mode: int = 0
+    properties: dict[str, Any] = field(default_factory=dict)
+
+
+def note(key: str, text: str, size: tuple[int, int]) -> Node:
+    return Node(key, "MarkdownNote", values={"text": text}, title="Read me", size=size)
+
+
+Columns = Sequence[Sequence[Node]]
+
+
+class Stage:
+    """A page with the front end, and the host behind it."""
+
+    def __init__(self, comfy: Comfy, front_end: FrontEnd) -> None:
+        self.comfy, self.front_end = comfy, front_end
+
+    def build(self, columns: Columns, gap: int = 44) -> None:
+        """A new graph of columns of nodes."""
+        described = [[vars(node) for node in column] for column in columns]
+        self.front_end.js(BUILD, described)
+        for _ in range(2):  # what is shown in nodes grows once it is there
+            self.front_end.page.wait_for_timeout(1000)
+            self.front_end.js(LAYOUT, [described, gap])
+
+    def run(self) -> None:
+        """Run the graph and wait until its results are shown.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        before = set(self.comfy.get("/history"))
+        self.front_end.js("() => app.queuePrompt(0)")
+        for _ in range(RUN_SECONDS * 2):
+            time.sleep(0.5)
+            done = {key: each for key, each in self.comfy.get("/history").items() if key not in before}
+            if done:
+                break
+        else:
+            raise RuntimeError("the graph did not run: look at the page's errors")
+        status = next(iter(done.values()))["status"]
+        if status["status_str"] != "success":
+            raise RuntimeError(f"the run failed: {status['messages'][-1]}")
+        self.front_end.page.wait_for_timeout(2500)
+
+    def saved(self) -> dict[str, Any]:
+        """The graph as the front end saves it."""
+        return self.front_end.js("() => app.graph.serialize()")
+
+    def open(self, workflow: dict[str, Any]) -> None:
+        """Open a saved graph as from the template browser."""
+        self.front_end.js("(data) => app.loadGraphData(data, true, true)", workflow)
+        self.front_end.page.wait_for_timeout(1500)
+
+    def prompt(self) -> dict[str, Any]:
+        """The graph in the API's form."""
+        return self.front_end.js("async () => (await app.graphToPrompt()).output")
+
+    def shot(self, margin: int = 14) -> Image.Image:
+        """The whole graph."""
+        clip = self.front_end.js(FRAME, [list(VIEW), margin])
+        self.front_end.page.wait_for_timeout(1200)
+        return Image.open(BytesIO(self.front_end.page.screenshot(clip=clip))).convert("RGB")
+
+
+@contextlib.contextmanager
+def opened(age: str = "old", scale: float = 1.0, vue: bool = False) -> Iterator[Stage]:
+    """A stage with a front end of an age of `host.frontend`; `scale` is of the device's pixels."""
+    checkout = os.environ.get("COMFYUI_PATH")
+    if not checkout:
+        raise SystemExit("COMFYUI_PATH is not set. Give the path of a checkout of ComfyUI.")
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        inputs = Path(folder) / "input"
+        inputs.mkdir()
+        shutil.copy(Path(checkout) / "input" / "example.png", inputs)
+        shutil.copy(PHOTOGRAPH, inputs / "photograph.png")
+        root = str(static_files(VERSIONS[age]))
+        comfy = stack.enter_context(running(Path(checkout), Path(folder), "--front-end-root", root))
+        browser = stack.enter_context(launched(stack.enter_context(sync_playwright())))
+        size = {"width": VIEW[0], "height": VIEW[1]}
+        context = browser.new_context(viewport=size, device_scale_factor=scale, locale="en-US")  # type: ignore
+        front_end = FrontEnd(context.new_page(), comfy.address, vue)
+        front_end.load()
+        front_end.page.add_style_tag(content=HIDE)
+        yield Stage(comfy, front_end)

@@ -1,0 +1,318 @@
+"""Writes `example_workflows/`: `python tools/pictures/workflows.py [NAME ...]`.
+
+Each workflow is built in the front end of ComfyUI 0.3.64, saved as that saves it, and run if it needs no model. Its
+thumbnail is made from its result. `stage.py` tells what is needed.
+"""
+
+# ruff: noqa: E501 - prose and JavaScript
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from stage import ROOT, Columns, Node, Stage, note, opened
+
+FOLDER = ROOT / "example_workflows"
+THUMBNAIL = (640, 400)
+SHOWN = (330, 330)
+CHECKPOINT = {
+    "name": "v1-5-pruned-emaonly-fp16.safetensors",
+    "url": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/"
+    "v1-5-pruned-emaonly-fp16.safetensors",
+    "directory": "checkpoints",
+}
+ANY_PICTURE = "`example.png` comes with every ComfyUI; any picture of yours will do."
+DEMO = "`demo` is a small VAE that comes with the pack, so that this runs without a download."
+
+
+def picture() -> Node:
+    return Node("picture", "LoadImage", values={"image": "example.png"}, size=(300, 340))
+
+
+def vae(key: str = "vae", title: str = "") -> Node:
+    return Node(key, "SeamlessVAELoad", values={"vae_name": "demo"}, title=title)
+
+
+def scaled(width: int, height: int) -> Node:
+    size = {"upscale_method": "area", "width": width, "height": height, "crop": "disabled"}
+    return Node("scaled", "ImageScale", {"image": ("picture", 0)}, size)
+
+
+def preview(key: str, source: str, output: int = 0, title: str = "", size: tuple[int, int] = SHOWN) -> Node:
+    return Node(key, "PreviewImage", {"images": (source, output)}, title=title, size=size)
+
+
+def encoded(source: str, tiled: bool = False, vae_of: tuple[str, int] = ("vae", 0), **values: Any) -> Node:
+    type_ = "SeamlessVAEEncodeTiled" if tiled else "SeamlessVAEEncode"
+    fixed = {"control_after_generate": "fixed"}
+    return Node("encode", type_, {"pixels": (source, 0), "vae": vae_of}, {**fixed, **values})
+
+
+def decoded(key: str, source: str, tiled: bool = False, vae_of: tuple[str, int] = ("vae", 0), **values: Any) -> Node:
+    type_ = "SeamlessVAEDecodeTiled" if tiled else "SeamlessVAEDecode"
+    return Node(key, type_, {"samples": (source, 0), "vae": vae_of}, values)
+
+
+def encode_and_decode() -> Columns:
+    text = (
+        "## Encode and decode\n\nA picture goes into a latent and back, and **Round Trip** shows what the VAE keeps of "
+        f"it: drag the slider, switch to the error.\n\n- {DEMO}\n- {ANY_PICTURE}\n- The VAE also goes into the core "
+        "nodes, as the one at the bottom shows; and a VAE of *Load VAE* or *Load Checkpoint* goes into the nodes here."
+    )
+    return [
+        [note("note", text, (300, 300)), picture(), vae()],
+        [encoded("picture"), Node("inspect", "SeamlessVAEInspect", {"vae": ("vae", 0), "samples": ("encode", 0)})],
+        [
+            decoded("decode", "encode"),
+            Node("core", "VAEDecode", {"samples": ("encode", 0), "vae": ("vae", 0)}, title="VAE Decode of the core"),
+            Node("round", "SeamlessVAERoundTrip", {"pixels": ("picture", 0), "vae": ("vae", 0)}, size=(340, 460)),
+        ],
+        [preview("shown", "decode"), preview("core_shown", "core", title="The same, by the core node")],
+    ]
+
+
+def tiled_upscale() -> Columns:
+    text = (
+        "## A large picture in little memory\n\nThe picture is enlarged to 2048x2048, encoded and decoded with a "
+        "`memory_budget` of 0.25 GiB. In the mode *exact* the result is that of the untiled nodes: no seams, no shift of "
+        "colours, whatever the size of the tiles.\n\nThe panels in the tiled nodes show the plan: strips, memory, what "
+        f"it costs.\n\n- {DEMO} Put your own in its place.\n- {ANY_PICTURE}\n- Put an upscale model in the place of "
+        "*Upscale Image* for more than a larger picture."
+    )
+    size = {"upscale_method": "lanczos", "width": 2048, "height": 2048, "crop": "disabled"}
+    return [
+        [note("note", text, (300, 360)), picture()],
+        [Node("large", "ImageScale", {"image": ("picture", 0)}, size), vae()],
+        [encoded("large", True, memory_budget=0.25)],
+        [decoded("decode", "encode", True, memory_budget=0.25)],
+        [Node("saved", "SaveImage", {"images": ("decode", 0)}, {"filename_prefix": "seamless_2048"}, size=(420, 480))],
+    ]
+
+
+def tiled_upscale_with_sampler() -> Columns:
+    text = (
+        "## Upscale with a sampler in between\n\nFor people with a model: enlarge a picture, encode it, let the sampler "
+        "add detail, decode it. Both VAE nodes take the checkpoint's own VAE, whose weights are used where they are, and "
+        "keep to a budget of 1 GiB.\n\n- Choose your checkpoint; this is set up for Stable Diffusion 1.5.\n- "
+        "`denoise` 0.35 keeps the picture; more paints more anew.\n- " + ANY_PICTURE
+    )
+    size = {"upscale_method": "lanczos", "width": 1536, "height": 1536, "crop": "disabled"}
+    model = ("checkpoint", 2)
+    sampling = {"seed": 1, "control_after_generate": "fixed", "steps": 20, "cfg": 6.0, "sampler_name": "dpmpp_2m"}
+    text_size = (340, 120)
+    return [
+        [note("note", text, (300, 320)), picture()],
+        [
+            Node(
+                *("checkpoint", "CheckpointLoaderSimple", {}, {"ckpt_name": CHECKPOINT["name"]}),
+                size=(340, 110),
+                properties={"models": [CHECKPOINT]},
+            ),
+            *(
+                Node(key, "CLIPTextEncode", {"clip": ("checkpoint", 1)}, {"text": words}, title, text_size)
+                for key, words, title in (
+                    ("positive", "a detailed painting of a girl on a green hill, blue sky", "Prompt"),
+                    ("negative", "blurry, watermark", "Negative prompt"),
+                )
+            ),
+            Node("large", "ImageScale", {"image": ("picture", 0)}, size),
+        ],
+        [encoded("large", True, model, memory_budget=1.0)],
+        [
+            Node(
+                "sampler",
+                "KSampler",
+                {
+                    "model": ("checkpoint", 0),
+                    "positive": ("positive", 0),
+                    "negative": ("negative", 0),
+                    "latent_image": ("encode", 0),
+                },
+                {**sampling, "scheduler": "karras", "denoise": 0.35},
+                size=(300, 280),
+            ),
+            decoded("decode", "sampler", True, model, memory_budget=1.0),
+        ],
+        [
+            Node(
+                "saved",
+                "SaveImage",
+                {"images": ("decode", 0)},
+                {"filename_prefix": "seamless_upscale"},
+                size=(420, 480),
+            )
+        ],
+    ]
+
+
+def swap_vae() -> Columns:
+    text = (
+        "## Another VAE in the middle of a workflow\n\nA latent of one model cannot be read by another. **Swap** decodes "
+        "it with the VAE that it comes from and encodes it for the other one, so that a second model can go on: SDXL for "
+        "the composition, FLUX.1 for the finish.\n\n- Both loaders are set to `demo`, so that this runs without a "
+        "download. Choose the VAEs of your models.\n- Put your samplers before and after *Swap*.\n- " + ANY_PICTURE
+    )
+    return [
+        [note("note", text, (300, 340)), picture()],
+        [vae("vae", "VAE of the first model"), vae("second", "VAE of the second model")],
+        [encoded("picture")],
+        [
+            Node(
+                *("swap", "SeamlessVAESwap"),
+                {"samples": ("encode", 0), "from_vae": ("vae", 0), "to_vae": ("second", 0)},
+            ),
+            decoded("decode", "swap", vae_of=("second", 0)),
+        ],
+        [
+            preview("between", "swap", 1, "The picture in between"),
+            preview("shown", "decode", title="Decoded with the second VAE"),
+        ],
+    ]
+
+
+def posterior_grid() -> Columns:
+    text = (
+        "## What the encoder is sure of\n\nAn encoder gives a distribution, not one latent. **Posterior Preview** shows "
+        "its mean and its deviation; **Sample Posterior** draws nine latents from it, which are decoded to nine pictures."
+        "\n\n- `temperature` multiplies the deviation. The VAEs of diffusion models are very sure, so that 1 shows "
+        f"nothing: this one draws far out, where you see what the latent leaves open.\n- {DEMO}\n- {ANY_PICTURE}"
+    )
+    values = {"seed": 7, "control_after_generate": "fixed", "temperature": 100.0, "count": 9}
+    return [
+        [note("note", text, (300, 340)), picture()],
+        [scaled(256, 256), vae()],
+        [
+            encoded("scaled"),
+            Node("posterior", "SeamlessPosteriorPreview", {"posterior": ("encode", 1)}, size=(340, 300)),
+        ],
+        [
+            Node("draws", "SeamlessVAESamplePosterior", {"posterior": ("encode", 1)}, values),
+            decoded("decode", "draws"),
+        ],
+        [preview("shown", "decode", title="Nine draws", size=(480, 520))],
+    ]
+
+
+def inpaint_with_composite() -> Columns:
+    text = (
+        "## Inpaint, and keep the rest as it was\n\nA VAE changes every pixel a little, also where nothing was painted. "
+        "**Inpaint Composite** decodes the latent and puts it into the original by the mask: where the mask is 0, the "
+        "picture stays bit for bit what it was.\n\n- *Flip Latent* stands where your KSampler goes, so that this runs "
+        "without a model. Take it out, connect the sampler, and take the VAE of your checkpoint.\n- The mask is made of "
+        "two rectangles here. Paint your own: right click on *Load Image*, *Open in MaskEditor*, and connect its MASK.\n"
+        "- " + ANY_PICTURE
+    )
+    area, hole = {"value": 0.0, "width": 768, "height": 768}, {"value": 1.0, "width": 288, "height": 256}
+    place = {"x": 240, "y": 320, "operation": "add"}
+    return [
+        [note("note", text, (300, 390)), picture()],
+        [
+            Node("area", "SolidMask", values=area, title="All of the picture"),
+            Node("hole", "SolidMask", values=hole, title="What is to be painted"),
+            Node("mask", "MaskComposite", {"destination": ("area", 0), "source": ("hole", 0)}, place),
+            vae(),
+        ],
+        [
+            Node(
+                *("encode", "SeamlessVAEInpaintEncode"),
+                {"pixels": ("picture", 0), "vae": ("vae", 0), "mask": ("mask", 0)},
+                {"grow": 6, "feather": 8},
+            ),
+            Node(
+                *("sampler", "LatentFlip", {"samples": ("encode", 0)}, {"flip_method": "y-axis: horizontally"}),
+                title="Flip Latent: your KSampler goes here",
+            ),
+        ],
+        [
+            Node(
+                *("composite", "SeamlessVAEInpaintComposite"),
+                {"samples": ("sampler", 0), "vae": ("vae", 0), "original": ("picture", 0), "mask": ("mask", 0)},
+            ),
+            preview("shown", "composite", size=(420, 460)),
+        ],
+    ]
+
+
+def seamless_texture() -> Columns:
+    text = (
+        "## A texture that repeats\n\nAt the edges of a picture a VAE sees nothing, so a texture that repeats shows a "
+        "line there. With `wrap` the VAE sees the other side instead. The picture is mirrored here, so that it repeats "
+        "downwards, goes through the VAE with `wrap` *y*, and is put below itself to show the joint.\n\n- With the VAE "
+        "of your model choose *both* for textures that repeat in both directions. The demo VAE keeps the level of the "
+        "colours at its right edge, so it takes *y* alone.\n- A sampler goes between the two tiled nodes; it needs a "
+        f"model that wraps, too.\n- {ANY_PICTURE}"
+    )
+    below = {"direction": "down", "match_image_size": False, "spacing_width": 0, "spacing_color": "white"}
+    stitch = "ImageStitch"
+    return [
+        [note("note", text, (300, 390)), picture()],
+        [
+            scaled(384, 256),
+            Node("flipped", "ImageFlip", {"image": ("scaled", 0)}, {"flip_method": "x-axis: vertically"}),
+            Node("tile", stitch, {"image1": ("scaled", 0), "image2": ("flipped", 0)}, below, "The texture"),
+            vae(),
+        ],
+        [encoded("tile", True, wrap="y")],
+        [
+            decoded("decode", "encode", True, wrap="y"),
+            Node("twice", stitch, {"image1": ("decode", 0), "image2": ("decode", 0)}, below, "Below itself"),
+        ],
+        [preview("shown", "twice", title="Repeated", size=(330, 560))],
+    ]
+
+
+WORKFLOWS: dict[str, tuple[Callable[[], Columns], bool]] = {
+    each.__name__: (each, each is not tiled_upscale_with_sampler)
+    for each in (
+        *(encode_and_decode, tiled_upscale, tiled_upscale_with_sampler, swap_vae),
+        *(posterior_grid, inpaint_with_composite, seamless_texture),
+    )
+}
+
+
+def thumbnail(picture: Image.Image) -> Image.Image:
+    """The graph on the template browser's format, as large as it fits."""
+    picture = picture.copy()
+    picture.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
+    page = Image.new("RGB", THUMBNAIL, picture.getpixel((2, 2)))  # type: ignore[arg-type]
+    page.paste(picture, ((THUMBNAIL[0] - picture.width) // 2, (THUMBNAIL[1] - picture.height) // 2))
+    return page
+
+
+def write(stage: Stage, name: str, shots: Path | None) -> None:
+    make, runs = WORKFLOWS[name]
+    stage.build(make())
+    saved = stage.saved()
+    saved["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"seamless-vae/{name}"))
+    saved["extra"] = {"ds": {"scale": 0.7, "offset": [60, 80]}}
+    file = FOLDER / f"{name}.json"
+    file.write_text(json.dumps(saved, ensure_ascii=False, indent=2) + "\n", encoding="utf-8", newline="\n")
+    if runs:
+        stage.run()
+    shot = stage.shot()
+    if shots is not None:
+        shot.save(shots / f"{name}.png")
+    thumbnail(shot).save(file.with_suffix(".jpg"), quality=88)
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    shots = (
+        Path(arguments.pop().removeprefix("--shots=")) if arguments and arguments[-1].startswith("--shots=") else None
+    )
+    with opened(scale=1.0) as stage:
+        checkpoints = stage.comfy.folder / "models" / "checkpoints"
+        (checkpoints / CHECKPOINT["name"]).touch()  # so that the list offers it; it is not read
+        stage.front_end.load()
+        for name in arguments or WORKFLOWS:
+            write(stage, name, shots)
+
+
+if __name__ == "__main__":
+    main()
