@@ -69,7 +69,8 @@ LAYOUT = """([columns, gap]) => {
         let y = 0, width = 0
         for (const each of column) {
             const node = nodes[index++], least = node.computeSize()
-            const [w, h] = each.size ?? [Math.max(least[0], 300), least[1]]
+            // Some nodes have grown over a picture of their progress.
+            const [w, h] = each.size ?? [Math.max(least[0], 300), Math.max(least[1], node.imgs ? node.size[1] : 0)]
             node.setSize([w, Math.max(h, each.size ? 0 : least[1])])
             node.pos = [x, y]
             y += node.size[1] + LiteGraph.NODE_TITLE_HEIGHT + gap
@@ -132,14 +133,20 @@ class Stage:
 
     def __init__(self, comfy: Comfy, front_end: FrontEnd) -> None:
         self.comfy, self.front_end = comfy, front_end
+        self._laid_out: list[Any] = []
 
     def build(self, columns: Columns, gap: int = 44) -> None:
         """A new graph of columns of nodes."""
         described = [[vars(node) for node in column] for column in columns]
         self.front_end.js(BUILD, described)
-        for _ in range(2):  # what is shown in nodes grows once it is there
-            self.front_end.page.wait_for_timeout(1000)
-            self.front_end.js(LAYOUT, [described, gap])
+        self._laid_out = [described, gap]
+        self.arrange()
+        self.arrange()
+
+    def arrange(self) -> None:
+        """Put the nodes side by side: what is shown in them grows once it is there."""
+        self.front_end.page.wait_for_timeout(1000)
+        self.front_end.js(LAYOUT, self._laid_out)
 
     def run(self) -> None:
         """Run the graph and wait until its results are shown.

@@ -80,7 +80,7 @@ def encode_and_decode() -> Columns:
 def tiled_upscale() -> Columns:
     text = (
         "## A large picture in little memory\n\nThe picture is enlarged to 2048x2048, encoded and decoded with a "
-        "`memory_budget` of 0.25 GiB. In the mode *exact* the result is that of the untiled nodes: no seams, no shift of "
+        "`memory_budget` of 0.5 GiB. In the mode *exact* the result is that of the untiled nodes: no seams, no shift of "
         "colours, whatever the size of the tiles.\n\nThe panels in the tiled nodes show the plan: strips, memory, what "
         f"it costs.\n\n- {DEMO} Put your own in its place.\n- {ANY_PICTURE}\n- Put an upscale model in the place of "
         "*Upscale Image* for more than a larger picture."
@@ -89,8 +89,8 @@ def tiled_upscale() -> Columns:
     return [
         [note("note", text, (300, 360)), picture()],
         [Node("large", "ImageScale", {"image": ("picture", 0)}, size), vae()],
-        [encoded("large", True, memory_budget=0.25)],
-        [decoded("decode", "encode", True, memory_budget=0.25)],
+        [encoded("large", True, memory_budget=0.5)],
+        [decoded("decode", "encode", True, memory_budget=0.5)],
         [Node("saved", "SaveImage", {"images": ("decode", 0)}, {"filename_prefix": "seamless_2048"}, size=(420, 480))],
     ]
 
@@ -295,6 +295,7 @@ def write(stage: Stage, name: str, shots: Path | None) -> None:
     file.write_text(json.dumps(saved, ensure_ascii=False, indent=2) + "\n", encoding="utf-8", newline="\n")
     if runs:
         stage.run()
+        stage.arrange()
     shot = stage.shot()
     if shots is not None:
         shot.save(shots / f"{name}.png")
