@@ -165,9 +165,13 @@ class FrontEnd:
     def panel(self, label: str) -> Locator:
         return self.page.locator(f'.seamless-panel[aria-label="{label}"]')
 
-    def toasts(self) -> list[str]:
-        """What the messages on the page say."""
-        return self.page.locator(".p-toast-message, [data-sonner-toast], .toast-item").all_inner_texts()
+    def says(self, text: str) -> int:
+        """How many messages on the page say this; what is only read aloud does not count."""
+        return self.js(
+            """(text) => [...document.querySelectorAll('body *')].filter((each) =>
+                !each.children.length && each.tagName !== 'P' && each.textContent.includes(text)).length""",
+            text,
+        )
 
     def check(self) -> None:
         """Fail if the page complained."""

@@ -1,6 +1,6 @@
 // Seamless VAE in the front end. Everything is wired up here; the other modules only define.
 import { addStyle } from './lib/dom.js'
-import { app } from './lib/host.js'
+import { app, chain } from './lib/host.js'
 import { loadTexts } from './lib/text.js'
 import { addToOldMenus, canvasItems, commands, nodeItems } from './menus.js'
 import { addCompare } from './panels/compare.js'
@@ -36,16 +36,12 @@ const LONG = new Set([
 ])
 const WITH_DEFAULTS = new Set(['SeamlessVAEEncodeTiled', 'SeamlessVAEDecodeTiled'])
 
-/** @type {Set<WeakRef<Panel>>} */
+/** Of nodes that are in a graph. @type {Set<Panel>} */
 const panels = new Set()
 
 /** @param {boolean} shown */
 function showPanels(shown) {
-  for (const reference of panels) {
-    const panel = reference.deref()
-    if (panel) panel.show(shown)
-    else panels.delete(reference)
-  }
+  for (const panel of panels) panel.show(shown)
 }
 
 app.registerExtension({
@@ -64,8 +60,12 @@ app.registerExtension({
     if (WITH_DEFAULTS.has(type)) setDefaults(node)
     const panel = PANELS[type]?.(node)
     if (panel) {
-      panels.add(new WeakRef(panel))
       panel.show(panelsShown())
+      chain(node, 'onAdded', () => {
+        panels.add(panel)
+        panel.show(panelsShown())
+      })
+      chain(node, 'onRemoved', () => panels.delete(panel))
     }
     if (LONG.has(type)) addRunning(node)
   }

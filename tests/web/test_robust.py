@@ -1,0 +1,152 @@
+"""Whatever fails, the graph stays usable, and nothing is kept where it would be lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from host.browser import FrontEnd
+from playwright.sync_api import expect
+
+ROOT = Path(__file__).resolve().parents[2]
+NODES = [("SeamlessVAELoad", 80, 120), ("SeamlessVAEDecodeTiled", 400, 120), ("SeamlessVAEEncodeTiled", 720, 120)]
+TOAST = "the back end does not answer. Restart"
+
+
+def test_a_failed_route_is_said_once(ui: FrontEnd) -> None:
+    ui.rule("/seamless_vae/", status=500)
+    ui.graph(NODES, [(1, 0, 2, "vae")])
+    expect(ui.page.get_by_text("Not known: the back end does not answer.")).to_have_count(3)
+    ui.set(2, "tile_size", 256)
+    ui.set(1, "vae_name", "sdxl.safetensors")
+    ui.page.wait_for_timeout(800)
+    assert ui.says(TOAST) == 1
+    ui.post("/standin/rule", {})
+    ui.set(2, "tile_size", 512)
+    ui.set(1, "vae_name", "demo")
+    expect(ui.panel("What this VAE file is")).to_contain_text("16 channels")
+    expect(ui.panel("Plan of the run").first).to_contain_text("Strips")
+    # The browser itself writes failed requests to the console; nothing else may be there.
+    ui.complaints[:] = [each for each in ui.complaints if "Failed to load resource" not in each]
+
+
+def test_a_missing_back_end_leaves_the_graph_usable(ui: FrontEnd) -> None:
+    ui.graph(NODES)
+    expect(ui.panel("What this VAE file is")).to_contain_text("channels")
+    ui.page.route("**/seamless_vae/**", lambda route: route.abort())
+    try:
+        ui.set(1, "vae_name", "sdxl.safetensors")
+        expect(ui.panel("What this VAE file is")).to_contain_text("Not known")
+        ui.graph([("VAEDecode", 100, 120)])
+        assert ui.js("app.canvas.graph.nodes.length") == 1
+    finally:
+        ui.page.unroute("**/seamless_vae/**")
+    ui.complaints[:] = [each for each in ui.complaints if "Failed to load resource" not in each]
+
+
+def test_panels_are_not_saved(ui: FrontEnd) -> None:
+    ui.graph(NODES, [(1, 0, 2, "vae")])
+    saved = ui.js("app.canvas.graph.serialize().nodes.map((node) => node.widgets_values)")
+    assert saved[:2] == [["demo", "auto", "auto", "auto"], [True, "exact", 0, 128, 0, "none"]]
+    prompt = ui.js("async () => (await app.graphToPrompt()).output")
+    assert set(prompt["2"]["inputs"]) >= {"clamp", "mode", "tile_size", "overlap", "memory_budget", "wrap", "vae"}
+    assert not [name for name in prompt["2"]["inputs"] if name.startswith("seamless_")]
+
+
+def test_a_graph_is_opened_again_with_its_values(ui: FrontEnd) -> None:
+    ui.graph([(*NODES[1], {"tile_size": 320, "mode": "blended"}), ("SeamlessVAERoundTrip", 720, 120)])
+    ui.js("app.canvas.graph.getNodeById(1).title = 'Renamed'")
+    expect(ui.panel("Plan of the run")).to_contain_text("Tiles")
+    ui.js("async () => app.loadGraphData(app.canvas.graph.serialize(), true, false)")
+    values = "app.canvas.graph.getNodeById(1).widgets.filter((w) => w.serialize !== false).map((w) => w.value)"
+    assert ui.js(values) == [True, "blended", 320, 128, 0, "none"]
+    expect(ui.panel("Plan of the run")).to_contain_text("Tiles")
+    assert ui.js("app.canvas.graph.getNodeById(1).title") == "Renamed"
+
+
+def test_the_size_of_a_node_does_not_grow_with_each_opening(ui: FrontEnd) -> None:
+    ui.graph([("SeamlessVAELoad", 80, 150), ("SeamlessVAEDecodeTiled", 400, 150), ("SeamlessVAERoundTrip", 720, 150)])
+    ui.page.wait_for_timeout(1000)
+    sizes = "app.canvas.graph.nodes.map((node) => [...node.size].map(Math.round))"
+    ui.js("async () => app.loadGraphData(app.canvas.graph.serialize(), true, false)")
+    ui.page.wait_for_timeout(1000)
+    before = ui.js(sizes)
+    for _ in range(2):
+        ui.js("async () => app.loadGraphData(app.canvas.graph.serialize(), true, false)")
+        ui.page.wait_for_timeout(400)
+    assert ui.js(sizes) == before
+
+
+def test_copied_and_removed_nodes_have_panels_of_their_own(ui: FrontEnd) -> None:
+    ui.graph([("SeamlessVAELoad", 80, 150)])
+    expect(ui.panel("What this VAE file is")).to_contain_text("16 channels")
+    ui.js(
+        """() => {
+            const node = app.canvas.graph.getNodeById(1)
+            const copy = node.clone()
+            copy.pos = [480, 150]
+            app.canvas.graph.add(copy)
+            copy.widgets[0].value = 'sdxl.safetensors'
+        }"""
+    )
+    panels = ui.panel("What this VAE file is")
+    expect(panels.nth(1)).to_contain_text("SDXL")
+    expect(panels.first).to_contain_text("16 channels")
+    ui.js("app.canvas.graph.remove(app.canvas.graph.getNodeById(1))")
+    expect(panels).to_have_count(1)
+    before = len(ui.requests("/seamless_vae/info"))
+    ui.page.wait_for_timeout(500)
+    assert len(ui.requests("/seamless_vae/info")) == before
+
+
+def test_callbacks_of_others_still_run(ui: FrontEnd) -> None:
+    ui.js(
+        """() => {
+            window.heard = []
+            app.registerExtension({name: 'Test.Others.' + Math.random(), nodeCreated(node) {
+                if (node.comfyClass !== 'SeamlessVAEInspect') return
+                const before = node.onExecuted
+                node.onExecuted = function (output) { window.heard.push('after'); return before?.call(this, output) }
+            }})
+            const type = LiteGraph.registered_node_types.SeamlessVAEInspect
+            const before = type.prototype.onExecuted
+            type.prototype.onExecuted = function (output) { window.heard.push('before'); return before?.call(this, output) }
+        }"""
+    )
+    ui.graph([("SeamlessVAEInspect", 200, 120)])
+    ui.send("executed", node="1", display_node="1", prompt_id="p", output={"text": ["all of it"]})
+    expect(ui.panel("Report").locator("pre")).to_have_text("all of it")
+    assert ui.js("window.heard") == ["after", "before"]
+
+
+def test_every_module_is_harmless_alone(ui: FrontEnd) -> None:
+    modules = [
+        file.relative_to(ROOT / "web").as_posix()
+        for file in (ROOT / "web" / "js").rglob("*.js")
+        if file.name != "main.js"
+    ]
+    before = ui.js("app.extensions.length")
+    for module in modules:
+        ui.js("(path) => import(path)", f"/extensions/seamless-vae/{module}?again")
+    assert ui.js("app.extensions.length") == before
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        {},
+        {"images": []},
+        {"images": [{"filename": "gone.png", "subfolder": "", "type": "temp"}] * 3},
+        {"images": [{"filename": "photo.png", "subfolder": "", "type": "input"}] * 2},
+        {"text": []},
+    ],
+    ids=["nothing", "no pictures", "lost files", "two pictures", "no text"],
+)
+def test_odd_outputs_break_nothing(ui: FrontEnd, output: dict) -> None:
+    ui.graph(
+        [("SeamlessVAERoundTrip", 80, 120), ("SeamlessPosteriorPreview", 480, 120), ("SeamlessVAEInspect", 880, 120)]
+    )
+    for node in ("1", "2", "3"):
+        ui.send("executed", node=node, display_node=node, prompt_id="p", output=output)
+    ui.page.wait_for_timeout(300)
+    ui.complaints[:] = [each for each in ui.complaints if "Failed to load resource" not in each]

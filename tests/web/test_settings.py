@@ -1,0 +1,113 @@
+"""Settings, languages and themes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from host.browser import FrontEnd
+from playwright.sync_api import expect
+
+ROOT = Path(__file__).resolve().parents[2]
+TILED = ("SeamlessVAEDecodeTiled", 200, 120)
+
+
+@pytest.fixture
+def fresh(ui: FrontEnd) -> Iterator[FrontEnd]:
+    """A page whose settings the test changes; the usual ones come back."""
+    yield ui
+    ui.js(
+        """async (ids) => { for (const [id, value] of ids) await app.extensionManager.setting.set(id, value) }""",
+        [["SeamlessVAE.DefaultMode", "exact"], ["SeamlessVAE.DefaultMemoryBudget", 0], ["SeamlessVAE.Panels", True]],
+    )
+
+
+def change(ui: FrontEnd, name: str, value: object) -> None:
+    ui.js("([id, value]) => app.extensionManager.setting.set(id, value)", [f"SeamlessVAE.{name}", value])
+
+
+def test_new_nodes_start_with_the_defaults_and_saved_ones_do_not(fresh: FrontEnd) -> None:
+    ui = fresh
+    values = "app.canvas.graph.nodes[0].widgets.filter((w) => ['mode', 'memory_budget'].includes(w.name)).map((w) => w.value)"
+    ui.graph([TILED])
+    assert ui.js(values) == ["exact", 0]
+    saved = ui.js("app.canvas.graph.serialize()")
+    change(ui, "DefaultMode", "blended")
+    change(ui, "DefaultMemoryBudget", 1.5)
+    ui.graph([TILED])
+    assert ui.js(values) == ["blended", 1.5]
+    ui.js("async (saved) => app.loadGraphData(saved, true, false)", saved)
+    assert ui.js(values) == ["exact", 0]
+
+
+def test_previews_can_be_switched_off(fresh: FrontEnd) -> None:
+    ui = fresh
+    ui.graph([("SeamlessVAELoad", 80, 120), ("SeamlessVAERoundTrip", 400, 120)])
+    expect(ui.page.locator(".seamless-panel:visible")).to_have_count(2)
+    change(ui, "Panels", False)
+    expect(ui.page.locator(".seamless-panel:visible")).to_have_count(0)
+    image = {"filename": "photo.png", "subfolder": "", "type": "input"}
+    ui.send("executed", node="2", display_node="2", prompt_id="p", output={"images": [image] * 3})
+    if ui.vue:
+        expect(ui.page.locator('[data-node-id="2"] img').first).to_be_visible()  # the host's own preview
+    else:
+        ui.page.wait_for_function("app.canvas.graph.getNodeById(2).imgs?.length === 3")
+    change(ui, "Panels", True)
+    expect(ui.page.locator(".seamless-panel:visible")).to_have_count(2)
+
+
+def test_the_settings_are_in_the_dialog(fresh: FrontEnd) -> None:
+    ui = fresh
+    ui.js("app.extensionManager.command.execute('Comfy.ShowSettingsDialog')")
+    dialog = ui.page.get_by_role("dialog").first
+    dialog.get_by_text("Seamless VAE", exact=True).first.click()
+    for name in ("Mode of new tiled nodes", "Memory budget of new tiled nodes (GiB)", "Show previews in the nodes"):
+        expect(dialog.get_by_text(name, exact=True)).to_be_visible()
+    ui.page.keyboard.press("Escape")
+
+
+def test_chinese(ui: FrontEnd) -> None:
+    ui.load(**{"Comfy.Locale": "zh"})
+    try:
+        ui.graph([("SeamlessVAELoad", 80, 150), TILED])
+        panel = ui.panel("此 VAE 文件的信息")
+        expect(panel).to_contain_text("16 通道，1/8")
+        expect(ui.panel("运行计划")).to_contain_text("不分块")
+        label = ui.js(
+            """(() => { const found = app.extensionManager.command.commands
+                .find((each) => each.id === 'SeamlessVAE.ToSeamless').label;
+                return typeof found === 'function' ? found() : found })()"""
+        )
+        assert label == "将 VAE 节点替换为 Seamless VAE"
+    finally:
+        ui.load(**{"Comfy.Locale": "en"})
+
+
+def flat(language: str, name: str) -> dict[str, str]:
+    def walk(value: object, path: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from walk(inner, f"{path}/{key}")
+        else:
+            yield path, str(value)
+
+    return dict(walk(json.loads((ROOT / "locales" / language / f"{name}.json").read_text(encoding="utf-8")), ""))
+
+
+@pytest.mark.parametrize("name", ["main", "settings", "commands"])
+def test_both_languages_have_the_same_texts(name: str) -> None:
+    english, chinese = flat("en", name), flat("zh", name)
+    assert english.keys() == chinese.keys()
+    for key in english:
+        assert sorted(re.findall(r"\{\w+\}", english[key])) == sorted(re.findall(r"\{\w+\}", chinese[key])), key
+
+
+def test_the_english_texts_are_those_of_the_modules(ui: FrontEnd) -> None:
+    texts = ui.js("async () => (await import('/extensions/seamless-vae/js/lib/text.js')).ENGLISH")
+    assert texts == json.loads((ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["seamlessVae"]
+    used = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "web" / "js").rglob("*.js"))
+    for key in texts:
+        assert key.startswith("store.") or len(re.findall(rf"\b{re.escape(key)}\b", used)) > 1, f"{key} is not used"
