@@ -27,9 +27,10 @@ from peers import CONFIGS, ours
 from torch import nn
 
 import vae_core
-from vae_core.streaming.convolution import DirectConvolution, PassInputs, WinogradConvolution, Wrap, choose_kernel
+from vae_core.streaming.convolution import DirectConvolution, WinogradConvolution, choose_kernel
 from vae_core.streaming.executor import Settings, _run_strips, worker_pool
 from vae_core.streaming.program import Convolve
+from vae_core.streaming.strips import PassInputs, Wrap
 
 CPU = torch.device("cpu")
 LIMIT = 60.0  # seconds for a pair

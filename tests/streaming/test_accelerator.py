@@ -11,8 +11,9 @@ from torch import nn
 import vae_core
 from vae_core import AutoencoderKL, TileSpec
 from vae_core.streaming.attend import attend_in_blocks
-from vae_core.streaming.convolution import act_of_batch_norm, even_size
+from vae_core.streaming.direct import act_of_batch_norm
 from vae_core.streaming.store import MapStore
+from vae_core.streaming.strips import even_size
 
 CPU = torch.device("cpu")
 MIB = 2**20

@@ -14,7 +14,6 @@ from ..errors import ConfigError, MemoryBudgetError, NonFiniteError, TilingError
 from ..posterior import DiagonalGaussianDistribution
 from ..tiling.blend import count_tiles, run_blended
 from ..tiling.grid import TileSpec
-from .convolution import Wrap
 from .executor import Execution, Progress, Settings, worker_pool
 from .memory import DEFAULT_SHARE, available_bytes
 from .mode import plain_kernels
@@ -22,6 +21,7 @@ from .plan import Plan, plan_program
 from .program import Convolve, Pass, decoder_program, encoder_program, output_size
 from .stock import find_change
 from .store import MapStore
+from .strips import Wrap
 from .winograd import drop_scratch
 
 if TYPE_CHECKING:

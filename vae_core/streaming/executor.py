@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ..errors import NonFiniteError
 from .attend import AttentionPass, PackedAttentionPass
-from .convolution import NO_WRAP, DirectConvolution, PassInputs, Wrap, choose_kernel
+from .convolution import DirectConvolution, choose_kernel
 from .program import INPUT, OUTPUT, Attend, Convolve, Pass, output_size, sources
 from .stats import ChannelStats
 from .store import MapStore
+from .strips import NO_WRAP, PassInputs, Wrap
 
 Progress = Callable[[int, int], None]
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MemoryBudgetError
+from .memory import give_back_freed
 
 logger = logging.getLogger("seamless_vae")
 
@@ -22,6 +23,7 @@ logger = logging.getLogger("seamless_vae")
 # system would have to clear.
 _REUSE_LIMIT = 4
 _HUGE_PAGE = 2**21
+_LARGE = 2**26  # bytes of a map that is worth some milliseconds spent on finding memory for it
 
 Place = Literal["device", "host", "file"]
 PLACES: tuple[Place, ...] = ("device", "host", "file")
@@ -111,6 +113,8 @@ class MapStore:
             return _Buffer(size, torch.empty(size, dtype=torch.uint8, device="meta"), place)
         if place == "file":
             return _Buffer(size, _mapped_file(size), place)
+        if size >= _LARGE:
+            give_back_freed()
         if place == "host" or self.device.type == "cpu":
             data = _pages(size)
             return _Buffer(size, data, place, registered=self.device.type == "cuda" and _register(data))

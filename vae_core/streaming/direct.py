@@ -1,0 +1,190 @@
+"""torch's own convolution, strip by strip: on any device, in any precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .stats import ChannelStats, StripStats, merge_all
+from .strips import PassInputs, Strip, costs, cut, even_size, rows_around
+from .transfer import Arriving, Transfers
+
+
+class DirectConvolution:
+    """conv2d of torch on channels-last strips of the whole batch: any device, any precision."""
+
+    parallel = False
+    fast = False
+
+    def __init__(self, inputs: PassInputs) -> None:
+        self.inputs = inputs
+        self.step = inputs.step
+        self.transfers: Transfers | None = None
+        self._arriving: dict[Strip, Arriving] = {}
+        self._buffer: Tensor | None = None
+
+    def prepare(self) -> None:
+        inputs, conv, shortcut = self.inputs, self.step.conv, self.step.shortcut
+        dtype = inputs.target.dtype
+        self.transfers = Transfers(inputs.device)
+        strips = self.strips()
+        self._following = dict(pairwise(strips)) if self.transfers.overlap else {}
+        self.coefficients = inputs.coefficients and tuple(each.to(inputs.device) for each in inputs.coefficients)
+
+        def weight_of(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(inputs.device, dtype).contiguous(memory_format=torch.channels_last)
+
+        self.bias = conv.bias.detach().to(inputs.device, dtype)  # type: ignore[union-attr]
+        if self.step.scale == "up":
+            self.phases = [weight_of(weight) for weight in _phase_weights(conv)]
+        else:
+            self.weight = weight_of(conv.weight)
+        self.shortcut = None if shortcut is None else weight_of(shortcut.weight)
+        self.shortcut_bias = None if shortcut is None else shortcut.bias.detach().to(inputs.device, dtype)  # type: ignore[union-attr]
+
+    def workspace(self, workers: int) -> int:
+        strip, device = self.strips()[0], self.inputs.device
+        conv, itemsize = self.step.conv, self.inputs.target.dtype.itemsize
+        per_position = {"up": 0.25, "down": 4.0}.get(self.step.scale, 1.0)  # source positions for one of the target
+        source = conv.in_channels * (2 * itemsize + 8) * per_position
+        target = conv.out_channels * (3 * itemsize + 8)
+        if device.type != "cpu":  # strips on their way, to the device and back
+            source += 2 * conv.in_channels * itemsize * per_position
+            target += 4 * conv.out_channels * itemsize
+        halo = 1 + 2 / (strip.rows[1] - strip.rows[0])
+        weights = 2 * conv.weight.numel() * itemsize
+        return int(strip.positions * (source * halo + target)) + weights
+
+    def costs(self) -> list[int]:
+        return costs(self.step, self.strips())
+
+    def strips(self) -> list[Strip]:
+        batch, height, width, channels = self.inputs.target.shape
+        itemsize = self.inputs.target.dtype.itemsize
+        widest = max(channels, self.inputs.source.shape[3])
+        rows = max(1, self.inputs.strip_bytes // (batch * width * widest * itemsize))
+        if self.inputs.max_rows is not None:
+            rows = min(rows, self.inputs.max_rows)
+        multiple = 2 if self.step.scale == "up" else 1
+        if self.inputs.device.type != "cpu":  # where a new shape costs a search for its fastest kernel
+            rows = even_size(height, rows, multiple)
+        return [Strip((0, batch), span, (0, width)) for span in cut(height, rows, multiple)]
+
+    def compute(self, strip: Strip) -> StripStats:
+        assert self.transfers is not None
+        arriving = self._arriving.pop(strip, None) or self._upload(strip)
+        if (following := self._following.get(strip)) is not None:  # before this strip's work is queued
+            self._arriving[following] = self._upload(following)
+        window, *residuals = arriving.here()
+        result = self._convolved(window, strip)  # [B, rows, W, K]
+        for residual in residuals:
+            if self.shortcut is not None:
+                residual = F.conv2d(residual.permute(0, 3, 1, 2), self.shortcut, self.shortcut_bias).permute(0, 2, 3, 1)
+            result = residual + result
+        self.transfers.download(result, self.inputs.target[:, slice(*strip.rows)])
+        return StripStats.of(result)
+
+    def combine(self, parts: Sequence[StripStats]) -> ChannelStats:
+        return merge_all([part.finished() for part in parts])
+
+    def close(self) -> None:
+        self._arriving.clear()
+        self._buffer = None
+        if self.transfers is not None:
+            self.transfers.finish()
+
+    def _upload(self, strip: Strip) -> Arriving:
+        """The source's rows that a strip reads, as far as they exist, and the residual's."""
+        assert self.transfers is not None
+        tensors = [rows_around(self.inputs.source, *self._reads(strip), self.inputs.wrap.y)[0]]
+        if self.inputs.residual is not None:
+            tensors.append(self.inputs.residual[:, slice(*strip.rows)])
+        return self.transfers.upload(*tensors)
+
+    def _reads(self, strip: Strip) -> tuple[int, int]:
+        """The rows of the source that a strip needs, [first, stop); some may lie outside of the picture."""
+        start, stop = strip.rows
+        if self.step.scale == "down":
+            return 2 * start, 2 * stop + 1
+        if self.step.scale == "up":
+            return start // 2 - 1, stop // 2 + 1
+        halo = self.step.conv.kernel_size[0] // 2
+        return start - halo, stop + halo
+
+    def _convolved(self, window: Tensor, strip: Strip) -> Tensor:
+        if self.step.scale == "down":
+            x = self._padded(window, strip, left=0, right=1)
+            return F.conv2d(x, self.weight, self.bias, stride=2).permute(0, 2, 3, 1)
+        if self.step.scale == "same":
+            halo = self.step.conv.kernel_size[0] // 2
+            x = self._padded(window, strip, left=halo, right=halo)
+            return F.conv2d(x, self.weight, self.bias).permute(0, 2, 3, 1)
+
+        x = self._padded(window, strip, left=1, right=1)
+        rows, columns = x.shape[2] - 2, x.shape[3] - 2
+        result = x.new_empty(x.shape[0], 2 * rows, 2 * columns, self.step.conv.out_channels)
+        for phase, weight in enumerate(self.phases):
+            a, b = divmod(phase, 2)
+            part = F.conv2d(x[:, :, a : a + rows + 1, b : b + columns + 1], weight, self.bias)
+            result[:, a::2, b::2] = part.permute(0, 2, 3, 1)
+        return result
+
+    def _padded(self, x: Tensor, strip: Strip, left: int, right: int) -> Tensor:
+        """The rows that a strip reads, normalised, activated and padded: [B, C, rows, left + W + right].
+
+        They lie in a buffer that serves all strips of the pass.
+        """
+        first, stop = self._reads(strip)
+        wrap, height = self.inputs.wrap, self.inputs.source.shape[1]
+        above, below = (0, 0) if wrap.y else (max(0, -first), max(0, stop - height))
+        if self.coefficients is None and not any((above, below, left, right)):
+            return x.permute(0, 3, 1, 2)
+        batch, rows, width, channels = x.shape
+        rows += above + below
+        if self._buffer is None or self._buffer.shape[1] < rows:
+            self._buffer = x.new_zeros(batch, rows, left + width + right, channels)
+        padded = self._buffer[:, :rows]
+        inside = padded[:, above : rows - below, left : left + width]
+        if self.coefficients is None:
+            inside.copy_(x)
+        else:
+            _activate(x, *self.coefficients, self.step.act, inside)  # type: ignore[arg-type]
+        padded[:, :above] = 0
+        padded[:, rows - below :] = 0
+        if wrap.x:
+            padded[:, :, :left] = padded[:, :, width : width + left]
+            padded[:, :, left + width :] = padded[:, :, left : left + right]
+        return padded.permute(0, 3, 1, 2)
+
+
+def _activate(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module, out: Tensor) -> None:
+    """out = act(x * scale + shift) for [B, H, W, C] in any precision, with scale and shift [B, C] in float32."""
+    if x.device.type == "cuda" and len(x) == 1:
+        out.copy_(act_of_batch_norm(x, scale[0], shift[0], act))
+    elif x.dtype == torch.float32 and isinstance(act, nn.SiLU):
+        F.silu(torch.addcmul(shift[:, None, None], x, scale[:, None, None], out=out), inplace=True)
+    else:
+        out.copy_(act(torch.addcmul(shift[:, None, None], x.float(), scale[:, None, None])))
+
+
+def act_of_batch_norm(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module) -> Tensor:
+    """The same for one item, with scale and shift [C], in two kernels that write no more than the result.
+
+    Batch norm with fixed statistics reads half precision, computes in float32 and writes half precision.
+    """
+    mean, variance = torch.zeros_like(shift), torch.ones_like(scale)
+    y = F.batch_norm(x.permute(0, 3, 1, 2), mean, variance, scale, shift, training=False, eps=0.0)
+    y = F.silu(y, inplace=True) if isinstance(act, nn.SiLU) else act(y)
+    return y.permute(0, 2, 3, 1)
+
+
+def _phase_weights(conv: nn.Conv2d) -> list[Tensor]:
+    """A 3x3 kernel on a doubled map as four 2x2 kernels on the map itself, one for each parity of the output."""
+    even = conv.weight.new_tensor([[1, 0, 0], [0, 1, 1]])
+    odd = conv.weight.new_tensor([[1, 1, 0], [0, 0, 1]])
+    weight = conv.weight.detach().float()
+    return [a.float() @ weight @ b.float().t() for a in (even, odd) for b in (even, odd)]

@@ -1,0 +1,101 @@
+"""What a convolution pass works on, and how its target is cut into strips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import winograd
+from .program import Convolve
+
+
+class Wrap(NamedTuple):
+    """Along which axes the picture continues at its other side, instead of ending in zeros."""
+
+    y: bool = False
+    x: bool = False
+
+
+NO_WRAP = Wrap()
+
+
+class Strip(NamedTuple):
+    """A rectangle of a pass's target: batch items, rows and columns, each [start, stop)."""
+
+    items: tuple[int, int]
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+    @property
+    def tiles(self) -> int:
+        """Winograd's tiles that cover it."""
+        return -(-(self.rows[1] - self.rows[0]) // winograd.TILE) * -(
+            -(self.columns[1] - self.columns[0]) // winograd.TILE
+        )
+
+    @property
+    def positions(self) -> int:
+        return (self.items[1] - self.items[0]) * (self.rows[1] - self.rows[0]) * (self.columns[1] - self.columns[0])
+
+
+@dataclass(frozen=True)
+class PassInputs:
+    """What a pass works on: maps [B, H, W, C] on the store's device, which need not be contiguous.
+
+    Attributes:
+        coefficients: the norm as scale and shift [B, C] in float32, or None.
+        max_rows: most target rows that a strip may have, or None.
+        strip_bytes: what a strip of the direct kernel holds of its wider side, about.
+        device: where the arithmetic happens.
+    """
+
+    step: Convolve
+    source: Tensor
+    target: Tensor
+    residual: Tensor | None
+    coefficients: tuple[Tensor, Tensor] | None
+    wrap: Wrap
+    max_rows: int | None
+    strip_bytes: int
+    device: torch.device
+
+
+def cut(length: int, size: int, multiple: int = 1) -> list[tuple[int, int]]:
+    """[0, length) in spans of at most `size` rounded down to a multiple, but never under one."""
+    size = max(multiple, size // multiple * multiple)
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def even_size(length: int, size: int, multiple: int = 1) -> int:
+    """The largest size up to `size`, and of at least half of it, that cuts a length into equal spans; else `size`."""
+    size = min(size, length)
+    fitting = (each for each in range(size, size // 2, -1) if length % each == 0 == each % multiple)
+    return next(fitting, size)
+
+
+def rows_around(source: Tensor, first: int, stop: int, wrap_y: bool) -> tuple[Tensor, int]:
+    """Rows [first, stop) of a map [B, H, W, C], as far as they exist, and the number of the first one returned.
+
+    With `wrap_y` all of them exist.
+    """
+    height = source.shape[1]
+    inside = source[:, max(first, 0) : min(stop, height)]
+    if not wrap_y or (first >= 0 and stop <= height):
+        return inside, max(first, 0)
+    index = torch.arange(first, stop, device=source.device) % height
+    return source.index_select(1, index), first
+
+
+def convolution_cost(step: Convolve, positions: int) -> int:
+    """Multiplications and additions of a convolution as torch computes it, for so many positions of its target."""
+    cost = 2 * step.conv.weight.numel()
+    if step.shortcut is not None:
+        cost += 2 * step.shortcut.weight.numel()
+    return cost * positions
+
+
+def costs(step: Convolve, strips: list[Strip]) -> list[int]:
+    return [convolution_cost(step, strip.positions) for strip in strips]
