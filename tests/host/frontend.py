@@ -26,3 +26,8 @@ def static_files(version: str) -> Path:
         if done.returncode:
             raise RuntimeError(f"{package} could not be installed: {done.stderr.strip()[-500:]}")
     return static
+
+
+if __name__ == "__main__":  # fetch them all beforehand
+    for each in VERSIONS.values():
+        static_files(each)

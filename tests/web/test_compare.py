@@ -50,7 +50,7 @@ def stage_of(panel: Locator) -> tuple[Locator, dict[str, float]]:
     stage = panel.locator(".seamless-stage")
     box = stage.bounding_box()
     assert box is not None
-    return stage, dict(box)
+    return stage, {side: float(box[side]) for side in ("x", "y", "width", "height")}
 
 
 def colours(stage: Locator, *shares: float) -> list[tuple[int, ...]]:

@@ -110,7 +110,10 @@ def test_callbacks_of_others_still_run(ui: FrontEnd) -> None:
             }})
             const type = LiteGraph.registered_node_types.SeamlessVAEInspect
             const before = type.prototype.onExecuted
-            type.prototype.onExecuted = function (output) { window.heard.push('before'); return before?.call(this, output) }
+            type.prototype.onExecuted = function (output) {
+                window.heard.push('before')
+                return before?.call(this, output)
+            }
         }"""
     )
     ui.graph([("SeamlessVAEInspect", 200, 120)])

@@ -31,7 +31,8 @@ def change(ui: FrontEnd, name: str, value: object) -> None:
 
 def test_new_nodes_start_with_the_defaults_and_saved_ones_do_not(fresh: FrontEnd) -> None:
     ui = fresh
-    values = "app.canvas.graph.nodes[0].widgets.filter((w) => ['mode', 'memory_budget'].includes(w.name)).map((w) => w.value)"
+    values = """app.canvas.graph.nodes[0].widgets.filter((each) => ['mode', 'memory_budget'].includes(each.name))
+        .map((each) => each.value)"""
     ui.graph([TILED])
     assert ui.js(values) == ["exact", 0]
     saved = ui.js("app.canvas.graph.serialize()")
@@ -74,7 +75,7 @@ def test_chinese(ui: FrontEnd) -> None:
     try:
         ui.graph([("SeamlessVAELoad", 80, 150), TILED])
         panel = ui.panel("此 VAE 文件的信息")
-        expect(panel).to_contain_text("16 通道，1/8")
+        expect(panel).to_contain_text("16 通道")
         expect(ui.panel("运行计划")).to_contain_text("不分块")
         label = ui.js(
             """(() => { const found = app.extensionManager.command.commands
