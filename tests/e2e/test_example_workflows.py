@@ -1,0 +1,128 @@
+"""The example workflows, from their files to their pictures, in a real host."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e.real_host import ROOT, Comfy, Run, Workflow
+from PIL import Image, ImageStat
+
+FOLDER = ROOT / "example_workflows"
+FILES = sorted(FOLDER.glob("*.json"))
+NEEDS_A_MODEL = {"tiled_upscale_with_sampler"}
+# A picture of 2048x2048 takes minutes on two cores.
+SLOW = {"tiled_upscale"}
+PICTURE = "example.png"
+VIRTUAL = {"MarkdownNote", "Note", "Reroute", "PrimitiveNode"}
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def to_prompt(saved: dict[str, Any], definitions: dict[str, Any]) -> Workflow:
+    """A workflow as the front end saves it in the form that the host runs.
+
+    Raises:
+        AssertionError: a node that the host lacks, a link to nowhere, values that do not go with the widgets.
+    """
+    sources = {link[0]: [str(link[1]), link[2]] for link in saved["links"]}
+    workflow = Workflow()
+    for node in saved["nodes"]:
+        if node["type"] in VIRTUAL:
+            continue
+        assert node["type"] in definitions, f"the host has no {node['type']}"
+        assert node["mode"] == 0
+        groups = definitions[node["type"]]["input"]
+        values, inputs = list(node.get("widgets_values") or []), {}
+        for name, (kind, *options) in {**groups.get("required", {}), **groups.get("optional", {})}.items():
+            if isinstance(kind, list) or kind in WIDGETS:
+                inputs[name] = values.pop(0)
+                extra = options[0] if options else {}
+                if extra.get("control_after_generate") or name in ("seed", "noise_seed") or extra.get("image_upload"):
+                    values.pop(0)
+                if isinstance(kind, list):
+                    assert inputs[name] in kind or name == "ckpt_name", (node["type"], name, inputs[name])
+        links = {each["name"]: each["link"] for each in node["inputs"] if each.get("link") is not None}
+        inputs |= {name: sources[link] for name, link in links.items()}
+        missing = set(groups.get("required", {})) - set(inputs)
+        assert not missing, f"{node['type']} lacks {missing}"
+        workflow.nodes[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    for node in workflow.nodes.values():
+        for value in node["inputs"].values():
+            assert not isinstance(value, list) or value[0] in workflow.nodes
+    return workflow
+
+
+@pytest.fixture(scope="session")
+def definitions(comfy: Comfy) -> dict[str, Any]:
+    shutil.copy(Path(os.environ["COMFYUI_PATH"]) / "input" / PICTURE, comfy.folder / "input" / PICTURE)
+    return comfy.get("/object_info")
+
+
+def pictures(comfy: Comfy, run: Run, saved: dict[str, Any], type_: str) -> list[Image.Image]:
+    """What the nodes of a type showed."""
+    ids = [str(node["id"]) for node in saved["nodes"] if node["type"] == type_]
+    files = [file for node_id in ids for file in run.shown[node_id]["images"]]
+    folders = [comfy.folder / file["type"] / file["subfolder"] / file["filename"] for file in files]
+    return [Image.open(path).convert("RGB") for path in folders]
+
+
+def difference(one: Image.Image, other: Image.Image, box: tuple[int, int, int, int] | None = None) -> float:
+    """Mean absolute difference of two pictures in units of 8 bits."""
+    from PIL import ImageChops
+
+    return sum(ImageStat.Stat(ImageChops.difference(one, other).crop(box)).mean) / 3
+
+
+def open_and_run(comfy: Comfy, definitions: dict[str, Any], name: str) -> tuple[dict[str, Any], Run]:
+    saved = read(FOLDER / f"{name}.json")
+    run = comfy.run(to_prompt(saved, definitions))
+    assert run.error is None
+    return saved, run
+
+
+@pytest.mark.parametrize("name", sorted(NEEDS_A_MODEL))
+def test_a_workflow_with_a_model_is_whole(definitions: dict[str, Any], name: str) -> None:
+    saved = read(FOLDER / f"{name}.json")
+    assert len(to_prompt(saved, definitions).nodes) >= 8
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(file.stem, marks=[pytest.mark.slow] if file.stem in SLOW else [])
+        for file in FILES
+        if file.stem not in NEEDS_A_MODEL
+    ],
+)
+def test_a_workflow_runs(comfy: Comfy, definitions: dict[str, Any], name: str) -> None:
+    saved, run = open_and_run(comfy, definitions, name)
+    original = Image.open(comfy.folder / "input" / PICTURE).convert("RGB")
+    if name == "encode_and_decode":
+        ours, core = pictures(comfy, run, saved, "PreviewImage")
+        assert difference(ours, original) < 6 and difference(ours, core) < 0.01
+    elif name == "tiled_upscale":
+        (large,) = pictures(comfy, run, saved, "SaveImage")
+        assert large.size == (2048, 2048) and difference(large.resize(original.size), original) < 6
+    elif name == "swap_vae":
+        between, shown = pictures(comfy, run, saved, "PreviewImage")
+        assert difference(between, original) < 6 and difference(shown, original) < 9
+    elif name == "posterior_grid":
+        draws = pictures(comfy, run, saved, "PreviewImage")
+        assert len(draws) == 9 and difference(draws[0], draws[1]) > 1
+    elif name == "inpaint_with_composite":
+        (shown,) = pictures(comfy, run, saved, "PreviewImage")
+        assert difference(shown, original, (0, 0, 768, 300)) == 0
+        assert difference(shown, original, (240, 320, 528, 576)) > 1
+    else:
+        assert name == "seamless_texture"
+        (shown,) = pictures(comfy, run, saved, "PreviewImage")
+        assert shown.size == (384, 1024)
+        assert difference(shown.crop((0, 0, 384, 512)), shown.crop((0, 512, 384, 1024))) == 0

@@ -1,0 +1,129 @@
+"""What people read about the nodes: names and tooltips in two languages, help pages, example workflows, what is
+published. `python tools/texts.py` brings up to date what is made from the nodes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tools")]
+
+import texts  # noqa: E402
+
+NODES = texts.load_nodes()
+LANGUAGES = tuple(texts.HEADINGS)
+EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
+PICTURE_BYTES = 80_000
+# What vue-i18n takes for its own: placeholders, linked messages, plurals.
+MESSAGE_SYNTAX = re.compile(r"[{}@|]")
+HAN = re.compile(r"[\u4e00-\u9fff]")
+REMEDY = "run `python tools/texts.py`"
+
+
+def strings(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else [text for each in value.values() for text in strings(each)]
+
+
+def shape(value: Any) -> Any:
+    """The keys alone."""
+    return {key: shape(each) for key, each in value.items()} if isinstance(value, dict) else None
+
+
+def test_the_english_texts_are_those_of_the_nodes() -> None:
+    assert texts.read_texts("en") == texts.english(NODES), REMEDY
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_node_input_and_output_is_there_and_no_other(language: str) -> None:
+    found = texts.read_texts(language)
+    assert shape(found) == shape(texts.english(NODES))
+    for text in strings(found):
+        assert text.strip() == text != ""
+        assert not MESSAGE_SYNTAX.search(text), text
+
+
+def test_chinese_is_chinese() -> None:
+    for node in texts.read_texts("zh").values():
+        explanations = [node["description"]]
+        explanations += [each["tooltip"] for kind in ("inputs", "outputs") for each in node[kind].values()]
+        assert all(HAN.search(text) for text in explanations)
+
+
+def test_both_languages_have_the_same_files() -> None:
+    for file in (ROOT / "locales" / "en").iterdir():
+        other = ROOT / "locales" / "zh" / file.name
+        pair = [json.loads(path.read_text(encoding="utf-8")) for path in (file, other)]
+        assert shape(pair[0]) == shape(pair[1]), file.name
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("node_id", NODES)
+def test_every_node_has_a_help_page_with_a_picture(node_id: str, language: str) -> None:
+    page = texts.page_path(node_id, language).read_text(encoding="utf-8")
+    found = texts.read_texts(language)[node_id]
+    assert page == texts.updated_page(page, NODES[node_id], found, language), REMEDY
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
+    assert pictures
+    for name in pictures:  # the front end looks for them below web/docs, wherever the page is
+        with Image.open(texts.DOCS / name) as picture:
+            picture.verify()
+        assert (texts.DOCS / name).stat().st_size < PICTURE_BYTES, name
+
+
+def test_no_help_page_is_stale() -> None:
+    expected = {texts.page_path(node_id, language) for node_id in NODES for language in LANGUAGES}
+    assert set(texts.DOCS.rglob("*.md")) == expected
+    mentioned = {name for page in expected for name in re.findall(r"\((images/[^)]+)\)", page.read_text("utf-8"))}
+    assert {f"images/{file.name}" for file in (texts.DOCS / "images").iterdir()} == mentioned
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_an_example_workflow_is_ready_to_open(file: Path) -> None:
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    types = [node["type"] for node in saved["nodes"]]
+    assert "MarkdownNote" in types
+    assert {name for name in types if name.startswith("Seamless")} <= set(NODES)
+    slots = {(node["id"], index) for node in saved["nodes"] for index, _ in enumerate(node.get("outputs", []))}
+    for _, source, output, target, slot, _ in saved["links"]:
+        inputs = next(node["inputs"] for node in saved["nodes"] if node["id"] == target)
+        assert (source, output) in slots and inputs[slot]["link"] is not None
+    for node in saved["nodes"]:
+        if node["type"] in NODES:  # inputs of today, and values that are allowed
+            known = texts.inputs_of(NODES[node["type"]])
+            assert [each["name"] for each in node["inputs"]] == list(known)
+    with Image.open(file.with_suffix(".jpg")) as picture:
+        picture.verify()
+
+
+def test_what_is_installed_is_what_the_project_needs() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r"^dependencies = \[(.*)\]$", project, re.MULTILINE)
+    assert found is not None
+    needed = [each for each in re.findall(r'"([^"]+)"', found[1]) if not each.startswith("torch")]
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line and not line.startswith("#")] == needed
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", "docs/troubleshooting.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    page = (ROOT / name).read_text(encoding="utf-8")
+    links = re.findall(r'\]\(([^)#\s]+)[^)]*\)|src="([^"]+)"', page)
+    for path in filter(None, (each for pair in links for each in pair)):
+        assert path.startswith("http") or (ROOT / name).parent.joinpath(path).exists(), path
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_readme_shows_every_node(name: str) -> None:
+    page = (ROOT / name).read_text(encoding="utf-8")
+    for node_id in NODES:
+        assert f"images/{node_id}.webp" in page
+    for file in EXAMPLES:
+        assert f"`{file.stem}`" in page
