@@ -122,6 +122,11 @@ class AttentionPass:
         per_query = (whole - projection) // self.positions
         return [projection if start < 0 else per_query * (stop - start) for _, start, stop in self.strips()]
 
+    def extent(self) -> tuple[int, int]:
+        """How many strips there are, and what they cost together."""
+        costs = self.costs()
+        return len(costs), sum(costs)
+
     def compute(self, strip: tuple[int, int, int]) -> tuple[int, StripStats] | None:
         item, start, stop = strip
         channels = self.source.shape[3]
@@ -239,6 +244,11 @@ class PackedAttentionPass:
     def costs(self) -> list[int]:
         whole = attention_cost(self.channels, self.positions)
         return [whole * (stop - start) // self.positions for _, start, stop in self.strips()]
+
+    def extent(self) -> tuple[int, int]:
+        """As in AttentionPass."""
+        costs = self.costs()
+        return len(costs), sum(costs)
 
     def compute(self, strip: tuple[int, int, int]) -> tuple[int, StripStats]:
         item, start, stop = strip

@@ -18,7 +18,7 @@ from . import winograd
 from .direct import DirectConvolution
 from .program import Convolve
 from .stats import ChannelStats, join_items
-from .strips import PassInputs, Strip, costs, cut, rows_around
+from .strips import ConvolutionKernel, Cut, Strip, cut, rows_around
 
 # Where Winograd is the faster, as `benchmarks/kernels.py` measures it. Below so much arithmetic (of a direct
 # convolution) its calls cost more than its multiplications save; below so many positions of the target for a channel,
@@ -30,20 +30,16 @@ _FEW_UNCOMPILED = 256  # the same, for transforms in torch operations
 _WINOGRAD_UPSAMPLED = 2**12  # positions after a doubling, where the direct kernel has its own overhead
 
 
-class WinogradConvolution:
+class WinogradConvolution(ConvolutionKernel):
     """Few multiplications, on float32 maps in memory. Strips are independent and run on several threads."""
 
     parallel = True
     fast = True
 
-    def __init__(self, inputs: PassInputs) -> None:
-        self.inputs = inputs
-        self.step = inputs.step
-
     def prepare(self) -> None:
         step = self.step
         self.bias = step.conv.bias.detach().float()  # type: ignore[union-attr]
-        strip = self.strips()[0]
+        strip = self.cut().first
         pack = winograd.pack_upsample if step.scale == "up" else winograd.pack_winograd
         self.products = pack(step.conv, strip.tiles)
         self.shortcut = None
@@ -53,7 +49,7 @@ class WinogradConvolution:
             self.bias = self.bias + step.shortcut.bias.detach().float()  # type: ignore[union-attr]
 
     def workspace(self, workers: int) -> int:
-        conv, strip = self.step.conv, self.strips()[0]
+        conv, strip = self.step.conv, self.cut().first
         groups = winograd.GROUPS[self.step.scale]
         products = strip.tiles * groups * (conv.in_channels + conv.out_channels)
         edges = 6 * (strip.columns[1] - strip.columns[0] + 2) * conv.in_channels
@@ -61,10 +57,7 @@ class WinogradConvolution:
         weights = groups * conv.in_channels * conv.out_channels
         return 4 * (weights + max(weights, workers * (products + edges + extra)))
 
-    def costs(self) -> list[int]:
-        return costs(self.step, self.strips())
-
-    def strips(self) -> list[Strip]:
+    def cut(self) -> Cut:
         batch, height, width, channels = self.inputs.target.shape
         unit = winograd.TILE
         most = winograd.most_tiles(max(channels, self.inputs.source.shape[3]), winograd.GROUPS[self.step.scale])
@@ -80,12 +73,7 @@ class WinogradConvolution:
         if count * parts * batch < 4 * workers:
             count = -(-count // workers) * workers
         rows = -(-down // count) * unit
-        return [
-            Strip((item, item + 1), row_span, column_span)
-            for item in range(batch)
-            for row_span in cut(height, rows, unit)
-            for column_span in columns
-        ]
+        return Cut(cut(batch, 1), cut(height, rows, unit), columns)
 
     def compute(self, strip: Strip) -> tuple[int, int, np.ndarray, np.ndarray]:
         inputs = self.inputs

@@ -10,19 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .stats import ChannelStats, StripStats, merge_all
-from .strips import PassInputs, Strip, costs, cut, even_size, rows_around
+from .strips import ConvolutionKernel, Cut, PassInputs, Strip, cut, even_size, rows_around
 from .transfer import Arriving, Transfers
 
 
-class DirectConvolution:
+class DirectConvolution(ConvolutionKernel):
     """conv2d of torch on channels-last strips of the whole batch: any device, any precision."""
 
     parallel = False
     fast = False
 
     def __init__(self, inputs: PassInputs) -> None:
-        self.inputs = inputs
-        self.step = inputs.step
+        super().__init__(inputs)
         self.transfers: Transfers | None = None
         self._arriving: dict[Strip, Arriving] = {}
         self._buffer: Tensor | None = None
@@ -47,7 +46,7 @@ class DirectConvolution:
         self.shortcut_bias = None if shortcut is None else shortcut.bias.detach().to(inputs.device, dtype)  # type: ignore[union-attr]
 
     def workspace(self, workers: int) -> int:
-        strip, device = self.strips()[0], self.inputs.device
+        strip, device = self.cut().first, self.inputs.device
         conv, itemsize = self.step.conv, self.inputs.target.dtype.itemsize
         per_position = {"up": 0.25, "down": 4.0}.get(self.step.scale, 1.0)  # source positions for one of the target
         source = conv.in_channels * (2 * itemsize + 8) * per_position
@@ -59,10 +58,7 @@ class DirectConvolution:
         weights = 2 * conv.weight.numel() * itemsize
         return int(strip.positions * (source * halo + target)) + weights
 
-    def costs(self) -> list[int]:
-        return costs(self.step, self.strips())
-
-    def strips(self) -> list[Strip]:
+    def cut(self) -> Cut:
         batch, height, width, channels = self.inputs.target.shape
         itemsize = self.inputs.target.dtype.itemsize
         widest = max(channels, self.inputs.source.shape[3])
@@ -72,7 +68,7 @@ class DirectConvolution:
         multiple = 2 if self.step.scale == "up" else 1
         if self.inputs.device.type != "cpu":  # where a new shape costs a search for its fastest kernel
             rows = even_size(height, rows, multiple)
-        return [Strip((0, batch), span, (0, width)) for span in cut(height, rows, multiple)]
+        return Cut([(0, batch)], cut(height, rows, multiple), [(0, width)])
 
     def compute(self, strip: Strip) -> StripStats:
         assert self.transfers is not None

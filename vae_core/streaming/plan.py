@@ -127,10 +127,10 @@ def _rehearse(
     workers = torch.get_num_threads()
     batch, output = (torch.empty(size, dtype=dtype, device=_META) for size in (shape, output_shape))
     for _, kernel in run.kernels(batch, output, latent_rows):
-        costs = kernel.costs()
-        strips += len(costs)
-        pass_costs.append(sum(costs))
-        fast += sum(costs) if kernel.fast else 0
+        count, cost = kernel.extent()
+        strips += count
+        pass_costs.append(cost)
+        fast += cost if kernel.fast else 0
         workspace = kernel.workspace(workers)
         largest = max(largest, workspace)
         peak = max(peak, store.used["device"] + workspace)

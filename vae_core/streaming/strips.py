@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,6 +42,29 @@ class Strip(NamedTuple):
         return (self.items[1] - self.items[0]) * (self.rows[1] - self.rows[0]) * (self.columns[1] - self.columns[0])
 
 
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a target is cut: every combination of a span of items, of rows and of columns is a strip, in this order."""
+
+    items: list[Span]
+    rows: list[Span]
+    columns: list[Span]
+
+    def __len__(self) -> int:
+        return len(self.items) * len(self.rows) * len(self.columns)
+
+    @property
+    def first(self) -> Strip:
+        """None is larger than this one."""
+        return Strip(self.items[0], self.rows[0], self.columns[0])
+
+    def strips(self) -> list[Strip]:
+        return [Strip(*spans) for spans in itertools.product(self.items, self.rows, self.columns)]
+
+
 @dataclass(frozen=True)
 class PassInputs:
     """What a pass works on: maps [B, H, W, C] on the store's device, which need not be contiguous.
@@ -63,7 +87,7 @@ class PassInputs:
     device: torch.device
 
 
-def cut(length: int, size: int, multiple: int = 1) -> list[tuple[int, int]]:
+def cut(length: int, size: int, multiple: int = 1) -> list[Span]:
     """[0, length) in spans of at most `size` rounded down to a multiple, but never under one."""
     size = max(multiple, size // multiple * multiple)
     return [(start, min(start + size, length)) for start in range(0, length, size)]
@@ -97,5 +121,22 @@ def convolution_cost(step: Convolve, positions: int) -> int:
     return cost * positions
 
 
-def costs(step: Convolve, strips: list[Strip]) -> list[int]:
-    return [convolution_cost(step, strip.positions) for strip in strips]
+class ConvolutionKernel:
+    """What the kernels of convolution passes share: strips and their cost follow from how they cut the target."""
+
+    def __init__(self, inputs: PassInputs) -> None:
+        self.inputs = inputs
+        self.step = inputs.step
+
+    def cut(self) -> Cut:
+        raise NotImplementedError
+
+    def strips(self) -> list[Strip]:
+        return self.cut().strips()
+
+    def costs(self) -> list[int]:
+        return [convolution_cost(self.step, strip.positions) for strip in self.strips()]
+
+    def extent(self) -> tuple[int, int]:
+        """How many strips there are, and what they cost together."""
+        return len(self.cut()), convolution_cost(self.step, self.inputs.target.shape[:3].numel())
