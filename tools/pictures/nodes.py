@@ -79,7 +79,7 @@ def inpaint_encode_graph() -> Columns:
 
 
 def sample() -> Columns:
-    values = {"control_after_generate": "fixed", "temperature": 100.0, "count": 4, "seed": 5}
+    values = {"control_after_generate": "fixed", "temperature": 20.0, "count": 4, "seed": 5}
     draws = Node("draws", "SeamlessVAESamplePosterior", {"posterior": ("encode", 1)}, values)
     return [inputs(), [encode()], [draws, decode("draws")], [shown(size=(440, 380))]]
 
