@@ -37,6 +37,16 @@ def shape(value: Any) -> Any:
     return {key: shape(each) for key, each in value.items()} if isinstance(value, dict) else None
 
 
+def nothing_at(value: Any) -> set[str]:
+    """The keys of nulls."""
+    if isinstance(value, list):
+        return {key for each in value for key in nothing_at(each)}
+    if not isinstance(value, dict):
+        return set()
+    own = {key for key, each in value.items() if each is None}
+    return own | {key for each in value.values() for key in nothing_at(each)}
+
+
 def test_the_english_texts_are_those_of_the_nodes() -> None:
     assert texts.read_texts("en") == texts.english(NODES), REMEDY
 
@@ -95,6 +105,7 @@ def test_an_example_workflow_is_ready_to_open(file: Path) -> None:
     for _, source, output, target, slot, _ in saved["links"]:
         inputs = next(node["inputs"] for node in saved["nodes"] if node["id"] == target)
         assert (source, output) in slots and inputs[slot]["link"] is not None
+    assert not nothing_at(saved) - {"link", "links"}, "the front end warns of a workflow with other nulls"
     for node in saved["nodes"]:
         if node["type"] in NODES:  # inputs of today, and values that are allowed
             known = texts.inputs_of(NODES[node["type"]])

@@ -10,6 +10,7 @@ is needed, and what `pip install -e ".[test]"` brings.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -170,7 +171,7 @@ class Stage:
 
     def saved(self) -> dict[str, Any]:
         """The graph as the front end saves it."""
-        return self.front_end.js("() => app.graph.serialize()")
+        return json.loads(self.front_end.js("() => JSON.stringify(app.graph.serialize())"))
 
     def open(self, workflow: dict[str, Any]) -> None:
         """Open a saved graph as from the template browser."""
