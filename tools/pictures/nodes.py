@@ -1,6 +1,6 @@
 """Makes the pictures of the help pages, `web/docs/images/`: `python tools/pictures/nodes.py [NodeId ...]`.
 
-Each shows the node after a run, with what it takes and what it gives. `stage.py` tells what is needed.
+Each shows the node after a run, with what came of it. `stage.py` tells what is needed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from PIL import Image
 from stage import ROOT, Columns, Node, opened
 
 FOLDER = ROOT / "web" / "docs" / "images"
-WIDTH, QUALITY = 1000, 80
+WIDTH, QUALITY = 900, 82
 SMALL, LARGE = (300, 270), (380, 320)
 
 
@@ -128,6 +128,23 @@ GRAPHS: dict[str, Callable[[], Columns]] = {
     "SeamlessVAEInspect": on_vae("SeamlessVAEInspect", (400, 330)),
     "SeamlessVAESave": on_vae("SeamlessVAESave"),
 }
+# What is seen of a graph: mostly the node and the last one.
+SEEN: dict[str, tuple[str, ...]] = {
+    "SeamlessVAELoad": ("vae", "shown"),
+    "SeamlessVAEEncode": ("encode", "shown"),
+    "SeamlessVAEDecode": ("decode", "shown"),
+    "SeamlessVAEEncodeTiled": ("encode", "shown"),
+    "SeamlessVAEDecodeTiled": ("decode", "shown"),
+    "SeamlessVAESamplePosterior": ("draws", "shown"),
+    "SeamlessVAESwap": ("swap", "shown"),
+    "SeamlessVAEInpaintEncode": ("encode", "shown"),
+    "SeamlessVAEInpaintComposite": ("composite", "shown"),
+    "SeamlessLatentScale": ("scale", "shown"),
+    "SeamlessVAERoundTrip": ("round", "shown"),
+    "SeamlessPosteriorPreview": ("encode", "preview"),
+    "SeamlessVAEInspect": ("vae", "node"),
+    "SeamlessVAESave": ("vae", "node"),
+}
 
 
 def main() -> None:
@@ -136,7 +153,7 @@ def main() -> None:
         for name in sys.argv[1:] or GRAPHS:
             stage.build(GRAPHS[name]())
             stage.run()
-            stage.arrange()
+            stage.focus(*SEEN[name])
             picture = stage.shot()
             picture.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
             picture.save(FOLDER / f"{name}.webp", quality=QUALITY, method=6)

@@ -80,8 +80,18 @@ LAYOUT = """([columns, gap]) => {
         x += width + gap
     }
 }"""
+FOCUS = """([chosen, gap]) => {
+    app.canvas.links_render_mode = LiteGraph.HIDDEN_LINK
+    for (const node of app.canvas.graph._nodes) node.pos = [-20000, -20000]
+    let x = 0
+    for (const index of chosen) {
+        const node = app.canvas.graph._nodes[index]
+        node.pos = [x, 0]
+        x += node.size[0] + gap
+    }
+}"""
 FRAME = """([view, margin]) => {
-    const nodes = app.canvas.graph._nodes, title = LiteGraph.NODE_TITLE_HEIGHT
+    const nodes = app.canvas.graph._nodes.filter((node) => node.pos[0] > -10000), title = LiteGraph.NODE_TITLE_HEIGHT
     const left = Math.min(...nodes.map((n) => n.pos[0])) - margin
     const top = Math.min(...nodes.map((n) => n.pos[1] - title)) - margin - 18  // badges
     const width = Math.max(...nodes.map((n) => n.pos[0] + n.size[0])) + margin - left
@@ -148,6 +158,11 @@ class Stage:
         """Put the nodes side by side: what is shown in them grows once it is there."""
         self.front_end.page.wait_for_timeout(1000)
         self.front_end.js(LAYOUT, self._laid_out)
+
+    def focus(self, *keys: str) -> None:
+        """Put these nodes side by side, and the others and all links out of sight."""
+        order = [node["key"] for column in self._laid_out[0] for node in column]
+        self.front_end.js(FOCUS, [[order.index(key) for key in keys], self._laid_out[1] // 2])
 
     def run(self) -> None:
         """Run the graph and wait until its results are shown.
