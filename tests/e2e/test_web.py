@@ -1,0 +1,127 @@
+"""The web side with the real host: a person runs workflows in the browser."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("playwright", reason="playwright is not installed; it is part of the extra `test`")
+
+from e2e.real_host import running
+from host.browser import FrontEnd, find_chromium, launched
+from host.frontend import VERSIONS, static_files
+from playwright.sync_api import expect, sync_playwright
+
+from vae_core.cli.common import DEMO_PHOTOGRAPH
+
+PHOTOGRAPH = "chelsea.png"
+MINUTES = 60_000
+
+
+@pytest.fixture(scope="module", params=["old-canvas", "new-vue"])
+def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontEnd]:
+    checkout = os.environ.get("COMFYUI_PATH")
+    if not checkout:
+        pytest.skip("COMFYUI_PATH is not set; it names a checkout of ComfyUI to test with")
+    if find_chromium() is None:
+        pytest.skip("no Chromium is installed (`apt-get install chromium`)")
+    age, renderer = request.param.split("-")
+    folder = tmp_path_factory.mktemp("comfy")
+    (folder / "input").mkdir()
+    (folder / "input" / PHOTOGRAPH).write_bytes(Path(DEMO_PHOTOGRAPH).read_bytes())
+    static = str(static_files(VERSIONS[age]))
+    with (
+        running(Path(checkout), folder, "--front-end-root", static) as host,
+        sync_playwright() as playwright,
+        launched(playwright) as browser,
+    ):
+        page = browser.new_page(viewport={"width": 1280, "height": 800}, locale="en-US")
+        front_end = FrontEnd(page, host.address, renderer == "vue")
+        front_end.load()
+        yield front_end
+
+
+def run(ui: FrontEnd) -> None:
+    ui.js("() => { void app.queuePrompt(0) }")
+
+
+def test_a_round_trip_is_compared(real: FrontEnd) -> None:
+    ui = real
+    ui.graph(
+        [
+            ("SeamlessVAELoad", 80, 150),
+            ("LoadImage", 80, 450, {"image": PHOTOGRAPH}),
+            ("SeamlessVAERoundTrip", 500, 150),
+            ("SeamlessVAEInspect", 850, 150),
+            ("SeamlessVAEEncode", 500, 560),
+            ("SeamlessPosteriorPreview", 850, 560),
+        ],
+        [
+            (1, 0, 3, "vae"),
+            (2, 0, 3, "pixels"),
+            (1, 0, 4, "vae"),
+            (1, 0, 5, "vae"),
+            (2, 0, 5, "pixels"),
+            (5, 1, 6, "posterior"),
+        ],
+    )
+    expect(ui.panel("What this VAE file is")).to_contain_text("16 channels, 1/8")
+    run(ui)
+    panel = ui.panel("Before and after")
+    expect(panel.get_by_role("slider")).to_be_visible(timeout=5 * MINUTES)
+    expect(panel).to_contain_text("PSNR 3")
+    ui.page.wait_for_function(
+        """[...document.querySelectorAll('.seamless-stage img')].length === 2 &&
+        [...document.querySelectorAll('.seamless-stage img')].every((each) => each.naturalWidth === 451)"""
+    )
+    expect(ui.panel("Report").locator("pre")).to_contain_text("family", timeout=5 * MINUTES)
+    expect(ui.panel("Posterior").locator("img")).to_be_visible(timeout=5 * MINUTES)
+
+
+def test_a_long_decode_is_followed_and_cancelled(real: FrontEnd) -> None:
+    ui = real
+    ui.graph(
+        [
+            ("SeamlessVAELoad", 80, 150),
+            ("EmptyLatentImage", 80, 450, {"width": 4096, "height": 4096}),
+            ("SeamlessVAEDecodeTiled", 420, 150, {"memory_budget": 0.5}),
+            ("PreviewImage", 800, 150),
+        ],
+        [(1, 0, 3, "vae"), (2, 0, 3, "samples"), (3, 0, 4, "images")],
+    )
+    # The demo VAE has 16 channels and the empty latent 4: the node's own sentence is shown, and nothing hangs.
+    expect(ui.panel("Plan of the run")).to_contain_text("4096 x 4096 from")
+    run(ui)
+    expect(ui.page.get_by_text("channels").last).to_be_visible(timeout=5 * MINUTES)
+    ui.page.keyboard.press("Escape")
+
+    ui.graph(
+        [
+            ("SeamlessVAELoad", 80, 150),
+            ("LoadImage", 80, 450, {"image": PHOTOGRAPH}),
+            ("ImageScaleBy", 420, 450, {"scale_by": 8}),
+            ("SeamlessVAEEncodeTiled", 420, 100, {"memory_budget": 0.5}),
+            ("SeamlessVAEDecodeTiled", 760, 100),
+            ("PreviewImage", 1060, 100),
+        ],
+        [
+            (1, 0, 4, "vae"),
+            (2, 0, 3, "image"),
+            (3, 0, 4, "pixels"),
+            (4, 0, 5, "samples"),
+            (1, 0, 5, "vae"),
+            (5, 0, 6, "images"),
+        ],
+    )
+    run(ui)
+    panel = ui.panel("Progress of the run").filter(has_text="%")
+    expect(panel.first).to_be_visible(timeout=5 * MINUTES)
+    expect(panel.first).to_contain_text("Pass")
+    panel.first.get_by_role("button", name="Cancel").click()
+    expect(panel).to_have_count(0, timeout=5 * MINUTES)
+    # The browser writes the host's refusals to the console.
+    complaints = [each for each in ui.complaints if "seamless" in each.lower()]
+    assert complaints == []
