@@ -97,6 +97,8 @@ def test_a_long_decode_is_followed_and_cancelled(real: FrontEnd) -> None:
     run(ui)
     expect(ui.page.get_by_text("channels").last).to_be_visible(timeout=5 * MINUTES)
     ui.page.keyboard.press("Escape")
+    for close in ui.page.locator(".p-dialog-close-button:visible").all():
+        close.click()
 
     ui.graph(
         [
