@@ -76,7 +76,11 @@ class AttentionPass:
         if device.type != "cpu":  # as many as a strip has room for the scores of
             self.queries = max(64, min(_ACCELERATOR_QUERIES, strip_bytes // (8 * _KEY_BLOCK)))
         self.keys = store.allocate((batch, self.positions, channels), source.dtype)
-        self.values = store.allocate((batch, self.positions, channels), source.dtype)
+        try:
+            self.values = store.allocate((batch, self.positions, channels), source.dtype)
+        except BaseException:
+            store.release(self.keys)
+            raise
 
     def prepare(self) -> None:
         out = _output_layer(self.attention)
@@ -89,14 +93,18 @@ class AttentionPass:
         if self.device.type == "cpu":
             return 4 * strips
         block = min(self.positions, _KEY_BLOCK)
-        scores = self.queries * (2 * block if self._in_blocks else self.positions)
-        return 4 * (strips + scores + 2 * block * channels)
+        in_blocks, whole = 2 * block * self._in_blocks, self.positions * (not self._too_many)
+        return 4 * (strips + self.queries * max(in_blocks, whole) + 2 * block * channels)
+
+    @property
+    def _too_many(self) -> bool:
+        """Whether the scores of all keys are too large, wherever keys lie."""
+        return 4 * self.queries * self.positions > _SCORES_LIMIT
 
     @property
     def _in_blocks(self) -> bool:
-        """Whether keys are taken block by block; by their place, of which a rehearsal knows only the limit."""
-        too_many = 4 * self.queries * self.positions > _SCORES_LIMIT
-        return self.device.type != "cpu" and (too_many or self.keys.device.type != self.device.type)
+        """Whether keys are taken block by block; by their place, which a rehearsal does not know."""
+        return self.device.type != "cpu" and (self._too_many or self.keys.device.type != self.device.type)
 
     def close(self) -> None:
         self.store.release(self.keys)

@@ -159,7 +159,7 @@ class DirectConvolution(ConvolutionKernel):
 
 def _activate(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module, out: Tensor) -> None:
     """out = act(x * scale + shift) for [B, H, W, C] in any precision, with scale and shift [B, C] in float32."""
-    if x.device.type == "cuda" and len(x) == 1:
+    if x.device.type == "cuda" and len(x) == 1 and x.dtype != torch.float64:
         out.copy_(act_of_batch_norm(x, scale[0], shift[0], act))
     elif x.dtype == torch.float32 and isinstance(act, nn.SiLU):
         F.silu(torch.addcmul(shift[:, None, None], x, scale[:, None, None], out=out), inplace=True)

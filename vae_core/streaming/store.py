@@ -125,7 +125,10 @@ def _pages(size: int) -> Tensor:
     """`size` bytes of fresh memory, in large pages where the system has them: it clears those several times faster."""
     if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(size, dtype=torch.uint8)
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{size / 2**20:.0f} MiB for feature maps cannot be had ({error.strerror}).") from error
     with contextlib.suppress(OSError):  # a kernel without them
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=torch.uint8)
@@ -139,11 +142,19 @@ def _register(data: Tensor) -> bool:
     failed = int(torch.cuda.cudart().cudaHostRegister(data.data_ptr(), data.numel(), 0))  # type: ignore[union-attr]
     if failed:
         logger.info("%d MiB of memory could not be page-locked; copies take longer.", data.numel() // 2**20)
+        _take_cuda_error()
     return not failed
 
 
+def _take_cuda_error() -> None:
+    """Clear the error that CUDA keeps of a call whose failure is handled; the next kernel would be blamed for it."""
+    with contextlib.suppress(RuntimeError):
+        torch.empty(1, device="cuda").fill_(0)  # the kernel to be blamed
+
+
 def _unregister(data: Tensor) -> None:
-    torch.cuda.cudart().cudaHostUnregister(data.data_ptr())  # type: ignore[union-attr]
+    if int(torch.cuda.cudart().cudaHostUnregister(data.data_ptr())):  # type: ignore[union-attr]
+        _take_cuda_error()
 
 
 def _mapped_file(size: int) -> Tensor:

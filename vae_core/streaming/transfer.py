@@ -17,7 +17,7 @@ class Arriving:
     """A strip's tensors on the device, or on their way there."""
 
     tensors: tuple[Tensor, ...]
-    event: Any = None
+    event: Any = None  # None where all of them lay on the device before
 
     def here(self) -> tuple[Tensor, ...]:
         """The tensors, for use on the current stream."""
@@ -52,30 +52,38 @@ class Transfers:
         """Contiguous tensors on the device, of any tensors."""
         if self._up is None or all(tensor.device == self.device for tensor in tensors):
             return Arriving(tuple(tensor.to(self.device).contiguous() for tensor in tensors))
-        # What another pass or strip has written on the device must be there before it is copied.
+        # Not before the work that is queued, so that strips which wait for theirs do not fill the device.
         self._up.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._up):
-            there = tuple(_copied(tensor, self.device) for tensor in tensors)
-        return Arriving(there, self._up.record_event())
+            there = [None if tensor.device == self.device else _copied(tensor, self.device) for tensor in tensors]
+        # What lies on the device stays on the current stream, whose memory the other one must not read unseen.
+        both = zip(tensors, there, strict=True)
+        return Arriving(tuple(old.contiguous() if new is None else new for old, new in both), self._up.record_event())
 
     def download(self, result: Tensor, target: Tensor) -> None:
         """target[:] = result, sooner or later; `finish` waits for it."""
-        if self._down is None or target.device == self.device:
+        if self._down is None:
             target.copy_(result)
             return
-        self._down.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._down):
-            _copy_items(result, target)
-            result.record_stream(self._down)
-        self._finished.append(self._down.record_event())
+        current = torch.cuda.current_stream(self.device)
+        if target.device == self.device:
+            target.copy_(result)
+            self._finished.append(current.record_event())
+        else:
+            self._down.wait_stream(current)
+            with torch.cuda.stream(self._down):
+                _copy_items(result, target)
+                result.record_stream(self._down)
+            self._finished.append(self._down.record_event())
         if len(self._finished) > _IN_FLIGHT:
             self._finished.popleft().synchronize()
 
     def finish(self) -> None:
-        """Wait until everything has arrived, for the device and for the host."""
-        if self._down is not None:
-            self._down.synchronize()
-            self._finished.clear()
+        """Wait until nothing is on its way, also uploads that nobody came for: the host's maps may go after this."""
+        for stream in (self._up, self._down):
+            if stream is not None:
+                stream.synchronize()
+        self._finished.clear()
 
 
 def _copied(tensor: Tensor, device: torch.device) -> Tensor:

@@ -1,0 +1,139 @@
+"""Transfers between the host and a GPU, and what is asked of CUDA, by stand-ins that write down every call."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from vae_core.streaming import store
+from vae_core.streaming.attend import AttentionPass
+from vae_core.streaming.memory import available_bytes
+from vae_core.streaming.store import MapStore
+from vae_core.streaming.transfer import _IN_FLIGHT, Transfers
+
+CPU = torch.device("cpu")
+
+
+class Stream:
+    """Of a GPU that does nothing before it is waited for."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.pending = 0
+        self.most = 0
+
+    def record_event(self) -> Stream:
+        self.pending += 1
+        self.most = max(self.most, self.pending)
+        return self
+
+    def wait_event(self, event: Stream) -> None:
+        pass
+
+    def wait_stream(self, other: Stream) -> None:
+        pass
+
+    def synchronize(self) -> None:  # of an event or of the whole stream
+        self.pending = max(0, self.pending - 1)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Transfers for a GPU whose memory is the CPU's, so that every map counts as lying on it."""
+    streams = SimpleNamespace(current=Stream("current"), up=Stream("up"), down=Stream("down"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: streams.current)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    transfers = Transfers(CPU)
+    transfers._up, transfers._down = streams.up, streams.down
+    streams.transfers = transfers
+    return streams
+
+
+def test_the_host_does_not_run_ahead_where_results_stay_on_the_device(gpu: SimpleNamespace) -> None:
+    target = torch.zeros(1, 20, 3, 4)
+    for row in range(20):
+        gpu.transfers.download(torch.full((1, 1, 3, 4), float(row)), target[:, row : row + 1])
+        assert gpu.current.pending <= _IN_FLIGHT
+    assert gpu.current.most == _IN_FLIGHT + 1
+    assert torch.equal(target[0, :, 0, 0], torch.arange(20.0))
+
+
+def test_the_end_of_a_pass_waits_for_uploads_too(gpu: SimpleNamespace) -> None:
+    gpu.up.record_event()
+    gpu.down.record_event()
+    gpu.transfers.finish()
+    assert (gpu.up.pending, gpu.down.pending) == (0, 0)
+
+
+def test_what_lies_on_the_device_is_not_copied_beside_it(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = []
+
+    def copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        copied.append(tensor)
+        return torch.zeros(tensor.shape)
+
+    monkeypatch.setattr("vae_core.streaming.transfer._copied", copy)
+    here, elsewhere = torch.ones(1, 2, 3, 4), torch.empty(1, 2, 3, 4, device="meta")
+    arriving = gpu.transfers.upload(here[:, 1:], elsewhere)
+    assert len(copied) == 1 and copied[0] is elsewhere
+    assert arriving.event is gpu.up
+    assert arriving.tensors[0].data_ptr() == here[:, 1:].data_ptr()
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_refused_page_lock_leaves_no_error_behind(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    runtime = SimpleNamespace(
+        cudaHostRegister=lambda address, size, flags: calls.append("register") or code,
+        cudaHostUnregister=lambda address: calls.append("unregister") or code,
+    )
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(store, "_take_cuda_error", lambda: calls.append("take"))
+    data = torch.empty(8, dtype=torch.uint8)
+    assert store._register(data) == (code == 0)
+    store._unregister(data)
+    assert calls == (["register", "take", "unregister", "take"] if code else ["register", "unregister"])
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="memory is asked of torch here")
+def test_memory_that_the_system_refuses_is_a_memory_error() -> None:
+    with pytest.raises(MemoryError, match="MiB for feature maps cannot be had"):
+        MapStore(CPU).allocate((2**60,), torch.float32)
+
+
+def test_what_torch_keeps_of_a_gpu_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = {"mem_get_info": (100, 1000), "memory_reserved": 70, "memory_allocated": 30}
+    for name, value in numbers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert available_bytes(torch.device("cuda:0")) == 140
+
+
+def test_keys_without_values_are_given_back() -> None:
+    class Full(MapStore):
+        def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+            if self._lent:
+                raise MemoryError
+            return super().allocate(shape, dtype)
+
+    maps, source = Full(CPU), torch.empty(1, 4, 4, 8)
+    with pytest.raises(MemoryError):
+        AttentionPass(nn.Identity(), source, source, None, maps, CPU, 2**20)  # type: ignore[arg-type]
+    assert not maps._lent
+    maps.drop_free()
+    assert maps.used == {"device": 0, "host": 0, "file": 0}
+
+
+@pytest.mark.parametrize("positions", [20_000, 2**15, 2**15 + 1])
+def test_a_rehearsal_counts_scores_for_keys_on_the_device(positions: int) -> None:
+    source = torch.empty(1, positions, 1, 8, device="meta")
+    attention = AttentionPass(nn.Identity(), source, source, None, MapStore(source.device), torch.device("cuda"), 2**28)  # type: ignore[arg-type]
+    assert attention.queries == 4096
+    scores = attention.workspace(1)
+    # Up to 2**29 bytes of them may be made at once; beyond that, those of a block, twice.
+    assert scores > (4 * 4096 * positions if positions <= 2**15 else 4 * 4096 * 2 * 8192)
+    assert scores < 4 * 4096 * positions * 1.1
