@@ -6,6 +6,7 @@ without any.
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import inspect
@@ -209,7 +210,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     own = _management("OOM_EXCEPTION")
     if isinstance(own, type) and own not in (Exception, BaseException):  # what old torch releases leave it at
         kinds.append(own)
-    if isinstance(error, tuple(kinds)):
+    if isinstance(error, tuple(kinds)) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     if isinstance(error, RuntimeError):
         text = str(error).lower()

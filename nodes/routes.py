@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -225,27 +227,30 @@ def _blended(
     rows, columns = (spans(length, tile.size, tile.stride) for length in size)
     tiles = [
         [left * ratio, top * ratio, (right - left) * ratio, (bottom - top) * ratio]
-        for top, bottom in rows
-        for left, right in columns
+        for (top, bottom), (left, right) in itertools.islice(itertools.product(rows, columns), _MAX_TILES)
     ]
+    # Tiles of one size are planned once: there can be hundreds of millions.
+    heights, widths = (Counter(stop - start for start, stop in cuts) for cuts in (rows, columns))
     dtype = _dtype(question.dtype, device)
 
-    @cache
     def plan_of(height: int, width: int) -> vae_core.Plan:
         shape = _shape(question, model.config, height, width, 1)
         return _planner(question.encode)(model, shape, memory_budget=run.NO_LIMIT, device=device, dtype=dtype)
 
     with vae_core.kernels("plain"):
-        plans = [plan_of(bottom - top, right - left) for top, bottom in rows for left, right in columns]
+        plans = [
+            (plan_of(height, width), high * wide) for height, high in heights.items() for width, wide in widths.items()
+        ]
         whole = plan_of(*size)
+    arithmetic = sum(plan.arithmetic * count for plan, count in plans)
     return {
-        "tiles": tiles[:_MAX_TILES],
-        "count": len(tiles),
+        "tiles": tiles,
+        "count": len(rows) * len(columns),
         "store": "memory",
-        "peak_bytes": max(plan.peak_bytes for plan in plans) * question.batch,
+        "peak_bytes": max(plan.peak_bytes for plan, _ in plans) * question.batch,
         "file_bytes": 0,
-        "cost": sum(plan.arithmetic for plan in plans) / whole.arithmetic,
-        "arithmetic": sum(plan.arithmetic for plan in plans) * question.batch,
+        "cost": arithmetic / whole.arithmetic,
+        "arithmetic": arithmetic * question.batch,
     }
 
 

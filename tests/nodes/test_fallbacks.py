@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import weakref
@@ -55,6 +56,7 @@ ERRORS = {
     "cpu": lambda: RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
     "mps": lambda: RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"),
     "python": MemoryError,
+    "system": lambda: OSError(errno.ENOMEM, "Cannot allocate memory"),
 }
 
 

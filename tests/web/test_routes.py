@@ -117,6 +117,11 @@ def test_blended_tiles_are_where_the_grid_says(url: str) -> None:
     assert 0.9 * area < found["cost"] < area  # all goes by area but attention, which is cheaper in tiles
 
 
+def test_more_tiles_than_could_be_listed(url: str) -> None:
+    found = plan(url, width=131072, height=131072, mode="blended", tile_size=8, overlap=0)
+    assert found["count"] == 16384**2 and len(found["tiles"]) == 1024
+
+
 def test_more_pictures_take_more(url: str) -> None:
     one, four = (plan(url, width=512, height=512, batch=batch) for batch in (1, 4))
     assert four["arithmetic"] == 4 * one["arithmetic"]
