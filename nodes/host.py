@@ -11,6 +11,7 @@ import gc
 import importlib
 import inspect
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -111,14 +112,15 @@ def _diffusers_folders(kind: str) -> list[str]:
     for root in folder_paths(kind):
         for depth in range(1, _DIFFUSERS_DEPTH + 1):
             for path in root.glob("/".join(["*"] * depth)):
-                if (path / "vae" / "config.json").is_file() or _is_vae_folder(path):
+                if os.path.isfile(path / "vae" / "config.json") or _is_vae_folder(path):
                     found.add(str(path.relative_to(root)))
     # The `vae` folder of a pipeline that is listed itself is no other VAE.
     return sorted(name for name in found if not (PurePath(name).name == "vae" and str(PurePath(name).parent) in found))
 
 
 def _is_vae_folder(path: Path) -> bool:
-    return (path / "config.json").is_file() and any(path.glob("diffusion_pytorch_model*"))
+    # os.path's takes a folder that may not be entered, such as lost+found, for one without the file.
+    return os.path.isfile(path / "config.json") and any(path.glob("diffusion_pytorch_model*"))
 
 
 # Devices and memory.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,21 @@ def test_what_is_listed(pack: Pack, models: Path) -> None:
         "group/pipeline [diffusers]",
         "whole.safetensors [checkpoint]",
     ]
+
+
+def test_a_folder_that_may_not_be_entered(pack: Pack, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, stat = pack.module("nodes.host").vae_names(), os.stat
+    closed = [models / "vae" / "lost+found", models / "diffusers" / "lost+found"]
+    for folder in closed:
+        folder.mkdir()
+
+    def refusing(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if not isinstance(path, int) and any(folder in Path(os.fsdecode(path)).parents for folder in closed):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    assert pack.module("nodes.host").vae_names() == names
 
 
 def test_every_listed_name_loads(pack: Pack, models: Path) -> None:
