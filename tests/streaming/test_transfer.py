@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from vae_core.streaming import store
+from vae_core.streaming import store, transfer
 from vae_core.streaming.attend import AttentionPass
 from vae_core.streaming.memory import available_bytes
 from vae_core.streaming.store import MapStore
@@ -83,6 +83,17 @@ def test_what_lies_on_the_device_is_not_copied_beside_it(gpu: SimpleNamespace, m
     assert len(copied) == 1 and copied[0] is elsewhere
     assert arriving.event is gpu.up
     assert arriving.tensors[0].data_ptr() == here[:, 1:].data_ptr()
+
+
+def test_all_passes_share_two_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(Stream("new")) or made[-1])
+    transfer._streams.cache_clear()
+    try:
+        passes = [Transfers(torch.device("cuda:0")) for _ in range(3)]
+    finally:
+        transfer._streams.cache_clear()
+    assert len(made) == 2 and all((each._up, each._down) == tuple(made) for each in passes)
 
 
 @pytest.mark.parametrize("code", [0, 2])

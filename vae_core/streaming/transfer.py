@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +40,7 @@ class Transfers:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._up = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._down = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._up, self._down = _streams(device) if device.type == "cuda" else (None, None)
         self._finished: deque[Any] = deque()
 
     @property
@@ -84,6 +84,12 @@ class Transfers:
             if stream is not None:
                 stream.synchronize()
         self._finished.clear()
+
+
+@functools.cache
+def _streams(device: torch.device) -> tuple[Any, Any]:
+    """Two streams for all passes: what torch keeps of memory that one has used serves no other."""
+    return torch.cuda.Stream(device), torch.cuda.Stream(device)
 
 
 def _copied(tensor: Tensor, device: torch.device) -> Tensor:
