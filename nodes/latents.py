@@ -22,6 +22,7 @@ Latent = dict[str, Any]
 
 # Of a picture that was padded: its height and width, and those of the latent for which they hold.
 FIT_KEY = "seamless_fit"
+RATIO_KEY = "downscale_ratio_spacial"  # the host's own, with its spelling: pixels of a latent position
 MAX_SEED = 2**64
 
 

@@ -47,4 +47,6 @@ class VAESwap:
         encoded, _ = unwrap.encode(target, image, "pad", unwrap.options(target), watch)
         encoded.pop("logvar")
         others = {key: value for key, value in samples.items() if key != latents.FIT_KEY}
+        if latents.RATIO_KEY in others:
+            others[latents.RATIO_KEY] = unwrap.ratio_of(target)
         return {**others, **encoded}, image

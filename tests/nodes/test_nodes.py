@@ -169,9 +169,11 @@ def test_tiles_that_are_none(pack: Pack, make: Makers, host: Host, message: str)
 def test_swap(pack: Pack, make: Makers) -> None:
     first, second = make.vae(), make.vae(1, latent_channels=16)
     latent = make.latent(2, 4, 10, 12, noise_mask=torch.ones(2, 1, 20, 24), batch_index=[4, 5], kept="yes")
+    latent["downscale_ratio_spacial"] = 16  # of another VAE
     swapped, image = pack.run("SeamlessVAESwap", samples=latent, from_vae=first, to_vae=second)
     torch.testing.assert_close(image, first.decode(latent["samples"]), **CLOSE)
     torch.testing.assert_close(swapped["samples"], second.encode(image), **CLOSE)
+    assert swapped["downscale_ratio_spacial"] == second.downscale_ratio and latent["downscale_ratio_spacial"] == 16
     assert swapped.keys() == latent.keys() and swapped["kept"] == "yes" and swapped["batch_index"] == [4, 5]
 
 
