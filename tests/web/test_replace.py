@@ -39,6 +39,9 @@ GRAPH = """() => {
 }"""
 
 
+STEPS = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
+
+
 def graph(ui: FrontEnd) -> dict[str, Any]:
     return ui.js(GRAPH)
 
@@ -64,8 +67,9 @@ def test_there_and_back_and_undone(ui: FrontEnd) -> None:
     ui.graph(NODES, LINKS)
     ui.js("app.canvas.graph.getNodeById(5).title = 'My decode'; app.canvas.graph.getNodeById(5).mode = 4")
     ui.js("app.extensionManager.workflow.activeWorkflow.changeTracker.checkState?.()")
-    before = graph(ui)
+    before, steps = graph(ui), ui.js(STEPS)
     from_the_canvas_menu(ui, TO_SEAMLESS)
+    ui.page.wait_for_function(f"({STEPS})() === {steps + 1}")  # one step to undo
     there = graph(ui)
     assert [kind for kind in there["types"] if kind.startswith("Seamless")] == [
         "SeamlessVAEDecode",
@@ -81,6 +85,7 @@ def test_there_and_back_and_undone(ui: FrontEnd) -> None:
     assert ui.js(f"[{decode}.title, {decode}.mode]") == ["My decode", 4]
 
     ui.page.mouse.click(300, 600)  # elsewhere, or it is a double click
+    ui.page.wait_for_function("document.activeElement?.tagName === 'CANVAS'")
     ui.page.keyboard.press("ControlOrMeta+z")
     ui.page.wait_for_function("app.canvas.graph.nodes.some((node) => node.type === 'VAEDecode')")
     undone = graph(ui)
@@ -94,15 +99,30 @@ def test_there_and_back_and_undone(ui: FrontEnd) -> None:
     assert value(ui, "VAELoader", "vae_name") == "sdxl.safetensors"
 
 
+# Where on the page a node's title is.
+TITLE_OF = """(id) => {
+    const { left, top } = app.canvas.canvas.getBoundingClientRect()
+    const { pos } = app.canvas.graph.getNodeById(id)
+    const { offset, scale } = app.canvas.ds
+    return [left + (pos[0] + 40 + offset[0]) * scale, top + (pos[1] - 12 + offset[1]) * scale]
+}"""
+
+
 def test_one_node_from_its_own_menu(ui: FrontEnd) -> None:
     ui.graph(NODES, LINKS)
     if ui.vue:
         ui.page.locator('[data-node-id="4"] .lg-node-header').click(button="right")
         ui.page.get_by_text("Replace by Seamless VAE", exact=True).click()
     else:
-        box = ui.js("(() => {const b = app.canvas.canvas.getBoundingClientRect(); return [b.left, b.top]})()")
-        ui.page.mouse.click(box[0] + 740, box[1] + 105, button="right")
-        ui.page.locator(".litecontextmenu .litemenu-entry").get_by_text("Replace by Seamless VAE", exact=True).click()
+        x, y = ui.js(TITLE_OF, 4)
+        entry = ui.page.locator(".litecontextmenu .litemenu-entry").get_by_text("Replace by Seamless VAE", exact=True)
+        for _ in range(5):  # the canvas may still be busy with what another test did to it
+            ui.page.mouse.click(x, y, button="right")
+            ui.page.wait_for_timeout(500)
+            if entry.count():
+                break
+            ui.page.mouse.click(300, 600)
+        entry.click()
     ui.page.wait_for_function("app.canvas.graph.nodes.some((node) => node.type === 'SeamlessVAEEncode')")
     assert [kind for kind in graph(ui)["types"] if kind.startswith("Seamless")] == ["SeamlessVAEEncode"]
 
