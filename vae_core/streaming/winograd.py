@@ -20,8 +20,12 @@ machine's rate for any number of rows; torch's own matrix product does not on ev
 from __future__ import annotations
 
 import functools
+import importlib.util
+import sys
 import threading
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,14 +67,34 @@ def products_available() -> bool:
     )
 
 
+_JIT = "seamless_vae_winograd_jit"
+_loading = threading.Lock()
+
+
+@functools.cache
+def _transforms() -> Any:
+    """The module of compiled transforms, `winograd_jit.py`; None without numba.
+
+    Its name does not depend on who imports this package: numba's cache on disk holds it, and what a host compiled
+    under a name of the host's choosing could not be loaded by anybody else.
+    """
+    with _loading:
+        if _JIT not in sys.modules:
+            spec = importlib.util.spec_from_file_location(_JIT, Path(__file__).with_name("winograd_jit.py"))
+            assert spec is not None and spec.loader is not None
+            sys.modules[_JIT] = module = importlib.util.module_from_spec(spec)
+            try:
+                spec.loader.exec_module(module)
+            except ImportError:
+                del sys.modules[_JIT]
+                return None
+        return sys.modules[_JIT]
+
+
 @functools.cache
 def compiled() -> bool:
     """Whether numba is there, for the fastest transforms."""
-    try:
-        from . import winograd_jit  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return _transforms() is not None
 
 
 def most_tiles(channels: int, groups: int) -> int:
@@ -242,7 +266,7 @@ def winograd_strip(
         return _strip_by_torch(
             winograd_torch.WINOGRAD, window, coefficients, products, bias, residual, target, (1, target.left), wrap_x
         )
-    from . import winograd_jit as jit
+    jit = _transforms()
 
     channels, in_channels = target.rows.channels, window.channels
     tile_rows, columns = target.tiles
@@ -282,7 +306,7 @@ def upsample_strip(
     if not compiled():
         up, left = winograd_torch.UPSAMPLE, target.left // 2
         return _strip_by_torch(up, window, None, products, bias, None, target, (2, left), wrap_x)
-    from . import winograd_jit as jit
+    jit = _transforms()
 
     channels = target.rows.channels
     tile_rows, columns = target.tiles

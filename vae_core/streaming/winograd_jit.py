@@ -2,7 +2,7 @@
 
 Every function works on one row of tiles of channels-last maps and releases the interpreter lock. The innermost loop
 runs over channels, so that it becomes vector instructions. `source` holds the rows that the tiles read; a row that
-is not in it lies outside the picture and counts as zero.
+is not in it lies outside the picture and counts as zero. `winograd.py` loads this file under a name of its own.
 """
 
 from __future__ import annotations
