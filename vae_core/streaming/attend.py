@@ -47,7 +47,19 @@ def _folded(
     return (weight * scale).to(device, dtype), bias.to(device, dtype)
 
 
-class AttentionPass:
+class _AttentionKernel:
+    """What both attention passes share."""
+
+    def costs(self) -> list[int]:
+        raise NotImplementedError
+
+    def extent(self) -> tuple[int, int]:
+        """How many strips there are, and what they cost together."""
+        costs = self.costs()
+        return len(costs), sum(costs)
+
+
+class AttentionPass(_AttentionKernel):
     """target = source + project(attention(norm(source))), for maps [B, H, W, C]; may be in place.
 
     Queries, some positions at a time, see the keys and values of all positions, so this is exact. Its arithmetic
@@ -130,11 +142,6 @@ class AttentionPass:
         per_query = (whole - projection) // self.positions
         return [projection if start < 0 else per_query * (stop - start) for _, start, stop in self.strips()]
 
-    def extent(self) -> tuple[int, int]:
-        """How many strips there are, and what they cost together."""
-        costs = self.costs()
-        return len(costs), sum(costs)
-
     def compute(self, strip: tuple[int, int, int]) -> tuple[int, StripStats] | None:
         item, start, stop = strip
         channels = self.source.shape[3]
@@ -202,7 +209,7 @@ def attend_in_blocks(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return softmax.result().to(dtype)
 
 
-class PackedAttentionPass:
+class PackedAttentionPass(_AttentionKernel):
     """The same for float32 on a CPU: products of oneDNN with keys and values packed as weights, on several threads."""
 
     parallel = True
@@ -252,11 +259,6 @@ class PackedAttentionPass:
     def costs(self) -> list[int]:
         whole = attention_cost(self.channels, self.positions)
         return [whole * (stop - start) // self.positions for _, start, stop in self.strips()]
-
-    def extent(self) -> tuple[int, int]:
-        """As in AttentionPass."""
-        costs = self.costs()
-        return len(costs), sum(costs)
 
     def compute(self, strip: tuple[int, int, int]) -> tuple[int, StripStats]:
         item, start, stop = strip
