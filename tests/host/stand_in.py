@@ -10,7 +10,7 @@ import importlib.util
 import sys
 import types
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -257,16 +257,31 @@ def vae_class(host: Host) -> type:
 def installed(profile: str, folder: Path) -> Iterator[Host]:
     """The stand-in as the modules of the host, until the block ends."""
     host = Host(profile, folder)
-    before = {name: sys.modules.get(name) for name in STUBS}
-    sys.modules.update(host.modules())
-    try:
+    with _instead(host.modules()):
         yield host
+
+
+@contextmanager
+def hidden() -> Iterator[None]:
+    """No host, whatever was imported before or could be: none of its modules is found until the block ends."""
+    with _instead(dict.fromkeys(STUBS)):
+        yield
+
+
+@contextmanager
+def _instead(modules: Mapping[str, types.ModuleType | None]) -> Iterator[None]:
+    """These modules, and None for such as cannot be imported, in place of all that a host has."""
+    roots = {name.partition(".")[0] for name in STUBS}
+    before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in roots}
+    for name in before:
+        del sys.modules[name]
+    sys.modules.update(modules)  # type: ignore[arg-type]
+    try:
+        yield
     finally:
-        for name, module in before.items():
-            if module is None:
-                sys.modules.pop(name, None)
-            else:
-                sys.modules[name] = module
+        for name in [name for name in sys.modules if name.partition(".")[0] in roots]:
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 class Pack:

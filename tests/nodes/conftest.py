@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from host.stand_in import PROFILES, Host, Pack, installed
+from host.stand_in import PROFILES, Host, Pack, hidden, installed
 from node_makers import Makers
 
 
@@ -25,6 +25,12 @@ def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host]:
 def new_host(tmp_path: Path) -> Iterator[Host]:
     with installed("new", tmp_path) as found:
         yield found
+
+
+@pytest.fixture
+def no_host() -> Iterator[None]:
+    with hidden():
+        yield
 
 
 @pytest.fixture

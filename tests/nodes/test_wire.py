@@ -192,6 +192,7 @@ def test_a_copy_with_another_model(vae: Any, make: Makers) -> None:
     torch.testing.assert_close(twin.decode(z), other.decode(z), rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("no_host")
 def test_without_any_host(make: Makers) -> None:
     vae, z = make.vae(), make.latent()["samples"]
     torch.testing.assert_close(vae.decode(z), plain(vae, z), **CLOSE)
