@@ -29,6 +29,7 @@ from torch import nn
 import vae_core
 from vae_core.streaming.convolution import DirectConvolution, WinogradConvolution, choose_kernel
 from vae_core.streaming.executor import Settings, _run_strips, worker_pool
+from vae_core.streaming.maps import FeatureMap
 from vae_core.streaming.program import Convolve
 from vae_core.streaming.strips import PassInputs, Wrap
 
@@ -43,15 +44,14 @@ def make_pass(scale: str, in_channels: int, out_channels: int, side: int) -> Pas
     norm, act = (None, None) if scale == "up" else (nn.GroupNorm(1, in_channels), nn.SiLU())
     step = Convolve("source", "target", conv, scale=scale, norm=norm, act=act)
     source_side = side // 2 if scale == "up" else side
-    target = torch.empty(1, side, side, out_channels)
+    target = FeatureMap.of(torch.zeros(1, side, side, out_channels))
     residual = target if scale == "same" and in_channels == out_channels else None
     if residual is not None:
         step = replace(step, residual="target")
-        target.zero_()
     coefficients = None if norm is None else (torch.ones(1, in_channels), torch.zeros(1, in_channels))
     return PassInputs(
         step=step,
-        source=torch.randn(1, source_side, source_side, in_channels),
+        source=FeatureMap.of(torch.randn(1, source_side, source_side, in_channels)),
         target=target,
         residual=residual,
         coefficients=coefficients,
@@ -90,7 +90,7 @@ def passes(scale: str, widths: list[tuple[int, int]], sides: list[int], turns: i
         for side in sides:
             inputs = make_pass(scale, in_channels, out_channels, side)
             direct, winograd = compare(inputs, turns)
-            chosen = choose_kernel(inputs.step, inputs.source, inputs.target, CPU) is WinogradConvolution
+            chosen = choose_kernel(inputs.step, in_channels, inputs.target, CPU) is WinogradConvolution
             ratio = direct / winograd
             wrong = ratio < 0.9 if chosen else ratio > 1.1
             line += f"{ratio:8.2f}{'*' if chosen else ' '}{'!' if wrong else ' '}"

@@ -12,6 +12,7 @@ import vae_core
 from vae_core import AutoencoderKL, TileSpec
 from vae_core.streaming.attend import attend_in_blocks
 from vae_core.streaming.direct import act_of_batch_norm
+from vae_core.streaming.maps import FeatureMap
 from vae_core.streaming.store import MapStore
 from vae_core.streaming.strips import even_size
 
@@ -21,14 +22,14 @@ MIB = 2**20
 
 def test_maps_go_to_the_device_then_to_the_host_then_to_a_file() -> None:
     store = MapStore(CPU, limit=3 * MIB, host_limit=2 * MIB)
-    maps = [store.allocate((MIB // 4,), torch.float32) for _ in range(7)]
+    maps = [store.allocate((1, MIB // 4, 1, 1), torch.float32) for _ in range(7)]
     assert store.used == {"device": 3 * MIB, "host": 2 * MIB, "file": 2 * MIB}
     for index, each in enumerate(maps):
-        each.fill_(index)
-    assert [each.mean().item() for each in maps] == list(range(7))
+        each.bands[0].fill_(index)
+    assert [each.bands[0].mean().item() for each in maps] == list(range(7))
     for each in maps[1:]:
         store.release(each)
-    again = store.allocate((MIB // 4,), torch.float32)
+    again = store.allocate((1, MIB // 4, 1, 1), torch.float32)
     assert store.used["device"] == 3 * MIB  # an idle buffer of the nearest place
     store.release(again)
     store.drop_free()
@@ -62,7 +63,8 @@ def test_on_an_accelerator_the_plain_modules_run_where_they_fit(vae: Autoencoder
 def test_attention_over_keys_that_come_in_blocks(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vae_core.streaming.attend._KEY_BLOCK", 30)
     query, keys, values = (torch.randn(rows, 16).to(dtype) for rows in (7, 101, 101))
-    got = attend_in_blocks(query * 3, keys, values / 3)  # scores far apart
+    in_map = [FeatureMap.of(each[None, :, None]) for each in (keys, values / 3)]
+    got = attend_in_blocks(query * 3, *in_map)  # scores far apart
     far = [each.double()[None, None] for each in (query * 3, keys, values / 3)]
     want = F.scaled_dot_product_attention(far[0], far[1], far[2])[0, 0]
     assert got.dtype == dtype

@@ -12,6 +12,7 @@ from torch import nn
 
 from vae_core.streaming import store, transfer
 from vae_core.streaming.attend import AttentionPass
+from vae_core.streaming.maps import FeatureMap
 from vae_core.streaming.memory import available_bytes
 from vae_core.streaming.store import MapStore
 from vae_core.streaming.transfer import _IN_FLIGHT, Transfers
@@ -73,13 +74,13 @@ def test_the_end_of_a_pass_waits_for_uploads_too(gpu: SimpleNamespace) -> None:
 def test_what_lies_on_the_device_is_not_copied_beside_it(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     copied = []
 
-    def copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-        copied.append(tensor)
-        return torch.zeros(tensor.shape)
+    def copy(pieces: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+        copied.extend(pieces)
+        return torch.zeros(pieces[0].shape)
 
     monkeypatch.setattr("vae_core.streaming.transfer._copied", copy)
     here, elsewhere = torch.ones(1, 2, 3, 4), torch.empty(1, 2, 3, 4, device="meta")
-    arriving = gpu.transfers.upload(here[:, 1:], elsewhere)
+    arriving = gpu.transfers.upload([here[:, 1:]], [elsewhere])
     assert len(copied) == 1 and copied[0] is elsewhere
     assert arriving.event is gpu.up
     assert arriving.tensors[0].data_ptr() == here[:, 1:].data_ptr()
@@ -114,7 +115,7 @@ def test_a_refused_page_lock_leaves_no_error_behind(code: int, monkeypatch: pyte
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="memory is asked of torch here")
 def test_memory_that_the_system_refuses_is_a_memory_error() -> None:
     with pytest.raises(MemoryError, match="MiB for feature maps cannot be had"):
-        MapStore(CPU).allocate((2**60,), torch.float32)
+        MapStore(CPU).allocate((1, 1, 2**60, 1), torch.float32)
 
 
 def test_what_torch_keeps_of_a_gpu_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,12 +127,12 @@ def test_what_torch_keeps_of_a_gpu_counts_as_free(monkeypatch: pytest.MonkeyPatc
 
 def test_keys_without_values_are_given_back() -> None:
     class Full(MapStore):
-        def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        def allocate(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> FeatureMap:
             if self._lent:
                 raise MemoryError
             return super().allocate(shape, dtype)
 
-    maps, source = Full(CPU), torch.empty(1, 4, 4, 8)
+    maps, source = Full(CPU), FeatureMap.of(torch.empty(1, 4, 4, 8))
     with pytest.raises(MemoryError):
         AttentionPass(nn.Identity(), source, source, None, maps, CPU, 2**20)  # type: ignore[arg-type]
     assert not maps._lent
@@ -141,8 +142,8 @@ def test_keys_without_values_are_given_back() -> None:
 
 @pytest.mark.parametrize("positions", [20_000, 2**15, 2**15 + 1])
 def test_a_rehearsal_counts_scores_for_keys_on_the_device(positions: int) -> None:
-    source = torch.empty(1, positions, 1, 8, device="meta")
-    attention = AttentionPass(nn.Identity(), source, source, None, MapStore(source.device), torch.device("cuda"), 2**28)  # type: ignore[arg-type]
+    source, meta = FeatureMap.of(torch.empty(1, positions, 1, 8, device="meta")), MapStore(torch.device("meta"))
+    attention = AttentionPass(nn.Identity(), source, source, None, meta, torch.device("cuda"), 2**28)  # type: ignore[arg-type]
     assert attention.queries == 4096
     scores = attention.workspace(1)
     # Up to 2**29 bytes of them may be made at once; beyond that, those of a block, twice.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..attention import Attention, FusedAttnProcessor2_0
 from . import winograd
+from .maps import FeatureMap
 from .stats import ChannelStats, StripStats, join_items, merge_all
 from .store import MapStore
 
@@ -73,8 +74,8 @@ class AttentionPass(_AttentionKernel):
     def __init__(
         self,
         attention: Attention,
-        source: Tensor,
-        target: Tensor,
+        source: FeatureMap,
+        target: FeatureMap,
         coefficients: tuple[Tensor, Tensor] | None,
         store: MapStore,
         device: torch.device,
@@ -87,9 +88,9 @@ class AttentionPass(_AttentionKernel):
         self.queries = _QUERIES
         if device.type != "cpu":  # as many as a strip has room for the scores of
             self.queries = max(64, min(_ACCELERATOR_QUERIES, strip_bytes // (8 * _KEY_BLOCK)))
-        self.keys = store.allocate((batch, self.positions, channels), source.dtype)
+        self.keys = store.allocate((batch, self.positions, 1, channels), source.dtype)
         try:
-            self.values = store.allocate((batch, self.positions, channels), source.dtype)
+            self.values = store.allocate((batch, self.positions, 1, channels), source.dtype)
         except BaseException:
             store.release(self.keys)
             raise
@@ -102,10 +103,10 @@ class AttentionPass(_AttentionKernel):
     def workspace(self, workers: int) -> int:
         channels = self.source.shape[3]
         strips = 16 * self.queries * channels + 8 * channels**2
-        if self.device.type == "cpu":
-            return 4 * strips
         block = min(self.positions, _KEY_BLOCK)
         in_blocks, whole = 2 * block * self._in_blocks, self.positions * (not self._too_many)
+        if self.device.type == "cpu":
+            return 4 * (strips + self.queries * in_blocks)
         return 4 * (strips + self.queries * max(in_blocks, whole) + 2 * block * channels)
 
     @property
@@ -116,7 +117,9 @@ class AttentionPass(_AttentionKernel):
     @property
     def _in_blocks(self) -> bool:
         """Whether keys are taken block by block; by their place, which a rehearsal does not know."""
-        return self.device.type != "cpu" and (self._too_many or self.keys.device.type != self.device.type)
+        if len(self.keys.bands) > 1:
+            return True
+        return self.device.type != "cpu" and (self._too_many or self.keys.devices != {self.device.type})
 
     def close(self) -> None:
         self.store.release(self.keys)
@@ -144,28 +147,28 @@ class AttentionPass(_AttentionKernel):
 
     def compute(self, strip: tuple[int, int, int]) -> tuple[int, StripStats] | None:
         item, start, stop = strip
-        channels = self.source.shape[3]
-        tokens = self.source[item].reshape(-1, channels)
+        dtype = self.source.dtype
+        tokens, keys, values = (each.item(item) for each in (self.source.tokens(), self.keys, self.values))
         to_q, to_k, to_v = _projections(self.attention)
         assert self.coefficients is not None
         scale, shift = self.coefficients[0][item], self.coefficients[1][item]
         if start < 0:
-            for layer, place in ((to_k, self.keys), (to_v, self.values)):
-                weight, bias = _folded(layer, scale, shift, self.device, tokens.dtype)
+            for layer, place in ((to_k, keys), (to_v, values)):
+                weight, bias = _folded(layer, scale, shift, self.device, dtype)
                 for begin in range(0, self.positions, self.queries):
-                    chunk = tokens[begin : begin + self.queries].to(self.device)
-                    place[item, begin : begin + self.queries] = F.linear(chunk, weight, bias)
-            self._query = _folded(to_q, scale, shift, self.device, tokens.dtype)
+                    chunk = tokens.rows(begin, min(begin + self.queries, self.positions)).to(self.device)
+                    place.write(begin, F.linear(chunk, weight, bias))
+            self._query = _folded(to_q, scale, shift, self.device, dtype)
             return None
-        chunk = tokens[start:stop].to(self.device)
+        chunk = tokens.rows(start, stop).to(self.device)[0, :, 0]  # [Q, C]
         query = F.linear(chunk, *self._query)
         if self._in_blocks:
-            attended = attend_in_blocks(query, self.keys[item], self.values[item])
+            attended = attend_in_blocks(query, keys, values)
         else:
-            key, value = self.keys[item], self.values[item]
-            attended = F.scaled_dot_product_attention(query[None, None], key[None, None], value[None, None])[0, 0]
+            key, value = keys.bands[0][:, None, :, 0], values.bands[0][:, None, :, 0]
+            attended = F.scaled_dot_product_attention(query[None, None], key, value)[0, 0]
         result = F.linear(attended, self.out_weight, self.out_bias) + chunk
-        self.target[item].view(-1, channels)[start:stop] = result
+        self.target.tokens().item(item).write(start, result[None, :, None])
         return item, StripStats.of(result[None, None])
 
     def combine(self, parts: list[tuple[int, StripStats] | None]) -> ChannelStats:
@@ -197,14 +200,19 @@ class _OnlineSoftmax:
         return self.attended.div_(self.total)
 
 
-def attend_in_blocks(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of queries [Q, C] over keys and values [N, C] that may lie elsewhere; the softmax is in float32."""
+def attend_in_blocks(query: Tensor, keys: FeatureMap, values: FeatureMap) -> Tensor:
+    """Attention of queries [Q, C] over keys and values [1, N, 1, C] that may lie elsewhere.
+
+    The softmax is in float32.
+    """
     device, dtype = query.device, query.dtype
     query = query * query.shape[1] ** -0.5
     softmax = _OnlineSoftmax(len(query), query.float())
-    for block_of_keys, block_of_values in zip(keys.split(_KEY_BLOCK), values.split(_KEY_BLOCK), strict=True):
-        here = block_of_values.to(device)
-        scores = (query @ block_of_keys.to(device).t()).float()
+    positions = keys.shape[1]
+    for start in range(0, positions, _KEY_BLOCK):
+        span = start, min(start + _KEY_BLOCK, positions)
+        block_of_keys, here = (each.rows(*span)[0, :, 0].to(device) for each in (keys, values))
+        scores = (query @ block_of_keys.t()).float()
         softmax.add(scores, lambda weights, here=here: (weights.to(dtype) @ here).float())
     return softmax.result().to(dtype)
 
@@ -218,8 +226,8 @@ class PackedAttentionPass(_AttentionKernel):
     def __init__(
         self,
         attention: Attention,
-        source: Tensor,
-        target: Tensor,
+        source: FeatureMap,
+        target: FeatureMap,
         coefficients: tuple[Tensor, Tensor] | None,
         strip_bytes: int,
     ) -> None:
@@ -232,21 +240,21 @@ class PackedAttentionPass(_AttentionKernel):
         )
 
     @staticmethod
-    def suits(source: Tensor, device: torch.device) -> bool:
+    def suits(source: FeatureMap, device: torch.device) -> bool:
         """Whether this can take a map, and its keys and values are few enough to be held."""
-        held = 2 * source.numel() * source.dtype.itemsize
+        held = 2 * source.shape.numel() * source.dtype.itemsize
         cpu = device.type == "cpu" and source.dtype == torch.float32
         return cpu and winograd.products_available() and held <= _PACKED_LIMIT
 
     def prepare(self) -> None:
         assert self.coefficients is not None
         self.items = [
-            _PackedItem(self.attention, self.source[item].reshape(-1, self.channels), scale, shift, self.queries)
+            _PackedItem(self.attention, self.source.tokens().item(item), scale, shift, self.queries)
             for item, (scale, shift) in enumerate(zip(*self.coefficients, strict=True))
         ]
 
     def workspace(self, workers: int) -> int:
-        held = 3 * self.source.numel()  # packed keys and values, and a block of them on its way
+        held = 3 * self.source.shape.numel()  # packed keys and values, and a block of them on its way
         scores = self.queries * (self.scores_per_query + 6 * self.channels)
         return 4 * (held + workers * scores + 8 * self.channels**2)
 
@@ -262,9 +270,9 @@ class PackedAttentionPass(_AttentionKernel):
 
     def compute(self, strip: tuple[int, int, int]) -> tuple[int, StripStats]:
         item, start, stop = strip
-        tokens = self.source[item].view(-1, self.channels)[start:stop]
+        tokens = self.source.tokens().item(item).rows(start, stop)[0, :, 0]
         result = self.items[item](tokens)
-        self.target[item].view(-1, self.channels)[start:stop] = result
+        self.target.tokens().item(item).write(start, result[None, :, None])
         return item, StripStats.of(result[None, None])
 
     def combine(self, parts: list[tuple[int, StripStats]]) -> ChannelStats:
@@ -275,11 +283,11 @@ class PackedAttentionPass(_AttentionKernel):
 
 
 class _PackedItem:
-    """The attention of one map, for any of its positions [N, C]."""
+    """The attention of one map, of tokens [1, N, 1, C], for any of its positions [N, C]."""
 
-    def __init__(self, attention: Attention, tokens: Tensor, scale: Tensor, shift: Tensor, queries: int) -> None:
-        cpu, dtype = tokens.device, tokens.dtype
-        channels = tokens.shape[1]
+    def __init__(self, attention: Attention, tokens: FeatureMap, scale: Tensor, shift: Tensor, queries: int) -> None:
+        cpu, dtype = torch.device("cpu"), tokens.dtype
+        _, positions, _, channels = tokens.shape
         to_q, to_k, to_v = _projections(attention)
         weight, bias = _folded(to_q, scale, shift, cpu, dtype)
         self.query = _linear(weight * channels**-0.5, queries), bias * channels**-0.5
@@ -289,7 +297,8 @@ class _PackedItem:
         out = _output_layer(attention)
         self.out = _linear(out.weight.detach().to(dtype), queries), out.bias.detach().to(dtype)
         self.blocks = []
-        for block in tokens.split(_PACKED_KEYS):
+        for start in range(0, positions, _PACKED_KEYS):
+            block = tokens.rows(start, min(start + _PACKED_KEYS, positions))[0, :, 0]
             keys = _linear(F.linear(block, key_weight), queries)
             values = _linear(F.linear(block, value_weight, value_bias).t(), queries)
             self.blocks.append((keys, values))

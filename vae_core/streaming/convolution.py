@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from . import winograd
 from .direct import DirectConvolution
+from .maps import FeatureMap, joined
 from .program import Convolve
 from .stats import ChannelStats, join_items
-from .strips import ConvolutionKernel, Cut, Strip, cut, rows_around
+from .strips import ConvolutionKernel, Cut, Strip, cut
 
 # Where Winograd is the faster, as `benchmarks/kernels.py` measures it. Below so much arithmetic (of a direct
 # convolution) its calls cost more than its multiplications save; below so many positions of the target for a channel,
@@ -73,16 +74,16 @@ class WinogradConvolution(ConvolutionKernel):
         if count * parts * batch < 4 * workers:
             count = -(-count // workers) * workers
         rows = -(-down // count) * unit
-        return Cut(cut(batch, 1), cut(height, rows, unit), columns)
+        return Cut(cut(batch, 1), cut(height, rows, unit, self.inputs.target.band_rows), columns)
 
     def compute(self, strip: Strip) -> tuple[int, int, np.ndarray, np.ndarray]:
         inputs = self.inputs
         item, (top, bottom), (left, right) = strip.items[0], strip.rows, strip.columns
         up = self.step.scale == "up"
         first, stop = (top // 2, bottom // 2) if up else (top, bottom)
-        rows, begin = rows_around(inputs.source[item : item + 1], first - 1, stop + 1, inputs.wrap.y)
-        window = winograd.Rows.of(rows[0], begin)
-        place = inputs.target[item, top:bottom]
+        pieces, begin = inputs.source.around(first - 1, stop + 1, inputs.wrap.y)
+        window = winograd.Rows.of(joined([piece[item] for piece in pieces]), begin)
+        place = inputs.target.rows(top, bottom)[item]
         direct = place.stride(2) == 1
         written = place if direct else torch.empty(place.shape)  # the output is laid out by channels
         target = winograd.Target(winograd.Rows.of(written, top), left, right)
@@ -105,7 +106,7 @@ class WinogradConvolution(ConvolutionKernel):
             return None, False
         if self.shortcut is None and whole is self.inputs.target:
             return None, True
-        x = whole[item, slice(*strip.rows), slice(*strip.columns)]
+        x = joined([piece[item, :, slice(*strip.columns)] for piece in whole.pieces(*strip.rows)])
         if self.shortcut is None:
             return x.contiguous(), False
         padded = F.pad(x, (0, self.shortcut.in_channels - x.shape[2]))
@@ -127,7 +128,7 @@ class WinogradConvolution(ConvolutionKernel):
 Kernel = DirectConvolution | WinogradConvolution
 
 
-def choose_kernel(step: Convolve, source: Tensor, target: Tensor, device: torch.device) -> type[Kernel]:
+def choose_kernel(step: Convolve, in_channels: int, target: FeatureMap, device: torch.device) -> type[Kernel]:
     """The fastest kernel for a pass, by its shapes alone."""
     conv = step.conv
     suits = (
@@ -138,10 +139,10 @@ def choose_kernel(step: Convolve, source: Tensor, target: Tensor, device: torch.
         and (step.act is None or isinstance(step.act, nn.SiLU))
         and winograd.products_available()
     )
-    return WinogradConvolution if suits and _winograd_wins(step, source.shape[3], target) else DirectConvolution
+    return WinogradConvolution if suits and _winograd_wins(step, in_channels, target) else DirectConvolution
 
 
-def _winograd_wins(step: Convolve, in_channels: int, target: Tensor) -> bool:
+def _winograd_wins(step: Convolve, in_channels: int, target: FeatureMap) -> bool:
     positions, out_channels = target.shape[:3].numel(), target.shape[3]
     if min(in_channels, out_channels) < (_FEW_CHANNELS if winograd.compiled() else _FEW_UNCOMPILED):
         return False

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .stats import ChannelStats, StripStats, merge_all
-from .strips import ConvolutionKernel, Cut, PassInputs, Strip, cut, even_size, rows_around
+from .strips import ConvolutionKernel, Cut, PassInputs, Strip, cut, even_size
 from .transfer import Arriving, Transfers
 
 
@@ -66,9 +66,10 @@ class DirectConvolution(ConvolutionKernel):
         if self.inputs.max_rows is not None:
             rows = min(rows, self.inputs.max_rows)
         multiple = 2 if self.step.scale == "up" else 1
+        within = self.inputs.target.band_rows
         if self.inputs.device.type != "cpu":  # where a new shape costs a search for its fastest kernel
-            rows = even_size(height, rows, multiple)
-        return Cut([(0, batch)], cut(height, rows, multiple), [(0, width)])
+            rows = even_size(within, rows, multiple)
+        return Cut([(0, batch)], cut(height, rows, multiple, within), [(0, width)])
 
     def compute(self, strip: Strip) -> StripStats:
         assert self.transfers is not None
@@ -81,7 +82,7 @@ class DirectConvolution(ConvolutionKernel):
             if self.shortcut is not None:
                 residual = F.conv2d(residual.permute(0, 3, 1, 2), self.shortcut, self.shortcut_bias).permute(0, 2, 3, 1)
             result = residual + result
-        self.transfers.download(result, self.inputs.target[:, slice(*strip.rows)])
+        self.transfers.download(result, self.inputs.target.rows(*strip.rows))
         return StripStats.of(result)
 
     def combine(self, parts: Sequence[StripStats]) -> ChannelStats:
@@ -96,10 +97,10 @@ class DirectConvolution(ConvolutionKernel):
     def _upload(self, strip: Strip) -> Arriving:
         """The source's rows that a strip reads, as far as they exist, and the residual's."""
         assert self.transfers is not None
-        tensors = [rows_around(self.inputs.source, *self._reads(strip), self.inputs.wrap.y)[0]]
+        windows = [self.inputs.source.around(*self._reads(strip), self.inputs.wrap.y)[0]]
         if self.inputs.residual is not None:
-            tensors.append(self.inputs.residual[:, slice(*strip.rows)])
-        return self.transfers.upload(*tensors)
+            windows.append(self.inputs.residual.pieces(*strip.rows))
+        return self.transfers.upload(*windows)
 
     def _reads(self, strip: Strip) -> tuple[int, int]:
         """The rows of the source that a strip needs, [first, stop); some may lie outside of the picture."""

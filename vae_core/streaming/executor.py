@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import NonFiniteError
 from .attend import AttentionPass, PackedAttentionPass
 from .convolution import DirectConvolution, choose_kernel
+from .maps import FeatureMap
 from .program import INPUT, OUTPUT, Attend, Convolve, Pass, output_size, sources
 from .stats import ChannelStats
 from .store import MapStore
@@ -81,8 +82,8 @@ class Execution:
         self.settings = settings
         self.store = store
         self.dtype = dtype
-        self.maps: dict[str, Tensor] = {}
-        self._owned: dict[str, Tensor] = {}  # what the store lent, by the map that it now holds
+        self.maps: dict[str, FeatureMap] = {}
+        self._owned: dict[str, FeatureMap] = {}  # what the store lent, by the map that it now holds
         self.stats: dict[str, ChannelStats] = {}
 
     def run(
@@ -115,7 +116,8 @@ class Execution:
 
         With tensors and a store on the device "meta" this is a rehearsal that computes nothing.
         """
-        self.maps = {INPUT: batch.permute(0, 2, 3, 1), OUTPUT: output.permute(0, 2, 3, 1)}
+        ends = {INPUT: batch, OUTPUT: output}
+        self.maps = {name: FeatureMap.of(each.permute(0, 2, 3, 1)) for name, each in ends.items()}
         last_use = {name: index for index, step in enumerate(self.passes) for name in sources(step)}
         try:
             for index, step in enumerate(self.passes):
@@ -139,7 +141,7 @@ class Execution:
             channels = step.conv.out_channels
             if step.reuses is not None:
                 self._owned[step.target] = self._owned.pop(step.reuses)
-                self.maps[step.target] = self.maps[step.reuses][..., :channels]
+                self.maps[step.target] = self.maps[step.reuses].narrowed(channels)
                 return
         height, width = output_size(step, height, width)
         owned = self.store.allocate((batch, height, width, channels), self.dtype)
@@ -179,7 +181,11 @@ class Execution:
             strip_bytes=settings.bytes_per_strip,
             device=settings.device,
         )
-        kernel = DirectConvolution if settings.plain_kernels else choose_kernel(step, source, target, settings.device)
+        kernel = (
+            DirectConvolution
+            if settings.plain_kernels
+            else choose_kernel(step, source.shape[3], target, settings.device)
+        )
         return kernel(inputs)
 
 

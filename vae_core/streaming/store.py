@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from ..errors import MemoryBudgetError
+from . import maps
+from .maps import FeatureMap
 from .memory import give_back_freed
 
 logger = logging.getLogger("seamless_vae")
@@ -59,21 +61,42 @@ class MapStore:
         self._free: list[_Buffer] = []
         self._lent: dict[int, _Buffer] = {}
 
-    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor.
+    def allocate(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> FeatureMap:
+        """An uninitialised map [B, H, W, C].
 
         Raises:
             MemoryBudgetError: the temporary folder has no room for what the memory limits keep out.
         """
+        batch, height, width, channels = shape
+        rows = maps.band_rows(shape, dtype)
+        bands: list[Tensor] = []
+        try:
+            for first in range(0, height, rows):
+                bands.append(
+                    self._band((batch, min(rows, height - first), width, channels), dtype, first + rows < height)
+                )
+        except BaseException:
+            for band in bands:
+                self._take_back(band)
+            raise
+        return FeatureMap(tuple(bands), torch.Size(shape))
+
+    def release(self, lent: FeatureMap) -> None:
+        """Take back a map of `allocate`. Its memory serves the next one."""
+        for band in lent.bands:
+            self._take_back(band)
+
+    def _band(self, shape: tuple[int, ...], dtype: torch.dtype, more: bool) -> Tensor:
         size = math.prod(shape) * dtype.itemsize
-        buffer = self._reusable(size) or self._fresh(size)
+        # Bands that others follow are of one size whatever the map's width, so that each can serve for any other.
+        capacity = max(size, maps.BAND_BYTES) if more else size
+        buffer = self._reusable(capacity) or self._fresh(capacity)
         tensor = buffer.data[:size].view(dtype).view(shape)
         self._lent[id(tensor)] = buffer
         return tensor
 
-    def release(self, tensor: Tensor) -> None:
-        """Take back a tensor of `allocate`. Its memory serves the next one."""
-        self._free.append(self._lent.pop(id(tensor)))
+    def _take_back(self, band: Tensor) -> None:
+        self._free.append(self._lent.pop(id(band)))
 
     def drop_free(self) -> None:
         """Give buffers that are not lent back to the system."""

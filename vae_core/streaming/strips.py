@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import winograd
+from .maps import FeatureMap
 from .program import Convolve
 
 
@@ -67,7 +68,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class PassInputs:
-    """What a pass works on: maps [B, H, W, C] on the store's device, which need not be contiguous.
+    """What a pass works on: maps [B, H, W, C], where the store has put them.
 
     Attributes:
         coefficients: the norm as scale and shift [B, C] in float32, or None.
@@ -77,9 +78,9 @@ class PassInputs:
     """
 
     step: Convolve
-    source: Tensor
-    target: Tensor
-    residual: Tensor | None
+    source: FeatureMap
+    target: FeatureMap
+    residual: FeatureMap | None
     coefficients: tuple[Tensor, Tensor] | None
     wrap: Wrap
     max_rows: int | None
@@ -87,10 +88,14 @@ class PassInputs:
     device: torch.device
 
 
-def cut(length: int, size: int, multiple: int = 1) -> list[Span]:
-    """[0, length) in spans of at most `size` rounded down to a multiple, but never under one."""
-    size = max(multiple, size // multiple * multiple)
-    return [(start, min(start + size, length)) for start in range(0, length, size)]
+def cut(length: int, size: int, multiple: int = 1, within: int | None = None) -> list[Span]:
+    """[0, length) in spans of at most `size` rounded down to a multiple, but never under one.
+
+    No span goes across a multiple of `within`.
+    """
+    size, within = max(multiple, size // multiple * multiple), within or length
+    bands = ((start, min(start + within, length)) for start in range(0, length, within))
+    return [(start, min(start + size, stop)) for first, stop in bands for start in range(first, stop, size)]
 
 
 def even_size(length: int, size: int, multiple: int = 1) -> int:
@@ -98,19 +103,6 @@ def even_size(length: int, size: int, multiple: int = 1) -> int:
     size = min(size, length)
     fitting = (each for each in range(size, size // 2, -1) if length % each == 0 == each % multiple)
     return next(fitting, size)
-
-
-def rows_around(source: Tensor, first: int, stop: int, wrap_y: bool) -> tuple[Tensor, int]:
-    """Rows [first, stop) of a map [B, H, W, C], as far as they exist, and the number of the first one returned.
-
-    With `wrap_y` all of them exist.
-    """
-    height = source.shape[1]
-    inside = source[:, max(first, 0) : min(stop, height)]
-    if not wrap_y or (first >= 0 and stop <= height):
-        return inside, max(first, 0)
-    index = torch.arange(first, stop, device=source.device) % height
-    return source.index_select(1, index), first
 
 
 def convolution_cost(step: Convolve, positions: int) -> int:

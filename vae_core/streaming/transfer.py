@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .maps import joined
+
 _IN_FLIGHT = 2  # strips that may be computed or on their way back before the next one is begun
 
 
@@ -48,17 +50,23 @@ class Transfers:
         """Whether an upload that is asked for early happens beside the arithmetic."""
         return self._up is not None
 
-    def upload(self, *tensors: Tensor) -> Arriving:
-        """Contiguous tensors on the device, of any tensors."""
-        if self._up is None or all(tensor.device == self.device for tensor in tensors):
-            return Arriving(tuple(tensor.to(self.device).contiguous() for tensor in tensors))
+    def upload(self, *windows: list[Tensor]) -> Arriving:
+        """Contiguous tensors on the device, each of the pieces of a window."""
+        here = [all(piece.device == self.device for piece in pieces) for pieces in windows]
+        if self._up is None or all(here):
+            return Arriving(
+                tuple(joined([piece.to(self.device) for piece in pieces]).contiguous() for pieces in windows)
+            )
         # Not before the work that is queued, so that strips which wait for theirs do not fill the device.
         self._up.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._up):
-            there = [None if tensor.device == self.device else _copied(tensor, self.device) for tensor in tensors]
+            copies = [
+                None if stays else _copied(pieces, self.device) for pieces, stays in zip(windows, here, strict=True)
+            ]
         # What lies on the device stays on the current stream, whose memory the other one must not read unseen.
-        both = zip(tensors, there, strict=True)
-        return Arriving(tuple(old.contiguous() if new is None else new for old, new in both), self._up.record_event())
+        both = zip(windows, copies, strict=True)
+        tensors = tuple(joined(pieces).contiguous() if copy is None else copy for pieces, copy in both)
+        return Arriving(tensors, self._up.record_event())
 
     def download(self, result: Tensor, target: Tensor) -> None:
         """target[:] = result, sooner or later; `finish` waits for it."""
@@ -92,9 +100,12 @@ def _streams(device: torch.device) -> tuple[Any, Any]:
     return torch.cuda.Stream(device), torch.cuda.Stream(device)
 
 
-def _copied(tensor: Tensor, device: torch.device) -> Tensor:
-    there = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-    _copy_items(tensor, there)
+def _copied(pieces: list[Tensor], device: torch.device) -> Tensor:
+    batch, _, width, channels = pieces[0].shape
+    counts = [piece.shape[1] for piece in pieces]
+    there = torch.empty((batch, sum(counts), width, channels), dtype=pieces[0].dtype, device=device)
+    for piece, place in zip(pieces, there.split(counts, dim=1), strict=True):
+        _copy_items(piece, place)
     return there
 
 

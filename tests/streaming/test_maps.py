@@ -1,0 +1,224 @@
+"""Maps in bands: what is read and written is what one tensor would hold, and nothing large is ever made whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from vaes import ATTENTION_EVERYWHERE, fields, make
+
+import vae_core
+from vae_core import AutoencoderKL, TileSpec
+from vae_core.streaming import maps
+from vae_core.streaming.maps import FeatureMap
+from vae_core.streaming.store import MapStore
+from vae_core.streaming.strips import cut
+
+CPU = torch.device("cpu")
+CONFIG = fields(32, 40, layers_per_block=1, norm_num_groups=8)  # with shortcuts that narrow and that widen
+
+
+def banded(height: int, band_rows: int, batch: int = 2, width: int = 3, channels: int = 5) -> tuple[FeatureMap, Tensor]:
+    """A map, and the same in one tensor of its own."""
+    whole = torch.arange(float(batch * height * width * channels)).view(batch, height, width, channels)
+    bands = tuple(band.clone() for band in whole.split(band_rows, dim=1))
+    return FeatureMap(bands, whole.shape), whole
+
+
+@given(height=st.integers(1, 12), band_rows=st.integers(1, 12), data=st.data())
+def test_rows_are_those_of_one_tensor(height: int, band_rows: int, data: st.DataObject) -> None:
+    bands, whole = banded(height, band_rows)
+    first = data.draw(st.integers(0, height - 1))
+    stop = data.draw(st.integers(first + 1, height))
+    assert torch.equal(bands.rows(first, stop), whole[:, first:stop])
+    assert torch.equal(bands.item(1).rows(first, stop), whole[1:, first:stop])
+    assert torch.equal(bands.narrowed(2).rows(first, stop), whole[:, first:stop, :, :2])
+    values = -torch.rand(2, stop - first, 3, 5)
+    bands.write(first, values)
+    whole[:, first:stop] = values
+    assert torch.equal(bands.rows(0, height), whole)
+
+
+@given(height=st.integers(1, 9), band_rows=st.integers(1, 9), first=st.integers(-12, 8), count=st.integers(1, 20))
+def test_rows_around_a_strip(height: int, band_rows: int, first: int, count: int) -> None:
+    bands, whole = banded(height, band_rows)
+    pieces, begin = bands.around(first, first + count, True)
+    assert begin == first
+    assert torch.equal(maps.joined(pieces), whole[:, torch.arange(first, first + count) % height])
+    if first < height and first + count > 0:  # some exist
+        pieces, begin = bands.around(first, first + count, False)
+        assert begin == max(first, 0)
+        assert torch.equal(maps.joined(pieces), whole[:, begin : first + count])
+
+
+@given(height=st.integers(1, 9), band_rows=st.integers(1, 9), data=st.data())
+def test_tokens_are_positions(height: int, band_rows: int, data: st.DataObject) -> None:
+    bands, whole = banded(height, band_rows)
+    tokens, positions = bands.tokens(), whole.flatten(1, 2)
+    assert tokens.shape == (2, 3 * height, 1, 5)
+    start = data.draw(st.integers(0, 3 * height - 1))
+    stop = data.draw(st.integers(start + 1, 3 * height))
+    assert torch.equal(tokens.rows(start, stop)[:, :, 0], positions[:, start:stop])
+    tokens.item(0).write(start, -torch.ones(1, stop - start, 1, 5))
+    assert (bands.rows(0, height).flatten(1, 2)[0, start:stop] == -1).all()
+
+
+@given(length=st.integers(1, 60), size=st.integers(1, 60), multiple=st.integers(1, 4), bands=st.integers(1, 15))
+def test_spans_stay_within_bands(length: int, size: int, multiple: int, bands: int) -> None:
+    within = 4 * bands
+    spans = cut(length, size, multiple, within)
+    assert [row for span in spans for row in range(*span)] == list(range(length))
+    assert all(start // within == (stop - 1) // within for start, stop in spans)
+    lengths = [stop - start for start, stop in spans]
+    assert max(lengths) == lengths[0] <= max(size, multiple)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "want"),
+    [
+        ((1, 2048, 2048, 256), torch.float32, 128),
+        ((1, 2048, 2048, 256), torch.bfloat16, 256),
+        ((2, 100, 1000, 128), torch.float32, 100),
+        ((1, 10_000, 10_001, 512), torch.float32, 12),
+        ((1, 10_000, 300_000, 512), torch.float32, 4),
+    ],
+)
+def test_rows_of_a_band(shape: tuple[int, int, int, int], dtype: torch.dtype, want: int) -> None:
+    assert maps.band_rows(shape, dtype) == want
+
+
+# The engine on many bands.
+
+
+@pytest.fixture(params=[2**13, 2**16], ids=["four rows a band", "some rows a band"])
+def small_bands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(maps, "BAND_BYTES", request.param)
+    return request.param
+
+
+@pytest.fixture(scope="module", params=["narrow", "attention in the levels"])
+def model(request: pytest.FixtureRequest) -> AutoencoderKL:
+    return make(CONFIG if request.param == "narrow" else ATTENTION_EVERYWHERE)
+
+
+def latent(model: AutoencoderKL, batch: int, height: int, width: int) -> Tensor:
+    return torch.randn(batch, 4, height, width, generator=torch.Generator().manual_seed(height))
+
+
+@pytest.mark.usefixtures("small_bands", "transforms", "threads")
+@pytest.mark.parametrize("kernels", ["auto", "plain"])
+@pytest.mark.parametrize("size", [None, 5])
+@torch.no_grad()
+def test_bands_change_nothing(model: AutoencoderKL, kernels: Any, size: int | None) -> None:
+    z = latent(model, 2, 19, 13)
+    ratio = model.config.spatial_ratio
+    x = torch.rand(1, 3, 17 * ratio, 11 * ratio) * 2 - 1
+    with vae_core.kernels(kernels):
+        decoded = vae_core.decode(model, z, tiling=TileSpec(size=size))
+        moments = vae_core.encode(model, x, tiling=TileSpec(size=size)).parameters
+    assert (decoded - model.decode_plain(z)).abs().max() < 1e-4
+    want = model.encode_plain(x)
+    assert (moments - want).abs().max() < 1e-4 * want.std()
+
+
+@pytest.mark.usefixtures("transforms")
+@pytest.mark.parametrize("wrap", ["x", "y", "both"])
+@torch.no_grad()
+def test_bands_change_nothing_where_the_picture_wraps(
+    model: AutoencoderKL, wrap: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z = latent(model, 1, 19, 13)
+    want = vae_core.decode(model, z, wrap=wrap)
+    monkeypatch.setattr(maps, "BAND_BYTES", 2**12)
+    assert (vae_core.decode(model, z, wrap=wrap) - want).abs().max() < 1e-5
+
+
+@pytest.mark.usefixtures("small_bands")
+@torch.no_grad()
+def test_bands_in_half_precision(model: AutoencoderKL) -> None:
+    z = latent(model, 1, 19, 13)
+    want = model.decode_plain(z)
+    got = vae_core.decode(model, z, dtype=torch.bfloat16).float()
+    plain = make(CONFIG if len(model.config.block_out_channels) == 2 else ATTENTION_EVERYWHERE).bfloat16()
+    assert (got - want).abs().mean() <= (plain.decode_plain(z.bfloat16()).float() - want).abs().mean()
+
+
+def test_a_budget_is_filled_to_the_last_band(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map need not fit whole: what has room stays in memory."""
+    monkeypatch.setattr(maps, "BAND_BYTES", 2**16)
+    store = MapStore(CPU, limit=5 * 2**16)
+    lent = store.allocate((1, 64, 64, 32), torch.float32)  # eight bands
+    assert len(lent.bands) == 8
+    assert store.used == {"device": 5 * 2**16, "host": 0, "file": 3 * 2**16}
+    store.release(lent)
+    other = store.allocate((1, 61, 63, 32), torch.float32)  # its full bands are a little smaller, and fit
+    assert store.peak == {"device": 5 * 2**16, "host": 0, "file": 3 * 2**16}
+    store.release(other)
+    store.drop_free()
+    assert not any(store.used.values())
+
+
+def test_bands_of_a_map_that_cannot_be_had_whole_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maps, "BAND_BYTES", 2**16)
+    store, made = MapStore(CPU), []
+
+    def refuse(size: int, place: Any) -> Any:
+        if len(made) == 3:
+            raise MemoryError
+        made.append(original(size, place))
+        return made[-1]
+
+    original = store._made
+    monkeypatch.setattr(store, "_made", refuse)
+    with pytest.raises(MemoryError):
+        store.allocate((1, 64, 64, 32), torch.float32)
+    assert not store._lent
+    store.drop_free()
+    assert not any(store.used.values())
+
+
+class LargestResult(TorchDispatchMode):
+    """Keeps the largest number of elements that any operation has made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        leaves = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
+        self.elements = max([self.elements, *(each.numel() for each in leaves)])
+        return result
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("direct", [False, True])
+@torch.no_grad()
+def test_nothing_is_made_that_is_as_large_as_a_map(
+    vae: AutoencoderKL, direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With bands a thousandth of their size the engine makes nothing much larger than one; so with the true ones."""
+    monkeypatch.setattr(maps, "BAND_BYTES", 2**18)
+    monkeypatch.setattr("vae_core.streaming.winograd._OPERAND_BYTES", 2**18)
+    for name in ("_PACKED_KEYS", "_KEY_BLOCK"):
+        monkeypatch.setattr(f"vae_core.streaming.attend.{name}", 2**8)
+    z = torch.randn(1, 4, 128, 128)
+    largest_map = 256 * 256 * 32  # elements
+    with LargestResult() as seen, vae_core.kernels("plain" if direct else "auto"):
+        result = vae_core.decode(vae, z, tiling=TileSpec(size=4))
+    assert result.numel() == 256 * 256 * 3 <= seen.elements < largest_map // 4

@@ -1,0 +1,114 @@
+"""Feature maps whose rows lie in bands, so that no single allocation grows with the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Far below 2**31 elements of any type, beyond which libraries' indices overflow. It is also how finely the store
+# shares out memory: part of a map may lie on the device and part in a file.
+BAND_BYTES = 2**28
+# A band's rows, but for the last one's, are a multiple of this: kernels write tiles of four rows.
+BAND_UNIT = 4
+
+
+def band_rows(shape: Sequence[int], dtype: torch.dtype) -> int:
+    """Rows of a band of a map [B, H, W, C]: as many as `BAND_BYTES` holds, at least `BAND_UNIT`, at most all."""
+    batch, height, width, channels = shape
+    fitting = BAND_BYTES // (batch * width * channels * dtype.itemsize)
+    return min(height, max(BAND_UNIT, fitting // BAND_UNIT * BAND_UNIT))
+
+
+def joined(pieces: Sequence[Tensor]) -> Tensor:
+    """Pieces [..., rows, W, C] below one another, as one tensor; a single one as it is."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim=-3)
+
+
+@dataclass(frozen=True, eq=False)  # the same map is the same object
+class FeatureMap:
+    """A map [B, H, W, C] in bands of rows, which may lie in different places and need not be contiguous.
+
+    Attributes:
+        bands: [B, rows, W, C] each, from the top; all but the last are of `band_rows`.
+        shape: of the whole.
+    """
+
+    bands: tuple[Tensor, ...]
+    shape: torch.Size
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> FeatureMap:
+        """In one band."""
+        return cls((tensor,), tensor.shape)
+
+    @property
+    def band_rows(self) -> int:
+        return self.bands[0].shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.bands[0].dtype
+
+    @property
+    def devices(self) -> set[str]:
+        """Types of the devices on which bands lie."""
+        return {band.device.type for band in self.bands}
+
+    def narrowed(self, channels: int) -> FeatureMap:
+        """The first channels, in the same memory."""
+        return self._with(tuple(band[..., :channels] for band in self.bands))
+
+    def item(self, index: int) -> FeatureMap:
+        """One item of the batch, [1, H, W, C], in the same memory."""
+        return self._with(tuple(band[index : index + 1] for band in self.bands))
+
+    def tokens(self) -> FeatureMap:
+        """Its positions below one another, [B, H * W, 1, C], in the same memory.
+
+        Raises:
+            RuntimeError: rows do not lie one after the other in memory.
+        """
+        batch, _, _, channels = self.shape
+        return self._with(tuple(band.view(batch, -1, 1, channels) for band in self.bands))
+
+    def _with(self, bands: tuple[Tensor, ...]) -> FeatureMap:
+        batch, _, width, channels = bands[0].shape
+        return FeatureMap(bands, torch.Size((batch, sum(band.shape[1] for band in bands), width, channels)))
+
+    def pieces(self, first: int, stop: int) -> list[Tensor]:
+        """Views of the rows [first, stop), which exist: one for each band that has some."""
+        rows = self.band_rows
+        return [
+            self.bands[index][:, max(first - index * rows, 0) : stop - index * rows]
+            for index in range(first // rows, -(-stop // rows))
+        ]
+
+    def rows(self, first: int, stop: int) -> Tensor:
+        """The rows [first, stop): a view where they lie in one band, else a copy."""
+        return joined(self.pieces(first, stop))
+
+    def around(self, first: int, stop: int, wrap: bool) -> tuple[list[Tensor], int]:
+        """Pieces of the rows [first, stop) as far as they exist, and the number of the first one.
+
+        With `wrap` the map continues at its other side, so all of them exist.
+        """
+        height = self.shape[1]
+        if not wrap:
+            first = max(first, 0)
+            return self.pieces(first, min(stop, height)), first
+        pieces, row = [], first
+        while row < stop:
+            begin = row % height
+            end = min(begin + stop - row, height)
+            pieces += self.pieces(begin, end)
+            row += end - begin
+        return pieces, first
+
+    def write(self, first: int, values: Tensor) -> None:
+        """Put rows [B, rows, W, C] where they belong."""
+        for piece in self.pieces(first, first + values.shape[1]):
+            piece.copy_(values[:, : piece.shape[1]])
+            values = values[:, piece.shape[1] :]
