@@ -56,7 +56,7 @@ MAKE_GRAPH = """async ([nodes, links]) => {
     app.nodeOutputs = {}
     app.canvas.ds.scale = 1
     app.canvas.ds.offset = [0, 0]
-    app.canvas.setDirty(true, true)
+    app.canvas.draw(true, true) // the canvas knows under a pointer only what it has drawn
 }"""
 
 
@@ -135,6 +135,13 @@ class FrontEnd:
     def send(self, kind: str, **data: Any) -> None:
         """A message of the back end to the page."""
         assert self.post("/standin/send", {"type": kind, "data": data}) > 0
+
+    def executed(self, node: int | str, **output: Any) -> None:
+        """A node runs and gives this out, told as the host tells it."""
+        which = {"node": str(node), "display_node": str(node), "prompt_id": "p"}
+        self.send("executing", **which)  # the front end draws at this one, and not at the next
+        self.send("executed", **which, output=output)
+        self.send("executing", node=None, prompt_id="p")
 
     def rule(self, path: str, status: int = 200, delay: float = 0) -> None:
         self.post("/standin/rule", {"path": path, "status": status, "delay": delay})

@@ -40,7 +40,7 @@ def run(ui: FrontEnd, *kinds: str, **output: Any) -> Locator:
     expect(panel).to_contain_text("Run the workflow")
     images = [file(f"{kind}{index}") for index in range(3) for kind in kinds]
     text = ["PSNR 31.20 dB, SSIM 0.9312"]
-    ui.send("executed", node="1", display_node="1", prompt_id="p", output={"images": images, "text": text, **output})
+    ui.executed(1, images=images, text=text, **output)
     expect(panel.get_by_role("slider")).to_be_visible()
     ui.page.wait_for_function("[...document.querySelectorAll('.seamless-stage img')].every((each) => each.complete)")
     return panel

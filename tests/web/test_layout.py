@@ -65,7 +65,7 @@ def fill(ui: FrontEnd, width: float | None) -> None:
         "5": {"text": [long]},
     }
     for node, output in outputs.items():
-        ui.send("executed", node=node, display_node=node, prompt_id="p", output=output)
+        ui.executed(node, **output)
     status = {"done": 999, "total": 1000, "pass": 34, "passes": 35, "memory": 9.9e9, "seconds_left": 3599}
     ui.send("seamless_vae.status", node="2", **status)
     expect(ui.panel("Progress of the run").filter(has_text="99 %")).to_be_visible()

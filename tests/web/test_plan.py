@@ -134,7 +134,7 @@ def test_the_last_run_tells_the_size(ui: FrontEnd) -> None:
     ui.graph([TILED, ("PreviewImage", 800, 120)], [(1, 0, 2, "images")])
     expect(ui.panel(PANEL)).to_contain_text("1024 x 1024 assumed")
     image = {"filename": "photo.png", "subfolder": "", "type": "input"}
-    ui.send("executed", node="2", display_node="2", prompt_id="p", output={"images": [image]})
+    ui.executed(2, images=[image])
     expect(ui.panel(PANEL)).to_contain_text("96 x 64 from the last run")
 
 

@@ -84,6 +84,8 @@ def test_there_and_back_and_undone(ui: FrontEnd) -> None:
     decode = "app.canvas.graph.nodes.find((node) => node.type === 'SeamlessVAEDecode')"
     assert ui.js(f"[{decode}.title, {decode}.mode]") == ["My decode", 4]
 
+    # Were the node's size another once its panel has answered, that would be the step that is undone.
+    expect(ui.panel("What this VAE file is")).to_contain_text("SDXL")
     ui.page.mouse.click(300, 600)  # elsewhere, or it is a double click
     ui.page.wait_for_function("document.activeElement?.tagName === 'CANVAS'")
     ui.page.keyboard.press("ControlOrMeta+z")
@@ -115,14 +117,9 @@ def test_one_node_from_its_own_menu(ui: FrontEnd) -> None:
         ui.page.get_by_text("Replace by Seamless VAE", exact=True).click()
     else:
         x, y = ui.js(TITLE_OF, 4)
-        entry = ui.page.locator(".litecontextmenu .litemenu-entry").get_by_text("Replace by Seamless VAE", exact=True)
-        for _ in range(5):  # the canvas may still be busy with what another test did to it
-            ui.page.mouse.click(x, y, button="right")
-            ui.page.wait_for_timeout(500)
-            if entry.count():
-                break
-            ui.page.mouse.click(300, 600)
-        entry.click()
+        ui.page.mouse.click(x, y, button="right")
+        menu = ui.page.locator(".litecontextmenu .litemenu-entry")
+        menu.get_by_text("Replace by Seamless VAE", exact=True).click()
     ui.page.wait_for_function("app.canvas.graph.nodes.some((node) => node.type === 'SeamlessVAEEncode')")
     assert [kind for kind in graph(ui)["types"] if kind.startswith("Seamless")] == ["SeamlessVAEEncode"]
 

@@ -17,7 +17,7 @@ def test_the_report_is_text_and_is_copied(ui: FrontEnd) -> None:
     panel = ui.panel("Report")
     expect(panel).to_contain_text("Run the workflow")
     expect(panel.get_by_role("button", name="Copy")).not_to_be_visible()
-    ui.send("executed", node="1", display_node="1", prompt_id="p", output={"text": [TEXT]})
+    ui.executed(1, text=[TEXT])
     expect(panel.locator("pre")).to_have_text(TEXT)
     assert panel.locator("b").count() == 0
     panel.get_by_role("button", name="Copy").click()
@@ -32,7 +32,7 @@ def test_the_posterior_is_shown_and_copied(ui: FrontEnd, data: Path) -> None:
     panel = ui.panel("Posterior")
     expect(panel).to_contain_text("Run the workflow")
     images = [{"filename": f"posterior{index}.png", "subfolder": "", "type": "temp"} for index in range(2)]
-    ui.send("executed", node="1", display_node="1", prompt_id="p", output={"images": images})
+    ui.executed(1, images=images)
     picture = panel.locator("img")
     expect(picture).to_be_visible()
     ui.page.wait_for_function("document.querySelector('.seamless-picture').naturalWidth === 128")
@@ -46,7 +46,7 @@ def test_the_posterior_is_shown_and_copied(ui: FrontEnd, data: Path) -> None:
 
 def test_outputs_come_back_with_their_graph(ui: FrontEnd) -> None:
     ui.graph([("SeamlessVAEInspect", 200, 120)])
-    ui.send("executed", node="1", display_node="1", prompt_id="p", output={"text": [TEXT]})
+    ui.executed(1, text=[TEXT])
     expect(ui.panel("Report").locator("pre")).to_have_text(TEXT)
     ui.js("async () => app.loadGraphData(app.graph.serialize(), false, false)")
     expect(ui.panel("Report").locator("pre")).to_have_text(TEXT)

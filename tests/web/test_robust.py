@@ -77,6 +77,44 @@ def test_the_size_of_a_node_does_not_grow_with_each_opening(ui: FrontEnd) -> Non
     assert ui.js(sizes) == before
 
 
+def test_what_a_panel_adds_to_a_node_is_neither_saved_nor_a_step_to_undo(ui: FrontEnd) -> None:
+    """The host takes any change of a node's size for a step; what an answer changes again after each undoing would
+    stand before all other steps for ever."""
+    saved = "app.canvas.graph.serialize().nodes.map((node) => node.size.map(Math.round))"
+    live = "app.canvas.graph.nodes.map((node) => [...node.size].map(Math.round))"
+    ui.graph([("SeamlessVAEDecodeTiled", 80, 150)])
+    reopen = "async () => app.loadGraphData(app.canvas.graph.serialize(), true, false)"
+    ui.js("app.canvas.graph.getNodeById(1).setSize([250, app.canvas.graph.getNodeById(1).size[1]])")
+    ui.js(reopen)
+    before = ui.js(saved)
+    expect(ui.panel("Plan of the run")).to_contain_text("Strips")
+    if not ui.vue:  # which lays out by itself
+        ui.page.wait_for_function(f"(height) => {live}[0][1] > height", arg=before[0][1])
+    assert ui.js(saved) == before
+    status = {"done": 1, "total": 2, "pass": 1, "passes": 2, "memory": None, "seconds_left": None}
+    ui.send("seamless_vae.status", node="1", **status)
+    expect(ui.panel("Progress of the run")).to_be_visible()
+    assert ui.js(saved) == before
+    ui.send("execution_success", prompt_id="p")
+    expect(ui.panel("Progress of the run")).not_to_be_visible()
+    assert ui.js(saved) == before
+    grown = ui.js(live)
+    ui.js(reopen)
+    expect(ui.panel("Plan of the run")).to_contain_text("Strips")
+    ui.page.wait_for_function(f"(sizes) => JSON.stringify({live}) === JSON.stringify(sizes)", arg=grown)
+    assert ui.js(saved) == before
+
+
+def test_a_new_node_has_its_size_at_once(ui: FrontEnd) -> None:
+    names = ("SeamlessVAELoad", "SeamlessVAEInspect", "SeamlessVAERoundTrip", "SeamlessPosteriorPreview")
+    ui.graph([(name, 60 + 300 * index, 120) for index, name in enumerate(names)])
+    sizes = "app.canvas.graph.serialize().nodes.map((node) => node.size)"
+    before = ui.js(sizes)
+    expect(ui.panel("What this VAE file is")).to_contain_text("16 channels")
+    ui.page.wait_for_timeout(300)  # some frames
+    assert ui.js(sizes) == before
+
+
 def test_copied_and_removed_nodes_have_panels_of_their_own(ui: FrontEnd) -> None:
     ui.graph([("SeamlessVAELoad", 80, 150)])
     expect(ui.panel("What this VAE file is")).to_contain_text("16 channels")
@@ -117,7 +155,7 @@ def test_callbacks_of_others_still_run(ui: FrontEnd) -> None:
         }"""
     )
     ui.graph([("SeamlessVAEInspect", 200, 120)])
-    ui.send("executed", node="1", display_node="1", prompt_id="p", output={"text": ["all of it"]})
+    ui.executed(1, text=["all of it"])
     expect(ui.panel("Report").locator("pre")).to_have_text("all of it")
     assert ui.js("window.heard") == ["after", "before"]
 
@@ -150,6 +188,6 @@ def test_odd_outputs_break_nothing(ui: FrontEnd, output: dict) -> None:
         [("SeamlessVAERoundTrip", 80, 120), ("SeamlessPosteriorPreview", 480, 120), ("SeamlessVAEInspect", 880, 120)]
     )
     for node in ("1", "2", "3"):
-        ui.send("executed", node=node, display_node=node, prompt_id="p", output=output)
+        ui.executed(node, **output)
     ui.page.wait_for_timeout(300)
     ui.complaints[:] = [each for each in ui.complaints if "Failed to load resource" not in each]

@@ -47,17 +47,37 @@ def test_new_nodes_start_with_the_defaults_and_saved_ones_do_not(fresh: FrontEnd
 def test_previews_can_be_switched_off(fresh: FrontEnd) -> None:
     ui = fresh
     ui.graph([("SeamlessVAELoad", 80, 120), ("SeamlessVAERoundTrip", 400, 120)])
-    expect(ui.page.locator(".seamless-panel:visible")).to_have_count(2)
-    change(ui, "Panels", False)
-    expect(ui.page.locator(".seamless-panel:visible")).to_have_count(0)
+    panels = ui.page.locator(".seamless-panel:visible")
+    stage = ui.page.locator(".seamless-stage img:visible")
+    height = "app.canvas.graph.getNodeById(2).size[1]"
     image = {"filename": "photo.png", "subfolder": "", "type": "input"}
-    ui.send("executed", node="2", display_node="2", prompt_id="p", output={"images": [image] * 3})
-    if ui.vue:
-        expect(ui.page.locator('[data-node-id="2"] img').first).to_be_visible()  # the host's own preview
-    else:
-        ui.page.wait_for_function("app.canvas.graph.getNodeById(2).imgs?.length === 3")
-    change(ui, "Panels", True)
-    expect(ui.page.locator(".seamless-panel:visible")).to_have_count(2)
+    expect(panels).to_have_count(2)
+    usual = ui.js(height)
+
+    def the_host_shows(count: int) -> None:
+        if ui.vue:
+            expect(ui.page.locator('[data-node-id="2"] img:visible:not(.seamless-panel img)')).to_have_count(count)
+        else:
+            preview = "node.widgets.some((each) => each.name === '$$canvas-image-preview')"
+            ui.page.wait_for_function(
+                f"""(count) => {{ const node = app.canvas.graph.getNodeById(2)
+                    return {preview} === count > 0 && (node.imgs?.length ?? 0) === count }}""",
+                arg=count,
+            )
+
+    change(ui, "Panels", False)
+    expect(panels).to_have_count(0)
+    ui.executed(2, images=[image] * 3)
+    the_host_shows(3)
+    for _ in range(2):  # without another run
+        change(ui, "Panels", True)
+        expect(panels).to_have_count(2)
+        expect(stage).to_have_count(2)
+        the_host_shows(0)
+        assert ui.js(height) == usual
+        change(ui, "Panels", False)
+        expect(panels).to_have_count(0)
+        the_host_shows(3)
 
 
 def test_the_settings_are_in_the_dialog(fresh: FrontEnd) -> None:

@@ -25,16 +25,26 @@ export function addressOf({ filename, subfolder, type }) {
   return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`)
 }
 
+// What the canvas calls the widget with a node's pictures.
+const HOST_PREVIEW = '$$canvas-image-preview'
+
 /**
- * The host shows the pictures of every node by itself; a node whose panel shows them does without.
+ * The host shows the pictures of every node by itself; a node does without while its panel shows them.
  * @param {LGraphNode} node
- * @param {() => boolean} inPanel
+ * @param {import('./panel.js').Panel} panel
  */
-export function keepPicturesInPanel(node, inPanel) {
+export function keepPicturesInPanel(node, panel) {
   const own = /** @type {any} */ (node)
   const usual = own.onDrawBackground
   own.onDrawBackground = function (/** @type {any[]} */ ...args) {
-    if (!inPanel()) usual?.apply(this, args)
+    if (!panel.shown()) usual?.apply(this, args)
   }
-  Object.defineProperty(own, 'hideOutputImages', { configurable: true, get: inPanel })
+  Object.defineProperty(own, 'hideOutputImages', { configurable: true, get: panel.shown })
+  panel.whenShown(() => {
+    own.imgs = own.images = undefined // so that the host loads them again when it shows them next
+    const index = own.widgets.findIndex((/** @type {any} */ widget) => widget.name === HOST_PREVIEW)
+    if (index < 0) return
+    own.widgets[index].onRemove?.()
+    own.widgets.splice(index, 1)
+  })
 }

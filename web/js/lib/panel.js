@@ -11,6 +11,8 @@ const MARGIN = 6
  * @property {HTMLElement} content where the panel's elements go
  * @property {(visible: boolean) => void} show
  * @property {() => boolean} shown
+ * @property {(act: () => void) => void} whenShown `act` is called whenever the panel appears again, while its node's size
+ *   is settled anew
  */
 
 /**
@@ -38,7 +40,13 @@ export function addPanel(node, name, { height = 60, width = 0, fill = false, sho
     getMaxHeight: fill ? undefined : needed
   })
   widget.serialize = false
+  widget.hidden = widget.options.hidden = !shown
+  root.classList.toggle('seamless-hidden', !shown)
+  // At once, and not when it is first drawn: by then the host has noted the new node as a step to undo.
+  const least = isVueNodes() ? 0 : node.computeSize()[1] // Nodes 2.0 lays out by itself
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], least)])
 
+  let grown = 0 // by how much the panel has changed the height of its node since
   /**
    * Change what the panel needs, and the node's height with it: one that had no more than it needed stays as tight.
    * @param {() => void} change
@@ -46,14 +54,21 @@ export function addPanel(node, name, { height = 60, width = 0, fill = false, sho
   const refit = (change) => {
     const before = node.computeSize()[1]
     change()
-    if (isVueNodes()) return // which lays out by itself
+    if (isVueNodes()) return
     const least = node.computeSize()[1]
-    if (node.size[1] <= before + 1 || node.size[1] < least) node.setSize([node.size[0], least])
+    const height = node.size[1]
+    if (height <= before + 1 || height < least) {
+      node.setSize([node.size[0], least])
+      grown += node.size[1] - height
+    }
     node.setDirtyCanvas(true, true)
   }
+  // Nor is it saved: what an answer or a run does to the height is no step to undo, which would undo nothing else.
+  chain(node, 'onSerialize', (saved) => (saved.size = [saved.size[0], saved.size[1] - grown]))
+  chain(node, 'onConfigure', () => grown && node.setSize([node.size[0], node.size[1] + grown]))
 
   const observer = new ResizeObserver(() => {
-    // Never smaller again: a node that changes its size with every answer would fill the list of steps to undo.
+    // Never smaller again: a node whose size changes with every answer is restless.
     const placed = Math.abs(root.offsetWidth - (node.size[0] - 2 * MARGIN)) < 2 // narrower while it is put in place
     if (fill || !placed || content.offsetHeight <= measured) return
     refit(() => (measured = content.offsetHeight))
@@ -62,16 +77,18 @@ export function addPanel(node, name, { height = 60, width = 0, fill = false, sho
   chain(node, 'onRemoved', () => observer.disconnect())
   root.addEventListener('wheel', zoomGraph, { passive: false })
 
+  /** @type {(() => void)[]} */
+  const appearing = []
   /** @param {boolean} visible */
   const show = (visible) => {
     if (widget.hidden === !visible) return
-    refit(() => (widget.hidden = widget.options.hidden = !visible))
+    refit(() => {
+      widget.hidden = widget.options.hidden = !visible
+      if (visible) for (const act of appearing) act()
+    })
     root.classList.toggle('seamless-hidden', !visible)
   }
-  widget.hidden = false
-  show(shown)
-  if (node.size[0] < width) node.setSize([width, node.size[1]])
-  return { content, show, shown: () => !widget.hidden }
+  return { content, show, shown: () => !widget.hidden, whenShown: (act) => appearing.push(act) }
 }
 
 /**

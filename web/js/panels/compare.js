@@ -42,7 +42,7 @@ export function addCompare(node) {
     pager.element
   )
   panel.content.replaceChildren(empty, stage.element, controls, quality, pixel)
-  keepPicturesInPanel(node, panel.shown)
+  keepPicturesInPanel(node, panel)
   onOutput(node, ({ images, text }) => {
     if (!images?.length || images.length % 3) return
     files = images

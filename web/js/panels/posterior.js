@@ -16,7 +16,7 @@ export function addPosterior(node) {
   let files = []
   const pager = addPager((index) => (picture.src = addressOf(files[index])))
   panel.content.replaceChildren(empty, picture, el('div', { class: 'seamless-row seamless-end' }, pager.element, copy))
-  keepPicturesInPanel(node, panel.shown)
+  keepPicturesInPanel(node, panel)
   onOutput(node, ({ images }) => {
     if (!images?.length) return
     files = images
