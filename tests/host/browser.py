@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from host.frontend import static_files
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Playwright, expect
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
 SERVER = Path(__file__).with_name("server.py")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -65,12 +66,27 @@ def find_chromium() -> str | None:
 
 
 @contextmanager
-def launched(playwright: Playwright) -> Iterator[Browser]:
-    browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS.split())
+def launched() -> Iterator[Browser]:
+    """A browser. Without Chromium, what asks for it is skipped."""
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.skip("no Chromium is installed (`apt-get install chromium`)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def front_end(browser: Browser, url: str, renderer: str, **context: Any) -> Iterator[FrontEnd]:
+    """A page for a front end, not loaded yet; `renderer` is canvas or vue."""
+    opened = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, "locale": "en-US", **context})
     try:
-        yield browser
+        yield FrontEnd(opened.new_page(), url, renderer == "vue")
     finally:
-        browser.close()
+        opened.close()
 
 
 @contextmanager

@@ -97,6 +97,7 @@ CORE_NODES: dict[str, type] = {
         },
         "IMAGE",
     ),
+    "OtherPosterior": node({"vae": ("VAE",)}, "VAE_POSTERIOR"),  # of another pack: an output called as its type is
     "SaveImage": _image(True, filename_prefix=("STRING", {"default": "ComfyUI"})),
     "PreviewImage": _image(True),
 }

@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("playwright", reason="playwright is not installed; it is part of the extra `test`")
 pytest.importorskip("aiohttp", reason="aiohttp is not installed; it is part of the extra `test`")
 
-from host.browser import FrontEnd, find_chromium, launched, stand_in
+from host.browser import FrontEnd, front_end, launched, stand_in
 from host.frontend import VERSIONS
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from web import models
 
@@ -30,9 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    if find_chromium() is None:
-        pytest.skip("no Chromium is installed (`apt-get install chromium`)")
-    with sync_playwright() as playwright, launched(playwright) as opened:
+    with launched() as opened:
         yield opened
 
 
@@ -45,10 +43,8 @@ def servers(data: Path) -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="session", params=KINDS)
 def opened(request: pytest.FixtureRequest, browser: Browser, servers: dict[str, str]) -> Iterator[FrontEnd]:
     age, renderer = request.param.split("-")
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, locale="en-US")
-    front_end = FrontEnd(context.new_page(), servers[age], renderer == "vue")
-    yield front_end
-    context.close()
+    with front_end(browser, servers[age], renderer) as page:
+        yield page
 
 
 @pytest.fixture
@@ -58,6 +54,7 @@ def ui(opened: FrontEnd) -> Iterator[FrontEnd]:
     if not opened.settings:
         opened.load()
     opened.page.keyboard.press("Escape")
+    opened.js("app.extensionManager.toast.removeAll()")
     opened.graph([])
     opened.check()
     yield opened

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from host.browser import FrontEnd
+from host.browser import FrontEnd, front_end
 from PIL import Image
 from playwright.sync_api import Browser, expect
 
@@ -119,11 +119,10 @@ def test_text_stands_out_in_every_theme(ui: FrontEnd, palette: str) -> None:
 
 
 def test_a_dense_screen_is_no_different(ui: FrontEnd, browser: Browser) -> None:
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, device_scale_factor=2, locale="en-US")
-    dense = FrontEnd(context.new_page(), ui.url, ui.vue)
-    dense.load()
-    fill(dense, None)
-    assert dense.js(OVERFLOWS) == []
-    dense.check()
-    context.close()
+    size = {"viewport": {"width": 1280, "height": 900}, "device_scale_factor": 2}
+    with front_end(browser, ui.url, "vue" if ui.vue else "canvas", **size) as dense:
+        dense.load()
+        fill(dense, None)
+        assert dense.js(OVERFLOWS) == []
+        dense.check()
     ui.post("/standin/send", {"type": "execution_success", "data": {"prompt_id": "p"}})

@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests")]
 
 from e2e.real_host import Comfy, running  # noqa: E402
-from host.browser import FrontEnd, launched  # noqa: E402
+from host.browser import FrontEnd, front_end, launched  # noqa: E402
 from host.frontend import VERSIONS, static_files  # noqa: E402
 
 PHOTOGRAPH = ROOT / "vae_core" / "demo" / "chelsea.png"
@@ -217,10 +216,9 @@ def opened(age: str = "old", scale: float = 1.0, vue: bool = False) -> Iterator[
         shutil.copy(PHOTOGRAPH, inputs / "photograph.png")
         root = str(static_files(VERSIONS[age]))
         comfy = stack.enter_context(running(Path(checkout), Path(folder), "--front-end-root", root))
-        browser = stack.enter_context(launched(stack.enter_context(sync_playwright())))
-        size = {"width": VIEW[0], "height": VIEW[1]}
-        context = browser.new_context(viewport=size, device_scale_factor=scale, locale="en-US")  # type: ignore
-        front_end = FrontEnd(context.new_page(), comfy.address, vue)
-        front_end.load()
-        front_end.page.add_style_tag(content=HIDE)
-        yield Stage(comfy, front_end)
+        browser = stack.enter_context(launched())
+        view: dict[str, Any] = {"viewport": {"width": VIEW[0], "height": VIEW[1]}, "device_scale_factor": scale}
+        page = stack.enter_context(front_end(browser, comfy.address, "vue" if vue else "canvas", **view))
+        page.load()
+        page.page.add_style_tag(content=HIDE)
+        yield Stage(comfy, page)
