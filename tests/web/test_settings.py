@@ -103,6 +103,10 @@ def test_chinese(ui: FrontEnd) -> None:
                 return typeof found === 'function' ? found() : found })()"""
         )
         assert label == "将 VAE 节点替换为 Seamless VAE"
+        category = ui.js("LiteGraph.registered_node_types.SeamlessVAELoad.category")
+        assert category.split("/")[1] == "无缝 VAE" and category.split("/")[0] != "latent"
+        ui.graph([("OtherPosterior", 80, 150)])
+        assert ui.js("app.canvas.graph.getNodeById(1).outputs[0].localized_name") == "后验分布"
     finally:
         ui.load(**{"Comfy.Locale": "en"})
 

@@ -110,6 +110,8 @@ export function t(key, values = {}) {
   return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole))
 }
 
+const NBSP = '\u00a0' // a number and its unit stay on one line
+
 /** @param {number} size */
 export function bytes(size) {
   const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB']
@@ -118,14 +120,14 @@ export function bytes(size) {
     size /= 1024
     unit += 1
   }
-  return `${size.toLocaleString(language(), { maximumFractionDigits: size < 10 && unit > 0 ? 1 : 0 })} ${units[unit]}`
+  return `${size.toLocaleString(language(), { maximumFractionDigits: size < 10 && unit > 0 ? 1 : 0 })}${NBSP}${units[unit]}`
 }
 
 /** @param {number} seconds */
 export function duration(seconds) {
   const whole = Math.max(0, Math.round(seconds))
-  if (whole < 60) return `${whole} s`
   const minutes = Math.floor(whole / 60)
-  if (minutes < 60) return `${minutes} min ${whole % 60} s`
-  return `${Math.floor(minutes / 60)} h ${minutes % 60} min`
+  const hours = Math.floor(minutes / 60)
+  const parts = hours ? [hours, 'h', minutes % 60, 'min'] : minutes ? [minutes, 'min', whole % 60, 's'] : [whole, 's']
+  return parts.join(NBSP)
 }
