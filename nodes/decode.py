@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from . import inputs, latents, unwrap
-from .adopt import open_vae
 from .watch import Watch
 
 
@@ -35,8 +34,7 @@ class VAEDecode:
     def decode(
         self, samples: latents.Latent, vae: Any, clamp: bool = True, unique_id: str | None = None, **tiling: Any
     ) -> tuple[Tensor]:
-        opened = open_vae(vae)
-        how = unwrap.options(opened, **tiling)
+        opened, how = unwrap.opened(vae, **tiling)
         return (unwrap.decode(opened, samples, how, Watch(unique_id), clamp),)
 
 

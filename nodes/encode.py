@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ..vae_core.image import Picture
 from . import inputs, latents, unwrap
-from .adopt import open_vae
 from .watch import Watch
 
 
@@ -53,8 +52,9 @@ class VAEEncode:
         unique_id: str | None = None,
         **tiling: Any,
     ) -> tuple[latents.Latent, latents.Latent, Tensor]:
-        opened = open_vae(vae)
-        how = unwrap.options(opened, **tiling)
+        opened, how = unwrap.opened(vae, **tiling)
+        if draw == "sample":
+            unwrap.model_of(opened, "drawing a sample", "Choose mode, or use Seamless VAE Load with another file")
         posterior, picture = unwrap.encode(opened, pixels, fit, how, Watch(unique_id))
         samples = posterior["samples"]
         if draw == "sample":

@@ -212,6 +212,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     own = _management("OOM_EXCEPTION")
     if isinstance(own, type) and own not in (Exception, BaseException):  # what old torch releases leave it at
         kinds.append(own)
+        if _call("is_oom", error, default=False):  # newer hosts know codes, and clear what a device keeps of the error
+            return True
     if isinstance(error, tuple(kinds)) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     if isinstance(error, RuntimeError):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..vae_core import masks
 from . import inputs, latents, unwrap
-from .adopt import open_vae
 from .watch import Watch
 
 
@@ -58,10 +58,10 @@ class VAEInpaintEncode:
     def encode(
         self, pixels: Tensor, vae: Any, mask: Tensor, grow: int = 6, feather: int = 0, unique_id: str | None = None
     ) -> tuple[latents.Latent]:
-        opened = open_vae(vae)
+        opened, how = unwrap.opened(vae)
         unwrap.checked_image(pixels)
         grown = masks.grow_mask(unwrap.checked_mask(mask, pixels), grow, feather)
-        latent, picture = unwrap.encode(opened, pixels, "pad", unwrap.options(opened), Watch(unique_id))
+        latent, picture = unwrap.encode(opened, pixels, "pad", how, Watch(unique_id))
         latent.pop("logvar")
         noise_mask = masks.extend_mask(grown, *picture.pixels.shape[-2:])
         return ({**latent, "noise_mask": noise_mask[:, None]},)
@@ -100,7 +100,11 @@ class VAEInpaintComposite:
     ) -> tuple[Tensor]:
         unwrap.checked_image(original)
         weights = unwrap.checked_mask(mask, original)
-        opened = open_vae(vae)
+        opened, how = unwrap.opened(vae)
         unwrap.check_batches(pictures=len(original), latents=len(latents.samples_of(samples)), masks=len(weights))
-        image = unwrap.decode(opened, samples, unwrap.options(opened), Watch(unique_id))
+        shape = unwrap.decoded_shape(opened, samples)
+        if shape is not None:  # sizes that do not go together are told before anything is decoded
+            painted = torch.empty(shape, device="meta")
+            masks.paste(original.to("meta"), painted, weights.to("meta"), unwrap.ratio_of(opened))
+        image = unwrap.decode(opened, samples, how, Watch(unique_id))
         return (masks.paste(original, image, weights, unwrap.ratio_of(opened)),)

@@ -167,12 +167,13 @@ def remember_fit(latent: Latent, picture: Picture) -> Latent:
 
 def restore_fit(latent: Mapping[str, Any], image: Tensor) -> Tensor:
     """A decoded image [B, H, W, C] without the padding that its latent remembers."""
+    height, width = fitted_size(latent, *image.shape[1:3])
+    return image if (height, width) == tuple(image.shape[1:3]) else image[:, :height, :width].contiguous()
+
+
+def fitted_size(latent: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:
+    """What is left of a decoded image of this size without the padding that its latent remembers."""
     fit = latent.get(FIT_KEY)
-    if not isinstance(fit, Sequence) or len(fit) != 4:
-        return image
-    height, width, *latent_size = (int(side) for side in fit)
-    if tuple(latent_size) != tuple(latent["samples"].shape[-2:]):  # scaled or cropped since
-        return image
-    if height > image.shape[1] or width > image.shape[2]:
-        return image
-    return image[:, :height, :width].contiguous()
+    if not isinstance(fit, Sequence) or len(fit) != 4 or tuple(fit[2:]) != tuple(latent["samples"].shape[-2:]):
+        return height, width  # none, or the latent was scaled or cropped since
+    return (int(fit[0]), int(fit[1])) if fit[0] <= height and fit[1] <= width else (height, width)

@@ -9,7 +9,6 @@ from torch import Tensor
 from ..vae_core.metrics import SSIM_WINDOW, psnr, ssim
 from ..vae_core.preview import error_map
 from . import inputs, show, unwrap
-from .adopt import open_vae
 from .swap import DECODE_SHARE
 from .watch import Watch
 
@@ -42,18 +41,21 @@ class VAERoundTrip:
         }
 
     def round_trip(self, pixels: Tensor, vae: Any, unique_id: str | None = None) -> dict[str, Any]:
-        opened = open_vae(vae)
+        opened, how = unwrap.opened(vae)
         watch = Watch(unique_id, stages=(1 - DECODE_SHARE, DECODE_SHARE))
-        how = unwrap.options(opened)
         latent, picture = unwrap.encode(opened, pixels, "pad", how, watch)
         image = unwrap.decode(opened, latent, how, watch)
         original = unwrap.unit_pixels(picture)
+        count = min(len(original), len(image))  # VAEs of video drop frames that fill no whole group
+        image, original = image[:count], original[:count]
         kept = image.movedim(-1, 1).to(original)
         error = error_map(kept, original).movedim(1, -1).contiguous()
         quality = float(psnr(kept, original).mean())
         small = min(kept.shape[-2:]) < SSIM_WINDOW
         similarity = float("nan") if small else float(ssim(kept, original).mean())
         text = f"PSNR {quality:.2f} dB, SSIM {'none: the picture is too small' if small else f'{similarity:.4f}'}"
+        if count < len(pixels):
+            text += f", of the first {count} of {len(pixels)} frames: this VAE takes frames in groups"
         pictures = {"original": original.movedim(1, -1), "reconstruction": image, "error": error}
         shown = [shown for name, batch in pictures.items() for shown in show.images(batch, name)]
         return {"ui": {"images": shown, "text": [text]}, "result": (image, error, quality, similarity)}

@@ -129,8 +129,15 @@ def plan(vae: Autoencoder, shape: tuple[int, ...], encoding: bool, options: Opti
 
 @dataclass(frozen=True)
 class _Forecast:
-    required: int
+    """What a run takes on its device: bytes to work in, bytes of its input and output, and its passes' arithmetic."""
+
+    working: int
+    carried: int
     pass_costs: tuple[int, ...]
+
+    @property
+    def required(self) -> int:
+        return self.working + self.carried
 
 
 def memory_required(vae: Autoencoder, shape: tuple[int, ...], encoding: bool, options: Options) -> int:
@@ -154,9 +161,22 @@ def _forecast(vae: Autoencoder, shape: tuple[int, ...], encoding: bool, options:
     carried = items * height * width * (channels * ratio**2 + 2 * config.latent_channels) * vae.dtype.itemsize
     limited = replace(options, memory_budget=options.memory_budget or NO_LIMIT)
     planned = plan(vae, (items, *shape[1:]), encoding, limited, vae.device)
-    needed, total = planned.peak_bytes + carried, host.total_memory(vae.device)
-    required = needed if total is None else min(needed, int(total * LARGEST_SHARE))
-    return _Forecast(required, planned.pass_costs if tile is None else ())
+    working, total = planned.peak_bytes, host.total_memory(vae.device)
+    if total is not None:
+        working = max(0, min(working, int(total * LARGEST_SHARE) - carried))
+    return _Forecast(working, carried, planned.pass_costs if tile is None else ())
+
+
+def _budgeted(options: Options, forecast: _Forecast, device: torch.device) -> Options:
+    """On an accelerator, what the host has made room for as the budget; it is all that can be counted on there.
+
+    On the CPU, for which a host frees nothing, and where a person gave a budget, the options as they are.
+    """
+    if options.memory_budget is not None or device.type == "cpu":
+        return options
+    free = host.free_memory(device)
+    room = forecast.working if free is None else min(forecast.working, free - forecast.carried)
+    return replace(options, memory_budget=max(1, room))
 
 
 def _items_at_once(shape: tuple[int, ...], ratio: int) -> int:
@@ -207,7 +227,7 @@ def _attempt(
         items = _items_at_once(shape, vae.config.spatial_ratio if encoding else 1)
         parts = [slice(start, start + items) for start in range(0, shape[0], items)]
         watch.expect(forecast.pass_costs, len(parts), model.device)
-        return run(model, _Planned(attempt.options, parts))
+        return run(model, _Planned(_budgeted(attempt.options, forecast, model.device), parts))
 
 
 def _attempts(vae: Autoencoder, shape: tuple[int, ...], encoding: bool, options: Options) -> Iterator[_Attempt]:

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from . import inputs, latents, unwrap
-from .adopt import open_vae
 from .watch import Watch
 
 DECODE_SHARE = 0.7  # of the arithmetic of a decode and an encode, for the published models
@@ -41,10 +40,11 @@ class VAESwap:
     def swap(
         self, samples: latents.Latent, from_vae: Any, to_vae: Any, unique_id: str | None = None
     ) -> tuple[latents.Latent, Tensor]:
-        source, target = open_vae(from_vae), open_vae(to_vae)
+        (source, decoding), (target, encoding) = unwrap.opened(from_vae), unwrap.opened(to_vae)
+        unwrap.check_encodes(target)
         watch = Watch(unique_id, stages=(DECODE_SHARE, 1 - DECODE_SHARE))
-        image = unwrap.decode(source, samples, unwrap.options(source), watch)
-        encoded, _ = unwrap.encode(target, image, "pad", unwrap.options(target), watch)
+        image = unwrap.decode(source, samples, decoding, watch)
+        encoded, _ = unwrap.encode(target, image, "pad", encoding, watch)
         encoded.pop("logvar")
         others = {key: value for key, value in samples.items() if key != latents.FIT_KEY}
         if latents.RATIO_KEY in others:

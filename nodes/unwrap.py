@@ -15,17 +15,23 @@ from ..vae_core.image import Picture, from_image
 from ..vae_core.masks import fit_mask
 from ..vae_core.posterior import LOGVAR_RANGE
 from . import host, latents, run
-from .adopt import Autoencoder, Foreign
+from .adopt import Autoencoder, Foreign, open_vae
 from .watch import Watch
 
 GIB = 2**30
 AUTOMATIC_TILE = 64  # latent positions, of blended tiles
 
 
-def options(vae: Autoencoder | Foreign, **tiling: Any) -> run.Options:
-    """How to run a VAE, from the inputs of a tiled node; see `tiling_options`."""
-    ratio = vae.config.spatial_ratio if isinstance(vae, Autoencoder) else foreign_ratio(vae)
-    return tiling_options(ratio, **tiling)
+def opened(vae: Any, **tiling: Any) -> tuple[Autoencoder | Foreign, run.Options]:
+    """What is on the VAE wire, and how to run it by the inputs of a tiled node; see `tiling_options`.
+
+    Raises:
+        CheckpointError: nothing is.
+        TilingError: as `tiling_options`.
+    """
+    found = open_vae(vae)
+    ratio = found.config.spatial_ratio if isinstance(found, Autoencoder) else foreign_ratio(found)
+    return found, tiling_options(ratio, **tiling)
 
 
 def tiling_options(
@@ -68,8 +74,7 @@ def encode(
     Raises:
         ImageError, ShapeError: what cannot be encoded.
     """
-    channels = vae.config.in_channels if isinstance(vae, Autoencoder) else _foreign_channels(vae)
-    picture = from_image(checked_image(image), channels=channels, multiple=ratio_of(vae), fit=fit)  # type: ignore
+    picture = from_image(checked_image(image), channels=check_encodes(vae), multiple=ratio_of(vae), fit=fit)  # type: ignore
     if isinstance(vae, Autoencoder):
         mean, logvar = run.encode(vae, picture.pixels, how, watch)
     else:
@@ -91,6 +96,30 @@ def decode(
     image = run.decode(vae, latents.samples_of(latent), how, watch)
     image.add_(1.0).div_(2.0)
     return latents.restore_fit(latent, image.clamp_(0.0, 1.0) if clamp else image)
+
+
+def check_encodes(vae: Autoencoder | Foreign) -> int:
+    """The number of channels of the pictures that a VAE encodes.
+
+    Raises:
+        ShapeError: one for sound.
+    """
+    return vae.config.in_channels if isinstance(vae, Autoencoder) else _foreign_channels(vae)
+
+
+def decoded_shape(vae: Autoencoder | Foreign, latent: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
+    """[B, H, W, C] of what `decode` will give; None where only decoding tells.
+
+    Raises:
+        ShapeError: as `decode`.
+    """
+    if isinstance(vae, Foreign):
+        return None
+    samples = latents.samples_of(latent)
+    latents.check(vae.model, samples)
+    batch, _, rows, columns = run.raw_shape(vae, samples)
+    ratio = vae.config.spatial_ratio
+    return batch, *latents.fitted_size(latent, rows * ratio, columns * ratio), vae.config.out_channels
 
 
 def checked_image(image: Any) -> Tensor:
@@ -138,16 +167,16 @@ def ratio_of(vae: Autoencoder | Foreign) -> int:
     return latents.wire_ratio(vae.model) if isinstance(vae, Autoencoder) else foreign_ratio(vae)
 
 
-def model_of(vae: Autoencoder | Foreign, purpose: str) -> Autoencoder:
+def model_of(
+    vae: Autoencoder | Foreign, purpose: str, remedy: str = "Use Seamless VAE Load with another file"
+) -> Autoencoder:
     """The VAE, if it is an AutoencoderKL.
 
     Raises:
-        ShapeError: it is not; `purpose` tells what is not possible therefore.
+        ShapeError: it is not; `purpose` tells what is not possible therefore, `remedy` what to do.
     """
     if isinstance(vae, Foreign):
-        raise ShapeError(
-            f"{purpose} is not possible with this VAE: {vae.reason}. Use Seamless VAE Load with another file."
-        )
+        raise ShapeError(f"{purpose} is not possible with this VAE: {vae.reason}. {remedy}.")
     return vae
 
 

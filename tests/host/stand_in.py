@@ -1,7 +1,8 @@
 """A stand-in for the host: the modules that the pack asks, in two ages. It keeps what it was told, and obeys tests.
 
-"old" answers as ComfyUI 0.3.64 does, "new" as later releases do where they differ: a cancellation that is no
-`Exception`, a precision between nodes, a VAE whose pictures are put into range in place, more methods on VAEs.
+"old" answers as ComfyUI 0.3.64 does, "new" as 0.33.0 where it differs: a cancellation that is no `Exception`, a
+precision between nodes, errors that tell by a code that memory ran out, a VAE whose pictures are put into range in
+place and cropped by itself, more attributes and methods on VAEs.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import importlib.util
 import sys
 import types
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ class Host:
         events: (name, data) of what was sent to the page.
         loads: (patcher, memory_required) of every call to load a model.
         cancel_after: so many updates or questions until somebody cancels; None for never.
+        cleared: how often the new host was shown an error whose code says that memory ran out.
     """
 
     def __init__(self, profile: str, folder: Path) -> None:
@@ -86,6 +88,7 @@ class Host:
         self.loads: list[tuple[Patcher, int]] = []
         self.texts: list[str] = []
         self.cancel_after: int | None = None
+        self.cleared = 0
         self.free = 2**33
         self.between = torch.float32  # precision between nodes, in the new host
         self.folders = {kind: [folder / "models" / kind] for kind in ("vae", "checkpoints", "diffusers")}
@@ -152,7 +155,13 @@ class Host:
         }
         if self.is_new:
             found["intermediate_dtype"] = lambda: self.between
+            found["is_oom"] = self._is_out_of_memory
         return found
+
+    def _is_out_of_memory(self, error: BaseException) -> bool:
+        by_code = isinstance(error, RuntimeError) and getattr(error, "error_code", None) == 2
+        self.cleared += by_code
+        return by_code or isinstance(error, torch.cuda.OutOfMemoryError)
 
     def _bar(self) -> type:
         host = self
@@ -208,6 +217,7 @@ def vae_class(host: Host) -> type:
             if host.is_new:
                 self.process_output = lambda image: image.add_(1).div_(2).clamp_(0, 1)
                 self.size, self.handles_tiling, self.pad_channel_value = None, False, None
+                self.format_encoded, self.audio_sample_rate = None, 44100
             else:
                 self.process_output = lambda image: ((image + 1) / 2).clamp(0, 1)
             self.working_dtypes = [torch.bfloat16, torch.float32]
@@ -217,6 +227,10 @@ def vae_class(host: Host) -> type:
             self.first_stage_model: Any = None
 
         def encode(self, pixels: Tensor) -> Tensor:
+            if host.is_new:
+                height, width = (side // self.downscale_ratio * self.downscale_ratio for side in pixels.shape[1:3])
+                top, left = ((side - kept) // 2 for side, kept in zip(pixels.shape[1:3], (height, width), strict=True))
+                pixels = pixels[:, top : top + height, left : left + width, : self.output_channels]
             return self.first_stage_model.encode(self.process_input(pixels).movedim(-1, 1))
 
         def decode(self, z: Tensor, vae_options: Any = None) -> Tensor:
@@ -247,6 +261,15 @@ def vae_class(host: Host) -> type:
                 raise RuntimeError("ERROR: VAE is invalid")
 
     if host.is_new:
+
+        def prepare_decode(self: Any, sample_shape: Sequence[int], memory_required: int | None = None) -> int:
+            """How many items fit at once, for code that decodes past `decode`."""
+            needed = max(1, int(memory_required or self.memory_used_decode(sample_shape, self.vae_dtype)))
+            load = sys.modules["comfy.model_management"].load_models_gpu  # type: ignore[attr-defined]
+            load([self.patcher], memory_required=needed, force_full_load=self.disable_offload)
+            return max(1, int(self.patcher.get_free_memory(self.device) / needed))
+
+        VAE.prepare_decode = prepare_decode  # type: ignore[attr-defined]
         VAE.is_dynamic = lambda self: self.patcher.is_dynamic()  # type: ignore[attr-defined]
         VAE.model_size = lambda self: self.patcher.model_size()  # type: ignore[attr-defined]
         VAE.vae_output_dtype = lambda self: host.between  # type: ignore[attr-defined]

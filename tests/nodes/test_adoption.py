@@ -146,6 +146,21 @@ def test_video_of_other_kinds_becomes_a_batch(tiny: Any, pack: Pack, make: Maker
     assert image.shape == (3, 20, 24, 3)
 
 
+def test_a_round_trip_of_frames_compares_those_that_come_back(tiny: Any, pack: Pack, make: Makers) -> None:
+    """As VAEs of video do that code four frames in one, after the first, and drop what fills no whole group."""
+    pixels = make.image(7, 20, 24, 3)
+    tiny.latent_dim = 3
+    tiny.encode = lambda frames: frames[:1, :10, :12].movedim(-1, 1)[:, :, None].repeat(1, 1, 2, 1, 1)
+    tiny.decode = lambda z: pixels[None, :5] * 0.9
+    tiny.latent_channels = 3
+    done = pack.execute("SeamlessVAERoundTrip", pixels=pixels, vae=tiny)
+    image, error, quality, _ = done["result"]
+    assert image.shape == error.shape == (5, 20, 24, 3)
+    expected = -10 * torch.log10((0.1 * pixels[:5]).double().square().mean(dim=(1, 2, 3)))
+    assert quality == pytest.approx(float(expected.mean()), abs=1e-3)
+    assert "of the first 5 of 7 frames" in done["ui"]["text"][0] and len(done["ui"]["images"]) == 15
+
+
 def test_what_other_kinds_cannot_do(tiny: Any, pack: Pack, make: Makers, host: Host) -> None:
     latent = make.latent()
     with pytest.raises(ValueError, match="cannot wrap around: Tiny is no AutoencoderKL"):
@@ -158,9 +173,16 @@ def test_what_other_kinds_cannot_do(tiny: Any, pack: Pack, make: Makers, host: H
     assert text.startswith("no AutoencoderKL: Tiny")
     with pytest.raises(ValueError, match=r"8 channels, but this VAE takes 4 channels \(SD, SDXL\)"):
         pack.run("SeamlessVAEDecode", samples=make.latent(1, 8, 4, 4), vae=tiny)
+    tiny.encode = tiny.decode = None  # refused before either is called
+    with pytest.raises(ValueError, match="drawing a sample is not possible with this VAE: Tiny.*Choose mode"):
+        pack.run("SeamlessVAEEncode", **{**THERE, "pixels": make.image(), "vae": tiny, "draw": "sample"})
     tiny.latent_dim = 1
     with pytest.raises(ValueError, match="one for sound"):
         pack.run("SeamlessVAEDecode", samples=latent, vae=tiny)
+    host.loads.clear()
+    with pytest.raises(ValueError, match="one for sound"):
+        pack.run("SeamlessVAESwap", samples=latent, from_vae=make.vae(), to_vae=tiny)
+    assert not host.loads, "nothing was decoded for it"
     tiny.first_stage_model = None
     with pytest.raises(ValueError, match="this VAE is empty"):
         pack.run("SeamlessVAEDecode", samples=latent, vae=tiny)

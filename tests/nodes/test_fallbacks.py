@@ -76,6 +76,49 @@ def test_smaller_strips_first(
     assert "Memory ran out as planned; now in smaller strips. The result is the same." in caplog.text
 
 
+class CodedError(RuntimeError):
+    """What newer torch raises for an error of a device, whose text need not say which."""
+
+    error_code = 2
+
+
+def test_new_hosts_know_codes_and_clear_the_device(new_host: Host, pack: Pack, make: Makers, fault: Fault) -> None:
+    fault.error, fault.fails = lambda: CodedError("CUDA error"), lambda call: call["tiling"] is None
+    decode(pack, make, make.vae())
+    assert len(fault.calls) == 2 and new_host.cleared == 1
+
+
+class Accelerator:
+    """A VAE on a device that computes nothing here: what the engine is told, and zeros for what it would give."""
+
+    def __init__(self, pack: Pack, make: Makers, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.vae, self.budgets = make.vae(), []
+        self.vae.patcher.load_device = ACCELERATOR
+
+        def told(model: Any, z: torch.Tensor, **options: Any) -> torch.Tensor:
+            assert model.device == z.device == ACCELERATOR
+            self.budgets.append(options["memory_budget"])
+            return torch.zeros(z.shape[0], 3, 2 * z.shape[2], 2 * z.shape[3])
+
+        monkeypatch.setattr(pack.module("vae_core"), "decode", told)
+
+
+def test_the_engine_works_in_what_the_host_made_room_for(
+    host: Host, pack: Pack, make: Makers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in a share of what is free, for a host frees what it was asked for and no more."""
+    on = Accelerator(pack, make, monkeypatch)
+    decode(pack, make, on.vae)
+    ((_, required),) = host.loads
+    carried = 80 * 40 * (3 * 4 + 8) * 4  # the picture, the latent
+    assert on.budgets == [required - carried]
+    host.free = required - 1000  # another program took some
+    decode(pack, make, on.vae)
+    assert on.budgets[1] == required - carried - 1000
+    decode(pack, make, on.vae, memory_budget=0.25)
+    assert on.budgets[2] == 2**28, "a person's budget is kept to"
+
+
 def test_then_maps_in_a_file(host: Host, pack: Pack, make: Makers, fault: Fault) -> None:
     vae = make.vae()
     fault.fails = lambda call: False
