@@ -1,16 +1,24 @@
-"""Nodes that the tests put into the host: pictures and latents from a seed, and tensors written as they are."""
+"""Nodes that the tests put into the host: pictures, latents and a whole checkpoint from a seed, a ControlNet that shows
+its hint, and tensors written as they are.
+"""
 
 from __future__ import annotations
 
 import copy
 import gc
+import json
 from pathlib import Path
 
+import comfy.clip_model
+import comfy.controlnet
+import comfy.latent_formats
 import comfy.model_management
+import comfy.ops
 import folder_paths
 import psutil
 import torch
-from safetensors.torch import save_file
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from safetensors.torch import load_file, save_file
 
 
 class SeededImage:
@@ -65,11 +73,14 @@ class Keep:
 
     @classmethod
     def INPUT_TYPES(cls):
-        optional = {"image": ("IMAGE",), "latent": ("LATENT",), "mask": ("MASK",), "posterior": ("VAE_POSTERIOR",)}
+        kinds = {"image": "IMAGE", "latent": "LATENT", "mask": "MASK", "posterior": "VAE_POSTERIOR"}
+        optional = {name: (kind,) for name, kind in {**kinds, "conditioning": "CONDITIONING"}.items()}
         return {"required": {"name": ("STRING", {"default": "kept"})}, "optional": optional}
 
-    def keep(self, name, image=None, latent=None, mask=None, posterior=None):
+    def keep(self, name, image=None, latent=None, mask=None, posterior=None, conditioning=None):
         tensors, metadata, latent = {"image": image, "mask": mask}, {}, posterior or latent
+        for _, options in conditioning or []:
+            tensors |= {key: value for key, value in options.items() if isinstance(value, torch.Tensor)}
         if latent is not None:
             tensors |= {key: value for key, value in latent.items() if isinstance(value, torch.Tensor)}
             metadata["keys"] = " ".join(sorted(latent))
@@ -105,6 +116,108 @@ class Conditioning:
 
     def make(self):
         return ([[torch.zeros(1, 77, 768), {}]],)
+
+
+class HintModel(torch.nn.Module):
+    """A control model that gives back its hint."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtype = torch.float32
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, hint, timesteps, context, **_):
+        return {"output": [hint.clone()]}
+
+
+class LatentControlNet:
+    """A ControlNet of the host's own kind whose hint is a latent, as those for SD3 and FLUX.1 take it."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "make", ("CONTROL_NET",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def make(self):
+        format_, device = comfy.latent_formats.SD15(), torch.device("cpu")
+        return (
+            comfy.controlnet.ControlNet(HintModel(), compression_ratio=1, latent_format=format_, load_device=device),
+        )
+
+
+class Sampling:
+    """What a ControlNet asks of the model that is sampled with."""
+
+    model_sampling = property(lambda self: self)
+
+    def timestep(self, sigma):
+        return sigma
+
+    def calculate_input(self, sigma, noise):
+        return noise
+
+
+class ControlHint:
+    """What a ControlNet gives to a sampler in one step."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "step", ("LATENT",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"conditioning": ("CONDITIONING",), "latent": ("LATENT",)}}
+
+    def step(self, conditioning, latent):
+        crossattention, options = conditioning[0]
+        control = options["control"]
+        control.pre_run(Sampling(), lambda percent: 1000 * (1 - percent))
+        noise, sigma = latent["samples"], torch.tensor([500.0])
+        given = control.get_control(noise, sigma, {"c_crossattn": crossattention}, 1, {})
+        return ({"samples": given["output"][0]},)
+
+
+class RandomCheckpoint:
+    """Writes a checkpoint of Stable Diffusion 1.5's full size, which alone the host recognises, with random weights."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "test", "write", (), True
+    UNET = {  # noqa: RUF012
+        **{"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_heads": 8},
+        **{"num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "context_dim": 768, "legacy": False},
+        **{
+            "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+            "transformer_depth_middle": 1,
+            "use_spatial_transformer": True,
+        },
+        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    }
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        text = ("STRING", {"default": ""})
+        return {"required": {"name": text, "vae": text}}
+
+    def write(self, name, vae):
+        operations, meta = comfy.ops.disable_weight_init, torch.device("meta")
+        config = Path(comfy.clip_model.__file__).with_name("sd1_clip_config.json")
+        text = comfy.clip_model.CLIPTextModel(json.loads(config.read_text()), torch.float16, meta, operations)
+        parts = {"model.diffusion_model.": UNetModel(**self.UNET, device=meta, operations=operations)}
+        parts["cond_stage_model.transformer."] = text
+        shapes = {prefix + key: each.shape for prefix, part in parts.items() for key, each in part.state_dict().items()}
+        shapes.pop("cond_stage_model.transformer.text_projection.weight")  # which this family lacks
+        generator = torch.Generator().manual_seed(1)
+        weights = {key: self.draw(key, shape, generator) for key, shape in shapes.items()}
+        own = load_file(folder_paths.get_full_path_or_raise("vae", vae))
+        weights |= {f"first_stage_model.{key}": weight.half() for key, weight in own.items()}
+        save_file(weights, Path(folder_paths.get_folder_paths("checkpoints")[0]) / name)
+        return {"ui": {"weights": [len(weights)]}}
+
+    @staticmethod
+    def draw(key, shape, generator):
+        """Weights that keep a signal's size: of norms 1, of other layers by their inputs, of embeddings small."""
+        if len(shape) < 2:
+            return torch.full(shape, float(key.endswith(".weight")), dtype=torch.float16)
+        scale = 0.02 if "embedding" in key else shape[1:].numel() ** -0.5
+        return torch.empty(shape).normal_(0, scale, generator=generator).half()
 
 
 class CopiedVAE:
@@ -143,6 +256,9 @@ class OwnLoop:
 
 NODE_CLASS_MAPPINGS = {
     "TestConditioning": Conditioning,
+    "TestControlHint": ControlHint,
+    "TestLatentControlNet": LatentControlNet,
+    "TestRandomCheckpoint": RandomCheckpoint,
     "TestCopiedVAE": CopiedVAE,
     "TestOwnLoop": OwnLoop,
     "TestSeededImage": SeededImage,

@@ -41,7 +41,7 @@ def test_encode_decode_and_inpaint(comfy: Comfy) -> None:
             mask=mask,
             noise_mask=True,
         )
-        workflow.add("TestKeep", name=f"{name}_conditioned", latent=conditioned[2])
+        workflow.add("TestKeep", name=f"{name}_conditioned", latent=conditioned[2], conditioning=conditioned[0])
     run = comfy.run(workflow)
     assert run.error is None
     for what in ("plain", "inpaint", "conditioned"):
@@ -50,6 +50,37 @@ def test_encode_decode_and_inpaint(comfy: Comfy) -> None:
         for key in ours:
             assert difference(ours[key], theirs[key]) < TOLERANCE, (what, key)
     assert comfy.kept("ours_plain")[0]["image"].shape == (2, 96, 128, 3)
+    assert comfy.kept("ours_conditioned")[0]["concat_latent_image"].shape == (2, 4, 12, 16)
+
+
+def test_hints_of_a_controlnet(comfy: Comfy) -> None:
+    """The host encodes them in the middle of sampling, for the size of what is sampled."""
+    workflow = Workflow()
+    image = workflow.add("TestSeededImage", width=100, height=80, batch=1, channels=3, seed=3)[0]
+    noise = workflow.add("TestSeededLatent", width=16, height=12, batch=1, channels=4, seed=3, frames=0)[0]
+    conditioning, controlnet = workflow.add("TestConditioning")[0], workflow.add("TestLatentControlNet")[0]
+    vaes = both_vaes(workflow)
+    for name, vae in vaes.items():
+        applied = workflow.add(
+            "ControlNetApplyAdvanced",
+            **{"positive": conditioning, "negative": conditioning, "control_net": controlnet, "image": image},
+            **{"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "vae": vae},
+        )
+        for part, each in zip(("positive", "negative"), applied, strict=False):
+            hint = workflow.add("TestControlHint", conditioning=each, latent=noise)[0]
+            workflow.add("TestKeep", name=f"{name}_{part}_hint", latent=hint)
+    scaled = workflow.add(
+        "ImageScale", image=image, upscale_method="nearest-exact", width=128, height=96, crop="center"
+    )
+    expected = workflow.add("VAEEncode", pixels=scaled[0], vae=vaes["ours"])[0]
+    workflow.add("TestKeep", name="expected_hint", latent=expected)
+    assert comfy.run(workflow).error is None
+    ours, theirs, negative, expected = (
+        comfy.kept(f"{name}_hint")[0]["samples"]
+        for name in ("ours_positive", "theirs_positive", "ours_negative", "expected")
+    )
+    assert difference(ours, theirs) < TOLERANCE and difference(ours, negative) == 0
+    assert difference(ours, expected * 0.18215) < TOLERANCE
 
 
 def test_tiled_nodes_are_exact_with_our_vae(comfy: Comfy) -> None:
