@@ -1,5 +1,5 @@
-"""The panels look as they did: each beside a stored picture of it, dark and light. The canvases of both front ends share
-their pictures; Nodes 2.0, whose margins are wider, has its own.
+"""The panels look as they did: each beside a stored picture of it, dark and light. The canvases of both front ends
+share their pictures; Nodes 2.0, whose margins are wider, has its own.
 
     SEAMLESS_VAE_WRITE_SCREENSHOTS=1 pytest tests/web/test_screenshots.py
 
