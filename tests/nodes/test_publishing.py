@@ -49,6 +49,23 @@ def test_in_the_archive(path: str) -> None:
     assert (ROOT / path).exists() and not ignored(path)
 
 
+def test_troubleshooting_has_the_same_messages_in_both_languages() -> None:
+    """Messages are English in the pack, whatever language is around them."""
+    english, chinese = (
+        (ROOT / "docs" / f"troubleshooting{ending}.md").read_text(encoding="utf-8") for ending in ("", ".zh-CN")
+    )
+    tables = [
+        [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ") and "---" not in line]
+        for text in (english, chinese)
+    ]
+    assert len(tables[0]) == len(tables[1]) > 30
+    translated = tables[0].index("| what you see")
+    for row, (ours, theirs) in enumerate(zip(*tables, strict=True)):
+        assert (ours == theirs) == (row < translated and ours != "| message"), (ours, theirs)
+    for readme, guide in (("README.md", "troubleshooting.md"), ("README.zh-CN.md", "troubleshooting.zh-CN.md")):
+        assert f"docs/{guide}" in (ROOT / readme).read_text(encoding="utf-8")
+
+
 def test_no_code_is_run_from_text() -> None:
     """The registry refuses packs with eval or exec, or that install something."""
     for path in [*(ROOT / "nodes").rglob("*.py"), *(ROOT / "vae_core").rglob("*.py")]:
