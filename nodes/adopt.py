@@ -198,6 +198,8 @@ def build(config: AutoencoderKLConfig, weights: Mapping[str, Tensor]) -> Autoenc
 
 def _recognise(first: nn.Module) -> _Shared | str:
     tensors = _tensors(first)
+    if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors.values()):
+        return f"the weights of {type(first).__name__} are quantised or of another kind of their own"
     infos = {name: TensorInfo(tensor.dtype, tuple(tensor.shape), 0) for name, tensor in tensors.items()}
     source = TensorFile(Path(type(first).__name__), "memory", infos, {})
     norms = [module for module in first.modules() if isinstance(module, nn.GroupNorm)]

@@ -41,6 +41,7 @@ class LatentScale:
     def scale(self, samples: latents.Latent, vae: Any, to: str = "diffusion") -> tuple[latents.Latent]:
         opened = unwrap.model_of(open_vae(vae), "scaling")
         z = latents.samples_of(samples)
+        latents.check(opened.model, z)
         if opened.config.has_batch_norm and z.shape[1] == latents.wire_channels(opened.model) and to == "diffusion":
             return (samples,)  # the wire carries this family's latents as the diffusion model sees them
         statistics = opened.statistics()

@@ -118,6 +118,21 @@ def test_what_somebody_changed_is_run_as_it_is(theirs: Any, host: Host, pack: Pa
     assert "this VAE was changed" in host.texts[-1] and "not available" in host.texts[-1]
 
 
+class Packed(torch.Tensor):
+    """As packs keep weights that they unpack in their own layers."""
+
+
+def test_weights_of_another_kind_are_left_to_their_own_layers(
+    theirs: Any, host: Host, pack: Pack, make: Makers
+) -> None:
+    conv = theirs.first_stage_model.decoder.conv_in
+    conv.weight = nn.Parameter(conv.weight.detach().as_subclass(Packed))
+    latent = make.latent()
+    (image,) = pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)
+    torch.testing.assert_close(image, theirs.decode(latent["samples"]), rtol=0, atol=0)
+    assert "the weights of AutoencoderKL are quantised or of another kind" in host.texts[-1]
+
+
 @pytest.fixture
 def tiny(host: Host) -> Any:
     torch.manual_seed(4)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from host.stand_in import Host, Pack
-from node_makers import Makers, encode
+from node_makers import Makers
 
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -28,12 +28,23 @@ BAD_LATENTS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("message", BAD_LATENTS)
-@pytest.mark.parametrize("node", ["SeamlessVAEDecode", "SeamlessVAEDecodeTiled", "SeamlessVAESwap"])
+@pytest.mark.parametrize(
+    "node",
+    [
+        "SeamlessVAEDecode",
+        "SeamlessVAEDecodeTiled",
+        "SeamlessVAESwap",
+        "SeamlessLatentScale",
+        "SeamlessVAEInpaintComposite",
+    ],
+)
 def test_latents_that_do_not_fit(pack: Pack, make: Makers, host: Host, node: str, message: str) -> None:
     vae = make.vae()
-    vaes = {"from_vae": vae, "to_vae": vae} if node == "SeamlessVAESwap" else {"vae": vae}
+    others = {"from_vae": vae, "to_vae": vae} if node == "SeamlessVAESwap" else {"vae": vae}
+    if node == "SeamlessVAEInpaintComposite":
+        others |= {"original": make.image(1, 16, 16, 3), "mask": torch.ones(1, 16, 16)}
     with pytest.raises(ValueError, match=message) as caught:
-        pack.run(node, samples={"samples": BAD_LATENTS[message]}, **vaes)
+        pack.run(node, samples={"samples": BAD_LATENTS[message]}, **others)
     assert isinstance(caught.value, pack.module("vae_core").VAEError) and str(caught.value).endswith(".")
     assert not host.loads and not host.progress
 
@@ -47,8 +58,22 @@ BAD_PICTURES: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("node", ["SeamlessVAEEncode", "SeamlessVAERoundTrip", "SeamlessVAEInpaintEncode"])
 @pytest.mark.parametrize("message", BAD_PICTURES)
-def test_pictures_that_do_not_fit(pack: Pack, make: Makers, message: str) -> None:
+def test_pictures_that_do_not_fit(pack: Pack, make: Makers, node: str, message: str) -> None:
+    others = {"mask": torch.ones(1, 8, 8)} if node == "SeamlessVAEInpaintEncode" else {}
     with pytest.raises(Exception, match=message) as caught:
-        encode(pack, make.vae(), BAD_PICTURES[message])
-    assert isinstance(caught.value, pack.module("vae_core").VAEError)
+        pack.run(node, pixels=BAD_PICTURES[message], vae=make.vae(), **others)
+    assert isinstance(caught.value, pack.module("vae_core").VAEError) and str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("mask", [None, torch.zeros(0, 8, 8), torch.zeros(2, 8, 8)])
+def test_masks_that_do_not_fit(pack: Pack, make: Makers, host: Host, mask: Any) -> None:
+    pixels, vae = make.image(3, 8, 8, 3), make.vae()
+    for node, inputs in (
+        ("SeamlessVAEInpaintEncode", {"pixels": pixels}),
+        ("SeamlessVAEInpaintComposite", {"original": pixels, "samples": make.latent(1, 4, 4, 4)}),
+    ):
+        with pytest.raises(ValueError, match="no mask|is none|do not go together"):
+            pack.run(node, vae=vae, mask=mask, **inputs)
+    assert not host.loads
