@@ -71,7 +71,9 @@ class Autoencoder:
     def loaded(self, memory_required: int, device: torch.device | None = None) -> Iterator[AutoencoderKL]:
         """The model with its weights on its device, or copies of them on another one."""
         if device is None:
-            host.load_model(getattr(self.vae, "patcher", None), memory_required)
+            patcher = getattr(self.vae, "patcher", None)
+            copied = self._weight_bytes() if self.shared is not None and host.keeps_weights_back(patcher) else 0
+            host.load_model(patcher, memory_required + copied)
             if self.shared is None:
                 yield self.model
                 return
@@ -93,6 +95,9 @@ class Autoencoder:
         return build(
             self.config, {k: w.to("cpu", dtype if w.is_floating_point() else None) for k, w in weights.items()}
         )
+
+    def _weight_bytes(self) -> int:
+        return sum(weight.numel() * weight.element_size() for weight in self._weights().values())
 
     def _weights(self) -> dict[str, Tensor]:
         return self.shared.weights() if self.shared is not None else dict(self.model.state_dict(keep_vars=True))

@@ -198,6 +198,12 @@ def load_model(patcher: Any, memory_required: int) -> None:
     load([patcher], **{name: value for name, value in options.items() if name in known})
 
 
+def keeps_weights_back(patcher: Any) -> bool:
+    """Whether a model's weights stay where they are when it is loaded, and reach the device layer by layer."""
+    ask = getattr(patcher, "is_dynamic", None)
+    return bool(ask()) if ask is not None else False
+
+
 def soft_empty_cache() -> None:
     """Give memory that nothing uses back to the device."""
     gc.collect()

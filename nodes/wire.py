@@ -137,8 +137,7 @@ class WireMethods:
             raise CheckpointError("this VAE is empty. Load one with Seamless VAE Load.")
 
     def is_dynamic(self) -> bool:
-        ask = getattr(self.patcher, "is_dynamic", None)
-        return bool(ask()) if ask is not None else False
+        return host.keeps_weights_back(self.patcher)
 
     def vae_output_dtype(self) -> torch.dtype:
         return host.intermediate_dtype()
@@ -226,7 +225,17 @@ def load(name: str, dtype: str = "auto", device: str = "auto", latent_scale: str
             if latent_scale == "auto" or not isinstance(error, ConfigError):
                 raise
             raise ConfigError(f"{error} You chose the latent scale of {latent_scale}; choose auto.") from None
-        return wrap(model.requires_grad_(False), place)
+        vae = wrap(model.requires_grad_(False), place)
+    if vae.patcher is not None:  # newer hosts make a second one of it, for another device
+        vae.patcher.cached_patcher_init = (load_patcher, (name, dtype, device, latent_scale))
+    return vae
+
+
+def load_patcher(
+    name: str, dtype: str = "auto", device: str = "auto", latent_scale: str = "auto", disable_dynamic: bool = False
+) -> Any:
+    """The patcher of a VAE that is loaded once more, with weights of its own; ours are never dynamic."""
+    return load(name, dtype, device, latent_scale).patcher
 
 
 def _device(name: str) -> torch.device:

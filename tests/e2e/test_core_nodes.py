@@ -103,6 +103,19 @@ def test_tiled_nodes_are_exact_with_our_vae(comfy: Comfy) -> None:
         assert difference(comfy.kept("theirs_whole")[0][key], theirs) > 10 * TOLERANCE, "the tiles of the host are seen"
 
 
+def test_a_device_chosen_by_the_core(comfy: Comfy) -> None:
+    if "SelectVAEDevice" not in comfy.get("/object_info"):
+        pytest.skip("this host has no Select VAE Device")
+    workflow = Workflow()
+    vae = workflow.add("SeamlessVAELoad", vae_name=SMALL_VAE, dtype="auto", device="auto", latent_scale="auto")[0]
+    latent = workflow.add("TestSeededLatent", width=16, height=12, batch=1, channels=4, seed=3, frames=0)[0]
+    chosen = workflow.add("SelectVAEDevice", vae=vae, device="default")[0]
+    for name, each in (("loaded", vae), ("chosen", chosen)):
+        workflow.add("TestKeep", name=name, image=workflow.add("VAEDecode", samples=latent, vae=each)[0])
+    assert comfy.run(workflow).error is None
+    assert difference(*(comfy.kept(name)[0]["image"] for name in ("loaded", "chosen"))) == 0
+
+
 @pytest.mark.parametrize("how", ["copy", "deepcopy"])
 def test_copies_of_our_vae(comfy: Comfy, how: str) -> None:
     workflow = Workflow()

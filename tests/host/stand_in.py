@@ -62,11 +62,27 @@ class Patcher:
 
 
 class NewPatcher(Patcher):
+    cached_patcher_init: tuple[Any, tuple] | None = None
+
     def is_dynamic(self) -> bool:
         return False
 
     def get_free_memory(self, device: Any) -> int:
         return 2**33
+
+    def clone(self) -> Patcher:
+        twin = super().clone()
+        twin.cached_patcher_init = self.cached_patcher_init  # type: ignore[attr-defined]
+        return twin
+
+    def deepclone_multigpu(self, new_load_device: Any) -> Patcher:
+        """A patcher of the same model for another device, with weights of its own."""
+        if self.cached_patcher_init is None:
+            raise RuntimeError("the loader that produced this model does not support multigpu")
+        make, arguments = self.cached_patcher_init
+        twin = self.clone()
+        twin.model, twin.load_device = make(*arguments).model, new_load_device
+        return twin
 
 
 class Host:

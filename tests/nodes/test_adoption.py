@@ -75,6 +75,15 @@ def test_it_goes_through_the_hosts_memory_management(theirs: Any, host: Host, pa
     assert patcher is theirs.patcher and required > image.numel() * 4
 
 
+def test_room_for_weights_that_the_host_keeps_back(theirs: Any, host: Host, pack: Pack, make: Makers) -> None:
+    """Newer hosts can leave weights in memory and bring each to the device when its layer runs; ours take them all."""
+    pack.run("SeamlessVAEDecode", samples=make.latent(), vae=theirs)
+    theirs.patcher.is_dynamic = lambda: True
+    pack.run("SeamlessVAEDecode", samples=make.latent(), vae=theirs)
+    (_, before), (_, after) = host.loads
+    assert after - before == sum(weight.numel() * 4 for weight in theirs.first_stage_model.parameters())
+
+
 def test_precision_of_its_weights(theirs: Any, pack: Pack, make: Makers) -> None:
     theirs.first_stage_model.to(torch.bfloat16)
     theirs.vae_dtype = torch.bfloat16

@@ -159,6 +159,21 @@ def test_what_only_new_hosts_have(new_host: Host, make: Makers) -> None:
     assert new_host.loads == [(vae.patcher, needed)]
 
 
+def test_a_second_one_for_another_device(new_host: Host, pack: Pack, make: Makers) -> None:
+    """As the newer core's Select VAE Device makes it: a copy of the object with a patcher of its own."""
+    pack.module("vae_core").save_single_file(make.model(), new_host.folder / "models" / "vae" / "some.safetensors")
+    (vae,) = pack.run("SeamlessVAELoad", vae_name="some.safetensors", dtype="bfloat16")
+    twin, elsewhere = copy.copy(vae), torch.device("meta")
+    twin.patcher = twin.patcher.clone().deepclone_multigpu(elsewhere)
+    twin.first_stage_model, twin.device = twin.patcher.model, elsewhere
+    theirs, ours = (each.first_stage_model.autoencoder for each in (twin, vae))
+    assert theirs is not ours and theirs.dtype == torch.bfloat16
+    for one, other in zip(theirs.parameters(), ours.parameters(), strict=True):
+        assert torch.equal(one, other) and one.data_ptr() != other.data_ptr()
+    assert pack.module("nodes.adopt").open_vae(twin).device == elsewhere
+    assert pack.module("nodes.adopt").open_vae(vae).device == torch.device("cpu")
+
+
 def test_precision_between_nodes(new_host: Host, make: Makers) -> None:
     vae = make.vae()
     new_host.between = torch.float16
