@@ -1,8 +1,7 @@
 """Graphs of nodes, built, run and photographed in the front end of a real ComfyUI.
 
 COMFYUI_PATH names its checkout, COMFYUI_PYTHON the interpreter that has its requirements, if it is another one.
-Chromium
-is needed, and what `pip install -e ".[test]"` brings.
+Chromium is needed, and what `pip install -e ".[test]"` brings.
 """
 
 # ruff: noqa: E501 - prose and JavaScript
