@@ -35,6 +35,8 @@ PATIENCE = 1000 * int(os.environ.get("SEAMLESS_VAE_PATIENCE", "60"))  # millisec
 # What the old front end says of itself.
 OWN_COMPLAINTS = ("Attempted to cleanup event listeners for graph that was never set up",)
 READY = "window.app?.canvas && window.graph && window.app.extensionManager?.workflow?.activeWorkflow"
+SAYS = """(text) => [...document.querySelectorAll('body *')].filter((each) =>
+    !each.children.length && each.tagName !== 'P' && each.textContent.includes(text)).length"""
 MAKE_GRAPH = """async ([nodes, links]) => {
     await app.loadGraphData({last_node_id: 0, last_link_id: 0, nodes: [], links: [], groups: [], config: {}, extra: {},
         version: 0.4}, true, false, app.extensionManager.workflow.activeWorkflow)
@@ -190,11 +192,13 @@ class FrontEnd:
 
     def says(self, text: str) -> int:
         """How many messages on the page say this; what is only read aloud does not count."""
-        return self.js(
-            """(text) => [...document.querySelectorAll('body *')].filter((each) =>
-                !each.children.length && each.tagName !== 'P' && each.textContent.includes(text)).length""",
-            text,
-        )
+        return self.js(SAYS, text)
+
+    def wait_until_it_says(self, text: str, count: int) -> None:
+        self.page.wait_for_function(f"([text, count]) => ({SAYS})(text) === count", arg=[text, count])
+
+    def close_messages(self) -> None:
+        self.js("document.querySelectorAll('.p-toast-close-button').forEach((each) => each.click())")
 
     def check(self) -> None:
         """Fail if the page complained."""

@@ -98,6 +98,7 @@ CORE_NODES: dict[str, type] = {
         "IMAGE",
     ),
     "OtherPosterior": node({"vae": ("VAE",)}, "VAE_POSTERIOR"),  # of another pack: an output called as its type is
+    "ImageUpscaleWithModel": node({"upscale_model": ("UPSCALE_MODEL",), "image": ("IMAGE",)}, "IMAGE"),
     "SaveImage": _image(True, filename_prefix=("STRING", {"default": "ComfyUI"})),
     "PreviewImage": _image(True),
 }

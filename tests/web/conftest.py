@@ -54,7 +54,7 @@ def ui(opened: FrontEnd) -> Iterator[FrontEnd]:
     if not opened.settings:
         opened.load()
     opened.page.keyboard.press("Escape")
-    opened.js("document.querySelectorAll('.p-toast-close-button').forEach((each) => each.click())")
+    opened.close_messages()
     opened.graph([])
     opened.check()
     yield opened

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from host.browser import FrontEnd
+from PIL import Image
 from playwright.sync_api import Locator, expect
 
 PANEL = "Plan of the run"
@@ -107,8 +109,13 @@ def test_what_does_not_apply_is_greyed_out(ui: FrontEnd) -> None:
             [(2, 0, 3, "image"), (3, 0, 1, "pixels")],
             "1024 x 1024 assumed",
         ),
+        (
+            [("LoadImage", 80, 300), ("ImageUpscaleWithModel", 80, 600)],
+            [(2, 0, 3, "image"), (3, 0, 1, "pixels")],
+            "1024 x 1024 assumed",
+        ),
     ],
-    ids=["file", "factor", "size", "through a sampler", "nothing", "proportional"],
+    ids=["file", "factor", "size", "through a sampler", "nothing", "proportional", "by a model"],
 )
 def test_the_size_comes_from_upstream(ui: FrontEnd, nodes: list, links: list, size: str) -> None:
     ui.graph([("SeamlessVAEEncodeTiled", 420, 100), *nodes], links)
@@ -136,6 +143,33 @@ def test_the_last_run_tells_the_size(ui: FrontEnd) -> None:
     image = {"filename": "photo.png", "subfolder": "", "type": "input"}
     ui.executed(2, images=[image])
     expect(ui.panel(PANEL)).to_contain_text("96 x 64 from the last run")
+
+
+def test_a_picture_written_anew_is_measured_anew(ui: FrontEnd, data: Path) -> None:
+    place = data / "input" / "changing.png"
+    Image.new("RGB", (96, 64)).save(place)
+    ui.graph([("SeamlessVAEEncodeTiled", 420, 100), ("LoadImage", 80, 300)], [(2, 0, 1, "pixels")])
+    ui.set(2, "image", "changing.png")
+    expect(ui.panel(PANEL)).to_contain_text("96 x 64 from")
+    Image.new("RGB", (160, 64)).save(place)
+    ui.send("execution_start", prompt_id="p")
+    expect(ui.panel(PANEL)).to_contain_text("160 x 64 from")
+    ui.send("execution_success", prompt_id="p")
+
+
+def test_a_plan_of_an_earlier_question_is_dimmed(ui: FrontEnd) -> None:
+    panel = decode_graph(ui).locator(".seamless-content")
+    opacity = "Number(getComputedStyle(document.querySelector('[aria-label=\"Plan of the run\"] > div')).opacity)"
+    assert ui.js(opacity) == 1
+    ui.rule("/seamless_vae/plan", delay=3)
+    ui.set(3, "tile_size", 512)
+    expect(panel).to_have_attribute("aria-busy", "true")
+    ui.page.wait_for_function(f"{opacity} < 0.6")
+    ui.post("/standin/rule", {})
+    ui.set(3, "tile_size", 128)
+    expect(panel.locator(".seamless-tile")).to_have_count(8)
+    expect(panel).not_to_have_attribute("aria-busy", "true")
+    ui.page.wait_for_function(f"{opacity} === 1")
 
 
 def test_a_late_answer_is_dropped(ui: FrontEnd) -> None:

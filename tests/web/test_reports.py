@@ -44,6 +44,28 @@ def test_the_posterior_is_shown_and_copied(ui: FrontEnd, data: Path) -> None:
     assert not ui.js("app.canvas.graph.getNodeById(1).imgs?.length ?? 0")
 
 
+def test_outputs_in_a_subgraph_come_back_to_their_own_node(ui: FrontEnd) -> None:
+    ui.graph([("SeamlessVAEInspect", 200, 120), ("SeamlessVAELoad", 600, 120)])
+    outside, edge, inside = ui.js(
+        """() => {
+            const graph = app.canvas.graph
+            const { subgraph, node } = graph.convertToSubgraph(new Set([graph.getNodeById(1)]))
+            const other = LiteGraph.createNode('SeamlessVAEInspect')
+            other.id = subgraph.nodes[0].id // the old front end allows it
+            other.pos = [200, 400]
+            graph.add(other)
+            return [other.id, node.id, subgraph.nodes[0].id]
+        }"""
+    )
+    ui.executed(outside, text=["of the outer"])
+    ui.executed(f"{edge}:{inside}", text=["of the inner"])
+    ui.js("async () => app.loadGraphData(app.graph.serialize(), false, false)")
+    expect(ui.panel("Report").filter(visible=True).locator("pre")).to_have_text("of the outer")
+    ui.js("app.canvas.setGraph([...app.graph.subgraphs.values()][0])")
+    expect(ui.panel("Report").filter(visible=True).locator("pre")).to_have_text("of the inner")
+    ui.js("app.canvas.setGraph(app.canvas.graph.rootGraph ?? app.graph)")
+
+
 def test_outputs_come_back_with_their_graph(ui: FrontEnd) -> None:
     ui.graph([("SeamlessVAEInspect", 200, 120)])
     ui.executed(1, text=[TEXT])

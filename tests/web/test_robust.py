@@ -44,6 +44,22 @@ def test_a_missing_back_end_leaves_the_graph_usable(ui: FrontEnd) -> None:
     ui.complaints[:] = [each for each in ui.complaints if "Failed to load resource" not in each]
 
 
+def test_a_node_of_another_pack_that_fails_stops_nothing_else(ui: FrontEnd) -> None:
+    ui.graph([("LoadImage", 80, 300), ("SeamlessVAEEncodeTiled", 420, 120)], [(1, 0, 2, "pixels")])
+    expect(ui.panel("Plan of the run")).to_contain_text("96 x 64")
+    ui.js("() => { app.canvas.graph.getNodeById(2).getInputNode = () => { throw new Error('of another pack') } }")
+    expect(ui.page.get_by_text("cannot tell what comes before a node").last).to_be_visible()
+    ui.js(
+        """() => {
+            const node = LiteGraph.createNode('SeamlessVAELoad')
+            node.pos = [800, 120]
+            app.canvas.graph.add(node)
+        }"""
+    )
+    expect(ui.panel("What this VAE file is")).to_contain_text("16 channels")
+    assert ui.says("cannot tell what comes before a node") == 1
+
+
 def test_panels_are_not_saved(ui: FrontEnd) -> None:
     ui.graph(NODES, [(1, 0, 2, "vae")])
     saved = ui.js("app.canvas.graph.serialize().nodes.map((node) => node.widgets_values)")

@@ -55,6 +55,24 @@ def test_a_run_is_cancelled_from_its_node(ui: FrontEnd) -> None:
     expect(panel).not_to_be_visible()
 
 
+def test_a_failed_cancellation_can_be_tried_again(ui: FrontEnd) -> None:
+    panel = start(ui)
+    ui.page.route("**/interrupt", lambda route: route.abort())
+    try:
+        for _ in range(2):
+            panel.get_by_role("button", name="Cancel").click()
+            ui.wait_until_it_says("Failed to fetch", 1)
+            expect(panel.get_by_role("button", name="Cancel")).to_be_enabled()
+            ui.close_messages()
+            ui.wait_until_it_says("Failed to fetch", 0)
+    finally:
+        ui.page.unroute("**/interrupt")
+    panel.get_by_role("button", name="Cancel").click()
+    expect(panel.get_by_role("button")).to_have_text("Cancelling…")
+    ui.send("execution_success", prompt_id="p1")
+    ui.complaints[:] = [each for each in ui.complaints if "Failed to load resource" not in each]
+
+
 def test_news_of_unknown_nodes_are_passed_over(ui: FrontEnd) -> None:
     panel = start(ui)
     for node in ("99", "7:3", None, "2:1:5", "x"):

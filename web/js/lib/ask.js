@@ -12,9 +12,10 @@ const FAILED = 'route'
 /**
  * Something that asks, one question at a time: an answer to any but the latest is dropped.
  * @template T
+ * @param {HTMLElement} place where the answer is shown; it is marked as busy, and so dimmed, until it comes
  * @returns {Ask<T>}
  */
-export function asker() {
+export function asker(place) {
   /** @type {AbortController | null} */
   let current = null
   return async (path, body, use) => {
@@ -22,6 +23,7 @@ export function asker() {
     const mine = (current = new AbortController())
     /** @type {T | null} */
     let answer = null
+    place.setAttribute('aria-busy', 'true')
     try {
       const response = await api.fetchApi(path, {
         signal: mine.signal,
@@ -36,6 +38,8 @@ export function asker() {
       if (mine !== current || mine.signal.aborted) return
       toastOnce(FAILED, t('routeFailed'), error instanceof Error ? error.message : String(error))
     }
-    if (mine === current) use(answer)
+    if (mine !== current) return
+    place.removeAttribute('aria-busy')
+    use(answer)
   }
 }

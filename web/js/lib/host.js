@@ -51,11 +51,13 @@ export function findNode(id) {
 }
 
 /**
- * The id of a node as the back end says it, which is where its outputs are kept.
+ * What a node gave out in its last run. That of a node in a subgraph is kept under the subgraph's id and its own.
  * @param {LGraphNode} node
  */
 export function outputsOf(node) {
-  return /** @type {Record<string, any>} */ (app.nodeOutputs ?? {})[String(node.id)]
+  const graph = /** @type {any} */ (node.graph)
+  const key = graph?.isRootGraph === false ? `${graph.id}:${node.id}` : String(node.id)
+  return /** @type {Record<string, any>} */ (app.nodeOutputs ?? {})[key]
 }
 
 /**

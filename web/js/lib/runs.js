@@ -40,7 +40,13 @@ export function listen(onStatus, onEnd) {
   })
 }
 
-/** Stop the run that is at work. */
+/**
+ * Stop the run that is at work.
+ * @throws {Error} if the back end cannot be told; the host's own `interrupt` keeps that to itself
+ */
 export async function cancel() {
-  await api.interrupt(prompt)
+  const body = prompt === null ? {} : { prompt_id: prompt }
+  const headers = { 'Content-Type': 'application/json' }
+  const response = await api.fetchApi('/interrupt', { method: 'POST', headers, body: JSON.stringify(body) })
+  if (!response.ok) throw new Error(`${response.status} ${response.statusText}`)
 }

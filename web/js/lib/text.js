@@ -5,6 +5,7 @@ import { api, setting } from './host.js'
 export const ENGLISH = {
   routeFailed: 'Seamless VAE: the back end does not answer. Restart ComfyUI if the pack was just installed.',
   unavailable: 'Not known: the back end does not answer.',
+  followFailed: 'Seamless VAE cannot tell what comes before a node: another node’s code failed.',
   fileInfo: 'What this VAE file is',
   reading: 'Reading the header…',
   family: 'Family',

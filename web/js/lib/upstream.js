@@ -9,6 +9,8 @@ import { api, outputsOf, widgetOf } from './host.js'
 const MUTED = 2
 const BYPASSED = 4
 const DEPTH = 50 // links to follow at most
+// Inputs of nodes whose pictures come out in a size that only the run tells.
+const RESIZERS = ['upscale_model', 'megapixels', 'resolution', 'longer_edge', 'left', 'direction', 'rotation']
 // How names of checkpoints are marked in the list of Seamless VAE Load.
 const CHECKPOINT_MARK = ' [checkpoint]'
 
@@ -92,6 +94,7 @@ export function sizeOf(node, input, depth = 0) {
     const size = before()
     return size && { ...size, width: Math.round(size.width * factor), height: Math.round(size.height * factor), source: title }
   }
+  if (RESIZERS.some((name) => widgetOf(source, name) || source.inputs?.some((each) => each.name === name))) return null
   const file = widgetOf(source, 'image')?.value
   if (typeof file === 'string' && source.outputs?.[0]?.type === 'IMAGE') {
     const size = sizeOfFile(inputFile(file))
@@ -133,19 +136,24 @@ function inputFile(name) {
   return new URLSearchParams({ filename, subfolder: parts.join('/'), type: type ?? 'input' }).toString()
 }
 
-/** @type {Map<string, {width: number, height: number} | null>} */
+/** @type {Map<string, {size: {width: number, height: number} | null, run: number}>} */
 const sizes = new Map()
+let run = 0
+// A run may write files anew under their old names.
+for (const name of ['execution_start', 'execution_success']) api.addEventListener(/** @type {any} */ (name), () => (run += 1))
 
 /**
- * The size of a picture of the back end; null until it is loaded, and if it cannot be.
+ * The size of a picture of the back end, looked up again with every run; null until it is loaded, and if it cannot be.
  * @param {string} query of `/view`
  */
 function sizeOfFile(query) {
   const known = sizes.get(query)
-  if (known !== undefined) return known
-  sizes.set(query, null)
+  if (known?.run === run) return known.size
+  const entry = { size: known?.size ?? null, run }
+  sizes.set(query, entry)
   const image = new Image()
-  image.onload = () => sizes.set(query, { width: image.naturalWidth, height: image.naturalHeight })
-  image.src = api.apiURL(`/view?${query}`)
-  return null
+  image.onload = () => (entry.size = { width: image.naturalWidth, height: image.naturalHeight })
+  image.onerror = () => (entry.size = null)
+  image.src = api.apiURL(`/view?${query}&run=${run}`)
+  return entry.size
 }

@@ -1,5 +1,6 @@
 // Notices what changes a node's picture of the graph: its widgets, and anything upstream of it.
-import { chain } from './host.js'
+import { chain, toastOnce } from './host.js'
+import { t } from './text.js'
 
 /** @typedef {import('./host.js').LGraphNode} LGraphNode */
 
@@ -13,7 +14,14 @@ let timer = null
 function tick() {
   if (document.hidden) return
   for (const watch of [...watches]) {
-    const value = watch.look()
+    let value
+    try {
+      value = watch.look()
+    } catch (error) {
+      // A node of another pack may answer as it likes. The other watches go on.
+      toastOnce('watch', t('followFailed'), String(error))
+      continue
+    }
     const seen = JSON.stringify(value)
     if (seen === watch.seen && seen !== watch.told) {
       watch.told = seen

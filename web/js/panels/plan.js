@@ -21,9 +21,9 @@ const IDLE = /** @type {Record<string, string[]>} */ ({ exact: ['overlap'], blen
  * @param {'encode' | 'decode'} direction
  */
 export function addPlan(node, direction) {
-  const panel = addPanel(node, 'seamless_plan', { height: 164, label: t('plan') })
+  const panel = addPanel(node, 'seamless_plan', { height: 120, label: t('plan') })
   /** @type {import('../lib/ask.js').Ask<Plan>} */
-  const ask = asker()
+  const ask = asker(panel.content)
   panel.content.replaceChildren(note(t('planning')))
   watch(node, () => question(node, direction), ({ size, known, ...body }) => {
     greyOut(node, String(body.mode))

@@ -1,6 +1,6 @@
 // While a node runs: pass, memory in use, time left, and a way to stop it. Shown with the first news of the node.
 import { button, el } from '../lib/dom.js'
-import { findNode, toastOnce } from '../lib/host.js'
+import { findNode, toast } from '../lib/host.js'
 import { addPanel } from '../lib/panel.js'
 import { cancel, listen } from '../lib/runs.js'
 import { bytes, duration, t } from '../lib/text.js'
@@ -32,7 +32,7 @@ export function addRunning(node) {
     cancel().catch((error) => {
       stop.disabled = false
       stop.textContent = t('cancel')
-      toastOnce('cancel', t('routeFailed'), String(error))
+      toast('warn', t('routeFailed'), String(error))
     })
   })
   panel.content.replaceChildren(bar, el('div', { class: 'seamless-row' }, text, stop))

@@ -26,9 +26,9 @@ import { watch } from '../lib/watch.js'
 
 /** @param {import('../lib/host.js').LGraphNode} node */
 export function addVaeInfo(node) {
-  const panel = addPanel(node, 'seamless_info', { height: 116, label: t('fileInfo') })
+  const panel = addPanel(node, 'seamless_info', { height: 96, label: t('fileInfo') })
   /** @type {import('../lib/ask.js').Ask<Info>} */
-  const ask = asker()
+  const ask = asker(panel.content)
   panel.content.replaceChildren(note(t('reading')))
   watch(
     node,
