@@ -145,6 +145,16 @@ def test_half_precision_is_no_further_from_float32_than_the_plain_pass(dtype):
     assert ours.mean() <= plain.mean() and ours.max() <= 1.2 * plain.max()  # the largest of few is noisy
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_double_precision_is_double_throughout(name):
+    vae = make(CONFIGS[name]).double()
+    z, ratio = latent(vae, 2, 11, 9).double(), vae.config.spatial_ratio
+    assert (vae_core.decode(vae, z) - vae.decode_plain(z)).abs().max() < 1e-12
+    x = image(vae, 1, 7 * ratio, 5 * ratio).double()
+    assert (vae_core.encode(vae, x).parameters - vae.encode_plain(x)).abs().max() < 1e-12
+
+
 class Wrapped(nn.Module):
     """A convolution whose picture continues at its other side along some axes: the reference for `wrap`."""
 

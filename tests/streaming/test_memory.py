@@ -164,45 +164,63 @@ def test_progress_passes_through_the_costs_of_the_passes(vae: AutoencoderKL) -> 
 
 
 MEASURE_GROWTH = """
-import sys, threading, time
+import ctypes, sys, threading, time
 sys.path[:0] = sys.argv[1:3]
 import torch
 torch.set_num_threads(2)
 from vaes import fields, make
 import vae_core
-vae = make(fields(64, 128, 128, layers_per_block=1)).requires_grad_(False)
-z = torch.randn(1, 4, 160, 160)
-vae_core.decode(vae, z[..., :32, :32])  # compiled code and pools of threads are not working memory
+widths, side, budget, encoding = map(eval, sys.argv[3:])
+vae = make(fields(*widths, layers_per_block=1)).requires_grad_(False)
+latent = side // vae.config.spatial_ratio
+if encoding:
+    x, run, plan, output_bytes = torch.rand(1, 3, side, side), vae_core.encode, vae_core.plan_encode, 32 * latent**2
+else:
+    x, run, plan, output_bytes = torch.randn(1, 4, latent, latent), vae_core.decode, vae_core.plan_decode, 12 * side**2
+run(vae, x, memory_budget=budget)  # compiled code and pools of threads are not working memory
+planned = plan(vae, x.shape, memory_budget=budget).peak_bytes
+ctypes.CDLL(None).malloc_trim(0)
 def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon:")) * 1024
-budget = None if sys.argv[3] == "none" else int(sys.argv[3])
-plan = vae_core.plan_decode(vae, z.shape, memory_budget=budget)
-output_bytes = 3 * (4 * 160) ** 2 * 4
 before, peak, stop = anonymous(), 0, threading.Event()
 def watch():
     global peak
     while not stop.is_set():
         peak = max(peak, anonymous())
-        time.sleep(0.001)
+        time.sleep(0.0005)
 thread = threading.Thread(target=watch)
 thread.start()
-vae_core.decode(vae, z, memory_budget=budget)
+run(vae, x, memory_budget=budget)
 stop.set()
 thread.join()
-print(plan.peak_bytes, peak - before - output_bytes)
+print(planned, peak - before - output_bytes)
 """
-# Beside what is planned: slack of the allocator in every thread, and what oneDNN keeps. Measured: 16 to 77 MiB.
-UNPLANNED = 64 * 2**20
+# What allocators keep is a matter of chance, and of some MiB, beside which a narrow model's needs are small.
+CHANCE = 12 * 2**20
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("budget", [None, 256 * 2**20], ids=["unbounded", "under a budget"])
-def test_the_planned_peak_is_the_true_one(budget: int | None) -> None:
+@pytest.mark.parametrize("encoding", [False, True], ids=["decode", "encode"])
+@pytest.mark.parametrize(
+    ("widths", "side", "budget"),
+    [
+        ((32, 64, 64), 512, None),
+        ((64, 128, 128), 256, None),
+        ((64, 128, 128), 640, None),
+        ((64, 128, 128), 640, 128 * 2**20),
+        ((64, 128, 128), 640, 64 * 2**20),
+        ((128, 256, 512, 512), 512, None),
+        ((128, 256, 512, 512), 512, 256 * 2**20),
+    ],
+)
+def test_the_planned_peak_is_the_true_one(
+    widths: tuple[int, ...], side: int, budget: int | None, encoding: bool
+) -> None:
     tests = Path(__file__).resolve().parents[1]
-    command = [sys.executable, "-c", MEASURE_GROWTH, str(tests.parent), str(tests), str(budget).lower()]
-    result = subprocess.run(command, capture_output=True, text=True)
+    arguments = [str(tests.parent), str(tests), *map(repr, (widths, side, budget, encoding))]
+    result = subprocess.run([sys.executable, "-c", MEASURE_GROWTH, *arguments], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     planned, true = map(int, result.stdout.split())
-    assert true <= 1.15 * planned + UNPLANNED
-    assert true >= 0.85 * planned - UNPLANNED
+    assert true <= 1.15 * planned + CHANCE
+    assert true >= 0.85 * planned - CHANCE

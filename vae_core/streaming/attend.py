@@ -203,17 +203,18 @@ class _OnlineSoftmax:
 def attend_in_blocks(query: Tensor, keys: FeatureMap, values: FeatureMap) -> Tensor:
     """Attention of queries [Q, C] over keys and values [1, N, 1, C] that may lie elsewhere.
 
-    The softmax is in float32.
+    The softmax is in float32, or in float64 if they are.
     """
     device, dtype = query.device, query.dtype
+    wide = torch.promote_types(dtype, torch.float32)
     query = query * query.shape[1] ** -0.5
-    softmax = _OnlineSoftmax(len(query), query.float())
+    softmax = _OnlineSoftmax(len(query), query.to(wide))
     positions = keys.shape[1]
     for start in range(0, positions, _KEY_BLOCK):
         span = start, min(start + _KEY_BLOCK, positions)
         block_of_keys, here = (each.rows(*span)[0, :, 0].to(device) for each in (keys, values))
-        scores = (query @ block_of_keys.t()).float()
-        softmax.add(scores, lambda weights, here=here: (weights.to(dtype) @ here).float())
+        scores = (query @ block_of_keys.t()).to(wide)
+        softmax.add(scores, lambda weights, here=here: (weights.to(dtype) @ here).to(wide))
     return softmax.result().to(dtype)
 
 
@@ -234,9 +235,10 @@ class PackedAttentionPass(_AttentionKernel):
         self.attention, self.source, self.target, self.coefficients = attention, source, target, coefficients
         self.positions = source.shape[1] * source.shape[2]
         self.channels = source.shape[3]
-        self.scores_per_query = 3 * min(_PACKED_KEYS, self.positions)  # as they are, their exponentials, on the way
+        block = min(_PACKED_KEYS, self.positions)
+        self.scores_per_query = block * (2 if block % winograd.VECTOR else 1)  # a copy to fill vectors up
         self.queries = max(
-            8, min(_PACKED_QUERIES, self.positions, _STRIPS_OF_SCORES * strip_bytes // (4 * self.scores_per_query))
+            8, min(_PACKED_QUERIES, self.positions, _STRIPS_OF_SCORES * strip_bytes // (12 * self.scores_per_query))
         )
 
     @staticmethod
@@ -254,9 +256,11 @@ class PackedAttentionPass(_AttentionKernel):
         ]
 
     def workspace(self, workers: int) -> int:
-        held = 3 * self.source.shape.numel()  # packed keys and values, and a block of them on its way
-        scores = self.queries * (self.scores_per_query + 6 * self.channels)
-        return 4 * (held + workers * scores + 8 * self.channels**2)
+        packed = 2 * self.source.shape.numel() + 2 * self.channels**2
+        # To pack them, a block of them as it is and laid out anew, and the projections; allocators keep that.
+        packing = 2 * min(_PACKED_KEYS, self.positions) * self.channels + 4 * self.channels**2
+        scores = self.queries * (2 * self.scores_per_query + 6 * self.channels)
+        return 4 * (packed + packing + workers * scores)
 
     def strips(self) -> list[tuple[int, int, int]]:
         """(item, start, stop) of the queries."""
@@ -318,7 +322,7 @@ def _linear(weight: Tensor, rows: int) -> winograd.PackedProducts:
 
 def _apply(x: Tensor, products: winograd.PackedProducts, bias: Tensor | None = None) -> Tensor:
     """x @ weight^T + bias for [rows, C]."""
-    x = F.pad(x, (0, products.in_channels - x.shape[1]))
+    x = winograd.padded(x, products.in_channels - x.shape[1])
     result = products(x[:, None])[:, 0]
     return result if bias is None else result.add_(bias)
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import winograd
@@ -54,9 +53,14 @@ class WinogradConvolution(ConvolutionKernel):
         groups = winograd.GROUPS[self.step.scale]
         products = strip.tiles * groups * (conv.in_channels + conv.out_channels)
         edges = 6 * (strip.columns[1] - strip.columns[0] + 2) * conv.in_channels
-        extra = strip.positions * conv.out_channels * (2 if self.step.shortcut else 1)
+        extra = 0  # beside the products: what is added, where it does not lie in the target
+        if self.step.shortcut is not None:
+            extra = strip.positions * (self.step.shortcut.in_channels + conv.out_channels)
+        elif conv.out_channels < winograd.VECTOR:  # the output's layout is another
+            extra = strip.positions * conv.out_channels
         weights = groups * conv.in_channels * conv.out_channels
-        return 4 * (weights + max(weights, workers * (products + edges + extra)))
+        packing = 2 * weights // winograd.pieces_of(weights, self.step.scale)
+        return 4 * (weights + max(packing, workers * (products + edges + extra)))
 
     def cut(self) -> Cut:
         batch, height, width, channels = self.inputs.target.shape
@@ -109,12 +113,12 @@ class WinogradConvolution(ConvolutionKernel):
         x = joined([piece[item, :, slice(*strip.columns)] for piece in whole.pieces(*strip.rows)])
         if self.shortcut is None:
             return x.contiguous(), False
-        padded = F.pad(x, (0, self.shortcut.in_channels - x.shape[2]))
-        product = self.shortcut(padded.reshape(-1, 1, padded.shape[2]))
+        x = winograd.padded(x, self.shortcut.in_channels - x.shape[2])
+        product = self.shortcut(x.reshape(-1, 1, x.shape[2]))
         return product.view(*x.shape[:2], self.shortcut.out_channels), False
 
     def close(self) -> None:
-        pass
+        self.products, self.shortcut = [], None
 
     def combine(self, parts: Sequence[tuple[int, int, Any, Any]]) -> ChannelStats:
         per_item = []

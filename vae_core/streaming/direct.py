@@ -13,6 +13,8 @@ from .stats import ChannelStats, StripStats, merge_all
 from .strips import ConvolutionKernel, Cut, PassInputs, Strip, cut, even_size
 from .transfer import Arriving, Transfers
 
+_IN_PLACE = (torch.float32, torch.float64)  # precisions in which a norm is applied without a wider copy
+
 
 class DirectConvolution(ConvolutionKernel):
     """conv2d of torch on channels-last strips of the whole batch: any device, any precision."""
@@ -47,16 +49,25 @@ class DirectConvolution(ConvolutionKernel):
 
     def workspace(self, workers: int) -> int:
         strip, device = self.cut().first, self.inputs.device
-        conv, itemsize = self.step.conv, self.inputs.target.dtype.itemsize
-        per_position = {"up": 0.25, "down": 4.0}.get(self.step.scale, 1.0)  # source positions for one of the target
-        source = conv.in_channels * (2 * itemsize + 8) * per_position
-        target = conv.out_channels * (3 * itemsize + 8)
+        conv, dtype = self.step.conv, self.inputs.target.dtype
+        itemsize = dtype.itemsize
+        source = itemsize  # bytes of a value at once: the buffer, and what leads to it
+        if self.step.norm is not None and dtype not in _IN_PLACE:
+            source += 8 if device.type == "cpu" else itemsize
+        # The result, what is added to it, and deviations from its mean in float32.
+        target = itemsize + 4 + (4 if dtype != torch.float32 else 0)
+        if self.step.shortcut is not None:
+            target += itemsize
+        if self.step.scale == "up":
+            target += itemsize // 4  # a phase
         if device.type != "cpu":  # strips on their way, to the device and back
-            source += 2 * conv.in_channels * itemsize * per_position
-            target += 4 * conv.out_channels * itemsize
+            source, target = source + 3 * itemsize, target + 4 * itemsize
+        elif self.inputs.wrap.y or len(self.inputs.source.bands) > 1:
+            source += itemsize  # a window of several pieces
+        per_position = {"up": 0.25, "down": 4.0}.get(self.step.scale, 1.0)  # source positions for one of the target
         halo = 1 + 2 / (strip.rows[1] - strip.rows[0])
-        weights = 2 * conv.weight.numel() * itemsize
-        return int(strip.positions * (source * halo + target)) + weights
+        values = strip.positions * (source * conv.in_channels * per_position * halo + target * conv.out_channels)
+        return int(values) + 2 * conv.weight.numel() * itemsize
 
     def cut(self) -> Cut:
         batch, height, width, channels = self.inputs.target.shape
@@ -81,7 +92,7 @@ class DirectConvolution(ConvolutionKernel):
         for residual in residuals:
             if self.shortcut is not None:
                 residual = F.conv2d(residual.permute(0, 3, 1, 2), self.shortcut, self.shortcut_bias).permute(0, 2, 3, 1)
-            result = residual + result
+            result.add_(residual)
         self.transfers.download(result, self.inputs.target.rows(*strip.rows))
         return StripStats.of(result)
 
@@ -159,13 +170,16 @@ class DirectConvolution(ConvolutionKernel):
 
 
 def _activate(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module, out: Tensor) -> None:
-    """out = act(x * scale + shift) for [B, H, W, C] in any precision, with scale and shift [B, C] in float32."""
+    """out = act(x * scale + shift) for [B, H, W, C] in any precision.
+
+    scale and shift [B, C] are in float32, or in float64 for x in that.
+    """
     if x.device.type == "cuda" and len(x) == 1 and x.dtype != torch.float64:
         out.copy_(act_of_batch_norm(x, scale[0], shift[0], act))
-    elif x.dtype == torch.float32 and isinstance(act, nn.SiLU):
+    elif x.dtype in _IN_PLACE and isinstance(act, nn.SiLU):
         F.silu(torch.addcmul(shift[:, None, None], x, scale[:, None, None], out=out), inplace=True)
     else:
-        out.copy_(act(torch.addcmul(shift[:, None, None], x.float(), scale[:, None, None])))
+        out.copy_(act(torch.addcmul(shift[:, None, None], x.to(scale.dtype), scale[:, None, None])))
 
 
 def act_of_batch_norm(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module) -> Tensor:
@@ -181,7 +195,7 @@ def act_of_batch_norm(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module) -
 
 def _phase_weights(conv: nn.Conv2d) -> list[Tensor]:
     """A 3x3 kernel on a doubled map as four 2x2 kernels on the map itself, one for each parity of the output."""
-    even = conv.weight.new_tensor([[1, 0, 0], [0, 1, 1]])
-    odd = conv.weight.new_tensor([[1, 1, 0], [0, 0, 1]])
-    weight = conv.weight.detach().float()
-    return [a.float() @ weight @ b.float().t() for a in (even, odd) for b in (even, odd)]
+    weight = conv.weight.detach().to(torch.promote_types(conv.weight.dtype, torch.float32))
+    even = weight.new_tensor([[1, 0, 0], [0, 1, 1]])
+    odd = weight.new_tensor([[1, 1, 0], [0, 0, 1]])
+    return [a @ weight @ b.t() for a in (even, odd) for b in (even, odd)]

@@ -221,7 +221,7 @@ def _plan(
     dtype: torch.dtype | Literal["auto"] | None = None,
 ) -> Plan:
     device = torch.device(device) if device is not None else task.vae.device
-    settings, precision = _settings(device, tiling), _precision(task.vae, dtype, device)
+    settings, precision = _settings(device, tiling, memory_budget), _precision(task.vae, dtype, device)
     budget, runs = _budget(memory_budget, device), -(-task.shape[0] // task.items_at_once)
     if tiling is None and _plain_is_best(task, device, precision, budget):
         whole = task.plan(settings, precision, None).times(runs)
@@ -230,8 +230,14 @@ def _plan(
     return task.plan(settings, precision, budget).times(runs)
 
 
-def _settings(device: torch.device, tiling: TileSpec | None) -> Settings:
-    return Settings(device, strip_latents=None if tiling is None else tiling.size, plain_kernels=plain_kernels())
+def _settings(device: torch.device, tiling: TileSpec | None, memory_budget: int | None) -> Settings:
+    strip_latents = None if tiling is None else tiling.size
+    trim = device.type == "cpu" and memory_budget is not None and memory_budget < _TRIM_BELOW
+    return Settings(device, strip_latents=strip_latents, plain_kernels=plain_kernels(), trim=trim)
+
+
+# Under smaller budgets, what allocators keep between passes is a good part of them.
+_TRIM_BELOW = 2**29
 
 
 def _budget(memory_budget: int | None, device: torch.device) -> int | None:
@@ -294,7 +300,8 @@ def _run(
     if tiling is None and wrap == "none" and _plain_is_best(task, vae.device, precision, budget):
         return _run_plain(task, x, report)
 
-    settings = replace(_settings(vae.device, tiling), wrap=_WRAPS[wrap], check_finite=precision == torch.float16)
+    settings = _settings(vae.device, tiling, memory_budget)
+    settings = replace(settings, wrap=_WRAPS[wrap], check_finite=precision == torch.float16)
     try:
         return _run_exact(task, x, settings, precision, budget, report)
     except NonFiniteError as error:

@@ -16,10 +16,12 @@ from ..errors import NonFiniteError
 from .attend import AttentionPass, PackedAttentionPass
 from .convolution import DirectConvolution, choose_kernel
 from .maps import FeatureMap
+from .memory import give_back_freed
 from .program import INPUT, OUTPUT, Attend, Convolve, Pass, output_size, sources
 from .stats import ChannelStats
 from .store import MapStore
 from .strips import NO_WRAP, PassInputs, Wrap
+from .winograd import drop_scratch
 
 Progress = Callable[[int, int], None]
 
@@ -35,6 +37,7 @@ class Settings:
         strip_bytes: size of a strip where the kernel leaves it open; None for what suits the device.
         plain_kernels: use torch's convolutions alone.
         check_finite: raise NonFiniteError in the pass that first makes a number that is not finite.
+        trim: give freed memory back to the system after every pass, which costs some percent of the time.
     """
 
     device: torch.device
@@ -43,6 +46,7 @@ class Settings:
     strip_bytes: int | None = None
     plain_kernels: bool = False
     check_finite: bool = False
+    trim: bool = False
 
     @property
     def bytes_per_strip(self) -> int:
@@ -106,10 +110,13 @@ class Execution:
         """
         for index, (step, kernel) in enumerate(self.kernels(batch, output, latent_rows)):
             kernel.prepare()
-            stats = kernel.combine(_run_strips(kernel, pool, advance))
+            stats = kernel.combine(_run_strips(kernel, pool, advance, self.settings.trim))
             if self.settings.check_finite and not stats.finite:
                 raise NonFiniteError(_overflow_message(index, len(self.passes), self.dtype))
             self.stats[step.target] = stats
+            if self.settings.trim:
+                del kernel
+                give_back_freed()
 
     def kernels(self, batch: Tensor, output: Tensor, latent_rows: int) -> Generator[tuple[Pass, Any], None, None]:
         """Each pass with its kernel, its maps allocated; maps that no later pass reads are released after it.
@@ -127,6 +134,7 @@ class Execution:
                     yield step, kernel
                 finally:
                     kernel.close()
+                    del kernel
                 for name in [name for name, last in last_use.items() if last == index]:
                     self._release(name)
         finally:
@@ -170,12 +178,13 @@ class Execution:
         max_rows = settings.strip_latents
         if max_rows is not None:
             max_rows = max(1, max_rows * target.shape[1] // latent_rows)
+        precision = torch.float64 if self.dtype == torch.float64 else torch.float32
         inputs = PassInputs(
             step=step,
             source=source,
             target=target,
             residual=None if step.residual is None else self.maps[step.residual],
-            coefficients=coefficients and (coefficients[0].float(), coefficients[1].float()),
+            coefficients=coefficients and (coefficients[0].to(precision), coefficients[1].to(precision)),
             wrap=settings.wrap,
             max_rows=max_rows,
             strip_bytes=settings.bytes_per_strip,
@@ -189,14 +198,21 @@ class Execution:
         return kernel(inputs)
 
 
-def _run_strips(kernel: Any, pool: ThreadPoolExecutor | None, advance: Callable[[int], None]) -> list[Any]:
+def _run_strips(
+    kernel: Any, pool: ThreadPoolExecutor | None, advance: Callable[[int], None], trim: bool = False
+) -> list[Any]:
     """Results of all strips of a pass, in their order."""
     strips, costs = kernel.strips(), kernel.costs()
     if pool is None or not kernel.parallel or len(strips) == 1:
         parts = []
-        for strip, cost in zip(strips, costs, strict=True):
-            parts.append(kernel.compute(strip))
-            advance(cost)
+        try:
+            for strip, cost in zip(strips, costs, strict=True):
+                parts.append(kernel.compute(strip))
+                if trim:
+                    give_back_freed()
+                advance(cost)
+        finally:
+            drop_scratch()
         return parts
     results: list[Any] = [None] * len(strips)
     stopped = threading.Event()
@@ -208,13 +224,16 @@ def _run_strips(kernel: Any, pool: ThreadPoolExecutor | None, advance: Callable[
     @torch.inference_mode(inference)
     @torch.no_grad()
     def work() -> None:
-        while not stopped.is_set():
-            with lock:
-                index = next(queue, None)
-            if index is None:
-                return
-            results[index] = kernel.compute(strips[index])
-            done.append(costs[index])  # append and pop are atomic
+        try:
+            while not stopped.is_set():
+                with lock:
+                    index = next(queue, None)
+                if index is None:
+                    return
+                results[index] = kernel.compute(strips[index])
+                done.append(costs[index])  # append and pop are atomic
+        finally:
+            drop_scratch()
 
     workers: set[Future[None]] = {pool.submit(work) for _ in range(pool._max_workers)}
     try:

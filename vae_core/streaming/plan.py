@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,9 +14,10 @@ from .program import Pass
 from .store import MapStore
 
 _SMALLEST_STRIP = 2**18  # bytes
-# Memory that allocators keep between uses, as measured: a share of what is planned, up to a limit.
-_RESERVE_SHARE = 0.15
-_RESERVE_LIMIT = 2**26  # bytes
+# Memory that allocators keep between uses, as `benchmarks/memory.py` measures it: a quarter of what is planned up to
+# a limit in bytes, and a share. It is less where passes give back what they have freed.
+_KEPT_LIMIT, _KEPT_SHARE = 16 * 2**20, 0.05
+_TRIMMED_LIMIT, _TRIMMED_SHARE = 12 * 2**20, 0.03
 _META = torch.device("meta")
 
 
@@ -86,25 +88,27 @@ def plan_program(
         return _rehearse(passes, settings, shape, output_shape, latent_rows, dtype, limit)
 
     plan, workspace = rehearse(None)
-    if budget is not None:
-        budget -= _reserve(budget)
-    if budget is None or plan.peak_bytes <= budget + _reserve(budget):
+    if budget is None or plan.peak_bytes <= budget:
         return plan
+    budget -= _reserve(budget, settings)
     # What is left over by then goes to maps.
     while workspace > budget // 2 and settings.bytes_per_strip > _SMALLEST_STRIP:
         settings = replace(settings, strip_bytes=settings.bytes_per_strip // 4)
         workspace = rehearse(None)[1]
     if workspace > budget:
-        needed = workspace * (1 + _RESERVE_SHARE) / 2**20
+        needed = workspace
+        while needed - _reserve(needed, settings) < workspace:
+            needed += 2**20
         raise MemoryBudgetError(
             f"the memory budget is too small: after {budget / 2**20:.0f} MiB a single strip of this model still "
-            f"does not fit. Give at least {needed * 1.1:.0f} MiB."
+            f"does not fit. Give at least {math.ceil(needed / 2**20)} MiB."
         )
     return rehearse(budget - workspace)[0]
 
 
-def _reserve(size: int) -> int:
-    return int(min(size * _RESERVE_SHARE, _RESERVE_LIMIT))
+def _reserve(size: int, settings: Settings) -> int:
+    limit, share = (_TRIMMED_LIMIT, _TRIMMED_SHARE) if settings.trim else (_KEPT_LIMIT, _KEPT_SHARE)
+    return int(min(size / 4, limit) + share * size)
 
 
 def _rehearse(
@@ -138,7 +142,7 @@ def _rehearse(
         passes=len(passes),
         strips=strips,
         store=_described(store, settings.device),
-        peak_bytes=peak + _reserve(peak),
+        peak_bytes=peak + _reserve(peak, settings),
         host_bytes=store.peak["host"],
         file_bytes=store.peak["file"],
         arithmetic=sum(pass_costs),

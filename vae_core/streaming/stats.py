@@ -60,7 +60,7 @@ _TINY = 1e-12
 
 
 class StripStats(NamedTuple):
-    """Of one strip, in float32 where it was computed: `finished` waits for the device, which the next strip need not.
+    """Of one strip, where it was computed: `finished` waits for the device, which the next strip need not.
 
     Attributes:
         count: values per channel.
@@ -76,12 +76,12 @@ class StripStats(NamedTuple):
 
     @classmethod
     def of(cls, strip: Tensor) -> StripStats:
-        """Of a strip [B, H, W, C] of any dtype: in float32 about the strip's own mean."""
+        """Of a strip [B, H, W, C] of any dtype: in float32, or wider if it is, about the strip's own mean."""
         count = strip.shape[1] * strip.shape[2]
         if strip.device.type == "cuda":
             return cls(count, *_measured_on_cuda(strip))
         # Sums are products with a vector of ones, which on a CPU take a fraction of the time of a reduction over rows.
-        values = strip.flatten(1, 2).float()
+        values = strip.flatten(1, 2).to(torch.promote_types(strip.dtype, torch.float32))
         ones = values.new_ones(1, 1, count).expand(len(values), 1, count)
         mean = (ones @ values) / count
         deviations = values - mean

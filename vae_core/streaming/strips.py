@@ -71,7 +71,7 @@ class PassInputs:
     """What a pass works on: maps [B, H, W, C], where the store has put them.
 
     Attributes:
-        coefficients: the norm as scale and shift [B, C] in float32, or None.
+        coefficients: the norm as scale and shift [B, C] in float32, or float64 for maps in that; or None.
         max_rows: most target rows that a strip may have, or None.
         strip_bytes: what a strip of the direct kernel holds of its wider side, about.
         device: where the arithmetic happens.

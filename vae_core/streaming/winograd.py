@@ -41,7 +41,7 @@ _OPERAND_BYTES = 5 * 2**19
 _WIDE_CHANNELS = 384
 # The C library gives larger blocks fresh pages each time, which the system must clear first.
 _LARGEST_PIECE = 2**24
-_VECTOR = 16  # channels that oneDNN's products work on at a time
+VECTOR = 16  # channels that oneDNN's products work on at a time
 
 
 def _kernel_transform(a: float, b: float) -> Tensor:
@@ -103,6 +103,11 @@ def most_tiles(channels: int, groups: int) -> int:
     return max(least, _OPERAND_BYTES // (4 * groups * channels) // 16 * 16)
 
 
+def padded(x: Tensor, zeros: int) -> Tensor:
+    """x with so many zeros more in its last dimension; x itself for none, which `F.pad` would copy."""
+    return F.pad(x, (0, zeros)) if zeros else x
+
+
 @dataclass(frozen=True)
 class PackedProducts:
     """`groups` matrices [C, K], laid out as oneDNN wants them for products of `rows` rows.
@@ -120,7 +125,7 @@ class PackedProducts:
     @classmethod
     def pack(cls, matrices: Tensor, rows: int) -> PackedProducts:
         """Of matrices [groups, K, C], for products of up to `rows` rows. C is padded to whole vectors with zeros."""
-        matrices = F.pad(matrices, (0, -matrices.shape[2] % _VECTOR))
+        matrices = padded(matrices, -matrices.shape[2] % VECTOR)
         groups, out_channels, in_channels = matrices.shape
         shape = [1, groups * in_channels, 1, rows]
         weight = matrices.reshape(groups * out_channels, in_channels, 1, 1)
@@ -139,11 +144,20 @@ class PackedProducts:
         return y.permute(0, 2, 3, 1).view(self.rows, self.groups, self.out_channels)[:count]
 
 
+def _pieces(weights: int, transform: Tensor) -> int:
+    return len(transform) if 4 * weights > _LARGEST_PIECE else 1
+
+
+def pieces_of(weights: int, scale: str) -> int:
+    """In how many pieces so many transformed weights of a pass are packed, by its scale."""
+    return _pieces(weights, _UP if scale == "up" else _G)
+
+
 def _pack_transformed(conv: nn.Conv2d, transform: Tensor, rows: int) -> list[PackedProducts]:
     """transform w transform^T for every kernel w of `conv`, packed together or row by row of the result."""
     kernels = conv.weight.detach().float().flatten(0, 1).flatten(1).t()  # [9, K * C]
     both = torch.kron(transform, transform).float()
-    pieces = transform.shape[0] if both.shape[0] * kernels.shape[1] * 4 > _LARGEST_PIECE else 1
+    pieces = _pieces(both.shape[0] * kernels.shape[1], transform)
     matrices = torch.from_numpy(_buffer("weights", both.shape[0] // pieces, kernels.shape[1]))
     packed = []
     for part in both.chunk(pieces):
