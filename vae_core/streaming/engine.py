@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from ..decoder import Decoder
+from ..encoder import Encoder
 from ..errors import ConfigError, MemoryBudgetError, NonFiniteError, TilingError
 from ..posterior import DiagonalGaussianDistribution
 from ..tiling.blend import count_tiles, run_blended
 from ..tiling.grid import TileSpec
-from .executor import Execution, Progress, Settings, worker_pool
+from .executor import Execution, Settings, worker_pool
 from .memory import DEFAULT_SHARE, available_bytes
 from .mode import plain_kernels
 from .plan import Plan, plan_program
 from .program import Convolve, Pass, decoder_program, encoder_program, output_size
+from .progress import Progress, Report, Watched, is_compiled, program_cost
 from .stock import find_change
 from .store import MapStore
 from .strips import Wrap
@@ -84,6 +87,14 @@ class _Task:
             if isinstance(step, Convolve):
                 largest = max(largest, self.shape[0] * height * width * step.conv.out_channels * dtype.itemsize)
         return largest
+
+    @property
+    def plain_cost(self) -> int:
+        """Arithmetic of the modules as the configuration has them, whatever they were changed to."""
+        with torch.device("meta"):
+            model = (Encoder if self.encoding else Decoder)(self.vae.config)
+        passes = encoder_program(model, None) if isinstance(model, Encoder) else decoder_program(model, None)
+        return program_cost(passes, self.shape)
 
     @property
     def change(self) -> str | None:
@@ -285,7 +296,7 @@ def _run(
         raise TilingError(f"wrap is {wrap!r}; it is one of {', '.join(_WRAPS)}.")
     if tiling is not None and not isinstance(tiling, TileSpec):
         raise TilingError(f"tiling is {tiling!r}; give a TileSpec, such as TileSpec(size=64), or None.")
-    vae, report = task.vae, _Report(progress)
+    vae, report = task.vae, Report(progress)
     precision, budget = _precision(vae, dtype, vae.device), _budget(memory_budget, vae.device)
     _check_finite(x, "image" if task.encoding else "latent")
     if tiling is not None and tiling.mode == "blended":
@@ -310,10 +321,15 @@ def _run(
     return _run_exact(task, x, replace(settings, check_finite=False), wider, budget, report).to(precision)
 
 
-def _run_plain(task: _Task, x: Tensor, report: _Report) -> Tensor:
-    result = task.plain(x)
-    report.expect(1)
-    report(1)
+def _run_plain(task: _Task, x: Tensor, report: Report) -> Tensor:
+    report.expect(task.plain_cost)
+    if report.progress is None or is_compiled(task.vae):
+        result = task.plain(x)
+    else:
+        with Watched(task.vae.device, report) as watched:
+            result = task.plain(x)
+        watched.finish()
+    report.finish()
     return result
 
 
@@ -333,7 +349,7 @@ _PLAIN_MAPS = 4
 
 
 def _run_exact(
-    task: _Task, x: Tensor, settings: Settings, dtype: torch.dtype, budget: int | None, report: _Report
+    task: _Task, x: Tensor, settings: Settings, dtype: torch.dtype, budget: int | None, report: Report
 ) -> Tensor:
     passes, items, device = task.passes, task.items_at_once, settings.device
     plan = task.plan(settings, dtype, budget)
@@ -353,7 +369,7 @@ def _run_exact(
     return output
 
 
-def _run_tiles(task: _Task, x: Tensor, tiling: TileSpec, report: _Report) -> Tensor:
+def _run_tiles(task: _Task, x: Tensor, tiling: TileSpec, report: Report) -> Tensor:
     ratio = task.vae.config.spatial_ratio
     in_unit, out_unit = (ratio, 1) if task.encoding else (1, ratio)
     report.expect(count_tiles(x, tiling, in_unit))
@@ -364,24 +380,6 @@ def _run_tiles(task: _Task, x: Tensor, tiling: TileSpec, report: _Report) -> Ten
         return result
 
     return run_blended(run, x, tiling, in_unit, out_unit)
-
-
-@dataclass
-class _Report:
-    """Adds up the arithmetic done and tells it to the caller."""
-
-    progress: Progress | None
-    total: int = 0
-    done: int = 0
-
-    def expect(self, cost: int) -> None:
-        """So much more is to come: once for a run, and once more where it has to be done again."""
-        self.total = self.done + cost
-
-    def __call__(self, cost: int) -> None:
-        self.done = min(self.done + cost, self.total)
-        if self.progress is not None:
-            self.progress(self.done, self.total)
 
 
 def _check_finite(x: Tensor, what: str) -> None:

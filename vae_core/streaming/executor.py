@@ -23,8 +23,6 @@ from .store import MapStore
 from .strips import NO_WRAP, PassInputs, Wrap
 from .winograd import drop_scratch
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
 class Settings:

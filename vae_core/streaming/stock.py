@@ -25,7 +25,7 @@ _PATCHABLE = ("forward", "_conv_forward", "__call__", "_call_impl")
 def find_change(module: nn.Module) -> str | None:
     """The first thing under `module` that someone has changed, in words; None if all is as the classes say.
 
-    Looked for: hooks, also global ones; another class, a parametrization or a patched method; a convolution with
+    Looked for: hooks, also global ones; another class, a parametrization, a patched or a compiled method; a convolution with
     another padding; a custom attention processor.
     """
     if any(getattr(torch_module, name, None) for name in _GLOBAL_HOOKS):
@@ -47,6 +47,8 @@ def _change_of(module: nn.Module) -> str | None:
         return "a hook"
     if any(name in module.__dict__ for name in _PATCHABLE):
         return "a patched method"
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        return "been compiled"
     if isinstance(module, nn.Conv2d):
         return _change_of_convolution(module)
     if isinstance(module, Attention) and type(module.processor) not in STOCK_PROCESSORS:
