@@ -1,4 +1,4 @@
-"""Every family through every format, what is told of each, and diffusers' own loaders as judges."""
+"""Every family through every format, and what is told of each."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from vaes import (
-    ATTENTION_EVERYWHERE,
     BARE,
     BY_NAME,
-    FLUX2_SMALL_DECODER,
+    MODELS,
     SELF_DESCRIBING,
     assert_same_weights,
     family_fields,
@@ -26,20 +25,7 @@ from vaes import (
     make,
 )
 
-from vae_core import AutoencoderKL, CheckpointError, ConfigError, inspect_vae, load_vae, save_single_file
-from vae_core.checkpoints.families import FAMILIES
-
-MODELS = {family.name: family_fields(family) for family in FAMILIES} | {
-    "FLUX.2 with a small decoder": FLUX2_SMALL_DECODER,
-    "attention in the levels": ATTENTION_EVERYWHERE,
-    "f4": fields(32, 64, 64, scaling_factor=0.3),
-    "f16, 8 channels": fields(32, 32, 32, 32, 32, latent_channels=8),
-    "grey, 3 layers, no mid attention": fields(
-        32, 32, in_channels=1, out_channels=1, layers_per_block=3, mid_block_add_attention=False
-    ),
-    "rgba": fields(32, 64, in_channels=4, out_channels=4, norm_num_groups=16, act_fn="mish", force_upcast=False),
-    "one quant conv": fields(32, use_quant_conv=False),
-}
+from vae_core import CheckpointError, ConfigError, inspect_vae, load_vae, save_single_file
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -335,61 +321,6 @@ def test_only_the_vae_of_a_large_checkpoint_is_read(tmp_path: Path) -> None:
         result = subprocess.run([sys.executable, "-c", script, str(large)], capture_output=True, text=True, check=True)
         assert int(result.stdout) < 100_000  # kilobytes
     assert_same_weights(load_vae(large), vae)
-
-
-# diffusers as judge of what is written, and as source of what is read.
-
-diffusers = pytest.importorskip("diffusers")
-
-
-def theirs(vae: AutoencoderKL):
-    return diffusers.AutoencoderKLFlux2 if vae.config.has_batch_norm else diffusers.AutoencoderKL
-
-
-DIFFUSERS_MODELS = {name: config for name, config in MODELS.items() if "FLUX.2" in name or "one quant" not in name}
-
-
-@pytest.mark.parametrize("model", DIFFUSERS_MODELS)
-@pytest.mark.parametrize(
-    "options", [{}, {"max_shard_size": "300KB"}, {"safe_serialization": False}, {"variant": "fp16"}], ids=str
-)
-def test_diffusers_loads_our_folder(model: str, options: dict, tmp_path: Path) -> None:
-    vae = make(MODELS[model])
-    vae.save_pretrained(tmp_path, **options)
-    other, report = theirs(vae).from_pretrained(tmp_path, variant=options.get("variant"), output_loading_info=True)
-    assert not any(report.values()), report
-    assert_same_weights(vae, other)
-    for field in vae.config.to_dict().keys() - {"_class_name"}:
-        ours = vae.config[field]
-        assert other.config[field] == (list(ours) if isinstance(ours, tuple) else ours), field
-
-
-@pytest.mark.parametrize("model", DIFFUSERS_MODELS)
-@pytest.mark.parametrize(
-    "options", [{}, {"max_shard_size": "300KB"}, {"safe_serialization": False}, {"variant": "fp16"}], ids=str
-)
-def test_we_load_diffusers_folder(model: str, options: dict, tmp_path: Path) -> None:
-    vae = make(MODELS[model])
-    values = vae.config.to_dict()
-    values.pop("_class_name")
-    other = theirs(vae)(**values)
-    other.load_state_dict(vae.state_dict())
-    other.save_pretrained(tmp_path, **options)
-    loaded = AutoencoderKL.from_pretrained(tmp_path, variant=options.get("variant"))
-    assert_same_weights(loaded, vae)
-    assert loaded.config == vae.config
-
-
-@pytest.mark.parametrize("model", [n for n in DIFFUSERS_MODELS if "FLUX.2" not in n and "levels" not in n])
-def test_diffusers_loads_our_single_file(model: str, tmp_path: Path) -> None:
-    """Its FLUX.2 class has no LDM keys, and its converter leaves out attentions in the levels."""
-    vae = make(MODELS[model])
-    save_single_file(vae, tmp_path / "vae.safetensors")
-    vae.save_pretrained(tmp_path / "config")
-    other = diffusers.AutoencoderKL.from_single_file(
-        str(tmp_path / "vae.safetensors"), config=str(tmp_path / "config"), local_files_only=True
-    )
-    assert_same_weights(vae, other)
 
 
 def test_metadata_of_a_single_file(tmp_path: Path) -> None:

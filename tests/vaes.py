@@ -140,3 +140,17 @@ def assert_same_weights(a: AutoencoderKL, b: AutoencoderKL) -> None:
     for key, weight in left.items():
         assert weight.dtype == right[key].dtype, key
         assert torch.equal(weight, right[key]), key
+
+
+# Every family, and architectures that none of them has.
+MODELS = {family.name: family_fields(family) for family in FAMILIES} | {
+    "FLUX.2 with a small decoder": FLUX2_SMALL_DECODER,
+    "attention in the levels": ATTENTION_EVERYWHERE,
+    "f4": fields(32, 64, 64, scaling_factor=0.3),
+    "f16, 8 channels": fields(32, 32, 32, 32, 32, latent_channels=8),
+    "grey, 3 layers, no mid attention": fields(
+        32, 32, in_channels=1, out_channels=1, layers_per_block=3, mid_block_add_attention=False
+    ),
+    "rgba": fields(32, 64, in_channels=4, out_channels=4, norm_num_groups=16, act_fn="mish", force_upcast=False),
+    "one quant conv": fields(32, use_quant_conv=False),
+}
