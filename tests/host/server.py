@@ -5,7 +5,8 @@ a test sends the messages of a run itself. `python tests/host/server.py --fronte
 address as a line of JSON. Under `/standin/` it takes orders from tests:
 
     POST send      {"type", "data"}                  a message to every open page
-    POST rule      {"path", "status", "delay"}       how requests whose path contains `path` are answered; {} clears
+    POST rule      {"path", "status", "delay"}       how requests whose path contains `path` are answered; {} clears.
+                   A rule with "json" gives the answer itself
     GET  requests                                    [method, path, body] of every request so far
 """
 
@@ -221,6 +222,8 @@ class Backend:
                 await asyncio.sleep(rule.get("delay", 0))
                 if rule.get("status", 200) != 200:
                     return web.Response(status=rule["status"], text="refused by the test")
+                if "json" in rule:
+                    return web.json_response(rule["json"])
         response = await handler(request)
         response.headers.setdefault("Cache-Control", "no-cache")
         return response

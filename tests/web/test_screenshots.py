@@ -4,7 +4,7 @@ share their pictures; Nodes 2.0, whose margins are wider, has its own.
     SEAMLESS_VAE_WRITE_SCREENSHOTS=1 pytest tests/web/test_screenshots.py
 
 takes the pictures anew; look at them before they are kept. Nothing of the machine is in them: the letters are of a font
-that every front end brings along, and what the back end answers is given here.
+that every front end brings along, unhinted, and what the back end answers is given here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -26,7 +25,6 @@ from web import models
 
 STORED = Path(__file__).with_name("screenshots")
 SEEN = Path(__file__).resolve().parents[2] / "build" / "screenshots"
-ROUTES = "**/seamless_vae/*"
 WRITE = bool(os.environ.get("SEAMLESS_VAE_WRITE_SCREENSHOTS"))
 # Another release of the browser may round the edges of letters otherwise: a little on many pixels, much on a few. Text
 # that has moved by one pixel differs much in 4 to 7 % of all pixels, names as bright as their values in 0.6 to 1 %.
@@ -35,7 +33,7 @@ FEW = 0.004  # of all pixels
 
 FONT = """
 @font-face { font-family: Pinned; font-weight: 100 900; src: url(/fonts/inter-latin-normal.woff2) }
-.seamless-panel, .seamless-panel * { font-family: Pinned !important }
+.seamless-panel, .seamless-panel * { font-family: Pinned !important; text-rendering: geometricPrecision !important }
 """
 INFO = {
     "name": "flux1.safetensors",
@@ -135,7 +133,6 @@ def pinned(ui: FrontEnd) -> Iterator[FrontEnd]:
         FONT,
     )
     yield ui
-    ui.page.unroute(ROUTES)
     ui.js("document.getElementById('pinned').remove()")
     ui.js("app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
 
@@ -143,8 +140,9 @@ def pinned(ui: FrontEnd) -> Iterator[FrontEnd]:
 def show(ui: FrontEnd, case: str) -> Locator:
     """The panel of a case, filled."""
     node, label, answers, output, text = CASES[case]
-    ui.page.unroute(ROUTES)
-    ui.page.route(ROUTES, lambda route: route.fulfill(json=answers[Path(urlsplit(route.request.url).path).name]))
+    ui.post("/standin/rule", {})
+    for name, answer in answers.items():
+        ui.post("/standin/rule", {"path": f"/seamless_vae/{name}", "json": answer})
     ui.graph([(node, 200, 150)])
     ui.js("(height) => app.canvas.graph.getNodeById(1).setSize([340, height])", 440 if "images" in output else 300)
     if output:
