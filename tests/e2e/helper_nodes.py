@@ -12,8 +12,11 @@ from pathlib import Path
 import comfy.clip_model
 import comfy.controlnet
 import comfy.latent_formats
+import comfy.ldm.wan.vae
 import comfy.model_management
 import comfy.ops
+import comfy.sd
+import comfy.taesd.taesd
 import folder_paths
 import psutil
 import torch
@@ -220,6 +223,31 @@ class RandomCheckpoint:
         return torch.empty(shape).normal_(0, scale, generator=generator).half()
 
 
+class ForeignVAE:
+    """A VAE of the host's own that is no AutoencoderKL, with random weights: one of small pictures, one of video."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "make", ("VAE",)
+    WAN = {  # noqa: RUF012
+        **{"dim": 96, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2},
+        "temperal_downsample": [False, True, True],
+    }
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"kind": (["TAESD", "WanVAE"],)}}
+
+    def make(self, kind):
+        model = comfy.taesd.taesd.TAESD() if kind == "TAESD" else comfy.ldm.wan.vae.WanVAE(**self.WAN)
+        generator = torch.Generator().manual_seed(2)
+        weights = model.state_dict()
+        for key, weight in weights.items():
+            if key.endswith("gamma"):
+                weight.fill_(1)
+            elif weight.ndim:
+                weight.copy_(RandomCheckpoint.draw(key, weight.shape, generator))
+        return (comfy.sd.VAE(sd=weights),)
+
+
 class CopiedVAE:
     """What packs do to a VAE to change it for themselves alone."""
 
@@ -257,6 +285,7 @@ class OwnLoop:
 NODE_CLASS_MAPPINGS = {
     "TestConditioning": Conditioning,
     "TestControlHint": ControlHint,
+    "TestForeignVAE": ForeignVAE,
     "TestLatentControlNet": LatentControlNet,
     "TestRandomCheckpoint": RandomCheckpoint,
     "TestCopiedVAE": CopiedVAE,

@@ -97,6 +97,43 @@ def test_the_hosts_vae_in_our_nodes(comfy: Comfy) -> None:
     assert "SD 1.x" in text and "weights adopted" in text and "160x128" in text
 
 
+@pytest.mark.parametrize("kind", ["TAESD", "WanVAE"])
+def test_vaes_of_other_kinds(comfy: Comfy, kind: str) -> None:
+    workflow = Workflow()
+    image = workflow.add("TestSeededImage", width=64, height=48, batch=7, channels=3, seed=5)[0]
+    vae = workflow.add("TestForeignVAE", kind=kind)[0]
+    encode = {"pixels": image, "vae": vae, "seed": 0, "fit": "crop"}
+    theirs, ours = (
+        workflow.add("VAEEncode", pixels=image, vae=vae),
+        workflow.add("SeamlessVAEEncode", draw="mode", **encode),
+    )
+    decoded = workflow.add("SeamlessVAEDecode", samples=theirs[0], vae=vae, clamp=True)[0]
+    core = workflow.add("VAEDecode", samples=theirs[0], vae=vae)[0]
+    workflow.add("TestKeep", name="core", latent=theirs[0], image=core)
+    workflow.add("TestKeep", name="called", latent=ours[0], image=decoded)
+    rounds = workflow.add("SeamlessVAERoundTrip", pixels=image, vae=vae)
+    inspected = workflow.add("SeamlessVAEInspect", vae=vae)
+    run = comfy.run(workflow)
+    assert run.error is None
+    (core, _), (called, _) = comfy.kept("core"), comfy.kept("called")
+    for key in ("samples", "image"):
+        assert (core[key] - called[key]).abs().max() < TOLERANCE
+    frames = 7 if kind == "TAESD" else 5  # the first, and a group of four
+    assert called["image"].shape == (frames, 48, 64, 3)
+    shown = run.shown[rounds[0][0]]
+    assert len(shown["images"]) == 3 * frames and ("first 5 of 7" in shown["text"][0]) == (frames == 5)
+    assert run.shown[inspected[0][0]]["text"][0].startswith(f"no AutoencoderKL: {kind}")
+    assert f"Seamless VAE: {kind} is no AutoencoderKL, so its own methods are called." in comfy.log()
+
+    workflow = Workflow()
+    vae = workflow.add("TestForeignVAE", kind=kind)[0]
+    image = workflow.add("TestSeededImage", width=64, height=48, batch=7, channels=3, seed=5)[0]
+    drawn = workflow.add("SeamlessVAEEncode", draw="sample", **{**encode, "pixels": image, "vae": vae})[0]
+    workflow.add("TestKeep", name="never", latent=drawn)
+    error = comfy.run(workflow).error
+    assert error is not None and "drawing a sample is not possible with this VAE" in error
+
+
 def test_inpainting_keeps_what_is_not_masked(comfy: Comfy) -> None:
     workflow = Workflow()
     image = workflow.add("TestSeededImage", width=101, height=77, batch=1, channels=3, seed=6)[0]
