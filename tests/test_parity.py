@@ -17,6 +17,8 @@ from vae_core import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussianDistrib
 
 # Outputs are of order one; the plain kernels differ in the order of a few additions at most.
 TOLERANCE = 1e-5
+# Through both halves the encoder's rounding goes on into the decoder, and both are about 1e-5 from float64.
+FORWARD_TOLERANCE = 3e-5
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
@@ -127,10 +129,10 @@ def test_blended_tiling_with_other_tiles(tile: int, overlap: float) -> None:
     assert_same(ours.decode(z).sample, theirs.decode(z).sample)
     for model in (ours, theirs):
         model.enable_slicing()
-    assert_same(ours(x).sample, theirs(x).sample)
+    assert_same(ours(x).sample, theirs(x).sample, FORWARD_TOLERANCE)
     for model in (ours, theirs):
         model.disable_tiling()
-    assert_same(ours(x).sample, theirs(x).sample)
+    assert_same(ours(x).sample, theirs(x).sample, FORWARD_TOLERANCE)
 
 
 def test_blend_functions() -> None:

@@ -25,8 +25,8 @@ _PATCHABLE = ("forward", "_conv_forward", "__call__", "_call_impl")
 def find_change(module: nn.Module) -> str | None:
     """The first thing under `module` that someone has changed, in words; None if all is as the classes say.
 
-    Looked for: hooks, also global ones; another class, a parametrization, a patched or a compiled method; a convolution with
-    another padding; a custom attention processor.
+    Looked for: hooks, also global ones; another class, a parametrization, a patched or a compiled method; a
+    convolution with another padding; a custom attention processor.
     """
     if any(getattr(torch_module, name, None) for name in _GLOBAL_HOOKS):
         return "a forward hook on all modules"
