@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..vae_core.image import Picture
-from . import inputs, latents, unwrap
+from . import checks, inputs, latents, unwrap
 from .watch import Watch
 
 
@@ -52,6 +52,7 @@ class VAEEncode:
         unique_id: str | None = None,
         **tiling: Any,
     ) -> tuple[latents.Latent, latents.Latent, Tensor]:
+        checks.check_choice("draw", draw, inputs.DRAWS)
         opened, how = unwrap.opened(vae, **tiling)
         if draw == "sample":
             unwrap.model_of(opened, "drawing a sample", "Choose mode, or use Seamless VAE Load with another file")

@@ -74,8 +74,8 @@ def vae_path(name: str) -> Path:
         )
     roots = folder_paths(kind)
     for root in roots:
-        path = root / inner
-        if path.is_dir() if mark in (FOLDER_MARK, DIFFUSERS_MARK) else path.is_file():
+        path = root / inner  # os.path's take a name that no system allows, such as one too long, for one not there
+        if os.path.isdir(path) if mark in (FOLDER_MARK, DIFFUSERS_MARK) else os.path.isfile(path):
             return path
     places = " or ".join(str(root) for root in roots) or f"the host's {kind} folder, which is not registered"
     raise CheckpointError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..vae_core import masks
-from . import inputs, latents, unwrap
+from . import checks, inputs, latents, unwrap
 from .watch import Watch
 
 
@@ -59,8 +59,9 @@ class VAEInpaintEncode:
         self, pixels: Tensor, vae: Any, mask: Tensor, grow: int = 6, feather: int = 0, unique_id: str | None = None
     ) -> tuple[latents.Latent]:
         opened, how = unwrap.opened(vae)
-        unwrap.checked_image(pixels)
-        grown = masks.grow_mask(unwrap.checked_mask(mask, pixels), grow, feather)
+        checks.check_at_least(0, grow=grow, feather=feather)
+        checks.checked_image(pixels)
+        grown = masks.grow_mask(checks.checked_mask(mask, pixels), grow, feather)
         latent, picture = unwrap.encode(opened, pixels, "pad", how, Watch(unique_id))
         latent.pop("logvar")
         noise_mask = masks.extend_mask(grown, *picture.pixels.shape[-2:])
@@ -98,10 +99,10 @@ class VAEInpaintComposite:
     def composite(
         self, samples: latents.Latent, vae: Any, original: Tensor, mask: Tensor, unique_id: str | None = None
     ) -> tuple[Tensor]:
-        unwrap.checked_image(original)
-        weights = unwrap.checked_mask(mask, original)
+        checks.checked_image(original)
+        weights = checks.checked_mask(mask, original)
         opened, how = unwrap.opened(vae)
-        unwrap.check_batches(pictures=len(original), latents=len(latents.samples_of(samples)), masks=len(weights))
+        checks.check_batches(pictures=len(original), latents=len(latents.samples_of(samples)), masks=len(weights))
         shape = unwrap.decoded_shape(opened, samples)
         if shape is not None:  # sizes that do not go together are told before anything is decoded
             painted = torch.empty(shape, device="meta")

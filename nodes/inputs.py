@@ -6,6 +6,8 @@ from typing import Any
 
 CATEGORY = "latent/seamless"
 MAX_SEED = 2**64 - 1
+DRAWS = ["mode", "sample"]
+MODES, WRAPS = ["exact", "blended"], ["none", "x", "y", "both"]
 
 Input = tuple[Any, dict[str, Any]]
 
@@ -34,7 +36,7 @@ def vae() -> Input:
 
 def draw() -> Input:
     return choice(
-        ["mode", "sample"],
+        DRAWS,
         "mode takes the most likely latent, which is the same every time. "
         "sample draws one at random by the seed, as training does.",
     )
@@ -71,7 +73,7 @@ def tiling() -> dict[str, Input]:
     """The inputs that both tiled nodes have, in their order."""
     return {
         "mode": choice(
-            ["exact", "blended"],
+            MODES,
             "exact works in strips and gives the very picture that the untiled node gives. "
             "blended works in square tiles that are faded into each other: approximate, for comparison with others.",
         ),
@@ -110,7 +112,7 @@ def tiling() -> dict[str, Input]:
             },
         ),
         "wrap": choice(
-            ["none", "x", "y", "both"],
+            WRAPS,
             "Axes along which the picture continues at its other side, for seamless textures. Exact mode only.",
         ),
     }

@@ -42,6 +42,9 @@ def samples_of(latent: Mapping[str, Any], dimensions: Sequence[int] = (4,)) -> T
             "this latent is nested: it holds tensors of several shapes, such as video and sound. "
             "Take it apart with the nodes that go with its model, and connect the part with the pictures."
         )
+    if not isinstance(samples, Tensor) or samples.is_complex():
+        found = f"a tensor of {samples.dtype}" if isinstance(samples, Tensor) else type(samples).__name__
+        raise ShapeError(f"this is no latent: its samples are {found}. Connect the output of an encoder.")
     if samples.ndim not in dimensions:
         what = {3: "of sound", 5: "of video"}.get(samples.ndim, "of something else")
         raise ShapeError(
@@ -139,8 +142,8 @@ def batch_indices(latent: Mapping[str, Any]) -> list[int]:
     """The numbers that the items of a latent have in the batch that they come from."""
     count = len(latent["samples"])
     indices = latent.get("batch_index")
-    if isinstance(indices, Sequence) and len(indices) == count:
-        return [int(index) for index in indices]
+    if isinstance(indices, Sequence) and len(indices) == count and all(isinstance(each, int) for each in indices):
+        return list(indices)
     return list(range(count))
 
 
@@ -176,4 +179,5 @@ def fitted_size(latent: Mapping[str, Any], height: int, width: int) -> tuple[int
     fit = latent.get(FIT_KEY)
     if not isinstance(fit, Sequence) or len(fit) != 4 or tuple(fit[2:]) != tuple(latent["samples"].shape[-2:]):
         return height, width  # none, or the latent was scaled or cropped since
-    return (int(fit[0]), int(fit[1])) if fit[0] <= height and fit[1] <= width else (height, width)
+    fits = all(isinstance(side, int) and 0 < side <= most for side, most in zip(fit, (height, width), strict=False))
+    return (fit[0], fit[1]) if fits else (height, width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..vae_core.preview import posterior_picture
-from . import inputs, latents, show
+from . import checks, inputs, latents, show
 
 
 class VAESamplePosterior:
@@ -64,6 +64,9 @@ class VAESamplePosterior:
         temperature: float = 1.0,
         count: int = 1,
     ) -> tuple[latents.Latent]:
+        checks.check_choice("draw", draw, inputs.DRAWS)
+        checks.check_at_least(0, temperature=temperature)
+        checks.check_at_least(1, count=count)
         found = latents.posterior_of(posterior)
         repeated = latents.repeat({key: value for key, value in posterior.items() if key != "logvar"}, count)
         indices = latents.batch_indices(repeated)
@@ -96,5 +99,6 @@ class PosteriorPreview:
 
     def preview(self, posterior: latents.Latent) -> dict[str, Any]:
         found = latents.posterior_of(posterior)
+        checks.check_finite(found.parameters, "posterior")
         image = posterior_picture(found.mean, found.logvar).movedim(1, -1).contiguous()
         return {"ui": {"images": show.images(image, "posterior")}, "result": (image,)}

@@ -21,7 +21,7 @@ from ..vae_core.image import to_pil
 from ..vae_core.posterior import DiagonalGaussianDistribution
 from ..vae_core.preview import latent_colours
 from ..vae_core.streaming.engine import WrapName
-from . import host, latents
+from . import checks, host, latents
 from .adopt import Autoencoder
 from .watch import Watch
 
@@ -58,12 +58,15 @@ def decode(vae: Autoencoder, samples: Tensor, options: Options, watch: Watch) ->
 
     Raises:
         ShapeError: latents of another family.
-        MemoryBudgetError: memory runs out in every way of running.
+        NonFiniteError: latents that hold no numbers.
+        MemoryBudgetError: a picture that the whole memory cannot hold, or memory runs out in every way of running.
     """
     latents.check(vae.model, samples)
     watch.stage(lambda: _latent_preview(samples))
     shape, ratio = raw_shape(vae, samples), vae.config.spatial_ratio
     image_size = (shape[0], shape[2] * ratio, shape[3] * ratio, vae.config.out_channels)
+    check_room(vae, shape)
+    checks.check_finite(samples, "latent")
 
     def run(model: AutoencoderKL, plan: _Planned) -> Tensor:
         image = torch.empty(image_size, dtype=vae.output_dtype, device=vae.output_device)
@@ -88,9 +91,11 @@ def encode(vae: Autoencoder, pixels: Tensor, options: Options, watch: Watch) -> 
 
     Raises:
         ShapeError: pictures that do not fit the VAE.
+        NonFiniteError: pictures that hold no numbers.
         MemoryBudgetError: memory runs out in every way of running.
     """
     vae.model.check_image(pixels)
+    checks.check_finite(pixels, "image")
     watch.stage(lambda: _thumbnail(pixels[:1, :3]))
 
     def run(model: AutoencoderKL, plan: _Planned) -> tuple[Tensor, Tensor]:
@@ -111,6 +116,16 @@ def encode(vae: Autoencoder, pixels: Tensor, options: Options, watch: Watch) -> 
         return torch.cat(means), torch.cat(logvars)
 
     return _with_fallbacks(vae, tuple(pixels.shape), True, options, watch, run)
+
+
+def check_room(vae: Autoencoder, shape: tuple[int, ...]) -> None:
+    """Raise MemoryBudgetError if what raw z of this shape decode to is larger than all memory where it would lie."""
+    checks.check_room(
+        (shape[0], *(side * vae.config.spatial_ratio for side in shape[2:]), vae.config.out_channels),
+        vae.output_dtype,
+        vae.output_device,
+        host.total_memory(vae.output_device),
+    )
 
 
 @dataclass(frozen=True)

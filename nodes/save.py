@@ -6,8 +6,10 @@ from typing import Any
 
 from ..vae_core import save_single_file
 from ..vae_core.checkpoints.build import parse_dtype
-from . import inputs, show, unwrap
+from . import checks, inputs, show, unwrap
 from .adopt import open_vae
+
+FORMATS = ["diffusers", "single_file"]
 
 
 class VAESave:
@@ -35,7 +37,7 @@ class VAESave:
                     {"default": "vae/seamless", "tooltip": "Name below the output folder; a number is appended."},
                 ),
                 "format": inputs.choice(
-                    ["diffusers", "single_file"],
+                    FORMATS,
                     "diffusers is a folder with config.json. single_file is one safetensors file.",
                 ),
                 "dtype": inputs.choice(
@@ -47,6 +49,7 @@ class VAESave:
     def save(
         self, vae: Any, filename_prefix: str = "vae/seamless", format: str = "diffusers", dtype: str = "auto"
     ) -> dict[str, Any]:
+        checks.check_choice("format", format, FORMATS)
         opened = unwrap.model_of(open_vae(vae), "saving")
         path = show.numbered_path(filename_prefix, ".safetensors" if format == "single_file" else "")
         model = opened.copy_on_cpu(parse_dtype(dtype))

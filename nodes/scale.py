@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..vae_core.latent import from_diffusion, to_diffusion
-from . import inputs, latents, unwrap
+from . import checks, inputs, latents, unwrap
 from .adopt import open_vae
+
+SCALES = ["diffusion", "raw"]
 
 
 class LatentScale:
@@ -32,13 +34,14 @@ class LatentScale:
                     "VAE", "The VAE whose scale and shift count; see latent_scale of Seamless VAE Load."
                 ),
                 "to": inputs.choice(
-                    ["diffusion", "raw"],
+                    SCALES,
                     "diffusion turns raw latents into what the diffusion model sees. raw goes back.",
                 ),
             }
         }
 
     def scale(self, samples: latents.Latent, vae: Any, to: str = "diffusion") -> tuple[latents.Latent]:
+        checks.check_choice("to", to, SCALES)
         opened = unwrap.model_of(open_vae(vae), "scaling")
         z = latents.samples_of(samples)
         latents.check(opened.model, z)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 import uuid
@@ -33,7 +34,7 @@ def numbered_path(prefix: str, ending: str) -> Path:
     %year%, %month%, %day%, %hour%, %minute% and %second% in the prefix are replaced, as by the host.
 
     Raises:
-        CheckpointError: a prefix that is empty or leads out of the folder.
+        CheckpointError: a prefix that is empty or leads out of the folder, or one that cannot be a name there.
     """
     now = time.localtime()
     parts = zip(("year", "month", "day", "hour", "minute", "second"), now[:6], strict=True)
@@ -45,7 +46,15 @@ def numbered_path(prefix: str, ending: str) -> Path:
             f"the name {prefix!r} leads out of the output folder or is empty. Give a name such as vae/seamless."
         )
     path = host.directory("output") / name
-    path.parent.mkdir(parents=True, exist_ok=True)
     taken = re.compile(rf"{re.escape(path.name)}_(\d+)_?(\..*)?")
-    numbers = [int(match[1]) for each in path.parent.iterdir() if (match := taken.fullmatch(each.name))]
-    return path.with_name(f"{path.name}_{max(numbers, default=0) + 1:05d}{ending}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        numbers = [int(match[1]) for each in path.parent.iterdir() if (match := taken.fullmatch(each.name))]
+        found = path.with_name(f"{path.name}_{max(numbers, default=0) + 1:05d}{ending}")
+        with contextlib.suppress(FileNotFoundError):
+            found.lstat()  # refuses a name that is too long
+    except OSError as error:
+        raise CheckpointError(
+            f"nothing can be saved as {str(path)!r}: {error.strerror}. Give another name, or look at the folder."
+        ) from None
+    return found

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from ..vae_core import TileSpec
 from ..vae_core.autoencoder_kl import channels_text
-from ..vae_core.errors import ImageError, ShapeError, TilingError
+from ..vae_core.errors import ShapeError, TilingError
 from ..vae_core.image import Picture, from_image
-from ..vae_core.masks import fit_mask
 from ..vae_core.posterior import LOGVAR_RANGE
-from . import host, latents, run
+from . import checks, host, inputs, latents, run
 from .adopt import Autoencoder, Foreign, open_vae
 from .watch import Watch
 
@@ -46,7 +45,11 @@ def tiling_options(
 
     Raises:
         TilingError: a tile smaller than a latent position, an overlap that does not fit, or blended tiles that wrap.
+        ConfigError: a value that is none of the choices, or below 0.
     """
+    checks.check_choice("mode", mode, inputs.MODES)
+    checks.check_choice("wrap", wrap, inputs.WRAPS)
+    checks.check_at_least(0, tile_size=tile_size, overlap=overlap, memory_budget=memory_budget)
     if tile_size and tile_size < ratio:
         raise TilingError(
             f"a tile of {tile_size} pixels is smaller than a latent position of this VAE, which is {ratio}. "
@@ -74,7 +77,7 @@ def encode(
     Raises:
         ImageError, ShapeError: what cannot be encoded.
     """
-    picture = from_image(checked_image(image), channels=check_encodes(vae), multiple=ratio_of(vae), fit=fit)  # type: ignore
+    picture = from_image(checks.checked_image(image), channels=check_encodes(vae), multiple=ratio_of(vae), fit=fit)  # type: ignore
     if isinstance(vae, Autoencoder):
         mean, logvar = run.encode(vae, picture.pixels, how, watch)
     else:
@@ -120,41 +123,6 @@ def decoded_shape(vae: Autoencoder | Foreign, latent: Mapping[str, Any]) -> tupl
     batch, _, rows, columns = run.raw_shape(vae, samples)
     ratio = vae.config.spatial_ratio
     return batch, *latents.fitted_size(latent, rows * ratio, columns * ratio), vae.config.out_channels
-
-
-def checked_image(image: Any) -> Tensor:
-    """An IMAGE, if it is one.
-
-    Raises:
-        ImageError: a video's frames in one, an empty batch, or no picture at all.
-    """
-    if not isinstance(image, Tensor) or image.ndim != 4 or 0 in image.shape:
-        shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise ImageError(
-            f"this is no batch of pictures: {shape}, where [batch, height, width, channels] is needed, with "
-            f"one picture at least. Check what is connected to the input."
-        )
-    return image
-
-
-def checked_mask(mask: Any, image: Tensor) -> Tensor:
-    """A MASK as [B, H, W] of the size of pictures [B, H, W, C], for as many of them or for all.
-
-    Raises:
-        ImageError: no mask, or as many as do not go with the pictures.
-    """
-    if not isinstance(mask, Tensor):
-        raise ImageError(f"this is no mask but {type(mask).__name__}. Check what is connected to the input.")
-    found = fit_mask(mask, (int(image.shape[1]), int(image.shape[2])))
-    check_batches(pictures=len(image), masks=len(found))
-    return found
-
-
-def check_batches(**counts: int) -> None:
-    """Raise ImageError unless all of these are as many, or one."""
-    if len(set(counts.values()) - {1}) > 1:
-        listed = ", ".join(f"{count} {name}" for name, count in counts.items())
-        raise ImageError(f"these do not go together: {listed}. Give as many of each, or one.")
 
 
 def unit_pixels(picture: Picture) -> Tensor:

@@ -20,11 +20,13 @@ from ..vae_core.errors import CheckpointError, ConfigError
 from ..vae_core.image import from_image
 from . import host, latents, run
 from .adopt import Autoencoder
+from .checks import checked_image
 from .families import family_fields
 from .first_stage import FirstStage
 from .watch import Watch
 
 logger = logging.getLogger("seamless_vae")
+FRAMES = (4, 5)  # dimensions, of pictures and of a video's frames
 
 
 class WireMethods:
@@ -54,6 +56,7 @@ class WireMethods:
     ) -> Tensor:
         """As `encode`, in strips about as large as a tile of so many pixels; the result is that of `encode`."""
         ratio = latents.wire_ratio(self.first_stage_model.autoencoder)
+        pixel_samples = checked_image(pixel_samples, FRAMES)
         options = self._strips(tile_x, tile_y, pixel_samples.shape[-2], ratio)
         return self._encode(pixel_samples, options)
 
@@ -71,10 +74,11 @@ class WireMethods:
         overlap_t: int | None = None,
     ) -> Tensor:
         """As `decode`, in strips about as large as a tile of so many latent positions; equal to `decode`."""
+        samples = latents.samples_of({"samples": samples}, FRAMES)
         return self._decode(samples, self._strips(tile_x, tile_y, samples.shape[-1], 1))
 
     def _encode(self, pixels: Tensor, options: run.Options) -> Tensor:
-        model = self.first_stage_model.autoencoder
+        model, pixels = self.first_stage_model.autoencoder, checked_image(pixels, FRAMES)
         if pixels.ndim == 5:  # frames of a video, one by one
             pixels = pixels.flatten(0, 1)
         picture = from_image(pixels, channels=model.config.in_channels, multiple=latents.wire_ratio(model), fit="crop")
@@ -82,6 +86,7 @@ class WireMethods:
         return mean.to(self.vae_output_dtype())
 
     def _decode(self, samples: Tensor, options: run.Options) -> Tensor:
+        samples = latents.samples_of({"samples": samples}, FRAMES)
         if samples.ndim == 5 and samples.shape[2] == 1:  # one frame
             samples = samples[:, :, 0]
         samples = latents.samples_of({"samples": samples})

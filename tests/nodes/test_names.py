@@ -65,6 +65,7 @@ BAD_NAMES = [
     *("../../secret.safetensors", "sub/../../../secret.safetensors", "..\\..\\secret.safetensors", "/etc/passwd"),
     *("C:\\secret.safetensors", "C:secret.safetensors", "\\\\server\\share\\x.safetensors", "", " [folder]"),
     *(".. [folder]", "../.. [checkpoint]", "../vae/plain [diffusers]", "a\0b.safetensors"),
+    *("a" * 5000, f"{'a' * 300} [folder]", "\udcff.safetensors"),
 ]
 
 
@@ -80,6 +81,25 @@ def test_names_that_are_gone_or_of_another_kind(pack: Pack, models: Path) -> Non
         with pytest.raises(ValueError, match="there is no VAE named.*Put it there"):
             path(name)
     assert path("demo").name == "demo" and path("plain [folder]") == models / "vae" / "plain"
+
+
+def test_links_and_letters_of_any_kind(pack: Pack, models: Path, make: Makers, host: Host) -> None:
+    """As people keep models on another disk; a link to nowhere is as good as no file."""
+    elsewhere, core = host.folder / "elsewhere", pack.module("vae_core")
+    core.save_single_file(make.model(), elsewhere / "模型 ü.safetensors")
+    make.model().save_pretrained(elsewhere / "folder é")
+    try:
+        (models / "vae" / "disk").symlink_to(elsewhere, target_is_directory=True)
+        (models / "vae" / "broken.safetensors").symlink_to(elsewhere / "nothing")
+        (models / "vae" / "again").symlink_to(models / "vae", target_is_directory=True)
+    except OSError:
+        pytest.skip("this system lets nobody make links")
+    names = [name.replace("\\", "/") for name in pack.module("nodes.host").vae_names()]
+    assert "disk/folder é [folder]" in names and "plain [folder]" in names
+    for name in ("disk/模型 ü.safetensors", "disk/folder é [folder]", "again/plain [folder]"):
+        pack.run("SeamlessVAELoad", vae_name=name)
+    with pytest.raises(ValueError, match="there is no VAE named 'broken.safetensors'"):
+        pack.run("SeamlessVAELoad", vae_name="broken.safetensors")
 
 
 def test_without_a_host(pack: Pack) -> None:

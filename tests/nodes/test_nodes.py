@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -328,6 +329,19 @@ def test_names_out_of_the_output_folder(pack: Pack, make: Makers, host: Host, pr
     with pytest.raises(ValueError, match="leads out of the output folder or is empty"):
         pack.run("SeamlessVAESave", vae=make.vae(), filename_prefix=prefix)
     assert not (host.folder / "output").exists()
+
+
+@pytest.mark.parametrize("prefix", ["a" * 400, "file/x", f"{'b' * 300}/x"])
+def test_names_that_nothing_can_be_saved_as(pack: Pack, make: Makers, host: Host, prefix: str) -> None:
+    (host.folder / "output").mkdir()
+    (host.folder / "output" / "file").write_text("no folder")
+    with pytest.raises(ValueError, match="nothing can be saved as .* Give another name"):
+        pack.run("SeamlessVAESave", vae=make.vae(), filename_prefix=prefix)
+
+
+def test_names_in_any_letters(pack: Pack, make: Makers, host: Host) -> None:
+    (path,) = pack.run("SeamlessVAESave", vae=make.vae(), filename_prefix="ünï/模型 %year%")
+    assert (host.folder / "output" / "ünï") == Path(path).parent and (Path(path) / "config.json").is_file()
 
 
 def test_results_can_be_told_to_the_page(pack: Pack, make: Makers) -> None:

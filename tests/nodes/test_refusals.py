@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from host.stand_in import Host, Pack
@@ -24,6 +25,8 @@ BAD_LATENTS: dict[str, Any] = {
     "this latent is empty": torch.zeros(0, 4, 8, 8),
     "this latent is nested": Nested(),
     "this is no latent": None,
+    "this is no latent: its samples are ndarray": np.zeros((1, 4, 8, 8)),
+    "this is no latent: its samples are a tensor of torch.complex64": torch.zeros(1, 4, 8, 8, dtype=torch.complex64),
 }
 
 
@@ -54,17 +57,20 @@ BAD_PICTURES: dict[str, Any] = {
     "no batch of pictures: \\(8, 8, 3\\)": torch.zeros(8, 8, 3),
     "no batch of pictures: NoneType": None,
     "5 channels has no known colours": torch.zeros(1, 8, 8, 5),
+    "this picture is of uint8, whose white is not known": torch.full((1, 8, 8, 3), 255, dtype=torch.uint8),
+    "this picture is of complex64": torch.zeros(1, 8, 8, 3, dtype=torch.complex64),
     "already holds 192 values that are NaN": torch.full((1, 8, 8, 3), float("nan")),
 }
 
 
 @pytest.mark.parametrize("node", ["SeamlessVAEEncode", "SeamlessVAERoundTrip", "SeamlessVAEInpaintEncode"])
 @pytest.mark.parametrize("message", BAD_PICTURES)
-def test_pictures_that_do_not_fit(pack: Pack, make: Makers, node: str, message: str) -> None:
+def test_pictures_that_do_not_fit(pack: Pack, make: Makers, host: Host, node: str, message: str) -> None:
     others = {"mask": torch.ones(1, 8, 8)} if node == "SeamlessVAEInpaintEncode" else {}
     with pytest.raises(Exception, match=message) as caught:
         pack.run(node, pixels=BAD_PICTURES[message], vae=make.vae(), **others)
     assert isinstance(caught.value, pack.module("vae_core").VAEError) and str(caught.value).endswith(".")
+    assert not host.loads
 
 
 @pytest.mark.parametrize("mask", [None, torch.zeros(0, 8, 8), torch.zeros(2, 8, 8)])
@@ -77,3 +83,104 @@ def test_masks_that_do_not_fit(pack: Pack, make: Makers, host: Host, mask: Any) 
         with pytest.raises(ValueError, match="no mask|is none|do not go together"):
             pack.run(node, vae=vae, mask=mask, **inputs)
     assert not host.loads
+
+
+@pytest.mark.parametrize("call", ["encode", "encode_tiled", "decode", "decode_tiled"])
+@pytest.mark.parametrize("what", [None, [1], torch.zeros(8), torch.zeros(1, 8, 8, 3, dtype=torch.complex64)])
+def test_what_core_nodes_and_packs_hand_over(pack: Pack, make: Makers, host: Host, call: str, what: Any) -> None:
+    with pytest.raises(ValueError, match="no batch of pictures|this picture is of|this is no latent|this latent is of"):
+        getattr(make.vae(), call)(what)
+    assert not host.loads
+
+
+def test_a_latent_without_numbers_in_a_large_batch(pack: Pack, make: Makers, host: Host) -> None:
+    """Told before the items in front of it are decoded."""
+    latent = make.latent(4, 4, 64, 64)
+    latent["samples"][3, 0, 0, 0] = float("inf")
+    with pytest.raises(ArithmeticError, match="this latent already holds 1 values that are NaN or infinite, of 65536"):
+        pack.run("SeamlessVAEDecode", samples=latent, vae=make.vae())
+    assert not host.loads and not host.progress
+
+
+@pytest.mark.parametrize(
+    "node", ["SeamlessVAEDecode", "SeamlessVAEDecodeTiled", "SeamlessVAESwap", "SeamlessVAEInspect"]
+)
+def test_pictures_that_no_memory_holds(pack: Pack, make: Makers, host: Host, node: str) -> None:
+    """At once: a plan of so many strips would take hours."""
+    vae, latent = make.vae(), {"samples": torch.zeros(1, 4, 1, 1).expand(1, 4, 40000, 40000)}
+    others = {"from_vae": vae, "to_vae": vae} if node == "SeamlessVAESwap" else {"vae": vae}
+    with pytest.raises(MemoryError, match="1 picture of 80000x80000, which take 71.5 GiB, and cpu has 16.0 GiB in all"):
+        pack.run(node, samples=latent, **others)
+    assert not host.loads
+
+
+def test_masks_that_hold_no_numbers(pack: Pack, make: Makers, host: Host) -> None:
+    mask = torch.ones(1, 20, 24)
+    mask[0, 0, 0] = float("nan")
+    with pytest.raises(ArithmeticError, match="this mask already holds 1 values that are NaN"):
+        pack.run("SeamlessVAEInpaintEncode", pixels=make.image(), vae=make.vae(), mask=mask)
+    assert not host.loads
+
+
+# A host checks what is typed into widgets, but not what other nodes give to them.
+LINKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "grow is -6. Give 0 or more": ("SeamlessVAEInpaintEncode", {"grow": -6}),
+    "feather is -1": ("SeamlessVAEInpaintEncode", {"feather": -1}),
+    "temperature is -0.5": ("SeamlessVAESamplePosterior", {"temperature": -0.5}),
+    "temperature is nan": ("SeamlessVAESamplePosterior", {"temperature": float("nan")}),
+    "count is 0. Give 1 or more": ("SeamlessVAESamplePosterior", {"count": 0}),
+    "draw is 'mean'. Choose one of mode, sample": ("SeamlessVAESamplePosterior", {"draw": "mean"}),
+    "draw is 'Sample'": ("SeamlessVAEEncode", {"draw": "Sample"}),
+    "memory_budget is inf": ("SeamlessVAEDecodeTiled", {"memory_budget": float("inf")}),
+    "memory_budget is -1.0": ("SeamlessVAEDecodeTiled", {"memory_budget": -1.0}),
+    "tile_size is -8": ("SeamlessVAEDecodeTiled", {"tile_size": -8}),
+    "overlap is -8": ("SeamlessVAEDecodeTiled", {"mode": "blended", "overlap": -8}),
+    "mode is 'feathered'. Choose one of exact, blended": ("SeamlessVAEDecodeTiled", {"mode": "feathered"}),
+    "wrap is 'z'": ("SeamlessVAEDecodeTiled", {"wrap": "z"}),
+    "to is 'latent'": ("SeamlessLatentScale", {"to": "latent"}),
+    "format is 'gguf'": ("SeamlessVAESave", {"format": "gguf"}),
+    "latent_scale is 'SD 9'. Choose one of auto, SD 1.x": ("SeamlessVAELoad", {"latent_scale": "SD 9"}),
+}
+
+
+@pytest.mark.parametrize("message", LINKED)
+def test_values_that_are_linked_to_widgets(pack: Pack, make: Makers, host: Host, message: str) -> None:
+    node, changed = LINKED[message]
+    offered: dict[str, Any] = {
+        **{"pixels": make.image(), "mask": torch.ones(1, 20, 24), "samples": make.latent(), "vae_name": "demo"},
+        "posterior": {**make.latent(), "logvar": torch.zeros(1, 4, 10, 12)},
+    }
+    if node != "SeamlessVAELoad":
+        offered["vae"] = make.vae()
+    groups = pack.root.NODE_CLASS_MAPPINGS[node].INPUT_TYPES()
+    with pytest.raises(ValueError, match=message) as caught:
+        pack.run(node, **{name: offered[name] for name in groups["required"] if name in offered}, **changed)
+    assert isinstance(caught.value, pack.module("vae_core").VAEError) and str(caught.value).endswith(".")
+    assert not host.loads
+
+
+def test_a_posterior_without_numbers(pack: Pack, make: Makers) -> None:
+    posterior = {**make.latent(), "logvar": torch.full((1, 4, 10, 12), float("nan"))}
+    with pytest.raises(
+        ArithmeticError, match="this posterior already holds 480 values that are NaN or infinite, of 960"
+    ):
+        pack.run("SeamlessPosteriorPreview", posterior=posterior)
+
+
+FOREIGN_KEYS: dict[str, Any] = {
+    "batch_index": [[None, "x"], ["a", "b"], 3, [0]],
+    "seamless_fit": [("a", "b", 10, 12), (-3, 0, 10, 12), (0, 24, 10, 12), (3.5, 9, 10, 12), "abcd", 7, None],
+}
+
+
+@pytest.mark.parametrize("key", FOREIGN_KEYS)
+def test_keys_that_others_wrote_are_no_obstacle(pack: Pack, make: Makers, key: str) -> None:
+    vae, latent = make.vae(), make.latent(2, 4, 10, 12)
+    (plain,) = pack.run("SeamlessVAEDecode", samples=latent, vae=vae)
+    posterior = {**latent, "logvar": torch.zeros(2, 4, 10, 12)}
+    (drawn,) = pack.run("SeamlessVAESamplePosterior", posterior=posterior, seed=1)
+    for value in FOREIGN_KEYS[key]:
+        (image,) = pack.run("SeamlessVAEDecode", samples={**latent, key: value}, vae=vae)
+        assert torch.equal(image, plain)
+        (again,) = pack.run("SeamlessVAESamplePosterior", posterior={**posterior, key: value}, seed=1)
+        assert torch.equal(again["samples"], drawn["samples"]) and again[key] == value
