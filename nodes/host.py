@@ -65,6 +65,8 @@ def vae_path(name: str) -> Path:
     """
     if name == DEMO_NAME:
         return DEMO_PATH
+    if not isinstance(name, str):
+        raise CheckpointError(f"{name!r} is no name of a VAE. Choose one from the list.")
     kinds = {FOLDER_MARK: "vae", DIFFUSERS_MARK: "diffusers", CHECKPOINT_MARK: "checkpoints"}
     mark = next((mark for mark in kinds if name.endswith(mark)), "")
     kind, inner = kinds.get(mark, "vae"), name.removesuffix(mark)
@@ -73,10 +75,11 @@ def vae_path(name: str) -> Path:
             f"{name!r} is no name of a VAE: it points out of the models' folders. Choose one from the list."
         )
     roots = folder_paths(kind)
+    is_there = os.path.isdir if mark in (FOLDER_MARK, DIFFUSERS_MARK) else os.path.isfile
     for root in roots:
-        path = root / inner  # os.path's take a name that no system allows, such as one too long, for one not there
-        if os.path.isdir(path) if mark in (FOLDER_MARK, DIFFUSERS_MARK) else os.path.isfile(path):
-            return path
+        for path in (root / inner, root / inner.replace("\\", "/")):  # as workflows made on Windows name them
+            if is_there(path):
+                return path
     places = " or ".join(str(root) for root in roots) or f"the host's {kind} folder, which is not registered"
     raise CheckpointError(
         f"there is no VAE named {name!r} in {places}. Put it there, refresh the page, and choose it again."

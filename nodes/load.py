@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..vae_core.errors import VAEError
 from . import host, inputs, wire
 from .families import family_names
 
@@ -51,6 +52,21 @@ class VAELoad:
                 ),
             }
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, vae_name: str | None = None, device: str | None = None) -> bool | str:
+        """Whether a file and a device are there; the host's own check of its lists would tell no remedy.
+
+        Of an input that is linked, the host passes None: it is looked at when it is there.
+        """
+        try:
+            if vae_name is not None:
+                host.vae_path(vae_name)
+            if device is not None:
+                wire.vae_device(device)
+        except VAEError as error:
+            return str(error)
+        return True
 
     def load(self, vae_name: str, dtype: str = "auto", device: str = "auto", latent_scale: str = "auto") -> tuple[Any]:
         return (wire.load(vae_name, dtype, device, latent_scale),)

@@ -220,7 +220,7 @@ def load(name: str, dtype: str = "auto", device: str = "auto", latent_scale: str
         ConfigError: a device that is not there, or a family whose latents have another number of channels.
     """
     path = host.vae_path(name)
-    place = host.vae_device() if device == "auto" else _device(device)
+    place = vae_device(device)
     precision = host.vae_dtype(place) if dtype == "auto" else dtype
     overrides = {} if latent_scale == "auto" else family_fields(latent_scale)
     with torch.inference_mode(False):  # where the host runs nodes; weights made in it could not be moved later
@@ -243,7 +243,14 @@ def load_patcher(
     return load(name, dtype, device, latent_scale).patcher
 
 
-def _device(name: str) -> torch.device:
+def vae_device(name: str) -> torch.device:
+    """The device of a name in the list of devices; of `auto`, the one that the host gives to VAEs.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        return host.vae_device()
     if name != "cpu" and name not in host.accelerators():
         there = ", ".join(["cpu", *host.accelerators()])
         raise ConfigError(f"there is no device {name} here, only {there}. Choose one of these, or auto.")

@@ -267,6 +267,22 @@ def test_error_sentences(comfy: Comfy, case: str) -> None:
     assert run.error.endswith(".")
 
 
+@pytest.mark.parametrize(
+    "changed, part",
+    [
+        ({"vae_name": "gone.safetensors"}, "there is no VAE named 'gone.safetensors' in"),
+        ({"vae_name": "../../secret.safetensors"}, "points out of the models' folders"),
+        ({"device": "cuda:7"}, "there is no device cuda:7 here, only cpu"),
+    ],
+)
+def test_a_workflow_from_another_machine(comfy: Comfy, changed: dict, part: str) -> None:
+    workflow = Workflow()
+    vae = workflow.add("SeamlessVAELoad", **{"vae_name": "demo", **LOAD, **changed})[0]
+    workflow.add("SeamlessVAEInspect", vae=vae)
+    with pytest.raises(AssertionError, match=part):
+        comfy.run(workflow)
+
+
 def swap_run(comfy: Comfy, seed: int) -> Run:
     workflow = Workflow()
     ours, theirs = load(workflow, "demo"), workflow.add("VAELoader", vae_name=HOST_VAE)[0]

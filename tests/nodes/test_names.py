@@ -102,6 +102,24 @@ def test_links_and_letters_of_any_kind(pack: Pack, models: Path, make: Makers, h
         pack.run("SeamlessVAELoad", vae_name="broken.safetensors")
 
 
+def test_names_of_workflows_made_on_windows(pack: Pack, models: Path) -> None:
+    path = pack.module("nodes.host").vae_path
+    assert path("sub\\file.safetensors") == path("sub/file.safetensors")
+    assert path("group\\pipeline [diffusers]") == path("group/pipeline [diffusers]")
+
+
+def test_a_workflow_from_another_machine(pack: Pack, models: Path) -> None:
+    """Refused with what to do, before anything of it runs; the host's own check only shows its list."""
+    check = pack.root.NODE_CLASS_MAPPINGS["SeamlessVAELoad"].VALIDATE_INPUTS
+    for name in pack.module("nodes.host").vae_names():
+        assert check(name, "auto") is check(name, "cpu") is check(name) is check(None, None) is True
+    assert "there is no VAE named 'gone.safetensors'" in check("gone.safetensors", "auto")
+    assert "Put it there, refresh the page" in check("gone.safetensors", "auto")
+    assert "points out of the models' folders" in check("../../secret.safetensors", "auto")
+    assert check("demo", "cuda:7").startswith("there is no device cuda:7 here, only cpu")
+    assert "is no name of a VAE" in check(3, "auto")
+
+
 def test_without_a_host(pack: Pack) -> None:
     assert pack.module("nodes.host").vae_names() == ["demo"]
     with pytest.raises(ValueError, match="not registered"):
