@@ -64,6 +64,8 @@ class VAEInpaintEncode:
         grown = masks.grow_mask(checks.checked_mask(mask, pixels), grow, feather)
         latent, picture = unwrap.encode(opened, pixels, "pad", how, Watch(unique_id))
         latent.pop("logvar")
+        if len(grown) > len(latent["samples"]):  # one picture, to be painted anew in several places
+            latent = latents.repeat(latent, len(grown))
         noise_mask = masks.extend_mask(grown, *picture.pixels.shape[-2:])
         return ({**latent, "noise_mask": noise_mask[:, None]},)
 

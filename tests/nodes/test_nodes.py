@@ -192,6 +192,23 @@ def test_inpaint_encode(pack: Pack, make: Makers) -> None:
     assert torch.equal(small["noise_mask"], torch.ones(1, 1, 22, 24))
 
 
+def test_one_picture_with_several_masks(pack: Pack, make: Makers) -> None:
+    """A latent for each, or a sampler would paint by the first alone."""
+    vae, pixels = make.vae(), make.image(1, 21, 24, 3)
+    masks = torch.zeros(3, 21, 24)
+    for index in range(3):
+        masks[index, :, 8 * index : 8 * index + 8] = 1
+    inpaint = {"pixels": pixels, "vae": vae, "grow": 0}
+    (many,) = pack.run("SeamlessVAEInpaintEncode", mask=masks, **inpaint)
+    (one,) = pack.run("SeamlessVAEInpaintEncode", mask=masks[1:2], **inpaint)
+    assert many["samples"].shape == (3, 4, 11, 12) and many["noise_mask"].shape == (3, 1, 22, 24)
+    assert many["batch_index"] == [0, 1, 2], "each is drawn by its own noise"
+    assert torch.equal(many["samples"][1:2], one["samples"])
+    assert torch.equal(many["noise_mask"][1:2], one["noise_mask"])
+    (images,) = pack.run("SeamlessVAEInpaintComposite", samples=many, vae=vae, original=pixels, mask=masks)
+    assert images.shape == (3, 21, 24, 3) and torch.equal(images[2, :, :16], pixels[0, :, :16])
+
+
 def test_composite_keeps_the_original_bit_for_bit(pack: Pack, make: Makers) -> None:
     vae, original = make.vae(), make.image(1, 21, 25, 4)
     latent, *_ = encode(pack, vae, original, fit="pad")
