@@ -110,6 +110,27 @@ class Memory:
         return {"ui": {"bytes": [psutil.Process().memory_info().rss]}}
 
 
+class Alive:
+    """Tells how many models of ours are in memory, and how many models of any kind the host counts as loaded, once
+    what comes in is there.
+    """
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "test", "tell", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}, "optional": {"image": ("IMAGE",)}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def tell(self, image=None):
+        gc.collect()
+        ours = sum(type(each).__name__ == "FirstStage" for each in gc.get_objects())
+        return {"ui": {"ours": [ours], "loaded": [len(comfy.model_management.current_loaded_models)]}}
+
+
 class Conditioning:
     CATEGORY, FUNCTION, RETURN_TYPES = "test", "make", ("CONDITIONING",)
 
@@ -283,6 +304,7 @@ class OwnLoop:
 
 
 NODE_CLASS_MAPPINGS = {
+    "TestAlive": Alive,
     "TestConditioning": Conditioning,
     "TestControlHint": ControlHint,
     "TestForeignVAE": ForeignVAE,

@@ -82,6 +82,12 @@ class Comfy:
         with urllib.request.urlopen(self.address + path, timeout=60) as answer:
             return json.load(answer)
 
+    def free(self) -> None:
+        """What the menu's "Unload models and free memory" does."""
+        body = json.dumps({"unload_models": True, "free_memory": True}).encode()
+        request = urllib.request.Request(f"{self.address}/free", body, {"Content-Type": "application/json"})
+        urllib.request.urlopen(request, timeout=60).close()
+
     def kept(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         """What a TestKeep node wrote."""
         with safe_open(self.folder / "output" / f"{name}.safetensors", framework="pt") as file:

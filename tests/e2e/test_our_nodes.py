@@ -201,6 +201,37 @@ def test_a_large_decode_within_its_budget(comfy: Comfy) -> None:
     assert (comfy.kept("whole")[0]["image"] - image).abs().max() < TOLERANCE
 
 
+def in_memory(comfy: Comfy, workflow: Workflow, **inputs: list) -> tuple[int, int]:
+    """Models of ours that exist at the end of a workflow, and models that the host counts as loaded."""
+    asked = workflow.add("TestAlive", **inputs)[0][0]
+    run = comfy.run(workflow)
+    assert run.error is None
+    return run.shown[asked]["ours"][0], run.shown[asked]["loaded"][0]
+
+
+def test_our_vae_is_unloaded_with_everything_else(comfy: Comfy) -> None:
+    images = []
+    for _ in range(2):
+        workflow = Workflow()
+        vae, theirs = load(workflow, SMALL_VAE), workflow.add("VAELoader", vae_name=HOST_VAE)[0]
+        latent = workflow.add("TestSeededLatent", width=8, height=8, batch=1, channels=4, seed=1, frames=0)[0]
+        first, second = (
+            workflow.add("SeamlessVAEDecode", samples=latent, vae=each, clamp=True)[0] for each in (vae, theirs)
+        )
+        both = workflow.add("ImageBatch", image1=first, image2=second)[0]
+        workflow.add("TestKeep", name="unloaded", image=both)
+        ours, loaded = in_memory(comfy, workflow, image=both)
+        assert ours >= 1 and loaded >= 2
+        images.append(comfy.kept("unloaded")[0]["image"])
+        comfy.free()
+        for _ in range(50):
+            if in_memory(comfy, Workflow()) == (0, 0):
+                break
+            time.sleep(0.2)
+        assert in_memory(comfy, Workflow()) == (0, 0)
+    assert torch.equal(*images)
+
+
 def test_progress_previews_and_status(comfy: Comfy) -> None:
     workflow = Workflow()
     vae = load(workflow, "demo")
