@@ -75,8 +75,24 @@ def test_it_crosses_transformations() -> None:
 
 def test_what_are_no_moments() -> None:
     for shape in ((2, 3, 4, 4), (8, 4)):
-        with pytest.raises(ShapeError, match="even number of channels"):
-            FlaxDiagonalGaussianDistribution(jnp.zeros(shape))
+        moments = FlaxDiagonalGaussianDistribution(jnp.zeros(shape))
+        for read in (moments.mode, moments.kl, lambda moments=moments: moments.sample(KEY)):
+            with pytest.raises(ShapeError, match="even number of channels"):
+                read()
+
+
+def test_trees_of_it_with_other_things_in_place_of_moments() -> None:
+    """Derivatives have the axes of what they are by after their own; a tree can be flattened into vectors."""
+    ours, _ = both()
+
+    def halved(x: Any) -> Any:
+        return FlaxDiagonalGaussianDistribution(ours.parameters * x.mean())
+
+    jacobian = jax.jacrev(halved)(jnp.ones((1, 3, 2, 2)))
+    assert jacobian.parameters.shape == (*ours.parameters.shape, 1, 3, 2, 2)
+    np.testing.assert_allclose(jacobian.parameters[..., 0, 0, 0, 0], ours.parameters / 12, rtol=1e-6)
+    flat = jax.tree_util.tree_map(lambda leaf: leaf.reshape(-1), ours)
+    assert flat.parameters.shape == (ours.parameters.size,)
 
 
 def test_outputs() -> None:

@@ -27,29 +27,32 @@ class FlaxDiagonalGaussianDistribution:
         deterministic: take every deviation as zero, so that a sample is the mean.
 
     Raises:
-        ShapeError: under three dimensions, or an odd number of channels.
+        ShapeError: by everything that is read off it, if there are under three dimensions or an odd number of
+            channels. Not when it is made: JAX makes trees like it with other things in the array's place, such as
+            derivatives, which have more axes.
     """
 
     parameters: Array
     deterministic: bool = struct.field(pytree_node=False, default=False)
 
-    def __post_init__(self) -> None:
-        shape = getattr(self.parameters, "shape", None)  # JAX puts other things than arrays in its place at times
-        if shape and (len(shape) < 3 or shape[CHANNELS] % 2):
+    def _halves(self) -> list[Array]:
+        shape = tuple(self.parameters.shape)
+        if len(shape) < 3 or shape[CHANNELS] % 2:
             raise ShapeError(
-                f"moments have shape {tuple(shape)}; they are [B, 2C, h, w] with an even number of channels: the "
-                f"means, then the log-variances."
+                f"moments have shape {shape}; they are [B, 2C, h, w] with an even number of channels: the means, then "
+                f"the log-variances."
             )
+        return jnp.split(self.parameters, 2, axis=CHANNELS)
 
     @property
     def mean(self) -> Array:
         """[B, C, h, w]."""
-        return jnp.split(self.parameters, 2, axis=CHANNELS)[0]
+        return self._halves()[0]
 
     @property
     def logvar(self) -> Array:
         """Logarithm of the variance, [B, C, h, w], in [-30, 20]."""
-        return jnp.clip(jnp.split(self.parameters, 2, axis=CHANNELS)[1], *LOGVAR_RANGE)
+        return jnp.clip(self._halves()[1], *LOGVAR_RANGE)
 
     @property
     def std(self) -> Array:
