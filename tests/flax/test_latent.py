@@ -37,12 +37,22 @@ def test_both_ways(family: str) -> None:
     np.testing.assert_allclose(from_diffusion(ours, config, params), z.numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_types_stay(family: str) -> None:
+    """As in torch: z in bfloat16 is not widened by constants or statistics in float32."""
+    config = AutoencoderKLConfig(**FAMILIES[family])
+    params = {"bn": {"running_mean": jnp.zeros(16), "running_var": jnp.ones(16)}}
+    latent = to_diffusion(jnp.asarray(latents(2, 4, 6).numpy(), jnp.bfloat16), config, params)
+    assert latent.dtype == from_diffusion(latent, config, params).dtype == jnp.bfloat16
+
+
 def test_what_does_not_fit() -> None:
     plain, flux2 = AutoencoderKLConfig(), AutoencoderKLConfig(patch_size=(2, 2))
     for call, error, says in (
         (lambda: to_diffusion(jnp.zeros((1, 16, 4, 4)), plain), ShapeError, r"\[B, 4, h, w\]"),
         (lambda: from_diffusion(jnp.zeros((1, 4, 4, 4)), flux2), ShapeError, r"\[B, 16, h, w\]"),
         (lambda: to_diffusion(jnp.zeros((1, 4, 4, 4)), flux2), ConfigError, "Pass the model's params"),
+        (lambda: to_diffusion(jnp.zeros((1, 4, 4, 4)), flux2, {"encoder": {}}), ConfigError, "Pass the model's params"),
         (
             lambda: to_diffusion(
                 jnp.zeros((1, 4, 3, 4)), flux2, {"bn": dict.fromkeys(("running_mean", "running_var"), jnp.ones(16))}

@@ -20,7 +20,7 @@ def to_diffusion(z: Array, config: AutoencoderKLConfig, params: Mapping[str, Any
         params: the model's parameters, whose statistics FLUX.2 needs.
 
     Returns:
-        [B, latent_channels, h, w]; for FLUX.2 [B, 4 * latent_channels, h / 2, w / 2].
+        [B, latent_channels, h, w]; for FLUX.2 [B, 4 * latent_channels, h / 2, w / 2]. Of z's type.
 
     Raises:
         ShapeError: another number of channels, or a size that FLUX.2's patches do not divide.
@@ -28,10 +28,10 @@ def to_diffusion(z: Array, config: AutoencoderKLConfig, params: Mapping[str, Any
     """
     _check_channels(z, config.latent_channels)
     if config.patch_size is not None:
-        mean, std = _statistics(config, params)
+        mean, std = _statistics(z, config, params)
         return (_pack(z, config.patch_size) - mean) / std
     if config.latents_mean is not None and config.latents_std is not None:
-        mean, std = _per_channel(config.latents_mean), _per_channel(config.latents_std)
+        mean, std = _per_channel(z, config.latents_mean), _per_channel(z, config.latents_std)
         return (z - mean) * config.scaling_factor / std
     return (z - (config.shift_factor or 0.0)) * config.scaling_factor
 
@@ -40,11 +40,11 @@ def from_diffusion(latent: Array, config: AutoencoderKLConfig, params: Mapping[s
     """What the diffusion model gives to raw z; the inverse of `to_diffusion`, with its arguments and errors."""
     if config.patch_size is not None:
         _check_channels(latent, config.latent_channels * config.patch_size[0] * config.patch_size[1])
-        mean, std = _statistics(config, params)
+        mean, std = _statistics(latent, config, params)
         return _unpack(latent * std + mean, config.patch_size)
     _check_channels(latent, config.latent_channels)
     if config.latents_mean is not None and config.latents_std is not None:
-        mean, std = _per_channel(config.latents_mean), _per_channel(config.latents_std)
+        mean, std = _per_channel(latent, config.latents_mean), _per_channel(latent, config.latents_std)
         return latent * std / config.scaling_factor + mean
     return latent / config.scaling_factor + (config.shift_factor or 0.0)
 
@@ -67,15 +67,16 @@ def _unpack(packed: Array, patch_size: tuple[int, int]) -> Array:
     return split.transpose(0, 1, 4, 2, 5, 3).reshape(batch, -1, height * rows, width * columns)
 
 
-def _statistics(config: AutoencoderKLConfig, params: Mapping[str, Any] | None) -> tuple[Array, Array]:
-    if params is None:
+def _statistics(like: Array, config: AutoencoderKLConfig, params: Mapping[str, Any] | None) -> tuple[Array, Array]:
+    statistics = (params or {}).get("bn")
+    if statistics is None:
         raise ConfigError("this VAE normalises its latents by running statistics. Pass the model's params.")
-    mean, variance = params["bn"]["running_mean"], params["bn"]["running_var"]
-    return mean.reshape(-1, 1, 1), jnp.sqrt(variance + config.batch_norm_eps).reshape(-1, 1, 1)
+    std = jnp.sqrt(jnp.asarray(statistics["running_var"]) + config.batch_norm_eps)
+    return _per_channel(like, statistics["running_mean"]), _per_channel(like, std)
 
 
-def _per_channel(numbers: tuple[float, ...]) -> Array:
-    return jnp.asarray(numbers).reshape(-1, 1, 1)
+def _per_channel(like: Array, numbers: Any) -> Array:
+    return jnp.asarray(numbers, like.dtype).reshape(-1, 1, 1)
 
 
 def _check_channels(latent: Array, channels: int) -> None:
