@@ -96,7 +96,33 @@ def test_what_is_missing_or_unknown() -> None:
     del weights["decoder.conv_in.weight"]
     with pytest.raises(CheckpointError, match=r"the state dict lacks 1 of 244 weights \(decoder.conv_in.weight\)"):
         from_torch(weights, vae.config)
+    no_values = {key: weight.to("meta") for key, weight in vae.state_dict().items()}
+    with pytest.raises(CheckpointError, match="244 weights, such as encoder.conv_in.weight, have no values here"):
+        from_torch(no_values, vae.config)
     params = from_torch(vae.state_dict(), vae.config)
     params["opt"] = {"step": jnp.zeros(())}
     with pytest.raises(CheckpointError, match=r"params has 1 that the model has not \(opt/step\)"):
         to_torch(params, vae.config)
+
+
+def test_weights_of_another_shape() -> None:
+    """Their names are the same: only shapes tell."""
+    vae, other = model("16 groups"), model("16 groups", block_out_channels=(16, 32, 64))
+    says = r"decoder.conv_in.bias has the shape \(64,\) where \(48,\) is needed"
+    with pytest.raises(CheckpointError, match=f"the state dict: {says}"):
+        from_torch(other.state_dict(), vae.config)
+    params = from_torch(other.state_dict(), other.config)
+    with pytest.raises(CheckpointError, match=f"params: {says.replace('r.', 'r/').replace('n.b', 'n/b')}"):
+        to_torch(params, vae.config)
+    replicated = jax.tree_util.tree_map(lambda leaf: jnp.stack([leaf] * 2), params)
+    with pytest.raises(CheckpointError, match="the axis of devices that replication adds: give those of one device"):
+        to_torch(replicated, other.config)
+    with pytest.raises(CheckpointError, match="conv_in/bias has the type int32. Give weights in floating point"):
+        to_torch(jax.tree_util.tree_map(lambda leaf: leaf.astype(jnp.int32), params), other.config)
+
+
+def test_eight_bits_become_sixteen() -> None:
+    vae = model("f4")
+    small = {key: weight.to(torch.float8_e4m3fn) for key, weight in vae.state_dict().items()}
+    expected = {key: weight.bfloat16() for key, weight in small.items()}
+    assert same_tree(from_torch(small, vae.config), from_torch(expected, vae.config))

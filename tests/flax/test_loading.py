@@ -29,7 +29,7 @@ from vaes import (
 
 import vae_core
 from vae_core import AutoencoderKL, CheckpointError, ConfigError, UnsafeCheckpointError
-from vae_core.flax import FlaxAutoencoderKL, from_torch, load_vae
+from vae_core.flax import FlaxAutoencoderKL, convert, from_torch, load_vae, to_torch
 
 MSGPACK, SAFETENSORS = "diffusion_flax_model.msgpack", "diffusion_pytorch_model.safetensors"
 SMALL = fields(32, 64)
@@ -78,13 +78,30 @@ def test_types_of_parameters(tmp_path: Path) -> None:
     assert model.dtype == jnp.bfloat16 and types(params) == {"bfloat16"}
     model, params = FlaxAutoencoderKL.from_pretrained(tmp_path, dtype=jnp.bfloat16)
     assert model.dtype == jnp.bfloat16 and types(params) == {"float32"}
-    for wrong in ("int8", "bf", jnp.int32):
-        with pytest.raises(ConfigError, match="give jnp.float32"):
+    for wrong in ("int8", "bf", jnp.int32, None, torch.float16, "float8_e4m3fn", 3):
+        with pytest.raises(ConfigError, match="^dtype is .* give jnp.float32"):
             FlaxAutoencoderKL.from_pretrained(tmp_path, dtype=wrong)
+    with pytest.raises(ConfigError, match="jax_enable_x64"):
+        FlaxAutoencoderKL.from_pretrained(tmp_path, dtype="float64")
     eight = {key: weight.to(torch.float8_e4m3fn) for key, weight in make(SMALL).state_dict().items()}
     save_file(eight, tmp_path / "eight.safetensors")
     kept = load_vae(tmp_path / "eight.safetensors", param_dtype=None)[1]
     assert types(kept) == {"bfloat16"}
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_types_of_parameters_in_both_formats(safe: bool, tmp_path: Path) -> None:
+    model, params = twin_of(make(family_fields(BY_NAME["FLUX.2"])))
+    params["bn"]["num_batches_tracked"] += 70_001  # over float16's largest, and no number of bfloat16
+    model.save_pretrained(tmp_path, params, safe_serialization=safe)
+    for name, full in (("fp16", "float16"), ("half", "float16"), ("bf16", "bfloat16")):
+        _, loaded = FlaxAutoencoderKL.from_pretrained(tmp_path, param_dtype=name)
+        assert to_torch(loaded, model.config)["bn.num_batches_tracked"] == 70_001
+        assert types(loaded["encoder"]) == types(loaded["bn"]["running_var"]) == {full}
+        assert same_tree(loaded, model.to_fp16(params) if full == "float16" else model.to_bf16(params))
+    for wrong in ("int8", "bogus", jnp.int32, torch.float16, "float8_e4m3fn"):
+        with pytest.raises(ConfigError, match="^param_dtype is .* give jnp.float32"):
+            FlaxAutoencoderKL.from_pretrained(tmp_path, param_dtype=wrong)
 
 
 def test_casts_by_a_mask() -> None:
@@ -134,6 +151,29 @@ class TestSaving:
             for from_pt in (True, False, None):
                 assert same_tree(FlaxAutoencoderKL.from_pretrained(tmp_path, from_pt=from_pt)[1], weights)
 
+    @pytest.mark.parametrize("failing", ["msgpack_serialize", "write_folder", "bytes"])
+    def test_a_save_that_fails_leaves_both_as_they_were(
+        self, failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, params = twin_of(make(SMALL))
+        model.save_pretrained(tmp_path, params, safe_serialization=False)
+        model.save_pretrained(tmp_path, params)
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        assert before.keys() == {"config.json", MSGPACK, SAFETENSORS}
+
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        if failing == "bytes":
+            monkeypatch.setattr(Path, "write_bytes", full)
+        else:
+            monkeypatch.setattr(convert, failing, full)
+        other = jax.tree_util.tree_map(lambda leaf: leaf + 1, params)
+        for safe in (True, False):
+            with pytest.raises((CheckpointError, OSError), match="No space left"):
+                model.clone(scaling_factor=0.5).save_pretrained(tmp_path, other, safe_serialization=safe)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
     def test_shards_variants_and_types(self, tmp_path: Path) -> None:
         model, params = twin_of(make(SMALL))
         half = model.to_bf16(params)
@@ -146,8 +186,12 @@ class TestSaving:
     def test_what_is_not_the_models(self, tmp_path: Path) -> None:
         model, params = twin_of(make(SMALL))
         replicated = jax.tree_util.tree_map(lambda leaf: jnp.stack([leaf] * 2), params)
-        for wrong in (replicated, {"params": params}):
-            with pytest.raises(CheckpointError, match="params are not this model's: .*without the axis of devices"):
+        for wrong, says in (
+            (replicated, "give those of one device"),
+            ({"params": params}, "params lacks"),
+            (None, "params are a NoneType"),
+        ):
+            with pytest.raises(CheckpointError, match=says):
                 model.save_pretrained(tmp_path / "no", wrong)
         model.save_pretrained(tmp_path / "no", params, is_main_process=False)
         assert not (tmp_path / "no").exists()
@@ -214,6 +258,41 @@ class TestErrors:
         file.write_bytes(content)
         with pytest.raises(CheckpointError, match=says):
             FlaxAutoencoderKL.from_pretrained(tmp_path)
+
+
+def test_a_msgpack_by_its_own_path(tmp_path: Path) -> None:
+    model, params = twin_of(make(SMALL))
+    model.save_pretrained(tmp_path, params, safe_serialization=False)
+    for load in (load_vae, FlaxAutoencoderKL.from_single_file):
+        loaded, again = load(tmp_path / MSGPACK, scaling_factor=0.5)
+        assert loaded == model.clone(scaling_factor=0.5) and same_tree(again, params)
+    alone = tmp_path / "alone" / "vae.msgpack"
+    alone.parent.mkdir()
+    (tmp_path / MSGPACK).rename(alone)
+    for config in (model.config, model.config.to_dict(), tmp_path / "config.json", tmp_path):
+        loaded, again = load_vae(alone, config=config)
+        assert loaded == model and same_tree(again, params)
+    assert FlaxAutoencoderKL.from_single_file(alone, config=tmp_path.parent, subfolder=tmp_path.name)[0] == model
+    with pytest.raises(CheckpointError, match="no config.json beside it.* Pass config"):
+        load_vae(alone)
+    with pytest.raises(CheckpointError, match="where .* is needed"):
+        load_vae(alone, config=fields(32, 96))
+
+
+def test_weights_that_are_asked_for_and_not_there(tmp_path: Path) -> None:
+    model, params = twin_of(make(SMALL))
+    model.save_pretrained(tmp_path, params, safe_serialization=False)
+    choices: list[dict[str, Any]] = [{"from_pt": True}, {"use_safetensors": True}, {"variant": "fp16"}]
+    for choice in choices:
+        with pytest.raises(CheckpointError, match="has Flax's weights alone.*Pass from_pt=False"):
+            FlaxAutoencoderKL.from_pretrained(tmp_path, **choice)
+
+
+def test_a_model_of_a_config_file(tmp_path: Path) -> None:
+    model, params = twin_of(make(SMALL))
+    model.save_pretrained(tmp_path, params)
+    for config in (tmp_path, str(tmp_path / "config.json"), model.config, model.config.to_dict()):
+        assert FlaxAutoencoderKL.from_config(config, sample_size=64) == model.clone(sample_size=64)
 
 
 def test_config_of_diffusers_flax_class(tmp_path: Path) -> None:

@@ -16,13 +16,15 @@ from twins import difference, jitted, twin_of, twins
 
 import vae_core.flax.attention
 import vae_core.flax.layers
-from vae_core import AutoencoderKL, ShapeError, TilingError, load_vae
+from vae_core import AutoencoderKL, ConfigError, ImageError, ShapeError, TilingError, load_vae
 from vae_core.cli.common import DEMO, DEMO_PHOTOGRAPH
-from vae_core.flax import FlaxAutoencoderKL
+from vae_core.flax import FlaxAutoencoderKL, from_torch
 from vae_core.image import from_pil
 
 # Outputs are of order one; the two differ by the order of additions alone.
 TOLERANCE = 2e-5
+# Through both halves the encoder's differences go on into the decoder.
+FORWARD_TOLERANCE = 5e-5
 # Of the models with trained or with many weights, where more additions add up.
 WIDE_TOLERANCE = 1e-4
 
@@ -34,20 +36,38 @@ def no_gradients():
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_encode_and_decode(name: str) -> None:
+def test_encode_decode_forward(name: str) -> None:
     vae, model, params = twins(name)
     ratio = vae.config.spatial_ratio
     x, z = images(2, 3 * ratio, 5 * ratio, vae.config.in_channels), latents(2, 3, 5, vae.config.latent_channels)
 
     @jax.jit
-    def run(x: Any, z: Any) -> tuple[Any, Any]:
+    def run(x: Any, z: Any) -> tuple[Any, Any, Any]:
         variables = {"params": params}
         moments = model.apply(variables, x, method=model.encode).latent_dist.parameters
-        return moments, model.apply(variables, z, method=model.decode).sample
+        return moments, model.apply(variables, z, method=model.decode).sample, model.apply(variables, x).sample
 
-    moments, decoded = run(x.numpy(), z.numpy())
+    moments, decoded, forward = run(x.numpy(), z.numpy())
     assert difference(moments, vae.encode(x).latent_dist.parameters) <= TOLERANCE
     assert difference(decoded, vae.decode(z).sample) <= TOLERANCE
+    assert difference(forward, vae(x).sample) <= FORWARD_TOLERANCE
+
+
+def test_float64_is_double_throughout() -> None:
+    """Far closer than float32 could be: neither norms nor scores nor fresh parameters pass through another type."""
+    vae, model, _ = twins("attention in the levels")
+    vae = vae.double()
+    x, z = images(1, 8, 12).double(), latents(1, 3, 5).double()
+    before = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+    jax.config.update("jax_enable_x64", True)
+    try:
+        model, params = model.clone(dtype=jnp.float64), from_torch(vae.state_dict(), vae.config)
+        assert difference(jitted(model, "encode")(params, x.numpy()), vae.encode(x).latent_dist.parameters) <= 1e-12
+        assert difference(jitted(model, "decode")(params, z.numpy()), vae.decode(z).sample) <= 1e-12
+        fresh = jax.eval_shape(model.init_weights, jax.random.PRNGKey(0))
+        assert {str(leaf.dtype) for leaf in jax.tree_util.tree_leaves(fresh)} == {"float32"}
+    finally:
+        jax.config.update("jax_enable_x64", before)
 
 
 def test_the_demo_vae_on_its_photograph() -> None:
@@ -125,21 +145,23 @@ def test_attention_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_bfloat16_is_as_close_as_torchs() -> None:
+@pytest.mark.parametrize("name", ["sd3", "attention in the levels"])
+def test_bfloat16_is_as_close_as_torchs(name: str) -> None:
     """Both round differently; neither may be further from the result in float32 than the other by much."""
-    vae, model, params = twins("sd3")
-    z = latents(2, 3, 5, 16)
-    exact = vae.decode(z).sample
-    theirs = vae.to(torch.bfloat16).decode(z.to(torch.bfloat16)).sample
-    half = model.clone(dtype=jnp.bfloat16)
-    for weights in (params, half.to_bf16(params)):
-        ours = jitted(half, "decode")(weights, z.numpy())
-        assert ours.dtype == jnp.bfloat16
-        error, their_error = (
-            (torch.from_numpy(np.array(each, np.float32)) - exact).square().mean().sqrt().item()
-            for each in (ours, theirs.float().numpy())
-        )
-        assert 1e-4 < error < 1.5 * their_error
+    vae, model, params = twins(name)
+    x, z = images(2, 24, 40), latents(2, 3, 5, vae.config.latent_channels)
+    exact = {"encode": vae.encode(x).latent_dist.parameters, "decode": vae.decode(z).sample}
+    vae, half = vae.to(torch.bfloat16), model.clone(dtype=jnp.bfloat16)
+    theirs = {"encode": vae.encode(x.bfloat16()).latent_dist.parameters, "decode": vae.decode(z.bfloat16()).sample}
+    for method, given in (("encode", x), ("decode", z)):
+        for weights in (params, half.to_bf16(params)):
+            ours = jitted(half, method)(weights, given.numpy())
+            assert ours.dtype == jnp.bfloat16
+            error, their_error = (
+                (torch.from_numpy(np.array(each, np.float32)) - exact[method]).square().mean().sqrt().item()
+                for each in (ours, theirs[method].float().numpy())
+            )
+            assert 1e-4 < error < 1.5 * their_error
 
 
 class TestTiling:
@@ -217,3 +239,23 @@ def test_what_does_not_fit(shape: tuple[int, ...], method: str, says: str) -> No
     _, model, params = twins("f4")
     with pytest.raises(ShapeError, match=says):
         model.apply({"params": params}, jnp.zeros(shape), method=getattr(model, method))
+
+
+def test_what_images_are_no_pictures() -> None:
+    _, model, params = twins("f4")
+    for dtype in (jnp.uint8, jnp.int32, jnp.complex64):
+        with pytest.raises(ImageError, match="Divide bytes by 127.5 and subtract 1"):
+            model.apply({"params": params}, jnp.zeros((1, 3, 8, 8), dtype), method=model.encode)
+    with pytest.raises(ConfigError, match="dropout is 1.5"):
+        FlaxAutoencoderKL(dropout=1.5)
+
+
+def test_arrays_of_other_libraries_and_other_ways_to_call() -> None:
+    vae, model, params = twins("f4")
+    z = latents(1, 2, 3)
+    expected = vae.decode(z).sample
+    bound = model.bind({"params": params})
+    for given in (z, z.numpy(), z.double().numpy(), z.tolist(), jnp.asarray(z.numpy())):
+        assert difference(bound.decode(given).sample, expected) <= TOLERANCE
+    sliced = model.enable_slicing().bind({"params": params})
+    assert difference(sliced.decode(np.repeat(z.numpy(), 2, 0)).sample, expected.repeat(2, 1, 1, 1)) <= TOLERANCE

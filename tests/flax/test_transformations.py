@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict
 from pairs import images, latents, narrow
 from twins import Model, Params, same_tree
 
+from vae_core import ConfigError
 from vae_core.flax import FlaxAutoencoderKL
 
 SMALL = narrow(8, norm_num_groups=4)
@@ -39,6 +40,9 @@ def test_fresh_parameters(model: Model, params: Params) -> None:
     assert not np.array_equal(one, other)
     tiled = model.clone(sample_size=1024).enable_tiling().enable_slicing()
     assert same_tree(tiled.init_weights(KEY), params)
+    cut = model.clone(tile_sample_min_size=4, tile_latent_min_size=2).enable_tiling().enable_slicing()
+    made = jax.eval_shape(cut.init, KEY, jnp.zeros((2, 3, 16, 16)))["params"]  # Linen's own, on a larger batch
+    assert jax.tree_util.tree_structure(made) == jax.tree_util.tree_structure(params)
 
 
 def test_fresh_parameters_are_as_linens_own() -> None:
@@ -143,6 +147,8 @@ def test_draws_take_their_key(model: Model, params: Params) -> None:
 
     first, again, other = draw(KEY), draw(KEY), draw(jax.random.PRNGKey(1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
+    with pytest.raises(ConfigError, match='a draw needs a key. Pass rngs={"gaussian"'):
+        model.apply({"params": params}, x, sample_posterior=True)
     (as_tuple,) = model.apply({"params": params}, x, sample_posterior=True, return_dict=False, rngs={"gaussian": KEY})
     np.testing.assert_allclose(as_tuple, first, atol=1e-5)
 

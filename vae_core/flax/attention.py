@@ -35,13 +35,15 @@ class FlaxAttentionBlock(nn.Module):
 
 
 def attend(query: Array, key: Array, value: Array) -> Array:
-    """softmax(Q K^T / sqrt(channels)) V over [B, N, C] with one head; scores and softmax are in float32.
+    """softmax(Q K^T / sqrt(channels)) V over [B, N, C] with one head; scores and softmax are in float32 at least.
 
     The result is the same in pieces, for each query has a softmax of its own.
     """
 
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+
     def piece(queries: Array) -> Array:
-        scores = jnp.einsum("bqc,bkc->bqk", queries, key, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("bqc,bkc->bqk", queries, key, preferred_element_type=wide)
         weights = jax.nn.softmax(scores * key.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
         return jnp.einsum("bqk,bkc->bqc", weights, value)
 

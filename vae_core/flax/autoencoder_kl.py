@@ -12,15 +12,17 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..config import AutoencoderKLConfig
-from ..errors import ConfigError, ShapeError
+from ..errors import ConfigError, ImageError, ShapeError
 from ..tiling.grid import TileSpec
 from .blend import run_blended, run_slices
+from .convert import given_config
 from .decoder import FlaxDecoder
+from .dtypes import floating_type
 from .encoder import FlaxEncoder
 from .layers import conv, initial_values
 from .outputs import FlaxAutoencoderKLOutput, FlaxDecoderOutput
 from .posterior import FlaxDiagonalGaussianDistribution
-from .pretrained_mixin import FlaxPretrainedMixin
+from .pretrained_mixin import FlaxPretrainedMixin, PathLike
 from .tiling_mixin import TilingMixin
 
 CHANNELS_LAST, CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -35,7 +37,7 @@ class FlaxAutoencoderKL(FlaxPretrainedMixin, TilingMixin, nn.Module):
 
     Attributes:
         dtype: of the computation and its results. The weights are converted to it as they are used; norms and softmax
-            are in float32 all the same.
+            are in float32 at least.
         dropout: rate in the resnet blocks, with `deterministic=False` and a "dropout" key. No part of the config.
         use_slicing, use_tiling, tile_sample_min_size, tile_latent_min_size, tile_overlap_factor: how `encode` and
             `decode` work; as AutoencoderKL's, but set by `enable_tiling` and its like in a copy of the module.
@@ -82,8 +84,10 @@ class FlaxAutoencoderKL(FlaxPretrainedMixin, TilingMixin, nn.Module):
         for name in (field.name for field in dataclasses.fields(AutoencoderKLConfig)):
             if isinstance(getattr(self, name), list):  # JSON has no tuples
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        object.__setattr__(self, "dtype", checked_dtype(self.dtype))
-        assert self.config  # raises ConfigError
+        object.__setattr__(self, "dtype", floating_type(self.dtype))
+        _ = self.config  # raises ConfigError
+        if not 0.0 <= self.dropout <= 1.0:
+            raise ConfigError(f"dropout is {self.dropout!r}; it is a share of the activations, from 0 to 1.")
         super().__post_init__()
 
     @property
@@ -94,12 +98,12 @@ class FlaxAutoencoderKL(FlaxPretrainedMixin, TilingMixin, nn.Module):
 
     @classmethod
     def from_config(
-        cls, config: AutoencoderKLConfig | Mapping[str, Any], dtype: Any = jnp.float32, **overrides: Any
+        cls, config: AutoencoderKLConfig | Mapping[str, Any] | PathLike, dtype: Any = jnp.float32, **overrides: Any
     ) -> FlaxAutoencoderKL:
-        """A model of a config or its fields (what `config.json` holds), some of them replaced."""
-        if not isinstance(config, AutoencoderKLConfig):
-            config = AutoencoderKLConfig.from_dict(config)
-        return cls(**config.replace(**overrides), dtype=dtype)
+        """A model of a config, its fields, a `config.json` or its folder; some fields replaced."""
+        found = given_config(config)
+        assert found is not None
+        return cls(**found.replace(**overrides), dtype=dtype)
 
     def setup(self) -> None:
         config = self.config
@@ -115,9 +119,8 @@ class FlaxAutoencoderKL(FlaxPretrainedMixin, TilingMixin, nn.Module):
     def init_weights(self, rng: Array) -> dict[str, Any]:
         """Fresh parameters, in float32, from a key of `jax.random`."""
         side = self.config.spatial_ratio  # one latent: no shape depends on the size
-        plain = self.clone(use_slicing=False, use_tiling=False)
         sample = jnp.zeros((1, self.in_channels, side, side), jnp.float32)
-        return initial_values(rng, jax.eval_shape(plain.init, {"params": rng}, sample)["params"])
+        return initial_values(rng, jax.eval_shape(self.init, {"params": rng}, sample)["params"])
 
     # Encoding and decoding.
 
@@ -136,10 +139,18 @@ class FlaxAutoencoderKL(FlaxPretrainedMixin, TilingMixin, nn.Module):
 
         Raises:
             ShapeError: not four dimensions, another number of channels, an empty batch or a side under one latent.
+            ImageError: whole or complex numbers.
         """
+        sample = jnp.asarray(sample)
+        if not jnp.issubdtype(sample.dtype, jnp.floating):
+            raise ImageError(
+                f"this image has numbers of type {sample.dtype}, but images are floating-point, in [-1, 1]. Divide "
+                f"bytes by 127.5 and subtract 1."
+            )
         self._check_input(sample, "image", self.in_channels, minimum=self.config.spatial_ratio)
-        tile = self._encode_tile(sample) if deterministic else None
-        if tile is None and not (self.use_slicing and deterministic):
+        whole = self._is_whole(deterministic)
+        tile = None if whole else self._encode_tile(sample)
+        if tile is None and (whole or not self.use_slicing):
             moments = self.encode_plain(sample, deterministic)
         else:
             moments = self._in_pieces(FlaxAutoencoderKL.encode_plain, sample, tile, self.config.spatial_ratio, 1)
@@ -160,9 +171,11 @@ class FlaxAutoencoderKL(FlaxPretrainedMixin, TilingMixin, nn.Module):
         Raises:
             ShapeError: not four dimensions, another number of channels or an empty batch.
         """
+        latents = jnp.asarray(latents)
         self._check_input(latents, "latent", self.latent_channels, minimum=1)
-        tile = self._decode_tile(latents) if deterministic else None
-        if tile is None and not (self.use_slicing and deterministic):
+        whole = self._is_whole(deterministic)
+        tile = None if whole else self._decode_tile(latents)
+        if tile is None and (whole or not self.use_slicing):
             sample = self.decode_plain(latents, deterministic)
         else:
             sample = self._in_pieces(FlaxAutoencoderKL.decode_plain, latents, tile, 1, self.config.spatial_ratio)
@@ -178,7 +191,13 @@ class FlaxAutoencoderKL(FlaxPretrainedMixin, TilingMixin, nn.Module):
         """Encode and decode images, by the posterior's mode or by a draw from it (`sample_posterior`).
 
         A draw takes the key "gaussian" of `apply`'s `rngs`.
+
+        Raises:
+            ConfigError: `sample_posterior` without a key.
+            ShapeError, ImageError: as `encode`.
         """
+        if sample_posterior and not (self.has_rng("gaussian") or self.has_rng("params")):
+            raise ConfigError('a draw needs a key. Pass rngs={"gaussian": jax.random.PRNGKey(seed)} to `apply`.')
         (posterior,) = self.encode(sample, deterministic=deterministic, return_dict=False)
         z = posterior.sample(self.make_rng("gaussian")) if sample_posterior else posterior.mode()
         return self.decode(z, deterministic=deterministic, return_dict=return_dict)
@@ -194,6 +213,10 @@ class FlaxAutoencoderKL(FlaxPretrainedMixin, TilingMixin, nn.Module):
         z = jnp.transpose(jnp.asarray(latents, self.dtype), CHANNELS_LAST)
         z = z if self.post_quant_conv is None else self.post_quant_conv(z)
         return jnp.transpose(self.decoder(z, deterministic=deterministic), CHANNELS_FIRST)
+
+    def _is_whole(self, deterministic: bool) -> bool:
+        """Whether a call is never cut: each piece would drop other activations, and `init` makes the parameters."""
+        return not deterministic or self.is_initializing()
 
     def _in_pieces(
         self, method: Callable[..., Array], x: Array, tile: TileSpec | None, in_unit: int, out_unit: int
@@ -225,21 +248,10 @@ class FlaxAutoencoderKL(FlaxPretrainedMixin, TilingMixin, nn.Module):
             raise ShapeError(f"this {what} has shape {shape}; at least one item of {minimum} by {minimum} is needed.")
 
 
-def checked_dtype(dtype: Any) -> Any:
-    """A floating-point type of JAX from itself or its name. Raises ConfigError for anything else."""
-    try:
-        found = jnp.dtype(dtype)
-    except TypeError:
-        found = None
-    if found is None or not jnp.issubdtype(found, jnp.floating):
-        raise ConfigError(f"dtype is {dtype!r}; give jnp.float32, jnp.bfloat16, jnp.float16 or one of their names.")
-    return found
-
-
 def latent_statistics(channels: int) -> dict[str, Array]:
     """FLUX.2's batch norm before any training: floats alone, so that all parameters can be differentiated."""
     return {
-        "running_mean": jnp.zeros(channels),
-        "running_var": jnp.ones(channels),
-        "num_batches_tracked": jnp.zeros(()),
+        "running_mean": jnp.zeros(channels, jnp.float32),
+        "running_var": jnp.ones(channels, jnp.float32),
+        "num_batches_tracked": jnp.zeros((), jnp.float32),
     }

@@ -24,7 +24,7 @@ def conv(channels: int, kernel_size: int, dtype: Any, stride: int = 1, padding: 
 
 
 def group_norm(num_groups: int, dtype: Any) -> nn.GroupNorm:
-    """A norm whose statistics are taken in float32 whatever the type, the variance from the deviations.
+    """A norm whose statistics are taken in float32 at least, the variance from the deviations.
 
     Linen's default, mean(x^2) - mean(x)^2, loses the digits that a map far from zero needs.
     """
@@ -44,7 +44,7 @@ def initial_values(rng: Array, like: Any) -> dict[str, Any]:
 @partial(jax.jit, static_argnums=1)
 def _draw(rng: Array, shapes: tuple[tuple[Path, tuple[int, ...]], ...]) -> dict[Path, Array]:
     sizes = {path: math.prod(shape) for path, shape in shapes if path[-1] == "kernel"}
-    drawn = jax.random.truncated_normal(rng, -2.0, 2.0, (sum(sizes.values()),))
+    drawn = jax.random.truncated_normal(rng, -2.0, 2.0, (sum(sizes.values()),), jnp.float32)
     values: dict[Path, Array] = {}
     start = 0
     for path, shape in shapes:
@@ -53,5 +53,5 @@ def _draw(rng: Array, shapes: tuple[tuple[Path, tuple[int, ...]], ...]) -> dict[
             values[path] = drawn[start : start + sizes[path]].reshape(shape) * deviation
             start += sizes[path]
         else:
-            values[path] = jnp.full(shape, 1.0 if path[-1] in ("scale", "running_var") else 0.0)
+            values[path] = jnp.full(shape, path[-1] in ("scale", "running_var"), jnp.float32)
     return values

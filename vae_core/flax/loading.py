@@ -24,8 +24,8 @@ def load_vae(
     """Load the module and its parameters from any checkpoint that `vae_core.load_vae` takes, or from Flax's msgpack.
 
     Args:
-        path: a diffusers folder, a pipeline's folder, a single file, an index of shards, or a
-            `diffusion_flax_model.msgpack` beside its `config.json`.
+        path: a diffusers folder, a pipeline's folder, a single file, an index of shards, or a `.msgpack` of Flax
+            beside its `config.json` or with `config`.
         dtype: of the computation.
         param_dtype: of the parameters; None keeps the file's.
         variant, config, overrides: as for `vae_core.load_vae`.
@@ -37,8 +37,8 @@ def load_vae(
     """
     path = Path(path)
     types = {"dtype": dtype, "param_dtype": param_dtype}
-    if path.name == convert.FLAX_WEIGHTS:
-        return FlaxAutoencoderKL.from_pretrained(path.parent, from_pt=False, **types, **overrides)
+    if path.suffix == ".msgpack":
+        return FlaxAutoencoderKL.from_single_file(path, config=config, **types, **overrides)
     if path.is_dir() and config is None:
         return FlaxAutoencoderKL.from_pretrained(path, variant=variant, **types, **overrides)
     return FlaxAutoencoderKL.load_plan(convert.plan_checkpoint(path, variant, config, overrides), **types)

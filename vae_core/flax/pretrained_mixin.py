@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import jax
 import jax.numpy as jnp
 
 from ..config import AutoencoderKLConfig
@@ -30,8 +29,6 @@ class FlaxPretrainedMixin:
         @classmethod
         def from_config(cls: type[Self], config: Any, dtype: Any = ..., **overrides: Any) -> Self: ...
 
-        def init_weights(self, rng: Any) -> Params: ...
-
     @classmethod
     def from_pretrained(
         cls: type[Self],
@@ -51,7 +48,8 @@ class FlaxPretrainedMixin:
             pretrained_model_name_or_path: a folder with a `config.json`, or a pipeline's folder with `vae/`.
             dtype: of the computation.
             from_pt: True for PyTorch's weights (safetensors or `.bin`), False for Flax's
-                (`diffusion_flax_model.msgpack`), None for PyTorch's if they are there, else Flax's.
+                (`diffusion_flax_model.msgpack`), None for PyTorch's if they are there or chosen by one of the next
+                two, else Flax's.
             param_dtype: of the parameters; None keeps the file's.
             variant, use_safetensors: which of PyTorch's weights, as for AutoencoderKL.
             kwargs: config fields to override. Arguments that only concern downloads are passed over.
@@ -67,13 +65,18 @@ class FlaxPretrainedMixin:
         file = folder / convert.FLAX_WEIGHTS
         overrides = _overrides(kwargs)
         if from_pt is None:
-            from_pt = convert.has_torch_weights(folder) or not file.is_file()
+            chosen = variant is not None or use_safetensors is not None
+            from_pt = chosen or convert.has_torch_weights(folder) or not file.is_file()
         if from_pt:
+            if file.is_file() and not convert.has_torch_weights(folder):
+                raise CheckpointError(
+                    f"{folder} has Flax's weights alone ({file.name}). Pass from_pt=False, and neither variant nor "
+                    f"use_safetensors, which choose among PyTorch's."
+                )
             return cls.load_plan(convert.plan_folder(folder, variant, overrides, use_safetensors), dtype, param_dtype)
         if not file.is_file():
             raise CheckpointError(f"{folder} has no {convert.FLAX_WEIGHTS}. Pass from_pt=True for PyTorch's weights.")
-        model = cls.from_config(convert.read_config(folder), dtype, **overrides)
-        return model, convert.read_msgpack(file, _expected(model), param_dtype)
+        return cls._load_msgpack(file, convert.read_config(folder), overrides, dtype, param_dtype)
 
     @classmethod
     def from_single_file(
@@ -82,15 +85,17 @@ class FlaxPretrainedMixin:
         dtype: Any = jnp.float32,
         *,
         config: AutoencoderKLConfig | Mapping[str, Any] | PathLike | None = None,
+        subfolder: str | None = None,
         param_dtype: Any = jnp.float32,
         **kwargs: Any,
     ) -> tuple[Self, Params]:
-        """Load a VAE file or a full checkpoint, safetensors or pickle: the module and its parameters.
+        """Load a VAE file or a full checkpoint (safetensors, pickle, Flax's msgpack): the module and its parameters.
 
         Args:
             dtype, param_dtype, kwargs: as for `from_pretrained`.
-            config: an AutoencoderKLConfig, its fields, a `config.json` or the folder of one. Without it the config
-                comes from the file's metadata, its tensor shapes and its family.
+            config: an AutoencoderKLConfig, its fields, a `config.json` or the folder of one (`subfolder` below it).
+                Without it the config comes from the file's metadata, its tensor shapes and its family; that of a
+                msgpack, which tells nothing of itself, from the `config.json` beside it.
 
         Raises:
             CheckpointError: no whole AutoencoderKL there; says what it seems to be and what to do.
@@ -100,13 +105,35 @@ class FlaxPretrainedMixin:
         path = Path(pretrained_model_link_or_path)
         if path.is_dir():
             raise CheckpointError(f"{path} is a folder, not a file. Use from_pretrained or load_vae.")
-        return cls.load_plan(convert.plan_checkpoint(path, None, config, _overrides(kwargs)), dtype, param_dtype)
+        if subfolder and isinstance(config, str | os.PathLike):
+            config = Path(config) / subfolder
+        overrides = _overrides(kwargs)
+        if path.suffix == ".msgpack":
+            found = convert.given_config(config)
+            if found is None and not (path.parent / "config.json").is_file() and path.is_file():
+                raise CheckpointError(
+                    f"{path} has no config.json beside it, and a msgpack does not say what model it is of. Pass config."
+                )
+            return cls._load_msgpack(path, found or convert.read_config(path.parent), overrides, dtype, param_dtype)
+        return cls.load_plan(convert.plan_checkpoint(path, None, config, overrides), dtype, param_dtype)
+
+    @classmethod
+    def _load_msgpack(
+        cls: type[Self],
+        file: Path,
+        config: AutoencoderKLConfig,
+        overrides: Mapping[str, Any],
+        dtype: Any,
+        param_dtype: Any,
+    ) -> tuple[Self, Params]:
+        model = cls.from_config(config, dtype, **overrides)
+        return model, convert.read_msgpack(file, model.config, param_dtype)
 
     @classmethod
     def load_plan(cls: type[Self], plan: convert.Plan, dtype: Any, param_dtype: Any) -> tuple[Self, Params]:
         """The module and the parameters of what a loader of `checkpoints` has found."""
         model = cls.from_config(plan.config, dtype)
-        return model, convert.params_of_plan(plan, _expected(model), param_dtype)
+        return model, convert.params_of_plan(plan, param_dtype)
 
     def save_pretrained(
         self,
@@ -121,6 +148,7 @@ class FlaxPretrainedMixin:
         """Write a diffusers folder: `config.json` and the parameters.
 
         A folder that has weights in the other format gets new ones in both, so that they never say different things.
+        Everything is written beside its place and renamed at the end.
 
         Args:
             is_main_process: False writes nothing, for all but one process of a distributed run.
@@ -136,50 +164,31 @@ class FlaxPretrainedMixin:
         folder = Path(save_directory)
         if folder.is_file():
             raise CheckpointError(f"{folder} is a file. Give a folder.")
-        self._check_params(params)
-        if safe_serialization or (folder.is_dir() and convert.has_torch_weights(folder)):
-            convert.write_torch_folder(folder, params, self.config, max_shard_size, variant)
-        if not safe_serialization or (folder / convert.FLAX_WEIGHTS).is_file():
-            convert.write_msgpack(folder, params, self.config)
-
-    def _check_params(self, params: Mapping[str, Any]) -> None:
-        """Raise CheckpointError unless `params` have the names and shapes of this model's."""
-        wanted = convert.to_shapes(_expected(self))
-        found = convert.to_shapes(params)
-        wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        if wrong:
-            name = wrong[0]
-            raise CheckpointError(
-                f"params are not this model's: {name} has the shape {found.get(name)} where {wanted.get(name)} is "
-                f"needed ({len(wrong)} of {len(wanted)} differ). Give the params alone, without optimizer state and "
-                f"without the axis of devices that replication adds."
-            )
+        convert.check_params(params, self.config)
+        convert.write_params(
+            folder,
+            params,
+            self.config,
+            torch_weights=safe_serialization or (folder.is_dir() and convert.has_torch_weights(folder)),
+            flax_weights=not safe_serialization or (folder / convert.FLAX_WEIGHTS).is_file(),
+            max_shard_size=max_shard_size,
+            variant=variant,
+        )
 
     # As diffusers' Flax models had them.
 
     def to_bf16(self, params: Mapping[str, Any], mask: Any = None) -> Params:
         """A copy of the parameters in bfloat16; where `mask`, a tree of booleans, is False they stay as they are."""
-        return _cast(params, jnp.bfloat16, mask)
+        return convert.cast(params, jnp.bfloat16, mask)
 
     def to_fp16(self, params: Mapping[str, Any], mask: Any = None) -> Params:
         """A copy of the parameters in float16. See `to_bf16`."""
-        return _cast(params, jnp.float16, mask)
+        return convert.cast(params, jnp.float16, mask)
 
     def to_fp32(self, params: Mapping[str, Any], mask: Any = None) -> Params:
         """A copy of the parameters in float32. See `to_bf16`."""
-        return _cast(params, jnp.float32, mask)
-
-
-def _expected(model: FlaxPretrainedMixin) -> Params:
-    """The tree of the model's parameters, as shapes without values."""
-    return jax.eval_shape(model.init_weights, jax.random.PRNGKey(0))
+        return convert.cast(params, jnp.float32, mask)
 
 
 def _overrides(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in convert.IGNORED_ARGUMENTS}
-
-
-def _cast(params: Mapping[str, Any], dtype: Any, mask: Any) -> Params:
-    if mask is None:
-        return jax.tree_util.tree_map(lambda p: jnp.asarray(p, dtype), params)
-    return jax.tree_util.tree_map(lambda p, wanted: jnp.asarray(p, dtype) if wanted else p, params, mask)
