@@ -150,6 +150,8 @@ def _winograd_wins(step: Convolve, in_channels: int, target: FeatureMap) -> bool
     positions, out_channels = target.shape[:3].numel(), target.shape[3]
     if min(in_channels, out_channels) < (_FEW_CHANNELS if winograd.compiled() else _FEW_UNCOMPILED):
         return False
+    if winograd.compiled() and (in_channels % winograd.VECTOR or out_channels % winograd.VECTOR):
+        return False
     if step.scale == "up":
         return positions >= _WINOGRAD_UPSAMPLED
     per_channel = positions / (in_channels * out_channels) ** 0.5

@@ -120,13 +120,13 @@ def tiles_in(
 
 def tiles_out(
     transforms: Transforms,
-    products: tuple[Tensor, ...],
+    products: Tensor,
     bias: Tensor,
     residual: Tensor | None,
     target: Tensor,
     tiles: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Transform products, [tiles or more, n * n, K] or n of [tiles or more, n, K], and write them to target [h, w, K].
+    """Transform products, [1, tiles or more, n * n, K] or [n, tiles or more, n, K], and write them to target [h, w, K].
 
     Args:
         residual: [h, w, K], added; None for none.
@@ -137,9 +137,9 @@ def tiles_out(
     after, size = transforms.after, transforms.size
     down, across = tiles
     count, channels = down * across, target.shape[2]
-    pieces = [each[:count] for each in products]
+    pieces = list(products[:, :count])
     if len(pieces) == 1:
-        pieces = [pieces[0][:, size * j : size * (j + 1)] for j in range(size)]
+        pieces = list(pieces[0].unflatten(1, (size, size)).unbind(1))
     matrices = after.expand(count, -1, -1)
     halves = torch.stack([torch.bmm(matrices, piece) for piece in pieces])  # [n, tiles, 4, K]
     values = (after @ halves.view(size, -1)).view(4, down, across, 4, channels)
