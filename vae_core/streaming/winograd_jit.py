@@ -11,13 +11,16 @@ another, and leaves them one number at a time.
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import numba
 import numpy as np
 from llvmlite import ir
+from numba import extending
 from numba.core import cgutils, types
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import models, overload, register_model
 
+intrinsic: Any = extending.intrinsic  # its first parameter is not the caller's
 F32 = np.float32
 BLOCK = 128
 LANES = 16  # on processors with shorter vectors the compiler takes several
