@@ -5,7 +5,8 @@ interpreter lock. A row of the source that is not in it lies outside the picture
 contiguous, their channels whole vectors. `winograd.py` loads this file under a name of its own.
 
 The vectors are explicit: of loops over channels with a dozen arrays, the compiler cannot show that none overlaps
-another, and leaves them one number at a time.
+another, and leaves them one number at a time. They are in this file too, for numba's cache on disk looks at the date
+of the file that a function is in, and not at those which that one imports.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numba.extending import models, overload, register_model
 
 intrinsic: Any = extending.intrinsic  # its first parameter is not the caller's
 F32 = np.float32
-BLOCK = 128
+BLOCK = 128  # channels at a time, whose transformed columns lie in the first cache
 LANES = 16  # on processors with shorter vectors the compiler takes several
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _WIDE = ir.VectorType(ir.DoubleType(), LANES)
