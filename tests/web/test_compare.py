@@ -113,6 +113,33 @@ def test_pixels_are_read_under_the_pointer(ui: FrontEnd) -> None:
     expect(panel.locator(".seamless-pixel")).to_have_text("")
 
 
+def test_pixels_are_the_reconstructions_while_its_error_is_shown(ui: FrontEnd) -> None:
+    panel = run(ui, "plain")
+    panel.get_by_role("button", name="Error").click()
+    _, box = stage_of(panel)
+    ui.page.mouse.move(box["x"] + box["width"] * 0.75, box["y"] + box["height"] / 2)
+    expect(panel.locator(".seamless-pixel")).to_contain_text("200 30 30 → 30 160 30")
+
+
+def test_pictures_that_are_gone_are_told_of(ui: FrontEnd, data: Path) -> None:
+    panel = run(ui, "plain")
+    lost = panel.get_by_text("The picture is no longer there.")
+    expect(lost).not_to_be_visible()
+    ui.executed(1, images=[file("plain0"), file("gone"), file("plain2")], text=["PSNR 1.00 dB"])
+    expect(lost).to_be_visible()
+    panel.get_by_role("button", name="Error").click()
+    expect(lost).not_to_be_visible()
+    ui.graph([("SeamlessPosteriorPreview", 200, 120)])
+    posterior = ui.panel("Posterior")
+    ui.executed(1, images=[file("gone"), file("plain1")])
+    expect(posterior).to_contain_text("The picture is no longer there.")
+    expect(posterior.locator("img")).not_to_be_visible()
+    posterior.get_by_role("button", name="Next picture").click()
+    expect(posterior.locator("img")).to_be_visible()
+    expect(posterior.get_by_text("The picture is no longer there.")).not_to_be_visible()
+    ui.complaints[:] = [each for each in ui.complaints if "Failed to load resource" not in each]
+
+
 def test_the_wheel_zooms_the_picture_and_not_the_graph(ui: FrontEnd) -> None:
     panel = run(ui, "pattern")
     _, box = stage_of(panel)

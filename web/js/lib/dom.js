@@ -69,6 +69,16 @@ export function facts(rows) {
 }
 
 /**
+ * Call `act` whenever a picture has come, or is known not to come.
+ * @param {HTMLImageElement} image
+ * @param {(there: boolean) => void} act
+ */
+export function whenSettled(image, act) {
+  image.addEventListener('load', () => act(true))
+  image.addEventListener('error', () => act(false))
+}
+
+/**
  * Put the style sheet into the page.
  * @returns {Promise<unknown>} when it is there, or cannot be had
  */

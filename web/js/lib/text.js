@@ -55,6 +55,7 @@ export const ENGLISH = {
   errorMap: 'Error',
   before: 'Original',
   after: 'Reconstruction',
+  lost: 'The picture is no longer there. Run the workflow again.',
   zoomIn: 'Zoom in',
   zoomOut: 'Zoom out',
   zoomReset: 'Fit',

@@ -21,7 +21,7 @@ export function addCompare(node) {
   const draw = () => {
     const [original, reconstruction, error] = [0, 1, 2].map((kind) => files[picture + (kind * files.length) / 3])
     const right = showError ? error : reconstruction
-    stage.show(addressOf(original), addressOf(right), t(showError ? 'errorMap' : 'after'))
+    stage.show(addressOf(original), addressOf(right), t(showError ? 'errorMap' : 'after'), addressOf(reconstruction))
     errorButton.setAttribute('aria-pressed', String(showError))
   }
   const pager = addPager((index) => {

@@ -1,5 +1,5 @@
 // Two pictures in one place, with a boundary between them that can be moved, zoom, and pixel values.
-import { el } from '../lib/dom.js'
+import { el, whenSettled } from '../lib/dom.js'
 import { capturesWheel } from '../lib/panel.js'
 import { pixelOf } from '../lib/pixels.js'
 import { t } from '../lib/text.js'
@@ -16,6 +16,8 @@ export function makeStage(tell) {
   const beforeTag = el('span', { class: 'seamless-tag seamless-left' }, t('before'))
   const afterTag = el('span', { class: 'seamless-tag seamless-right' }, t('after'))
   const top = el('div', { class: 'seamless-layer' }, after)
+  const lost = el('p', { class: 'seamless-lost', hidden: true }, t('lost'))
+  const measured = new Image() // what is compared with `before`, pixel by pixel
   const handle = el('div', {
     class: 'seamless-handle',
     role: 'slider',
@@ -32,6 +34,7 @@ export function makeStage(tell) {
     top,
     beforeTag,
     afterTag,
+    lost,
     handle
   )
   let at = 50 // percent of the stage
@@ -71,7 +74,7 @@ export function makeStage(tell) {
   /** @param {{x: number, y: number}} point */
   function tellPixel(point) {
     const { x, y } = view.at(point)
-    const colours = { before: pixelOf(before, x, y), after: pixelOf(after, x, y) }
+    const colours = { before: pixelOf(before, x, y), after: pixelOf(measured, x, y) }
     tell(colours.before && t('pixel', { x: Math.floor(x), y: Math.floor(y), ...colours }))
   }
 
@@ -151,8 +154,13 @@ export function makeStage(tell) {
     act(event)
   })
 
-  before.addEventListener('load', draw)
-  after.addEventListener('load', draw)
+  for (const image of [before, after]) {
+    whenSettled(image, (there) => {
+      image.hidden = !there
+      lost.hidden = !before.hidden && !after.hidden
+      draw()
+    })
+  }
   new ResizeObserver(draw).observe(element)
 
   return {
@@ -162,11 +170,13 @@ export function makeStage(tell) {
      * @param {string} left address of a picture
      * @param {string} right
      * @param {string} name of the one at the right
+     * @param {string} [values] the picture whose pixels are told beside those of the left one, if it is another
      */
-    show(left, right, name) {
+    show(left, right, name, values = right) {
       element.hidden = false
       before.src = left
       after.src = right
+      measured.src = values
       after.alt = afterTag.textContent = name
       draw()
     }
