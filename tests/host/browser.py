@@ -154,6 +154,18 @@ class FrontEnd:
         """A message of the back end to the page."""
         assert self.post("/standin/send", {"type": kind, "data": data}) > 0
 
+    def reconnect(self) -> None:
+        """The connection of the page to the back end breaks, and is made again."""
+        self.js(
+            """async () => {
+                const { api } = await import('/scripts/api.js')
+                await new Promise((resolve) => {
+                    api.addEventListener('reconnected', resolve, { once: true })
+                    api.socket.close()
+                })
+            }"""
+        )
+
     def executed(self, node: int | str, **output: Any) -> None:
         """A node runs and gives this out, told as the host tells it."""
         which = {"node": str(node), "display_node": str(node), "prompt_id": "p"}
@@ -166,6 +178,14 @@ class FrontEnd:
 
     def requests(self, part: str = "") -> list[list[str]]:
         return [each for each in self.page.request.get(f"{self.url}/standin/requests").json() if part in each[1]]
+
+    def wait_for_requests(self, part: str, count: int) -> None:
+        """Until there have been so many of them."""
+        for _ in range(PATIENCE // 100):
+            if len(self.requests(part)) >= count:
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"{len(self.requests(part))} requests of {part}, of {count}")
 
     # The graph.
     def graph(self, nodes: list[tuple], links: list[tuple] = []) -> None:  # noqa: B006
@@ -199,6 +219,15 @@ class FrontEnd:
 
     def close_messages(self) -> None:
         self.js("document.querySelectorAll('.p-toast-close-button').forEach((each) => each.click())")
+
+    def clear_messages(self, text: str) -> None:
+        """Close messages until none says this; one that is on its way in does not heed its button."""
+        for _ in range(PATIENCE // 250):
+            if not self.says(text):
+                return
+            self.close_messages()
+            self.page.wait_for_timeout(250)
+        raise AssertionError(f"a message still says {text}")
 
     def check(self) -> None:
         """Fail if the page complained."""

@@ -55,6 +55,21 @@ def test_a_run_is_cancelled_from_its_node(ui: FrontEnd) -> None:
     expect(panel).not_to_be_visible()
 
 
+def test_a_run_whose_start_was_missed_is_cancelled_all_the_same(ui: FrontEnd) -> None:
+    """The back end passes over an order to stop another run than the one at work."""
+    start(ui)
+    ui.reconnect()
+    ui.send("seamless_vae.status", node="1", **STATUS)
+    panel = ui.panel(PANEL).filter(has_text="%")
+    expect(panel).to_be_visible()
+    before = len(ui.requests("/interrupt"))
+    panel.get_by_role("button", name="Cancel").click()
+    expect(panel.get_by_role("button")).to_have_text("Cancelling…")
+    assert "p1" not in ui.requests("/interrupt")[before][2]
+    ui.send("execution_interrupted", prompt_id="p2", node_id="1", node_type="X", executed=[])
+    expect(panel).not_to_be_visible()
+
+
 def test_a_failed_cancellation_can_be_tried_again(ui: FrontEnd) -> None:
     panel = start(ui)
     ui.page.route("**/interrupt", lambda route: route.abort())
@@ -63,8 +78,7 @@ def test_a_failed_cancellation_can_be_tried_again(ui: FrontEnd) -> None:
             panel.get_by_role("button", name="Cancel").click()
             ui.wait_until_it_says("Failed to fetch", 1)
             expect(panel.get_by_role("button", name="Cancel")).to_be_enabled()
-            ui.close_messages()
-            ui.wait_until_it_says("Failed to fetch", 0)
+            ui.clear_messages("Failed to fetch")
     finally:
         ui.page.unroute("**/interrupt")
     panel.get_by_role("button", name="Cancel").click()

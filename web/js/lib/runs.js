@@ -12,7 +12,7 @@ import { api } from './host.js'
  * @property {number | null} [seconds_left]
  */
 
-/** @type {string | null} */
+/** The run at work, if its start was seen. @type {string | null} */
 let prompt = null
 
 /**
@@ -32,7 +32,10 @@ export function listen(onStatus, onEnd) {
   })
   on('executed', (detail) => onEnd((node) => node === String(detail?.node)))
   for (const name of ['execution_success', 'execution_error', 'execution_interrupted', 'reconnected']) {
-    on(name, () => onEnd(everyNode))
+    on(name, () => {
+      prompt = null // the start of the next may be missed
+      onEnd(everyNode)
+    })
   }
   on('executing', (detail) => {
     const now = String(typeof detail === 'object' ? detail?.node : detail)
