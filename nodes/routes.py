@@ -141,8 +141,9 @@ def plan(question: Question) -> dict[str, Any]:
 
     Returns:
         Under `problem` a sentence where no run is possible. Else `tiles`, [x, y, width, height] of each in pixels of
-        the picture (empty where the planner cuts every pass as it suits), and what the run costs: `cost` is the
-        arithmetic as a multiple of an untiled run's, `peak_bytes` is beside weights, input and output.
+        the picture (empty where the planner cuts every pass as it suits, and where there are very many), and what the
+        run costs: `cost` is the arithmetic as a multiple of an untiled run's, `peak_bytes` is beside weights, input and
+        output.
     """
     assumed = question.name is None
     try:
@@ -208,7 +209,7 @@ def _exact(
     bands = spans(size[0], strip, strip) if strip else []
     tiles = [[0, top * ratio, size[1] * ratio, (bottom - top) * ratio] for top, bottom in bands]
     return {
-        "tiles": tiles[:_MAX_TILES],
+        "tiles": tiles if len(tiles) <= _MAX_TILES else [],
         "passes": plan.passes,
         "strips": plan.strips,
         "store": plan.store,
@@ -225,9 +226,10 @@ def _blended(
     tile, ratio = how.tiling, model.config.spatial_ratio
     assert tile is not None and tile.size is not None
     rows, columns = (spans(length, tile.size, tile.stride) for length in size)
+    count = len(rows) * len(columns)
     tiles = [
         [left * ratio, top * ratio, (right - left) * ratio, (bottom - top) * ratio]
-        for (top, bottom), (left, right) in itertools.islice(itertools.product(rows, columns), _MAX_TILES)
+        for (top, bottom), (left, right) in (itertools.product(rows, columns) if count <= _MAX_TILES else ())
     ]
     # Tiles of one size are planned once: there can be hundreds of millions.
     heights, widths = (Counter(stop - start for start, stop in cuts) for cuts in (rows, columns))
@@ -245,7 +247,9 @@ def _blended(
     arithmetic = sum(plan.arithmetic * count for plan, count in plans)
     return {
         "tiles": tiles,
-        "count": len(rows) * len(columns),
+        "count": count,
+        "columns": len(columns),
+        "rows": len(rows),
         "store": "memory",
         "peak_bytes": max(plan.peak_bytes for plan, _ in plans) * question.batch,
         "file_bytes": 0,

@@ -20,7 +20,7 @@ def decode_graph(ui: FrontEnd, width: int = 2048, height: int = 1024, **values: 
     nodes = [("SeamlessVAELoad", 80, 120), ("EmptyLatentImage", 80, 450, {"width": width, "height": height})]
     ui.graph([*nodes, (*TILED, values)], [(1, 0, 3, "vae"), (2, 0, 3, "samples")])
     panel = ui.panel(PANEL)
-    expect(panel.locator(".seamless-drawing")).to_be_visible()
+    expect(panel).to_contain_text(f"{width} x {height} from")
     return panel
 
 
@@ -192,6 +192,16 @@ def test_only_the_last_of_many_changes_is_asked_for(ui: FrontEnd) -> None:
     ui.set(3, "tile_size", 512)
     expect(panel.locator(".seamless-tile")).to_have_count(2)
     assert len(asked(ui)) - before <= 3
+
+
+def test_the_drawing_of_very_many_tiles_covers_the_picture(ui: FrontEnd) -> None:
+    panel = decode_graph(ui, width=8192, height=4096, mode="blended", tile_size=64, overlap=0)
+    expect(row(panel, "Tiles")).to_have_text("8192 (128 x 64)")
+    frame = panel.locator(".seamless-frame").bounding_box()
+    boxes = [tile.bounding_box() for tile in panel.locator(".seamless-tile").all()]
+    assert frame and len(boxes) == 24 * 24
+    bottom, right = (max(box[at] + box[side] for box in boxes if box) for at, side in (("y", "height"), ("x", "width")))
+    assert abs(bottom - frame["y"] - frame["height"]) < 2 and abs(right - frame["x"] - frame["width"]) < 2
 
 
 def test_the_drawing_shows_strips_where_they_are(ui: FrontEnd) -> None:

@@ -61,7 +61,8 @@ def test_what_is_no_autoencoder_is_said(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../checkpoints/sd15.safetensors", "/etc/passwd", "..\\x", "", "a\0b", "C:\\x", "missing.safetensors"]
+    "name",
+    ["../checkpoints/sd15.safetensors", "/etc/passwd", "..\\x", "", "a\0b", "C:\\x", "missing.safetensors", "x" * 300],
 )
 def test_names_lead_nowhere_else(url: str, name: str) -> None:
     found = info(url, name)
@@ -119,7 +120,9 @@ def test_blended_tiles_are_where_the_grid_says(url: str) -> None:
 
 def test_more_tiles_than_could_be_listed(url: str) -> None:
     found = plan(url, width=131072, height=131072, mode="blended", tile_size=8, overlap=0)
-    assert found["count"] == 16384**2 and len(found["tiles"]) == 1024
+    assert (found["count"], found["columns"], found["rows"]) == (16384**2, 16384, 16384)
+    assert found["tiles"] == []  # some of them would look like a part of the picture
+    assert plan(url, width=64, height=8200, tile_size=8)["tiles"] == []
 
 
 def test_more_pictures_take_more(url: str) -> None:

@@ -10,6 +10,8 @@ import { bytes, t } from '../lib/text.js'
  * @property {number} height
  * @property {[number, number, number, number][]} tiles
  * @property {number} [count] of blended tiles
+ * @property {number} [columns] of them
+ * @property {number} [rows]
  * @property {number} [passes]
  * @property {number} [strips]
  * @property {string} store
@@ -19,7 +21,7 @@ import { bytes, t } from '../lib/text.js'
  * @property {number} cost
  */
 
-const MOST_LINES = 24 // that are drawn of strips which are not named
+const MOST_LINES = 24 // that are drawn, in each direction, of parts which are not named
 
 /** @param {string} text */
 export function note(text) {
@@ -56,19 +58,13 @@ function rows(plan) {
   return [
     plan.count === undefined
       ? [t('strips'), t('stripsValue', { strips: plan.strips ?? 0, passes: plan.passes ?? 0 })]
-      : [t('tiles'), t('tilesValue', { count: plan.count, ...grid(plan) })],
+      : [t('tiles'), t('tilesValue', { count: plan.count, columns: plan.columns ?? 0, rows: plan.rows ?? 0 })],
     [t('store'), plan.store.split(/,? and |, /).map((place) => t(`store.${place}`)).join(' + ')],
     ...(plan.file_bytes ? /** @type {[string, string][]} */ ([[t('fileSize'), bytes(plan.file_bytes)]]) : []),
     [t('memory'), bytes(plan.peak_bytes)],
     ...(free === null ? [] : /** @type {[string, string][]} */ ([[t('free'), bytes(free)]])),
     [t('cost'), plan.cost < 1.005 ? t('costSame') : t('costValue', { cost: plan.cost.toFixed(2) })]
   ]
-}
-
-/** @param {Plan} plan */
-function grid(plan) {
-  const columns = new Set(plan.tiles.map(([x]) => x)).size
-  return { columns, rows: Math.ceil((plan.count ?? 0) / columns) }
 }
 
 /** @param {Plan} plan */
@@ -82,18 +78,25 @@ function drawing(plan) {
     'aria-label': `${width} x ${height}`
   })
   picture.append(svg('rect', frame))
-  for (const [x, y, w, h] of plan.tiles.length ? plan.tiles : strips(plan)) {
+  for (const [x, y, w, h] of plan.tiles.length ? plan.tiles : evenly(plan)) {
     picture.append(svg('rect', { x, y, width: w, height: h, class: 'seamless-tile' }))
   }
   return el('div', { class: 'seamless-drawing-box' }, picture)
 }
 
 /**
- * Strips that each pass cuts as it suits: so many of equal height as a pass has on average.
+ * Parts of one size: so many strips as a pass has on average, for each pass cuts them as it suits; or tiles that are too
+ * many to be named.
  * @param {Plan} plan
  * @returns {[number, number, number, number][]}
  */
-function strips(plan) {
-  const count = Math.max(1, Math.min(MOST_LINES, Math.round((plan.strips ?? 1) / (plan.passes ?? 1))))
-  return Array.from({ length: count }, (_, index) => [0, (index * plan.height) / count, plan.width, plan.height / count])
+function evenly({ width, height, columns = 1, rows, strips = 1, passes = 1 }) {
+  /** @param {number} count */
+  const most = (count) => Math.max(1, Math.min(MOST_LINES, Math.round(count)))
+  const wide = width / most(columns)
+  const high = height / most(rows ?? strips / passes)
+  return Array.from({ length: most(columns) * most(rows ?? strips / passes) }, (_, index) => {
+    const column = index % most(columns)
+    return [column * wide, Math.floor(index / most(columns)) * high, wide, high]
+  })
 }
