@@ -84,6 +84,16 @@ def test_what_does_not_apply_is_greyed_out(ui: FrontEnd) -> None:
     assert idle() == ["memory_budget", "wrap"]
 
 
+def test_blended_tiles_that_are_to_wrap_are_told_of_and_can_be_mended(ui: FrontEnd) -> None:
+    panel = decode_graph(ui, wrap="x", mode="blended")
+    expect(panel.get_by_role("alert")).to_contain_text("blended tiles cannot wrap around")
+    idle = "app.canvas.graph.getNodeById(3).widgets.filter((each) => each.disabled).map((each) => each.name)"
+    assert ui.js(idle) == ["memory_budget"]
+    ui.choose(3, "wrap", "none")
+    expect(row(panel, "Tiles")).to_have_text("18 (6 x 3)")
+    assert ui.js(idle) == ["memory_budget", "wrap"]
+
+
 @pytest.mark.parametrize(
     "nodes, links, size",
     [

@@ -5,6 +5,7 @@ import { api, setting } from './host.js'
 export const ENGLISH = {
   routeFailed: 'Seamless VAE: the back end does not answer. Restart ComfyUI if the pack was just installed.',
   unavailable: 'Not known: the back end does not answer.',
+  notYetKnown: 'Not known before the run.',
   followFailed: 'Seamless VAE cannot tell what comes before a node: another node’s code failed.',
   fileInfo: 'What this VAE file is',
   reading: 'Reading the header…',
@@ -42,6 +43,7 @@ export const ENGLISH = {
   pictureSize: '{width} x {height} from {source}',
   pictureAssumed: '{width} x {height} assumed: the size is not known before the run',
   vaeAssumed: 'Stable Diffusion’s VAE assumed: connect a loader',
+  valuesAssumed: 'The usual {names} assumed: links bring what only the run tells',
   lastRun: 'the last run',
   running: 'Progress of the run',
   pass: 'Pass {pass} of {passes}',

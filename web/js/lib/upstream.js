@@ -1,48 +1,17 @@
 // What can be known of a node's inputs before anything runs: by following links to where a value is chosen.
 import { api, outputsOf, widgetOf } from './host.js'
+import { sourceOf, valueOf } from './sources.js'
 
 /**
  * @typedef {import('./host.js').LGraphNode} LGraphNode
  * @typedef {{width: number, height: number, batch: number, source: string | null}} Size
  */
 
-const MUTED = 2
-const BYPASSED = 4
-const DEPTH = 50 // links to follow at most
 // Inputs of nodes whose pictures come out in a size that only the run tells.
 const RESIZERS = ['upscale_model', 'megapixels', 'resolution', 'longer_edge', 'left', 'direction', 'rotation']
+const DEPTH = 50 // nodes to pass through at most
 // How names of checkpoints are marked in the list of Seamless VAE Load.
 const CHECKPOINT_MARK = ' [checkpoint]'
-
-/**
- * The node at the other end of an input's link; bypassed nodes and reroutes are passed through.
- * @param {LGraphNode} node
- * @param {string} input
- * @param {number} [depth]
- * @returns {{node: LGraphNode, slot: number} | null}
- */
-export function sourceOf(node, input, depth = 0) {
-  const index = node.inputs?.findIndex((slot) => slot.name === input) ?? -1
-  return index < 0 ? null : sourceOfSlot(node, index, depth)
-}
-
-/**
- * @param {LGraphNode} node
- * @param {number} index
- * @param {number} depth
- * @returns {{node: LGraphNode, slot: number} | null}
- */
-function sourceOfSlot(node, index, depth) {
-  const source = node.getInputNode?.(index)
-  const link = source ? node.getInputLink?.(index) : null
-  if (!source || !link || source.mode === MUTED || depth > DEPTH) return null
-  const slot = link.origin_slot
-  const isReroute = source.type === 'Reroute'
-  if (source.mode !== BYPASSED && !isReroute) return { node: source, slot }
-  const type = source.outputs?.[slot]?.type
-  const through = isReroute ? 0 : (source.inputs?.findIndex((each) => each.type === type) ?? -1)
-  return through < 0 ? null : sourceOfSlot(source, through, depth + 1)
-}
 
 /**
  * What Seamless VAE Load calls the VAE on a node's `vae` input; null if that is not known.
@@ -52,7 +21,7 @@ function sourceOfSlot(node, index, depth) {
 export function vaeOf(node) {
   const source = sourceOf(node, 'vae')?.node
   /** @param {string} widget */
-  const value = (widget) => (source ? widgetOf(source, widget)?.value : undefined)
+  const value = (widget) => (source ? valueOf(source, widget) : undefined)
   const name = value('vae_name')
   const checkpoint = value('ckpt_name')
   return {
@@ -77,10 +46,11 @@ export function sizeOf(node, input, depth = 0) {
   const title = source.title || String(source.type)
   /** @param {string} name */
   const number = (name) => {
-    const value = widgetOf(source, name)?.value
+    const value = valueOf(source, name)
     return typeof value === 'number' ? value : null
   }
-
+  /** @param {string} name */
+  const has = (name) => widgetOf(source, name) !== undefined || source.inputs?.some((each) => each.name === name)
   const before = () => {
     const same = source.inputs?.find((each) => each.type === type) ?? source.inputs?.find(isPicture)
     return same ? sizeOf(source, same.name, depth + 1) : null
@@ -88,14 +58,14 @@ export function sizeOf(node, input, depth = 0) {
   const width = number('width')
   const height = number('height')
   if (width && height) return { width, height, batch: number('batch_size') ?? before()?.batch ?? 1, source: title }
-  if (width !== null && height !== null) return null // 0 keeps the proportions
+  if (has('width') && has('height')) return null // 0 keeps the proportions, a link may bring any size
   const factor = number('scale_by')
   if (factor) {
     const size = before()
     return size && { ...size, width: Math.round(size.width * factor), height: Math.round(size.height * factor), source: title }
   }
-  if (RESIZERS.some((name) => widgetOf(source, name) || source.inputs?.some((each) => each.name === name))) return null
-  const file = widgetOf(source, 'image')?.value
+  if (has('scale_by') || RESIZERS.some(has)) return null
+  const file = valueOf(source, 'image')
   if (typeof file === 'string' && source.outputs?.[0]?.type === 'IMAGE') {
     const size = sizeOfFile(inputFile(file))
     return size && { ...size, batch: 1, source: title }

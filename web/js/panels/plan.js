@@ -3,6 +3,7 @@ import { asker } from '../lib/ask.js'
 import { widgetOf } from '../lib/host.js'
 import { addPanel } from '../lib/panel.js'
 import { t } from '../lib/text.js'
+import { valueOf } from '../lib/sources.js'
 import { lastSizeOf, sizeOf, vaeOf } from '../lib/upstream.js'
 import { watch } from '../lib/watch.js'
 import { note, planView } from './plan_view.js'
@@ -13,6 +14,7 @@ import { note, planView } from './plan_view.js'
  */
 
 const ASSUMED = { width: 1024, height: 1024, batch: 1, source: '' }
+const CHOICES = ['mode', 'tile_size', 'overlap', 'memory_budget', 'wrap']
 // Widgets that a mode does not look at.
 const IDLE = /** @type {Record<string, string[]>} */ ({ exact: ['overlap'], blended: ['memory_budget', 'wrap'] })
 
@@ -25,10 +27,10 @@ export function addPlan(node, direction) {
   /** @type {import('../lib/ask.js').Ask<Plan>} */
   const ask = asker(panel.content)
   panel.content.replaceChildren(note(t('planning')))
-  watch(node, () => question(node, direction), ({ size, known, ...body }) => {
-    greyOut(node, String(body.mode))
+  watch(node, () => question(node, direction), ({ size, known, linked, ...body }) => {
+    greyOut(node, body)
     void ask('/seamless_vae/plan', { ...body, width: size.width, height: size.height, batch: size.batch }, (plan) => {
-      panel.content.replaceChildren(...(plan ? planView(plan, size, known) : [note(t('unavailable'))]))
+      panel.content.replaceChildren(...(plan ? planView(plan, size, known, linked) : [note(t('unavailable'))]))
     })
   })
   return panel
@@ -40,26 +42,24 @@ export function addPlan(node, direction) {
  */
 function question(node, direction) {
   const size = sizeOf(node, direction === 'encode' ? 'pixels' : 'samples') ?? lastSizeOf(node)
-  /** @param {string} name */
-  const value = (name) => widgetOf(node, name)?.value
+  const values = Object.fromEntries(CHOICES.map((name) => [name, valueOf(node, name)]))
   return {
     direction,
     ...vaeOf(node),
-    mode: value('mode'),
-    tile_size: value('tile_size'),
-    overlap: value('overlap'),
-    memory_budget: value('memory_budget'),
+    ...values,
     size: size ?? ASSUMED,
-    known: size !== null
+    known: size !== null,
+    linked: CHOICES.filter((name) => widgetOf(node, name) && values[name] === undefined)
   }
 }
 
 /**
  * @param {LGraphNode} node
- * @param {string} mode
+ * @param {Record<string, unknown>} values of the widgets
  */
-function greyOut(node, mode) {
-  const idle = IDLE[mode] ?? []
+function greyOut(node, { mode, wrap }) {
+  // Blended tiles that are to wrap cannot run: the widget is at hand to say so no more.
+  const idle = (IDLE[String(mode)] ?? []).filter((name) => name !== 'wrap' || wrap === 'none')
   for (const name of Object.values(IDLE).flat()) {
     const widget = /** @type {any} */ (widgetOf(node, name))
     if (!widget) continue

@@ -32,14 +32,16 @@ export function note(text) {
  * @param {Plan} plan
  * @param {import('../lib/upstream.js').Size} size
  * @param {boolean} known whether the size is more than an assumption
+ * @param {string[]} linked widgets whose values only the run tells
  * @returns {HTMLElement[]}
  */
-export function planView(plan, size, known) {
+export function planView(plan, size, known, linked) {
   const { width, height } = size
   const source = size.source ?? t('lastRun')
   const notes = [
     note(known ? t('pictureSize', { width, height, source }) : t('pictureAssumed', { width, height })),
-    ...(plan.assumed_vae ? [note(t('vaeAssumed'))] : [])
+    ...(plan.assumed_vae ? [note(t('vaeAssumed'))] : []),
+    ...(linked.length ? [note(t('valuesAssumed', { names: linked.join(', ') }))] : [])
   ]
   if (plan.problem !== null) {
     return [el('div', { class: 'seamless-warning', role: 'alert' }, el('p', {}, plan.problem)), ...notes]

@@ -1,8 +1,8 @@
 // Seamless VAE Load: what the chosen file is, before anything runs.
 import { asker } from '../lib/ask.js'
 import { el, facts } from '../lib/dom.js'
-import { widgetOf } from '../lib/host.js'
 import { addPanel } from '../lib/panel.js'
+import { valueOf } from '../lib/sources.js'
 import { bytes, t } from '../lib/text.js'
 import { watch } from '../lib/watch.js'
 
@@ -32,9 +32,9 @@ export function addVaeInfo(node) {
   panel.content.replaceChildren(note(t('reading')))
   watch(
     node,
-    () => widgetOf(node, 'vae_name')?.value,
+    () => valueOf(node, 'vae_name') ?? null,
     (name) => {
-      if (typeof name !== 'string') return
+      if (typeof name !== 'string') return panel.content.replaceChildren(note(t('notYetKnown')))
       void ask(`/seamless_vae/info?name=${encodeURIComponent(name)}`, undefined, (info) => {
         panel.content.replaceChildren(...(info ? view(info) : [note(t('unavailable'))]))
       })
