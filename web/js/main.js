@@ -2,6 +2,7 @@
 import { addStyle } from './lib/dom.js'
 import { app, chain } from './lib/host.js'
 import { loadTexts } from './lib/text.js'
+import { renew } from './lib/watch.js'
 import { addToOldMenus, canvasItems, commands, nodeItems } from './menus.js'
 import { addCompare } from './panels/compare.js'
 import { addInspect } from './panels/inspect.js'
@@ -50,6 +51,7 @@ app.registerExtension({
   commands,
   getCanvasMenuItems: canvasItems,
   getNodeMenuItems: nodeItems,
+  refreshComboInNodes: renew, // files may have come and gone
   async init() {
     addToOldMenus()
     showRuns()

@@ -1,8 +1,12 @@
-// Questions to the pack's routes: the latest counts, and a failure is said once.
-import { api, forget, toastOnce } from './host.js'
+// Questions to the pack's routes: the latest counts, and while some fail, that is said once.
+import { api, chain, toast } from './host.js'
 import { t } from './text.js'
 
-const FAILED = 'route'
+/** How long an answer may take. */
+export const patience = { milliseconds: 20000 }
+
+/** Those whose last question was not answered. @type {Set<object>} */
+const failing = new Set()
 
 /**
  * @template T
@@ -10,36 +14,54 @@ const FAILED = 'route'
  */
 
 /**
- * Something that asks, one question at a time: an answer to any but the latest is dropped.
- * @template T
+ * Something that asks, one question at a time: an answer to any but the latest is dropped. A question that the back end
+ * refuses is answered with the reason as the `problem`.
+ * @template {{problem: string | null}} T
+ * @param {import('./host.js').LGraphNode} node whose removal ends all questions
  * @param {HTMLElement} place where the answer is shown; it is marked as busy, and so dimmed, until it comes
  * @returns {Ask<T>}
  */
-export function asker(place) {
+export function asker(node, place) {
   /** @type {AbortController | null} */
   let current = null
+  chain(node, 'onRemoved', () => {
+    current?.abort()
+    current = null
+    failing.delete(place)
+  })
   return async (path, body, use) => {
     current?.abort()
     const mine = (current = new AbortController())
+    const giveUp = setTimeout(() => mine.abort(), patience.milliseconds)
     /** @type {T | null} */
     let answer = null
     place.setAttribute('aria-busy', 'true')
     try {
-      const response = await api.fetchApi(path, {
-        signal: mine.signal,
-        ...(body === undefined
-          ? {}
-          : { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(body) })
-      })
-      if (!response.ok) throw new Error(`${response.status} ${(await response.text()).slice(0, 200)}`)
-      answer = await response.json()
-      forget(FAILED)
+      answer = await answerTo(path, body, mine.signal)
+      if (mine === current) failing.delete(place)
     } catch (error) {
-      if (mine !== current || mine.signal.aborted) return
-      toastOnce(FAILED, t('routeFailed'), error instanceof Error ? error.message : String(error))
+      if (mine !== current) return
+      if (!failing.size) toast('warn', t('routeFailed'), mine.signal.aborted ? t('noAnswer') : String(error))
+      failing.add(place)
+    } finally {
+      clearTimeout(giveUp)
     }
     if (mine !== current) return
     place.removeAttribute('aria-busy')
     use(answer)
   }
+}
+
+/**
+ * @param {string} path
+ * @param {unknown} body
+ * @param {AbortSignal} signal
+ */
+async function answerTo(path, body, signal) {
+  const headers = { 'Content-Type': 'application/json' }
+  const post = body === undefined ? {} : { method: 'POST', headers, body: JSON.stringify(body) }
+  const response = await api.fetchApi(path, { signal, ...post })
+  if (response.status === 400) return { problem: await response.text() }
+  if (!response.ok) throw new Error(`${response.status} ${(await response.text()).slice(0, 200)}`)
+  return response.json()
 }

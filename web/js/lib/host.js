@@ -73,7 +73,7 @@ export function toast(severity, summary, detail) {
 const said = new Set()
 
 /**
- * Say something once, until `forget` is called with its key.
+ * Say something once.
  * @param {string} key
  * @param {string} summary
  * @param {string} [detail]
@@ -82,11 +82,6 @@ export function toastOnce(key, summary, detail) {
   if (said.has(key)) return
   said.add(key)
   toast('warn', summary, detail)
-}
-
-/** @param {string} key */
-export function forget(key) {
-  said.delete(key)
 }
 
 /**

@@ -4,6 +4,7 @@ import { api, setting } from './host.js'
 /** @type {Record<string, string>} */
 export const ENGLISH = {
   routeFailed: 'Seamless VAE: the back end does not answer. Restart ComfyUI if the pack was just installed.',
+  noAnswer: 'No answer has come.',
   unavailable: 'Not known: the back end does not answer.',
   notYetKnown: 'Not known before the run.',
   followFailed: 'Seamless VAE cannot tell what comes before a node: another node’s code failed.',
@@ -98,9 +99,14 @@ export async function loadTexts() {
   others = Object.fromEntries(Object.entries(all ?? {}).map(([language, texts]) => [language, texts?.seamlessVae ?? {}]))
 }
 
-/** The front end's language, such as `zh`. */
+/** The front end's language, such as `zh`; English for what names none. */
 export function language() {
-  return String(setting('Comfy.Locale', 'en'))
+  const tag = String(setting('Comfy.Locale', 'en')).replaceAll('_', '-')
+  try {
+    return Intl.getCanonicalLocales(tag)[0] ?? 'en'
+  } catch {
+    return 'en'
+  }
 }
 
 /**

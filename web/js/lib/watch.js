@@ -1,5 +1,5 @@
 // Notices what changes a node's picture of the graph: its widgets, and anything upstream of it.
-import { chain, toastOnce } from './host.js'
+import { api, chain, toastOnce } from './host.js'
 import { t } from './text.js'
 
 /** @typedef {import('./host.js').LGraphNode} LGraphNode */
@@ -31,8 +31,19 @@ function tick() {
   }
 }
 
+/** Let every watch act again: what the back end answers may be another by now. */
+export function renew() {
+  for (const watch of watches) watch.told = ''
+}
+
+// A run loads and frees memory and may write files; a back end that was away may be another one.
+for (const name of ['execution_success', 'execution_error', 'execution_interrupted', 'reconnected']) {
+  api.addEventListener(/** @type {any} */ (name), renew)
+}
+
 /**
- * Call `act` with what `look` returns, now and after every change of it, while the node is in a graph.
+ * Call `act` with what `look` returns, now, after every change of it and when the back end's answers may be out of date,
+ * while the node is in a graph.
  * @template T
  * @param {LGraphNode} node
  * @param {() => T} look cheap; what it returns is compared as JSON

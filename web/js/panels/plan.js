@@ -25,10 +25,12 @@ const IDLE = /** @type {Record<string, string[]>} */ ({ exact: ['overlap'], blen
 export function addPlan(node, direction) {
   const panel = addPanel(node, 'seamless_plan', { height: 120, label: t('plan') })
   /** @type {import('../lib/ask.js').Ask<Plan>} */
-  const ask = asker(panel.content)
+  const ask = asker(node, panel.content)
   panel.content.replaceChildren(note(t('planning')))
-  watch(node, () => question(node, direction), ({ size, known, linked, ...body }) => {
+  const look = () => ({ ...question(node, direction), shown: panel.shown() })
+  watch(node, look, ({ size, known, linked, shown, ...body }) => {
     greyOut(node, body)
+    if (!shown) return
     void ask('/seamless_vae/plan', { ...body, width: size.width, height: size.height, batch: size.batch }, (plan) => {
       panel.content.replaceChildren(...(plan ? planView(plan, size, known, linked) : [note(t('unavailable'))]))
     })

@@ -28,12 +28,13 @@ import { watch } from '../lib/watch.js'
 export function addVaeInfo(node) {
   const panel = addPanel(node, 'seamless_info', { height: 96, label: t('fileInfo') })
   /** @type {import('../lib/ask.js').Ask<Info>} */
-  const ask = asker(panel.content)
+  const ask = asker(node, panel.content)
   panel.content.replaceChildren(note(t('reading')))
   watch(
     node,
-    () => valueOf(node, 'vae_name') ?? null,
-    (name) => {
+    () => ({ name: valueOf(node, 'vae_name') ?? null, shown: panel.shown() }),
+    ({ name, shown }) => {
+      if (!shown) return
       if (typeof name !== 'string') return panel.content.replaceChildren(note(t('notYetKnown')))
       void ask(`/seamless_vae/info?name=${encodeURIComponent(name)}`, undefined, (info) => {
         panel.content.replaceChildren(...(info ? view(info) : [note(t('unavailable'))]))
