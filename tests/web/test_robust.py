@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from host.browser import FrontEnd
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 ROOT = Path(__file__).resolve().parents[2]
 NODES = [("SeamlessVAELoad", 80, 120), ("SeamlessVAEDecodeTiled", 400, 120), ("SeamlessVAEEncodeTiled", 720, 120)]
@@ -42,6 +43,40 @@ def test_a_missing_back_end_leaves_the_graph_usable(ui: FrontEnd) -> None:
     finally:
         ui.page.unroute("**/seamless_vae/**")
     ui.complaints[:] = [each for each in ui.complaints if "Failed to load resource" not in each]
+
+
+def test_nodes_and_widgets_that_were_renamed_leave_the_graph_usable(ui: FrontEnd) -> None:
+    """As with another release of the pack: a node is gone, and widgets have other names."""
+    renames = {"vae_name": "file", "mode": "method", "tile_size": "size", "samples": "latent"}
+
+    def renamed(route: Route) -> None:
+        answer = route.fetch()
+        nodes = answer.json()
+        del nodes["SeamlessVAEInspect"]
+        for name in ("SeamlessVAELoad", "SeamlessVAEDecodeTiled"):
+            text = json.dumps(nodes[name])
+            for before, after in renames.items():
+                text = text.replace(f'"{before}"', f'"{after}"')
+            nodes[name] = json.loads(text)
+        route.fulfill(response=answer, json=nodes)
+
+    ui.graph([*NODES, ("SeamlessVAEInspect", 1000, 120)], [(1, 0, 2, "vae")])
+    saved = ui.js("app.canvas.graph.serialize()")
+    ui.page.route("**/object_info", renamed)
+    try:
+        ui.load()
+        ui.js("async (saved) => app.loadGraphData(saved, true, false)", saved)
+        expect(ui.panel("What this VAE file is")).to_contain_text("Not known before the run.")
+        expect(ui.panel("Plan of the run").first).to_contain_text("Strips")
+        ui.page.keyboard.press("Escape")  # the host's own list of nodes that are missing
+        ui.js("app.canvas.graph.remove(app.canvas.graph.getNodeById(2))")
+        expect(ui.panel("Plan of the run")).to_have_count(1)
+    finally:
+        ui.page.unroute("**/object_info")
+        # The host's own warning of the node that is missing is meant.
+        ui.complaints[:] = [each for each in ui.complaints if "seamless-vae/js" in each]
+        ui.check()
+        ui.load()
 
 
 def test_a_node_of_another_pack_that_fails_stops_nothing_else(ui: FrontEnd) -> None:

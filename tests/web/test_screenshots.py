@@ -75,6 +75,8 @@ BLENDED = {
     "assumed_vae": True,
     "tiles": [[x, y, 768, 768] for y in (0, 640, 768) for x in (0, 640, 1280)],
     "count": 9,
+    "columns": 3,
+    "rows": 3,
     "passes": None,
     "strips": None,
     "store": "memory",

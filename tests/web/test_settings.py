@@ -111,6 +111,17 @@ def test_chinese(ui: FrontEnd) -> None:
         ui.load(**{"Comfy.Locale": "en"})
 
 
+def test_a_language_that_is_none_is_passed_over(ui: FrontEnd) -> None:
+    ui.load(**{"Comfy.Locale": "xx_"})
+    try:
+        ui.graph([("SeamlessVAELoad", 80, 150)])
+        expect(ui.panel("What this VAE file is")).to_contain_text("MiB")
+    finally:
+        ui.complaints[:] = [each for each in ui.complaints if "seamless" in each.lower()]
+        ui.check()
+        ui.load(**{"Comfy.Locale": "en"})
+
+
 def flat(language: str, name: str) -> dict[str, str]:
     def walk(value: object, path: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict):
