@@ -127,8 +127,10 @@ def test_pictures_that_are_gone_are_told_of(ui: FrontEnd, data: Path) -> None:
     expect(lost).not_to_be_visible()
     ui.executed(1, images=[file("plain0"), file("gone"), file("plain2")], text=["PSNR 1.00 dB"])
     expect(lost).to_be_visible()
+    assert GREEN not in (seen := colours(stage_of(panel)[0], 0.25, 0.75)) and RED not in seen
     panel.get_by_role("button", name="Error").click()
     expect(lost).not_to_be_visible()
+    assert colours(stage_of(panel)[0], 0.25, 0.75) == [RED, BLUE]
     ui.graph([("SeamlessPosteriorPreview", 200, 120)])
     posterior = ui.panel("Posterior")
     ui.executed(1, images=[file("gone"), file("plain1")])

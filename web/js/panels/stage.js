@@ -15,6 +15,7 @@ export function makeStage(tell) {
   const after = el('img', { alt: t('after'), draggable: 'false' })
   const beforeTag = el('span', { class: 'seamless-tag seamless-left' }, t('before'))
   const afterTag = el('span', { class: 'seamless-tag seamless-right' }, t('after'))
+  const bottom = el('div', { class: 'seamless-layer' }, before)
   const top = el('div', { class: 'seamless-layer' }, after)
   const lost = el('p', { class: 'seamless-lost', hidden: true }, t('lost'))
   const measured = new Image() // what is compared with `before`, pixel by pixel
@@ -30,7 +31,7 @@ export function makeStage(tell) {
   const element = el(
     'div',
     { class: 'seamless-stage', 'data-capture-wheel': 'true', hidden: true },
-    el('div', { class: 'seamless-layer' }, before),
+    bottom,
     top,
     beforeTag,
     afterTag,
@@ -157,7 +158,8 @@ export function makeStage(tell) {
   for (const image of [before, after]) {
     whenSettled(image, (there) => {
       image.hidden = !there
-      lost.hidden = !before.hidden && !after.hidden
+      bottom.hidden = top.hidden = before.hidden || after.hidden // one alone would pass for both
+      lost.hidden = !bottom.hidden
       draw()
     })
   }
