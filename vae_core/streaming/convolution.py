@@ -37,8 +37,8 @@ class WinogradConvolution(ConvolutionKernel):
     fast = True
 
     def prepare(self) -> None:
-        step = self.step
-        self.bias = step.conv.bias.detach().float()  # type: ignore[union-attr]
+        step, inputs = self.step, self.inputs
+        bias = step.conv.bias.detach().float()  # type: ignore[union-attr]
         strip = self.cut().first
         pack = winograd.pack_upsample if step.scale == "up" else winograd.pack_winograd
         self.products = pack(step.conv, strip.tiles)
@@ -46,7 +46,13 @@ class WinogradConvolution(ConvolutionKernel):
         if step.shortcut is not None:
             matrix = step.shortcut.weight.detach().float()[None, :, :, 0, 0]
             self.shortcut = winograd.PackedProducts.pack(matrix, strip.positions)
-            self.bias = self.bias + step.shortcut.bias.detach().float()  # type: ignore[union-attr]
+            bias = bias + step.shortcut.bias.detach().float()  # type: ignore[union-attr]
+        # Arrays, since each operation on a tensor would give the interpreter lock away; see `winograd._Operands`.
+        self.bias = bias.numpy()
+        self.coefficients = inputs.coefficients and (inputs.coefficients[0].numpy(), inputs.coefficients[1].numpy())
+        self.sources, self.targets = (
+            [winograd.whole_array(band) for band in each.bands] for each in (inputs.source, inputs.target)
+        )
 
     def workspace(self, workers: int) -> int:
         conv, strip = self.step.conv, self.cut().first
@@ -85,23 +91,41 @@ class WinogradConvolution(ConvolutionKernel):
         item, (top, bottom), (left, right) = strip.items[0], strip.rows, strip.columns
         up = self.step.scale == "up"
         first, stop = (top // 2, bottom // 2) if up else (top, bottom)
-        pieces, begin = inputs.source.around(first - 1, stop + 1, inputs.wrap.y)
-        window = winograd.Rows.of(joined([piece[item] for piece in pieces]), begin)
-        place = inputs.target.rows(top, bottom)[item]
-        direct = place.stride(2) == 1
-        written = place if direct else torch.empty(place.shape)  # the output is laid out by channels
-        target = winograd.Target(winograd.Rows.of(written, top), left, right)
+        window = self._window(item, first - 1, stop + 1)
+        written, place = self._place(item, top, bottom)
+        target = winograd.Target(written, left, right)
         if up:
             sums = winograd.upsample_strip(window, self.products, self.bias, target, inputs.wrap.x)
         else:
-            coefficients = inputs.coefficients and (inputs.coefficients[0][item], inputs.coefficients[1][item])
+            coefficients = self.coefficients and (self.coefficients[0][item], self.coefficients[1][item])
             residual, in_place = self._residual(item, strip)
             sums = winograd.winograd_strip(
                 window, coefficients, self.products, self.bias, residual, in_place, target, inputs.wrap.x
             )
-        if not direct:
-            place[:, left:right].copy_(written[:, left:right])
+        if place is not None:
+            place[:, left:right].copy_(target.values)
         return item, strip.positions, *sums
+
+    def _window(self, item: int, first: int, stop: int) -> winograd.Rows:
+        """The rows [first, stop) of the source as far as they exist, or around its edges."""
+        source = self.inputs.source
+        height, rows = source.shape[1], source.band_rows
+        begin, end = max(first, 0), min(stop, height)
+        array, offset = self.sources[begin // rows], begin // rows * rows
+        if array is not None and end <= offset + rows and not (self.inputs.wrap.y and end - begin < stop - first):
+            return winograd.Rows(array[item, begin - offset : end - offset], begin, source.shape[3])
+        pieces, begin = source.around(first, stop, self.inputs.wrap.y)
+        return winograd.Rows.of(joined([piece[item] for piece in pieces]), begin)
+
+    def _place(self, item: int, top: int, bottom: int) -> tuple[winograd.Rows, Tensor | None]:
+        """Where rows of the target are written, and where they are to be copied to from there, if so."""
+        target = self.inputs.target
+        index = top // target.band_rows  # a strip lies in one band
+        array, offset = self.targets[index], index * target.band_rows
+        if array is not None:
+            return winograd.Rows(array[item, top - offset : bottom - offset], top, target.shape[3]), None
+        place = target.rows(top, bottom)[item]  # the output is laid out by channels
+        return winograd.Rows.of(torch.empty(place.shape), top), place
 
     def _residual(self, item: int, strip: Strip) -> tuple[Tensor | None, bool]:
         """What is added to a strip, or whether it is what lies there."""
@@ -118,7 +142,7 @@ class WinogradConvolution(ConvolutionKernel):
         return product.view(*x.shape[:2], self.shortcut.out_channels), False
 
     def close(self) -> None:
-        self.products, self.shortcut = [], None
+        self.products, self.shortcut, self.sources, self.targets = [], None, [], []
 
     def combine(self, parts: Sequence[tuple[int, int, Any, Any]]) -> ChannelStats:
         per_item = []

@@ -137,19 +137,14 @@ class PackedProducts:
         count = left.shape[0]
         if count < self.rows:
             left = F.pad(left, (0, 0, 0, 0, 0, self.rows - count))
-        return self.into(left, torch.empty(self.rows, self.groups, self.out_channels))[:count]
-
-    def into(self, left: Tensor, out: Tensor) -> Tensor:
-        """The same for exactly `rows` rows, written to `out`.
-
-        oneDNN's operator that writes to memory of the caller's adds to what is there. With fresh memory for each
-        result, the system's clearing of pages would take about as long as a tenth of the arithmetic.
-        """
-        x, y = (each.view(1, 1, self.rows, -1).permute(0, 3, 1, 2) for each in (left, out.zero_()))
-        torch.ops.mkldnn._convolution_pointwise_(
-            y, x, self.weight, None, [0, 0], [1, 1], [1, 1], self.groups, "add", 1.0, None, [], None
+        y = torch.ops.mkldnn._convolution_pointwise(
+            self.as_image(left), self.weight, None, [0, 0], [1, 1], [1, 1], self.groups, "none", [], ""
         )
-        return out
+        return y.permute(0, 2, 3, 1).view(self.rows, self.groups, self.out_channels)[:count]
+
+    def as_image(self, matrices: Tensor) -> Tensor:
+        """[rows, groups, C] as the image that a convolution takes."""
+        return matrices.view(1, 1, self.rows, -1).permute(0, 3, 1, 2)
 
 
 def _pieces(weights: int, transform: Tensor) -> int:
@@ -201,21 +196,52 @@ def drop_scratch() -> None:
     _scratch.__dict__.clear()
 
 
-def _product_input(tiles: int, products: list[PackedProducts], channels: int) -> np.ndarray:
-    """The left sides of the products, [products, rows, groups, padded channels], with zeros but for the tiles."""
-    left = _buffer("products", len(products), products[0].rows, products[0].groups, products[0].in_channels)
-    left[..., channels:] = 0.0
-    left[:, tiles:] = 0.0
-    return left
+@dataclass(frozen=True)
+class _Operands:
+    """Both sides of a pass's products in one thread: memory, and the operators' views of it.
+
+    They are made once for a pass, since each of torch's operations, be it a view, gives the interpreter lock away and
+    waits for it again, for which threads of short strips would spend a tenth of their time.
+
+    Attributes:
+        left: [products, rows, groups, padded channels], zeros beyond the channels.
+        results: [products, rows, groups, K].
+    """
+
+    products: list[PackedProducts]
+    left: np.ndarray
+    results: np.ndarray
+    views: list[tuple[Tensor, Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, products: list[PackedProducts], channels: int) -> _Operands:
+        """Those of the calling thread."""
+        kept: _Operands | None = getattr(_scratch, "operands", None)
+        if kept is not None and kept.products is products:
+            return kept
+        first = products[0]
+        left = _buffer("left", len(products), first.rows, first.groups, first.in_channels)
+        results = _buffer("results", len(products), first.rows, first.groups, first.out_channels)
+        left[..., channels:] = 0.0
+        views = [
+            (each.as_image(x), each.as_image(y), each.weight)
+            for each, x, y in zip(products, torch.from_numpy(left), torch.from_numpy(results), strict=True)
+        ]
+        _scratch.operands = cls(products, left, results, views)
+        return _scratch.operands
+
+    def multiply(self) -> np.ndarray:
+        """The results. oneDNN's operator that writes to memory of the caller's adds to what is there."""
+        self.results.fill(0.0)
+        for x, y, weight in self.views:
+            _multiply_into(y, x, weight, self.products[0].groups)
+        return self.results
 
 
-def _multiply(left: np.ndarray, products: list[PackedProducts]) -> np.ndarray:
-    """All products, [products, rows, groups, K]."""
-    first = products[0]
-    result = _buffer("results", len(products), first.rows, first.groups, first.out_channels)
-    for part, place, each in zip(torch.from_numpy(left), torch.from_numpy(result), products, strict=True):
-        each.into(part, place)
-    return result
+def _multiply_into(y: Tensor, x: Tensor, weight: Tensor, groups: int) -> None:
+    torch.ops.mkldnn._convolution_pointwise_(
+        y, x, weight, None, [0, 0], [1, 1], [1, 1], groups, "add", 1.0, None, [], None
+    )
 
 
 @dataclass(frozen=True)
@@ -235,11 +261,20 @@ class Rows:
     @classmethod
     def of(cls, rows: Tensor, first: int) -> Rows:
         """Of [rows, W, C], which may be the first channels of a wider contiguous map; anything else is copied."""
-        count, width, channels = rows.shape
-        wider = rows.stride(1)
-        if rows.stride(2) == 1 and wider >= channels and rows.stride(0) == width * wider:
-            rows = rows.as_strided((count, width, wider), rows.stride())
-        return cls(rows.contiguous().numpy(), first, channels)
+        whole = whole_array(rows[None])
+        return cls(rows.contiguous().numpy() if whole is None else whole[0], first, rows.shape[2])
+
+
+def whole_array(band: Tensor) -> np.ndarray | None:
+    """A band [B, rows, W, C] as a contiguous array, with the other channels of a wider map; None if it is none."""
+    batch, rows, width, channels = band.shape
+    wider = band.stride(2)
+    lines = (rows * width * wider, width * wider, wider, 1)
+    if wider < channels or any(
+        size > 1 and step != line for size, step, line in zip(band.shape, band.stride(), lines, strict=True)
+    ):
+        return None
+    return band.as_strided((batch, rows, width, wider), lines).numpy()
 
 
 @dataclass(frozen=True)
@@ -267,9 +302,9 @@ class Target:
 
 def winograd_strip(
     window: Rows,
-    coefficients: tuple[Tensor, Tensor] | None,
+    coefficients: tuple[np.ndarray, np.ndarray] | None,
     products: list[PackedProducts],
-    bias: Tensor,
+    bias: np.ndarray,
     residual: Tensor | None,
     in_place: bool,
     target: Target,
@@ -292,33 +327,24 @@ def winograd_strip(
         return _strip_by_torch(
             winograd_torch.WINOGRAD, window, coefficients, products, bias, residual, target, (1, target.left), wrap_x
         )
-    jit = _transforms()
-
-    tile_rows, columns = target.tiles
-    transformed = _product_input(tile_rows * columns, products, window.channels)
+    jit, operands = _transforms(), _Operands.of(products, window.channels)
     ring = _buffer("ring", 6, 6, window.channels)
-    scale, shift = (ring[0, 0], ring[0, 0]) if coefficients is None else (each.numpy() for each in coefficients)
-    for row in range(tile_rows):
-        y, first = target.rows.first + TILE * row - 1 - window.first, row * columns
-        jit.tiles_in(
-            window.array, y, target.left - 1, wrap_x, scale, shift, coefficients is not None, ring, transformed,
-            first, columns,
-        )  # fmt: skip
-    result = _multiply(transformed, products)
+    scale, shift = (ring, ring) if coefficients is None else coefficients
+    jit.tiles_in(
+        window.array, target.rows.first - 1 - window.first, target.left - 1, wrap_x, scale, shift,
+        coefficients is not None, ring, operands.left, *target.tiles,
+    )  # fmt: skip
     mode = 2 if in_place else 0 if residual is None else 1
     added = ring if residual is None else residual.numpy()
     total, squares = np.zeros(target.rows.channels), np.zeros(target.rows.channels)
-    for row in range(tile_rows):
-        y = TILE * row
-        jit.tiles_out(
-            result, row * columns, bias.numpy(), added, mode, target.rows.array, y, min(TILE, target.height - y),
-            target.left, target.right, total, squares,
-        )  # fmt: skip
+    jit.tiles_out(
+        operands.multiply(), bias, added, mode, target.rows.array, target.left, target.right, total, squares
+    )  # fmt: skip
     return total, squares
 
 
 def upsample_strip(
-    window: Rows, products: list[PackedProducts], bias: Tensor, target: Target, wrap_x: bool
+    window: Rows, products: list[PackedProducts], bias: np.ndarray, target: Target, wrap_x: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """conv(double(x)) + bias for a rectangle whose upper and left edges are even.
 
@@ -328,33 +354,20 @@ def upsample_strip(
     if not compiled():
         up, left = winograd_torch.UPSAMPLE, target.left // 2
         return _strip_by_torch(up, window, None, products, bias, None, target, (2, left), wrap_x)
-    jit = _transforms()
-
-    tile_rows, columns = target.tiles
-    transformed = _product_input(tile_rows * columns, products, window.channels)
-    ring = _buffer("ring", 4, 4, window.channels)
-    for row in range(tile_rows):
-        y = (target.rows.first + TILE * row) // 2 - 1 - window.first
-        jit.upsample_in(
-            window.array, y, target.left // 2 - 1, wrap_x, ring, transformed, row * columns, columns
-        )  # fmt: skip
-    result = _multiply(transformed, products)
+    jit, operands = _transforms(), _Operands.of(products, window.channels)
+    y, ring = target.rows.first // 2 - 1 - window.first, _buffer("ring", 4, 4, window.channels)
+    jit.upsample_in(window.array, y, target.left // 2 - 1, wrap_x, ring, operands.left, *target.tiles)
     total, squares = np.zeros(target.rows.channels), np.zeros(target.rows.channels)
-    for row in range(tile_rows):
-        y = TILE * row
-        jit.upsample_out(
-            result, row * columns, bias.numpy(), target.rows.array, y, min(TILE, target.height - y),
-            target.left, target.right, total, squares,
-        )  # fmt: skip
+    jit.upsample_out(operands.multiply(), bias, target.rows.array, target.left, target.right, total, squares)
     return total, squares
 
 
 def _strip_by_torch(
     transforms: winograd_torch.Transforms,
     window: Rows,
-    coefficients: tuple[Tensor, Tensor] | None,
+    coefficients: tuple[np.ndarray, np.ndarray] | None,
     products: list[PackedProducts],
-    bias: Tensor,
+    bias: np.ndarray,
     residual: Tensor | None,
     target: Target,
     origin: tuple[int, int],
@@ -362,11 +375,10 @@ def _strip_by_torch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A strip without compiled code. `origin`: the map's size over the source's, and the source's first column."""
     scale, left = origin
-    tile_rows, columns = target.tiles
-    transformed = _product_input(tile_rows * columns, products, window.channels)
+    operands = _Operands.of(products, window.channels)
     source = torch.from_numpy(window.array)[..., : window.channels]
-    top = target.rows.first // scale - 1 - window.first
-    out = torch.from_numpy(transformed)
-    winograd_torch.tiles_in(transforms, source, top, left - 1, wrap_x, coefficients, (tile_rows, columns), _buffer, out)
-    result = torch.from_numpy(_multiply(transformed, products))
-    return winograd_torch.tiles_out(transforms, result, bias, residual, target.values, (tile_rows, columns))
+    top, out = target.rows.first // scale - 1 - window.first, torch.from_numpy(operands.left)
+    affine = None if coefficients is None else (torch.from_numpy(coefficients[0]), torch.from_numpy(coefficients[1]))
+    winograd_torch.tiles_in(transforms, source, top, left - 1, wrap_x, affine, target.tiles, _buffer, out)
+    results = torch.from_numpy(operands.multiply())
+    return winograd_torch.tiles_out(transforms, results, torch.from_numpy(bias), residual, target.values, target.tiles)

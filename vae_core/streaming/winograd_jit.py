@@ -260,45 +260,48 @@ def _store_six(m, step, v):
 
 
 @_whole
-def tiles_in(source, y0, x0, wrap_x, scale, shift, activate, ring, out, first, tiles):
-    """Transform the inputs of a row of tiles of 4x4 outputs whose first input is source[y0, x0].
+def tiles_in(source, y0, x0, wrap_x, scale, shift, activate, ring, out, down, across):
+    """Transform the inputs of tiles of 4x4 outputs, the first input being source[y0, x0].
 
-    ring [6, 6, C] is scratch; out is [1, rows, 36, C], or [6, rows, 6, C], of which the rows [first, first + tiles)
-    are written. The source may have more channels than C.
+    ring [6, 6, C] is scratch; out is [1, rows, 36, C], or [6, rows, 6, C], of which as many rows as there are tiles
+    are written: `down` rows of `across` tiles. The source may have more channels than C.
     """
     height, width, depth = source.shape
     channels, groups = ring.shape[2], out.shape[2]
     line = (out.shape[1] if groups == 6 else 1) * 6 * channels  # from one line of a tile to the next
-    begin, kept, tile = place(source), place(ring), place(out) + first * groups * channels
+    begin, kept, row_out = place(source), place(ring), place(out)
     scales, shifts = place(scale), place(shift)
-    for block in range(0, channels, BLOCK):
-        stop = min(block + BLOCK, channels)
-        for j in range(4 * tiles + 2):
-            slot = j % 6  # the last six transformed columns are kept
-            x = (x0 + j) % width if wrap_x else x0 + j
-            p0, p1 = _pixel(begin, height, width, depth, y0, x), _pixel(begin, height, width, depth, y0 + 1, x)
-            p2, p3 = _pixel(begin, height, width, depth, y0 + 2, x), _pixel(begin, height, width, depth, y0 + 3, x)
-            p4, p5 = _pixel(begin, height, width, depth, y0 + 4, x), _pixel(begin, height, width, depth, y0 + 5, x)
-            for c in range(block, stop, LANES):
-                v = _six_points(
-                    _activated(p0, c, scales, shifts, activate), _activated(p1, c, scales, shifts, activate),
-                    _activated(p2, c, scales, shifts, activate), _activated(p3, c, scales, shifts, activate),
-                    _activated(p4, c, scales, shifts, activate), _activated(p5, c, scales, shifts, activate),
-                )  # fmt: skip
-                _store_six(kept + 36 * (c - block) + slot * LANES, 6 * LANES, v)
-            if j < 5 or (j - 5) % 4:
-                continue
-            m = tile + (j - 5) // 4 * groups * channels
-            s0, s1, s2 = (j + 1) % 6 * LANES, (j + 2) % 6 * LANES, (j + 3) % 6 * LANES
-            s3, s4, s5 = (j + 4) % 6 * LANES, (j + 5) % 6 * LANES, slot * LANES
-            for c in range(block, stop, LANES):
-                row = kept + 36 * (c - block)
-                for i in range(6):
+    for y in range(y0, y0 + 4 * down, 4):
+        for block in range(0, channels, BLOCK):
+            stop = min(block + BLOCK, channels)
+            for j in range(4 * across + 2):
+                slot = j % 6  # the last six transformed columns are kept
+                x = (x0 + j) % width if wrap_x else x0 + j
+                p0, p1 = _pixel(begin, height, width, depth, y, x), _pixel(begin, height, width, depth, y + 1, x)
+                p2, p3 = _pixel(begin, height, width, depth, y + 2, x), _pixel(begin, height, width, depth, y + 3, x)
+                p4, p5 = _pixel(begin, height, width, depth, y + 4, x), _pixel(begin, height, width, depth, y + 5, x)
+                for c in range(block, stop, LANES):
                     v = _six_points(
-                        load(row + s0), load(row + s1), load(row + s2), load(row + s3), load(row + s4), load(row + s5)
-                    )
-                    _store_six(m + i * line + c, channels, v)
-                    row += 6 * LANES
+                        _activated(p0, c, scales, shifts, activate), _activated(p1, c, scales, shifts, activate),
+                        _activated(p2, c, scales, shifts, activate), _activated(p3, c, scales, shifts, activate),
+                        _activated(p4, c, scales, shifts, activate), _activated(p5, c, scales, shifts, activate),
+                    )  # fmt: skip
+                    _store_six(kept + 36 * (c - block) + slot * LANES, 6 * LANES, v)
+                if j < 5 or (j - 5) % 4:
+                    continue
+                m = row_out + (j - 5) // 4 * groups * channels
+                s0, s1, s2 = (j + 1) % 6 * LANES, (j + 2) % 6 * LANES, (j + 3) % 6 * LANES
+                s3, s4, s5 = (j + 4) % 6 * LANES, (j + 5) % 6 * LANES, slot * LANES
+                for c in range(block, stop, LANES):
+                    row = kept + 36 * (c - block)
+                    for i in range(6):
+                        v = _six_points(
+                            load(row + s0), load(row + s1), load(row + s2),
+                            load(row + s3), load(row + s4), load(row + s5),
+                        )  # fmt: skip
+                        _store_six(m + i * line + c, channels, v)
+                        row += 6 * LANES
+        row_out += across * groups * channels
 
 
 @_part
@@ -356,38 +359,37 @@ def _line_of_six(m, step):
 
 
 @_whole
-def tiles_out(products, first, bias, residual, mode, target, y, rows, left, right, total, squares):
-    """Transform products [1, tiles, 36, K], or [6, tiles, 6, K], to pixels of target [rows, W, >= K].
+def tiles_out(products, bias, residual, mode, target, left, right, total, squares):
+    """Transform products [1, tiles, 36, K], or [6, tiles, 6, K], to pixels, target[:, left:right] of [rows, W, >= K].
 
-    first: the first tile's place in the products.
     mode: 0 to write, 1 to add residual [rows, right - left, K], 2 to add to what target holds.
-    y, rows, left, right: the pixels, target[y : y + rows, left : right], of at most four rows.
     total, squares: [K] of float64, gather the sums of what is written.
     """
     groups, channels, span = products.shape[2], products.shape[3], right - left
     line = (products.shape[1] if groups == 6 else 1) * 6 * channels
-    tile, more, added = place(products) + first * groups * channels, place(bias), place(residual) + y * span * channels
-    pixel = place(target) + (y * target.shape[1] + left) * target.shape[2]
+    tile, more = place(products), place(bias)
     steps, residual_steps = (target.shape[1] * target.shape[2], target.shape[2]), (span * channels, channels)
     totals, totals_of_squares = place(total), place(squares)
-    for x in range(0, span, 4):
-        for c in range(0, channels, LANES):
-            s0, s1 = _line_of_six(tile + c, channels), _line_of_six(tile + line + c, channels)
-            s2, s3 = _line_of_six(tile + 2 * line + c, channels), _line_of_six(tile + 3 * line + c, channels)
-            s4, s5 = _line_of_six(tile + 4 * line + c, channels), _line_of_six(tile + 5 * line + c, channels)
-            columns = (
-                _four_outputs(s0[0], s1[0], s2[0], s3[0], s4[0], s5[0]),
-                _four_outputs(s0[1], s1[1], s2[1], s3[1], s4[1], s5[1]),
-                _four_outputs(s0[2], s1[2], s2[2], s3[2], s4[2], s5[2]),
-                _four_outputs(s0[3], s1[3], s2[3], s3[3], s4[3], s5[3]),
-            )
-            _put_tile(
-                columns, (rows, span - x), load(more + c), mode, added + c, residual_steps, pixel + c, steps,
-                totals + c, totals_of_squares + c,
-            )  # fmt: skip
-        tile += groups * channels
-        pixel += 4 * steps[1]
-        added += 4 * channels
+    for y in range(0, target.shape[0], 4):
+        pixel, added = place(target) + y * steps[0] + left * steps[1], place(residual) + y * residual_steps[0]
+        for x in range(0, span, 4):
+            for c in range(0, channels, LANES):
+                s0, s1 = _line_of_six(tile + c, channels), _line_of_six(tile + line + c, channels)
+                s2, s3 = _line_of_six(tile + 2 * line + c, channels), _line_of_six(tile + 3 * line + c, channels)
+                s4, s5 = _line_of_six(tile + 4 * line + c, channels), _line_of_six(tile + 5 * line + c, channels)
+                columns = (
+                    _four_outputs(s0[0], s1[0], s2[0], s3[0], s4[0], s5[0]),
+                    _four_outputs(s0[1], s1[1], s2[1], s3[1], s4[1], s5[1]),
+                    _four_outputs(s0[2], s1[2], s2[2], s3[2], s4[2], s5[2]),
+                    _four_outputs(s0[3], s1[3], s2[3], s3[3], s4[3], s5[3]),
+                )
+                _put_tile(
+                    columns, (target.shape[0] - y, span - x), load(more + c), mode, added + c, residual_steps,
+                    pixel + c, steps, totals + c, totals_of_squares + c,
+                )  # fmt: skip
+            tile += groups * channels
+            pixel += 4 * steps[1]
+            added += 4 * channels
 
 
 @_part
@@ -414,39 +416,40 @@ def _put_five(row, s0, s1, s2, s3, m, step):
 
 
 @_whole
-def upsample_in(source, y0, x0, wrap_x, ring, out, first, tiles):
-    """Transform the inputs of a row of tiles of 4x4 outputs of an upsampling whose first input is source[y0, x0].
+def upsample_in(source, y0, x0, wrap_x, ring, out, down, across):
+    """Transform the inputs of tiles of 4x4 outputs of an upsampling, the first input being source[y0, x0].
 
     ring [4, 4, C] is scratch; out is [1, rows, 25, C], or [5, rows, 5, C]; the rest is as in `tiles_in`.
     """
     height, width, depth = source.shape
     channels, groups = ring.shape[2], out.shape[2]
     line = (out.shape[1] if groups == 5 else 1) * 5 * channels
-    begin, kept, tile = place(source), place(ring), place(out) + first * groups * channels
+    begin, kept, tile = place(source), place(ring), place(out)
     row = 4 * channels  # of the ring
-    for j in range(2 * tiles + 2):
-        slot = j % 4  # the last four transformed columns are kept
-        x = (x0 + j) % width if wrap_x else x0 + j
-        p0, p1 = _pixel(begin, height, width, depth, y0, x), _pixel(begin, height, width, depth, y0 + 1, x)
-        p2, p3 = _pixel(begin, height, width, depth, y0 + 2, x), _pixel(begin, height, width, depth, y0 + 3, x)
-        for c in range(0, channels, LANES):
-            v = _five_products(_value(p0, c), _value(p1, c), _value(p2, c), _value(p3, c))
-            m = kept + slot * channels + c
-            store(m, v[0])
-            store(m + row, v[1])
-            store(m + 2 * row, v[2])
-            store(m + 3 * row, v[3])
-        if j < 3 or j % 2 == 0:
-            continue
-        s0, s1 = (j + 1) % 4 * channels, (j + 2) % 4 * channels
-        s2, s3 = (j + 3) % 4 * channels, slot * channels
-        for c in range(0, channels, LANES):
-            _put_five(kept + c, s0, s1, s2, s3, tile + c, channels)
-            _put_five(kept + row + c, s0, s1, s2, s3, tile + line + c, channels)
-            _put_five(kept + 2 * row + c, s0, s1, s2, s3, tile + 2 * line + c, channels)
-            _put_five(kept + row + c, s0, s1, s2, s3, tile + 3 * line + c, channels)
-            _put_five(kept + 3 * row + c, s0, s1, s2, s3, tile + 4 * line + c, channels)
-        tile += groups * channels
+    for y in range(y0, y0 + 2 * down, 2):
+        for j in range(2 * across + 2):
+            slot = j % 4  # the last four transformed columns are kept
+            x = (x0 + j) % width if wrap_x else x0 + j
+            p0, p1 = _pixel(begin, height, width, depth, y, x), _pixel(begin, height, width, depth, y + 1, x)
+            p2, p3 = _pixel(begin, height, width, depth, y + 2, x), _pixel(begin, height, width, depth, y + 3, x)
+            for c in range(0, channels, LANES):
+                v = _five_products(_value(p0, c), _value(p1, c), _value(p2, c), _value(p3, c))
+                m = kept + slot * channels + c
+                store(m, v[0])
+                store(m + row, v[1])
+                store(m + 2 * row, v[2])
+                store(m + 3 * row, v[3])
+            if j < 3 or j % 2 == 0:
+                continue
+            s0, s1 = (j + 1) % 4 * channels, (j + 2) % 4 * channels
+            s2, s3 = (j + 3) % 4 * channels, slot * channels
+            for c in range(0, channels, LANES):
+                _put_five(kept + c, s0, s1, s2, s3, tile + c, channels)
+                _put_five(kept + row + c, s0, s1, s2, s3, tile + line + c, channels)
+                _put_five(kept + 2 * row + c, s0, s1, s2, s3, tile + 2 * line + c, channels)
+                _put_five(kept + row + c, s0, s1, s2, s3, tile + 3 * line + c, channels)
+                _put_five(kept + 3 * row + c, s0, s1, s2, s3, tile + 4 * line + c, channels)
+            tile += groups * channels
 
 
 @_part
@@ -455,28 +458,29 @@ def _line_of_five(m, step):
 
 
 @_whole
-def upsample_out(products, first, bias, target, y, rows, left, right, total, squares):
+def upsample_out(products, bias, target, left, right, total, squares):
     """Transform products [1, tiles, 25, K], or [5, tiles, 5, K], of an upsampling to pixels; as `tiles_out`."""
     groups, channels, span = products.shape[2], products.shape[3], right - left
     line = (products.shape[1] if groups == 5 else 1) * 5 * channels
-    tile, more = place(products) + first * groups * channels, place(bias)
-    pixel = place(target) + (y * target.shape[1] + left) * target.shape[2]
+    tile, more = place(products), place(bias)
     steps = (target.shape[1] * target.shape[2], target.shape[2])
     totals, totals_of_squares = place(total), place(squares)
-    for x in range(0, span, 4):
-        for c in range(0, channels, LANES):
-            s0, s1 = _line_of_five(tile + c, channels), _line_of_five(tile + line + c, channels)
-            s2, s3 = _line_of_five(tile + 2 * line + c, channels), _line_of_five(tile + 3 * line + c, channels)
-            s4 = _line_of_five(tile + 4 * line + c, channels)
-            columns = (
-                _four_of_five(s0[0], s1[0], s2[0], s3[0], s4[0]),
-                _four_of_five(s0[1], s1[1], s2[1], s3[1], s4[1]),
-                _four_of_five(s0[2], s1[2], s2[2], s3[2], s4[2]),
-                _four_of_five(s0[3], s1[3], s2[3], s3[3], s4[3]),
-            )
-            _put_tile(
-                columns, (rows, span - x), load(more + c), 0, 0, steps, pixel + c, steps,
-                totals + c, totals_of_squares + c,
-            )  # fmt: skip
-        tile += groups * channels
-        pixel += 4 * steps[1]
+    for y in range(0, target.shape[0], 4):
+        pixel = place(target) + y * steps[0] + left * steps[1]
+        for x in range(0, span, 4):
+            for c in range(0, channels, LANES):
+                s0, s1 = _line_of_five(tile + c, channels), _line_of_five(tile + line + c, channels)
+                s2, s3 = _line_of_five(tile + 2 * line + c, channels), _line_of_five(tile + 3 * line + c, channels)
+                s4 = _line_of_five(tile + 4 * line + c, channels)
+                columns = (
+                    _four_of_five(s0[0], s1[0], s2[0], s3[0], s4[0]),
+                    _four_of_five(s0[1], s1[1], s2[1], s3[1], s4[1]),
+                    _four_of_five(s0[2], s1[2], s2[2], s3[2], s4[2]),
+                    _four_of_five(s0[3], s1[3], s2[3], s3[3], s4[3]),
+                )
+                _put_tile(
+                    columns, (target.shape[0] - y, span - x), load(more + c), 0, 0, steps, pixel + c, steps,
+                    totals + c, totals_of_squares + c,
+                )  # fmt: skip
+            tile += groups * channels
+            pixel += 4 * steps[1]
