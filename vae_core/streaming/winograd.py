@@ -36,7 +36,7 @@ from . import winograd_torch
 
 TILE = 4  # outputs along one side of a Winograd tile
 # Rows of the products: enough to keep the weights' traffic and the calls' cost small, few enough to stay in cache.
-_LEAST_ROWS = {"narrow": 64, "wide": 128}
+_LEAST_ROWS = {"narrow": 128, "wide": 256}
 _OPERAND_BYTES = 5 * 2**19
 _WIDE_CHANNELS = 384
 # The C library gives larger blocks fresh pages each time, which the system must clear first.
@@ -205,7 +205,8 @@ class _Operands:
 
     Attributes:
         left: [products, rows, groups, padded channels], zeros beyond the channels.
-        results: [products, rows, groups, K].
+        results: [products, rows, groups, K], zeros between strips: oneDNN's operator that writes to memory of the
+            caller's adds to what is there.
     """
 
     products: list[PackedProducts]
@@ -223,6 +224,7 @@ class _Operands:
         left = _buffer("left", len(products), first.rows, first.groups, first.in_channels)
         results = _buffer("results", len(products), first.rows, first.groups, first.out_channels)
         left[..., channels:] = 0.0
+        results.fill(0.0)
         views = [
             (each.as_image(x), each.as_image(y), each.weight)
             for each, x, y in zip(products, torch.from_numpy(left), torch.from_numpy(results), strict=True)
@@ -230,18 +232,14 @@ class _Operands:
         _scratch.operands = cls(products, left, results, views)
         return _scratch.operands
 
-    def multiply(self) -> np.ndarray:
-        """The results. oneDNN's operator that writes to memory of the caller's adds to what is there."""
-        self.results.fill(0.0)
+    def multiply(self, tiles: int) -> np.ndarray:
+        """The results, of which whoever reads the first so many rows leaves zeros behind."""
         for x, y, weight in self.views:
-            _multiply_into(y, x, weight, self.products[0].groups)
+            torch.ops.mkldnn._convolution_pointwise_(
+                y, x, weight, None, [0, 0], [1, 1], [1, 1], self.products[0].groups, "add", 1.0, None, [], None
+            )
+        self.results[:, tiles:] = 0.0
         return self.results
-
-
-def _multiply_into(y: Tensor, x: Tensor, weight: Tensor, groups: int) -> None:
-    torch.ops.mkldnn._convolution_pointwise_(
-        y, x, weight, None, [0, 0], [1, 1], [1, 1], groups, "add", 1.0, None, [], None
-    )
 
 
 @dataclass(frozen=True)
@@ -295,6 +293,10 @@ class Target:
         return -(-self.height // TILE), -(-(self.right - self.left) // TILE)
 
     @property
+    def count(self) -> int:
+        return self.tiles[0] * self.tiles[1]
+
+    @property
     def values(self) -> Tensor:
         """What is to be written, [rows, columns, K]."""
         return torch.from_numpy(self.rows.array)[:, self.left : self.right, : self.rows.channels]
@@ -338,7 +340,7 @@ def winograd_strip(
     added = ring if residual is None else residual.numpy()
     total, squares = np.zeros(target.rows.channels), np.zeros(target.rows.channels)
     jit.tiles_out(
-        operands.multiply(), bias, added, mode, target.rows.array, target.left, target.right, total, squares
+        operands.multiply(target.count), bias, added, mode, target.rows.array, target.left, target.right, total, squares
     )  # fmt: skip
     return total, squares
 
@@ -358,7 +360,9 @@ def upsample_strip(
     y, ring = target.rows.first // 2 - 1 - window.first, _buffer("ring", 4, 4, window.channels)
     jit.upsample_in(window.array, y, target.left // 2 - 1, wrap_x, ring, operands.left, *target.tiles)
     total, squares = np.zeros(target.rows.channels), np.zeros(target.rows.channels)
-    jit.upsample_out(operands.multiply(), bias, target.rows.array, target.left, target.right, total, squares)
+    jit.upsample_out(
+        operands.multiply(target.count), bias, target.rows.array, target.left, target.right, total, squares
+    )
     return total, squares
 
 
@@ -380,5 +384,7 @@ def _strip_by_torch(
     top, out = target.rows.first // scale - 1 - window.first, torch.from_numpy(operands.left)
     affine = None if coefficients is None else (torch.from_numpy(coefficients[0]), torch.from_numpy(coefficients[1]))
     winograd_torch.tiles_in(transforms, source, top, left - 1, wrap_x, affine, target.tiles, _buffer, out)
-    results = torch.from_numpy(operands.multiply())
-    return winograd_torch.tiles_out(transforms, results, torch.from_numpy(bias), residual, target.values, target.tiles)
+    results = torch.from_numpy(operands.multiply(target.count))
+    sums = winograd_torch.tiles_out(transforms, results, torch.from_numpy(bias), residual, target.values, target.tiles)
+    results[:, : target.count] = 0.0
+    return sums

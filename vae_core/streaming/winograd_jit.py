@@ -352,16 +352,26 @@ def _put_tile(columns, size, more, mode, residual, residual_steps, pixel, steps,
 
 
 @_part
+def _taken(m):
+    """Products, which are zero afterwards: the next ones are added to what is there."""
+    v = load(m)
+    store(m, splat(_ZERO))
+    return v
+
+
+@_part
 def _line_of_six(m, step):
     return _four_outputs(
-        load(m), load(m + step), load(m + 2 * step), load(m + 3 * step), load(m + 4 * step), load(m + 5 * step)
-    )
+        _taken(m), _taken(m + step), _taken(m + 2 * step), _taken(m + 3 * step), _taken(m + 4 * step),
+        _taken(m + 5 * step),
+    )  # fmt: skip
 
 
 @_whole
 def tiles_out(products, bias, residual, mode, target, left, right, total, squares):
     """Transform products [1, tiles, 36, K], or [6, tiles, 6, K], to pixels, target[:, left:right] of [rows, W, >= K].
 
+    The products are zero afterwards.
     mode: 0 to write, 1 to add residual [rows, right - left, K], 2 to add to what target holds.
     total, squares: [K] of float64, gather the sums of what is written.
     """
@@ -454,7 +464,7 @@ def upsample_in(source, y0, x0, wrap_x, ring, out, down, across):
 
 @_part
 def _line_of_five(m, step):
-    return _four_of_five(load(m), load(m + step), load(m + 2 * step), load(m + 3 * step), load(m + 4 * step))
+    return _four_of_five(_taken(m), _taken(m + step), _taken(m + 2 * step), _taken(m + 3 * step), _taken(m + 4 * step))
 
 
 @_whole
