@@ -71,7 +71,8 @@ class WinogradConvolution(ConvolutionKernel):
     def cut(self) -> Cut:
         batch, height, width, channels = self.inputs.target.shape
         unit = winograd.TILE
-        most = winograd.most_tiles(max(channels, self.inputs.source.shape[3]), winograd.GROUPS[self.step.scale])
+        widest, groups = max(channels, self.inputs.source.shape[3]), winograd.GROUPS[self.step.scale]
+        most = winograd.most_tiles(widest, groups, self.inputs.strip_bytes)
         across, down = -(-width // unit), -(-height // unit)  # tiles
         parts = -(-across // most)
         across = -(-across // parts)

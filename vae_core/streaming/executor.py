@@ -21,7 +21,7 @@ from .program import INPUT, OUTPUT, Attend, Convolve, Pass, output_size, sources
 from .stats import ChannelStats
 from .store import MapStore
 from .strips import NO_WRAP, PassInputs, Wrap
-from .winograd import drop_scratch
+from .winograd import STRIP_BYTES, drop_scratch
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Settings:
     @property
     def bytes_per_strip(self) -> int:
         """`strip_bytes`, or what suits the device: a CPU's cache, a GPU's need of much to do at once."""
-        return self.strip_bytes or (2**22 if self.device.type == "cpu" else 2**28)
+        return self.strip_bytes or (STRIP_BYTES if self.device.type == "cpu" else 2**28)
 
 
 @contextmanager

@@ -73,7 +73,7 @@ class PassInputs:
     Attributes:
         coefficients: the norm as scale and shift [B, C] in float32, or float64 for maps in that; or None.
         max_rows: most target rows that a strip may have, or None.
-        strip_bytes: what a strip of the direct kernel holds of its wider side, about.
+        strip_bytes: what a strip of the direct kernel holds of its wider side, about; less makes others smaller too.
         device: where the arithmetic happens.
     """
 

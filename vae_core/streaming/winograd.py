@@ -37,8 +37,10 @@ from . import winograd_torch
 TILE = 4  # outputs along one side of a Winograd tile
 # Rows of the products: enough to keep the weights' traffic and the calls' cost small, few enough to stay in cache.
 _LEAST_ROWS = {"narrow": 128, "wide": 256}
+_FEWEST_ROWS = 64  # within a small budget; with fewer yet, weights would be read more than anything else
 _OPERAND_BYTES = 5 * 2**19
 _WIDE_CHANNELS = 384
+STRIP_BYTES = 2**22  # what the strips of other kernels have, if no budget says otherwise
 # The C library gives larger blocks fresh pages each time, which the system must clear first.
 _LARGEST_PIECE = 2**24
 VECTOR = 16  # channels that oneDNN's products work on at a time
@@ -97,10 +99,14 @@ def compiled() -> bool:
     return _transforms() is not None
 
 
-def most_tiles(channels: int, groups: int) -> int:
-    """Tiles of a strip, about, for a convolution whose wider side has so many channels."""
+def most_tiles(channels: int, groups: int, strip_bytes: int) -> int:
+    """Tiles of a strip, about, for a convolution whose wider side has so many channels.
+
+    Where a memory budget asks for smaller strips than `STRIP_BYTES`, they have as much less.
+    """
     least = _LEAST_ROWS["wide" if channels >= _WIDE_CHANNELS else "narrow"]
-    return max(least, _OPERAND_BYTES // (4 * groups * channels) // 16 * 16)
+    most = max(least, _OPERAND_BYTES // (4 * groups * channels))
+    return max(_FEWEST_ROWS, int(most * min(1.0, strip_bytes / STRIP_BYTES)) // 16 * 16)
 
 
 def padded(x: Tensor, zeros: int) -> Tensor:
