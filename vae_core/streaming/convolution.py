@@ -18,7 +18,7 @@ from .direct import DirectConvolution
 from .maps import FeatureMap, joined
 from .program import Convolve
 from .stats import ChannelStats, join_items
-from .strips import ConvolutionKernel, Cut, Strip, cut
+from .strips import STRIP_BYTES, ConvolutionKernel, Cut, Strip, cut
 
 # Where Winograd is the faster, as `benchmarks/kernels.py` measures it. Below so much arithmetic (of a direct
 # convolution) its calls cost more than its multiplications save; below so many positions of the target for a channel,
@@ -72,7 +72,7 @@ class WinogradConvolution(ConvolutionKernel):
         batch, height, width, channels = self.inputs.target.shape
         unit = winograd.TILE
         widest, groups = max(channels, self.inputs.source.shape[3]), winograd.GROUPS[self.step.scale]
-        most = winograd.most_tiles(widest, groups, self.inputs.strip_bytes)
+        most = winograd.most_tiles(widest, groups, min(1.0, self.inputs.strip_bytes / STRIP_BYTES))
         across, down = -(-width // unit), -(-height // unit)  # tiles
         parts = -(-across // most)
         across = -(-across // parts)
@@ -109,22 +109,22 @@ class WinogradConvolution(ConvolutionKernel):
 
     def _window(self, item: int, first: int, stop: int) -> winograd.Rows:
         """The rows [first, stop) of the source as far as they exist, or around its edges."""
-        source = self.inputs.source
-        height, rows = source.shape[1], source.band_rows
-        begin, end = max(first, 0), min(stop, height)
-        array, offset = self.sources[begin // rows], begin // rows * rows
-        if array is not None and end <= offset + rows and not (self.inputs.wrap.y and end - begin < stop - first):
-            return winograd.Rows(array[item, begin - offset : end - offset], begin, source.shape[3])
-        pieces, begin = source.around(first, stop, self.inputs.wrap.y)
+        source, wrap_y = self.inputs.source, self.inputs.wrap.y
+        height = source.shape[1]
+        inside = first >= 0 and stop <= height
+        if inside or not wrap_y:
+            found = _in_one_band(source, self.sources, item, max(first, 0), min(stop, height))
+            if found is not None:
+                return found
+        pieces, begin = source.around(first, stop, wrap_y)
         return winograd.Rows.of(joined([piece[item] for piece in pieces]), begin)
 
     def _place(self, item: int, top: int, bottom: int) -> tuple[winograd.Rows, Tensor | None]:
         """Where rows of the target are written, and where they are to be copied to from there, if so."""
         target = self.inputs.target
-        index = top // target.band_rows  # a strip lies in one band
-        array, offset = self.targets[index], index * target.band_rows
-        if array is not None:
-            return winograd.Rows(array[item, top - offset : bottom - offset], top, target.shape[3]), None
+        found = _in_one_band(target, self.targets, item, top, bottom)
+        if found is not None:
+            return found, None
         place = target.rows(top, bottom)[item]  # the output is laid out by channels
         return winograd.Rows.of(torch.empty(place.shape), top), place
 
@@ -152,6 +152,17 @@ class WinogradConvolution(ConvolutionKernel):
             total, squares = (torch.from_numpy(np.sum([part[i] for part in mine], axis=0)) for i in (2, 3))
             per_item.append(ChannelStats.from_sums(sum(part[1] for part in mine), total[None], squares[None]))
         return join_items(per_item)
+
+
+def _in_one_band(
+    whole: FeatureMap, arrays: Sequence[np.ndarray | None], item: int, first: int, stop: int
+) -> winograd.Rows | None:
+    """Rows of an item where they lie, by the arrays of the map's bands; None where that is not one array."""
+    index = first // whole.band_rows
+    array, offset = arrays[index], index * whole.band_rows
+    if array is None or stop > offset + whole.band_rows:
+        return None
+    return winograd.Rows(array[item, first - offset : stop - offset], first, whole.shape[3])
 
 
 Kernel = DirectConvolution | WinogradConvolution

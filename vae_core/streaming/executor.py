@@ -20,8 +20,8 @@ from .memory import give_back_freed
 from .program import INPUT, OUTPUT, Attend, Convolve, Pass, output_size, sources
 from .stats import ChannelStats
 from .store import MapStore
-from .strips import NO_WRAP, PassInputs, Wrap
-from .winograd import STRIP_BYTES, drop_scratch
+from .strips import NO_WRAP, STRIP_BYTES, PassInputs, Wrap
+from .winograd import drop_scratch
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ class Wrap(NamedTuple):
 
 
 NO_WRAP = Wrap()
+STRIP_BYTES = 2**22  # of a strip on a CPU, where the kernel leaves it open and no budget says otherwise
 
 
 class Strip(NamedTuple):

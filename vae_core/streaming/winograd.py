@@ -40,7 +40,6 @@ _LEAST_ROWS = {"narrow": 128, "wide": 256}
 _FEWEST_ROWS = 64  # within a small budget; with fewer yet, weights would be read more than anything else
 _OPERAND_BYTES = 5 * 2**19
 _WIDE_CHANNELS = 384
-STRIP_BYTES = 2**22  # what the strips of other kernels have, if no budget says otherwise
 # The C library gives larger blocks fresh pages each time, which the system must clear first.
 _LARGEST_PIECE = 2**24
 VECTOR = 16  # channels that oneDNN's products work on at a time
@@ -64,9 +63,8 @@ GROUPS = {"same": len(_G) ** 2, "up": len(_UP) ** 2}  # products of a tile, by t
 def products_available() -> bool:
     """Whether torch has oneDNN's operators for products with packed weights."""
     operators = torch.ops.mkldnn
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(operators, name) for name in ("_convolution_pointwise_", "_reorder_convolution_weight")
-    )
+    names = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
+    return torch.backends.mkldnn.is_available() and all(hasattr(operators, name) for name in names)
 
 
 _JIT = "seamless_vae_winograd_jit"
@@ -99,14 +97,14 @@ def compiled() -> bool:
     return _transforms() is not None
 
 
-def most_tiles(channels: int, groups: int, strip_bytes: int) -> int:
+def most_tiles(channels: int, groups: int, share: float) -> int:
     """Tiles of a strip, about, for a convolution whose wider side has so many channels.
 
-    Where a memory budget asks for smaller strips than `STRIP_BYTES`, they have as much less.
+    `share`, up to 1, is what a memory budget leaves of the usual size.
     """
     least = _LEAST_ROWS["wide" if channels >= _WIDE_CHANNELS else "narrow"]
     most = max(least, _OPERAND_BYTES // (4 * groups * channels))
-    return max(_FEWEST_ROWS, int(most * min(1.0, strip_bytes / STRIP_BYTES)) // 16 * 16)
+    return max(_FEWEST_ROWS, int(most * share) // 16 * 16)
 
 
 def padded(x: Tensor, zeros: int) -> Tensor:

@@ -1,6 +1,6 @@
 """The transforms around the matrix products of a fast convolution, compiled by numba (an optional extra).
 
-Every function works on one row of tiles of channels-last maps, `LANES` channels at a time, and releases the
+Every function works on the tiles of a strip of channels-last maps, `LANES` channels at a time, and releases the
 interpreter lock. A row of the source that is not in it lies outside the picture and counts as zero. Arrays are
 contiguous, their channels whole vectors. `winograd.py` loads this file under a name of its own.
 
@@ -240,13 +240,6 @@ def _four_outputs(m0, m1, m2, m3, m4, m5):
     u = m3 + m4
     v = m3 - m4
     return m0 + p + u, _A * q + _B * v, _A2 * p + _B2 * u, _A3 * q + _B3 * v + m5
-
-
-@_part
-def _six_points_of(m, step):
-    return _six_points(
-        load(m), load(m + step), load(m + 2 * step), load(m + 3 * step), load(m + 4 * step), load(m + 5 * step)
-    )
 
 
 @_part
