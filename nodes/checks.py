@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..vae_core.errors import ConfigError, ImageError, MemoryBudgetError, NonFiniteError
+from ..vae_core.errors import ConfigError, ImageError, MemoryBudgetError
 from ..vae_core.masks import fit_mask
+from ..vae_core.streaming import engine
 
 GIB = 2**30
 
@@ -60,13 +61,7 @@ def check_batches(**counts: int) -> None:
 
 def check_finite(values: Tensor, what: str) -> None:
     """Raise NonFiniteError if a latent, an image, a mask or a posterior holds NaN or infinite values."""
-    least, most = torch.aminmax(values)  # NaN is both; nothing is made that is as large as the picture
-    if not (torch.isfinite(least) and torch.isfinite(most)):
-        bad = values.numel() - int(torch.isfinite(values).sum())
-        raise NonFiniteError(
-            f"this {what} already holds {bad} values that are NaN or infinite, of {values.numel()}. "
-            f"The fault lies before this node: look at what made the {what}."
-        )
+    engine.check_finite(values, what, "this node")
 
 
 def check_at_least(least: int, **values: float) -> None:

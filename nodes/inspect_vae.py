@@ -41,7 +41,7 @@ class VAEInspect:
             z = None if samples is None else latents.samples_of(samples)
             if z is not None:
                 latents.check(opened.model, z)
-                run.check_room(opened, run.raw_shape(opened, z))
+                run.checked_size(opened, run.raw_shape(opened, z))
             text = "\n".join([*_lines(opened), *_cost_lines(opened, z)])
         return {"ui": {"text": [text]}, "result": (text,)}
 

@@ -63,9 +63,8 @@ def decode(vae: Autoencoder, samples: Tensor, options: Options, watch: Watch) ->
     """
     latents.check(vae.model, samples)
     watch.stage(lambda: _latent_preview(samples))
-    shape, ratio = raw_shape(vae, samples), vae.config.spatial_ratio
-    image_size = (shape[0], shape[2] * ratio, shape[3] * ratio, vae.config.out_channels)
-    check_room(vae, shape)
+    shape = raw_shape(vae, samples)
+    image_size = checked_size(vae, shape)
     checks.check_finite(samples, "latent")
 
     def run(model: AutoencoderKL, plan: _Planned) -> Tensor:
@@ -118,14 +117,15 @@ def encode(vae: Autoencoder, pixels: Tensor, options: Options, watch: Watch) -> 
     return _with_fallbacks(vae, tuple(pixels.shape), True, options, watch, run)
 
 
-def check_room(vae: Autoencoder, shape: tuple[int, ...]) -> None:
-    """Raise MemoryBudgetError if what raw z of this shape decode to is larger than all memory where it would lie."""
-    checks.check_room(
-        (shape[0], *(side * vae.config.spatial_ratio for side in shape[2:]), vae.config.out_channels),
-        vae.output_dtype,
-        vae.output_device,
-        host.total_memory(vae.output_device),
-    )
+def checked_size(vae: Autoencoder, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """[B, H, W, C] of what raw z of this shape decode to.
+
+    Raises:
+        MemoryBudgetError: it is larger than all memory where it would lie.
+    """
+    size = (shape[0], *(side * vae.config.spatial_ratio for side in shape[2:]), vae.config.out_channels)
+    checks.check_room(size, vae.output_dtype, vae.output_device, host.total_memory(vae.output_device))
+    return size
 
 
 @dataclass(frozen=True)

@@ -298,7 +298,7 @@ def _run(
         raise TilingError(f"tiling is {tiling!r}; give a TileSpec, such as TileSpec(size=64), or None.")
     vae, report = task.vae, Report(progress)
     precision, budget = _precision(vae, dtype, vae.device), _budget(memory_budget, vae.device)
-    _check_finite(x, "image" if task.encoding else "latent")
+    check_finite(x, "image" if task.encoding else "latent", "the VAE")
     if tiling is not None and tiling.mode == "blended":
         if wrap != "none":
             raise TilingError("blended tiling cannot wrap; use exact tiling for a seamless texture.")
@@ -382,11 +382,12 @@ def _run_tiles(task: _Task, x: Tensor, tiling: TileSpec, report: Report) -> Tens
     return run_blended(run, x, tiling, in_unit, out_unit)
 
 
-def _check_finite(x: Tensor, what: str) -> None:
+def check_finite(x: Tensor, what: str, where: str) -> None:
+    """Raise NonFiniteError if x holds NaN or infinite values; `what` it is, and `where` it is looked at, in words."""
     least, most = torch.aminmax(x)  # NaN is both; nothing is made that is as large as the picture
     if not (torch.isfinite(least) and torch.isfinite(most)):
         bad = x.numel() - int(torch.isfinite(x).sum())
         raise NonFiniteError(
             f"this {what} already holds {bad} values that are NaN or infinite, of {x.numel()}. "
-            f"The fault lies before the VAE: look at what made the {what}."
+            f"The fault lies before {where}: look at what made the {what}."
         )
