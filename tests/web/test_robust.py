@@ -28,7 +28,7 @@ def test_a_failed_route_is_said_once(ui: FrontEnd) -> None:
     expect(ui.panel("What this VAE file is")).to_contain_text("16 channels")
     expect(ui.panel("Plan of the run").first).to_contain_text("Strips")
     # The browser itself writes failed requests to the console; nothing else may be there.
-    ui.complaints[:] = [each for each in ui.complaints if "Failed to load resource" not in each]
+    ui.forgive_failed_requests()
 
 
 def test_a_missing_back_end_leaves_the_graph_usable(ui: FrontEnd) -> None:
@@ -42,7 +42,7 @@ def test_a_missing_back_end_leaves_the_graph_usable(ui: FrontEnd) -> None:
         assert ui.js("app.canvas.graph.nodes.length") == 1
     finally:
         ui.page.unroute("**/seamless_vae/**")
-    ui.complaints[:] = [each for each in ui.complaints if "Failed to load resource" not in each]
+    ui.forgive_failed_requests()
 
 
 def test_nodes_and_widgets_that_were_renamed_leave_the_graph_usable(ui: FrontEnd) -> None:
@@ -241,4 +241,4 @@ def test_odd_outputs_break_nothing(ui: FrontEnd, output: dict) -> None:
     for node in ("1", "2", "3"):
         ui.executed(node, **output)
     ui.page.wait_for_timeout(300)
-    ui.complaints[:] = [each for each in ui.complaints if "Failed to load resource" not in each]
+    ui.forgive_failed_requests()

@@ -12,6 +12,9 @@ import { api } from './host.js'
  * @property {number | null} [seconds_left]
  */
 
+/** Events of the host after which nothing that was at work before is so still. */
+export const ENDS = ['execution_success', 'execution_error', 'execution_interrupted', 'reconnected']
+
 /** The run at work, if its start was seen. @type {string | null} */
 let prompt = null
 
@@ -31,7 +34,7 @@ export function listen(onStatus, onEnd) {
     onEnd(everyNode)
   })
   on('executed', (detail) => onEnd((node) => node === String(detail?.node)))
-  for (const name of ['execution_success', 'execution_error', 'execution_interrupted', 'reconnected']) {
+  for (const name of ENDS) {
     on(name, () => {
       prompt = null // the start of the next may be missed
       onEnd(everyNode)

@@ -1,5 +1,6 @@
 // Notices what changes a node's picture of the graph: its widgets, and anything upstream of it.
 import { api, chain, toastOnce } from './host.js'
+import { ENDS } from './runs.js'
 import { t } from './text.js'
 
 /** @typedef {import('./host.js').LGraphNode} LGraphNode */
@@ -37,7 +38,7 @@ export function renew() {
 }
 
 // A run loads and frees memory and may write files; a back end that was away may be another one.
-for (const name of ['execution_success', 'execution_error', 'execution_interrupted', 'reconnected']) {
+for (const name of ENDS) {
   api.addEventListener(/** @type {any} */ (name), renew)
 }
 

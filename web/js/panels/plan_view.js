@@ -95,10 +95,11 @@ function drawing(plan) {
 function evenly({ width, height, columns = 1, rows, strips = 1, passes = 1 }) {
   /** @param {number} count */
   const most = (count) => Math.max(1, Math.min(MOST_LINES, Math.round(count)))
-  const wide = width / most(columns)
-  const high = height / most(rows ?? strips / passes)
-  return Array.from({ length: most(columns) * most(rows ?? strips / passes) }, (_, index) => {
-    const column = index % most(columns)
-    return [column * wide, Math.floor(index / most(columns)) * high, wide, high]
+  const across = most(columns)
+  const down = most(rows ?? strips / passes)
+  const wide = width / across
+  const high = height / down
+  return Array.from({ length: across * down }, (_, index) => {
+    return [(index % across) * wide, Math.floor(index / across) * high, wide, high]
   })
 }
