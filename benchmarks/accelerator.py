@@ -4,7 +4,7 @@
 
 A decoder of SD's size with random weights decodes random latents. For every size: the plain modules in channels_last,
 then the engine under each budget (in MiB; 0 for none). Told are medians of seconds in turns, the growth of the
-device's memory beside the picture, the budget, and the largest difference to the plain modules in float32. Ends with
+device's memory beside the image, the budget, and the largest difference to the plain modules in float32. Ends with
 status 1 if a budget is exceeded by more than 15 %, or if the engine without a budget takes more than 1.1 times the
 plain time.
 """

@@ -49,7 +49,7 @@ from torch import Tensor
 
 PEERS = (DIFFUSERS, CHANNELS_LAST, COMFYUI)
 SHORT_TURN, SHORT_TOTAL = 2.0, 12.0  # a turn that is shorter is repeated until this long
-QUICK = 4  # times smaller pictures for a trial
+QUICK = 4  # times smaller images for a trial
 SIZES = (256, 512, 1024, 2048)
 SWEPT = (OURS, OURS_BUDGET, DIFFUSERS, CHANNELS_LAST, DIFFUSERS_TILED, COMFYUI, COMFYUI_TILED)
 GROWTH = 5.0  # times longer a run takes at twice the side, at most, but for attention
@@ -211,11 +211,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--systems", nargs="+", default=[], metavar="NAME", help="measure these others alone")
     parser.add_argument("--runs", type=int, default=3, help="turns of a row; short ones take more")
     parser.add_argument("--limit", type=float, default=240.0, help="seconds after which a row takes no further turn")
-    parser.add_argument("--sizes", type=int, nargs="+", default=None, help="sides of the pictures of `sizes`")
+    parser.add_argument("--sizes", type=int, nargs="+", default=None, help="sides of the images of `sizes`")
     parser.add_argument("--budget", type=int, default=640, help="MiB of the rows under a budget")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, default=None, help="where results gather")
-    parser.add_argument("--quick", action="store_true", help="a tiny model and small pictures")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and small images")
     parser.add_argument("--report", action="store_true", help="measure nothing, write table and plot again")
     return parser.parse_args()
 

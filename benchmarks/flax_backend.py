@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="turns of a row; short ones take more")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds after which a row takes no further turn")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch; JAX takes all cores")
-    parser.add_argument("--quick", action="store_true", help="a tiny model and small pictures")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and small images")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = [row for row in ROWS if row.name in options.rows]

@@ -1,11 +1,11 @@
-"""A large picture within a memory budget: that it is kept, and that the result is the one without it (Linux only).
+"""A large image within a memory budget: that it is kept, and that the result is the one without it (Linux only).
 
     python benchmarks/memory.py [--size 2048] [--budget 1024] [--allowed 1.15]
 
 A decoder of SD's size, with random weights in float32, decodes a random latent twice on the CPU, each time in a fresh
 process: under the budget (in MiB) and without one. The growth of anonymous memory is sampled from outside; input and
 output are counted in it, which the budget leaves out. Ends with status 1 if it is more than `allowed` times the
-budget, if either run's growth without the picture is not what its plan said within 15 %, or if the results differ by
+budget, if either run's growth without the image is not what its plan said within 15 %, or if the results differ by
 more than 1e-4.
 """
 
@@ -55,9 +55,9 @@ def main() -> None:
         astray = max(astray, abs(working - plan.peak_bytes) / plan.peak_bytes)
         print(
             f"{name:>10}: {run.seconds:.1f} s, memory grew by {run.bytes / 2**20:.0f} MiB; planned "
-            f"{plan.peak_bytes / 2**20:.0f} MiB beside the picture, and {plan.file_bytes / 2**20:.0f} MiB in a file"
+            f"{plan.peak_bytes / 2**20:.0f} MiB beside the image, and {plan.file_bytes / 2**20:.0f} MiB in a file"
         )
-    print(f"of which the picture itself {output / 2**20:.0f} MiB; largest difference {difference:.1e}")
+    print(f"of which the image itself {output / 2**20:.0f} MiB; largest difference {difference:.1e}")
     if bounded.bytes > options.allowed * budget or difference > TOLERANCE or astray > PLAN_TOLERANCE:
         sys.exit(f"over {options.allowed} times the budget of {options.budget} MiB, or not as planned, or not the same")
 

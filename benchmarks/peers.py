@@ -186,7 +186,7 @@ def comfyui_version() -> str | None:
 
 
 def make_input(config: AutoencoderKLConfig, direction: str, size: int, batch: int = 1) -> Tensor:
-    """A random latent or image for pictures of `size` by `size` pixels."""
+    """A random latent or image for images of `size` by `size` pixels."""
     generator = torch.Generator().manual_seed(1)
     if direction == "encode":
         return torch.rand(batch, config.in_channels, size, size, generator=generator) * 2 - 1

@@ -130,7 +130,7 @@ def write_table(results: Mapping[str, Any], path: Path) -> None:
 
 
 def write_plot(sizes: Mapping[str, Mapping[str, list[float]]], path: Path) -> None:
-    """Time and peak memory against the picture's side, log-log."""
+    """Time and peak memory against the image's side, log-log."""
     if not sizes:
         return
     import matplotlib
@@ -152,7 +152,7 @@ def write_plot(sizes: Mapping[str, Mapping[str, list[float]]], path: Path) -> No
         axis.xaxis.set_minor_locator(NullLocator())
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.yaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlabel("side of the picture, pixels")
+        axis.set_xlabel("side of the image, pixels")
         axis.set_ylabel(label)
         axis.grid(True, which="both", alpha=0.2)
     axes[0].set_title("time to decode")

@@ -21,27 +21,27 @@ def checked_image(image: Any, dimensions: Sequence[int] = (4,)) -> Tensor:
     """An IMAGE, if it is one.
 
     Raises:
-        ImageError: a video's frames in one, an empty batch, whole numbers, or no picture at all.
+        ImageError: a video's frames in one, an empty batch, whole numbers, or no image at all.
     """
     if not isinstance(image, Tensor) or image.ndim not in dimensions or 0 in image.shape:
         shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise ImageError(
-            f"this is no batch of pictures: {shape}, where [batch, height, width, channels] is needed, with "
-            f"one picture at least. Check what is connected to the input."
+            f"this is no batch of images: {shape}, where [batch, height, width, channels] is needed, with "
+            f"one image at least. Check what is connected to the input."
         )
     if not image.is_floating_point():
         raise ImageError(
-            f"this picture is of {str(image.dtype).removeprefix('torch.')}, whose white is not known; pictures on this "
+            f"this image is of {str(image.dtype).removeprefix('torch.')}, whose white is not known; images on this "
             f"wire are floating-point numbers from 0 to 1. Convert it before."
         )
     return image
 
 
 def checked_mask(mask: Any, image: Tensor) -> Tensor:
-    """A MASK as [B, H, W] of the size of pictures [B, H, W, C], for as many of them or for all.
+    """A MASK as [B, H, W] of the size of images [B, H, W, C], for as many of them or for all.
 
     Raises:
-        ImageError: no mask, or as many as do not go with the pictures.
+        ImageError: no mask, or as many as do not go with the images.
         NonFiniteError: a mask with values that are no numbers.
     """
     if not isinstance(mask, Tensor):
@@ -78,7 +78,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def check_room(shape: Sequence[int], dtype: torch.dtype, device: torch.device, total: int | None) -> None:
-    """Whether a decoded picture [B, H, W, C] can be held at all.
+    """Whether a decoded image [B, H, W, C] can be held at all.
 
     Args:
         total: bytes that the device has; None where nobody knows.
@@ -90,7 +90,7 @@ def check_room(shape: Sequence[int], dtype: torch.dtype, device: torch.device, t
     if total is not None and size > total:
         batch, height, width, _ = shape
         raise MemoryBudgetError(
-            f"this latent decodes to {batch} picture{'s' if batch > 1 else ''} of {width}x{height}, which take "
+            f"this latent decodes to {batch} image{'s' if batch > 1 else ''} of {width}x{height}, which take "
             f"{size / GIB:.1f} GiB, and {device} has {total / GIB:.1f} GiB in all. Decode a smaller latent, or fewer "
             f"at once."
         )

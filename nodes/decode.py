@@ -14,15 +14,15 @@ class VAEDecode:
     ID = "SeamlessVAEDecode"
     DISPLAY_NAME = "Seamless VAE Decode"
     DESCRIPTION = (
-        "Decode latents to pictures, whole: the same picture whatever memory is free. What Seamless VAE Encode padded "
-        "is taken off again, so that a picture of 1021x1021 comes back as one."
+        "Decode latents to images, whole: the same image whatever memory is free. What Seamless VAE Encode padded "
+        "is taken off again, so that an image of 1021x1021 comes back as one."
     )
     CATEGORY = inputs.CATEGORY
     SEARCH_ALIASES = ("vae decode", "latent to image", "decode latent", "decode image")
     FUNCTION = "decode"
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("image",)
-    OUTPUT_TOOLTIPS = ("The pictures.",)
+    OUTPUT_TOOLTIPS = ("The images.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class VAEDecodeTiled(VAEDecode):
     ID = "SeamlessVAEDecodeTiled"
     DISPLAY_NAME = "Seamless VAE Decode (Tiled)"
     DESCRIPTION = (
-        "Decode large latents in little memory. Exact mode works in strips and gives the picture of the untiled node: "
+        "Decode large latents in little memory. Exact mode works in strips and gives the image of the untiled node: "
         "no seams, no shift of colours, whatever the tile size. Blended mode is the usual overlapping tiles."
     )
     SEARCH_ALIASES = ("vae decode tiled", "tiled vae", "large image", "low memory", "seamless texture", "out of memory")

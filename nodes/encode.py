@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..vae_core.image import Picture
+from ..vae_core.image import FittedImage
 from . import checks, inputs, latents, unwrap
 from .watch import Watch
 
@@ -15,8 +15,8 @@ class VAEEncode:
     ID = "SeamlessVAEEncode"
     DISPLAY_NAME = "Seamless VAE Encode"
     DESCRIPTION = (
-        "Encode pictures of any size to latents. Gives the latent, the posterior it comes from, and the transparency "
-        "of the pictures as a mask."
+        "Encode images of any size to latents. Gives the latent, the posterior it comes from, and the transparency "
+        "of the images as a mask."
     )
     CATEGORY = inputs.CATEGORY
     SEARCH_ALIASES = ("vae encode", "image to latent", "posterior", "encode image")
@@ -26,7 +26,7 @@ class VAEEncode:
     OUTPUT_TOOLTIPS = (
         "Raw latents, as the core nodes make them.",
         "Mean and log-variance of each latent value, to draw from or to look at.",
-        "1 where the pictures are transparent, as Load Image gives it; all 0 for pictures without alpha.",
+        "1 where the images are transparent, as Load Image gives it; all 0 for images without alpha.",
     )
 
     @classmethod
@@ -68,7 +68,7 @@ class VAEEncodeTiled(VAEEncode):
     ID = "SeamlessVAEEncodeTiled"
     DISPLAY_NAME = "Seamless VAE Encode (Tiled)"
     DESCRIPTION = (
-        "Encode large pictures in little memory. Exact mode works in strips and gives the latent of the untiled node: "
+        "Encode large images in little memory. Exact mode works in strips and gives the latent of the untiled node: "
         "no seams, no shift of colours, whatever the tile size. Blended mode is the usual overlapping tiles."
     )
     SEARCH_ALIASES = ("vae encode tiled", "tiled vae", "large image", "low memory", "seamless texture", "out of memory")
@@ -80,8 +80,8 @@ class VAEEncodeTiled(VAEEncode):
         return found
 
 
-def transparency(picture: Picture) -> Tensor:
-    """[B, H, W], 1 where the picture is transparent, as the host's loaders give it."""
+def transparency(picture: FittedImage) -> Tensor:
+    """[B, H, W], 1 where the image is transparent, as the host's loaders give it."""
     if picture.alpha is not None:
         return 1.0 - picture.alpha
     return picture.pixels.new_zeros((picture.pixels.shape[0], *picture.size))

@@ -155,12 +155,12 @@ def vae_dtype(device: torch.device) -> torch.dtype:
 
 
 def intermediate_device() -> torch.device:
-    """Where pictures and latents lie between nodes."""
+    """Where images and latents lie between nodes."""
     return torch.device(_call("intermediate_device", default="cpu"))
 
 
 def intermediate_dtype() -> torch.dtype:
-    """The precision of pictures and latents between nodes."""
+    """The precision of images and latents between nodes."""
     return _call("intermediate_dtype", default=torch.float32)
 
 

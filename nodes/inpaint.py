@@ -16,7 +16,7 @@ class VAEInpaintEncode:
     ID = "SeamlessVAEInpaintEncode"
     DISPLAY_NAME = "Seamless VAE Inpaint Encode"
     DESCRIPTION = (
-        "Encode a picture and mark the part that a sampler is to paint anew. The picture itself is encoded unchanged, "
+        "Encode an image and mark the part that a sampler is to paint anew. The image itself is encoded unchanged, "
         "so that every denoise strength works. Put Seamless VAE Inpaint Composite at the end of the workflow."
     )
     CATEGORY = inputs.CATEGORY
@@ -32,7 +32,7 @@ class VAEInpaintEncode:
             "required": {
                 "pixels": inputs.pixels(),
                 "vae": inputs.vae(),
-                "mask": inputs.wire("MASK", "1 where the picture is to be painted anew. Any size; it is scaled."),
+                "mask": inputs.wire("MASK", "1 where the image is to be painted anew. Any size; it is scaled."),
                 "grow": (
                     "INT",
                     {
@@ -64,7 +64,7 @@ class VAEInpaintEncode:
         grown = masks.grow_mask(checks.checked_mask(mask, pixels), grow, feather)
         latent, picture = unwrap.encode(opened, pixels, "pad", how, Watch(unique_id))
         latent.pop("logvar")
-        if len(grown) > len(latent["samples"]):  # one picture, to be painted anew in several places
+        if len(grown) > len(latent["samples"]):  # one image, to be painted anew in several places
             latent = latents.repeat(latent, len(grown))
         noise_mask = masks.extend_mask(grown, *picture.pixels.shape[-2:])
         return ({**latent, "noise_mask": noise_mask[:, None]},)
@@ -74,7 +74,7 @@ class VAEInpaintComposite:
     ID = "SeamlessVAEInpaintComposite"
     DISPLAY_NAME = "Seamless VAE Inpaint Composite"
     DESCRIPTION = (
-        "Decode an inpainted latent and put it into the original picture. Where the mask is 0, the result is the "
+        "Decode an inpainted latent and put it into the original image. Where the mask is 0, the result is the "
         "original, bit for bit: a VAE changes every pixel a little, and this takes that back."
     )
     CATEGORY = inputs.CATEGORY
@@ -90,7 +90,7 @@ class VAEInpaintComposite:
             "required": {
                 "samples": inputs.samples(),
                 "vae": inputs.vae(),
-                "original": inputs.wire("IMAGE", "The picture that was encoded."),
+                "original": inputs.wire("IMAGE", "The image that was encoded."),
                 "mask": inputs.wire(
                     "MASK", "1 where the painted part is wanted, 0 where the original is; soft in between."
                 ),

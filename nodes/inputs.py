@@ -23,11 +23,11 @@ def wire(kind: str, tooltip: str) -> Input:
 
 
 def pixels() -> Input:
-    return wire("IMAGE", "Pictures to encode, of any size, with or without alpha.")
+    return wire("IMAGE", "Images to encode, of any size, with or without alpha.")
 
 
 def samples() -> Input:
-    return wire("LATENT", "Latents of pictures.")
+    return wire("LATENT", "Latents of images.")
 
 
 def vae() -> Input:
@@ -48,7 +48,7 @@ def seed() -> Input:
         "min": 0,
         "max": MAX_SEED,
         "control_after_generate": True,
-        "tooltip": "For sample. Picture i of a batch is drawn with seed + i, on the CPU, so that the result is the "
+        "tooltip": "For sample. Image i of a batch is drawn with seed + i, on the CPU, so that the result is the "
         "same on every device and for every batch size.",
     }
 
@@ -57,7 +57,7 @@ def fit() -> Input:
     return choice(
         ["crop", "pad", "error"],
         "For sides that are no multiple of the VAE's ratio (mostly 8 pixels). crop cuts the edges evenly, as the core "
-        "nodes do. pad extends the picture by reflection, and Seamless VAE Decode takes that off again. "
+        "nodes do. pad extends the image by reflection, and Seamless VAE Decode takes that off again. "
         "error stops with a message.",
     )
 
@@ -65,7 +65,7 @@ def fit() -> Input:
 def clamp() -> Input:
     return "BOOLEAN", {
         "default": True,
-        "tooltip": "Limit the picture to 0 to 1. Switch it off to keep what lies beyond white and black.",
+        "tooltip": "Limit the image to 0 to 1. Switch it off to keep what lies beyond white and black.",
     }
 
 
@@ -74,7 +74,7 @@ def tiling() -> dict[str, Input]:
     return {
         "mode": choice(
             MODES,
-            "exact works in strips and gives the very picture that the untiled node gives. "
+            "exact works in strips and gives the very image that the untiled node gives. "
             "blended works in square tiles that are faded into each other: approximate, for comparison with others.",
         ),
         "tile_size": (
@@ -108,11 +108,11 @@ def tiling() -> dict[str, Input]:
                 "step": 0.05,
                 "round": 0.001,
                 "tooltip": "Working memory in GiB to keep to, beside the VAE's weights, the input and the result. What "
-                "does not fit goes to a temporary file; the picture is the same. 0 takes what is free.",
+                "does not fit goes to a temporary file; the image is the same. 0 takes what is free.",
             },
         ),
         "wrap": choice(
             WRAPS,
-            "Axes along which the picture continues at its other side, for seamless textures. Exact mode only.",
+            "Axes along which the image continues at its other side, for seamless textures. Exact mode only.",
         ),
     }

@@ -67,7 +67,7 @@ def _lines(vae: Autoencoder) -> list[str]:
     return [
         f"family: {named}",
         f"loaded by: {origin}",
-        f"pictures: {config.in_channels} channels, sides of multiples of {ratio}",
+        f"images: {config.in_channels} channels, sides of multiples of {ratio}",
         f"latents: {channels} channels at 1/{ratio} of the size",
         f"scale: {_scale_text(vae)}",
         f"parameters: {parameters / 1e6:.1f} million",
@@ -88,14 +88,14 @@ def _scale_text(vae: Autoencoder) -> str:
 
 
 def _cost_lines(vae: Autoencoder, samples: Tensor | None) -> list[str]:
-    """What decoding these will take, or one picture of a usual size."""
+    """What decoding these will take, or one image of a usual size."""
     side = EXAMPLE_PIXELS // vae.config.spatial_ratio
     shape = (1, vae.config.latent_channels, side, side) if samples is None else run.raw_shape(vae, samples)
     unlimited = run.Options(memory_budget=run.NO_LIMIT)
     plan = run.plan(vae, shape, False, unlimited, vae.device)
     free = host.free_memory(vae.device)
     ratio = vae.config.spatial_ratio
-    what = f"{shape[0]} picture{'s' if shape[0] > 1 else ''} of {shape[3] * ratio}x{shape[2] * ratio}"
+    what = f"{shape[0]} image{'s' if shape[0] > 1 else ''} of {shape[3] * ratio}x{shape[2] * ratio}"
     lines = [
         f"a decode of {what}: {plan.arithmetic / 1e12:.2f} TFLOP in {plan.passes} passes, "
         f"{plan.peak_bytes / GIB:.2f} GiB of working memory",

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ..vae_core import AutoencoderKL
 from ..vae_core.errors import ShapeError
-from ..vae_core.image import Picture
+from ..vae_core.image import FittedImage
 from ..vae_core.latent import from_diffusion, logvar_to_diffusion, to_diffusion, unpack
 from ..vae_core.posterior import DiagonalGaussianDistribution
 
 Latent = dict[str, Any]
 
-# Of a picture that was padded: its height and width, and those of the latent for which they hold.
+# Of an image that was padded: its height and width, and those of the latent for which they hold.
 FIT_KEY = "seamless_fit"
 RATIO_KEY = "downscale_ratio_spacial"  # the host's own, with its spelling: pixels of a latent position
 MAX_SEED = 2**64
@@ -30,7 +30,7 @@ def samples_of(latent: Mapping[str, Any], dimensions: Sequence[int] = (4,)) -> T
     """The tensor of a latent.
 
     Raises:
-        ShapeError: no latent of pictures: nested, of video or audio, or empty.
+        ShapeError: no latent of images: nested, of video or audio, or empty.
     """
     samples = latent.get("samples") if isinstance(latent, Mapping) else None
     if samples is None:
@@ -40,7 +40,7 @@ def samples_of(latent: Mapping[str, Any], dimensions: Sequence[int] = (4,)) -> T
     if getattr(samples, "is_nested", False):
         raise ShapeError(
             "this latent is nested: it holds tensors of several shapes, such as video and sound. "
-            "Take it apart with the nodes that go with its model, and connect the part with the pictures."
+            "Take it apart with the nodes that go with its model, and connect the part with the images."
         )
     if not isinstance(samples, Tensor) or samples.is_complex():
         found = f"a tensor of {samples.dtype}" if isinstance(samples, Tensor) else type(samples).__name__
@@ -48,13 +48,11 @@ def samples_of(latent: Mapping[str, Any], dimensions: Sequence[int] = (4,)) -> T
     if samples.ndim not in dimensions:
         what = {3: "of sound", 5: "of video"}.get(samples.ndim, "of something else")
         raise ShapeError(
-            f"this latent is {what}: it has {samples.ndim} dimensions {tuple(samples.shape)}, and those of pictures "
+            f"this latent is {what}: it has {samples.ndim} dimensions {tuple(samples.shape)}, and those of images "
             f"have 4: batch, channels, height, width. Use the VAE and the nodes of the model that made it."
         )
     if 0 in samples.shape:
-        raise ShapeError(
-            f"this latent is empty: its shape is {tuple(samples.shape)}. Connect one with a picture in it."
-        )
+        raise ShapeError(f"this latent is empty: its shape is {tuple(samples.shape)}. Connect one with an image in it.")
     return samples
 
 
@@ -161,8 +159,8 @@ def repeat(latent: Mapping[str, Any], count: int) -> Latent:
     return found
 
 
-def remember_fit(latent: Latent, picture: Picture) -> Latent:
-    """Note the size of a picture that was padded, so that decoding gives it back."""
+def remember_fit(latent: Latent, picture: FittedImage) -> Latent:
+    """Note the size of an image that was padded, so that decoding gives it back."""
     if picture.size == tuple(picture.pixels.shape[-2:]):
         return latent
     return {**latent, FIT_KEY: (*picture.size, *latent["samples"].shape[-2:])}

@@ -36,7 +36,7 @@ class VAELoad:
                 "dtype": inputs.choice(
                     ["auto", "float32", "bfloat16", "float16"],
                     "Precision of weights and arithmetic. auto takes what the host would. float16 that overflows is "
-                    "run again in a wider type, never shown as a black picture.",
+                    "run again in a wider type, never shown as a black image.",
                     advanced=True,
                 ),
                 "device": inputs.choice(
@@ -47,7 +47,7 @@ class VAELoad:
                 "latent_scale": inputs.choice(
                     ["auto", *family_names()],
                     "Whose scale and shift Seamless Latent Scale applies. auto goes by the file; choose a family where "
-                    "the file does not tell, such as SDXL for 4 channels. Pictures do not depend on it.",
+                    "the file does not tell, such as SDXL for 4 channels. Images do not depend on it.",
                     advanced=True,
                 ),
             }

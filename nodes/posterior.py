@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..vae_core.preview import posterior_picture
+from ..vae_core.preview import posterior_image
 from . import checks, inputs, latents, show
 
 
@@ -12,15 +12,15 @@ class VAESamplePosterior:
     ID = "SeamlessVAESamplePosterior"
     DISPLAY_NAME = "Seamless VAE Sample Posterior"
     DESCRIPTION = (
-        "Draw latents from what the encoder says of a picture: mean + temperature * deviation * noise. Several draws "
-        "of one picture show what the VAE leaves open."
+        "Draw latents from what the encoder says of an image: mean + temperature * deviation * noise. Several draws "
+        "of one image show what the VAE leaves open."
     )
     CATEGORY = inputs.CATEGORY
     SEARCH_ALIASES = ("sample latent", "posterior sample", "gaussian", "variance", "temperature")
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT",)
     RETURN_NAMES = ("latent",)
-    OUTPUT_TOOLTIPS = ("The draws. Of several pictures, first one draw of each, then the next.",)
+    OUTPUT_TOOLTIPS = ("The draws. Of several images, first one draw of each, then the next.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class VAESamplePosterior:
                         "default": 1,
                         "min": 1,
                         "max": 4096,
-                        "tooltip": "Draws of each picture. More leave the first as they are.",
+                        "tooltip": "Draws of each image. More leave the first as they are.",
                     },
                 ),
             }
@@ -100,5 +100,5 @@ class PosteriorPreview:
     def preview(self, posterior: latents.Latent) -> dict[str, Any]:
         found = latents.posterior_of(posterior)
         checks.check_finite(found.parameters, "posterior")
-        image = posterior_picture(found.mean, found.logvar).movedim(1, -1).contiguous()
+        image = posterior_image(found.mean, found.logvar).movedim(1, -1).contiguous()
         return {"ui": {"images": show.images(image, "posterior")}, "result": (image,)}

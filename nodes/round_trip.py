@@ -17,7 +17,7 @@ class VAERoundTrip:
     ID = "SeamlessVAERoundTrip"
     DISPLAY_NAME = "Seamless VAE Round Trip"
     DESCRIPTION = (
-        "Encode and decode a picture, and show what the VAE keeps of it: the reconstruction, a heat map of the error, "
+        "Encode and decode an image, and show what the VAE keeps of it: the reconstruction, a heat map of the error, "
         "PSNR in dB and SSIM (1 is equal)."
     )
     CATEGORY = inputs.CATEGORY
@@ -29,7 +29,7 @@ class VAERoundTrip:
         "The reconstruction.",
         "Heat map of the absolute error: black for none, white for a tenth of the range and more.",
         "Peak signal-to-noise ratio in dB; more is better. Of a batch, the mean.",
-        "Structural similarity, 1 for equal pictures. Of a batch, the mean.",
+        "Structural similarity, 1 for equal images. Of a batch, the mean.",
     )
     OUTPUT_NODE = True
 

@@ -130,7 +130,7 @@ class Question:
             raise ValueError(f"the request lacks a value or has a wrong one: {error}.") from None
         sides = (question.width, question.height)
         if not all(0 < side <= _MAX_SIDE for side in sides) or not 0 < question.batch <= 2**16:
-            raise ValueError(f"{sides[0]}x{sides[1]} in a batch of {question.batch} is no size of a picture.")
+            raise ValueError(f"{sides[0]}x{sides[1]} in a batch of {question.batch} is no size of an image.")
         if question.tile_size < 0 or question.overlap < 0 or not 0 <= question.memory_budget < 2**20:
             raise ValueError("tile_size, overlap and memory_budget are at least 0.")
         return question
@@ -141,7 +141,7 @@ def plan(question: Question) -> dict[str, Any]:
 
     Returns:
         Under `problem` a sentence where no run is possible. Else `tiles`, [x, y, width, height] of each in pixels of
-        the picture (empty where the planner cuts every pass as it suits, and where there are very many), and what the
+        the image (empty where the planner cuts every pass as it suits, and where there are very many), and what the
         run costs: `cost` is the arithmetic as a multiple of an untiled run's, `peak_bytes` is beside weights, input and
         output.
     """
@@ -153,7 +153,7 @@ def plan(question: Question) -> dict[str, Any]:
         if not rows or not columns:
             raise vae_core.ShapeError(
                 f"{question.width}x{question.height} pixels are less than one latent position of "
-                f"{ratio}x{ratio}. Give a larger picture."
+                f"{ratio}x{ratio}. Give a larger image."
             )
         device = _device(question.device)
         how = unwrap.tiling_options(

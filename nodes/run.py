@@ -59,7 +59,7 @@ def decode(vae: Autoencoder, samples: Tensor, options: Options, watch: Watch) ->
     Raises:
         ShapeError: latents of another family.
         NonFiniteError: latents that hold no numbers.
-        MemoryBudgetError: a picture that the whole memory cannot hold, or memory runs out in every way of running.
+        MemoryBudgetError: an image that the whole memory cannot hold, or memory runs out in every way of running.
     """
     latents.check(vae.model, samples)
     watch.stage(lambda: _latent_preview(samples))
@@ -89,8 +89,8 @@ def encode(vae: Autoencoder, pixels: Tensor, options: Options, watch: Watch) -> 
     """Encode images [B, C, H, W] in [-1, 1]: mean and log-variance as the wire carries them, in float32.
 
     Raises:
-        ShapeError: pictures that do not fit the VAE.
-        NonFiniteError: pictures that hold no numbers.
+        ShapeError: images that do not fit the VAE.
+        NonFiniteError: images that hold no numbers.
         MemoryBudgetError: memory runs out in every way of running.
     """
     vae.model.check_image(pixels)
@@ -225,7 +225,7 @@ def _with_fallbacks(
     needed = memory_required(vae, shape, encoding, Options()) / 2**30
     raise MemoryBudgetError(
         f"memory ran out in every way of running, although {needed:.2f} GiB and less were asked for. "
-        f"Close other programs, or work on a smaller picture."
+        f"Close other programs, or work on a smaller image."
     )
 
 

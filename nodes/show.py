@@ -1,4 +1,4 @@
-"""Files that nodes write: pictures to show, and numbered names in the output folder."""
+"""Files that nodes write: images to show, and numbered names in the output folder."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 from torch import Tensor
 
 from ..vae_core.errors import CheckpointError
-from ..vae_core.image import to_pil, write_picture
+from ..vae_core.image import to_pil, write_image
 from . import host
 
-MOST_SHOWN = 16  # pictures of a batch
+MOST_SHOWN = 16  # images of a batch
 
 
 def images(batch: Tensor, name: str) -> list[dict[str, str]]:
-    """Pictures [B, H, W, C] in [0, 1], written where the host shows temporary pictures from."""
+    """Images [B, H, W, C] in [0, 1], written where the host shows temporary images from."""
     folder = host.directory("temp")
     shown = []
     for picture in to_pil(batch[:MOST_SHOWN].movedim(-1, 1).float() * 2 - 1):
         file = f"seamless_{name}_{uuid.uuid4().hex[:12]}.png"
-        write_picture(picture, folder / file)
+        write_image(picture, folder / file)
         shown.append({"filename": file, "subfolder": "", "type": "temp"})
     return shown
 

@@ -24,7 +24,7 @@ class VAESwap:
     FUNCTION = "swap"
     RETURN_TYPES = ("LATENT", "IMAGE")
     RETURN_NAMES = ("latent", "image")
-    OUTPUT_TOOLTIPS = ("The latent for the second VAE.", "The pictures in between.")
+    OUTPUT_TOOLTIPS = ("The latent for the second VAE.", "The images in between.")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the nodes share: a VAE of any kind, a picture or a latent in, the same out."""
+"""What the nodes share: a VAE of any kind, an image or a latent in, the same out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..vae_core import TileSpec
 from ..vae_core.autoencoder_kl import channels_text
 from ..vae_core.errors import ShapeError, TilingError
-from ..vae_core.image import Picture, from_image
+from ..vae_core.image import FittedImage, from_image
 from ..vae_core.posterior import LOGVAR_RANGE
 from . import checks, host, inputs, latents, run
 from .adopt import Autoencoder, Foreign, open_vae
@@ -71,8 +71,8 @@ def tiling_options(
 
 def encode(
     vae: Autoencoder | Foreign, image: Tensor, fit: str, how: run.Options, watch: Watch
-) -> tuple[latents.Latent, Picture]:
-    """Pictures [B, H, W, C] as a posterior, and how they were fitted.
+) -> tuple[latents.Latent, FittedImage]:
+    """Images [B, H, W, C] as a posterior, and how they were fitted.
 
     Raises:
         ImageError, ShapeError: what cannot be encoded.
@@ -89,7 +89,7 @@ def encode(
 def decode(
     vae: Autoencoder | Foreign, latent: Mapping[str, Any], how: run.Options, watch: Watch, clamp: bool = True
 ) -> Tensor:
-    """A latent as pictures [B, H, W, C], 0 to 1, without what was padded when they were encoded.
+    """A latent as images [B, H, W, C], 0 to 1, without what was padded when they were encoded.
 
     Raises:
         ShapeError: a latent of something else, or of another family.
@@ -102,7 +102,7 @@ def decode(
 
 
 def check_encodes(vae: Autoencoder | Foreign) -> int:
-    """The number of channels of the pictures that a VAE encodes.
+    """The number of channels of the images that a VAE encodes.
 
     Raises:
         ShapeError: one for sound.
@@ -125,7 +125,7 @@ def decoded_shape(vae: Autoencoder | Foreign, latent: Mapping[str, Any]) -> tupl
     return batch, *latents.fitted_size(latent, rows * ratio, columns * ratio), vae.config.out_channels
 
 
-def unit_pixels(picture: Picture) -> Tensor:
+def unit_pixels(picture: FittedImage) -> Tensor:
     """What was encoded, [B, C, H, W] in [0, 1], without padding."""
     return picture.restore(picture.pixels).add(1.0).div(2.0)
 
@@ -160,7 +160,7 @@ def foreign_ratio(vae: Foreign) -> int:
 def _foreign_channels(vae: Foreign) -> int:
     channels = getattr(vae.vae, "output_channels", 3)
     if getattr(vae.vae, "latent_dim", 2) == 1 or getattr(vae.vae, "extra_1d_channel", None) or channels == 2:
-        raise ShapeError(f"{vae.reason}, but one for sound, which takes no pictures. Use the nodes for sound.")
+        raise ShapeError(f"{vae.reason}, but one for sound, which takes no images. Use the nodes for sound.")
     return channels if channels in (1, 3, 4) else 3
 
 
@@ -171,7 +171,7 @@ def _check_foreign(vae: Foreign, how: run.Options, watch: Watch) -> None:
     host.tell(watch.node_id, vae.note)
 
 
-def _foreign_encode(vae: Foreign, picture: Picture, how: run.Options, watch: Watch) -> Tensor:
+def _foreign_encode(vae: Foreign, picture: FittedImage, how: run.Options, watch: Watch) -> Tensor:
     _check_foreign(vae, how, watch)
     pixels = picture.pixels.movedim(1, -1).add(1.0).div(2.0)
     if how.tiling is None or how.tiling.size is None:

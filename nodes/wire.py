@@ -26,7 +26,7 @@ from .first_stage import FirstStage
 from .watch import Watch
 
 logger = logging.getLogger("seamless_vae")
-FRAMES = (4, 5)  # dimensions, of pictures and of a video's frames
+FRAMES = (4, 5)  # dimensions, of images and of a video's frames
 
 
 class WireMethods:
@@ -39,7 +39,7 @@ class WireMethods:
     vae_dtype: torch.dtype
     process_output: Any
 
-    # Pictures and latents, as the host's nodes pass them.
+    # Images and latents, as the host's nodes pass them.
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
         """IMAGE [B, H, W, C] to raw latents: the mode. What is over a multiple of the ratio is cut off evenly."""
@@ -135,7 +135,7 @@ class WireMethods:
         return latents.wire_ratio(self._model)
 
     def temporal_compression_decode(self) -> None:
-        return None  # pictures, not video
+        return None  # images, not video
 
     def throw_exception_if_invalid(self) -> None:
         if getattr(self, "first_stage_model", None) is None:
@@ -197,7 +197,7 @@ def _to_unit_range(image: Tensor) -> Tensor:
     return image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)  # in place, as newer hosts rely on
 
 
-# What hosts give to a VAE of pictures, for those that lack some of it.
+# What hosts give to a VAE of images, for those that lack some of it.
 _ATTRIBUTES: dict[str, Any] = {
     "latent_dim": 2,
     "process_input": _to_model_range,

@@ -35,10 +35,10 @@ def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
-    return picture_file(tmp_path / "photo.png", (37, 53, 3))
+    return image_file(tmp_path / "photo.png", (37, 53, 3))
 
 
-def picture_file(path: Path, shape: tuple[int, ...]) -> Path:
+def image_file(path: Path, shape: tuple[int, ...]) -> Path:
     Image.fromarray(RNG.integers(0, 256, shape, dtype=np.uint8)).save(path)
     return path
 
@@ -85,10 +85,8 @@ class TestRoundtrip:
         for one, other in ((0, 1), (1, 3)):
             assert not np.array_equal(results[one], results[other])
 
-    def test_alpha_and_tiny_pictures(
-        self, vae_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        path = picture_file(tmp_path / "small.png", (5, 3, 4))
+    def test_alpha_and_tiny_images(self, vae_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = image_file(tmp_path / "small.png", (5, 3, 4))
         assert run("roundtrip", path, "--vae", vae_folder, "--out", tmp_path / "out") == 0
         assert "too small" in capsys.readouterr().out
         kept = pixels(tmp_path / "out/small-reconstruction.png")
@@ -107,7 +105,7 @@ class TestRoundtrip:
     def test_a_memory_budget_changes_nothing(
         self, vae_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        photo = picture_file(tmp_path / "photo.png", (300, 280, 3))
+        photo = image_file(tmp_path / "photo.png", (300, 280, 3))
         for i, options in enumerate(([], ["--memory", 0.5])):
             assert run("roundtrip", photo, "--vae", vae_folder, "--out", tmp_path / str(i), *options) == 0
         results = [pixels(tmp_path / str(i) / "photo-reconstruction.png").astype(int) for i in range(2)]
@@ -119,7 +117,7 @@ class TestRoundtrip:
 class TestEncodeAndDecode:
     @pytest.mark.parametrize("shape", [(37, 53, 3), (16, 24, 3), (9, 8), (41, 23, 4)])
     def test_gives_back_the_size_that_came_in(self, shape: tuple[int, ...], vae_folder: Path, tmp_path: Path) -> None:
-        photo, file, output = picture_file(tmp_path / "a.png", shape), tmp_path / "a.safetensors", tmp_path / "b.png"
+        photo, file, output = image_file(tmp_path / "a.png", shape), tmp_path / "a.safetensors", tmp_path / "b.png"
         assert run("encode", photo, "-o", file, "--vae", vae_folder) == 0
         assert run("decode", file, "-o", output, "--vae", vae_folder) == 0
         assert pixels(output).shape[:2] == shape[:2]
@@ -127,7 +125,7 @@ class TestEncodeAndDecode:
         assert np.array_equal(pixels(output), pixels(tmp_path / "a-reconstruction.png"))
 
     def test_one_size_makes_one_batch(self, vae_folder: Path, tmp_path: Path) -> None:
-        photos = [picture_file(tmp_path / f"{name}.png", (20 + i, 24, 3)) for i, name in enumerate("abc")]
+        photos = [image_file(tmp_path / f"{name}.png", (20 + i, 24, 3)) for i, name in enumerate("abc")]
         file = tmp_path / "latents.safetensors"
         assert run("encode", *photos, "-o", file, "--vae", vae_folder) == 0
         tensors = load_file(file)
@@ -146,7 +144,7 @@ class TestEncodeAndDecode:
         assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["a.png", "b.png", "c.png"]
 
     def test_other_sizes_and_alpha_are_kept_apart(self, vae_folder: Path, tmp_path: Path) -> None:
-        photos = [picture_file(tmp_path / "a.png", (20, 24, 3)), picture_file(tmp_path / "b.png", (33, 10, 4))]
+        photos = [image_file(tmp_path / "a.png", (20, 24, 3)), image_file(tmp_path / "b.png", (33, 10, 4))]
         file = tmp_path / "latents.safetensors"
         assert run("encode", *photos, "-o", file, "--vae", vae_folder) == 0
         tensors = load_file(file)
@@ -157,12 +155,12 @@ class TestEncodeAndDecode:
         assert decoded.shape == (33, 10, 4) and np.array_equal(decoded[..., 3], pixels(photos[1])[..., 3])
 
     def test_more_than_ten_keep_their_order(self, tmp_path: Path, vae_folder: Path) -> None:
-        photos = [picture_file(tmp_path / f"p{i}.png", (8 * (i + 1), 8, 3)) for i in range(11)]
+        photos = [image_file(tmp_path / f"p{i}.png", (8 * (i + 1), 8, 3)) for i in range(11)]
         assert run("encode", *photos, "-o", tmp_path / "l.safetensors", "--vae", vae_folder) == 0
         assert run("decode", tmp_path / "l.safetensors", "-o", tmp_path / "o.png", "--vae", vae_folder) == 0
         assert [pixels(tmp_path / f"o-{i}.png").shape[0] for i in range(11)] == [8 * (i + 1) for i in range(11)]
 
-    def test_seeds_are_each_pictures_own(self, photo: Path, vae_folder: Path, tmp_path: Path) -> None:
+    def test_seeds_are_each_images_own(self, photo: Path, vae_folder: Path, tmp_path: Path) -> None:
         files = [tmp_path / f"{name}.safetensors" for name in ("pair", "second")]
         assert run("encode", photo, photo, "-o", files[0], "--vae", vae_folder, "--sample", "--seed", 4) == 0
         assert run("encode", photo, "-o", files[1], "--vae", vae_folder, "--sample", "--seed", 5) == 0
@@ -195,7 +193,7 @@ class TestEncodeAndDecode:
         ("tensors", "says"),
         [
             ({"weight": torch.zeros(2)}, "has no latent_tensor, samples, latents: it holds weight"),
-            ({"samples": torch.zeros(1, 4, 3, 8, 8)}, r"(1, 4, 3, 8, 8); those of pictures have 4 dimensions"),
+            ({"samples": torch.zeros(1, 4, 3, 8, 8)}, r"(1, 4, 3, 8, 8); those of images have 4 dimensions"),
             ({"samples": torch.zeros(1, 16, 8, 8)}, "16 channels"),
         ],
     )
@@ -223,7 +221,7 @@ class TestEncodeAndDecode:
         about = json.dumps({"sizes": [[99, 99]], "names": ["a"]})
         save_file({"samples": torch.zeros(1, 4, 3, 3)}, file, metadata={"seamless_vae": about})
         assert run("decode", file, "-o", tmp_path / "o.png", "--vae", vae_folder) == 1
-        assert "24x24 pixels of a latent that came from a picture of 99x99" in capsys.readouterr().err
+        assert "24x24 pixels of a latent that came from an image of 99x99" in capsys.readouterr().err
         file.write_bytes(b"no safetensors")
         assert run("decode", file, "-o", tmp_path / "o.png", "--vae", vae_folder) == 1
         assert run("decode", tmp_path / "none", "-o", tmp_path / "o.png", "--vae", vae_folder) == 1

@@ -1,4 +1,4 @@
-"""Pictures of every kind to the model's range and back."""
+"""Images of every kind to the model's range and back."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from vae_core.image import (
     from_image,
     from_numpy,
     from_pil,
-    open_picture,
+    open_image,
     reflect_to,
     to_image,
     to_numpy,
     to_pil,
-    write_picture,
+    write_image,
 )
 
 RNG = np.random.default_rng(0)
@@ -34,7 +34,7 @@ OPACITY = RNG.integers(0, 256, (16, 24), dtype=np.uint8)
 
 
 def as_bytes(pixels: torch.Tensor) -> np.ndarray:
-    """[C, H, W] bytes of a picture's pixels."""
+    """[C, H, W] bytes of an image's pixels."""
     return ((pixels[0] + 1) * 127.5).round().to(torch.uint8).numpy()
 
 
@@ -95,7 +95,7 @@ class TestModes:
         Image.fromarray(words).save(tmp_path / "words.png")
         for image in (
             Image.fromarray(words),
-            open_picture(tmp_path / "words.png"),
+            open_image(tmp_path / "words.png"),
             Image.fromarray(words.astype("i4")),
         ):
             picture = from_pil(image, channels=1)
@@ -135,7 +135,7 @@ class TestModes:
             7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
             8: lambda a: np.rot90(a, 1),
         }[orientation](COLOURS)
-        for picture in (from_pil(open_picture(tmp_path / "turned.png")), from_pil(Image.open(tmp_path / "turned.png"))):
+        for picture in (from_pil(open_image(tmp_path / "turned.png")), from_pil(Image.open(tmp_path / "turned.png"))):
             assert np.array_equal(as_bytes(picture.pixels), expected.transpose(2, 0, 1))
 
 
@@ -177,7 +177,7 @@ class TestNumpy:
             from_numpy(np.array([[0.0, 255.0]]))
         with pytest.raises(ImageError, match="int64 has no known range"):
             from_numpy(np.zeros((8, 8), dtype=np.int64))
-        with pytest.raises(ImageError, match=r"\(8,\) is no picture"):
+        with pytest.raises(ImageError, match=r"\(8,\) is no image"):
             from_numpy(np.zeros(8))
         with pytest.raises(ImageError, match="is no batch"):
             from_numpy(np.zeros((0, 8, 3), dtype=np.uint8))
@@ -264,7 +264,7 @@ class TestFit:
         unknown: Fit = "stretch"  # type: ignore[assignment]
         with pytest.raises(ImageError, match="'stretch'.*crop, pad, error"):
             from_numpy(COLOURS, fit=unknown)
-        with pytest.raises(ImageError, match="decoded picture is 8x16, but 24x16 was encoded"):
+        with pytest.raises(ImageError, match="decoded image is 8x16, but 24x16 was encoded"):
             from_numpy(COLOURS).restore(torch.zeros(1, 3, 16, 8))
 
 
@@ -272,55 +272,55 @@ class TestFiles:
     @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA"])
     def test_written_and_read(self, mode: str, tmp_path: Path) -> None:
         image = Image.fromarray(COLOURS).convert(mode)
-        write_picture(image, tmp_path / "new" / "picture.png")
-        again = open_picture(tmp_path / "new" / "picture.png")
+        write_image(image, tmp_path / "new" / "image.png")
+        again = open_image(tmp_path / "new" / "image.png")
         assert again.mode == mode and np.array_equal(np.asarray(again), np.asarray(image))
-        assert [path.name for path in (tmp_path / "new").iterdir()] == ["picture.png"]
+        assert [path.name for path in (tmp_path / "new").iterdir()] == ["image.png"]
 
     def test_nothing_is_left_when_writing_fails(self, tmp_path: Path) -> None:
-        target = tmp_path / "picture.jpg"
+        target = tmp_path / "image.jpg"
         target.write_bytes(b"what was there")
-        with pytest.raises(ImageError, match=r"picture\.jpg.*RGBA.*PNG"):
-            write_picture(Image.new("RGBA", (8, 8)), target)
+        with pytest.raises(ImageError, match=r"image\.jpg.*RGBA.*PNG"):
+            write_image(Image.new("RGBA", (8, 8)), target)
         assert target.read_bytes() == b"what was there" and len(list(tmp_path.iterdir())) == 1
-        with pytest.raises(ImageError, match=r"picture\.xyz has no ending"):
-            write_picture(Image.new("RGB", (8, 8)), tmp_path / "picture.xyz")
+        with pytest.raises(ImageError, match=r"image\.xyz has no ending"):
+            write_image(Image.new("RGB", (8, 8)), tmp_path / "image.xyz")
         (tmp_path / "file").write_text("")
         with pytest.raises(ImageError, match="cannot write"):
-            write_picture(Image.new("RGB", (8, 8)), tmp_path / "file" / "picture.png")
+            write_image(Image.new("RGB", (8, 8)), tmp_path / "file" / "image.png")
 
     def test_reading_fails_in_a_sentence(self, tmp_path: Path) -> None:
         with pytest.raises(ImageError, match="cannot read .*missing.png: No such file"):
-            open_picture(tmp_path / "missing.png")
+            open_image(tmp_path / "missing.png")
         with pytest.raises(ImageError, match="cannot read"):
-            open_picture(tmp_path)
-        (tmp_path / "text.png").write_text("no picture")
-        with pytest.raises(ImageError, match=r"text\.png is no picture that Pillow knows"):
-            open_picture(tmp_path / "text.png")
+            open_image(tmp_path)
+        (tmp_path / "text.png").write_text("no image")
+        with pytest.raises(ImageError, match=r"text\.png is no image that Pillow knows"):
+            open_image(tmp_path / "text.png")
         Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "whole.png")
         whole = (tmp_path / "whole.png").read_bytes()
         for length in (60, len(whole) // 2):
             (tmp_path / "cut.png").write_bytes(whole[:length])
             with pytest.raises(ImageError, match=r"cut\.png"):
-                open_picture(tmp_path / "cut.png")
+                open_image(tmp_path / "cut.png")
 
     def test_a_huge_header_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "bomb.bmp"
         header = b"BM" + struct.pack("<IHHI", 54, 0, 0, 54)
         path.write_bytes(header + struct.pack("<IiiHHIIiiII", 40, 60000, 60000, 1, 24, 0, 0, 0, 0, 0, 0))
         with pytest.raises(ImageError, match=r"bomb\.bmp.*MAX_IMAGE_PIXELS"):
-            open_picture(path)
+            open_image(path)
 
     def test_first_frame_of_an_animation(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
         frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
         with caplog.at_level(logging.WARNING, "seamless_vae"):
-            picture = from_pil(open_picture(tmp_path / "moving.gif"))
+            picture = from_pil(open_image(tmp_path / "moving.gif"))
         assert as_bytes(picture.pixels)[:, 0, 0].tolist() == [255, 0, 0]
         assert "2 frames" in caplog.text
 
     def test_to_pil_errors(self) -> None:
-        with pytest.raises(ImageError, match=r"\(1, 2, 8, 8\) makes no pictures"):
+        with pytest.raises(ImageError, match=r"\(1, 2, 8, 8\) makes no images"):
             to_pil(torch.zeros(1, 2, 8, 8))
         with pytest.raises(ImageError, match=r"alpha of shape \(1, 4, 4\)"):
             to_pil(torch.zeros(1, 3, 8, 8), torch.zeros(1, 4, 4))

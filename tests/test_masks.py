@@ -1,4 +1,4 @@
-"""Masks: scaled, widened, faded; and pictures put together by them."""
+"""Masks: scaled, widened, faded; and images put together by them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_composite_is_exact_at_both_ends() -> None:
     assert torch.equal(composite(original, painted, mask)[mask == 0], original[mask == 0])
 
 
-def test_paste_of_a_cropped_picture() -> None:
+def test_paste_of_a_cropped_image() -> None:
     original, painted = torch.rand(1, 19, 17, 4), torch.rand(3, 16, 16, 3)
     result = paste(original, painted, torch.ones(1, 19, 17), ratio=8)
     assert result.shape == (3, 19, 17, 4)

@@ -1,4 +1,4 @@
-"""Our VAE in diffusers' pipelines, in the place of theirs: the same picture."""
+"""Our VAE in diffusers' pipelines, in the place of theirs: the same image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from vae_core import AutoencoderKL
 
-# One step of a byte is 1/255. The pictures are float arrays in [0, 1].
+# One step of a byte is 1/255. The images are float arrays in [0, 1].
 TOLERANCE = 1e-5
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -93,7 +93,7 @@ def image_to_image(pipe: Any) -> np.ndarray:
     ).images
 
 
-def assert_same_picture(ours: np.ndarray, theirs: np.ndarray) -> None:
+def assert_same_image(ours: np.ndarray, theirs: np.ndarray) -> None:
     assert ours.shape == theirs.shape and theirs.std() > 0.01
     assert np.abs(ours - theirs).max() <= TOLERANCE
 
@@ -112,7 +112,7 @@ def enable(pipe: Any, modes: str) -> None:
 def test_exact_tiling_in_a_pipeline(parts: dict[str, Any], vaes: tuple[AutoencoderKL, Any]) -> None:
     pipes = [StableDiffusionPipeline(vae=vae, **parts) for vae in vaes]  # type: ignore[arg-type]
     pipes[0].vae.enable_tiling()
-    assert_same_picture(*(text_to_image(pipe) for pipe in pipes))
+    assert_same_image(*(text_to_image(pipe) for pipe in pipes))
 
 
 @pytest.mark.parametrize("modes", ["", "slicing", "tiling", "slicing tiling"])
@@ -120,7 +120,7 @@ def test_text_to_image(parts: dict[str, Any], vaes: tuple[AutoencoderKL, Any], m
     pipes = [StableDiffusionPipeline(vae=vae, **parts) for vae in vaes]  # type: ignore[arg-type]
     for pipe in pipes:
         enable(pipe, modes)
-    assert_same_picture(*(text_to_image(pipe) for pipe in pipes))
+    assert_same_image(*(text_to_image(pipe) for pipe in pipes))
 
 
 @pytest.mark.parametrize("modes", ["", "tiling"])
@@ -128,7 +128,7 @@ def test_image_to_image(parts: dict[str, Any], vaes: tuple[AutoencoderKL, Any], 
     pipes = [StableDiffusionImg2ImgPipeline(vae=vae, **parts) for vae in vaes]  # type: ignore[arg-type]
     for pipe in pipes:
         enable(pipe, modes)
-    assert_same_picture(*(image_to_image(pipe) for pipe in pipes))
+    assert_same_image(*(image_to_image(pipe) for pipe in pipes))
 
 
 def test_a_pipeline_moves_and_converts_our_vae(parts: dict[str, Any], vaes: tuple[AutoencoderKL, Any]) -> None:
@@ -136,7 +136,7 @@ def test_a_pipeline_moves_and_converts_our_vae(parts: dict[str, Any], vaes: tupl
     expected = text_to_image(pipe)
     assert pipe.to(torch.float64).vae.dtype == torch.float64
     assert pipe.to("cpu", torch.float32).vae.dtype == torch.float32
-    assert_same_picture(text_to_image(pipe), expected)
+    assert_same_image(text_to_image(pipe), expected)
     again = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
     assert again.vae is pipe.vae
 
@@ -149,4 +149,4 @@ def test_a_saved_pipeline_holds_our_vae(parts: dict[str, Any], vaes: tuple[Autoe
         pipe.save_pretrained(tmp_path)
         vaes[0].save_pretrained(tmp_path / "vae")
         loaded = StableDiffusionPipeline.from_pretrained(tmp_path, vae=AutoencoderKL.from_pretrained(tmp_path / "vae"))
-    assert_same_picture(text_to_image(loaded), expected)
+    assert_same_image(text_to_image(loaded), expected)

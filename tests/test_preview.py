@@ -1,10 +1,10 @@
-"""Pictures of latents, posteriors and errors."""
+"""Images of latents, posteriors and errors."""
 
 from __future__ import annotations
 
 import torch
 
-from vae_core.preview import error_map, heat, latent_colours, posterior_picture
+from vae_core.preview import error_map, heat, latent_colours, posterior_image
 
 
 def test_heat_goes_through_its_colours() -> None:
@@ -32,7 +32,7 @@ def test_latents_without_three_directions() -> None:
 
 
 def test_posterior_and_error() -> None:
-    picture = posterior_picture(torch.randn(2, 4, 5, 6), torch.zeros(2, 4, 5, 6), scale=2)
+    picture = posterior_image(torch.randn(2, 4, 5, 6), torch.zeros(2, 4, 5, 6), scale=2)
     assert picture.shape == (2, 3, 10, 24)
     assert torch.equal(picture[..., 12:], torch.ones(2, 3, 10, 12)), "an even deviation is the largest everywhere"
     a = torch.rand(1, 3, 4, 4)

@@ -76,7 +76,7 @@ def test_both_languages_have_the_same_files() -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("node_id", NODES)
-def test_every_node_has_a_help_page_with_a_picture(node_id: str, language: str) -> None:
+def test_every_node_has_a_help_page_with_a_image(node_id: str, language: str) -> None:
     page = texts.page_path(node_id, language).read_text(encoding="utf-8")
     found = texts.read_texts(language)[node_id]
     assert page == texts.updated_page(page, NODES[node_id], found, language), REMEDY

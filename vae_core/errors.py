@@ -19,7 +19,7 @@ class ShapeError(VAEError, ValueError):
 
 
 class ImageError(VAEError, ValueError):
-    """A picture that cannot be read, converted or fitted."""
+    """An image that cannot be read, converted or fitted."""
 
 
 class TilingError(VAEError, ValueError):

@@ -1,4 +1,4 @@
-"""Pictures to the model's tensors and back: PIL, numpy and [B, H, W, C] tensors, of any mode and any size.
+"""Images to the model's tensors and back: PIL, numpy and [B, H, W, C] tensors, of any mode and any size.
 
 The model's tensor is [B, C, H, W] in [-1, 1], of whole latents. Everything else here is in [0, 1].
 """
@@ -29,8 +29,8 @@ BYTE_MAX, WORD_MAX = 255, 65535
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Pictures as the model takes them, and how to get back to what came in.
+class FittedImage:
+    """Images as the model takes them, and how to get back to what came in.
 
     Attributes:
         pixels: [B, channels, H', W'] in [-1, 1]; H' and W' are multiples of the model's spatial ratio.
@@ -43,15 +43,15 @@ class Picture:
     size: tuple[int, int]
 
     def restore(self, decoded: Tensor) -> Tensor:
-        """Decoded pictures [B, C, H', W'] without the padding: [B, C, H, W].
+        """Decoded images [B, C, H', W'] without the padding: [B, C, H, W].
 
         Raises:
             ImageError: `decoded` is not of the size of `pixels`.
         """
         if decoded.shape[-2:] != self.pixels.shape[-2:]:
             raise ImageError(
-                f"the decoded picture is {_size(decoded.shape[-2:])}, but {_size(self.pixels.shape[-2:])} was encoded. "
-                f"Decode the latent of this very picture."
+                f"the decoded image is {_size(decoded.shape[-2:])}, but {_size(self.pixels.shape[-2:])} was encoded. "
+                f"Decode the latent of this very image."
             )
         return decoded[..., : self.size[0], : self.size[1]]
 
@@ -59,11 +59,11 @@ class Picture:
 # Reading.
 
 
-def open_picture(path: str | os.PathLike[str]) -> Image.Image:
-    """Read a picture file, turned upright by its EXIF orientation. Of an animation, the first frame.
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Read an image file, turned upright by its EXIF orientation. Of an animation, the first frame.
 
     Raises:
-        ImageError: no such file, not a picture, damaged, or too large to be meant.
+        ImageError: no such file, not an image, damaged, or too large to be meant.
     """
     path = Path(path)
     try:
@@ -72,9 +72,9 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
                 logger.warning("%s has %d frames; only the first is read.", path.name, image.n_frames)  # type: ignore[attr-defined]
             return upright(image)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise ImageError(f"cannot read {path}: {error.strerror}. Give the path of a picture.") from None
+        raise ImageError(f"cannot read {path}: {error.strerror}. Give the path of an image.") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{path.name} is no picture that Pillow knows. Convert it to PNG or JPEG.") from None
+        raise ImageError(f"{path.name} is no image that Pillow knows. Convert it to PNG or JPEG.") from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path.name}: {error}. Raise PIL.Image.MAX_IMAGE_PIXELS if you trust it.") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's readers raise on damaged files
@@ -82,12 +82,12 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The picture turned and mirrored as its EXIF orientation says."""
+    """The image turned and mirrored as its EXIF orientation says."""
     image.load()
     return ImageOps.exif_transpose(image)
 
 
-def from_pil(image: Image.Image, *, channels: int = 3, multiple: int = 8, fit: Fit = "pad") -> Picture:
+def from_pil(image: Image.Image, *, channels: int = 3, multiple: int = 8, fit: Fit = "pad") -> FittedImage:
     """A PIL image of any mode as a batch of one; see `from_image` for the arguments.
 
     Palettes, CMYK, YCbCr, HSV and LAB become RGB; transparency of every kind becomes alpha; 16-bit greyscale keeps
@@ -99,14 +99,14 @@ def from_pil(image: Image.Image, *, channels: int = 3, multiple: int = 8, fit: F
     return from_image(_pil_values(upright(image)), channels=channels, multiple=multiple, fit=fit)
 
 
-def from_numpy(array: np.ndarray, *, channels: int = 3, multiple: int = 8, fit: Fit = "pad") -> Picture:
+def from_numpy(array: np.ndarray, *, channels: int = 3, multiple: int = 8, fit: Fit = "pad") -> FittedImage:
     """An array [H, W], [H, W, C] or [B, H, W, C] of bool, uint8, uint16 or float in [0, 1]; see `from_image`.
 
     Raises:
         ImageError: another type or shape, floats outside [0, 1], and what `from_image` raises.
     """
     if array.ndim not in (2, 3, 4):
-        raise ImageError(f"an array of shape {array.shape} is no picture; give [H, W], [H, W, C] or [B, H, W, C].")
+        raise ImageError(f"an array of shape {array.shape} is no image; give [H, W], [H, W, C] or [B, H, W, C].")
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim == 3:
@@ -114,7 +114,7 @@ def from_numpy(array: np.ndarray, *, channels: int = 3, multiple: int = 8, fit: 
     return from_image(_unit_range(array), channels=channels, multiple=multiple, fit=fit)
 
 
-def from_image(image: Tensor, *, channels: int = 3, multiple: int = 8, fit: Fit = "pad") -> Picture:
+def from_image(image: Tensor, *, channels: int = 3, multiple: int = 8, fit: Fit = "pad") -> FittedImage:
     """A batch [B, H, W, C] in [0, 1], as ComfyUI's IMAGE, as the model takes it.
 
     Args:
@@ -123,15 +123,15 @@ def from_image(image: Tensor, *, channels: int = 3, multiple: int = 8, fit: Fit 
             channels gets the alpha, opaque if there is none.
         multiple: the model's spatial ratio (`config.spatial_ratio`).
         fit: what to do with sides that are no multiple of it. "pad" reflects at the right and the bottom, and
-            `Picture.restore` takes that off again; "crop" keeps the centre, as ComfyUI does; "error" refuses.
+            `Image.restore` takes that off again; "crop" keeps the centre, as ComfyUI does; "error" refuses.
 
     Raises:
-        ImageError: a shape that is no picture, channels that cannot be adapted, or a size that does not fit.
+        ImageError: a shape that is no image, channels that cannot be adapted, or a size that does not fit.
     """
     if image.ndim != 4 or 0 in image.shape:
-        raise ImageError(f"an image of shape {tuple(image.shape)} is no batch of pictures; give [B, H, W, C].")
+        raise ImageError(f"an image of shape {tuple(image.shape)} is no batch of images; give [B, H, W, C].")
     if image.shape[-1] > 4:
-        raise ImageError(f"a picture of {image.shape[-1]} channels has no known colours; give 1 to 4, channels last.")
+        raise ImageError(f"an image of {image.shape[-1]} channels has no known colours; give 1 to 4, channels last.")
     values = image.float().movedim(-1, 1)  # [B, C, H, W]
     alpha = values[:, -1].clamp(0, 1) if values.shape[1] in (2, 4) else None
     colours = values[:, :-1] if alpha is not None else values
@@ -144,7 +144,7 @@ def from_image(image: Tensor, *, channels: int = 3, multiple: int = 8, fit: Fit 
         nearest = ((multiple * max(1, side // multiple), multiple * -(-side // multiple)) for side in (height, width))
         (h0, h1), (w0, w1) = nearest
         raise ImageError(
-            f"a picture of {width}x{height} is no multiple of {multiple}. "
+            f"an image of {width}x{height} is no multiple of {multiple}. "
             f"Resize it to {w0}x{h0} or {w1}x{h1}, or choose the fit crop or pad."
         )
     if fit == "crop":
@@ -152,14 +152,14 @@ def from_image(image: Tensor, *, channels: int = 3, multiple: int = 8, fit: Fit 
         left, new_width = _centre(width, multiple)
         if not new_height or not new_width:
             raise ImageError(
-                f"a picture of {width}x{height} has less than {multiple}x{multiple} pixels, so that nothing is left to "
+                f"an image of {width}x{height} has less than {multiple}x{multiple} pixels, so that nothing is left to "
                 f"crop. Choose the fit pad, or enlarge it."
             )
         window = (..., slice(top, top + new_height), slice(left, left + new_width))
         values, alpha = values[window], None if alpha is None else alpha[window]
         height, width = new_height, new_width
     padded = reflect_to(values, -(-height // multiple) * multiple, -(-width // multiple) * multiple)
-    return Picture((padded * 2 - 1).contiguous(), alpha, (height, width))
+    return FittedImage((padded * 2 - 1).contiguous(), alpha, (height, width))
 
 
 def reflect_to(x: Tensor, height: int, width: int) -> Tensor:
@@ -187,7 +187,7 @@ def _adapt_channels(colours: Tensor, alpha: Tensor | None, channels: int) -> Ten
         return colours.expand(-1, 3, -1, -1)
     if channels == 1:
         return (colours * colours.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
-    raise ImageError(f"a picture cannot be made into {channels} channels; models of 1, 3 and 4 take pictures.")
+    raise ImageError(f"an image cannot be made into {channels} channels; models of 1, 3 and 4 take images.")
 
 
 def _pil_values(image: Image.Image) -> Tensor:
@@ -201,7 +201,7 @@ def _pil_values(image: Image.Image) -> Tensor:
         values = np.asarray(image).astype(np.float64)
         if not (values.min() >= 0 and values.max() <= top):  # NaN is neither
             raise ImageError(
-                f"a picture of mode {mode} has values from {values.min():g} to {values.max():g}; 0 to {top} are taken. "
+                f"an image of mode {mode} has values from {values.min():g} to {values.max():g}; 0 to {top} are taken. "
                 f"Scale it first."
             )
         return torch.from_numpy((values / top).astype(np.float32))[None, ..., None]
@@ -224,7 +224,7 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
     except (ImportError, ImageCms.PyCMSError) as error:
-        raise ImageError(f"a LAB picture cannot be converted here ({error}). Convert it to RGB first.") from None
+        raise ImageError(f"a LAB image cannot be converted here ({error}). Convert it to RGB first.") from None
     assert converted is not None
     return converted
 
@@ -259,12 +259,12 @@ def to_numpy(pixels: Tensor, dtype: type = np.uint8) -> np.ndarray:
         ImageError: pixels that are no numbers, or another dtype.
     """
     if not torch.isfinite(pixels).all():
-        raise ImageError("the decoded picture has values that are no numbers. Decode in float32 or bfloat16.")
+        raise ImageError("the decoded image has values that are no numbers. Decode in float32 or bfloat16.")
     values = to_image(pixels.detach()).cpu().numpy()
     if np.issubdtype(dtype, np.floating):
         return values.astype(dtype)
     if dtype not in (np.uint8, np.uint16):
-        raise ImageError(f"a picture cannot be given as {np.dtype(dtype)}; choose uint8, uint16 or a float type.")
+        raise ImageError(f"an image cannot be given as {np.dtype(dtype)}; choose uint8, uint16 or a float type.")
     return (values * np.iinfo(dtype).max).round().astype(dtype)
 
 
@@ -278,7 +278,7 @@ def to_pil(pixels: Tensor, alpha: Tensor | None = None) -> list[Image.Image]:
         ImageError: another number of channels, an alpha that does not match, or pixels that are no numbers.
     """
     if pixels.ndim != 4 or pixels.shape[1] not in (1, 3, 4):
-        raise ImageError(f"a tensor of shape {tuple(pixels.shape)} makes no pictures; give [B, 1, 3 or 4, H, W].")
+        raise ImageError(f"a tensor of shape {tuple(pixels.shape)} makes no images; give [B, 1, 3 or 4, H, W].")
     if alpha is not None:
         if pixels.shape[1] == 4 or alpha.shape != (pixels.shape[0], *pixels.shape[2:]):
             raise ImageError(
@@ -289,8 +289,8 @@ def to_pil(pixels: Tensor, alpha: Tensor | None = None) -> list[Image.Image]:
     return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in to_numpy(pixels)]
 
 
-def write_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Save a picture in the format of the path's ending; written beside its place, then renamed.
+def write_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Save an image in the format of the path's ending; written beside its place, then renamed.
 
     Raises:
         ImageError: an ending of no known format, a mode that it cannot hold, or a path that cannot be written.
@@ -299,7 +299,7 @@ def write_picture(image: Image.Image, path: str | os.PathLike[str]) -> None:
     Image.init()
     form = Image.EXTENSION.get(path.suffix.lower())
     if form not in Image.SAVE:
-        raise ImageError(f"{path.name} has no ending of a picture format. Name it .png, .jpg or .webp.")
+        raise ImageError(f"{path.name} has no ending of an image format. Name it .png, .jpg or .webp.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

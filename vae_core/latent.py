@@ -88,7 +88,7 @@ def pack(z: Tensor, patch_size: tuple[int, int] = (2, 2)) -> Tensor:
     if z.shape[-2] % rows or z.shape[-1] % columns:
         raise ShapeError(
             f"a latent of {z.shape[-2]} by {z.shape[-1]} positions cannot be packed by {rows}x{columns}. "
-            f"Encode a picture whose latent has sides that are multiples of them."
+            f"Encode an image whose latent has sides that are multiples of them."
         )
     return rearrange(z, "b c (h ph) (w pw) -> b (c ph pw) h w", ph=rows, pw=columns)
 

@@ -1,4 +1,4 @@
-"""Masks of pictures: [B, H, W] in [0, 1], 1 where a picture is to change."""
+"""Masks of images: [B, H, W] in [0, 1], 1 where an image is to change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def fit_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def extend_mask(mask: Tensor, height: int, width: int) -> Tensor:
-    """A mask [B, H, W] extended at the bottom and the right, as pictures are padded for the model."""
+    """A mask [B, H, W] extended at the bottom and the right, as images are padded for the model."""
     return reflect_to(mask[:, None], height, width)[:, 0]
 
 
@@ -42,7 +42,7 @@ def grow_mask(mask: Tensor, grow: int, feather: int = 0) -> Tensor:
 
 
 def paste(original: Tensor, painted: Tensor, mask: Tensor, ratio: int) -> Tensor:
-    """`composite` of a painted picture that may lack less than `ratio` pixels at the edges, cut off evenly.
+    """`composite` of a painted image that may lack less than `ratio` pixels at the edges, cut off evenly.
 
     Args:
         original: [B, H, W, C]; C may be larger by an alpha, which is kept. Of batches of 1 there are as many as needed.
@@ -55,12 +55,12 @@ def paste(original: Tensor, painted: Tensor, mask: Tensor, ratio: int) -> Tensor
     missing = [whole - part for whole, part in zip(original.shape[1:3], painted.shape[1:3], strict=True)]
     if any(not 0 <= gap < ratio for gap in missing):
         raise ImageError(
-            f"the latent decodes to {painted.shape[2]}x{painted.shape[1]}, but the original picture is "
-            f"{original.shape[2]}x{original.shape[1]}. Connect the picture that was encoded, at the same size."
+            f"the latent decodes to {painted.shape[2]}x{painted.shape[1]}, but the original image is "
+            f"{original.shape[2]}x{original.shape[1]}. Connect the image that was encoded, at the same size."
         )
     if painted.shape[3] != original.shape[3] and (painted.shape[3], original.shape[3]) != (3, 4):
         raise ImageError(
-            f"the decoded picture has {painted.shape[3]} channels and the original {original.shape[3]}. "
+            f"the decoded image has {painted.shape[3]} channels and the original {original.shape[3]}. "
             f"Connect one with as many."
         )
     count = max(len(original), len(painted), len(mask))

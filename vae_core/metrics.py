@@ -1,4 +1,4 @@
-"""How much of a picture is kept: PSNR and SSIM."""
+"""How much of an image is kept: PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def ssim(image: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor:
     """Mean structural similarity of each of [B, C, H, W]: [B], 1 where the two are equal.
 
     Wang, Bovik, Sheikh and Simoncelli, Image Quality Assessment, 2004, section III.C: a Gaussian window of 11x11 with
-    a deviation of 1.5, over the positions where it lies inside the picture; the mean over channels.
+    a deviation of 1.5, over the positions where it lies inside the image; the mean over channels.
 
     Args:
         data_range: see `psnr`.
 
     Raises:
-        ImageError: pictures of different shapes, or smaller than the window.
+        ImageError: images of different shapes, or smaller than the window.
     """
     _check(image, reference)
     if min(image.shape[-2:]) < SSIM_WINDOW:
         raise ImageError(
-            f"SSIM needs {SSIM_WINDOW}x{SSIM_WINDOW} pixels at least; this picture is "
+            f"SSIM needs {SSIM_WINDOW}x{SSIM_WINDOW} pixels at least; this image is "
             f"{image.shape[-1]}x{image.shape[-2]}. Use PSNR."
         )
     channels = image.shape[1]
@@ -64,6 +64,6 @@ def ssim(image: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor:
 def _check(image: Tensor, reference: Tensor) -> None:
     if image.shape != reference.shape or image.ndim != 4:
         raise ImageError(
-            f"pictures of shape {tuple(image.shape)} and {tuple(reference.shape)} cannot be compared; "
+            f"images of shape {tuple(image.shape)} and {tuple(reference.shape)} cannot be compared; "
             f"give two of the same [B, C, H, W]."
         )

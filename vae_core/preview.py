@@ -1,4 +1,4 @@
-"""Pictures of what has no colours: latents, posteriors, errors. All are [B, 3, H, W] in [0, 1]."""
+"""Images of what has no colours: latents, posteriors, errors. All are [B, 3, H, W] in [0, 1]."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def heat(values: Tensor, top: float | Tensor) -> Tensor:
 
 
 def error_map(image: Tensor, reference: Tensor, top: float = 0.1) -> Tensor:
-    """Absolute differences of pictures [B, C, H, W], the mean over channels, as heat; white at `top` and above."""
+    """Absolute differences of images [B, C, H, W], the mean over channels, as heat; white at `top` and above."""
     return heat((image.float() - reference.float()).abs().mean(dim=1), top)
 
 
-def posterior_picture(mean: Tensor, logvar: Tensor, scale: int = 8) -> Tensor:
+def posterior_image(mean: Tensor, logvar: Tensor, scale: int = 8) -> Tensor:
     """The mean as colours and, at its right, the standard deviation as heat, `scale` pixels for each position.
 
     Args:

@@ -1,4 +1,4 @@
-"""Nodes that the tests put into the host: pictures, latents and a whole checkpoint from a seed, a ControlNet that shows
+"""Nodes that the tests put into the host: images, latents and a whole checkpoint from a seed, a ControlNet that shows
 its hint, and tensors written as they are.
 """
 
@@ -245,7 +245,7 @@ class RandomCheckpoint:
 
 
 class ForeignVAE:
-    """A VAE of the host's own that is no AutoencoderKL, with random weights: one of small pictures, one of video."""
+    """A VAE of the host's own that is no AutoencoderKL, with random weights: one of small images, one of video."""
 
     CATEGORY, FUNCTION, RETURN_TYPES = "test", "make", ("VAE",)
     WAN = {  # noqa: RUF012

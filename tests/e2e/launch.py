@@ -1,5 +1,5 @@
 """Starts a ComfyUI checkout: `python launch.py CHECKOUT ARGUMENTS`. Where its optional parts cannot be imported on
-this machine, stand-ins take their place: no test here needs pictures' operators or sound.
+this machine, stand-ins take their place: no test here needs images' operators or sound.
 """
 
 from __future__ import annotations

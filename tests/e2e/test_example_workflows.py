@@ -1,4 +1,4 @@
-"""The example workflows, from their files to their pictures, in a real host."""
+"""The example workflows, from their files to their images, in a real host."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image, ImageStat
 FOLDER = ROOT / "example_workflows"
 FILES = sorted(FOLDER.glob("*.json"))
 NEEDS_A_MODEL = "tiled_upscale_with_sampler"
-# A picture of 2048x2048 takes minutes on two cores.
+# An image of 2048x2048 takes minutes on two cores.
 SLOW = {"tiled_upscale"}
 PICTURE = "example.png"
 VIRTUAL = {"MarkdownNote", "Note", "Reroute", "PrimitiveNode"}
@@ -77,7 +77,7 @@ def pictures(comfy: Comfy, run: Run, saved: dict[str, Any], type_: str) -> list[
 
 
 def difference(one: Image.Image, other: Image.Image, box: tuple[int, int, int, int] | None = None) -> float:
-    """Mean absolute difference of two pictures in units of 8 bits."""
+    """Mean absolute difference of two images in units of 8 bits."""
     from PIL import ImageChops
 
     return sum(ImageStat.Stat(ImageChops.difference(one, other).crop(box)).mean) / 3

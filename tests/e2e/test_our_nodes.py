@@ -1,4 +1,4 @@
-"""Our nodes in a real host: pictures, the host's own VAE on their inputs, progress, cancelling, errors, memory."""
+"""Our nodes in a real host: images, the host's own VAE on their inputs, progress, cancelling, errors, memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from e2e.real_host import Comfy, Run, Workflow
 
 import vae_core
 from vae_core.cli.common import DEMO, DEMO_PHOTOGRAPH
-from vae_core.image import from_pil, open_picture, to_image
+from vae_core.image import from_pil, open_image, to_image
 from vae_core.metrics import psnr
 
 TOLERANCE = 1e-4
@@ -53,7 +53,7 @@ def test_a_photograph_through_the_demo(comfy: Comfy) -> None:
     run = comfy.run(workflow)
     assert run.error is None
 
-    picture = from_pil(open_picture(DEMO_PHOTOGRAPH))
+    picture = from_pil(open_image(DEMO_PHOTOGRAPH))
     model = vae_core.load_vae(DEMO, dtype="float32")
     mode = vae_core.encode(model, picture.pixels).mode()
     expected = to_image(picture.restore(vae_core.decode(model, mode)))
@@ -62,10 +62,10 @@ def test_a_photograph_through_the_demo(comfy: Comfy) -> None:
     assert (kept["image"] - expected).abs().max() < TOLERANCE
     assert metadata["keys"] == "logvar samples seamless_fit"
     quality = float(psnr(kept["image"].movedim(-1, 1), to_image(picture.restore(picture.pixels)).movedim(-1, 1)))
-    assert quality > 30, "the demo is known to keep this picture at 32 dB and more"
+    assert quality > 30, "the demo is known to keep this image at 32 dB and more"
 
     saved = comfy.folder / "output" / "photograph_00001_.png"
-    assert open_picture(saved).size == open_picture(DEMO_PHOTOGRAPH).size
+    assert open_image(saved).size == open_image(DEMO_PHOTOGRAPH).size
     shown = run.shown[rounds[0][0]]
     assert shown["text"][0].startswith(f"PSNR {quality:.2f} dB")
     assert len(shown["images"]) == 3 and len(run.shown[preview[0][0]]["images"]) == 1
@@ -188,7 +188,7 @@ def test_a_large_decode_within_its_budget(comfy: Comfy) -> None:
     assert run.error is None and len(samples) > 10
     image = comfy.kept("large")[0]["image"]
     assert image.shape == (1, 2048, 2048, 3)
-    # Beside the budget: the decoded picture and its copy in the host's layout, and what allocators hold.
+    # Beside the budget: the decoded image and its copy in the host's layout, and what allocators hold.
     outputs = 2 * image.numel() * 4
     grown = max(samples) - samples[0]
     assert grown < budget + outputs + 64 * MIB, f"grew by {grown / MIB:.0f} MiB"
@@ -268,7 +268,7 @@ def test_cancelling_in_the_middle_of_an_untiled_decode(comfy: Comfy) -> None:
 
     run = comfy.run(workflow, cancel)
     assert run.interrupted and run.error is None
-    assert time.monotonic() - cancelled[0] < 5, "a strip, not a picture"
+    assert time.monotonic() - cancelled[0] < 5, "a strip, not an image"
     assert not (comfy.folder / "output" / "never.safetensors").exists()
     test_inpainting_keeps_what_is_not_masked(comfy)  # the host goes on working
 

@@ -35,7 +35,7 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_same_picture_as_torchs(
+def test_the_same_image_as_torchs(
     photo: Path, vae_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for backend in ("torch", "jax"):

@@ -241,7 +241,7 @@ def test_what_does_not_fit(shape: tuple[int, ...], method: str, says: str) -> No
         model.apply({"params": params}, jnp.zeros(shape), method=getattr(model, method))
 
 
-def test_what_images_are_no_pictures() -> None:
+def test_what_images_are_no_images() -> None:
     _, model, params = twins("f4")
     for dtype in (jnp.uint8, jnp.int32, jnp.complex64):
         with pytest.raises(ImageError, match="Divide bytes by 127.5 and subtract 1"):

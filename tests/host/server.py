@@ -288,7 +288,7 @@ class Backend:
         self.userdata(request).write_bytes(await request.read())
         return web.json_response({"path": request.match_info["file"], "size": 0, "modified": 0, "created": 0})
 
-    # Pictures.
+    # Images.
     async def view(self, request: web.Request) -> web.StreamResponse:
         kind = request.query.get("type", "output")
         name = Path(request.query["filename"]).name
@@ -335,7 +335,7 @@ async def serve(backend: Backend) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--frontend", type=Path, required=True, help="the static files of a front end")
-    parser.add_argument("--data", type=Path, required=True, help="a folder for models, pictures and settings")
+    parser.add_argument("--data", type=Path, required=True, help="a folder for models, images and settings")
     arguments = parser.parse_args()
     asyncio.run(serve(Backend(arguments.frontend.resolve(), arguments.data.resolve())))
 

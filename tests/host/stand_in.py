@@ -1,7 +1,7 @@
 """A stand-in for the host: the modules that the pack asks, in two ages. It keeps what it was told, and obeys tests.
 
 "old" answers as ComfyUI 0.3.64 does, "new" as 0.33.0 where it differs: a cancellation that is no `Exception`, a
-precision between nodes, errors that tell by a code that memory ran out, a VAE whose pictures are put into range in
+precision between nodes, errors that tell by a code that memory ran out, a VAE whose images are put into range in
 place and cropped by itself, more attributes and methods on VAEs.
 """
 

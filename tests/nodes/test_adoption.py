@@ -22,7 +22,7 @@ def theirs(host: Host) -> Any:
     return host.vae(AutoencoderKL())
 
 
-def test_the_same_picture_and_latent(theirs: Any, pack: Pack, make: Makers) -> None:
+def test_the_same_image_and_latent(theirs: Any, pack: Pack, make: Makers) -> None:
     pixels, latent = make.image(2, 20, 24, 3), make.latent(2, 4, 10, 12)
     encoded, posterior, _ = pack.run("SeamlessVAEEncode", **{**THERE, "pixels": pixels, "vae": theirs})
     torch.testing.assert_close(encoded["samples"], theirs.encode(pixels), **CLOSE)
@@ -220,7 +220,7 @@ def test_saving_and_inspecting_an_adopted_one(theirs: Any, host: Host, pack: Pac
         (again.decode(z).sample + 1).div(2).clamp(0, 1).movedim(1, -1), theirs.decode(z), **CLOSE
     )
     (text,) = pack.run("SeamlessVAEInspect", vae=theirs, samples={"samples": z})
-    assert "weights adopted" in text and "1 picture of 24x20" in text
+    assert "weights adopted" in text and "1 image of 24x20" in text
 
 
 def test_both_ways_in_one_swap(theirs: Any, pack: Pack, make: Makers) -> None:

@@ -110,7 +110,7 @@ def test_the_engine_works_in_what_the_host_made_room_for(
     on = Accelerator(pack, make, monkeypatch)
     decode(pack, make, on.vae)
     ((_, required),) = host.loads
-    carried = 80 * 40 * (3 * 4 + 8) * 4  # the picture, the latent
+    carried = 80 * 40 * (3 * 4 + 8) * 4  # the image, the latent
     assert on.budgets == [required - carried]
     host.free = required - 1000  # another program took some
     decode(pack, make, on.vae)
@@ -153,7 +153,7 @@ def test_then_the_cpu(host: Host, pack: Pack, make: Makers, fault: Fault, monkey
 
 
 def test_an_end_that_says_so(host: Host, pack: Pack, make: Makers, fault: Fault) -> None:
-    with pytest.raises(MemoryError, match="memory ran out in every way of running.*smaller picture"):
+    with pytest.raises(MemoryError, match="memory ran out in every way of running.*smaller image"):
         decode(pack, make, make.vae())
     assert len(fault.calls) == 4, "as planned, in strips, and with two smaller budgets"
     assert fault.calls[2]["memory_budget"] > fault.calls[3]["memory_budget"]

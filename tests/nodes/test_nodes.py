@@ -113,7 +113,7 @@ def test_inputs_are_never_changed(pack: Pack, make: Makers) -> None:
             assert torch.equal(found[key], value) if torch.is_tensor(value) else found[key] == value
 
 
-# The same latents and pictures, however they are made.
+# The same latents and images, however they are made.
 
 
 @pytest.mark.parametrize("tile_size", [0, 2, 6, 30, 1000])
@@ -184,7 +184,7 @@ def test_inpaint_encode(pack: Pack, make: Makers) -> None:
     mask[:, 8:12, 8:12] = 1
     (latent,) = pack.run("SeamlessVAEInpaintEncode", pixels=pixels, vae=vae, mask=mask, grow=2, feather=0)
     plain, *_ = encode(pack, vae, pixels, fit="pad")
-    assert torch.equal(latent["samples"], plain["samples"]), "the picture itself is encoded unchanged"
+    assert torch.equal(latent["samples"], plain["samples"]), "the image itself is encoded unchanged"
     expected = torch.zeros(1, 1, 22, 24)
     expected[..., 6:14, 6:14] = 1
     assert torch.equal(latent["noise_mask"], expected)
@@ -192,7 +192,7 @@ def test_inpaint_encode(pack: Pack, make: Makers) -> None:
     assert torch.equal(small["noise_mask"], torch.ones(1, 1, 22, 24))
 
 
-def test_one_picture_with_several_masks(pack: Pack, make: Makers) -> None:
+def test_one_image_with_several_masks(pack: Pack, make: Makers) -> None:
     """A latent for each, or a sampler would paint by the first alone."""
     vae, pixels = make.vae(), make.image(1, 21, 24, 3)
     masks = torch.zeros(3, 21, 24)
@@ -231,7 +231,7 @@ def test_composite_of_a_latent_that_core_cropped(pack: Pack, make: Makers, host:
     torch.testing.assert_close(image[:, :20, :24], vae.decode(latent["samples"]), **CLOSE)
     assert torch.equal(image[:, 20], original[:, 20].expand(2, -1, -1))
     host.loads.clear()
-    with pytest.raises(ValueError, match="decodes to 24x20, but the original picture is 40x40"):
+    with pytest.raises(ValueError, match="decodes to 24x20, but the original image is 40x40"):
         pack.run(
             "SeamlessVAEInpaintComposite",
             samples=latent,
@@ -239,7 +239,7 @@ def test_composite_of_a_latent_that_core_cropped(pack: Pack, make: Makers, host:
             original=make.image(1, 40, 40, 3),
             mask=torch.ones(1, 9, 9),
         )
-    with pytest.raises(ValueError, match="3 pictures, 2 latents, 1 masks"):
+    with pytest.raises(ValueError, match="3 images, 2 latents, 1 masks"):
         pack.run(
             "SeamlessVAEInpaintComposite",
             samples=latent,
@@ -318,11 +318,11 @@ def test_inspect(pack: Pack, make: Makers) -> None:
             "scale: 0.5, shift 0.25",
             "precision: float32",
         ),
-        *("device: cpu", f"parameters: {parameters:.1f} million", "a decode of 1 picture of 1024x1024", "GiB"),
+        *("device: cpu", f"parameters: {parameters:.1f} million", "a decode of 1 image of 1024x1024", "GiB"),
     ):
         assert part in text
     (text,) = pack.run("SeamlessVAEInspect", vae=vae, samples=make.latent(3, 4, 10, 12))
-    assert "a decode of 3 pictures of 24x20" in text
+    assert "a decode of 3 images of 24x20" in text
 
 
 @pytest.mark.parametrize("form", ["diffusers", "single_file"])

@@ -53,19 +53,19 @@ def test_latents_that_do_not_fit(pack: Pack, make: Makers, host: Host, node: str
 
 
 BAD_PICTURES: dict[str, Any] = {
-    "no batch of pictures": torch.zeros(0, 8, 8, 3),
-    "no batch of pictures: \\(8, 8, 3\\)": torch.zeros(8, 8, 3),
-    "no batch of pictures: NoneType": None,
+    "no batch of images": torch.zeros(0, 8, 8, 3),
+    "no batch of images: \\(8, 8, 3\\)": torch.zeros(8, 8, 3),
+    "no batch of images: NoneType": None,
     "5 channels has no known colours": torch.zeros(1, 8, 8, 5),
-    "this picture is of uint8, whose white is not known": torch.full((1, 8, 8, 3), 255, dtype=torch.uint8),
-    "this picture is of complex64": torch.zeros(1, 8, 8, 3, dtype=torch.complex64),
+    "this image is of uint8, whose white is not known": torch.full((1, 8, 8, 3), 255, dtype=torch.uint8),
+    "this image is of complex64": torch.zeros(1, 8, 8, 3, dtype=torch.complex64),
     "already holds 192 values that are NaN": torch.full((1, 8, 8, 3), float("nan")),
 }
 
 
 @pytest.mark.parametrize("node", ["SeamlessVAEEncode", "SeamlessVAERoundTrip", "SeamlessVAEInpaintEncode"])
 @pytest.mark.parametrize("message", BAD_PICTURES)
-def test_pictures_that_do_not_fit(pack: Pack, make: Makers, host: Host, node: str, message: str) -> None:
+def test_images_that_do_not_fit(pack: Pack, make: Makers, host: Host, node: str, message: str) -> None:
     others = {"mask": torch.ones(1, 8, 8)} if node == "SeamlessVAEInpaintEncode" else {}
     with pytest.raises(Exception, match=message) as caught:
         pack.run(node, pixels=BAD_PICTURES[message], vae=make.vae(), **others)
@@ -88,7 +88,7 @@ def test_masks_that_do_not_fit(pack: Pack, make: Makers, host: Host, mask: Any) 
 @pytest.mark.parametrize("call", ["encode", "encode_tiled", "decode", "decode_tiled"])
 @pytest.mark.parametrize("what", [None, [1], torch.zeros(8), torch.zeros(1, 8, 8, 3, dtype=torch.complex64)])
 def test_what_core_nodes_and_packs_hand_over(pack: Pack, make: Makers, host: Host, call: str, what: Any) -> None:
-    with pytest.raises(ValueError, match="no batch of pictures|this picture is of|this is no latent|this latent is of"):
+    with pytest.raises(ValueError, match="no batch of images|this image is of|this is no latent|this latent is of"):
         getattr(make.vae(), call)(what)
     assert not host.loads
 
@@ -105,11 +105,11 @@ def test_a_latent_without_numbers_in_a_large_batch(pack: Pack, make: Makers, hos
 @pytest.mark.parametrize(
     "node", ["SeamlessVAEDecode", "SeamlessVAEDecodeTiled", "SeamlessVAESwap", "SeamlessVAEInspect"]
 )
-def test_pictures_that_no_memory_holds(pack: Pack, make: Makers, host: Host, node: str) -> None:
+def test_images_that_no_memory_holds(pack: Pack, make: Makers, host: Host, node: str) -> None:
     """At once: a plan of so many strips would take hours."""
     vae, latent = make.vae(), {"samples": torch.zeros(1, 4, 1, 1).expand(1, 4, 40000, 40000)}
     others = {"from_vae": vae, "to_vae": vae} if node == "SeamlessVAESwap" else {"vae": vae}
-    with pytest.raises(MemoryError, match="1 picture of 80000x80000, which take 71.5 GiB, and cpu has 16.0 GiB in all"):
+    with pytest.raises(MemoryError, match="1 image of 80000x80000, which take 71.5 GiB, and cpu has 16.0 GiB in all"):
         pack.run(node, samples=latent, **others)
     assert not host.loads
 

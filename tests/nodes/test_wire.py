@@ -17,7 +17,7 @@ def vae(host: Host, make: Makers) -> Any:
 
 
 def plain(vae: Any, z: torch.Tensor) -> torch.Tensor:
-    """The picture that the modules themselves make, as the wire carries it."""
+    """The image that the modules themselves make, as the wire carries it."""
     image = vae.first_stage_model.autoencoder.decode_plain(z)
     return (image / 2 + 0.5).clamp(0, 1).movedim(1, -1)
 
@@ -125,7 +125,7 @@ def test_memory_is_what_the_plan_says(vae: Any, pack: Pack, host: Host, make: Ma
     z = make.latent(1, 4, 40, 40)["samples"]
     model, core = vae.first_stage_model.autoencoder, pack.module("vae_core")
     peak = core.plan_decode(model, z.shape, memory_budget=2**60).peak_bytes
-    carried = 40 * 40 * (3 * 4 + 8) * 4  # the picture, the latent
+    carried = 40 * 40 * (3 * 4 + 8) * 4  # the image, the latent
     assert vae.memory_used_decode(z.shape, torch.float32) == peak + carried
     vae.decode(z)
     assert host.loads == [(vae.patcher, peak + carried)]

@@ -156,7 +156,7 @@ def test_double_precision_is_double_throughout(name):
 
 
 class Wrapped(nn.Module):
-    """A convolution whose picture continues at its other side along some axes: the reference for `wrap`."""
+    """A convolution whose image continues at its other side along some axes: the reference for `wrap`."""
 
     def __init__(self, conv: nn.Conv2d, x: bool, y: bool) -> None:
         super().__init__()

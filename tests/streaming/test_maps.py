@@ -131,7 +131,7 @@ def test_bands_change_nothing(model: AutoencoderKL, kernels: Any, size: int | No
 @pytest.mark.usefixtures("transforms")
 @pytest.mark.parametrize("wrap", ["x", "y", "both"])
 @torch.no_grad()
-def test_bands_change_nothing_where_the_picture_wraps(
+def test_bands_change_nothing_where_the_image_wraps(
     model: AutoencoderKL, wrap: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     z = latent(model, 1, 19, 13)

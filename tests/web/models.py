@@ -1,4 +1,4 @@
-"""The models and pictures that the stand-in back end offers."""
+"""The models and images that the stand-in back end offers."""
 
 from __future__ import annotations
 
@@ -69,6 +69,6 @@ def sd_fields() -> dict:
 
 
 def pattern(width: int, height: int, shift: int = 0) -> np.ndarray:
-    """A picture [height, width, 3] in which every pixel is another colour."""
+    """An image [height, width, 3] in which every pixel is another colour."""
     y, x = np.mgrid[:height, :width]
     return np.stack([(x * 2 + shift) % 256, (y * 3) % 256, (x + y) % 256], axis=-1).astype(np.uint8)

@@ -34,7 +34,7 @@ def file(name: str) -> dict[str, str]:
 
 
 def run(ui: FrontEnd, *kinds: str, **output: Any) -> Locator:
-    """A round trip of the pictures of these kinds, as the back end tells of it."""
+    """A round trip of the images of these kinds, as the back end tells of it."""
     ui.graph([("SeamlessVAERoundTrip", 200, 120)])
     panel = ui.panel(PANEL)
     expect(panel).to_contain_text("Run the workflow")
@@ -121,9 +121,9 @@ def test_pixels_are_the_reconstructions_while_its_error_is_shown(ui: FrontEnd) -
     expect(panel.locator(".seamless-pixel")).to_contain_text("200 30 30 → 30 160 30")
 
 
-def test_pictures_that_are_gone_are_told_of(ui: FrontEnd, data: Path) -> None:
+def test_images_that_are_gone_are_told_of(ui: FrontEnd, data: Path) -> None:
     panel = run(ui, "plain")
-    lost = panel.get_by_text("The picture is no longer there.")
+    lost = panel.get_by_text("The image is no longer there.")
     expect(lost).not_to_be_visible()
     ui.executed(1, images=[file("plain0"), file("gone"), file("plain2")], text=["PSNR 1.00 dB"])
     expect(lost).to_be_visible()
@@ -134,15 +134,15 @@ def test_pictures_that_are_gone_are_told_of(ui: FrontEnd, data: Path) -> None:
     ui.graph([("SeamlessPosteriorPreview", 200, 120)])
     posterior = ui.panel("Posterior")
     ui.executed(1, images=[file("gone"), file("plain1")])
-    expect(posterior).to_contain_text("The picture is no longer there.")
+    expect(posterior).to_contain_text("The image is no longer there.")
     expect(posterior.locator("img")).not_to_be_visible()
-    posterior.get_by_role("button", name="Next picture").click()
+    posterior.get_by_role("button", name="Next image").click()
     expect(posterior.locator("img")).to_be_visible()
-    expect(posterior.get_by_text("The picture is no longer there.")).not_to_be_visible()
+    expect(posterior.get_by_text("The image is no longer there.")).not_to_be_visible()
     ui.forgive_failed_requests()
 
 
-def test_the_wheel_zooms_the_picture_and_not_the_graph(ui: FrontEnd) -> None:
+def test_the_wheel_zooms_the_image_and_not_the_graph(ui: FrontEnd) -> None:
     panel = run(ui, "pattern")
     _, box = stage_of(panel)
     middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -178,15 +178,15 @@ def test_the_wheel_zooms_the_picture_and_not_the_graph(ui: FrontEnd) -> None:
 def test_a_batch_is_gone_through(ui: FrontEnd) -> None:
     panel = run(ui, "pattern", "plain")
     expect(panel).to_contain_text("1 / 2")
-    panel.get_by_role("button", name="Next picture").click()
+    panel.get_by_role("button", name="Next image").click()
     expect(panel).to_contain_text("2 / 2")
     ui.page.wait_for_timeout(300)
     assert colours(panel.locator(".seamless-stage"), 0.25, 0.75) == [RED, GREEN]
-    panel.get_by_role("button", name="Next picture").click()
+    panel.get_by_role("button", name="Next image").click()
     expect(panel).to_contain_text("1 / 2")
 
 
-def test_the_pictures_are_shown_once(ui: FrontEnd) -> None:
+def test_the_images_are_shown_once(ui: FrontEnd) -> None:
     run(ui, "plain")
     ui.page.wait_for_timeout(500)
     assert not ui.js("app.canvas.graph.getNodeById(1).imgs?.length ?? 0")

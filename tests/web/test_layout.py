@@ -57,7 +57,7 @@ def fill(ui: FrontEnd, width: float | None) -> None:
     """Every panel with something in it, in nodes of this width."""
     ui.graph(NODES, [(1, 0, 2, "vae")])
     images = [{"filename": f"layout{index}.png", "subfolder": "", "type": "temp"} for index in range(3)]
-    long = "a decode of 1 picture of 1024x1024: 10.47 TFLOP in 35 passes, 1.58 GiB of working memory\n" * 3
+    long = "a decode of 1 image of 1024x1024: 10.47 TFLOP in 35 passes, 1.58 GiB of working memory\n" * 3
     ui.send("execution_start", prompt_id="p")
     outputs = {
         "3": {"images": images, "text": ["PSNR 31.20 dB, SSIM 0.9312"]},

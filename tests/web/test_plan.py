@@ -155,7 +155,7 @@ def test_the_last_run_tells_the_size(ui: FrontEnd) -> None:
     expect(ui.panel(PANEL)).to_contain_text("96 x 64 from the last run")
 
 
-def test_a_picture_written_anew_is_measured_anew(ui: FrontEnd, data: Path) -> None:
+def test_a_image_written_anew_is_measured_anew(ui: FrontEnd, data: Path) -> None:
     place = data / "input" / "changing.png"
     Image.new("RGB", (96, 64)).save(place)
     ui.graph([("SeamlessVAEEncodeTiled", 420, 100), ("LoadImage", 80, 300)], [(2, 0, 1, "pixels")])
@@ -204,7 +204,7 @@ def test_only_the_last_of_many_changes_is_asked_for(ui: FrontEnd) -> None:
     assert len(asked(ui)) - before <= 3
 
 
-def test_the_drawing_of_very_many_tiles_covers_the_picture(ui: FrontEnd) -> None:
+def test_the_drawing_of_very_many_tiles_covers_the_image(ui: FrontEnd) -> None:
     panel = decode_graph(ui, width=8192, height=4096, mode="blended", tile_size=64, overlap=0)
     expect(row(panel, "Tiles")).to_have_text("8192 (128 x 64)")
     frame = panel.locator(".seamless-frame").bounding_box()

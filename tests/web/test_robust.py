@@ -232,7 +232,7 @@ def test_every_module_is_harmless_alone(ui: FrontEnd) -> None:
         {"images": [{"filename": "photo.png", "subfolder": "", "type": "input"}] * 2},
         {"text": []},
     ],
-    ids=["nothing", "no pictures", "lost files", "two pictures", "no text"],
+    ids=["nothing", "no images", "lost files", "two images", "no text"],
 )
 def test_odd_outputs_break_nothing(ui: FrontEnd, output: dict) -> None:
     ui.graph(

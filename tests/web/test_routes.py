@@ -121,11 +121,11 @@ def test_blended_tiles_are_where_the_grid_says(url: str) -> None:
 def test_more_tiles_than_could_be_listed(url: str) -> None:
     found = plan(url, width=131072, height=131072, mode="blended", tile_size=8, overlap=0)
     assert (found["count"], found["columns"], found["rows"]) == (16384**2, 16384, 16384)
-    assert found["tiles"] == []  # some of them would look like a part of the picture
+    assert found["tiles"] == []  # some of them would look like a part of the image
     assert plan(url, width=64, height=8200, tile_size=8)["tiles"] == []
 
 
-def test_more_pictures_take_more(url: str) -> None:
+def test_more_images_take_more(url: str) -> None:
     one, four = (plan(url, width=512, height=512, batch=batch) for batch in (1, 4))
     assert four["arithmetic"] == 4 * one["arithmetic"]
 

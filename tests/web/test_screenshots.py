@@ -1,9 +1,9 @@
-"""The panels look as they did: each beside a stored picture of it, dark and light. The canvases of both front ends
-share their pictures; Nodes 2.0, whose margins are wider, has its own.
+"""The panels look as they did: each beside a stored image of it, dark and light. The canvases of both front ends
+share their images; Nodes 2.0, whose margins are wider, has its own.
 
     SEAMLESS_VAE_WRITE_SCREENSHOTS=1 pytest tests/web/test_screenshots.py
 
-takes the pictures anew; look at them before they are kept. Nothing of the machine is in them: the letters are of a font
+takes the images anew; look at them before they are kept. Nothing of the machine is in them: the letters are of a font
 that every front end brings along, unhinted, and what the back end answers is given here.
 """
 
@@ -87,7 +87,7 @@ BLENDED = {
 REPORT = """SDXL, 83.7 M weights, float32, cpu
 4 latent channels at 1/8
 scaling 0.13025
-a decode of 1 picture of 1024x1024: 10.47 TFLOP
+a decode of 1 image of 1024x1024: 10.47 TFLOP
 """
 STATUS = {"done": 340, "total": 1000, "pass": 12, "passes": 35, "memory": 1.5 * 2**30, "seconds_left": 75}
 
@@ -123,7 +123,7 @@ def files(data: Path) -> None:
 
 @pytest.fixture
 def pinned(ui: FrontEnd) -> Iterator[FrontEnd]:
-    """A page whose panels have the font of the pictures."""
+    """A page whose panels have the font of the images."""
     ui.js(
         """async (css) => {
             const style = document.createElement('style')
@@ -161,7 +161,7 @@ def show(ui: FrontEnd, case: str) -> Locator:
 
 
 def look(ui: FrontEnd, panel: Locator) -> np.ndarray:
-    """A picture of a panel [height, width, 3], once it no longer changes."""
+    """An image of a panel [height, width, 3], once it no longer changes."""
     last = None
     for _ in range(20):
         seen = np.asarray(Image.open(io.BytesIO(panel.screenshot(animations="disabled"))).convert("RGB"))
@@ -173,7 +173,7 @@ def look(ui: FrontEnd, panel: Locator) -> np.ndarray:
 
 
 def difference(seen: np.ndarray, stored: np.ndarray) -> str | None:
-    """What is wrong with a picture; None if it is as stored."""
+    """What is wrong with an image; None if it is as stored."""
     if seen.shape != stored.shape:
         (height, width), (was_height, was_width) = seen.shape[:2], stored.shape[:2]
         return f"is {width} x {height} and was {was_width} x {was_height}"

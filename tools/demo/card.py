@@ -1,4 +1,4 @@
-"""Make the shipped demo VAE, its pictures and its model card from a training run.
+"""Make the shipped demo VAE, its images and its model card from a training run.
 
     pip install matplotlib scikit-image scikit-learn        # and the wallpapers, see photographs.py
     python tools/demo/card.py RUN_FOLDER [--hours 6] [--root REPOSITORY]
@@ -28,7 +28,7 @@ from train import CONFIG, CROPS, KL_WEIGHT
 
 from vae_core import AutoencoderKL, load_vae
 from vae_core.cli import main as seamless_vae
-from vae_core.image import from_pil, to_numpy, to_pil, write_picture
+from vae_core.image import from_pil, to_numpy, to_pil, write_image
 from vae_core.metrics import psnr, ssim
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +49,7 @@ CREDITS = {
 LICENCES = {
     "plasma-workspace-wallpapers": "GPL-2+",
     "mate-backgrounds": "GPL-2+",
-    "lomiri-wallpapers": "CC BY 4.0, CC BY-SA 3.0, CC BY-SA 4.0 or CC0, by picture",
+    "lomiri-wallpapers": "CC BY 4.0, CC BY-SA 3.0, CC BY-SA 4.0 or CC0, by image",
 }
 
 
@@ -107,7 +107,7 @@ def judge(vae: AutoencoderKL, sheet: Path) -> list[Score]:
         original, kept = (torch.from_numpy(values.astype(np.float64)).movedim(-1, 0)[None] for values in both)
         noise, similarity = psnr(kept, original, 255).item(), ssim(kept, original, 255).item()
         scores.append(Score(name, image.size, noise, similarity))
-    write_picture(contact_sheet(pairs), sheet)
+    write_image(contact_sheet(pairs), sheet)
     return scores
 
 
@@ -226,7 +226,7 @@ exchanged or inverted, another saturation, contrast and level.
 {data}
 | `scikit-image` | CC0, public domain or no known restrictions, as its documentation says | {", ".join(SKIMAGE_TRAINING.split())} |
 
-The first three are Debian packages; the authors of each picture are in their `copyright` files. The photograph that is
+The first three are Debian packages; the authors of each image are in their `copyright` files. The photograph that is
 shipped here, `chelsea.png`, is by Stefan van der Walt, who gave it to the public domain (CC0); it was never trained on.
 
 ## Limits
@@ -235,7 +235,7 @@ shipped here, `chelsea.png`, is by Stefan van der Walt, who gave it to the publi
 fur, foliage, small print) comes back smooth, not invented.
 - Few faces, people and drawings were among the photographs; flat graphics and text lose their sharpest edges.
 - Plain areas within about 30 pixels of the right edge show faint upright lines: the encoder pads there alone.
-- Trained on crops of 64 and 128 pixels. Larger pictures work, for the model is a convolution but for one attention.
+- Trained on crops of 64 and 128 pixels. Larger images work, for the model is a convolution but for one attention.
 - Its latents suit no published diffusion model.
 
 The weights are under the licence of this repository, Apache-2.0.
@@ -243,7 +243,7 @@ The weights are under the licence of this repository, Apache-2.0.
 
 
 def make_roundtrip(demo: Path, path: Path) -> None:
-    """The picture of the README, by the command that the README gives."""
+    """The image of the README, by the command that the README gives."""
     with tempfile.TemporaryDirectory() as folder:
         code = seamless_vae(["roundtrip", str(demo / "chelsea.png"), "--vae", str(demo), "--out", folder])
         if code:
@@ -257,7 +257,7 @@ def make(run: Path, root: Path, hours: float | None) -> None:
     steps = ship(run, demo)
     vae = load_vae(demo, dtype=torch.float32)
     photograph = next(image for name, image in held_out() if name == "chelsea")
-    write_picture(to_pil(from_pil(photograph, multiple=1).pixels)[0], demo / "chelsea.png")
+    write_image(to_pil(from_pil(photograph, multiple=1).pixels)[0], demo / "chelsea.png")
     scores = judge(vae, images / "demo_reconstructions.png")
     plot_training(run, images / "demo_training.png")
     make_roundtrip(demo, images / "roundtrip.png")

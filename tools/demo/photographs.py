@@ -59,7 +59,7 @@ def training_paths() -> list[Path]:
 
 
 def held_out() -> Iterator[tuple[str, Image.Image]]:
-    """(name, picture) of each photograph that the model never saw."""
+    """(name, image) of each photograph that the model never saw."""
     for name in HELD_OUT:
         path = next(folder / name for folder in _package_data() if (folder / name).exists())
         yield path.stem, Image.open(path).convert("RGB")

@@ -92,7 +92,7 @@ def _detect(
         others = ", ".join(f"{other.name} ({_scaling(other)})" for other in match.others)
         remarks.append(
             f"taken for {match.family.name} ({_scaling(match.family)}); nothing in the file tells it from {others}. "
-            f"Pictures are the same; only scaled latents differ. Pass scaling_factor and shift_factor if it is another."
+            f"Images are the same; only scaled latents differ. Pass scaling_factor and shift_factor if it is another."
         )
     return shown.replace(**fields), told_by, bool(match.others) and "scaling_factor" not in overrides, remarks
 

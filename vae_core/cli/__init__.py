@@ -15,7 +15,7 @@ examples:
   seamless-vae roundtrip                                    try the bundled VAE on the bundled photograph
   seamless-vae roundtrip photo.jpg --vae sdxl_vae.safetensors
   seamless-vae encode a.png b.png -o latents.safetensors
-  seamless-vae decode latents.safetensors -o picture.png
+  seamless-vae decode latents.safetensors -o image.png
   seamless-vae info model.safetensors
   seamless-vae convert vae_folder vae.safetensors
 
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="seamless-vae",
-        description="Encode pictures to latents and back with an AutoencoderKL; inspect and convert its checkpoints.",
+        description="Encode images to latents and back with an AutoencoderKL; inspect and convert its checkpoints.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""What several subcommands share: their arguments, and running the model on one picture."""
+"""What several subcommands share: their arguments, and running the model on one image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..autoencoder_kl import AutoencoderKL
-from ..image import Picture
+from ..image import FittedImage
 from ..loading import load_vae
 from ..streaming import decode, encode
 
@@ -58,7 +58,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the latent")
     group.add_argument("--sample", action="store_true", help="draw the latent at random instead of taking the mean")
     group.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="for --sample; picture i is drawn with seed N + i (default: 0)"
+        "--seed", type=int, default=0, metavar="N", help="for --sample; image i is drawn with seed N + i (default: 0)"
     )
 
 
@@ -75,14 +75,14 @@ def pick_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def encode_picture(
-    vae: AutoencoderKL, picture: Picture, arguments: argparse.Namespace, what: str, i: int = 0
+def encode_image(
+    vae: AutoencoderKL, picture: FittedImage, arguments: argparse.Namespace, what: str, i: int = 0
 ) -> Tensor:
-    """Raw z of a picture, [1, C, h, w] in float32 on the CPU: the posterior's mode, or a draw if that is asked for.
+    """Raw z of an image, [1, C, h, w] in float32 on the CPU: the posterior's mode, or a draw if that is asked for.
 
     Args:
         what: for the progress bar.
-        i: number of the picture in its batch, which is added to the seed.
+        i: number of the image in its batch, which is added to the seed.
     """
     with progress_bar(what) as progress:
         pixels = picture.pixels.to(vae.device, vae.dtype)

@@ -1,16 +1,16 @@
-"""`seamless-vae encode`: pictures to a file of latents."""
+"""`seamless-vae encode`: images to a file of latents."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from ..image import from_pil, open_picture
+from ..image import from_pil, open_image
 from .common import (
     add_command,
     add_model_arguments,
     add_sampling_arguments,
-    encode_picture,
+    encode_image,
     load_model,
     shape_text,
 )
@@ -22,16 +22,16 @@ EXAMPLES = """\
   seamless-vae encode photo.jpg -o photo.safetensors --fit crop --sample --seed 7
 
 The file holds raw latents (not scaled for a diffusion model) in `latent_tensor`, which ComfyUI's LoadLatent reads,
-and the size of each picture, so that decode gives back exactly the size that came in. Pictures whose latents have
+and the size of each image, so that decode gives back exactly the size that came in. Images whose latents have
 different sizes are kept apart, in `latent_tensor.0`, `latent_tensor.1`, ...; transparency is kept as `alpha.0`, ...
 """
 
 
 def add(subparsers) -> argparse.ArgumentParser:
     parser = add_command(
-        subparsers, "encode", "pictures to latents", "Encode pictures to a safetensors file of latents.", EXAMPLES
+        subparsers, "encode", "images to latents", "Encode images to a safetensors file of latents.", EXAMPLES
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", type=Path, help="pictures of any mode and size")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", type=Path, help="images of any mode and size")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="where to write the latents")
     parser.add_argument(
         "--fit",
@@ -51,9 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     latents = []
     for i, path in enumerate(arguments.images):
         picture = from_pil(
-            open_picture(path), channels=config.in_channels, multiple=config.spatial_ratio, fit=arguments.fit
+            open_image(path), channels=config.in_channels, multiple=config.spatial_ratio, fit=arguments.fit
         )
-        z = encode_picture(vae, picture, arguments, f"{path.name} ({i + 1} of {len(arguments.images)})", i)
+        z = encode_image(vae, picture, arguments, f"{path.name} ({i + 1} of {len(arguments.images)})", i)
         alpha = picture.alpha if config.out_channels < 4 else None
         latents.append(Latent(z, picture.size, path.stem, alpha))
     write_latents(arguments.output, latents)

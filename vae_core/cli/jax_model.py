@@ -1,4 +1,4 @@
-"""The JAX twin behind the command line: pictures to latents and back, compiled for each of their shapes."""
+"""The JAX twin behind the command line: images to latents and back, compiled for each of their shapes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import AutoencoderKLConfig
 from ..errors import ConfigError
-from ..image import Picture
+from ..image import FittedImage
 from .common import DEMO
 
 
@@ -39,8 +39,8 @@ class JaxModel:
         self._params = self._put(params)
         self._sample, self._seed = arguments.sample, arguments.seed
 
-    def encode(self, picture: Picture) -> Tensor:
-        """Raw z of a picture, [1, C, h, w]: the posterior's mode, or a draw with JAX's key of the seed."""
+    def encode(self, picture: FittedImage) -> Tensor:
+        """Raw z of an image, [1, C, h, w]: the posterior's mode, or a draw with JAX's key of the seed."""
         import jax
 
         def encode(params: Any, x: Any, key: Any) -> Any:

@@ -1,9 +1,9 @@
 """The file that `encode` writes and `decode` reads: latents in safetensors, and what they came from.
 
-Tensors: `latent_tensor` [B, C, h, w] in float32, raw z, where all pictures have latents of one size; the empty
-`latent_format_version_0` beside it marks them as raw, so that ComfyUI's LoadLatent takes the file as it is. Pictures of
+Tensors: `latent_tensor` [B, C, h, w] in float32, raw z, where all images have latents of one size; the empty
+`latent_format_version_0` beside it marks them as raw, so that ComfyUI's LoadLatent takes the file as it is. Images of
 several sizes are in `latent_tensor.0`, `latent_tensor.1`, ... `alpha.0`, ... [H, W] of bytes is the opacity of a
-picture that had one. The metadata's `seamless_vae` is JSON: `sizes`, the [height, width] of each picture, to which
+image that had one. The metadata's `seamless_vae` is JSON: `sizes`, the [height, width] of each image, to which
 `decode` cuts; `names`, of their files.
 
 Also read: `samples` and `latents` in the place of `latent_tensor`, without sizes.
@@ -30,13 +30,13 @@ METADATA_KEY = "seamless_vae"
 
 @dataclass(frozen=True)
 class Latent:
-    """One picture's latent.
+    """One image's latent.
 
     Attributes:
         z: raw, [1, C, h, w].
-        size: (height, width) of the picture in pixels; None if it is not known.
-        name: of the picture's file, without its ending; None if it is not known.
-        alpha: opacity [1, H, W] in [0, 1]; None if the picture had none.
+        size: (height, width) of the image in pixels; None if it is not known.
+        name: of the image's file, without its ending; None if it is not known.
+        alpha: opacity [1, H, W] in [0, 1]; None if the image had none.
     """
 
     z: Tensor
@@ -104,8 +104,8 @@ def _samples(path: Path, tensors: Mapping[str, Tensor], others: list[str]) -> li
         for z in found:
             if z.ndim != 4:
                 raise CheckpointError(
-                    f"{path.name} has latents of shape {tuple(z.shape)}; those of pictures have 4 dimensions: batch, "
-                    f"channels, height, width. Use a file of pictures."
+                    f"{path.name} has latents of shape {tuple(z.shape)}; those of images have 4 dimensions: batch, "
+                    f"channels, height, width. Use a file of images."
                 )
         return [item for z in found for item in z]
     held = f"it holds {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}" if others else "it is empty"
@@ -120,7 +120,7 @@ def _about(path: Path, metadata: Mapping[str, str], count: int) -> dict:
         about = json.loads(metadata[METADATA_KEY])
         if len(about["sizes"]) == len(about["names"]) == count:
             return about
-        problem = f"it tells of {len(about['sizes'])} pictures, but there are {count} latents"
+        problem = f"it tells of {len(about['sizes'])} images, but there are {count} latents"
     except (ValueError, KeyError, TypeError) as error:
         problem = f"{type(error).__name__}: {error}"
-    raise CheckpointError(f"the metadata of {path.name} cannot be read ({problem}). Encode the pictures again.")
+    raise CheckpointError(f"the metadata of {path.name} cannot be read ({problem}). Encode the images again.")

@@ -1,4 +1,4 @@
-"""`seamless-vae roundtrip`: how well does a VAE keep a picture?"""
+"""`seamless-vae roundtrip`: how well does a VAE keep an image?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..errors import ImageError
-from ..image import Picture, from_pil, open_picture, to_numpy, to_pil, write_picture
+from ..image import FittedImage, from_pil, open_image, to_numpy, to_pil, write_image
 from ..metrics import psnr, ssim
 from .common import (
     DEMO_PHOTOGRAPH,
@@ -20,7 +20,7 @@ from .common import (
     add_model_arguments,
     add_sampling_arguments,
     decode_latent,
-    encode_picture,
+    encode_image,
     load_model,
     shape_text,
 )
@@ -39,13 +39,13 @@ def add(subparsers) -> argparse.ArgumentParser:
     parser = add_command(
         subparsers,
         "roundtrip",
-        "encode and decode a picture, and compare",
-        "Encode a picture, decode it again, and tell how much of it is kept: PSNR in dB, and SSIM, at most 1; more is\n"
+        "encode and decode an image, and compare",
+        "Encode an image, decode it again, and tell how much of it is kept: PSNR in dB, and SSIM, at most 1; more is\n"
         "better. Writes NAME-reconstruction.png, and NAME-roundtrip.png with the original, the reconstruction and the\n"
-        "amplified error side by side. Pictures of any size: the padding that the model needs is taken off again.",
+        "amplified error side by side. Images of any size: the padding that the model needs is taken off again.",
         EXAMPLES,
     )
-    parser.add_argument("image", nargs="?", metavar="IMAGE", help="a picture (default: the bundled photograph)")
+    parser.add_argument("image", nargs="?", metavar="IMAGE", help="an image (default: the bundled photograph)")
     parser.add_argument(
         "--out", type=Path, default=Path("output"), metavar="DIR", help="where to write (default: output)"
     )
@@ -72,8 +72,8 @@ class TorchModel:
         self._vae, self._arguments = load_model(arguments), arguments
         self.config = self._vae.config
 
-    def encode(self, picture: Picture) -> Tensor:
-        return encode_picture(self._vae, picture, self._arguments, "encoding")
+    def encode(self, picture: FittedImage) -> Tensor:
+        return encode_image(self._vae, picture, self._arguments, "encoding")
 
     def decode(self, z: Tensor) -> Tensor:
         return decode_latent(self._vae, z, self._arguments, "decoding")
@@ -81,7 +81,7 @@ class TorchModel:
 
 def run(arguments: argparse.Namespace) -> int:
     path = Path(arguments.image) if arguments.image else DEMO_PHOTOGRAPH
-    opened = open_picture(path)
+    opened = open_image(path)
     vae = JaxModel(arguments) if arguments.backend == "jax" else TorchModel(arguments)
     picture = from_pil(opened, channels=vae.config.in_channels, multiple=vae.config.spatial_ratio)
 
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     decoding = time.perf_counter() - start - (vae.compiling - compiling)
 
     reconstruction = to_pil(decoded, picture.alpha if decoded.shape[1] < 4 else None)[0]
-    # Bytes are compared with bytes, in colours that model and picture share.
+    # Bytes are compared with bytes, in colours that model and image share.
     original, kept = (to_numpy(pixels)[0] for pixels in (picture.restore(picture.pixels), decoded))
     if original.shape != kept.shape:
         raise ImageError(
@@ -104,16 +104,16 @@ def run(arguments: argparse.Namespace) -> int:
 
     reconstruction_path = arguments.out / f"{path.stem}-reconstruction.png"
     comparison_path = arguments.out / f"{path.stem}-roundtrip.png"
-    write_picture(reconstruction, reconstruction_path)
-    write_picture(side_by_side(original, kept, arguments.amplify), comparison_path)
+    write_image(reconstruction, reconstruction_path)
+    write_image(side_by_side(original, kept, arguments.amplify), comparison_path)
 
     height, width = picture.size
     bottleneck = original.size / z.numel()
     try:
         similarity = f"{ssim(*scores, data_range=255).item():.4f}"
     except ImageError:
-        similarity = "none: the picture is too small"
-    print(f"picture         {path.name}, {width}x{height}")
+        similarity = "none: the image is too small"
+    print(f"image         {path.name}, {width}x{height}")
     print(f"latent          {shape_text(z.shape)}, {bottleneck:.1f} times fewer numbers")
     print(f"PSNR            {psnr(*scores, data_range=255).item():.2f} dB")
     print(f"SSIM            {similarity}")

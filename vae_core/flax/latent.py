@@ -55,7 +55,7 @@ def _pack(z: Array, patch_size: tuple[int, int]) -> Array:
     if height % rows or width % columns:
         raise ShapeError(
             f"a latent of {height} by {width} positions cannot be packed by {rows}x{columns}. "
-            f"Encode a picture whose latent has sides that are multiples of them."
+            f"Encode an image whose latent has sides that are multiples of them."
         )
     split = z.reshape(batch, channels, height // rows, rows, width // columns, columns)
     return split.transpose(0, 1, 3, 5, 2, 4).reshape(batch, -1, height // rows, width // columns)

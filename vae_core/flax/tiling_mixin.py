@@ -35,7 +35,7 @@ class TilingMixin:
         """
         if TileSpec(mode=mode).mode != "blended":  # type: ignore[arg-type]
             raise TilingError(
-                f"the tiling mode {mode!r} is AutoencoderKL's alone. Use mode='blended', or run the whole picture."
+                f"the tiling mode {mode!r} is AutoencoderKL's alone. Use mode='blended', or run the whole image."
             )
         return self.clone(use_tiling=use_tiling)
 

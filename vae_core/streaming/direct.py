@@ -114,7 +114,7 @@ class DirectConvolution(ConvolutionKernel):
         return self.transfers.upload(*windows)
 
     def _reads(self, strip: Strip) -> tuple[int, int]:
-        """The rows of the source that a strip needs, [first, stop); some may lie outside of the picture."""
+        """The rows of the source that a strip needs, [first, stop); some may lie outside of the image."""
         start, stop = strip.rows
         if self.step.scale == "down":
             return 2 * start, 2 * stop + 1

@@ -129,7 +129,7 @@ def encode(
             temporary file. None: a share of what is free.
         progress: called as progress(done, total), in units of arithmetic. What it raises ends the call within a
             strip, and everything is released.
-        wrap: axes along which the picture continues at its other side, for seamless textures.
+        wrap: axes along which the image continues at its other side, for seamless textures.
         dtype: precision of the arithmetic; None for that of the weights, "auto" for bfloat16 on accelerators that
             are good at it and float32 elsewhere.
         call_hook: let an accelerate hook on the model bring its weights in first.
@@ -384,7 +384,7 @@ def _run_tiles(task: _Task, x: Tensor, tiling: TileSpec, report: Report) -> Tens
 
 def check_finite(x: Tensor, what: str, where: str) -> None:
     """Raise NonFiniteError if x holds NaN or infinite values; `what` it is, and `where` it is looked at, in words."""
-    least, most = torch.aminmax(x)  # NaN is both; nothing is made that is as large as the picture
+    least, most = torch.aminmax(x)  # NaN is both; nothing is made that is as large as the image
     if not (torch.isfinite(least) and torch.isfinite(most)):
         bad = x.numel() - int(torch.isfinite(x).sum())
         raise NonFiniteError(

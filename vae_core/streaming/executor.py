@@ -30,7 +30,7 @@ class Settings:
 
     Attributes:
         device: where the arithmetic happens; maps lie where the store puts them.
-        wrap: the axes along which the picture continues at its other side.
+        wrap: the axes along which the image continues at its other side.
         strip_latents: most latent rows in a strip; None for what suits each pass.
         strip_bytes: size of a strip where the kernel leaves it open; None for what suits the device.
         plain_kernels: use torch's convolutions alone.

@@ -1,4 +1,4 @@
-"""Feature maps whose rows lie in bands, so that no single allocation grows with the picture."""
+"""Feature maps whose rows lie in bands, so that no single allocation grows with the image."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from .program import Convolve
 
 
 class Wrap(NamedTuple):
-    """Along which axes the picture continues at its other side, instead of ending in zeros."""
+    """Along which axes the image continues at its other side, instead of ending in zeros."""
 
     y: bool = False
     x: bool = False

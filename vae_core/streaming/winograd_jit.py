@@ -1,7 +1,7 @@
 """The transforms around the matrix products of a fast convolution, compiled by numba (an optional extra).
 
 Every function works on the tiles of a strip of channels-last maps, `LANES` channels at a time, and releases the
-interpreter lock. A row of the source that is not in it lies outside the picture and counts as zero. Arrays are
+interpreter lock. A row of the source that is not in it lies outside the image and counts as zero. Arrays are
 contiguous, their channels whole vectors. `winograd.py` loads this file under a name of its own.
 
 The vectors are explicit: of loops over channels with a dozen arrays, the compiler cannot show that none overlaps
@@ -195,7 +195,7 @@ def _silu(x):
 
 @_part
 def _pixel(begin, height, width, depth, y, x):
-    """Where a pixel of a map [height, width, depth] lies; 0 outside the picture."""
+    """Where a pixel of a map [height, width, depth] lies; 0 outside the image."""
     if y < 0 or y >= height or x < 0 or x >= width:
         return 0
     return begin + (y * width + x) * depth
@@ -208,7 +208,7 @@ def _value(pixel, c):
 
 @_part
 def _activated(pixel, c, scale, shift, activate):
-    """silu(value * scale + shift), or the value itself; zeros outside the picture."""
+    """silu(value * scale + shift), or the value itself; zeros outside the image."""
     if pixel and activate:
         return _silu(load(pixel + c) * load(scale + c) + load(shift + c))
     return _value(pixel, c)

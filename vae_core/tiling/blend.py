@@ -1,7 +1,7 @@
 """The overlapped and blended tiling of diffusers: each tile is run by itself, the overlaps are cross-faded.
 
 It is not exact: every tile has its own normalisation statistics and its own attention. It is here because saved
-pictures and other programs rely on its numbers.
+images and other programs rely on its numbers.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ LAYOUT = """([columns, gap]) => {
         let y = 0, width = 0
         for (const each of column) {
             const node = nodes[index++], least = node.computeSize()
-            // Some nodes have grown over a picture of their progress.
+            // Some nodes have grown over an image of their progress.
             const [w, h] = each.size ?? [Math.max(least[0], 300), Math.max(least[1], node.imgs ? node.size[1] : 0)]
             node.setSize([w, Math.max(h, each.size ? 0 : least[1])])
             node.pos = [x, y]

@@ -1,7 +1,7 @@
-"""Make docs/images/tiling.png: what tiling does to a picture, by the ways there are.
+"""Make docs/images/tiling.png: what tiling does to an image, by the ways there are.
 
     pip install matplotlib
-    python tools/tiling_picture.py [--photograph FILE] [--enlarge 2] [--tile 256]
+    python tools/tiling_image.py [--photograph FILE] [--enlarge 2] [--tile 256]
 
 The photograph's latent is decoded by the bundled VAE whole, by plain modules in double precision; by diffusers'
 blended tiles, by blended tiles of ComfyUI's kind, and by exact ones, all with tiles of the same size. Below each is
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 import vae_core  # noqa: E402
 from vae_core import TileSpec, load_vae  # noqa: E402
-from vae_core.image import from_pil, open_picture  # noqa: E402
+from vae_core.image import from_pil, open_image  # noqa: E402
 
 AMPLIFY = 10
 DEMO = ROOT / "vae_core" / "demo"
@@ -70,7 +70,7 @@ def _ramp(length: int, extent: int) -> Tensor:
 
 
 def draw(panels: dict[str, Tensor], reference: str, path: Path) -> None:
-    """Pictures [3, H, W] in [0, 1] beside each other, above their differences to the reference."""
+    """Images [3, H, W] in [0, 1] beside each other, above their differences to the reference."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -116,7 +116,7 @@ def main() -> None:
     ratio = vae.config.spatial_ratio
     size, overlap = options.tile // ratio, options.tile // ratio // 4
 
-    photograph = open_picture(options.photograph).convert("RGB")
+    photograph = open_image(options.photograph).convert("RGB")
     larger = photograph.resize([round(side * options.enlarge) for side in photograph.size], Image.Resampling.LANCZOS)
     z = vae_core.encode(vae, from_pil(larger, multiple=ratio).pixels).mode()
 

@@ -1,4 +1,4 @@
-"""Makes the pictures of the help pages, `web/docs/images/`: `python tools/pictures/nodes.py [NodeId ...]`.
+"""Makes the images of the help pages, `web/docs/images/`: `python tools/images/nodes.py [NodeId ...]`.
 
 Each shows the node after a run, with what came of it. `stage.py` tells what is needed.
 """
@@ -74,8 +74,8 @@ def inpaint_composite() -> Columns:
 
 
 def inpaint_encode_graph() -> Columns:
-    as_picture = Node("noise", "MaskToImage", {"mask": ("mask", 0)})
-    return [inputs(), hole(), [inpaint_encode(grow=6, feather=8), as_picture, shown("noise", size=SMALL)]]
+    as_image_tensor = Node("noise", "MaskToImage", {"mask": ("mask", 0)})
+    return [inputs(), hole(), [inpaint_encode(grow=6, feather=8), as_image_tensor, shown("noise", size=SMALL)]]
 
 
 def sample() -> Columns:

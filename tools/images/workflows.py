@@ -1,4 +1,4 @@
-"""Writes `example_workflows/`: `python tools/pictures/workflows.py [NAME ...]`.
+"""Writes `example_workflows/`: `python tools/images/workflows.py [NAME ...]`.
 
 Each workflow is built in the front end of ComfyUI 0.3.64, saved as that saves it, and run if it needs no model. Its
 thumbnail is made from its result. `stage.py` tells what is needed.
@@ -27,7 +27,7 @@ CHECKPOINT = {
     "v1-5-pruned-emaonly-fp16.safetensors",
     "directory": "checkpoints",
 }
-ANY_PICTURE = "`example.png` comes with every ComfyUI; any picture of yours will do."
+ANY_PICTURE = "`example.png` comes with every ComfyUI; any image of yours will do."
 DEMO = "`demo` is a small VAE that comes with the pack, so that this runs without a download."
 
 
@@ -61,7 +61,7 @@ def decoded(key: str, source: str, tiled: bool = False, vae_of: tuple[str, int] 
 
 def encode_and_decode() -> Columns:
     text = (
-        "## Encode and decode\n\nA picture goes into a latent and back, and **Round Trip** shows what the VAE keeps of "
+        "## Encode and decode\n\nA image goes into a latent and back, and **Round Trip** shows what the VAE keeps of "
         f"it: drag the slider, switch to the error.\n\n- {DEMO}\n- {ANY_PICTURE}\n- The VAE also goes into the core "
         "nodes, as the one at the bottom shows; and a VAE of *Load VAE* or *Load Checkpoint* goes into the nodes here."
     )
@@ -79,11 +79,11 @@ def encode_and_decode() -> Columns:
 
 def tiled_upscale() -> Columns:
     text = (
-        "## A large picture in little memory\n\nThe picture is enlarged to 2048x2048, encoded and decoded with a "
+        "## A large image in little memory\n\nThe image is enlarged to 2048x2048, encoded and decoded with a "
         "`memory_budget` of 0.5 GiB. In the mode *exact* the result is that of the untiled nodes: no seams, no shift of "
         "colours, whatever the size of the tiles.\n\nThe panels in the tiled nodes show the plan: strips, memory, what "
         f"it costs.\n\n- {DEMO} Put your own in its place.\n- {ANY_PICTURE}\n- Put an upscale model in the place of "
-        "*Upscale Image* for more than a larger picture."
+        "*Upscale Image* for more than a larger image."
     )
     size = {"upscale_method": "lanczos", "width": 2048, "height": 2048, "crop": "disabled"}
     return [
@@ -97,10 +97,10 @@ def tiled_upscale() -> Columns:
 
 def tiled_upscale_with_sampler() -> Columns:
     text = (
-        "## Upscale with a sampler in between\n\nFor people with a model: enlarge a picture, encode it, let the sampler "
+        "## Upscale with a sampler in between\n\nFor people with a model: enlarge an image, encode it, let the sampler "
         "add detail, decode it. Both VAE nodes take the checkpoint's own VAE, whose weights are used where they are, and "
         "keep to a budget of 1 GiB.\n\n- Choose your checkpoint; this is set up for Stable Diffusion 1.5.\n- "
-        "`denoise` 0.35 keeps the picture; more paints more anew.\n- " + ANY_PICTURE
+        "`denoise` 0.35 keeps the image; more paints more anew.\n- " + ANY_PICTURE
     )
     size = {"upscale_method": "lanczos", "width": 1536, "height": 1536, "crop": "disabled"}
     model = ("checkpoint", 2)
@@ -170,7 +170,7 @@ def swap_vae() -> Columns:
             decoded("decode", "swap", vae_of=("second", 0)),
         ],
         [
-            preview("between", "swap", 1, "The picture in between"),
+            preview("between", "swap", 1, "The image in between"),
             preview("shown", "decode", title="Decoded with the second VAE"),
         ],
     ]
@@ -179,7 +179,7 @@ def swap_vae() -> Columns:
 def posterior_grid() -> Columns:
     text = (
         "## What the encoder is sure of\n\nAn encoder gives a distribution, not one latent. **Posterior Preview** shows "
-        "its mean and its deviation; **Sample Posterior** draws nine latents from it, which are decoded to nine pictures."
+        "its mean and its deviation; **Sample Posterior** draws nine latents from it, which are decoded to nine images."
         "\n\n- `temperature` multiplies the deviation. The VAEs of diffusion models are very sure, so that 1 shows "
         f"nothing: this one draws far out, where you see what the latent leaves open.\n- {DEMO}\n- {ANY_PICTURE}"
     )
@@ -203,7 +203,7 @@ def inpaint_with_composite() -> Columns:
     text = (
         "## Inpaint, and keep the rest as it was\n\nA VAE changes every pixel a little, also where nothing was painted. "
         "**Inpaint Composite** decodes the latent and puts it into the original by the mask: where the mask is 0, the "
-        "picture stays bit for bit what it was.\n\n- *Flip Latent* stands where your KSampler goes, so that this runs "
+        "image stays bit for bit what it was.\n\n- *Flip Latent* stands where your KSampler goes, so that this runs "
         "without a model. Take it out, connect the sampler, and take the VAE of your checkpoint.\n- The mask is made of "
         "two rectangles here. Paint your own: right click on *Load Image*, *Open in MaskEditor*, and connect its MASK.\n"
         "- " + ANY_PICTURE
@@ -213,7 +213,7 @@ def inpaint_with_composite() -> Columns:
     return [
         [note("note", text, (300, 390)), picture()],
         [
-            Node("area", "SolidMask", values=area, title="All of the picture"),
+            Node("area", "SolidMask", values=area, title="All of the image"),
             Node("hole", "SolidMask", values=hole, title="What is to be painted"),
             Node("mask", "MaskComposite", {"destination": ("area", 0), "source": ("hole", 0)}, place),
             vae(),
@@ -241,8 +241,8 @@ def inpaint_with_composite() -> Columns:
 
 def seamless_texture() -> Columns:
     text = (
-        "## A texture that repeats\n\nAt the edges of a picture a VAE sees nothing, so a texture that repeats shows a "
-        "line there. With `wrap` the VAE sees the other side instead. The picture is mirrored here, so that it repeats "
+        "## A texture that repeats\n\nAt the edges of an image a VAE sees nothing, so a texture that repeats shows a "
+        "line there. With `wrap` the VAE sees the other side instead. The image is mirrored here, so that it repeats "
         "downwards, goes through the VAE with `wrap` *y*, and is put below itself to show the joint.\n\n- With the VAE "
         "of your model choose *both* for textures that repeat in both directions. The demo VAE keeps the level of the "
         "colours at its right edge, so it takes *y* alone.\n- A sampler goes between the two tiled nodes; it needs a "
