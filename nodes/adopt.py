@@ -118,8 +118,8 @@ class Foreign:
     def note(self) -> str:
         """What falls away, for the person who uses it."""
         return (
-            f"Seamless VAE: {self.reason}, so its own methods are called. Exact tiling, the posterior's variance, "
-            f"wrapping and the memory budget are not available for it."
+            f"Seamless VAE: {self.reason}, so its own methods are used. Exact tiling, the posterior's variance, "
+            f"circular padding and the memory budget are not available for it."
         )
 
 
@@ -132,13 +132,13 @@ def open_vae(vae: Any) -> Autoencoder | Foreign:
     first = getattr(vae, "first_stage_model", None)
     if first is None:
         raise CheckpointError(
-            "this VAE is empty: the checkpoint that it comes from holds none. Load one with Seamless VAE Load."
+            "this VAE is empty: its checkpoint does not include a VAE. Load one with Seamless VAE Load."
         )
     if isinstance(first, FirstStage):
         return Autoencoder(vae, first.autoencoder)
-    change = _change_of(first) if isinstance(first, nn.Module) else "it is no torch module"
+    change = _change_of(first) if isinstance(first, nn.Module) else "it is not a torch module"
     if change is not None:
-        return Foreign(vae, f"this VAE was changed ({change})")
+        return Foreign(vae, f"this VAE has been patched ({change})")
     found = _known.get(first)
     if found is None or (isinstance(found, _Shared) and not found.is_current):
         found = _known[first] = _recognise(first)
@@ -204,12 +204,12 @@ def build(config: AutoencoderKLConfig, weights: Mapping[str, Tensor]) -> Autoenc
 def _recognise(first: nn.Module) -> _Shared | str:
     tensors = _tensors(first)
     if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors.values()):
-        return f"the weights of {type(first).__name__} are quantised or of another kind of their own"
+        return f"the weights of {type(first).__name__} are quantized or of a custom tensor type"
     infos = {name: TensorInfo(tensor.dtype, tuple(tensor.shape), 0) for name, tensor in tensors.items()}
     source = TensorFile(Path(type(first).__name__), "memory", infos, {})
     norms = [module for module in first.modules() if isinstance(module, nn.GroupNorm)]
     if not norms or any(norm.eps != _NORM_EPS or norm.num_groups != norms[0].num_groups for norm in norms):
-        return f"{type(first).__name__} is no AutoencoderKL"
+        return f"{type(first).__name__} is not an AutoencoderKL"
     try:
         plan = plan_single_file(source, {"norm_num_groups": norms[0].num_groups})
         with without_values():
@@ -219,13 +219,13 @@ def _recognise(first: nn.Module) -> _Shared | str:
         _check_whole(plan, shapes)
     except VAEError as error:
         logger.debug("%s is not adopted: %s", type(first).__name__, error)
-        return f"{type(first).__name__} is no AutoencoderKL"
+        return f"{type(first).__name__} is not an AutoencoderKL"
     return _Shared(weakref.ref(first), plan.keys, model.eval())
 
 
 def _check_whole(plan: Plan, shapes: Mapping[str, Any]) -> None:
     if set(shapes) - OPTIONAL != set(plan.keys) - OPTIONAL or len(plan.keys) != len(plan.source.tensors):
-        raise CheckpointError("it has other weights than an AutoencoderKL. Use its own methods.")
+        raise CheckpointError("its weights are not those of an AutoencoderKL. Call its own methods.")
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

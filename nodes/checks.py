@@ -1,10 +1,13 @@
-"""What comes in over the wires, looked at before anything heavy starts. A host checks what is typed into widgets, but
-not what is linked to them."""
+"""Checks of what comes in over the wires, made before anything expensive starts.
+
+The host checks what is typed into widgets, but not what is linked to them.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
@@ -21,42 +24,50 @@ def checked_image(image: Any, dimensions: Sequence[int] = (4,)) -> Tensor:
     """An IMAGE, if it is one.
 
     Raises:
-        ImageError: a video's frames in one, an empty batch, whole numbers, or no image at all.
+        ImageError: a video's frames in one tensor, an empty batch, integers, or something else than an image.
     """
     if not isinstance(image, Tensor) or image.ndim not in dimensions or 0 in image.shape:
         shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
         raise ImageError(
-            f"this is no batch of images: {shape}, where [batch, height, width, channels] is needed, with "
-            f"one image at least. Check what is connected to the input."
+            f"this is not a batch of images: found {shape}, expected [batch, height, width, channels] with at least "
+            f"one image. Check what is connected to the input."
         )
     if not image.is_floating_point():
+        remedy = f"{_division(image.dtype)} before connecting it."
         raise ImageError(
-            f"this image is of {str(image.dtype).removeprefix('torch.')}, whose white is not known; images on this "
-            f"wire are floating-point numbers from 0 to 1. Convert it before."
+            f"This image has dtype {str(image.dtype).removeprefix('torch.')}; ComfyUI images are floating point from 0 "
+            f"to 1. {remedy}"
         )
     return image
+
+
+def _division(dtype: torch.dtype) -> str:
+    """What turns pixels of this dtype into values from 0 to 1."""
+    if dtype in (torch.uint8, torch.uint16):
+        return f"Divide by {torch.iinfo(dtype).max}"
+    return "Convert it to floating point"
 
 
 def checked_mask(mask: Any, image: Tensor) -> Tensor:
     """A MASK as [B, H, W] of the size of images [B, H, W, C], for as many of them or for all.
 
     Raises:
-        ImageError: no mask, or as many as do not go with the images.
-        NonFiniteError: a mask with values that are no numbers.
+        ImageError: not a mask, or a number of masks that does not match the images.
+        NonFiniteError: a mask with NaN or infinite values.
     """
     if not isinstance(mask, Tensor):
-        raise ImageError(f"this is no mask but {type(mask).__name__}. Check what is connected to the input.")
+        raise ImageError(f"this is not a mask: found {type(mask).__name__}. Check what is connected to the input.")
     found = fit_mask(mask, (int(image.shape[1]), int(image.shape[2])))
     check_finite(mask, "mask")
-    check_batches(pictures=len(image), masks=len(found))
+    check_batches(images=len(image), masks=len(found))
     return found
 
 
 def check_batches(**counts: int) -> None:
-    """Raise ImageError unless all of these are as many, or one."""
+    """Raise ImageError unless all of these numbers are equal, or 1."""
     if len(set(counts.values()) - {1}) > 1:
         listed = ", ".join(f"{count} {name}" for name, count in counts.items())
-        raise ImageError(f"these do not go together: {listed}. Give as many of each, or one.")
+        raise ImageError(f"these batches do not match: {listed}. Give the same number of each, or one.")
 
 
 def check_finite(values: Tensor, what: str) -> None:
@@ -68,17 +79,25 @@ def check_at_least(least: int, **values: float) -> None:
     """Raise ConfigError unless all of these are finite numbers, and no smaller."""
     for name, value in values.items():
         if not (math.isfinite(value) and value >= least):
-            raise ConfigError(f"{name} is {value}. Give {least} or more.")
+            raise ConfigError(f"{name} is {value}; it must be {least} or more.")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise ConfigError unless a value is one of the choices."""
     if value not in choices:
-        raise ConfigError(f"{name} is {value!r}. Choose one of {', '.join(choices)}.")
+        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.")
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a relative path stays below the folder that it is joined to, on any system."""
+    for flavour in (PurePosixPath(name), PureWindowsPath(name)):
+        if flavour.is_absolute() or flavour.drive or flavour.root or ".." in flavour.parts:
+            return False
+    return "\0" not in name
 
 
 def check_room(shape: Sequence[int], dtype: torch.dtype, device: torch.device, total: int | None) -> None:
-    """Whether a decoded image [B, H, W, C] can be held at all.
+    """Raise unless the memory of a device can hold a decoded image [B, H, W, C].
 
     Args:
         total: bytes that the device has; None where nobody knows.
@@ -90,7 +109,7 @@ def check_room(shape: Sequence[int], dtype: torch.dtype, device: torch.device, t
     if total is not None and size > total:
         batch, height, width, _ = shape
         raise MemoryBudgetError(
-            f"this latent decodes to {batch} image{'s' if batch > 1 else ''} of {width}x{height}, which take "
-            f"{size / GIB:.1f} GiB, and {device} has {total / GIB:.1f} GiB in all. Decode a smaller latent, or fewer "
-            f"at once."
+            f"this latent decodes to {batch} image{'s' if batch > 1 else ''} of {width}x{height}, which need "
+            f"{size / GIB:.1f} GiB, but {device} has {total / GIB:.1f} GiB in total. Decode a smaller latent, or a "
+            f"smaller batch."
         )

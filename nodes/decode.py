@@ -14,15 +14,15 @@ class VAEDecode:
     ID = "SeamlessVAEDecode"
     DISPLAY_NAME = "Seamless VAE Decode"
     DESCRIPTION = (
-        "Decode latents to images, whole: the same image whatever memory is free. What Seamless VAE Encode padded "
-        "is taken off again, so that an image of 1021x1021 comes back as one."
+        "Decode latents to images without seams between tiles, however little memory is free. Padding added by "
+        "Seamless VAE Encode is removed, so a 1021x1021 image comes back as 1021x1021."
     )
     CATEGORY = inputs.CATEGORY
     SEARCH_ALIASES = ("vae decode", "latent to image", "decode latent", "decode image")
     FUNCTION = "decode"
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("image",)
-    OUTPUT_TOOLTIPS = ("The images.",)
+    OUTPUT_TOOLTIPS = ("The decoded images.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -42,13 +42,14 @@ class VAEDecodeTiled(VAEDecode):
     ID = "SeamlessVAEDecodeTiled"
     DISPLAY_NAME = "Seamless VAE Decode (Tiled)"
     DESCRIPTION = (
-        "Decode large latents in little memory. Exact mode works in strips and gives the image of the untiled node: "
-        "no seams, no shift of colours, whatever the tile size. Blended mode is the usual overlapping tiles."
+        "Decode large latents in little memory. Seamless means no seams between tiles: exact mode works in strips "
+        "and gives the same image as the untiled node, with any tile size. For a texture that repeats (tileable), "
+        "set circular. Blended mode is the usual overlapping tiles."
     )
-    SEARCH_ALIASES = ("vae decode tiled", "tiled vae", "large image", "low memory", "seamless texture", "out of memory")
+    SEARCH_ALIASES = ("vae decode tiled", "seamless tiling vae decode", *inputs.TILED_ALIASES)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         found = super().INPUT_TYPES()
-        found["required"].update(inputs.tiling())
+        found["required"].update(inputs.tiling("image"))
         return found

@@ -15,8 +15,8 @@ class VAEEncode:
     ID = "SeamlessVAEEncode"
     DISPLAY_NAME = "Seamless VAE Encode"
     DESCRIPTION = (
-        "Encode images of any size to latents. Gives the latent, the posterior it comes from, and the transparency "
-        "of the images as a mask."
+        "Encode images of any size to latents, without seams between tiles, however little memory is free. Outputs "
+        "the latent, the posterior it was taken from, and the transparency of the images as a mask."
     )
     CATEGORY = inputs.CATEGORY
     SEARCH_ALIASES = ("vae encode", "image to latent", "posterior", "encode image")
@@ -24,9 +24,9 @@ class VAEEncode:
     RETURN_TYPES = ("LATENT", "VAE_POSTERIOR", "MASK")
     RETURN_NAMES = ("latent", "posterior", "alpha")
     OUTPUT_TOOLTIPS = (
-        "Raw latents, as the core nodes make them.",
-        "Mean and log-variance of each latent value, to draw from or to look at.",
-        "1 where the images are transparent, as Load Image gives it; all 0 for images without alpha.",
+        "Raw latents, the same as the core nodes output.",
+        "Mean and log-variance of every latent value, for Sample Posterior and Posterior Preview.",
+        "1 where the images are transparent, like the mask from Load Image; all 0 for images without alpha.",
     )
 
     @classmethod
@@ -35,7 +35,11 @@ class VAEEncode:
             "required": {
                 "pixels": inputs.pixels(),
                 "vae": inputs.vae(),
-                "draw": inputs.draw(),
+                "sample_mode": inputs.sample_mode(
+                    "mean",
+                    "mean uses the mean of the posterior, the same every time, like the core nodes. "
+                    "sample draws from the posterior with the seed, as in training.",
+                ),
                 "seed": inputs.seed(),
                 "fit": inputs.fit(),
             },
@@ -46,20 +50,20 @@ class VAEEncode:
         self,
         pixels: Tensor,
         vae: Any,
-        draw: str = "mode",
+        sample_mode: str = "mean",
         seed: int = 0,
         fit: str = "crop",
         unique_id: str | None = None,
         **tiling: Any,
     ) -> tuple[latents.Latent, latents.Latent, Tensor]:
-        checks.check_choice("draw", draw, inputs.DRAWS)
+        checks.check_choice("sample_mode", sample_mode, inputs.SAMPLE_MODES)
         opened, how = unwrap.opened(vae, **tiling)
-        if draw == "sample":
-            unwrap.model_of(opened, "drawing a sample", "Choose mode, or use Seamless VAE Load with another file")
+        if sample_mode == "sample":
+            unwrap.model_of(opened, "sampling", "Set sample_mode to mean, or load another file with Seamless VAE Load")
         posterior, picture = unwrap.encode(opened, pixels, fit, how, Watch(unique_id))
         samples = posterior["samples"]
-        if draw == "sample":
-            samples = latents.draw(latents.posterior_of(posterior), seed, range(len(samples)))
+        if sample_mode == "sample":
+            samples = latents.sample(latents.posterior_of(posterior), seed, range(len(samples)))
         latent = {key: value for key, value in posterior.items() if key != "logvar"}
         return {**latent, "samples": samples}, posterior, transparency(picture)
 
@@ -68,15 +72,16 @@ class VAEEncodeTiled(VAEEncode):
     ID = "SeamlessVAEEncodeTiled"
     DISPLAY_NAME = "Seamless VAE Encode (Tiled)"
     DESCRIPTION = (
-        "Encode large images in little memory. Exact mode works in strips and gives the latent of the untiled node: "
-        "no seams, no shift of colours, whatever the tile size. Blended mode is the usual overlapping tiles."
+        "Encode large images in little memory. Seamless means no seams between tiles: exact mode works in strips "
+        "and gives the same latent as the untiled node, with any tile size. For a texture that repeats (tileable), "
+        "set circular. Blended mode is the usual overlapping tiles."
     )
-    SEARCH_ALIASES = ("vae encode tiled", "tiled vae", "large image", "low memory", "seamless texture", "out of memory")
+    SEARCH_ALIASES = ("vae encode tiled", *inputs.TILED_ALIASES)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         found = super().INPUT_TYPES()
-        found["required"].update(inputs.tiling())
+        found["required"].update(inputs.tiling("latent"))
         return found
 
 

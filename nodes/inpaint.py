@@ -16,15 +16,22 @@ class VAEInpaintEncode:
     ID = "SeamlessVAEInpaintEncode"
     DISPLAY_NAME = "Seamless VAE Inpaint Encode"
     DESCRIPTION = (
-        "Encode an image and mark the part that a sampler is to paint anew. The image itself is encoded unchanged, "
-        "so that every denoise strength works. Put Seamless VAE Inpaint Composite at the end of the workflow."
+        "Encode an image and set the mask of the area to inpaint. The image itself is encoded unchanged, so any "
+        "denoise strength works. Put Seamless VAE Inpaint Composite at the end of the workflow."
     )
     CATEGORY = inputs.CATEGORY
-    SEARCH_ALIASES = ("inpaint", "vae encode for inpaint", "noise mask", "mask latent", "outpaint")
+    SEARCH_ALIASES = (
+        "inpaint",
+        "vae encode for inpaint",
+        "noise mask",
+        "mask latent",
+        "outpaint",
+        "grow mask",
+    )
     FUNCTION = "encode"
     RETURN_TYPES = ("LATENT",)
     RETURN_NAMES = ("latent",)
-    OUTPUT_TOOLTIPS = ("The latent with its noise mask.",)
+    OUTPUT_TOOLTIPS = ("The latent with the mask as its noise mask.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -32,14 +39,14 @@ class VAEInpaintEncode:
             "required": {
                 "pixels": inputs.pixels(),
                 "vae": inputs.vae(),
-                "mask": inputs.wire("MASK", "1 where the image is to be painted anew. Any size; it is scaled."),
+                "mask": inputs.wire("MASK", "1 where to inpaint. Any size; it is resized to the image."),
                 "grow": (
                     "INT",
                     {
                         "default": 6,
                         "min": 0,
                         "max": 1024,
-                        "tooltip": "Pixels by which the mask is widened on all sides.",
+                        "tooltip": "Pixels to expand the mask by, on all sides.",
                     },
                 ),
                 "feather": (
@@ -48,7 +55,7 @@ class VAEInpaintEncode:
                         "default": 0,
                         "min": 0,
                         "max": 1024,
-                        "tooltip": "Width in pixels of a soft edge around the widened mask.",
+                        "tooltip": "Width in pixels of the soft edge around the expanded mask.",
                     },
                 ),
             },
@@ -64,7 +71,7 @@ class VAEInpaintEncode:
         grown = masks.grow_mask(checks.checked_mask(mask, pixels), grow, feather)
         latent, picture = unwrap.encode(opened, pixels, "pad", how, Watch(unique_id))
         latent.pop("logvar")
-        if len(grown) > len(latent["samples"]):  # one image, to be painted anew in several places
+        if len(grown) > len(latent["samples"]):  # one image, to be inpainted in several places
             latent = latents.repeat(latent, len(grown))
         noise_mask = masks.extend_mask(grown, *picture.pixels.shape[-2:])
         return ({**latent, "noise_mask": noise_mask[:, None]},)
@@ -74,25 +81,25 @@ class VAEInpaintComposite:
     ID = "SeamlessVAEInpaintComposite"
     DISPLAY_NAME = "Seamless VAE Inpaint Composite"
     DESCRIPTION = (
-        "Decode an inpainted latent and put it into the original image. Where the mask is 0, the result is the "
-        "original, bit for bit: a VAE changes every pixel a little, and this takes that back."
+        "Decode an inpainted latent and paste it into the original image. Where the mask is 0, the result is the "
+        "original, bit for bit; decoding alone would change every pixel a little."
     )
     CATEGORY = inputs.CATEGORY
     SEARCH_ALIASES = ("inpaint", "composite", "paste back", "stitch", "keep unmasked")
     FUNCTION = "composite"
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("image",)
-    OUTPUT_TOOLTIPS = ("The original with the painted part.",)
+    OUTPUT_TOOLTIPS = ("The original with the inpainted area.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "samples": inputs.samples(),
+                "samples": inputs.samples("The inpainted latent."),
                 "vae": inputs.vae(),
-                "original": inputs.wire("IMAGE", "The image that was encoded."),
+                "original": inputs.wire("IMAGE", "The image that was encoded, to keep outside of the mask."),
                 "mask": inputs.wire(
-                    "MASK", "1 where the painted part is wanted, 0 where the original is; soft in between."
+                    "MASK", "1 to use the inpainted image, 0 to keep the original; values in between blend the two."
                 ),
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
@@ -104,9 +111,9 @@ class VAEInpaintComposite:
         checks.checked_image(original)
         weights = checks.checked_mask(mask, original)
         opened, how = unwrap.opened(vae)
-        checks.check_batches(pictures=len(original), latents=len(latents.samples_of(samples)), masks=len(weights))
+        checks.check_batches(images=len(original), latents=len(latents.samples_of(samples)), masks=len(weights))
         shape = unwrap.decoded_shape(opened, samples)
-        if shape is not None:  # sizes that do not go together are told before anything is decoded
+        if shape is not None:  # sizes that do not match are refused before anything is decoded
             painted = torch.empty(shape, device="meta")
             masks.paste(original.to("meta"), painted, weights.to("meta"), unwrap.ratio_of(opened))
         image = unwrap.decode(opened, samples, how, Watch(unique_id))

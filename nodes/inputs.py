@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from .latents import MAX_SEED
+
 CATEGORY = "latent/seamless"
-MAX_SEED = 2**64 - 1
-DRAWS = ["mode", "sample"]
-MODES, WRAPS = ["exact", "blended"], ["none", "x", "y", "both"]
+SAMPLE_MODES = ["mean", "sample"]
+MODES, CIRCULAR = ["exact", "blended"], ["none", "x", "y", "both"]
+
+# What people type to find the tiled nodes. In the host's own nodes "seamless" means that a texture repeats.
+TILED_ALIASES = (
+    *("tiled vae", "seamless tiling", "no seams", "large image", "low memory", "out of memory"),
+    *("seamless texture", "tileable", "circular padding"),
+)
 
 Input = tuple[Any, dict[str, Any]]
 
@@ -22,24 +29,20 @@ def wire(kind: str, tooltip: str) -> Input:
     return kind, {"tooltip": tooltip}
 
 
-def pixels() -> Input:
-    return wire("IMAGE", "Images to encode, of any size, with or without alpha.")
+def pixels(tooltip: str = "Images to encode. Any size, with or without alpha.") -> Input:
+    return wire("IMAGE", tooltip)
 
 
-def samples() -> Input:
-    return wire("LATENT", "Latents of images.")
+def samples(tooltip: str = "Latents to decode.") -> Input:
+    return wire("LATENT", tooltip)
 
 
 def vae() -> Input:
-    return wire("VAE", "A VAE of this pack or of any other loader.")
+    return wire("VAE", "A VAE from this pack or from any other loader.")
 
 
-def draw() -> Input:
-    return choice(
-        DRAWS,
-        "mode takes the most likely latent, which is the same every time. "
-        "sample draws one at random by the seed, as training does.",
-    )
+def sample_mode(default: str, tooltip: str) -> Input:
+    return choice(sorted(SAMPLE_MODES, key=lambda name: name != default), tooltip)
 
 
 def seed() -> Input:
@@ -48,16 +51,16 @@ def seed() -> Input:
         "min": 0,
         "max": MAX_SEED,
         "control_after_generate": True,
-        "tooltip": "For sample. Image i of a batch is drawn with seed + i, on the CPU, so that the result is the "
-        "same on every device and for every batch size.",
+        "tooltip": "Used by sample only. Image i of a batch uses seed + i. The noise is generated on the CPU, so the "
+        "result is the same on every device and for every batch size.",
     }
 
 
 def fit() -> Input:
     return choice(
         ["crop", "pad", "error"],
-        "For sides that are no multiple of the VAE's ratio (mostly 8 pixels). crop cuts the edges evenly, as the core "
-        "nodes do. pad extends the image by reflection, and Seamless VAE Decode takes that off again. "
+        "What to do when a side is not a multiple of the VAE's downscale factor (usually 8). crop trims the edges "
+        "evenly, like the core nodes. pad extends the image by reflection; Seamless VAE Decode removes the padding. "
         "error stops with a message.",
     )
 
@@ -65,17 +68,21 @@ def fit() -> Input:
 def clamp() -> Input:
     return "BOOLEAN", {
         "default": True,
-        "tooltip": "Limit the image to 0 to 1. Switch it off to keep what lies beyond white and black.",
+        "tooltip": "Clamp pixel values to 0 to 1. Turn it off to keep values beyond black and white.",
     }
 
 
-def tiling() -> dict[str, Input]:
-    """The inputs that both tiled nodes have, in their order."""
+def tiling(result: str) -> dict[str, Input]:
+    """The inputs that both tiled nodes have, in their order.
+
+    Args:
+        result: what the node gives, "image" or "latent".
+    """
     return {
         "mode": choice(
             MODES,
-            "exact works in strips and gives the very image that the untiled node gives. "
-            "blended works in square tiles that are faded into each other: approximate, for comparison with others.",
+            f"exact works in strips and gives the same {result} as the untiled node. blended uses overlapping square "
+            f"tiles that fade into each other: an approximation, for comparison with other tiled nodes.",
         ),
         "tile_size": (
             "INT",
@@ -84,8 +91,8 @@ def tiling() -> dict[str, Input]:
                 "min": 0,
                 "max": 16384,
                 "step": 8,
-                "tooltip": "Pixels: the height of a strip (exact) or the side of a tile (blended), rounded down to "
-                "whole latent positions. 0 chooses for you. In exact mode it changes speed and memory alone.",
+                "tooltip": "Height of a strip (exact) or side of a tile (blended), in pixels, rounded down to whole "
+                f"latent pixels. 0 is automatic. In exact mode it affects speed and memory only, never the {result}.",
             },
         ),
         "overlap": (
@@ -95,8 +102,8 @@ def tiling() -> dict[str, Input]:
                 "min": 0,
                 "max": 8192,
                 "step": 8,
-                "tooltip": "Pixels that neighbouring tiles share in blended mode; less than the tile size. "
-                "Exact mode needs none.",
+                "tooltip": "Pixels that neighbouring tiles share in blended mode; must be less than the tile size. "
+                "Not used in exact mode.",
             },
         ),
         "memory_budget": (
@@ -107,12 +114,14 @@ def tiling() -> dict[str, Input]:
                 "max": 4096.0,
                 "step": 0.05,
                 "round": 0.001,
-                "tooltip": "Working memory in GiB to keep to, beside the VAE's weights, the input and the result. What "
-                "does not fit goes to a temporary file; the image is the same. 0 takes what is free.",
+                "tooltip": "Limit on working memory in GiB, not counting the VAE's weights, the input and the output. "
+                f"Whatever doesn't fit is offloaded to CPU memory or disk; the {result} is the same. 0 uses the memory "
+                "that is free. Exact mode only.",
             },
         ),
-        "wrap": choice(
-            WRAPS,
-            "Axes along which the image continues at its other side, for seamless textures. Exact mode only.",
+        "circular": choice(
+            CIRCULAR,
+            f"Seamless texture, tileable: the axes along which opposite edges of the {result} meet. Uses circular "
+            "padding. Exact mode only.",
         ),
     }

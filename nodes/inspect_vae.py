@@ -15,22 +15,22 @@ class VAEInspect:
     ID = "SeamlessVAEInspect"
     DISPLAY_NAME = "Seamless VAE Inspect"
     DESCRIPTION = (
-        "Tell what a VAE is: family, channels, scale, parameters, precision, device, and what a decode will cost. "
-        "Connect a latent to have the cost of that one."
+        "Show what a VAE is: family, channels, scale, parameters, precision, device, and the cost of a decode. "
+        "Connect a latent to get the cost of decoding that one."
     )
     CATEGORY = inputs.CATEGORY
     SEARCH_ALIASES = ("vae info", "which vae", "vae family", "memory estimate", "debug vae")
     FUNCTION = "inspect"
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("text",)
-    OUTPUT_TOOLTIPS = ("The text that the node shows.",)
+    OUTPUT_TOOLTIPS = ("The report shown on the node.",)
     OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {"vae": inputs.vae()},
-            "optional": {"samples": inputs.wire("LATENT", "The latent whose decoding is to be estimated.")},
+            "optional": {"samples": inputs.wire("LATENT", "Estimate the cost of decoding this latent.")},
         }
 
     def inspect(self, vae: Any, samples: latents.Latent | None = None) -> dict[str, Any]:
@@ -57,17 +57,17 @@ def _lines(vae: Autoencoder) -> list[str]:
     if family is not None:
         named = family.name
     else:
-        named = f"none of the published ones{f', though shaped as {alike[0]}' if alike else ''}"
+        named = f"none of the published families{f', although the shapes are those of {alike[0]}' if alike else ''}"
     ratio = latents.wire_ratio(vae.model)
     channels = latents.wire_channels(vae.model)
     widths = ", ".join(map(str, config.block_out_channels))
     decoder = ", ".join(map(str, config.decoder_widths))
     parameters = sum(weight.numel() for weight in vae.model.parameters())
-    origin = "the host's own, with its weights adopted" if vae.shared is not None else "Seamless VAE"
+    origin = "another loader; its weights are used in place" if vae.shared is not None else "Seamless VAE"
     return [
         f"family: {named}",
         f"loaded by: {origin}",
-        f"images: {config.in_channels} channels, sides of multiples of {ratio}",
+        f"images: {config.in_channels} channels, sides a multiple of {ratio}",
         f"latents: {channels} channels at 1/{ratio} of the size",
         f"scale: {_scale_text(vae)}",
         f"parameters: {parameters / 1e6:.1f} million",
@@ -80,9 +80,9 @@ def _lines(vae: Autoencoder) -> list[str]:
 def _scale_text(vae: Autoencoder) -> str:
     config = vae.config
     if config.has_batch_norm:
-        return "by the statistics in the file, and packed 2x2"
+        return "by the batch norm statistics in the file, packed 2x2"
     if config.latents_std is not None:
-        return f"{config.scaling_factor:g}, with a mean and a deviation for each channel"
+        return f"{config.scaling_factor:g}, with a mean and a standard deviation for each channel"
     shift = f", shift {config.shift_factor:g}" if config.shift_factor else ""
     return f"{config.scaling_factor:g}{shift}"
 
@@ -97,17 +97,21 @@ def _cost_lines(vae: Autoencoder, samples: Tensor | None) -> list[str]:
     ratio = vae.config.spatial_ratio
     what = f"{shape[0]} image{'s' if shape[0] > 1 else ''} of {shape[3] * ratio}x{shape[2] * ratio}"
     lines = [
-        f"a decode of {what}: {plan.arithmetic / 1e12:.2f} TFLOP in {plan.passes} passes, "
+        f"a decode of {what}: {plan.arithmetic / 1e12:.2f} TFLOPs in {plan.passes} passes, "
         f"{plan.peak_bytes / GIB:.2f} GiB of working memory",
     ]
     if free is not None:
-        fits = "fits" if plan.peak_bytes <= free * run.LARGEST_SHARE else "does not all fit; the rest goes to a file"
-        lines.append(f"free on {vae.device}: {free / GIB:.2f} GiB, so it {fits}")
+        fits = (
+            "it fits"
+            if plan.peak_bytes <= free * run.LARGEST_SHARE
+            else "part of it is offloaded to CPU memory or disk"
+        )
+        lines.append(f"free on {vae.device}: {free / GIB:.2f} GiB, so {fits}")
     return lines
 
 
 def _foreign_lines(vae: Foreign) -> list[str]:
-    lines = [f"no AutoencoderKL: {vae.reason}", vae.note]
+    lines = [f"third-party VAE: {vae.reason}", vae.note]
     for name in ("latent_channels", "latent_dim", "upscale_ratio", "vae_dtype", "device"):
         value = getattr(vae.vae, name, None)
         if value is not None and not isinstance(value, tuple):

@@ -22,37 +22,40 @@ Latent = dict[str, Any]
 
 # Of an image that was padded: its height and width, and those of the latent for which they hold.
 FIT_KEY = "seamless_fit"
-RATIO_KEY = "downscale_ratio_spacial"  # the host's own, with its spelling: pixels of a latent position
-MAX_SEED = 2**64
+RATIO_KEY = "downscale_ratio_spacial"  # the host's own, with its spelling: pixels along one side of a latent pixel
+MAX_SEED = 2**64 - 1  # the largest that a generator of torch takes
 
 
 def samples_of(latent: Mapping[str, Any], dimensions: Sequence[int] = (4,)) -> Tensor:
     """The tensor of a latent.
 
     Raises:
-        ShapeError: no latent of images: nested, of video or audio, or empty.
+        ShapeError: not a latent of images: nested, of video or audio, or empty.
     """
     samples = latent.get("samples") if isinstance(latent, Mapping) else None
     if samples is None:
         raise ShapeError(
-            f"this is no latent: {type(latent).__name__} without samples. Connect the output of an encoder."
+            f"this is not a latent: {type(latent).__name__} without samples. Connect a LATENT output, such as that of "
+            f"Seamless VAE Encode."
         )
     if getattr(samples, "is_nested", False):
         raise ShapeError(
-            "this latent is nested: it holds tensors of several shapes, such as video and sound. "
-            "Take it apart with the nodes that go with its model, and connect the part with the images."
+            "this latent is nested: it contains tensors of several shapes, such as video and audio. Split it with the "
+            "nodes made for its model, and connect the images alone."
         )
     if not isinstance(samples, Tensor) or samples.is_complex():
         found = f"a tensor of {samples.dtype}" if isinstance(samples, Tensor) else type(samples).__name__
-        raise ShapeError(f"this is no latent: its samples are {found}. Connect the output of an encoder.")
+        raise ShapeError(f"this is not a latent: its samples are {found}. Connect a LATENT output.")
     if samples.ndim not in dimensions:
-        what = {3: "of sound", 5: "of video"}.get(samples.ndim, "of something else")
+        what = {3: "audio", 5: "a video"}.get(samples.ndim, "something else")
         raise ShapeError(
-            f"this latent is {what}: it has {samples.ndim} dimensions {tuple(samples.shape)}, and those of images "
-            f"have 4: batch, channels, height, width. Use the VAE and the nodes of the model that made it."
+            f"this is a latent of {what}: its shape {tuple(samples.shape)} has {samples.ndim} dimensions, and a latent "
+            f"of images has 4: batch, channels, height, width. Use the VAE and the nodes made for its model."
         )
     if 0 in samples.shape:
-        raise ShapeError(f"this latent is empty: its shape is {tuple(samples.shape)}. Connect one with an image in it.")
+        raise ShapeError(
+            f"this latent is empty: its shape is {tuple(samples.shape)}. Connect a latent with at least one image."
+        )
     return samples
 
 
@@ -73,7 +76,7 @@ def wire_channels(model: AutoencoderKL) -> int:
 
 
 def wire_ratio(model: AutoencoderKL) -> int:
-    """Pixels along one side of a position of this model's latents on the wire."""
+    """The downscale factor of this model on the wire: pixels along one side of a latent pixel."""
     return model.config.spatial_ratio * (model.config.patch_size or (1, 1))[0]
 
 
@@ -117,22 +120,22 @@ def posterior_of(latent: Mapping[str, Any]) -> DiagonalGaussianDistribution:
     """The distribution of a VAE_POSTERIOR, in float32.
 
     Raises:
-        ShapeError: no posterior, or a `logvar` of another shape than the mean.
+        ShapeError: not a posterior, or a `logvar` of another shape than the mean.
     """
     mean = samples_of(latent)
     logvar = latent.get("logvar")
     if not isinstance(logvar, Tensor) or logvar.shape != mean.shape:
         found = tuple(logvar.shape) if isinstance(logvar, Tensor) else "missing"
         raise ShapeError(
-            f"this posterior's log-variance is {found}, but its mean is {tuple(mean.shape)}. Connect the second output "
-            f"of Seamless VAE Encode."
+            f"the log-variance of this posterior is {found}, but its mean has shape {tuple(mean.shape)}. Connect the "
+            f"posterior output of Seamless VAE Encode."
         )
     return DiagonalGaussianDistribution(torch.cat([mean.float(), logvar.to(mean.device).float()], dim=1))
 
 
-def draw(posterior: DiagonalGaussianDistribution, seed: int, indices: Sequence[int]) -> Tensor:
+def sample(posterior: DiagonalGaussianDistribution, seed: int, indices: Sequence[int]) -> Tensor:
     """One z for each item, whose noise depends on the seed and the item's index alone."""
-    generators = [torch.Generator().manual_seed((seed + index) % MAX_SEED) for index in indices]
+    generators = [torch.Generator().manual_seed((seed + index) % (MAX_SEED + 1)) for index in indices]
     return posterior.sample(generators)
 
 

@@ -4,50 +4,56 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..vae_core.errors import VAEError
-from . import host, inputs, wire
-from .families import family_names
+import torch
+
+from ..vae_core import load_vae
+from ..vae_core.errors import ConfigError, VAEError
+from . import catalogue, host, inputs, wire
+from .catalogue import AUTO
 
 
 class VAELoad:
     ID = "SeamlessVAELoad"
     DISPLAY_NAME = "Seamless VAE Load"
     DESCRIPTION = (
-        "Load an AutoencoderKL from any format: a VAE file, a diffusers folder, or the VAE inside a checkpoint. "
-        "Its output goes into every node that takes a VAE. A file that is no whole AutoencoderKL is refused with a "
-        "sentence that says what it is."
+        "Load a VAE (AutoencoderKL) in any format: a VAE file, a diffusers folder, or the VAE inside a checkpoint. "
+        "Connect it to any node that takes a VAE. With it the core nodes too encode and decode without seams between "
+        "tiles. If the file is not a complete AutoencoderKL, the message says what it is."
     )
     CATEGORY = inputs.CATEGORY
-    SEARCH_ALIASES = ("load vae", "vae loader", "autoencoder", "AutoencoderKL", "diffusers vae", "checkpoint vae")
+    SEARCH_ALIASES = (
+        *("load vae", "vae loader", "autoencoder", "AutoencoderKL", "diffusers vae", "checkpoint vae"),
+        *("seamless tiling", "no seams"),
+    )
     FUNCTION = "load"
     RETURN_TYPES = ("VAE",)
     RETURN_NAMES = ("vae",)
-    OUTPUT_TOOLTIPS = ("The VAE, for the nodes of this pack and for all others.",)
+    OUTPUT_TOOLTIPS = ("The VAE, for the nodes of this pack and any others.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
                 "vae_name": inputs.choice(
-                    host.vae_names(),
-                    "demo is a small VAE that comes with this pack. Then the files of models/vae, and diffusers "
-                    "folders and checkpoints, marked as such.",
+                    catalogue.vae_names(),
+                    "demo is a small VAE included in this pack. Below it: files in models/vae, then diffusers folders "
+                    "and checkpoints, labelled as such.",
                 ),
                 "dtype": inputs.choice(
                     ["auto", "float32", "bfloat16", "float16"],
-                    "Precision of weights and arithmetic. auto takes what the host would. float16 that overflows is "
-                    "run again in a wider type, never shown as a black image.",
+                    "Precision of the weights and of the computation. auto uses ComfyUI's choice. If float16 "
+                    "overflows, the run is repeated in a wider type instead of giving a black image.",
                     advanced=True,
                 ),
                 "device": inputs.choice(
-                    ["auto", "cpu", *host.accelerators()],
-                    "Where the VAE runs. auto takes the device that the host gives to VAEs.",
+                    [AUTO, *catalogue.device_names()],
+                    "Device that the VAE runs on. auto uses ComfyUI's VAE device.",
                     advanced=True,
                 ),
                 "latent_scale": inputs.choice(
-                    ["auto", *family_names()],
-                    "Whose scale and shift Seamless Latent Scale applies. auto goes by the file; choose a family where "
-                    "the file does not tell, such as SDXL for 4 channels. Images do not depend on it.",
+                    [AUTO, *catalogue.family_names()],
+                    "Which model family's scale and shift Seamless Latent Scale uses. auto reads it from the file. Set "
+                    "it only if the file doesn't say, e.g. SDXL for a bare 4-channel VAE.",
                     advanced=True,
                 ),
             }
@@ -55,18 +61,49 @@ class VAELoad:
 
     @classmethod
     def VALIDATE_INPUTS(cls, vae_name: str | None = None, device: str | None = None) -> bool | str:
-        """Whether a file and a device are there; the host's own check of its lists would tell no remedy.
+        """Whether a file and a device exist, or a sentence that says what to do; the host would only show its list.
 
-        Of an input that is linked, the host passes None: it is looked at when it is there.
+        The host passes None for a linked input, which is checked when the node runs.
         """
         try:
             if vae_name is not None:
-                host.vae_path(vae_name)
+                catalogue.vae_path(vae_name)
             if device is not None:
-                wire.vae_device(device)
+                catalogue.device_of(device)
         except VAEError as error:
             return str(error)
         return True
 
     def load(self, vae_name: str, dtype: str = "auto", device: str = "auto", latent_scale: str = "auto") -> tuple[Any]:
-        return (wire.load(vae_name, dtype, device, latent_scale),)
+        return (load(vae_name, dtype, device, latent_scale),)
+
+
+def load(name: str, dtype: str = AUTO, device: str = AUTO, latent_scale: str = AUTO) -> Any:
+    """The VAE of a name of `catalogue.vae_names`, as the host's nodes take it.
+
+    Raises:
+        CheckpointError: no such VAE, or not a complete AutoencoderKL.
+        ConfigError: a device that does not exist, or a family whose latents have another number of channels.
+    """
+    path = catalogue.vae_path(name)
+    place = catalogue.device_of(device)
+    precision = host.vae_dtype(place) if dtype == AUTO else dtype
+    overrides = {} if latent_scale == AUTO else catalogue.family_fields(latent_scale)
+    with torch.inference_mode(False):  # where the host runs nodes; weights made in it could not be moved later
+        try:
+            model = load_vae(path, dtype=precision, **overrides)
+        except VAEError as error:
+            if latent_scale == AUTO or not isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"{error} latent_scale is {latent_scale}; set it to auto.") from None
+        vae = wire.wrap(model.requires_grad_(False), place)
+    if vae.patcher is not None:  # newer hosts make a second patcher of it, for another device
+        vae.patcher.cached_patcher_init = (load_patcher, (name, dtype, device, latent_scale))
+    return vae
+
+
+def load_patcher(
+    name: str, dtype: str = AUTO, device: str = AUTO, latent_scale: str = AUTO, disable_dynamic: bool = False
+) -> Any:
+    """The patcher of a VAE that is loaded once more, with weights of its own; ours are never dynamic."""
+    return load(name, dtype, device, latent_scale).patcher

@@ -12,24 +12,24 @@ class VAESamplePosterior:
     ID = "SeamlessVAESamplePosterior"
     DISPLAY_NAME = "Seamless VAE Sample Posterior"
     DESCRIPTION = (
-        "Draw latents from what the encoder says of an image: mean + temperature * deviation * noise. Several draws "
-        "of one image show what the VAE leaves open."
+        "Sample latents from the posterior of an encoded image: mean + temperature * standard deviation * noise. "
+        "Several samples of one image show how much detail the latent leaves undetermined."
     )
     CATEGORY = inputs.CATEGORY
     SEARCH_ALIASES = ("sample latent", "posterior sample", "gaussian", "variance", "temperature")
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT",)
     RETURN_NAMES = ("latent",)
-    OUTPUT_TOOLTIPS = ("The draws. Of several images, first one draw of each, then the next.",)
+    OUTPUT_TOOLTIPS = ("The samples: first one of every image, then the second of every image, and so on.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "posterior": inputs.wire("VAE_POSTERIOR", "The second output of Seamless VAE Encode."),
-                "draw": inputs.choice(
-                    ["sample", "mode"],
-                    "sample draws at random by the seed. mode takes the most likely latent, which is the mean.",
+                "posterior": inputs.wire("VAE_POSTERIOR", "The posterior output of Seamless VAE Encode."),
+                "sample_mode": inputs.sample_mode(
+                    "sample",
+                    "sample draws from the posterior with the seed. mean uses the mean, the most likely latent.",
                 ),
                 "seed": inputs.seed(),
                 "temperature": (
@@ -40,8 +40,8 @@ class VAESamplePosterior:
                         "max": 100.0,
                         "step": 0.05,
                         "round": 0.001,
-                        "tooltip": "Factor of the deviation. 1 draws as the encoder says, 0 gives the mean, more than "
-                        "1 exaggerates.",
+                        "tooltip": "Multiplies the standard deviation. 1 samples the posterior as it is, 0 gives the "
+                        "mean, values above 1 exaggerate the variation.",
                     },
                 ),
                 "count": (
@@ -50,7 +50,7 @@ class VAESamplePosterior:
                         "default": 1,
                         "min": 1,
                         "max": 4096,
-                        "tooltip": "Draws of each image. More leave the first as they are.",
+                        "tooltip": "Samples per image. Raising it keeps the earlier samples unchanged.",
                     },
                 ),
             }
@@ -59,42 +59,42 @@ class VAESamplePosterior:
     def sample(
         self,
         posterior: latents.Latent,
-        draw: str = "sample",
+        sample_mode: str = "sample",
         seed: int = 0,
         temperature: float = 1.0,
         count: int = 1,
     ) -> tuple[latents.Latent]:
-        checks.check_choice("draw", draw, inputs.DRAWS)
+        checks.check_choice("sample_mode", sample_mode, inputs.SAMPLE_MODES)
         checks.check_at_least(0, temperature=temperature)
         checks.check_at_least(1, count=count)
         found = latents.posterior_of(posterior)
         repeated = latents.repeat({key: value for key, value in posterior.items() if key != "logvar"}, count)
         indices = latents.batch_indices(repeated)
-        if draw == "mode" or temperature == 0:
+        if sample_mode == "mean" or temperature == 0:
             return (repeated,)
         many = found.tempered(temperature).repeated(count)
-        return ({**repeated, "samples": latents.draw(many, seed, indices)},)
+        return ({**repeated, "samples": latents.sample(many, seed, indices)},)
 
 
 class PosteriorPreview:
     ID = "SeamlessPosteriorPreview"
     DISPLAY_NAME = "Seamless Posterior Preview"
     DESCRIPTION = (
-        "Show a posterior: at the left the mean, its three main directions as colours; at the right the standard "
-        "deviation as a heat map, dark where the encoder is sure."
+        "Show a posterior. Left: the mean, its first three principal components as RGB. Right: the standard "
+        "deviation as a heat map, dark where the encoder is certain."
     )
     CATEGORY = inputs.CATEGORY
     SEARCH_ALIASES = ("preview latent", "latent preview", "variance", "heat map", "show posterior")
     FUNCTION = "preview"
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("image",)
-    OUTPUT_TOOLTIPS = ("Mean and standard deviation side by side, 8 pixels for each latent position.",)
+    OUTPUT_TOOLTIPS = ("Mean and standard deviation side by side, 8x8 pixels for each latent pixel.",)
     OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {"posterior": inputs.wire("VAE_POSTERIOR", "The second output of Seamless VAE Encode.")},
+            "required": {"posterior": inputs.wire("VAE_POSTERIOR", "The posterior output of Seamless VAE Encode.")},
         }
 
     def preview(self, posterior: latents.Latent) -> dict[str, Any]:

@@ -17,8 +17,8 @@ class VAERoundTrip:
     ID = "SeamlessVAERoundTrip"
     DISPLAY_NAME = "Seamless VAE Round Trip"
     DESCRIPTION = (
-        "Encode and decode an image, and show what the VAE keeps of it: the reconstruction, a heat map of the error, "
-        "PSNR in dB and SSIM (1 is equal)."
+        "Encode and decode an image, and show what the VAE preserves: the reconstruction, a heat map of the error, "
+        "PSNR in dB and SSIM (1 means identical)."
     )
     CATEGORY = inputs.CATEGORY
     SEARCH_ALIASES = ("reconstruction", "compare vae", "psnr", "ssim", "vae quality", "error map")
@@ -27,16 +27,19 @@ class VAERoundTrip:
     RETURN_NAMES = ("image", "error", "psnr", "ssim")
     OUTPUT_TOOLTIPS = (
         "The reconstruction.",
-        "Heat map of the absolute error: black for none, white for a tenth of the range and more.",
-        "Peak signal-to-noise ratio in dB; more is better. Of a batch, the mean.",
-        "Structural similarity, 1 for equal images. Of a batch, the mean.",
+        "Heat map of the absolute error: black is none, white is a tenth of the value range or more.",
+        "Peak signal-to-noise ratio in dB; higher is better. Averaged over a batch.",
+        "Structural similarity; 1 means identical. Averaged over a batch.",
     )
     OUTPUT_NODE = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {"pixels": inputs.pixels(), "vae": inputs.vae()},
+            "required": {
+                "pixels": inputs.pixels("Images to encode and decode. Any size, with or without alpha."),
+                "vae": inputs.vae(),
+            },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }
 
@@ -53,9 +56,11 @@ class VAERoundTrip:
         quality = float(psnr(kept, original).mean())
         small = min(kept.shape[-2:]) < SSIM_WINDOW
         similarity = float("nan") if small else float(ssim(kept, original).mean())
-        text = f"PSNR {quality:.2f} dB, SSIM {'none: the picture is too small' if small else f'{similarity:.4f}'}"
+        text = (
+            f"PSNR {quality:.2f} dB, SSIM {'not available: the image is too small' if small else f'{similarity:.4f}'}"
+        )
         if count < len(pixels):
-            text += f", of the first {count} of {len(pixels)} frames: this VAE takes frames in groups"
+            text += f", over the first {count} of {len(pixels)} frames: this VAE encodes frames in groups"
         pictures = {"original": original.movedim(1, -1), "reconstruction": image, "error": error}
         shown = [shown for name, batch in pictures.items() for shown in show.images(batch, name)]
         return {"ui": {"images": shown, "text": [text]}, "result": (image, error, quality, similarity)}

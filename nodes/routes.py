@@ -20,7 +20,7 @@ from .. import vae_core
 from ..vae_core import AutoencoderKL, AutoencoderKLConfig, VAEError, VAEInfo
 from ..vae_core.checkpoints.build import parse_dtype
 from ..vae_core.tiling.grid import spans
-from . import host, run, unwrap
+from . import catalogue, host, run, unwrap
 
 logger = logging.getLogger("seamless_vae")
 
@@ -42,7 +42,7 @@ def describe(name: str) -> dict[str, Any]:
         Under `problem` and `seems_to_be` why it cannot be loaded; both are None if it can.
     """
     try:
-        info = _inspected(host.vae_path(name))
+        info = _inspected(catalogue.vae_path(name))
     except VAEError as error:
         return {"name": name, "problem": str(error), "seems_to_be": None}
     answer: dict[str, Any] = {
@@ -102,7 +102,7 @@ class Question:
     tile_size: int = 0
     overlap: int = 0
     memory_budget: float = 0.0
-    wrap: str = "none"
+    circular: str = "none"
     device: str = "auto"
     dtype: str = "auto"
 
@@ -110,7 +110,7 @@ class Question:
     def read(cls, body: object) -> Question:
         """From the JSON of a request. Raises ValueError, with a sentence, for what makes no question."""
         if not isinstance(body, dict):
-            raise ValueError("the body of the request is no JSON object.")
+            raise ValueError("the body of the request is not a JSON object.")
         try:
             question = cls(
                 name=None if body.get("name") is None else str(body["name"]),
@@ -122,17 +122,17 @@ class Question:
                 tile_size=int(body.get("tile_size", 0)),
                 overlap=int(body.get("overlap", 0)),
                 memory_budget=float(body.get("memory_budget", 0)),
-                wrap=str(body.get("wrap", "none")),
+                circular=str(body.get("circular", "none")),
                 device=str(body.get("device", "auto")),
                 dtype=str(body.get("dtype", "auto")),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"the request lacks a value or has a wrong one: {error}.") from None
+            raise ValueError(f"a value of the request is missing or wrong: {error}.") from None
         sides = (question.width, question.height)
         if not all(0 < side <= _MAX_SIDE for side in sides) or not 0 < question.batch <= 2**16:
-            raise ValueError(f"{sides[0]}x{sides[1]} in a batch of {question.batch} is no size of an image.")
+            raise ValueError(f"{sides[0]}x{sides[1]} in a batch of {question.batch} is not a valid size of images.")
         if question.tile_size < 0 or question.overlap < 0 or not 0 <= question.memory_budget < 2**20:
-            raise ValueError("tile_size, overlap and memory_budget are at least 0.")
+            raise ValueError("tile_size, overlap and memory_budget must not be negative.")
         return question
 
 
@@ -147,17 +147,17 @@ def plan(question: Question) -> dict[str, Any]:
     """
     assumed = question.name is None
     try:
-        config = _USUAL if question.name is None else _config_of(host.vae_path(question.name))
+        config = _USUAL if question.name is None else _config_of(catalogue.vae_path(question.name))
         ratio = config.spatial_ratio
         rows, columns = question.height // ratio, question.width // ratio
         if not rows or not columns:
             raise vae_core.ShapeError(
-                f"{question.width}x{question.height} pixels are less than one latent position of "
-                f"{ratio}x{ratio}. Give a larger image."
+                f"{question.width}x{question.height} pixels are less than one latent pixel ({ratio}x{ratio} pixels). "
+                f"Use a larger image."
             )
         device = _device(question.device)
         how = unwrap.tiling_options(
-            ratio, question.mode, question.tile_size, question.overlap, question.memory_budget, question.wrap
+            ratio, question.mode, question.tile_size, question.overlap, question.memory_budget, question.circular
         )
         frame = {"ratio": ratio, "width": columns * ratio, "height": rows * ratio, "assumed_vae": assumed}
         answer = _blended if question.mode == "blended" else _exact
@@ -170,7 +170,7 @@ def plan(question: Question) -> dict[str, Any]:
 def _config_of(path: Path) -> AutoencoderKLConfig:
     info = _inspected(path)
     if info.config is None:
-        raise vae_core.CheckpointError(info.problem or f"{path.name} is no AutoencoderKL.")
+        raise vae_core.CheckpointError(info.problem or f"{path.name} is not an AutoencoderKL.")
     return info.config
 
 

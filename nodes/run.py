@@ -43,7 +43,7 @@ class Options:
 
     tiling: TileSpec | None = None
     memory_budget: int | None = None
-    wrap: WrapName = "none"
+    circular: WrapName = "none"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def decode(vae: Autoencoder, samples: Tensor, options: Options, watch: Watch) ->
                 z,
                 tiling=plan.options.tiling,
                 memory_budget=plan.options.memory_budget,
-                wrap=plan.options.wrap,
+                wrap=plan.options.circular,
                 progress=watch.part(index, len(plan.parts)),
             )
             image[part].copy_(decoded.movedim(1, -1))
@@ -105,7 +105,7 @@ def encode(vae: Autoencoder, pixels: Tensor, options: Options, watch: Watch) -> 
                 pixels[part].to(model.device, model.dtype),
                 tiling=plan.options.tiling,
                 memory_budget=plan.options.memory_budget,
-                wrap=plan.options.wrap,
+                wrap=plan.options.circular,
                 progress=watch.part(index, len(plan.parts)),
             )
             posterior = DiagonalGaussianDistribution(posterior.parameters.float())
@@ -224,8 +224,8 @@ def _with_fallbacks(
         host.soft_empty_cache()
     needed = memory_required(vae, shape, encoding, Options()) / 2**30
     raise MemoryBudgetError(
-        f"memory ran out in every way of running, although {needed:.2f} GiB and less were asked for. "
-        f"Close other programs, or work on a smaller image."
+        f"Out of memory: smaller strips, disk offload and the CPU were all tried; the smallest attempt needed about "
+        f"{needed:.2f} GiB. Close other programs, or use a smaller image."
     )
 
 

@@ -16,15 +16,15 @@ class VAESave:
     ID = "SeamlessVAESave"
     DISPLAY_NAME = "Seamless VAE Save"
     DESCRIPTION = (
-        "Save a VAE to the output folder, as a diffusers folder or as one file with the key names that ComfyUI, A1111 "
-        "and diffusers read. It is written beside its place and then renamed, so that nothing half-written is left."
+        "Save a VAE to the output folder, as a diffusers folder or as a single file that ComfyUI, A1111 and diffusers "
+        "can read. It is written under a temporary name first, so an interrupted save never leaves a broken file."
     )
     CATEGORY = inputs.CATEGORY
     SEARCH_ALIASES = ("save vae", "convert vae", "export vae", "diffusers", "safetensors")
     FUNCTION = "save"
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("path",)
-    OUTPUT_TOOLTIPS = ("Where it was saved.",)
+    OUTPUT_TOOLTIPS = ("Path of the saved file or folder.",)
     OUTPUT_NODE = True
 
     @classmethod
@@ -34,14 +34,15 @@ class VAESave:
                 "vae": inputs.vae(),
                 "filename_prefix": (
                     "STRING",
-                    {"default": "vae/seamless", "tooltip": "Name below the output folder; a number is appended."},
+                    {"default": "vae/seamless", "tooltip": "Name inside the output folder; a number is appended."},
                 ),
                 "format": inputs.choice(
                     FORMATS,
                     "diffusers is a folder with config.json. single_file is one safetensors file.",
                 ),
                 "dtype": inputs.choice(
-                    ["auto", "float32", "bfloat16", "float16"], "Number type in the file. auto keeps the VAE's own."
+                    ["auto", "float32", "bfloat16", "float16"],
+                    "Precision of the saved weights. auto keeps the VAE's own.",
                 ),
             }
         }

@@ -15,27 +15,27 @@ class LatentScale:
     ID = "SeamlessLatentScale"
     DISPLAY_NAME = "Seamless Latent Scale"
     DESCRIPTION = (
-        "Between raw latents, which the wires of this host carry, and scaled ones, which a diffusion model sees and "
-        "other programs save: (raw - shift) * scale. For latents that come from or go to other programs."
+        "Convert between raw latents, which ComfyUI passes between nodes, and scaled latents, which diffusion models "
+        "see and other programs save: (raw - shift) * scale. Use it to exchange latents with other programs."
     )
     CATEGORY = inputs.CATEGORY
     SEARCH_ALIASES = ("scaling factor", "shift factor", "latent format", "0.18215", "normalize latent")
     FUNCTION = "scale"
     RETURN_TYPES = ("LATENT",)
     RETURN_NAMES = ("latent",)
-    OUTPUT_TOOLTIPS = ("The latent, scaled or raw.",)
+    OUTPUT_TOOLTIPS = ("The converted latent.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "samples": inputs.samples(),
+                "samples": inputs.samples("Latents to convert."),
                 "vae": inputs.wire(
-                    "VAE", "The VAE whose scale and shift count; see latent_scale of Seamless VAE Load."
+                    "VAE", "The VAE whose scale and shift are used; see latent_scale of Seamless VAE Load."
                 ),
                 "to": inputs.choice(
                     SCALES,
-                    "diffusion turns raw latents into what the diffusion model sees. raw goes back.",
+                    "diffusion converts raw latents to what the diffusion model sees. raw converts back.",
                 ),
             }
         }

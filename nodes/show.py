@@ -1,4 +1,4 @@
-"""Files that nodes write: images to show, and numbered names in the output folder."""
+"""Files that nodes write: images to show, and numbered paths in the output folder."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from torch import Tensor
 from ..vae_core.errors import CheckpointError
 from ..vae_core.image import to_pil, write_image
 from . import host
+from .checks import stays_inside
 
 MOST_SHOWN = 16  # images of a batch
 
 
 def images(batch: Tensor, name: str) -> list[dict[str, str]]:
-    """Images [B, H, W, C] in [0, 1], written where the host shows temporary images from."""
+    """Write images [B, H, W, C] in [0, 1] to the host's folder for temporary images; gives what `ui` wants."""
     folder = host.directory("temp")
     shown = []
-    for picture in to_pil(batch[:MOST_SHOWN].movedim(-1, 1).float() * 2 - 1):
+    for image in to_pil(batch[:MOST_SHOWN].movedim(-1, 1).float() * 2 - 1):
         file = f"seamless_{name}_{uuid.uuid4().hex[:12]}.png"
-        write_image(picture, folder / file)
+        write_image(image, folder / file)
         shown.append({"filename": file, "subfolder": "", "type": "temp"})
     return shown
 
 
 def numbered_path(prefix: str, ending: str) -> Path:
-    """A path in the output folder that is not taken: the prefix, a number, the ending.
+    """A free path in the output folder: the prefix, a number, the ending.
 
     %year%, %month%, %day%, %hour%, %minute% and %second% in the prefix are replaced, as by the host.
 
@@ -41,9 +42,9 @@ def numbered_path(prefix: str, ending: str) -> Path:
     for part, value in parts:
         prefix = prefix.replace(f"%{part}%", f"{value:02d}")
     name = prefix.replace("\\", "/")
-    if not name.strip("/. ") or "\0" in name or not host.stays_inside(name):
+    if not name.strip("/. ") or not stays_inside(name):
         raise CheckpointError(
-            f"the name {prefix!r} leads out of the output folder or is empty. Give a name such as vae/seamless."
+            f"the name {prefix!r} is empty or points outside the output folder. Use a name such as vae/seamless."
         )
     path = host.directory("output") / name
     taken = re.compile(rf"{re.escape(path.name)}_(\d+)_?(\..*)?")
@@ -55,6 +56,6 @@ def numbered_path(prefix: str, ending: str) -> Path:
             found.lstat()  # refuses a name that is too long
     except OSError as error:
         raise CheckpointError(
-            f"nothing can be saved as {str(path)!r}: {error.strerror}. Give another name, or look at the folder."
+            f"cannot save as {str(path)!r}: {error.strerror}. Use another name, or check the folder."
         ) from None
     return found

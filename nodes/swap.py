@@ -9,30 +9,30 @@ from torch import Tensor
 from . import inputs, latents, unwrap
 from .watch import Watch
 
-DECODE_SHARE = 0.7  # of the arithmetic of a decode and an encode, for the published models
+DECODE_SHARE = 0.7  # of the FLOPs of a decode and an encode, for the published models
 
 
 class VAESwap:
     ID = "SeamlessVAESwap"
     DISPLAY_NAME = "Seamless VAE Swap"
     DESCRIPTION = (
-        "Turn the latent of one VAE into the latent of another in the middle of a workflow, such as from SDXL to "
-        "FLUX.1: decode with the first, encode with the second."
+        "Convert the latent of one VAE to the latent of another in the middle of a workflow, e.g. from SDXL to FLUX.1: "
+        "decode with the first VAE, then encode with the second."
     )
     CATEGORY = inputs.CATEGORY
     SEARCH_ALIASES = ("vae swap", "convert latent", "re-encode", "transcode latent", "change vae")
     FUNCTION = "swap"
     RETURN_TYPES = ("LATENT", "IMAGE")
     RETURN_NAMES = ("latent", "image")
-    OUTPUT_TOOLTIPS = ("The latent for the second VAE.", "The images in between.")
+    OUTPUT_TOOLTIPS = ("The latent for the second VAE.", "The decoded images, as they were encoded again.")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "samples": inputs.samples(),
-                "from_vae": inputs.wire("VAE", "The VAE that the latent was made with or for."),
-                "to_vae": inputs.wire("VAE", "The VAE that the latent is wanted for."),
+                "samples": inputs.samples("Latents to convert."),
+                "from_vae": inputs.wire("VAE", "The VAE that the latent belongs to."),
+                "to_vae": inputs.wire("VAE", "The VAE to convert the latent for."),
             },
             "hidden": {"unique_id": "UNIQUE_ID"},
         }

@@ -18,7 +18,7 @@ from .adopt import Autoencoder, Foreign, open_vae
 from .watch import Watch
 
 GIB = 2**30
-AUTOMATIC_TILE = 64  # latent positions, of blended tiles
+AUTOMATIC_TILE = 64  # latent pixels, of blended tiles
 
 
 def opened(vae: Any, **tiling: Any) -> tuple[Autoencoder | Foreign, run.Options]:
@@ -39,32 +39,33 @@ def tiling_options(
     tile_size: int = 0,
     overlap: int = 128,
     memory_budget: float = 0.0,
-    wrap: str = "none",
+    circular: str = "none",
 ) -> run.Options:
-    """How to run a VAE of this many pixels for each position, from the inputs of a tiled node: pixels, and GiB.
+    """How to run a VAE of this downscale factor, from the inputs of a tiled node, in pixels and GiB.
 
     Raises:
-        TilingError: a tile smaller than a latent position, an overlap that does not fit, or blended tiles that wrap.
+        TilingError: a tile smaller than a latent pixel, an overlap that does not fit, or blended circular tiles.
         ConfigError: a value that is none of the choices, or below 0.
     """
     checks.check_choice("mode", mode, inputs.MODES)
-    checks.check_choice("wrap", wrap, inputs.WRAPS)
+    checks.check_choice("circular", circular, inputs.CIRCULAR)
     checks.check_at_least(0, tile_size=tile_size, overlap=overlap, memory_budget=memory_budget)
     if tile_size and tile_size < ratio:
         raise TilingError(
-            f"a tile of {tile_size} pixels is smaller than a latent position of this VAE, which is {ratio}. "
-            f"Give {ratio} at least, or 0."
+            f"a tile of {tile_size} pixels is smaller than one latent pixel of this VAE ({ratio}x{ratio} pixels). "
+            f"Set tile_size to {ratio} or more, or to 0 for automatic."
         )
     size = tile_size // ratio or None
     budget = int(memory_budget * GIB) or None
     if mode == "exact":
-        return run.Options(None if size is None else TileSpec(size=size), budget, wrap)  # type: ignore[arg-type]
-    if wrap != "none":
-        raise TilingError("blended tiles cannot wrap around. Choose the mode exact, or no wrap.")
+        return run.Options(None if size is None else TileSpec(size=size), budget, circular)  # type: ignore[arg-type]
+    if circular != "none":
+        raise TilingError("blended tiles cannot be circular. Set mode to exact, or circular to none.")
     size = size or AUTOMATIC_TILE
     if overlap // ratio >= size:
         raise TilingError(
-            f"an overlap of {overlap} pixels does not fit tiles of {size * ratio}. Give less, or larger tiles."
+            f"an overlap of {overlap} pixels does not fit tiles of {size * ratio} pixels. Reduce the overlap, or use "
+            f"larger tiles."
         )
     return run.Options(TileSpec(size=size, overlap=overlap // ratio, mode="blended"), budget)
 
@@ -136,7 +137,7 @@ def ratio_of(vae: Autoencoder | Foreign) -> int:
 
 
 def model_of(
-    vae: Autoencoder | Foreign, purpose: str, remedy: str = "Use Seamless VAE Load with another file"
+    vae: Autoencoder | Foreign, purpose: str, remedy: str = "Load another file with Seamless VAE Load"
 ) -> Autoencoder:
     """The VAE, if it is an AutoencoderKL.
 
@@ -160,15 +161,18 @@ def foreign_ratio(vae: Foreign) -> int:
 def _foreign_channels(vae: Foreign) -> int:
     channels = getattr(vae.vae, "output_channels", 3)
     if getattr(vae.vae, "latent_dim", 2) == 1 or getattr(vae.vae, "extra_1d_channel", None) or channels == 2:
-        raise ShapeError(f"{vae.reason}, but one for sound, which takes no images. Use the nodes for sound.")
+        raise ShapeError(f"{vae.reason}, but an audio VAE, which cannot process images. Use the nodes for audio.")
     return channels if channels in (1, 3, 4) else 3
 
 
 def _check_foreign(vae: Foreign, how: run.Options, watch: Watch) -> None:
     _foreign_channels(vae)
-    if how.wrap != "none":
-        raise TilingError(f"this VAE cannot wrap around: {vae.reason}. Choose no wrap, or a VAE of Seamless VAE Load.")
-    host.tell(watch.node_id, vae.note)
+    if how.circular != "none":
+        raise TilingError(
+            f"circular padding is not available for this VAE: {vae.reason}. Set circular to none, or load the VAE with "
+            f"Seamless VAE Load."
+        )
+    host.notify(watch.node_id, vae.note)
 
 
 def _foreign_encode(vae: Foreign, picture: FittedImage, how: run.Options, watch: Watch) -> Tensor:

@@ -7,25 +7,22 @@ its attributes: nothing here keeps state elsewhere.
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..vae_core import AutoencoderKL, TileSpec, VAEError, load_vae
+from ..vae_core import AutoencoderKL, TileSpec
 from ..vae_core.checkpoints.single_file import ldm_state_dict
-from ..vae_core.errors import CheckpointError, ConfigError
+from ..vae_core.errors import CheckpointError
 from ..vae_core.image import from_image
 from . import host, latents, run
 from .adopt import Autoencoder
 from .checks import checked_image
-from .families import family_fields
 from .first_stage import FirstStage
 from .watch import Watch
 
-logger = logging.getLogger("seamless_vae")
 FRAMES = (4, 5)  # dimensions, of images and of a video's frames
 
 
@@ -42,7 +39,7 @@ class WireMethods:
     # Images and latents, as the host's nodes pass them.
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
-        """IMAGE [B, H, W, C] to raw latents: the mode. What is over a multiple of the ratio is cut off evenly."""
+        """IMAGE [B, H, W, C], cropped evenly to a multiple of the downscale factor, to raw latents: the mean."""
         return self._encode(pixel_samples, run.Options())
 
     def encode_tiled(
@@ -73,7 +70,7 @@ class WireMethods:
         tile_t: int | None = None,
         overlap_t: int | None = None,
     ) -> Tensor:
-        """As `decode`, in strips about as large as a tile of so many latent positions; equal to `decode`."""
+        """As `decode`, in strips about as large as a tile of so many latent pixels; equal to `decode`."""
         samples = latents.samples_of({"samples": samples}, FRAMES)
         return self._decode(samples, self._strips(tile_x, tile_y, samples.shape[-1], 1))
 
@@ -139,7 +136,7 @@ class WireMethods:
 
     def throw_exception_if_invalid(self) -> None:
         if getattr(self, "first_stage_model", None) is None:
-            raise CheckpointError("this VAE is empty. Load one with Seamless VAE Load.")
+            raise CheckpointError("this VAE is empty. Load a VAE with Seamless VAE Load.")
 
     def is_dynamic(self) -> bool:
         return host.keeps_weights_back(self.patcher)
@@ -210,48 +207,3 @@ _ATTRIBUTES: dict[str, Any] = {
     "crop_input": True,
     "size": None,
 }
-
-
-def load(name: str, dtype: str = "auto", device: str = "auto", latent_scale: str = "auto") -> Any:
-    """The VAE of a name of `host.vae_names`, as the host's nodes take it.
-
-    Raises:
-        CheckpointError: no such VAE, or no whole AutoencoderKL in it.
-        ConfigError: a device that is not there, or a family whose latents have another number of channels.
-    """
-    path = host.vae_path(name)
-    place = vae_device(device)
-    precision = host.vae_dtype(place) if dtype == "auto" else dtype
-    overrides = {} if latent_scale == "auto" else family_fields(latent_scale)
-    with torch.inference_mode(False):  # where the host runs nodes; weights made in it could not be moved later
-        try:
-            model = load_vae(path, dtype=precision, **overrides)
-        except VAEError as error:
-            if latent_scale == "auto" or not isinstance(error, ConfigError):
-                raise
-            raise ConfigError(f"{error} You chose the latent scale of {latent_scale}; choose auto.") from None
-        vae = wrap(model.requires_grad_(False), place)
-    if vae.patcher is not None:  # newer hosts make a second one of it, for another device
-        vae.patcher.cached_patcher_init = (load_patcher, (name, dtype, device, latent_scale))
-    return vae
-
-
-def load_patcher(
-    name: str, dtype: str = "auto", device: str = "auto", latent_scale: str = "auto", disable_dynamic: bool = False
-) -> Any:
-    """The patcher of a VAE that is loaded once more, with weights of its own; ours are never dynamic."""
-    return load(name, dtype, device, latent_scale).patcher
-
-
-def vae_device(name: str) -> torch.device:
-    """The device of a name in the list of devices; of `auto`, the one that the host gives to VAEs.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    if name == "auto":
-        return host.vae_device()
-    if name != "cpu" and name not in host.accelerators():
-        there = ", ".join(["cpu", *host.accelerators()])
-        raise ConfigError(f"there is no device {name} here, only {there}. Choose one of these, or auto.")
-    return torch.device(name)

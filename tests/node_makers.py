@@ -41,6 +41,5 @@ class Makers:
 
 def encode(pack: Pack, vae: Any, pixels: torch.Tensor, **options: Any) -> tuple[Any, Any, torch.Tensor]:
     """The results of Seamless VAE Encode."""
-    return pack.run(
-        "SeamlessVAEEncode", **{"pixels": pixels, "vae": vae, "draw": "mode", "seed": 0, "fit": "crop", **options}
-    )
+    given = {"pixels": pixels, "vae": vae, "sample_mode": "mean", "seed": 0, "fit": "crop"}
+    return pack.run("SeamlessVAEEncode", **{**given, **options})

@@ -4,6 +4,7 @@ published. `python tools/texts.py` brings up to date what is made from the nodes
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import sys
@@ -20,8 +21,9 @@ import texts  # noqa: E402
 
 NODES = texts.load_nodes()
 LANGUAGES = tuple(texts.HEADINGS)
+CODE = sorted([*(ROOT / "nodes").rglob("*.py"), *(ROOT / "vae_core").rglob("*.py")])
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
-PICTURE_BYTES = 80_000
+IMAGE_BYTES = 80_000
 # What vue-i18n takes for its own: placeholders, linked messages, plurals.
 MESSAGE_SYNTAX = re.compile(r"[{}@|]")
 HAN = re.compile(r"[\u4e00-\u9fff]")
@@ -45,6 +47,32 @@ def nothing_at(value: Any) -> set[str]:
         return set()
     own = {key for key, each in value.items() if each is None}
     return own | {key for each in value.values() for key in nothing_at(each)}
+
+
+def assert_allowed(value: Any, kind: Any, options: dict[str, Any]) -> None:
+    """Whether a widget takes a value."""
+    if isinstance(kind, list):
+        assert value in kind
+    elif kind in ("INT", "FLOAT"):
+        assert options["min"] <= value <= options["max"]
+    else:
+        assert isinstance(value, {"BOOLEAN": bool, "STRING": str}[kind])
+
+
+def messages(path: Path) -> list[str]:
+    """The string constants of a file that are not docstrings, with {} for what is formatted into them."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped: set[int] = set()
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            skipped.add(id(node.value))
+        if isinstance(node, ast.JoinedStr):
+            skipped.update(id(part) for part in node.values)
+            found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
+            found.append(node.value)
+    return found
 
 
 def test_the_english_texts_are_those_of_the_nodes() -> None:
@@ -76,16 +104,16 @@ def test_both_languages_have_the_same_files() -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("node_id", NODES)
-def test_every_node_has_a_help_page_with_a_image(node_id: str, language: str) -> None:
+def test_every_node_has_a_help_page_with_an_image(node_id: str, language: str) -> None:
     page = texts.page_path(node_id, language).read_text(encoding="utf-8")
     found = texts.read_texts(language)[node_id]
     assert page == texts.updated_page(page, NODES[node_id], found, language), REMEDY
-    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
-    assert pictures
-    for name in pictures:  # the front end looks for them below web/docs, wherever the page is
-        with Image.open(texts.DOCS / name) as picture:
-            picture.verify()
-        assert (texts.DOCS / name).stat().st_size < PICTURE_BYTES, name
+    images = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
+    assert images
+    for name in images:  # the front end looks for them below web/docs, wherever the page is
+        with Image.open(texts.DOCS / name) as image:
+            image.verify()
+        assert (texts.DOCS / name).stat().st_size < IMAGE_BYTES, name
 
 
 def test_no_help_page_is_stale() -> None:
@@ -93,6 +121,29 @@ def test_no_help_page_is_stale() -> None:
     assert set(texts.DOCS.rglob("*.md")) == expected
     mentioned = {name for page in expected for name in re.findall(r"\((images/[^)]+)\)", page.read_text("utf-8"))}
     assert {f"images/{file.name}" for file in (texts.DOCS / "images").iterdir()} == mentioned
+
+
+# "is not a latent", not "is no latent": in these files it still is the other way round.
+NOT_YET = {
+    *(f"vae_core/checkpoints/{name}.py" for name in ("build", "detect", "pretrained", "tensor_file")),
+    *("vae_core/cli/encode.py", "vae_core/config.py", "vae_core/flax/convert.py", "vae_core/image.py"),
+}
+
+
+@pytest.mark.parametrize("file", CODE, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_no_message_says_that_something_is_no_such_thing(file: Path) -> None:
+    found = [text for text in messages(file) if re.search(r" (is|are) no ", text)]
+    if file.relative_to(ROOT).as_posix() in NOT_YET:
+        assert found, "mended: take it off the list"
+        pytest.xfail("its messages are still to be put into plain English")
+    assert not found
+
+
+def test_messages_are_found(tmp_path: Path) -> None:
+    (tmp_path / "some.py").write_text(
+        '"""is no doc"""\ndef f(x):\n    """is no doc"""\n    g(f"a {x} is no " "b", "c")\n'
+    )
+    assert messages(tmp_path / "some.py") == ["a {} is no b", "c"]
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
@@ -110,8 +161,17 @@ def test_an_example_workflow_is_ready_to_open(file: Path) -> None:
         if node["type"] in NODES:  # inputs of today, and values that are allowed
             known = texts.inputs_of(NODES[node["type"]])
             assert [each["name"] for each in node["inputs"]] == list(known)
-    with Image.open(file.with_suffix(".jpg")) as picture:
-        picture.verify()
+            widgets = {name: each for name, each in known.items() if "default" in each[1]}
+            slots_of_values = [
+                slot
+                for name, (_, options) in widgets.items()
+                for slot in ([name, None] if options.get("control_after_generate") else [name])
+            ]
+            for name, value in zip(slots_of_values, node.get("widgets_values", []), strict=True):
+                if name is not None:
+                    assert_allowed(value, *widgets[name])
+    with Image.open(file.with_suffix(".jpg")) as image:
+        image.verify()
 
 
 def test_what_is_installed_is_what_the_project_needs() -> None:

@@ -19,7 +19,7 @@ from vae_core.metrics import psnr
 
 TOLERANCE = 1e-4
 LOAD = {"dtype": "auto", "device": "auto", "latent_scale": "auto"}
-TILED = {"mode": "exact", "tile_size": 0, "overlap": 128, "memory_budget": 0.0, "wrap": "none"}
+TILED = {"mode": "exact", "tile_size": 0, "overlap": 128, "memory_budget": 0.0, "circular": "none"}
 MIB = 2**20
 
 
@@ -42,7 +42,9 @@ def test_a_photograph_through_the_demo(comfy: Comfy) -> None:
     workflow = Workflow()
     image = workflow.add("LoadImage", image=PHOTOGRAPH)[0]
     vae = load(workflow, "demo")
-    latent, posterior, _, *_ = workflow.add("SeamlessVAEEncode", pixels=image, vae=vae, draw="mode", seed=0, fit="pad")
+    latent, posterior, _, *_ = workflow.add(
+        "SeamlessVAEEncode", pixels=image, vae=vae, sample_mode="mean", seed=0, fit="pad"
+    )
     decoded = workflow.add("SeamlessVAEDecode", samples=latent, vae=vae, clamp=True)[0]
     workflow.add("SaveImage", images=decoded, filename_prefix="photograph")
     workflow.add("TestKeep", name="photograph", image=decoded, posterior=posterior)
@@ -78,7 +80,7 @@ def test_the_hosts_vae_in_our_nodes(comfy: Comfy) -> None:
     image = workflow.add("TestSeededImage", width=160, height=128, batch=1, channels=3, seed=5)[0]
     vae = workflow.add("VAELoader", vae_name=HOST_VAE)[0]
     theirs = workflow.add("VAEEncode", pixels=image, vae=vae)[0]
-    ours = workflow.add("SeamlessVAEEncode", pixels=image, vae=vae, draw="mode", seed=0, fit="crop")
+    ours = workflow.add("SeamlessVAEEncode", pixels=image, vae=vae, sample_mode="mean", seed=0, fit="crop")
     workflow.add("TestKeep", name="core", latent=theirs, image=workflow.add("VAEDecode", samples=theirs, vae=vae)[0])
     decoded = workflow.add("SeamlessVAEDecode", samples=theirs, vae=vae, clamp=True)[0]
     workflow.add("TestKeep", name="adopted", posterior=ours[1], image=decoded)
@@ -105,7 +107,7 @@ def test_vaes_of_other_kinds(comfy: Comfy, kind: str) -> None:
     encode = {"pixels": image, "vae": vae, "seed": 0, "fit": "crop"}
     theirs, ours = (
         workflow.add("VAEEncode", pixels=image, vae=vae),
-        workflow.add("SeamlessVAEEncode", draw="mode", **encode),
+        workflow.add("SeamlessVAEEncode", sample_mode="mean", **encode),
     )
     decoded = workflow.add("SeamlessVAEDecode", samples=theirs[0], vae=vae, clamp=True)[0]
     core = workflow.add("VAEDecode", samples=theirs[0], vae=vae)[0]
@@ -128,7 +130,7 @@ def test_vaes_of_other_kinds(comfy: Comfy, kind: str) -> None:
     workflow = Workflow()
     vae = workflow.add("TestForeignVAE", kind=kind)[0]
     image = workflow.add("TestSeededImage", width=64, height=48, batch=7, channels=3, seed=5)[0]
-    drawn = workflow.add("SeamlessVAEEncode", draw="sample", **{**encode, "pixels": image, "vae": vae})[0]
+    drawn = workflow.add("SeamlessVAEEncode", sample_mode="sample", **{**encode, "pixels": image, "vae": vae})[0]
     workflow.add("TestKeep", name="never", latent=drawn)
     error = comfy.run(workflow).error
     assert error is not None and "drawing a sample is not possible with this VAE" in error
@@ -275,9 +277,9 @@ def test_cancelling_in_the_middle_of_an_untiled_decode(comfy: Comfy) -> None:
 
 ERRORS = {
     "channels": ({"channels": 16}, {}, ["16 channels (SD3, FLUX.1)", "4 channels (SD, SDXL)"]),
-    "video": ({"frames": 3}, {}, ["latent is of video", "(1, 4, 3, 8, 8)"]),
+    "video": ({"frames": 3}, {}, ["latent of a video", "(1, 4, 3, 8, 8)"]),
     "tile": ({}, {"tile_size": 8, "mode": "blended", "overlap": 8}, ["overlap of 8", "tiles of 8"]),
-    "wrap": ({}, {"mode": "blended", "wrap": "x"}, ["blended tiles cannot wrap"]),
+    "circular": ({}, {"mode": "blended", "circular": "x"}, ["blended tiles cannot be circular"]),
     "budget": ({"width": 512, "height": 512}, {"memory_budget": 0.001}, ["memory budget is too small", "at least"]),
 }
 
@@ -301,9 +303,9 @@ def test_error_sentences(comfy: Comfy, case: str) -> None:
 @pytest.mark.parametrize(
     "changed, part",
     [
-        ({"vae_name": "gone.safetensors"}, "there is no VAE named 'gone.safetensors' in"),
+        ({"vae_name": "gone.safetensors"}, "cannot find a VAE named 'gone.safetensors' in"),
         ({"vae_name": "../../secret.safetensors"}, "points out of the models' folders"),
-        ({"device": "cuda:7"}, "there is no device cuda:7 here, only cpu"),
+        ({"device": "cuda:7"}, "device cuda:7 is not available, only cpu"),
     ],
 )
 def test_a_workflow_from_another_machine(comfy: Comfy, changed: dict, part: str) -> None:

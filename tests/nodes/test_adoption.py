@@ -13,7 +13,7 @@ from host.stand_in import Host, Pack
 from node_makers import CLOSE, Makers
 from torch import nn
 
-THERE = {"vae": None, "draw": "mode", "seed": 0, "fit": "crop"}
+THERE = {"vae": None, "sample_mode": "mean", "seed": 0, "fit": "crop"}
 
 
 @pytest.fixture
@@ -94,13 +94,13 @@ def test_precision_of_its_weights(theirs: Any, pack: Pack, make: Makers) -> None
     assert (image - expected).abs().max() < 0.03  # bfloat16 has 8 bits: 1/256, through a few layers
 
 
-def test_exact_tiles_and_wrapping(theirs: Any, pack: Pack, make: Makers) -> None:
+def test_exact_tiles_and_circular_padding(theirs: Any, pack: Pack, make: Makers) -> None:
     latent = make.latent(1, 4, 25, 14)
     (image,) = pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)
     (tiled,) = pack.run("SeamlessVAEDecodeTiled", samples=latent, vae=theirs, mode="exact", tile_size=8)
     torch.testing.assert_close(tiled, image, **CLOSE)
-    (wrapped,) = pack.run("SeamlessVAEDecodeTiled", samples=latent, vae=theirs, wrap="x")
-    assert (wrapped - image).abs().max() > 0.01
+    (circled,) = pack.run("SeamlessVAEDecodeTiled", samples=latent, vae=theirs, circular="x")
+    assert (circled - image).abs().max() > 0.01
 
 
 def hooked(first: AutoencoderKL) -> None:
@@ -124,7 +124,7 @@ def test_what_somebody_changed_is_run_as_it_is(theirs: Any, host: Host, pack: Pa
     (image,) = pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)
     torch.testing.assert_close(image, theirs.decode(latent["samples"]), rtol=0, atol=0)
     assert not torch.equal(image, before) or change is circular
-    assert "this VAE was changed" in host.texts[-1] and "not available" in host.texts[-1]
+    assert "this VAE has been patched" in host.texts[-1] and "not available" in host.texts[-1]
 
 
 class Packed(torch.Tensor):
@@ -139,7 +139,7 @@ def test_weights_of_another_kind_are_left_to_their_own_layers(
     latent = make.latent()
     (image,) = pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)
     torch.testing.assert_close(image, theirs.decode(latent["samples"]), rtol=0, atol=0)
-    assert "the weights of AutoencoderKL are quantised or of another kind" in host.texts[-1]
+    assert "the weights of AutoencoderKL are quantized or of a custom tensor type" in host.texts[-1]
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_other_kinds_call_their_own_methods(tiny: Any, host: Host, pack: Pack, m
     assert torch.equal(posterior["logvar"], torch.full_like(posterior["samples"], -30))
     (image,) = pack.run("SeamlessVAEDecode", samples=latent, vae=tiny)
     torch.testing.assert_close(image, tiny.decode(latent["samples"]), rtol=0, atol=0)
-    assert host.texts[-1].startswith("Seamless VAE: Tiny is no AutoencoderKL")
+    assert host.texts[-1].startswith("Seamless VAE: Tiny is not an AutoencoderKL")
     blended = {"mode": "blended", "tile_size": 16, "overlap": 4}
     pack.run("SeamlessVAEDecodeTiled", samples=latent, vae=tiny, **blended)
     assert tiny.tiles == (8, 8, 2)
@@ -182,29 +182,29 @@ def test_a_round_trip_of_frames_compares_those_that_come_back(tiny: Any, pack: P
     assert image.shape == error.shape == (5, 20, 24, 3)
     expected = -10 * torch.log10((0.1 * pixels[:5]).double().square().mean(dim=(1, 2, 3)))
     assert quality == pytest.approx(float(expected.mean()), abs=1e-3)
-    assert "of the first 5 of 7 frames" in done["ui"]["text"][0] and len(done["ui"]["images"]) == 15
+    assert "over the first 5 of 7 frames" in done["ui"]["text"][0] and len(done["ui"]["images"]) == 15
 
 
 def test_what_other_kinds_cannot_do(tiny: Any, pack: Pack, make: Makers, host: Host) -> None:
     latent = make.latent()
-    with pytest.raises(ValueError, match="cannot wrap around: Tiny is no AutoencoderKL"):
-        pack.run("SeamlessVAEDecodeTiled", samples=latent, vae=tiny, wrap="both")
+    with pytest.raises(ValueError, match="circular padding is not available for this VAE: Tiny is not an"):
+        pack.run("SeamlessVAEDecodeTiled", samples=latent, vae=tiny, circular="both")
     with pytest.raises(ValueError, match="saving is not possible with this VAE"):
         pack.run("SeamlessVAESave", vae=tiny)
     with pytest.raises(ValueError, match="scaling is not possible with this VAE"):
         pack.run("SeamlessLatentScale", samples=latent, vae=tiny)
     (text,) = pack.run("SeamlessVAEInspect", vae=tiny)
-    assert text.startswith("no AutoencoderKL: Tiny")
+    assert text.startswith("third-party VAE: Tiny")
     with pytest.raises(ValueError, match=r"8 channels, but this VAE takes 4 channels \(SD, SDXL\)"):
         pack.run("SeamlessVAEDecode", samples=make.latent(1, 8, 4, 4), vae=tiny)
     tiny.encode = tiny.decode = None  # refused before either is called
-    with pytest.raises(ValueError, match="drawing a sample is not possible with this VAE: Tiny.*Choose mode"):
-        pack.run("SeamlessVAEEncode", **{**THERE, "pixels": make.image(), "vae": tiny, "draw": "sample"})
+    with pytest.raises(ValueError, match="sampling is not possible with this VAE: Tiny.*Set sample_mode to mean"):
+        pack.run("SeamlessVAEEncode", **{**THERE, "pixels": make.image(), "vae": tiny, "sample_mode": "sample"})
     tiny.latent_dim = 1
-    with pytest.raises(ValueError, match="one for sound"):
+    with pytest.raises(ValueError, match="an audio VAE"):
         pack.run("SeamlessVAEDecode", samples=latent, vae=tiny)
     host.loads.clear()
-    with pytest.raises(ValueError, match="one for sound"):
+    with pytest.raises(ValueError, match="an audio VAE"):
         pack.run("SeamlessVAESwap", samples=latent, from_vae=make.vae(), to_vae=tiny)
     assert not host.loads, "nothing was decoded for it"
     tiny.first_stage_model = None
@@ -220,7 +220,7 @@ def test_saving_and_inspecting_an_adopted_one(theirs: Any, host: Host, pack: Pac
         (again.decode(z).sample + 1).div(2).clamp(0, 1).movedim(1, -1), theirs.decode(z), **CLOSE
     )
     (text,) = pack.run("SeamlessVAEInspect", vae=theirs, samples={"samples": z})
-    assert "weights adopted" in text and "1 image of 24x20" in text
+    assert "weights are used in place" in text and "1 image of 24x20" in text
 
 
 def test_both_ways_in_one_swap(theirs: Any, pack: Pack, make: Makers) -> None:

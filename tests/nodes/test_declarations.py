@@ -10,14 +10,14 @@ import pytest
 from host.stand_in import ROOT, Host, Pack
 from node_makers import Makers
 
-TILED = "mode tile_size overlap memory_budget wrap"
+TILED = "mode tile_size overlap memory_budget circular"
 CONTRACT = {
     "SeamlessVAELoad": ("vae_name dtype device latent_scale", "VAE"),
-    "SeamlessVAEEncode": ("pixels vae draw seed fit", "LATENT VAE_POSTERIOR MASK"),
+    "SeamlessVAEEncode": ("pixels vae sample_mode seed fit", "LATENT VAE_POSTERIOR MASK"),
     "SeamlessVAEDecode": ("samples vae clamp", "IMAGE"),
-    "SeamlessVAEEncodeTiled": (f"pixels vae draw seed fit {TILED}", "LATENT VAE_POSTERIOR MASK"),
+    "SeamlessVAEEncodeTiled": (f"pixels vae sample_mode seed fit {TILED}", "LATENT VAE_POSTERIOR MASK"),
     "SeamlessVAEDecodeTiled": (f"samples vae clamp {TILED}", "IMAGE"),
-    "SeamlessVAESamplePosterior": ("posterior draw seed temperature count", "LATENT"),
+    "SeamlessVAESamplePosterior": ("posterior sample_mode seed temperature count", "LATENT"),
     "SeamlessVAESwap": ("samples from_vae to_vae", "LATENT IMAGE"),
     "SeamlessVAEInpaintEncode": ("pixels vae mask grow feather", "LATENT"),
     "SeamlessVAEInpaintComposite": ("samples vae original mask", "IMAGE"),
@@ -29,11 +29,11 @@ CONTRACT = {
 }
 CHOICES = {
     ("SeamlessVAELoad", "dtype"): ["auto", "float32", "bfloat16", "float16"],
-    ("SeamlessVAEEncode", "draw"): ["mode", "sample"],
+    ("SeamlessVAEEncode", "sample_mode"): ["mean", "sample"],
     ("SeamlessVAEEncode", "fit"): ["crop", "pad", "error"],
     ("SeamlessVAEDecodeTiled", "mode"): ["exact", "blended"],
-    ("SeamlessVAEDecodeTiled", "wrap"): ["none", "x", "y", "both"],
-    ("SeamlessVAESamplePosterior", "draw"): ["sample", "mode"],
+    ("SeamlessVAEDecodeTiled", "circular"): ["none", "x", "y", "both"],
+    ("SeamlessVAESamplePosterior", "sample_mode"): ["sample", "mean"],
     ("SeamlessLatentScale", "to"): ["diffusion", "raw"],
     ("SeamlessVAESave", "format"): ["diffusers", "single_file"],
     ("SeamlessVAESave", "dtype"): ["auto", "float32", "bfloat16", "float16"],

@@ -29,7 +29,7 @@ def models(host: Host, pack: Pack, make: Makers) -> Path:
 
 
 def test_what_is_listed(pack: Pack, models: Path) -> None:
-    names = [name.replace("\\", "/") for name in pack.module("nodes.host").vae_names()]
+    names = [name.replace("\\", "/") for name in pack.module("nodes.catalogue").vae_names()]
     assert names == [
         "demo",
         "sub/file.safetensors",
@@ -41,7 +41,7 @@ def test_what_is_listed(pack: Pack, models: Path) -> None:
 
 
 def test_a_folder_that_may_not_be_entered(pack: Pack, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names, stat = pack.module("nodes.host").vae_names(), os.stat
+    names, stat = pack.module("nodes.catalogue").vae_names(), os.stat
     closed = [models / "vae" / "lost+found", models / "diffusers" / "lost+found"]
     for folder in closed:
         folder.mkdir()
@@ -52,11 +52,11 @@ def test_a_folder_that_may_not_be_entered(pack: Pack, models: Path, monkeypatch:
         return stat(path, *arguments, **options)
 
     monkeypatch.setattr(os, "stat", refusing)
-    assert pack.module("nodes.host").vae_names() == names
+    assert pack.module("nodes.catalogue").vae_names() == names
 
 
 def test_every_listed_name_loads(pack: Pack, models: Path) -> None:
-    for name in pack.module("nodes.host").vae_names():
+    for name in pack.module("nodes.catalogue").vae_names():
         (vae,) = pack.run("SeamlessVAELoad", vae_name=name)
         assert vae.decode(torch.zeros(1, vae.latent_channels, 4, 4)).shape[3] == 3
 
@@ -71,14 +71,14 @@ BAD_NAMES = [
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_names_that_lead_out(pack: Pack, models: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="points out of the models' folders|there is no VAE named"):
-        pack.module("nodes.host").vae_path(name)
+    with pytest.raises(ValueError, match="points outside the models folders|cannot find a VAE named"):
+        pack.module("nodes.catalogue").vae_path(name)
 
 
 def test_names_that_are_gone_or_of_another_kind(pack: Pack, models: Path) -> None:
-    path = pack.module("nodes.host").vae_path
+    path = pack.module("nodes.catalogue").vae_path
     for name in ("sub/file.safetensors [checkpoint]", "sub/file.safetensors [folder]", "plain", "demo.safetensors"):
-        with pytest.raises(ValueError, match="there is no VAE named.*Put it there"):
+        with pytest.raises(ValueError, match="cannot find a VAE named.*Put it there"):
             path(name)
     assert path("demo").name == "demo" and path("plain [folder]") == models / "vae" / "plain"
 
@@ -94,16 +94,16 @@ def test_links_and_letters_of_any_kind(pack: Pack, models: Path, make: Makers, h
         (models / "vae" / "again").symlink_to(models / "vae", target_is_directory=True)
     except OSError:
         pytest.skip("this system lets nobody make links")
-    names = [name.replace("\\", "/") for name in pack.module("nodes.host").vae_names()]
+    names = [name.replace("\\", "/") for name in pack.module("nodes.catalogue").vae_names()]
     assert "disk/folder é [folder]" in names and "plain [folder]" in names
     for name in ("disk/模型 ü.safetensors", "disk/folder é [folder]", "again/plain [folder]"):
         pack.run("SeamlessVAELoad", vae_name=name)
-    with pytest.raises(ValueError, match="there is no VAE named 'broken.safetensors'"):
+    with pytest.raises(ValueError, match="cannot find a VAE named 'broken.safetensors'"):
         pack.run("SeamlessVAELoad", vae_name="broken.safetensors")
 
 
 def test_names_of_workflows_made_on_windows(pack: Pack, models: Path) -> None:
-    path = pack.module("nodes.host").vae_path
+    path = pack.module("nodes.catalogue").vae_path
     assert path("sub\\file.safetensors") == path("sub/file.safetensors")
     assert path("group\\pipeline [diffusers]") == path("group/pipeline [diffusers]")
 
@@ -111,19 +111,19 @@ def test_names_of_workflows_made_on_windows(pack: Pack, models: Path) -> None:
 def test_a_workflow_from_another_machine(pack: Pack, models: Path) -> None:
     """Refused with what to do, before anything of it runs; the host's own check only shows its list."""
     check = pack.root.NODE_CLASS_MAPPINGS["SeamlessVAELoad"].VALIDATE_INPUTS
-    for name in pack.module("nodes.host").vae_names():
+    for name in pack.module("nodes.catalogue").vae_names():
         assert check(name, "auto") is check(name, "cpu") is check(name) is check(None, None) is True
-    assert "there is no VAE named 'gone.safetensors'" in check("gone.safetensors", "auto")
+    assert "cannot find a VAE named 'gone.safetensors'" in check("gone.safetensors", "auto")
     assert "Put it there, refresh the page" in check("gone.safetensors", "auto")
-    assert "points out of the models' folders" in check("../../secret.safetensors", "auto")
-    assert check("demo", "cuda:7").startswith("there is no device cuda:7 here, only cpu")
-    assert "is no name of a VAE" in check(3, "auto")
+    assert "points outside the models folders" in check("../../secret.safetensors", "auto")
+    assert check("demo", "cuda:7").startswith("device cuda:7 is not available, only cpu")
+    assert "is not the name of a VAE" in check(3, "auto")
 
 
 def test_without_a_host(pack: Pack) -> None:
-    assert pack.module("nodes.host").vae_names() == ["demo"]
+    assert pack.module("nodes.catalogue").vae_names() == ["demo"]
     with pytest.raises(ValueError, match="not registered"):
-        pack.module("nodes.host").vae_path("some.safetensors")
+        pack.module("nodes.catalogue").vae_path("some.safetensors")
 
 
 def test_a_fork_that_makes_no_empty_vae(host: Host, make: Makers, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,11 +32,11 @@ def test_load_chooses(pack: Pack, make: Makers, host: Host) -> None:
     )
     assert vae.vae_dtype == torch.bfloat16 and vae.first_stage_model.autoencoder.dtype == torch.bfloat16
     assert vae.first_stage_model.autoencoder.config.scaling_factor == 0.13025
-    with pytest.raises(ValueError, match="there is no device cuda:7 here, only cpu"):
+    with pytest.raises(ValueError, match="device cuda:7 is not available, only cpu"):
         pack.run("SeamlessVAELoad", vae_name="some.safetensors", device="cuda:7")
-    with pytest.raises(ValueError, match="latents_mean has 4 numbers.*choose auto"):
+    with pytest.raises(ValueError, match="latents_mean has 4 numbers.*set it to auto"):
         pack.run("SeamlessVAELoad", vae_name="demo", latent_scale="Playground 2.5")
-    with pytest.raises(ValueError, match="there is no VAE named 'gone.safetensors'"):
+    with pytest.raises(ValueError, match="cannot find a VAE named 'gone.safetensors'"):
         pack.run("SeamlessVAELoad", vae_name="gone.safetensors")
 
 
@@ -97,7 +97,7 @@ def test_inputs_are_never_changed(pack: Pack, make: Makers) -> None:
         make.latent(noise_mask=torch.ones(1, 1, 8, 8), kept="yes"),
     )
     copies = pixels.clone(), {key: value.clone() if torch.is_tensor(value) else value for key, value in latent.items()}
-    _, posterior, _ = encode(pack, vae, pixels, draw="sample", fit="pad")
+    _, posterior, _ = encode(pack, vae, pixels, sample_mode="sample", fit="pad")
     before = {key: value.clone() if torch.is_tensor(value) else value for key, value in posterior.items()}
     pack.run("SeamlessVAEDecode", samples=latent, vae=vae)
     pack.run("SeamlessVAESamplePosterior", posterior=posterior, count=2)
@@ -142,18 +142,18 @@ def test_blended_tiles_are_those_of_the_model(pack: Pack, make: Makers) -> None:
     assert (image - vae.decode(latent["samples"])).abs().max() > 1e-3
 
 
-def test_wrap(pack: Pack, make: Makers) -> None:
+def test_circular(pack: Pack, make: Makers) -> None:
     vae, latent = make.vae(), make.latent(1, 4, 12, 16)
-    (image,) = pack.run("SeamlessVAEDecodeTiled", samples=latent, vae=vae, wrap="both")
+    (image,) = pack.run("SeamlessVAEDecodeTiled", samples=latent, vae=vae, circular="both")
     rolled = {"samples": latent["samples"].roll((5, 3), (2, 3))}
-    (moved,) = pack.run("SeamlessVAEDecodeTiled", samples=rolled, vae=vae, wrap="both")
+    (moved,) = pack.run("SeamlessVAEDecodeTiled", samples=rolled, vae=vae, circular="both")
     torch.testing.assert_close(moved, image.roll((10, 6), (1, 2)), **CLOSE)
 
 
 BAD_TILES = {
     "a tile of 1 pixels is smaller": {"tile_size": 1},
-    "blended tiles cannot wrap": {"mode": "blended", "wrap": "x"},
-    "an overlap of 128 pixels does not fit tiles of 32": {"mode": "blended", "tile_size": 32},
+    "blended tiles cannot be circular": {"mode": "blended", "circular": "x"},
+    "an overlap of 128 pixels does not fit tiles of 32 pixels": {"mode": "blended", "tile_size": 32},
 }
 
 
@@ -260,7 +260,7 @@ def test_scale_there_and_back(pack: Pack, make: Makers) -> None:
     assert back["kept"] == "yes"
 
 
-def test_flux2_scale_draw_and_decode(pack: Pack, make: Makers) -> None:
+def test_flux2_scale_sample_and_decode(pack: Pack, make: Makers) -> None:
     vae = make.vae(latent_channels=8, patch_size=(2, 2))
     vae.first_stage_model.bn.running_var.uniform_(0.5, 2)
     latent, posterior, _ = encode(pack, vae, make.image(1, 24, 32, 3))
@@ -301,7 +301,9 @@ def test_posterior_preview(pack: Pack, make: Makers, host: Host) -> None:
     (image,) = done["result"]
     assert image.shape == (2, 80, 192, 3) and image.min() >= 0 and image.max() <= 1
     assert len(done["ui"]["images"]) == 2
-    with pytest.raises(ValueError, match="log-variance is missing.*second output of Seamless VAE Encode"):
+    with pytest.raises(
+        ValueError, match="log-variance of this posterior is missing.*posterior output of Seamless VAE Encode"
+    ):
         pack.run("SeamlessPosteriorPreview", posterior=make.latent())
 
 
@@ -343,7 +345,7 @@ def test_save(pack: Pack, make: Makers, host: Host, form: str) -> None:
 
 @pytest.mark.parametrize("prefix", ["../out", "/tmp/x", "a/../../x", "C:\\x", "..\\x", "", " ", "."])
 def test_names_out_of_the_output_folder(pack: Pack, make: Makers, host: Host, prefix: str) -> None:
-    with pytest.raises(ValueError, match="leads out of the output folder or is empty"):
+    with pytest.raises(ValueError, match="is empty or points outside the output folder"):
         pack.run("SeamlessVAESave", vae=make.vae(), filename_prefix=prefix)
     assert not (host.folder / "output").exists()
 
@@ -352,7 +354,7 @@ def test_names_out_of_the_output_folder(pack: Pack, make: Makers, host: Host, pr
 def test_names_that_nothing_can_be_saved_as(pack: Pack, make: Makers, host: Host, prefix: str) -> None:
     (host.folder / "output").mkdir()
     (host.folder / "output" / "file").write_text("no folder")
-    with pytest.raises(ValueError, match="nothing can be saved as .* Give another name"):
+    with pytest.raises(ValueError, match="cannot save as .* Use another name"):
         pack.run("SeamlessVAESave", vae=make.vae(), filename_prefix=prefix)
 
 

@@ -20,13 +20,13 @@ class Nested:
 
 BAD_LATENTS: dict[str, Any] = {
     "16 channels \\(SD3, FLUX.1\\), but this VAE takes 4 channels \\(SD, SDXL\\)": torch.zeros(1, 16, 8, 8),
-    "this latent is of video: it has 5 dimensions": torch.zeros(1, 4, 2, 8, 8),
-    "this latent is of sound: it has 3 dimensions": torch.zeros(1, 64, 8),
+    "this is a latent of a video: its shape .* has 5 dimensions": torch.zeros(1, 4, 2, 8, 8),
+    "this is a latent of audio: its shape .* has 3 dimensions": torch.zeros(1, 64, 8),
     "this latent is empty": torch.zeros(0, 4, 8, 8),
     "this latent is nested": Nested(),
-    "this is no latent": None,
-    "this is no latent: its samples are ndarray": np.zeros((1, 4, 8, 8)),
-    "this is no latent: its samples are a tensor of torch.complex64": torch.zeros(1, 4, 8, 8, dtype=torch.complex64),
+    "this is not a latent": None,
+    "this is not a latent: its samples are ndarray": np.zeros((1, 4, 8, 8)),
+    "this is not a latent: its samples are a tensor of torch.complex64": torch.zeros(1, 4, 8, 8, dtype=torch.complex64),
 }
 
 
@@ -52,23 +52,24 @@ def test_latents_that_do_not_fit(pack: Pack, make: Makers, host: Host, node: str
     assert not host.loads and not host.progress
 
 
-BAD_PICTURES: dict[str, Any] = {
-    "no batch of images": torch.zeros(0, 8, 8, 3),
-    "no batch of images: \\(8, 8, 3\\)": torch.zeros(8, 8, 3),
-    "no batch of images: NoneType": None,
+UINT8 = "This image has dtype uint8; ComfyUI images are floating point from 0 to 1. Divide by 255 before connecting it."
+BAD_IMAGES: dict[str, Any] = {
+    "not a batch of images": torch.zeros(0, 8, 8, 3),
+    "not a batch of images: found \\(8, 8, 3\\)": torch.zeros(8, 8, 3),
+    "not a batch of images: found NoneType": None,
     "5 channels has no known colours": torch.zeros(1, 8, 8, 5),
-    "this image is of uint8, whose white is not known": torch.full((1, 8, 8, 3), 255, dtype=torch.uint8),
-    "this image is of complex64": torch.zeros(1, 8, 8, 3, dtype=torch.complex64),
+    UINT8: torch.full((1, 8, 8, 3), 255, dtype=torch.uint8),
+    "This image has dtype complex64": torch.zeros(1, 8, 8, 3, dtype=torch.complex64),
     "already holds 192 values that are NaN": torch.full((1, 8, 8, 3), float("nan")),
 }
 
 
 @pytest.mark.parametrize("node", ["SeamlessVAEEncode", "SeamlessVAERoundTrip", "SeamlessVAEInpaintEncode"])
-@pytest.mark.parametrize("message", BAD_PICTURES)
+@pytest.mark.parametrize("message", BAD_IMAGES)
 def test_images_that_do_not_fit(pack: Pack, make: Makers, host: Host, node: str, message: str) -> None:
     others = {"mask": torch.ones(1, 8, 8)} if node == "SeamlessVAEInpaintEncode" else {}
     with pytest.raises(Exception, match=message) as caught:
-        pack.run(node, pixels=BAD_PICTURES[message], vae=make.vae(), **others)
+        pack.run(node, pixels=BAD_IMAGES[message], vae=make.vae(), **others)
     assert isinstance(caught.value, pack.module("vae_core").VAEError) and str(caught.value).endswith(".")
     assert not host.loads
 
@@ -80,7 +81,7 @@ def test_masks_that_do_not_fit(pack: Pack, make: Makers, host: Host, mask: Any) 
         ("SeamlessVAEInpaintEncode", {"pixels": pixels}),
         ("SeamlessVAEInpaintComposite", {"original": pixels, "samples": make.latent(1, 4, 4, 4)}),
     ):
-        with pytest.raises(ValueError, match="no mask|is none|do not go together"):
+        with pytest.raises(ValueError, match="not a mask|is none|do not match"):
             pack.run(node, vae=vae, mask=mask, **inputs)
     assert not host.loads
 
@@ -88,7 +89,9 @@ def test_masks_that_do_not_fit(pack: Pack, make: Makers, host: Host, mask: Any) 
 @pytest.mark.parametrize("call", ["encode", "encode_tiled", "decode", "decode_tiled"])
 @pytest.mark.parametrize("what", [None, [1], torch.zeros(8), torch.zeros(1, 8, 8, 3, dtype=torch.complex64)])
 def test_what_core_nodes_and_packs_hand_over(pack: Pack, make: Makers, host: Host, call: str, what: Any) -> None:
-    with pytest.raises(ValueError, match="no batch of images|this image is of|this is no latent|this latent is of"):
+    with pytest.raises(
+        ValueError, match="not a batch of images|This image has|this is not a latent|this is a latent of"
+    ):
         getattr(make.vae(), call)(what)
     assert not host.loads
 
@@ -109,7 +112,7 @@ def test_images_that_no_memory_holds(pack: Pack, make: Makers, host: Host, node:
     """At once: a plan of so many strips would take hours."""
     vae, latent = make.vae(), {"samples": torch.zeros(1, 4, 1, 1).expand(1, 4, 40000, 40000)}
     others = {"from_vae": vae, "to_vae": vae} if node == "SeamlessVAESwap" else {"vae": vae}
-    with pytest.raises(MemoryError, match="1 image of 80000x80000, which take 71.5 GiB, and cpu has 16.0 GiB in all"):
+    with pytest.raises(MemoryError, match="1 image of 80000x80000, which need 71.5 GiB, but cpu has 16.0 GiB in total"):
         pack.run(node, samples=latent, **others)
     assert not host.loads
 
@@ -124,22 +127,22 @@ def test_masks_that_hold_no_numbers(pack: Pack, make: Makers, host: Host) -> Non
 
 # A host checks what is typed into widgets, but not what other nodes give to them.
 LINKED: dict[str, tuple[str, dict[str, Any]]] = {
-    "grow is -6. Give 0 or more": ("SeamlessVAEInpaintEncode", {"grow": -6}),
+    "grow is -6; it must be 0 or more": ("SeamlessVAEInpaintEncode", {"grow": -6}),
     "feather is -1": ("SeamlessVAEInpaintEncode", {"feather": -1}),
     "temperature is -0.5": ("SeamlessVAESamplePosterior", {"temperature": -0.5}),
     "temperature is nan": ("SeamlessVAESamplePosterior", {"temperature": float("nan")}),
-    "count is 0. Give 1 or more": ("SeamlessVAESamplePosterior", {"count": 0}),
-    "draw is 'mean'. Choose one of mode, sample": ("SeamlessVAESamplePosterior", {"draw": "mean"}),
-    "draw is 'Sample'": ("SeamlessVAEEncode", {"draw": "Sample"}),
+    "count is 0; it must be 1 or more": ("SeamlessVAESamplePosterior", {"count": 0}),
+    "sample_mode is 'mode'; it must be one of mean, sample": ("SeamlessVAESamplePosterior", {"sample_mode": "mode"}),
+    "sample_mode is 'Sample'": ("SeamlessVAEEncode", {"sample_mode": "Sample"}),
     "memory_budget is inf": ("SeamlessVAEDecodeTiled", {"memory_budget": float("inf")}),
     "memory_budget is -1.0": ("SeamlessVAEDecodeTiled", {"memory_budget": -1.0}),
     "tile_size is -8": ("SeamlessVAEDecodeTiled", {"tile_size": -8}),
     "overlap is -8": ("SeamlessVAEDecodeTiled", {"mode": "blended", "overlap": -8}),
-    "mode is 'feathered'. Choose one of exact, blended": ("SeamlessVAEDecodeTiled", {"mode": "feathered"}),
-    "wrap is 'z'": ("SeamlessVAEDecodeTiled", {"wrap": "z"}),
+    "mode is 'feathered'; it must be one of exact, blended": ("SeamlessVAEDecodeTiled", {"mode": "feathered"}),
+    "circular is 'z'": ("SeamlessVAEDecodeTiled", {"circular": "z"}),
     "to is 'latent'": ("SeamlessLatentScale", {"to": "latent"}),
     "format is 'gguf'": ("SeamlessVAESave", {"format": "gguf"}),
-    "latent_scale is 'SD 9'. Choose one of auto, SD 1.x": ("SeamlessVAELoad", {"latent_scale": "SD 9"}),
+    "latent_scale is 'SD 9'; it must be one of auto, SD 1.x": ("SeamlessVAELoad", {"latent_scale": "SD 9"}),
 }
 
 

@@ -81,17 +81,17 @@ def test_what_does_not_apply_is_greyed_out(ui: FrontEnd) -> None:
         )
     ui.choose(3, "mode", "blended")
     ui.page.wait_for_function("app.canvas.graph.getNodeById(3).widgets.filter((each) => each.disabled).length === 2")
-    assert idle() == ["memory_budget", "wrap"]
+    assert idle() == ["memory_budget", "circular"]
 
 
-def test_blended_tiles_that_are_to_wrap_are_told_of_and_can_be_mended(ui: FrontEnd) -> None:
-    panel = decode_graph(ui, wrap="x", mode="blended")
-    expect(panel.get_by_role("alert")).to_contain_text("blended tiles cannot wrap around")
+def test_blended_circular_tiles_are_refused_and_can_be_mended(ui: FrontEnd) -> None:
+    panel = decode_graph(ui, circular="x", mode="blended")
+    expect(panel.get_by_role("alert")).to_contain_text("blended tiles cannot be circular")
     idle = "app.canvas.graph.getNodeById(3).widgets.filter((each) => each.disabled).map((each) => each.name)"
     assert ui.js(idle) == ["memory_budget"]
-    ui.choose(3, "wrap", "none")
+    ui.choose(3, "circular", "none")
     expect(row(panel, "Tiles")).to_have_text("18 (6 x 3)")
-    assert ui.js(idle) == ["memory_budget", "wrap"]
+    assert ui.js(idle) == ["memory_budget", "circular"]
 
 
 @pytest.mark.parametrize(

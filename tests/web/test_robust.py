@@ -100,7 +100,7 @@ def test_panels_are_not_saved(ui: FrontEnd) -> None:
     saved = ui.js("app.canvas.graph.serialize().nodes.map((node) => node.widgets_values)")
     assert saved[:2] == [["demo", "auto", "auto", "auto"], [True, "exact", 0, 128, 0, "none"]]
     prompt = ui.js("async () => (await app.graphToPrompt()).output")
-    assert set(prompt["2"]["inputs"]) >= {"clamp", "mode", "tile_size", "overlap", "memory_budget", "wrap", "vae"}
+    assert set(prompt["2"]["inputs"]) >= {"clamp", "mode", "tile_size", "overlap", "memory_budget", "circular", "vae"}
     assert not [name for name in prompt["2"]["inputs"] if name.startswith("seamless_")]
 
 

@@ -135,8 +135,8 @@ def test_more_images_take_more(url: str) -> None:
     [
         ({"memory_budget": 0.001}, "memory budget"),
         ({"mode": "blended", "tile_size": 64, "overlap": 64}, "overlap"),
-        ({"mode": "blended", "wrap": "x"}, "wrap"),
-        ({"width": 7}, "latent position"),
+        ({"mode": "blended", "circular": "x"}, "circular"),
+        ({"width": 7}, "latent pixel"),
         ({"tile_size": 4}, "tile"),
         ({"name": "clip.safetensors"}, "autoencoder"),
         ({"name": "../x"}, "folders"),

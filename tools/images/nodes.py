@@ -17,7 +17,7 @@ SMALL, LARGE = (300, 270), (380, 320)
 
 
 def photograph() -> Node:
-    return Node("picture", "LoadImage", values={"image": "photograph.png"}, size=(300, 310))
+    return Node("image", "LoadImage", values={"image": "photograph.png"}, size=(300, 310))
 
 
 def vae(key: str = "vae") -> Node:
@@ -28,7 +28,7 @@ def inputs() -> list[Node]:
     return [photograph(), vae()]
 
 
-def encode(tiled: bool = False, source: tuple[str, int] = ("picture", 0)) -> Node:
+def encode(tiled: bool = False, source: tuple[str, int] = ("image", 0)) -> Node:
     type_ = "SeamlessVAEEncodeTiled" if tiled else "SeamlessVAEEncode"
     return Node("encode", type_, {"pixels": source, "vae": ("vae", 0)}, {"control_after_generate": "fixed"})
 
@@ -44,7 +44,7 @@ def shown(source: str = "decode", output: int = 0, key: str = "shown", size: tup
 
 def enlarged() -> Node:
     values = {"upscale_method": "lanczos", "width": 1024, "height": 680, "crop": "disabled"}
-    return Node("large", "ImageScale", {"image": ("picture", 0)}, values)
+    return Node("large", "ImageScale", {"image": ("image", 0)}, values)
 
 
 def hole() -> list[Node]:
@@ -61,14 +61,14 @@ def hole() -> list[Node]:
 def inpaint_encode(**values: int) -> Node:
     return Node(
         *("encode", "SeamlessVAEInpaintEncode"),
-        {"pixels": ("picture", 0), "vae": ("vae", 0), "mask": ("mask", 0)},
+        {"pixels": ("image", 0), "vae": ("vae", 0), "mask": ("mask", 0)},
         values,
     )
 
 
 def inpaint_composite() -> Columns:
     flip = Node("flip", "LatentFlip", {"samples": ("encode", 0)}, title="instead of a sampler")
-    links = {"samples": ("flip", 0), "vae": ("vae", 0), "original": ("picture", 0), "mask": ("mask", 0)}
+    links = {"samples": ("flip", 0), "vae": ("vae", 0), "original": ("image", 0), "mask": ("mask", 0)}
     composite = Node("composite", "SeamlessVAEInpaintComposite", links)
     return [inputs(), hole(), [inpaint_encode(), flip], [composite, shown("composite")]]
 
@@ -117,7 +117,7 @@ GRAPHS: dict[str, Callable[[], Columns]] = {
     "SeamlessLatentScale": scale,
     "SeamlessVAERoundTrip": lambda: [
         inputs(),
-        [Node("round", "SeamlessVAERoundTrip", {"pixels": ("picture", 0), "vae": ("vae", 0)}, size=(420, 480))],
+        [Node("round", "SeamlessVAERoundTrip", {"pixels": ("image", 0), "vae": ("vae", 0)}, size=(420, 480))],
         [shown("round", 1)],
     ],
     "SeamlessPosteriorPreview": lambda: [
@@ -154,9 +154,9 @@ def main() -> None:
             stage.build(GRAPHS[name]())
             stage.run()
             stage.focus(*SEEN[name])
-            picture = stage.shot()
-            picture.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
-            picture.save(FOLDER / f"{name}.webp", quality=QUALITY, method=6)
+            shot = stage.shot()
+            shot.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
+            shot.save(FOLDER / f"{name}.webp", quality=QUALITY, method=6)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,12 @@ CHECKPOINT = {
     "v1-5-pruned-emaonly-fp16.safetensors",
     "directory": "checkpoints",
 }
-ANY_PICTURE = "`example.png` comes with every ComfyUI; any image of yours will do."
+ANY_IMAGE = "`example.png` comes with every ComfyUI; any image of yours will do."
 DEMO = "`demo` is a small VAE that comes with the pack, so that this runs without a download."
 
 
-def picture() -> Node:
-    return Node("picture", "LoadImage", values={"image": "example.png"}, size=(300, 340))
+def source_image() -> Node:
+    return Node("image", "LoadImage", values={"image": "example.png"}, size=(300, 340))
 
 
 def vae(key: str = "vae", title: str = "") -> Node:
@@ -41,7 +41,7 @@ def vae(key: str = "vae", title: str = "") -> Node:
 
 def scaled(width: int, height: int) -> Node:
     size = {"upscale_method": "area", "width": width, "height": height, "crop": "disabled"}
-    return Node("scaled", "ImageScale", {"image": ("picture", 0)}, size)
+    return Node("scaled", "ImageScale", {"image": ("image", 0)}, size)
 
 
 def preview(key: str, source: str, output: int = 0, title: str = "", size: tuple[int, int] = SHOWN) -> Node:
@@ -61,17 +61,17 @@ def decoded(key: str, source: str, tiled: bool = False, vae_of: tuple[str, int] 
 
 def encode_and_decode() -> Columns:
     text = (
-        "## Encode and decode\n\nA image goes into a latent and back, and **Round Trip** shows what the VAE keeps of "
-        f"it: drag the slider, switch to the error.\n\n- {DEMO}\n- {ANY_PICTURE}\n- The VAE also goes into the core "
-        "nodes, as the one at the bottom shows; and a VAE of *Load VAE* or *Load Checkpoint* goes into the nodes here."
+        "## Encode and decode\n\nAn image is encoded to a latent and decoded again, and **Round Trip** shows what the VAE "
+        f"preserves: drag the slider, switch to the error.\n\n- {DEMO}\n- {ANY_IMAGE}\n- The VAE also works in the core "
+        "nodes, as the one at the bottom shows, and a VAE from *Load VAE* or *Load Checkpoint* works in the nodes here."
     )
     return [
-        [note("note", text, (300, 300)), picture(), vae()],
-        [encoded("picture"), Node("inspect", "SeamlessVAEInspect", {"vae": ("vae", 0), "samples": ("encode", 0)})],
+        [note("note", text, (300, 300)), source_image(), vae()],
+        [encoded("image"), Node("inspect", "SeamlessVAEInspect", {"vae": ("vae", 0), "samples": ("encode", 0)})],
         [
             decoded("decode", "encode"),
             Node("core", "VAEDecode", {"samples": ("encode", 0), "vae": ("vae", 0)}, title="VAE Decode of the core"),
-            Node("round", "SeamlessVAERoundTrip", {"pixels": ("picture", 0), "vae": ("vae", 0)}, size=(340, 460)),
+            Node("round", "SeamlessVAERoundTrip", {"pixels": ("image", 0), "vae": ("vae", 0)}, size=(340, 460)),
         ],
         [preview("shown", "decode"), preview("core_shown", "core", title="The same, by the core node")],
     ]
@@ -80,15 +80,15 @@ def encode_and_decode() -> Columns:
 def tiled_upscale() -> Columns:
     text = (
         "## A large image in little memory\n\nThe image is enlarged to 2048x2048, encoded and decoded with a "
-        "`memory_budget` of 0.5 GiB. In the mode *exact* the result is that of the untiled nodes: no seams, no shift of "
-        "colours, whatever the size of the tiles.\n\nThe panels in the tiled nodes show the plan: strips, memory, what "
-        f"it costs.\n\n- {DEMO} Put your own in its place.\n- {ANY_PICTURE}\n- Put an upscale model in the place of "
-        "*Upscale Image* for more than a larger image."
+        "`memory_budget` of 0.5 GiB. In the mode *exact* the result is the same as from the untiled nodes: no seams, no "
+        "colour shift, with any tile size.\n\nThe panels in the tiled nodes show the plan: strips, memory and "
+        f"cost.\n\n- {DEMO} Replace it with your own.\n- {ANY_IMAGE}\n- Replace *Upscale Image* with an upscale model "
+        "to add detail."
     )
     size = {"upscale_method": "lanczos", "width": 2048, "height": 2048, "crop": "disabled"}
     return [
-        [note("note", text, (300, 360)), picture()],
-        [Node("large", "ImageScale", {"image": ("picture", 0)}, size), vae()],
+        [note("note", text, (300, 360)), source_image()],
+        [Node("large", "ImageScale", {"image": ("image", 0)}, size), vae()],
         [encoded("large", True, memory_budget=0.5)],
         [decoded("decode", "encode", True, memory_budget=0.5)],
         [Node("saved", "SaveImage", {"images": ("decode", 0)}, {"filename_prefix": "seamless_2048"}, size=(420, 480))],
@@ -97,17 +97,17 @@ def tiled_upscale() -> Columns:
 
 def tiled_upscale_with_sampler() -> Columns:
     text = (
-        "## Upscale with a sampler in between\n\nFor people with a model: enlarge an image, encode it, let the sampler "
-        "add detail, decode it. Both VAE nodes take the checkpoint's own VAE, whose weights are used where they are, and "
-        "keep to a budget of 1 GiB.\n\n- Choose your checkpoint; this is set up for Stable Diffusion 1.5.\n- "
-        "`denoise` 0.35 keeps the image; more paints more anew.\n- " + ANY_PICTURE
+        "## Upscale with a sampler in between\n\nEnlarge an image, encode it, let the sampler add detail, "
+        "and decode it. Both VAE nodes use the checkpoint's own VAE, without a copy of its weights, within a memory budget "
+        "of 1 GiB.\n\n- Choose your checkpoint; this is set up for Stable Diffusion 1.5.\n- "
+        "`denoise` 0.35 keeps the image; higher values change more.\n- " + ANY_IMAGE
     )
     size = {"upscale_method": "lanczos", "width": 1536, "height": 1536, "crop": "disabled"}
     model = ("checkpoint", 2)
     sampling = {"seed": 1, "control_after_generate": "fixed", "steps": 20, "cfg": 6.0, "sampler_name": "dpmpp_2m"}
     text_size = (340, 120)
     return [
-        [note("note", text, (300, 320)), picture()],
+        [note("note", text, (300, 320)), source_image()],
         [
             Node(
                 *("checkpoint", "CheckpointLoaderSimple", {}, {"ckpt_name": CHECKPOINT["name"]}),
@@ -121,7 +121,7 @@ def tiled_upscale_with_sampler() -> Columns:
                     ("negative", "blurry, watermark", "Negative prompt"),
                 )
             ),
-            Node("large", "ImageScale", {"image": ("picture", 0)}, size),
+            Node("large", "ImageScale", {"image": ("image", 0)}, size),
         ],
         [encoded("large", True, model, memory_budget=1.0)],
         [
@@ -153,15 +153,15 @@ def tiled_upscale_with_sampler() -> Columns:
 
 def swap_vae() -> Columns:
     text = (
-        "## Another VAE in the middle of a workflow\n\nA latent of one model cannot be read by another. **Swap** decodes "
-        "it with the VAE that it comes from and encodes it for the other one, so that a second model can go on: SDXL for "
-        "the composition, FLUX.1 for the finish.\n\n- Both loaders are set to `demo`, so that this runs without a "
-        "download. Choose the VAEs of your models.\n- Put your samplers before and after *Swap*.\n- " + ANY_PICTURE
+        "## Another VAE in the middle of a workflow\n\nOne model cannot read the latents of another. **Swap** decodes a "
+        "latent with its own VAE and encodes the image for the second model: SDXL for the composition, FLUX.1 for the "
+        "finish.\n\n- Both loaders are set to `demo`, so that this runs without a "
+        "download. Choose the VAEs of your models.\n- Put your samplers before and after *Swap*.\n- " + ANY_IMAGE
     )
     return [
-        [note("note", text, (300, 340)), picture()],
+        [note("note", text, (300, 340)), source_image()],
         [vae("vae", "VAE of the first model"), vae("second", "VAE of the second model")],
-        [encoded("picture")],
+        [encoded("image")],
         [
             Node(
                 *("swap", "SeamlessVAESwap"),
@@ -178,14 +178,14 @@ def swap_vae() -> Columns:
 
 def posterior_grid() -> Columns:
     text = (
-        "## What the encoder is sure of\n\nAn encoder gives a distribution, not one latent. **Posterior Preview** shows "
-        "its mean and its deviation; **Sample Posterior** draws nine latents from it, which are decoded to nine images."
-        "\n\n- `temperature` multiplies the deviation. The VAEs of diffusion models are very sure, so that 1 shows "
-        f"nothing: this one draws far out, where you see what the latent leaves open.\n- {DEMO}\n- {ANY_PICTURE}"
+        "## Where the encoder is certain\n\nAn encoder gives a distribution, not one latent. **Posterior Preview** shows "
+        "its mean and its standard deviation; **Sample Posterior** takes nine samples from it, which are decoded to nine "
+        "images.\n\n- `temperature` multiplies the standard deviation. The VAEs of diffusion models have very small "
+        f"variances, so 1 shows nothing; at 100 you see which details the latent leaves undetermined.\n- {DEMO}\n- {ANY_IMAGE}"
     )
     values = {"seed": 7, "control_after_generate": "fixed", "temperature": 100.0, "count": 9}
     return [
-        [note("note", text, (300, 340)), picture()],
+        [note("note", text, (300, 340)), source_image()],
         [scaled(256, 256), vae()],
         [
             encoded("scaled"),
@@ -195,44 +195,44 @@ def posterior_grid() -> Columns:
             Node("draws", "SeamlessVAESamplePosterior", {"posterior": ("encode", 1)}, values),
             decoded("decode", "draws"),
         ],
-        [preview("shown", "decode", title="Nine draws", size=(480, 520))],
+        [preview("shown", "decode", title="Nine samples", size=(480, 520))],
     ]
 
 
 def inpaint_with_composite() -> Columns:
     text = (
-        "## Inpaint, and keep the rest as it was\n\nA VAE changes every pixel a little, also where nothing was painted. "
-        "**Inpaint Composite** decodes the latent and puts it into the original by the mask: where the mask is 0, the "
-        "image stays bit for bit what it was.\n\n- *Flip Latent* stands where your KSampler goes, so that this runs "
-        "without a model. Take it out, connect the sampler, and take the VAE of your checkpoint.\n- The mask is made of "
-        "two rectangles here. Paint your own: right click on *Load Image*, *Open in MaskEditor*, and connect its MASK.\n"
-        "- " + ANY_PICTURE
+        "## Inpaint, and keep the rest unchanged\n\nA VAE changes every pixel a little, even where nothing was inpainted. "
+        "**Inpaint Composite** decodes the latent and pastes it into the original with the mask: where the mask is 0, the "
+        "image is unchanged, bit for bit.\n\n- *Flip Latent* is a placeholder for your KSampler, so that this runs without "
+        "a model. Replace it, and use the VAE of your checkpoint.\n- The mask is made of two rectangles here. Paint "
+        "your own: right-click on *Load Image*, *Open in MaskEditor*, and connect its MASK.\n"
+        "- " + ANY_IMAGE
     )
     area, hole = {"value": 0.0, "width": 768, "height": 768}, {"value": 1.0, "width": 288, "height": 256}
     place = {"x": 240, "y": 320, "operation": "add"}
     return [
-        [note("note", text, (300, 390)), picture()],
+        [note("note", text, (300, 390)), source_image()],
         [
-            Node("area", "SolidMask", values=area, title="All of the image"),
-            Node("hole", "SolidMask", values=hole, title="What is to be painted"),
+            Node("area", "SolidMask", values=area, title="Mask of the whole image"),
+            Node("hole", "SolidMask", values=hole, title="Area to inpaint"),
             Node("mask", "MaskComposite", {"destination": ("area", 0), "source": ("hole", 0)}, place),
             vae(),
         ],
         [
             Node(
                 *("encode", "SeamlessVAEInpaintEncode"),
-                {"pixels": ("picture", 0), "vae": ("vae", 0), "mask": ("mask", 0)},
+                {"pixels": ("image", 0), "vae": ("vae", 0), "mask": ("mask", 0)},
                 {"grow": 6, "feather": 8},
             ),
             Node(
                 *("sampler", "LatentFlip", {"samples": ("encode", 0)}, {"flip_method": "y-axis: horizontally"}),
-                title="Flip Latent: your KSampler goes here",
+                title="Flip Latent: replace with your KSampler",
             ),
         ],
         [
             Node(
                 *("composite", "SeamlessVAEInpaintComposite"),
-                {"samples": ("sampler", 0), "vae": ("vae", 0), "original": ("picture", 0), "mask": ("mask", 0)},
+                {"samples": ("sampler", 0), "vae": ("vae", 0), "original": ("image", 0), "mask": ("mask", 0)},
             ),
             preview("shown", "composite", size=(420, 460)),
         ],
@@ -241,26 +241,26 @@ def inpaint_with_composite() -> Columns:
 
 def seamless_texture() -> Columns:
     text = (
-        "## A texture that repeats\n\nAt the edges of an image a VAE sees nothing, so a texture that repeats shows a "
-        "line there. With `wrap` the VAE sees the other side instead. The image is mirrored here, so that it repeats "
-        "downwards, goes through the VAE with `wrap` *y*, and is put below itself to show the joint.\n\n- With the VAE "
-        "of your model choose *both* for textures that repeat in both directions. The demo VAE keeps the level of the "
-        "colours at its right edge, so it takes *y* alone.\n- A sampler goes between the two tiled nodes; it needs a "
-        f"model that wraps, too.\n- {ANY_PICTURE}"
+        "## A texture that repeats\n\nA VAE pads the edges of an image with zeros, so a seamless texture shows a line "
+        "there. With `circular` it sees the opposite edge instead. The image is mirrored here, so that it repeats "
+        "downwards, is encoded and decoded with `circular` *y*, and put below itself to show the joint.\n\n- With the "
+        "VAE of your model, choose *both* for textures that repeat in both directions. The demo VAE supports *y* only, "
+        "because it stores the level of the colours at the right edge of its latent.\n- A sampler goes between the two "
+        f"tiled nodes; its model must use circular padding too.\n- {ANY_IMAGE}"
     )
     below = {"direction": "down", "match_image_size": False, "spacing_width": 0, "spacing_color": "white"}
     stitch = "ImageStitch"
     return [
-        [note("note", text, (300, 390)), picture()],
+        [note("note", text, (300, 390)), source_image()],
         [
             scaled(384, 256),
             Node("flipped", "ImageFlip", {"image": ("scaled", 0)}, {"flip_method": "x-axis: vertically"}),
             Node("tile", stitch, {"image1": ("scaled", 0), "image2": ("flipped", 0)}, below, "The texture"),
             vae(),
         ],
-        [encoded("tile", True, wrap="y")],
+        [encoded("tile", True, circular="y")],
         [
-            decoded("decode", "encode", True, wrap="y"),
+            decoded("decode", "encode", True, circular="y"),
             Node("twice", stitch, {"image1": ("decode", 0), "image2": ("decode", 0)}, below, "Below itself"),
         ],
         [preview("shown", "twice", title="Repeated", size=(330, 560))],
@@ -276,12 +276,12 @@ WORKFLOWS: dict[str, tuple[Callable[[], Columns], bool]] = {
 }
 
 
-def thumbnail(picture: Image.Image) -> Image.Image:
+def thumbnail(shot: Image.Image) -> Image.Image:
     """The graph on the template browser's format, as large as it fits."""
-    picture = picture.copy()
-    picture.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
-    page = Image.new("RGB", THUMBNAIL, picture.getpixel((2, 2)))  # type: ignore[arg-type]
-    page.paste(picture, ((THUMBNAIL[0] - picture.width) // 2, (THUMBNAIL[1] - picture.height) // 2))
+    shot = shot.copy()
+    shot.thumbnail(THUMBNAIL, Image.Resampling.LANCZOS)
+    page = Image.new("RGB", THUMBNAIL, shot.getpixel((2, 2)))  # type: ignore[arg-type]
+    page.paste(shot, ((THUMBNAIL[0] - shot.width) // 2, (THUMBNAIL[1] - shot.height) // 2))
     return page
 
 

@@ -14,9 +14,9 @@ import { note, planView } from './plan_view.js'
  */
 
 const ASSUMED = { width: 1024, height: 1024, batch: 1, source: '' }
-const CHOICES = ['mode', 'tile_size', 'overlap', 'memory_budget', 'wrap']
+const CHOICES = ['mode', 'tile_size', 'overlap', 'memory_budget', 'circular']
 // Widgets that a mode does not look at.
-const IDLE = /** @type {Record<string, string[]>} */ ({ exact: ['overlap'], blended: ['memory_budget', 'wrap'] })
+const IDLE = /** @type {Record<string, string[]>} */ ({ exact: ['overlap'], blended: ['memory_budget', 'circular'] })
 
 /**
  * @param {LGraphNode} node
@@ -59,9 +59,9 @@ function question(node, direction) {
  * @param {LGraphNode} node
  * @param {Record<string, unknown>} values of the widgets
  */
-function greyOut(node, { mode, wrap }) {
-  // Blended tiles that are to wrap cannot run: the widget is at hand to say so no more.
-  const idle = (IDLE[String(mode)] ?? []).filter((name) => name !== 'wrap' || wrap === 'none')
+function greyOut(node, { mode, circular }) {
+  // Blended tiles that are to be circular cannot run: the widget is at hand to say so no more.
+  const idle = (IDLE[String(mode)] ?? []).filter((name) => name !== 'circular' || circular === 'none')
   for (const name of Object.values(IDLE).flat()) {
     const widget = /** @type {any} */ (widgetOf(node, name))
     if (!widget) continue

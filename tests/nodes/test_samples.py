@@ -12,11 +12,11 @@ pytestmark = pytest.mark.usefixtures("host")
 
 def test_a_draw_depends_on_seed_and_item_alone(pack: Pack, make: Makers) -> None:
     vae, pixels = make.vae(), make.image(3, 20, 24, 3)
-    drawn, posterior, _ = encode(pack, vae, pixels, draw="sample", seed=40)
+    drawn, posterior, _ = encode(pack, vae, pixels, sample_mode="sample", seed=40)
     for item in range(3):
-        alone, *_ = encode(pack, vae, pixels[item : item + 1], draw="sample", seed=40 + item)
+        alone, *_ = encode(pack, vae, pixels[item : item + 1], sample_mode="sample", seed=40 + item)
         torch.testing.assert_close(drawn["samples"][item : item + 1], alone["samples"], **CLOSE)
-    tiled, *_ = pack.run("SeamlessVAEEncodeTiled", pixels=pixels, vae=vae, draw="sample", seed=40, tile_size=4)
+    tiled, *_ = pack.run("SeamlessVAEEncodeTiled", pixels=pixels, vae=vae, sample_mode="sample", seed=40, tile_size=4)
     torch.testing.assert_close(tiled["samples"], drawn["samples"], **CLOSE)
     (again,) = pack.run("SeamlessVAESamplePosterior", posterior=posterior, seed=40)
     assert torch.equal(again["samples"], drawn["samples"])
@@ -28,7 +28,7 @@ def test_a_draw_depends_on_seed_and_item_alone(pack: Pack, make: Makers) -> None
 def test_noise_is_the_same_in_another_precision(pack: Pack, make: Makers) -> None:
     vae, pixels = make.vae(), make.image()
     vae.first_stage_model.to(torch.bfloat16)
-    drawn, posterior, _ = encode(pack, vae, pixels, draw="sample", seed=3)
+    drawn, posterior, _ = encode(pack, vae, pixels, sample_mode="sample", seed=3)
     noise = (drawn["samples"] - posterior["samples"]) / torch.exp(0.5 * posterior["logvar"])
     expected = torch.randn(1, 4, 10, 12, generator=torch.Generator().manual_seed(3))
     assert drawn["samples"].dtype == torch.float32
@@ -46,7 +46,7 @@ def test_several_draws(pack: Pack, make: Makers) -> None:
     (later,) = pack.run("SeamlessVAESamplePosterior", posterior=posterior, seed=13)
     assert torch.equal(many["samples"][4:], later["samples"])
     assert len({tuple(each.flatten()[:3].tolist()) for each in many["samples"]}) == 6
-    (mode,) = pack.run("SeamlessVAESamplePosterior", posterior=posterior, draw="mode", count=2)
+    (mode,) = pack.run("SeamlessVAESamplePosterior", posterior=posterior, sample_mode="mean", count=2)
     assert torch.equal(mode["samples"], posterior["samples"].repeat(2, 1, 1, 1))
 
 
@@ -70,4 +70,4 @@ def test_a_number_in_the_batch_goes_with_its_noise(pack: Pack, make: Makers) -> 
 
 
 def test_the_largest_seed(pack: Pack, make: Makers) -> None:
-    encode(pack, make.vae(), make.image(2, 20, 24, 3), draw="sample", seed=2**64 - 1)
+    encode(pack, make.vae(), make.image(2, 20, 24, 3), sample_mode="sample", seed=2**64 - 1)

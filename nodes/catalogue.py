@@ -1,0 +1,115 @@
+"""What Seamless VAE Load can choose from: VAEs by name, families of latents, devices."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+
+from ..vae_core.checkpoints.families import FAMILIES
+from ..vae_core.errors import CheckpointError, ConfigError
+from . import host
+from .checks import check_choice, stays_inside
+
+AUTO = "auto"
+DEMO_NAME = "demo"
+DEMO_PATH = Path(__file__).resolve().parents[1] / "vae_core" / "demo"
+# What follows the names of VAEs that are not files of models/vae.
+FOLDER_MARK, DIFFUSERS_MARK, CHECKPOINT_MARK = " [folder]", " [diffusers]", " [checkpoint]"
+_KIND_OF_MARK = {FOLDER_MARK: "vae", DIFFUSERS_MARK: "diffusers", CHECKPOINT_MARK: "checkpoints"}
+_DIFFUSERS_DEPTH = 3
+_SCALE_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+
+
+def vae_names() -> list[str]:
+    """The VAEs that can be loaded: `demo`, files of models/vae, then folders and checkpoints, marked as such."""
+    inner_folders = _diffusers_folders("vae")
+    folders = [f"{name}{FOLDER_MARK}" for name in inner_folders]
+    pipelines = [f"{name}{DIFFUSERS_MARK}" for name in _diffusers_folders("diffusers")]
+    checkpoints = [f"{name}{CHECKPOINT_MARK}" for name in host.filenames("checkpoints")]
+    inside = tuple(f"{PurePath(name).as_posix()}/" for name in inner_folders)
+    files = [name for name in host.filenames("vae") if not PurePath(name).as_posix().startswith(inside)]
+    return [DEMO_NAME, *files, *folders, *pipelines, *checkpoints]
+
+
+def vae_path(name: str) -> Path:
+    """The file or folder of a name of `vae_names`.
+
+    The name may come from anywhere, such as a downloaded workflow: only registered folders are searched.
+
+    Raises:
+        CheckpointError: no such VAE, or a name that points out of those folders.
+    """
+    if name == DEMO_NAME:
+        return DEMO_PATH
+    if not isinstance(name, str):
+        raise CheckpointError(f"{name!r} is not the name of a VAE. Choose one from the list.")
+    mark = next((mark for mark in _KIND_OF_MARK if name.endswith(mark)), "")
+    kind, inner = _KIND_OF_MARK.get(mark, "vae"), name.removesuffix(mark)
+    if not inner or not stays_inside(inner):
+        raise CheckpointError(
+            f"{name!r} is not the name of a VAE: it points outside the models folders. Choose one from the list."
+        )
+    roots = host.folder_paths(kind)
+    exists = os.path.isdir if mark in (FOLDER_MARK, DIFFUSERS_MARK) else os.path.isfile
+    for root in roots:
+        for path in (root / inner, root / inner.replace("\\", "/")):  # as workflows made on Windows name them
+            if exists(path):
+                return path
+    places = " or ".join(str(root) for root in roots) or f"ComfyUI's {kind} folder, which is not registered"
+    raise CheckpointError(
+        f"cannot find a VAE named {name!r} in {places}. Put it there, refresh the page, and choose it again."
+    )
+
+
+def _diffusers_folders(kind: str) -> list[str]:
+    """Folders below the registered ones that contain a VAE or a pipeline with one, by their names there."""
+    found = set()
+    for root in host.folder_paths(kind):
+        for depth in range(1, _DIFFUSERS_DEPTH + 1):
+            for path in root.glob("/".join(["*"] * depth)):
+                if os.path.isfile(path / "vae" / "config.json") or _is_vae_folder(path):
+                    found.add(str(path.relative_to(root)))
+    # The `vae` folder of a pipeline that is listed itself is not another VAE.
+    return sorted(name for name in found if not (PurePath(name).name == "vae" and str(PurePath(name).parent) in found))
+
+
+def _is_vae_folder(path: Path) -> bool:
+    # os.path answers False for a folder that may not be entered, such as lost+found.
+    return os.path.isfile(path / "config.json") and any(path.glob("diffusion_pytorch_model*"))
+
+
+def family_names() -> list[str]:
+    """The families that scale their latents by numbers of their own; FLUX.2 has its statistics in the file."""
+    return [family.name for family in FAMILIES if not family.batch_norm]
+
+
+def family_fields(name: str) -> dict[str, Any]:
+    """The config fields by which a family scales its latents.
+
+    Raises:
+        ConfigError: no such family.
+    """
+    check_choice("latent_scale", name, [AUTO, *family_names()])
+    fields = next(family.fields for family in FAMILIES if family.name == name)
+    return {key: fields.get(key) for key in _SCALE_FIELDS}
+
+
+def device_names() -> list[str]:
+    return ["cpu", *host.accelerators()]
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a name; of `auto`, ComfyUI's VAE device.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    if name == AUTO:
+        return host.vae_device()
+    if name not in device_names():
+        there = ", ".join(device_names())
+        raise ConfigError(f"device {name} is not available, only {there}. Choose one of these, or auto.")
+    return torch.device(name)
