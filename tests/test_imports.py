@@ -20,9 +20,7 @@ JAX = {"jax", "jaxlib", "flax", "optax", "msgpack"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
-    "temporaries": set(),
-    "atomic": {"temporaries"},
-    "image": {"errors", "atomic"},
+    "image": {"errors"},
     "metrics": {"errors"},
     "masks": {"errors", "image"},
     "preview": set(),

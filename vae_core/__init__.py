@@ -5,6 +5,7 @@ from .config import AutoencoderKLConfig
 from .errors import (
     CheckpointError,
     ConfigError,
+    DatasetError,
     ImageError,
     MemoryBudgetError,
     MissingDependencyError,
@@ -28,6 +29,7 @@ __all__ = [
     "AutoencoderKLOutput",
     "CheckpointError",
     "ConfigError",
+    "DatasetError",
     "DecoderOutput",
     "DiagonalGaussianDistribution",
     "ImageError",

@@ -44,3 +44,7 @@ class UnsafeCheckpointError(CheckpointError):
 
 class MissingDependencyError(VAEError, ImportError):
     """A package that is needed for what was asked, and that only an extra of this one installs."""
+
+
+class DatasetError(VAEError, RuntimeError):
+    """A collection of images or latents that cannot be read, written or resumed."""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import VAEError
-from . import convert, decode, encode, info, roundtrip
+from . import convert, decode, decode_dataset, encode, encode_dataset, info, roundtrip, verify_dataset
 
 EXAMPLES = """\
 examples:
@@ -18,6 +18,7 @@ examples:
   seamless-vae decode latents.safetensors -o image.png
   seamless-vae info model.safetensors
   seamless-vae convert vae_folder vae.safetensors
+  seamless-vae encode-dataset photos --out latents --size 512
 
 exit codes: 0 done; 1 an error, told in one line (--debug shows the traceback); 2 a wrong command line; 130 interrupted.
 """
@@ -58,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (roundtrip, encode, decode, info, convert):
+    for command in (roundtrip, encode, decode, info, convert, encode_dataset, decode_dataset, verify_dataset):
         subparser = command.add(subparsers)
         subparser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         subparser.set_defaults(run=command.run)

@@ -1,0 +1,310 @@
+"""A collection on disk: its manifest, its splits, the records of its shards, and how each of them is committed.
+
+A shard is its files and a record beside them (`NAME.json`), which is written last: what has no record does not count
+and is written again. The manifest is written first, without totals, and once more at the end, with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import safetensors
+import torch
+from torch import Tensor
+
+from ..autoencoder_kl import AutoencoderKL
+from ..config import AutoencoderKLConfig
+from ..errors import DatasetError
+from . import kohya, safetensors_layout, webdataset_layout
+from .atomic import write_bytes
+from .encode import Encoded, Shard, fingerprint, shard_name
+from .settings import Scale, Settings
+from .sources import Split
+
+VERSION = 1
+FORMAT = "seamless-vae dataset"
+MANIFEST, SPLITS, SHARDS, FAILURES = "manifest.json", "splits.jsonl", "shards.jsonl", "failures.jsonl"
+_KOHYA_RECORDS = ".seamless_vae"
+
+
+class Collection:
+    """A collection that was begun, in a folder.
+
+    Attributes:
+        out: the folder.
+        records: where its own files are: the folder, or a hidden one in it where the files belong beside the images.
+        manifest: what `manifest.json` has.
+    """
+
+    def __init__(self, out: Path, manifest: Mapping[str, Any]) -> None:
+        self.out, self.manifest = out, dict(manifest)
+        self.settings = Settings.from_dict(manifest["settings"])
+        self.scale = Scale(**manifest["scale"])
+        self.records = records_folder(out, self.settings.layout)
+
+    @classmethod
+    def begin(
+        cls, out: Path, source: str, splits: Sequence[Split], settings: Settings, vae: AutoencoderKL
+    ) -> Collection:
+        """Write the splits and the manifest of a new collection."""
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "source": source,
+            "settings": settings.to_dict(),
+            "scale": vars(Scale.of(settings, vae.config)),
+            "vae": {"sha256": fingerprint(vae), "config": vae.config.to_dict()},
+            "software": software(),
+        }
+        lines = "".join(f"{split.to_json()}\n" for split in splits)
+        collection = cls(out, manifest)
+        write_bytes(collection.records / SPLITS, lines.encode())
+        write_bytes(collection.records / MANIFEST, _json(manifest))
+        return collection
+
+    @classmethod
+    def open(cls, out: str | os.PathLike[str]) -> Collection:
+        """Read a collection's manifest.
+
+        Raises:
+            DatasetError: there is none, or it is damaged or of a later version.
+        """
+        out = Path(out)
+        place = find_manifest(out)
+        if place is None:
+            raise DatasetError(f"{out} has no {MANIFEST}. Give a folder that `seamless-vae encode-dataset` wrote.")
+        try:
+            manifest = json.loads(place.read_bytes())
+            if manifest["format"] == FORMAT and manifest["version"] == VERSION:
+                return cls(out, manifest)
+            problem = f"it is {manifest['format']!r} of version {manifest['version']!r}"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problem = f"{type(error).__name__}: {error}"
+        raise DatasetError(f"{place} cannot be read: {problem}. This version reads {FORMAT!r} of version {VERSION}.")
+
+    @property
+    def config(self) -> AutoencoderKLConfig:
+        return AutoencoderKLConfig.from_dict(self.manifest["vae"]["config"])
+
+    @property
+    def totals(self) -> dict[str, int] | None:
+        """Images, failures, shards and bytes; None as long as it is not finished."""
+        return self.manifest.get("totals")
+
+    def splits(self) -> Iterator[Split]:
+        """What the source was divided into when the collection was begun."""
+        with open(self.records / SPLITS, encoding="utf-8") as lines:
+            for line in lines:
+                yield Split.from_json(line)
+
+    def record_path(self, split: int, chunk: int) -> Path:
+        return self.records / f"{safetensors_layout.path(split, chunk)}.json"
+
+    def read_record(self, split: int, chunk: int) -> dict[str, Any] | None:
+        """The record of a shard; None if it was not committed.
+
+        Raises:
+            DatasetError: it is damaged.
+        """
+        place = self.record_path(split, chunk)
+        try:
+            return json.loads(place.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise DatasetError(
+                f"{place} cannot be read ({error}). Delete it and run encode-dataset with --resume."
+            ) from None
+
+    def chunks_done(self, split: Split) -> tuple[int, bool]:
+        """(how many shards of a split are committed without a gap, whether that is all of it)."""
+        chunk = 0
+        while (record := self.read_record(split.number, chunk)) is not None:
+            chunk += 1
+            if record["last"]:
+                return chunk, True
+        return chunk, False
+
+    def is_done(self, split: Split) -> bool:
+        """Whether a split needs no more work. Splits whose number of images is known are one shard."""
+        if split.count is not None:
+            return self.record_path(split.number, 0).is_file()
+        return self.chunks_done(split)[1]
+
+    def commit(self, shard: Shard) -> dict[str, Any]:
+        """Write a shard's files, then its record; returns the record.
+
+        Raises:
+            DatasetError: a file cannot be written.
+        """
+        images = [_image_record(image, self.settings) for image in shard.images]
+        about = {
+            "format": "seamless-vae latents",
+            "version": VERSION,
+            "keep": self.settings.keep,
+            "scale": self.manifest["scale"],
+            "vae": self.manifest["vae"],
+            "images": images,
+        }
+        files = self._files(shard, about)
+        for name, data in files.items():
+            write_bytes(self.out / name, data)
+        record = {
+            "name": shard.name,
+            "last": shard.last,
+            "files": [
+                {"path": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                for name, data in files.items()
+            ],
+            "images": images,
+            "failures": [vars(failure) for failure in shard.failures],
+        }
+        write_bytes(self.record_path(shard.split, shard.chunk), _json(record, indent=None))
+        return record
+
+    def _files(self, shard: Shard, about: Mapping[str, Any]) -> dict[str, bytes]:
+        if self.settings.layout == "kohya":
+            return kohya.files(shard, self.out)
+        layout = webdataset_layout if self.settings.layout == "webdataset" else safetensors_layout
+        return layout.files(shard, about)
+
+    def all_records(self) -> Iterator[dict[str, Any]]:
+        """The records of all committed shards, in order."""
+        for split in self.splits():
+            chunk = 0
+            while (record := self.read_record(split.number, chunk)) is not None:
+                yield record
+                chunk += 1
+                if record["last"]:
+                    break
+
+    def read_images(self, record: Mapping[str, Any], images: Sequence[Mapping[str, Any]]) -> list[dict[str, Tensor]]:
+        """The tensors of some images of a shard, as its files have them."""
+        if self.settings.layout == "kohya":
+            found = []
+            for image in images:
+                h, w = image["shape"][-2:]
+                found.append(kohya.read(self.out / image["file"], ["x"], (h, w))["x"])
+            return found
+        names = [f"{image['position']:06d}" for image in images]
+        layout = webdataset_layout if self.settings.layout == "webdataset" else safetensors_layout
+        by_name = layout.read(self.out / record["files"][0]["path"], names) if names else {}
+        return [by_name[name] for name in names]
+
+    def finish(self) -> dict[str, int]:
+        """Write the list of shards, the report of failures and the totals; returns the totals."""
+        totals = {"images": 0, "failures": 0, "shards": 0, "bytes": 0}
+        shards, failures = [], []
+        for record in self.all_records():
+            size = sum(file["bytes"] for file in record["files"])
+            line = {"name": record["name"], "images": len(record["images"]), "failures": len(record["failures"])}
+            # kohya's files are as many as images: their hashes are in the records alone.
+            shards.append(
+                {**line, "bytes": size, **({} if self.settings.layout == "kohya" else {"files": record["files"]})}
+            )
+            failures += [{"shard": record["name"], **failure} for failure in record["failures"]]
+            totals["images"] += line["images"]
+            totals["failures"] += line["failures"]
+            totals["bytes"] += size
+            totals["shards"] += 1
+        write_bytes(self.records / SHARDS, _lines(shards))
+        write_bytes(self.records / FAILURES, _lines(failures))
+        self.manifest["totals"] = totals
+        write_bytes(self.records / MANIFEST, _json(self.manifest))
+        return totals
+
+
+def records_folder(out: Path, layout: str) -> Path:
+    """Where a collection's own files are."""
+    return out / _KOHYA_RECORDS if layout == "kohya" else out
+
+
+def find_manifest(out: Path) -> Path | None:
+    """The manifest of the collection in a folder, if there is one."""
+    places = (out / MANIFEST, out / _KOHYA_RECORDS / MANIFEST)
+    return next((place for place in places if place.is_file()), None)
+
+
+def software() -> dict[str, str]:
+    """The versions of what decides the bytes."""
+    from .. import __version__
+
+    return {
+        "seamless-vae": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "safetensors": safetensors.__version__,
+    }
+
+
+@contextmanager
+def sole_writer(records: Path, patience: float = 15.0) -> Iterator[None]:
+    """Make sure that no other run writes to the collection, where the system has locks on files.
+
+    Readers of a run that was killed may keep its lock for some seconds: so long it is waited for.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    records.mkdir(parents=True, exist_ok=True)
+    place, deadline = records / ".lock", time.monotonic() + patience
+    while True:
+        file = open(place, "wb")  # noqa: SIM115 (closed below, or by the next turn)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if place.exists() and os.path.samestat(os.fstat(file.fileno()), place.stat()):
+                break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.close()
+                raise DatasetError(f"another run is writing to {records}. Wait for it, or stop it first.") from None
+            time.sleep(0.2)
+        except OSError:  # a file system without locks
+            break
+        file.close()
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            place.unlink()
+        file.close()
+
+
+def _image_record(image: Encoded, settings: Settings) -> dict[str, Any]:
+    source = image.image
+    record = {
+        "key": source.key,
+        "position": source.position,
+        "sha256": source.sha256,
+        "size": source.size,
+        "resized": source.fit.resized,
+        "crop": source.fit.crop,
+        "bucket": source.fit.bucket,
+        "shape": tuple(image.latents.shape),
+    }
+    if settings.layout == "kohya":
+        record["file"] = kohya.file_name(source.key, source.size, str(settings.kohya))
+    return record
+
+
+def _json(value: Any, indent: int | None = 1) -> bytes:
+    return (json.dumps(value, indent=indent) + "\n").encode()
+
+
+def _lines(values: Sequence[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(value) + "\n" for value in values).encode()
+
+
+__all__ = ["Collection", "find_manifest", "records_folder", "shard_name", "software", "sole_writer"]

@@ -1,0 +1,146 @@
+"""Collections back to images: to look at them, and to measure what the latents keep."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..autoencoder_kl import AutoencoderKL
+from ..errors import DatasetError, VAEError
+from ..image import to_pil, write_image
+from ..metrics import psnr
+from ..streaming import decode
+from .collection import Collection
+from .encode import fingerprint, generator
+from .prepare import Prepared, prepare
+from .sources import Split, read_split
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image that was decoded.
+
+    Attributes:
+        key: its name in the source.
+        file: where it was written.
+        psnr: in dB, against the source resized and cropped as it was encoded; None if the source is gone or changed.
+    """
+
+    key: str
+    file: Path
+    psnr: float | None
+
+
+def decode_dataset(
+    out: str | os.PathLike[str],
+    images: str | os.PathLike[str],
+    vae: AutoencoderKL,
+    *,
+    limit: int | None = None,
+    memory_budget: int | None = None,
+    compare: bool = True,
+) -> Iterator[Decoded]:
+    """Decode a collection into PNG files, named after their keys; gives each as it is written.
+
+    Args:
+        images: a folder for them.
+        vae: the one that it was encoded with.
+        limit: so many images at most.
+        compare: read the source once more and measure the PSNR.
+
+    Raises:
+        DatasetError: another VAE, a shard that cannot be read, an image that cannot be written.
+    """
+    collection = Collection.open(out)
+    _check_vae(collection, vae)
+    splits = {split.number: split for split in collection.splits()} if compare else {}
+    count = 0
+    for record in collection.all_records():
+        wanted = record["images"] if limit is None else record["images"][: limit - count]
+        sources = _sources(collection, splits.get(int(record["name"].partition("-")[0])), wanted, vae)
+        for image, tensors in zip(wanted, collection.read_images(record, wanted), strict=True):
+            z = raw_z(tensors, collection, image["sha256"])
+            pixels = decode(vae, z[None].to(vae.device, vae.dtype), memory_budget=memory_budget).float().cpu()
+            file = Path(images) / f"{_safe(image['key'])}.png"
+            write_image(to_pil(pixels)[0], file)
+            yield Decoded(image["key"], file, _psnr(pixels, sources.get(image["position"]), image["sha256"]))
+        count += len(wanted)
+        if limit is not None and count >= limit:
+            return
+
+
+def raw_z(tensors: dict[str, Tensor], collection: Collection, sha256: str, epoch: int | None = None) -> Tensor:
+    """Raw z of an image, [C, h, w] in float32, from what a collection has of it.
+
+    Args:
+        epoch: for moments, draw the sample of this epoch; None for the mean.
+    """
+    if "moments" not in tensors:
+        return collection.scale.undo(tensors["latents"].float())
+    return sample_moments(tensors["moments"], None if epoch is None else generator(sha256, epoch=epoch))
+
+
+def sample_moments(moments: Tensor, source: torch.Generator | None) -> Tensor:
+    """A sample of moments [2C, h, w], or their mean without a source of randomness: [C, h, w] in float32."""
+    mean, logvar = moments.float().chunk(2)
+    if source is None:
+        return mean
+    return mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=source)
+
+
+def _check_vae(collection: Collection, vae: AutoencoderKL) -> None:
+    config = collection.config
+    if config.latent_channels != vae.config.latent_channels or config.spatial_ratio != vae.config.spatial_ratio:
+        raise DatasetError(
+            f"{collection.out} has latents of {config.latent_channels} channels at 1/{config.spatial_ratio}, and this "
+            f"VAE decodes {vae.config.latent_channels} at 1/{vae.config.spatial_ratio}. "
+            f"Give the VAE it was encoded with."
+        )
+    begun = collection.manifest["vae"]["sha256"]
+    if fingerprint(vae) != begun:
+        raise DatasetError(
+            f"{collection.out} was encoded with another VAE, or with this one in another number type "
+            f"(SHA-256 {begun[:12]}... is expected). Give that one, with the same --dtype."
+        )
+
+
+def _sources(
+    collection: Collection, split: Split | None, wanted: list[dict[str, Any]], vae: AutoencoderKL
+) -> dict[int, Prepared]:
+    """The images of a shard as they were encoded, by position; what cannot be read any more is left out."""
+    if split is None or not wanted:
+        return {}
+    positions = {image["position"] for image in wanted}
+    found = {}
+    try:
+        raws = itertools.islice(read_split(split, collection.settings.column), max(positions) + 1)
+        for position, raw in enumerate(raws):
+            if position in positions:
+                image = prepare(raw, position, collection.settings, vae.config.in_channels)
+                if isinstance(image, Prepared):
+                    found[position] = image
+    except (VAEError, OSError):
+        return found
+    return found
+
+
+def _psnr(pixels: Tensor, source: Prepared | None, sha256: str) -> float | None:
+    if source is None or source.sha256 != sha256:
+        return None
+    reference = torch.from_numpy(source.pixels).movedim(-1, 0)[None].float() / 127.5 - 1
+    if reference.shape != pixels.shape:
+        return None
+    return float(psnr(pixels.clamp(-1, 1), reference, data_range=2.0))
+
+
+def _safe(key: str) -> str:
+    """A key as a path below a folder, whatever it has in it."""
+    parts = [part for part in key.replace("\\", "/").replace(":", "_").split("/") if part not in ("", ".", "..")]
+    return "/".join(parts) or "image"

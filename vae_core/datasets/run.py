@@ -1,0 +1,218 @@
+"""A whole run: what is to be done, by which engine, and what is left of it at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..autoencoder_kl import AutoencoderKL
+from ..errors import ConfigError, DatasetError
+from ..streaming.memory import available_bytes
+from . import devices as several_devices
+from . import kohya, local, ray_engine
+from .atomic import remove_leftovers
+from .buckets import Buckets
+from .collection import Collection, find_manifest, records_folder, software, sole_writer
+from .encode import fingerprint
+from .local import Work
+from .progress import Progress
+from .settings import Settings, automatic_batch, automatic_budget, automatic_shard
+from .sources import Split, find_splits
+from .weights import PackedVAE
+
+logger = logging.getLogger("seamless_vae")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where a collection is encoded; nothing of it changes what is written.
+
+    Attributes:
+        name: "local" or "ray".
+        workers: processes that read (local; None for what the machine has), or encoders (ray; None for one a device).
+        devices: of the local engine; none for the device of the VAE.
+        address: of a Ray cluster; None to start one here.
+    """
+
+    name: Literal["local", "ray"] = "local"
+    workers: int | None = None
+    devices: Sequence[str] = ()
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in ("local", "ray"):
+            raise ConfigError(f"the engine is {self.name!r}; it is local or ray.")
+        if self.workers is not None and self.workers < (0 if self.name == "local" else 1):
+            raise ConfigError(f"{self.workers} workers cannot do it; give a positive number.")
+
+
+def choose_settings(
+    vae: AutoencoderKL,
+    buckets: Buckets | None = None,
+    *,
+    batch: int | None = None,
+    memory_budget: int | None = None,
+    shard_images: int | None = None,
+    threads: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    **others: Any,
+) -> Settings:
+    """Settings, where what is None is chosen for the VAE, its device and its memory.
+
+    Args:
+        out: a collection that was begun there decides what would otherwise be chosen, so that it can be resumed on
+            a machine with more or less memory.
+        others: fields of Settings.
+    """
+    buckets = buckets or _size_of(vae)
+    buckets.check(vae.config.spatial_ratio)
+    if out is not None and find_manifest(Path(out)) is not None:
+        begun = Collection.open(out).settings
+        if begun.buckets == buckets:
+            batch, memory_budget = batch or begun.batch, memory_budget or begun.memory_budget
+            shard_images, threads = shard_images or begun.shard_images, threads or begun.threads
+    memory_budget = memory_budget or automatic_budget(available_bytes(vae.device))
+    return Settings(
+        buckets,
+        batch=batch or automatic_batch(buckets, memory_budget, vae.device),
+        memory_budget=memory_budget,
+        shard_images=shard_images or automatic_shard(buckets),
+        threads=threads or torch.get_num_threads(),
+        **others,
+    )
+
+
+def encode_dataset(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    vae: AutoencoderKL,
+    settings: Settings,
+    *,
+    engine: Engine | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, int]:
+    """Encode every image of a source into a collection of latents.
+
+    Killed at any moment and started again with `resume`, it writes what it would have written at once, byte for
+    byte; so it does with any number of workers and devices of one kind, on either engine.
+
+    Args:
+        source: see `find_splits`.
+        out: a folder. For the layout kohya, that of the images themselves.
+        settings: see `choose_settings`.
+
+    Returns:
+        images, failures (listed in failures.jsonl), shards, bytes.
+
+    Raises:
+        DatasetError: a source that cannot be read, a folder that has another collection, a full disk.
+        ConfigError: settings that do not fit the VAE or the source.
+    """
+    engine, progress, out = engine or Engine(), progress or Progress(show=False), Path(out)
+    settings.buckets.check(vae.config.spatial_ratio)
+    with sole_writer(records_folder(out, settings.layout)):
+        collection = _begin(os.fspath(source), out, vae, settings, resume)
+        work, images, before = _what_is_left(collection)
+        progress.start(images, before)
+        try:
+            if work:
+                _run(collection, work, vae, engine, progress)
+        finally:
+            progress.close()
+        return collection.finish()
+
+
+def _begin(source: str, out: Path, vae: AutoencoderKL, settings: Settings, resume: bool) -> Collection:
+    if find_manifest(out) is not None:
+        collection = Collection.open(out)
+        if not resume:
+            state = "a finished collection" if collection.totals else "a collection that was begun"
+            raise DatasetError(f"{out} has {state}. Give --resume to go on with it, or another folder.")
+        _check_same(collection, source, vae, settings)
+        remove_leftovers(out if settings.layout == "kohya" else collection.records)
+        return collection
+    splits = find_splits(source, settings.shard_images)
+    if settings.layout == "kohya":
+        _check_kohya(source, splits)
+    remove_leftovers(records_folder(out, settings.layout))
+    return Collection.begin(out, source, splits, settings, vae)
+
+
+def _check_same(collection: Collection, source: str, vae: AutoencoderKL, settings: Settings) -> None:
+    changes = settings.differences(collection.settings)
+    begun = collection.manifest
+    if begun["source"] != source:
+        changes.append(f"source {source} instead of {begun['source']}")
+    if begun["vae"]["sha256"] != fingerprint(vae):
+        changes.append("another VAE, or the same in another number type")
+    if changes:
+        raise DatasetError(
+            f"{collection.out} was begun with other settings ({'; '.join(changes)}). "
+            f"Give those it was begun with to resume it, or another folder."
+        )
+    now = software()
+    others = [f"{name} {version}" for name, version in begun["software"].items() if now.get(name) != version]
+    if others:
+        logger.warning(
+            "the collection was begun with %s; latents from here on may differ in the last bits.", ", ".join(others)
+        )
+
+
+def _check_kohya(source: str, splits: Sequence[Split]) -> None:
+    if splits[0].kind != "files":
+        raise ConfigError(
+            f"kohya's cache files stand beside image files, and {source} has none. Choose the layout shards."
+        )
+    seen: dict[str, str] = {}
+    for split in splits:
+        kohya.check_names(split.keys, seen)
+
+
+def _what_is_left(collection: Collection) -> tuple[list[Work], int | None, int]:
+    """The work that is left, images of the whole source (None: not known), and those done before."""
+    work, total, before, known = [], 0, 0, True
+    for split in collection.splits():
+        count = split.count
+        if count is None:
+            known = False
+            chunks, complete = collection.chunks_done(split)
+            before += chunks * collection.settings.shard_images
+            if not complete:
+                work.append(Work(split, chunks))
+        else:
+            total += count
+            if collection.is_done(split):
+                before += count
+            else:
+                work.append(Work(split))
+    return work, total if known else None, before
+
+
+def _run(collection: Collection, work: list[Work], vae: AutoencoderKL, engine: Engine, progress: Progress) -> None:
+    if engine.name == "ray":
+        ray_engine.run(collection, work, PackedVAE.of(vae), engine.address, engine.workers, progress)
+        return
+    workers = default_workers(vae) if engine.workers is None else engine.workers
+    if len(engine.devices) > 1:
+        several_devices.run(collection, work, vae, engine.devices, workers, progress)
+    else:
+        local.run(collection, work, vae, workers, progress)
+
+
+def default_workers(vae: AutoencoderKL) -> int:
+    """Processes that read: most processors where another device encodes, a quarter where they do it themselves."""
+    processors = os.cpu_count() or 1
+    return max(1, processors // 4) if vae.device.type == "cpu" else max(1, min(32, processors - 1))
+
+
+def _size_of(vae: AutoencoderKL) -> Buckets:
+    size = vae.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
+    return Buckets(width, height)

@@ -1,0 +1,91 @@
+"""The layout "shards": one safetensors file a shard, with everything that is known of its images in its header.
+
+Tensors: `PPPPPP.latents` [C, h, w] or `PPPPPP.moments` [2C, h, w] (mean, then log-variance), where PPPPPP is the
+position of the image in its split; `.latents_flipped` or `.moments_flipped` of the mirrored image; `.alpha_mask`
+[H, W] of bytes. The metadata's one key `seamless_vae` is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import DatasetError
+from .encode import Encoded, Shard
+
+SUFFIX = ".safetensors"
+METADATA_KEY = "seamless_vae"
+
+
+def files(shard: Shard, about: Mapping[str, Any]) -> dict[str, bytes]:
+    """The shard's file: its path below the collection -> its bytes. Nothing where there are no images."""
+    if not shard.images:
+        return {}
+    tensors: dict[str, Tensor] = {}
+    for image in shard.images:
+        tensors |= {f"{prefix(image)}.{name}": tensor for name, tensor in parts(image, shard.settings.keep).items()}
+    # One key alone: safetensors writes several in no certain order.
+    return {f"{path(shard.split, shard.chunk)}{SUFFIX}": save(tensors, {METADATA_KEY: json.dumps(about)})}
+
+
+def parts(image: Encoded, keep: str) -> dict[str, Tensor]:
+    """What is kept of one image, by name."""
+    name = "moments" if keep == "moments" else "latents"
+    tensors = {name: image.latents.contiguous()}
+    if image.flipped is not None:
+        tensors[f"{name}_flipped"] = image.flipped.contiguous()
+    if image.image.alpha is not None:
+        tensors["alpha_mask"] = torch.from_numpy(image.image.alpha.copy())
+    return tensors
+
+
+def path(split: int, chunk: int) -> str:
+    """Where a shard's files are below the collection, without their endings; a thousand splits a folder."""
+    return f"shards/{split // 1000:03d}/{split:06d}-{chunk:04d}"
+
+
+def prefix(image: Encoded) -> str:
+    """What the names of an image's tensors begin with."""
+    return f"{image.image.position:06d}"
+
+
+def read(file: Path, names: Sequence[str] | None = None) -> dict[str, dict[str, Tensor]]:
+    """Tensors of a shard by image: {prefix: {"latents": ..., ...}}; of some images, or of all.
+
+    Raises:
+        DatasetError: it cannot be read, or lacks an image.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            wanted = None if names is None else set(names)
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                image, _, part = name.partition(".")
+                if wanted is None or image in wanted:
+                    found.setdefault(image, {})[part] = tensors.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise DatasetError(f"cannot read {file}: {error}. Check it with `seamless-vae verify-dataset`.") from None
+    missing = sorted(set(names or ()) - set(found))
+    if missing:
+        raise DatasetError(f"{file} lacks image {missing[0]}. Check it with `seamless-vae verify-dataset`.")
+    return found
+
+
+def read_about(file: Path) -> dict[str, Any]:
+    """What a shard's header says of it. Raises DatasetError for a file of another kind."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            about = json.loads((tensors.metadata() or {})[METADATA_KEY])
+        if isinstance(about, dict) and isinstance(about.get("images"), list):
+            return about
+        problem = "its metadata is of another kind"
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        problem = str(error) if not isinstance(error, KeyError) else "it has no metadata of a collection"
+    raise DatasetError(f"{file} is not a shard of a collection: {problem}. Give one that encode-dataset wrote.")

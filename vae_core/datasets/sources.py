@@ -1,0 +1,223 @@
+"""Where images come from: folders, globs, tars of WebDataset, parquet and CSV tables, on disks or behind URLs.
+
+A source is a list of splits, made once and kept with the collection. A split is read by one reader, in order, and
+gives raw images: a key and the bytes of a file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import fsspec
+from PIL import Image
+
+from ..errors import DatasetError
+from .extras import require
+from .tables import TABLES, read_rows, row_ranges
+from .transfer import Raw, fetch, open_stream
+
+# What tarfile, its decompressors and webdataset raise on a damaged tar; anything else is the disk's or the network's.
+_DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, AssertionError)
+_WITHOUT_PIXELS = {".pdf", ".ps", ".eps", ".mpg", ".mpeg"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images that are read together, in order.
+
+    Attributes:
+        number: its place among the splits.
+        kind: "files", "tar" or "rows" (of a table).
+        urls: the files; one alone for a tar and for rows.
+        keys: names of the files' images; empty for the other kinds.
+        start, stop: of the rows.
+    """
+
+    number: int
+    kind: Literal["files", "tar", "rows"]
+    urls: tuple[str, ...]
+    keys: tuple[str, ...] = ()
+    start: int = 0
+    stop: int = 0
+
+    @property
+    def count(self) -> int | None:
+        """Images in it; None for a tar, where it shows only by reading."""
+        return {"files": len(self.urls), "rows": self.stop - self.start}.get(self.kind)
+
+    def to_json(self) -> str:
+        values = {name: value for name, value in asdict(self).items() if value or name == "number"}
+        return json.dumps(values, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: str) -> Split:
+        values = json.loads(line)
+        return cls(**{**values, "urls": tuple(values["urls"]), "keys": tuple(values.get("keys", ()))})
+
+
+def find_splits(source: str | os.PathLike[str], images: int) -> list[Split]:
+    """The splits of a source, of so many images each where that is for us to choose.
+
+    Args:
+        source: a folder tree, a glob, a file; tars of WebDataset by name, glob or braces; .parquet or .csv; each also
+            behind a URL that fsspec knows.
+
+    Raises:
+        DatasetError: nothing is there, or no images.
+        MissingDependencyError: the extra for this kind of source is not installed.
+    """
+    text = os.fspath(source)
+    found = _expand(text)
+    kinds = {kind for url, _ in found if (kind := _kind(url)) is not None}
+    if not found or not kinds:
+        raise DatasetError(
+            f"{text} has no images ({len(found)} files of other kinds). Give a folder, a glob such as 'photos/*.jpg', "
+            f"tars, a .parquet or .csv table, or a URL of one of them."
+        )
+    kind = "tar" if kinds == {"tar"} else "table" if kinds == {"table"} else "files"
+    chosen = [(url, key) for url, key in found if _kind(url) == kind] if kind != "files" else []
+    if kind == "tar":
+        require("webdataset", "datasets", "reading WebDataset tars")
+        return [Split(number, "tar", (url,)) for number, (url, _) in enumerate(chosen)]
+    if kind == "table":
+        ranges = [(url, start, stop) for url, _ in chosen for start, stop in row_ranges(url, images)]
+        return [Split(number, "rows", (url,), (), start, stop) for number, (url, start, stop) in enumerate(ranges)]
+    chosen = [(url, key) for url, key in found if _kind(url) == "files"]
+    parts = [chosen[i : i + images] for i in range(0, len(chosen), images)]
+    return [
+        Split(number, "files", tuple(url for url, _ in part), tuple(key for _, key in part))
+        for number, part in enumerate(parts)
+    ]
+
+
+def read_split(split: Split, column: str = "", part: slice = slice(None)) -> Iterator[Raw]:
+    """The raw images of a split, in order.
+
+    Args:
+        column: of a table; see `Settings.column`.
+        part: of a split of files, the files to read.
+
+    Raises:
+        DatasetError: what holds the images cannot be reached. (An image that is missing is a Raw with a problem.)
+    """
+    if split.kind == "files":
+        for url, key in zip(split.urls[part], split.keys[part], strict=True):
+            yield fetch(url, key)
+    elif split.kind == "rows":
+        yield from read_rows(split.urls[0], split.start, split.stop, column)
+    else:
+        yield from _read_tar(split.urls[0])
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's ending is that of an image that Pillow reads."""
+    Image.init()
+    ending = PurePosixPath(name.lower()).suffix
+    return Image.EXTENSION.get(ending) in Image.OPEN and ending not in _WITHOUT_PIXELS
+
+
+def _kind(url: str) -> str | None:
+    name = url.partition("?")[0].lower()
+    if name.endswith((".tar", ".tar.gz", ".tgz")):
+        return "tar"
+    if name.endswith(TABLES):
+        return "table"
+    return "files" if is_image(name) else None
+
+
+def _expand(text: str) -> list[tuple[str, str]]:
+    """Every file that a source names: (its URL or path, its key: the path below the source's folder)."""
+    texts = _braces(text)
+    if len(texts) > 1:
+        return [pair for each in texts for pair in _expand(each)]
+    try:
+        system, path = fsspec.core.url_to_fs(text)
+    except (ImportError, ValueError) as error:
+        raise DatasetError(f"{text} cannot be opened: {error}. Install what fsspec needs for it.") from None
+    local = "://" not in text
+    try:
+        if not local and _kind(text) is not None and not _is_pattern(text):
+            names = [path]  # a server need not be able to list
+        elif _is_pattern(path) and not (local and os.path.exists(text)):
+            names = system.glob(path)
+        else:
+            names = system.find(path)
+    except FileNotFoundError:
+        names = []
+    except OSError as error:
+        raise DatasetError(f"{text} cannot be listed: {error}. Check the address and your access to it.") from None
+    names = sorted(name for name in map(str, names) if not _is_hidden(name, path))
+    if not names and not (local and os.path.isdir(text)):
+        raise DatasetError(f"{text} does not exist, or nothing matches it. Give a folder, a file, a glob or a URL.")
+    base = _base(path, names)
+    return [
+        (name if local else system.unstrip_protocol(name), os.path.relpath(name, base).replace(os.sep, "/"))
+        for name in names
+    ]
+
+
+def _braces(text: str) -> list[str]:
+    if not re.search(r"\{[^{}]*(\.\.|,)[^{}]*\}", text):
+        return [text]
+    return list(require("braceexpand", "datasets", "a source with {braces}").braceexpand(text))
+
+
+def _is_pattern(text: str) -> bool:
+    return any(mark in text for mark in "*?[")
+
+
+def _is_hidden(name: str, path: str) -> bool:
+    """Whether a name below the source's folder begins with a dot."""
+    below = name[len(path) :] if name.startswith(path) else name.rsplit("/", 1)[-1]
+    return any(part.startswith(".") for part in below.replace(os.sep, "/").split("/"))
+
+
+def _base(path: str, names: list[str]) -> str:
+    """The folder that keys are relative to: what comes before the first mark of a pattern."""
+    if names == [path]:
+        return os.path.dirname(path)
+    parts = path.replace(os.sep, "/").split("/")
+    fixed = next((i for i, part in enumerate(parts) if _is_pattern(part)), len(parts))
+    return "/".join(parts[:fixed]) or "/"
+
+
+def _read_tar(url: str) -> Iterator[Raw]:
+    reading = require("webdataset.tariterators", "datasets", "reading WebDataset tars")
+    with open_stream(url) as stream:
+        files = reading.tar_file_expander([{"url": url, "stream": stream}])
+        yield from _tar_images(reading.group_by_keys(files), url)
+
+
+def _tar_images(samples: Iterable[dict[str, Any]], url: str) -> Iterator[Raw]:
+    """The first image of each sample. A tar that breaks off ends with a problem in the place of the next image."""
+    samples = iter(samples)
+    while True:
+        try:
+            sample = next(samples)
+        except StopIteration:
+            return
+        except _DAMAGE as error:
+            reason = str(error.args[0]) if error.args else type(error).__name__
+            yield Raw(f"{url}: what follows", None, f"the tar is damaged from here on ({reason})")
+            return
+        except Exception as error:
+            raise DatasetError(
+                f"cannot read {url} to its end: {type(error).__name__}: {error}. "
+                f"What was finished stays valid: run the same command with --resume."
+            ) from error
+        key = sample["__key__"]
+        endings = [ending for ending in sample if not ending.startswith("_") and is_image(f"x.{ending}")]
+        if endings:
+            yield Raw(f"{key}.{endings[0]}", sample[endings[0]])
+        elif any(not ending.startswith("_") for ending in sample):
+            others = ", ".join(sorted(ending for ending in sample if not ending.startswith("_")))
+            yield Raw(key, None, f"the sample has no image, only {others}")

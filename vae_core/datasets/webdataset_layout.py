@@ -1,0 +1,70 @@
+"""The layout "webdataset": one tar a shard, as the package webdataset reads it.
+
+A sample's key is the number of its split and its position; its files are `latents.npy` (or `moments.npy`),
+`latents_flipped.npy`, `alpha_mask.npy` and `json`, which has the image's name, hash, size and crop, and the scale.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DatasetError
+from .encode import Shard
+from .safetensors_layout import parts, path, prefix
+
+SUFFIX = ".tar"
+
+
+def files(shard: Shard, about: Mapping[str, Any]) -> dict[str, bytes]:
+    """The shard's tar: its path below the collection -> its bytes. Nothing where there are no images."""
+    if not shard.images:
+        return {}
+    buffer = io.BytesIO()
+    general = {name: value for name, value in about.items() if name != "images"}
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for image, record in zip(shard.images, about["images"], strict=True):
+            key = f"{shard.split:06d}{prefix(image)}"
+            for name, tensor in parts(image, shard.settings.keep).items():
+                data = io.BytesIO()
+                np.save(data, tensor.numpy(), allow_pickle=False)
+                _add(tar, f"{key}.{name}.npy", data.getvalue())
+            _add(tar, f"{key}.json", json.dumps({**general, **record}).encode())
+    return {f"{path(shard.split, shard.chunk)}{SUFFIX}": buffer.getvalue()}
+
+
+def read(file: Path, names: Sequence[str] | None = None) -> dict[str, dict[str, Tensor]]:
+    """Tensors of a tar by image; see `safetensors_layout.read`."""
+    found: dict[str, dict[str, Tensor]] = {}
+    wanted = None if names is None else set(names)
+    try:
+        with tarfile.open(file) as tar:
+            for member in tar:
+                key, _, part = member.name.partition(".")
+                image = key[-6:]
+                if not part.endswith(".npy") or (wanted is not None and image not in wanted):
+                    continue
+                stream = tar.extractfile(member)
+                assert stream is not None
+                array = np.load(io.BytesIO(stream.read()), allow_pickle=False)
+                found.setdefault(image, {})[part.removesuffix(".npy")] = torch.from_numpy(array)
+    except (OSError, tarfile.TarError, ValueError) as error:
+        raise DatasetError(f"cannot read {file}: {error}. Check it with `seamless-vae verify-dataset`.") from None
+    missing = sorted(set(names or ()) - set(found))
+    if missing:
+        raise DatasetError(f"{file} lacks image {missing[0]}. Check it with `seamless-vae verify-dataset`.")
+    return found
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # of time 0 and no owner: equal contents, equal bytes
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
