@@ -19,42 +19,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TILE, WINDOW = 4, 6
+from vae_core.streaming.transforms import TILE, Transform, as_tensor, winograd
+
 PAIRS = ("1 2", "1/2 1", "1/2 2", "2/3 3/2", "3/4 4/3", "3/5 5/3", "1/2 3/2", "5/8 8/5", "2/3 4/3")
 
 
-def transforms(a: float, b: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(A^T [4, 6], G [6, 3], B^T [6, 6]) in float64, with A^T ((G w) * (B^T x)) the convolution of x and w."""
-    points = torch.tensor([0.0, a, -a, b, -b], dtype=torch.float64)
-    others = [[q for j, q in enumerate(points.tolist()) if j != i] for i in range(len(points))]
-    norms = torch.stack(
-        [torch.prod(p - torch.tensor(rest, dtype=torch.float64)) for p, rest in zip(points, others, strict=True)]
-    )
-    out = torch.stack([torch.cat([points**power, torch.zeros(1).double()]) for power in range(TILE)])
-    out[-1, -1] = 1.0
-    kernel = torch.cat([torch.stack([points**power / norms for power in range(3)], dim=1), torch.zeros(1, 3).double()])
-    kernel[-1, -1] = 1.0
-    rows = [polynomial(rest) for rest in others] + [polynomial(points.tolist())]
-    return out, kernel, torch.stack(rows)
-
-
-def polynomial(roots: list[float]) -> Tensor:
-    """Coefficients of prod(x - root), from the constant on, padded to six."""
-    coefficients = torch.zeros(WINDOW, dtype=torch.float64)
-    coefficients[0] = 1.0
-    for root in roots:
-        coefficients = torch.roll(coefficients, 1) - root * coefficients
-    return coefficients
-
-
-def errors(a: float, b: float, x: Tensor, weight: Tensor, wanted: Tensor) -> tuple[float, float]:
+def errors(transform: Transform, x: Tensor, weight: Tensor, wanted: Tensor) -> tuple[float, float]:
     """Root of the mean square and largest error of a convolution of x [1, C, H, W], H and W multiples of 4."""
-    out, kernel, window = transforms(a, b)
+    out, kernel, inputs = (as_tensor(each) for each in (transform.outputs, transform.kernel, transform.inputs))
     transformed_weight = torch.einsum("ir,kcrs,js->ijkc", kernel, weight.double(), kernel).float()
-    tiles = F.pad(x, (1, 1, 1, 1)).unfold(2, WINDOW, TILE).unfold(3, WINDOW, TILE)  # [1, C, y, x, 6, 6]
-    window, out = window.float(), out.float()
-    transformed = torch.einsum("ir,ncyxrs->ncyxis", window, tiles)
-    transformed = torch.einsum("ncyxis,js->ijnyxc", transformed, window).flatten(2, 4)  # [6, 6, tiles, C]
+    tiles = (
+        F.pad(x, (1, 1, 1, 1)).unfold(2, transform.reach, TILE).unfold(3, transform.reach, TILE)
+    )  # [1, C, y, x, 6, 6]
+    inputs, out = inputs.float(), out.float()
+    transformed = torch.einsum("ir,ncyxrs->ncyxis", inputs, tiles)
+    transformed = torch.einsum("ncyxis,js->ijnyxc", transformed, inputs).flatten(2, 4)  # [6, 6, tiles, C]
     products = transformed @ transformed_weight.transpose(2, 3)
     half = torch.einsum("ai,ijtk->ajtk", out, products)
     result = torch.einsum("ajtk,bj->tkab", half, out)
@@ -82,7 +61,7 @@ def main() -> None:
     if options.all:
         simple = sorted({Fraction(p, q) for p in range(1, 9) for q in range(1, 9) if 0.25 <= p / q <= 4})
         pairs = [(a, b) for a in simple for b in simple if a < b]
-    found = [(errors(float(a), float(b), x, weight, wanted), f"{a}, {b}") for a, b in pairs]
+    found = [(errors(winograd(a, b), x, weight, wanted), f"{a}, {b}") for a, b in pairs]
     for (mean, largest), name in sorted(found)[: 20 if options.all else None]:
         print(f"{name:>12}  {mean:.1e}  {largest:.1e}")
 

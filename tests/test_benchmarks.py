@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from fractions import Fraction
 from pathlib import Path
 
-import pytest
 import torch
 import torch.nn.functional as F
+
+from vae_core.streaming.transforms import WINOGRAD, winograd
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
@@ -18,12 +20,14 @@ import tiling_image  # noqa: E402
 import winograd_points  # noqa: E402
 
 
-@pytest.mark.parametrize("points", [(1, 2), (2 / 3, 3 / 2), (0.5, 1.25)])
-def test_winograd_transforms_convolve(points: tuple[float, float]) -> None:
-    out, kernel, window = winograd_points.transforms(*points)
-    x, w = torch.randn(6, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
-    wanted = F.conv1d(x[None, None], w[None, None])[0, 0]
-    torch.testing.assert_close(out @ ((kernel @ w) * (window @ x)), wanted, rtol=0, atol=1e-12)
+def test_the_chosen_points_round_better_than_the_usual_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 32, 16, 16, generator=generator)
+    weight = torch.randn(32, 32, 3, 3, generator=generator) / 17
+    wanted = F.conv2d(x.double(), weight.double(), padding=1)
+    usual = winograd_points.errors(winograd(Fraction(1), Fraction(2)), x, weight, wanted)
+    chosen = winograd_points.errors(WINOGRAD, x, weight, wanted)
+    assert 1e-8 < chosen[0] < 0.5 * usual[0] < 1e-5  # as the documentation says
 
 
 def test_averaged_tilings_of_a_pointwise_function_change_nothing() -> None:

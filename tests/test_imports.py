@@ -20,7 +20,9 @@ JAX = {"jax", "jaxlib", "flax", "optax", "msgpack"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
-    "image": {"errors"},
+    "temporaries": set(),
+    "atomic": {"temporaries"},
+    "image": {"errors", "atomic"},
     "metrics": {"errors"},
     "masks": {"errors", "image"},
     "preview": set(),

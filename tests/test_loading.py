@@ -249,17 +249,16 @@ def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     other, calls = make(fields(32, 64), seed=1), []
 
-    def fail_the_second_time(tensors, path, metadata=None, real=save_file) -> None:
-        calls.append(path)
-        real(tensors, path, metadata)
+    def fail_the_second_time(handle: int) -> None:
+        calls.append(handle)
         if len(calls) % 2 == 0:
-            raise OSError(28, "No space left on device", str(path))
+            raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vae_core.checkpoints.write.save_file", fail_the_second_time)
+    monkeypatch.setattr("vae_core.atomic.os.fsync", fail_the_second_time)
     with pytest.raises(CheckpointError, match="No space left on device"):
         other.save_pretrained(tmp_path / "folder", max_shard_size="100KB")
     assert len(calls) == 2
-    calls.append("")
+    calls.append(0)
     with pytest.raises(CheckpointError, match="cannot write"):
         save_single_file(other, tmp_path / "vae.safetensors")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

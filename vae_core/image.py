@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import suppress
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from .atomic import write_file
 from .errors import ImageError
 
 logger = logging.getLogger("seamless_vae")
@@ -289,29 +290,33 @@ def to_pil(pixels: Tensor, alpha: Tensor | None = None) -> list[Image.Image]:
     return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in to_numpy(pixels)]
 
 
-def write_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Save an image in the format of the path's ending; written beside its place, then renamed.
+def write_image(image: Image.Image, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
+    """Save an image in the format of the path's ending, whole or not at all.
+
+    Args:
+        overwrite: False raises if the path exists, even if it was made meanwhile.
 
     Raises:
-        ImageError: an ending of no known format, a mode that it cannot hold, or a path that cannot be written.
+        ImageError: an ending of no known format, a mode or a size that the format lacks, or a path that cannot be
+            written.
     """
-    path = Path(path)
+    name = os.path.basename(os.fspath(path))
     Image.init()
-    form = Image.EXTENSION.get(path.suffix.lower())
+    form = Image.EXTENSION.get(os.path.splitext(name)[1].lower())
     if form not in Image.SAVE:
-        raise ImageError(f"{path.name} has no ending of an image format. Name it .png, .jpg or .webp.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        raise ImageError(f"{name or repr(name)} has no ending of an image format. Name it .png, .jpg or .webp.")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(temporary, format=form)
-        os.replace(temporary, path)
+        write_file(path, lambda file: image.save(file, format=form), overwrite=overwrite)
+    except FileExistsError:
+        raise ImageError(f"{path} exists already. Give another name, or ask for it to be overwritten.") from None
     except OSError as error:
-        if error.errno is None:  # Pillow's own, about the mode
-            raise ImageError(f"{path.name}: {error}. Save it as PNG.") from None
-        raise ImageError(f"cannot write {path}: {error.strerror}. Check the folder and the free space.") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if error.errno is None:  # Pillow's own, about the mode or the size
+            raise ImageError(f"{name}: {error}. Save it as PNG.") from None
+        raise ImageError(
+            f"cannot write {path}: {error.strerror}. Check the name, the folder and the free space."
+        ) from None
+    except (ValueError, KeyError, struct.error) as error:  # what Pillow's writers raise
+        raise ImageError(f"{name}: {type(error).__name__}: {error}. Save it as PNG.") from None
 
 
 def _size(shape: torch.Size | tuple[int, ...]) -> str:

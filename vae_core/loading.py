@@ -14,9 +14,10 @@ from .autoencoder_kl import AutoencoderKL
 from .checkpoints.build import build_model, dtype_of, parse_dtype
 from .checkpoints.identify import identify
 from .checkpoints.plan import Plan
-from .checkpoints.pretrained import find_folder, plan_folder
+from .checkpoints.pretrained import find_folder, plan_folder, reading
 from .checkpoints.single_file import plan_single_file, write_single_file
 from .checkpoints.tensor_file import open_tensor_file
+from .checkpoints.write import checked_path
 from .config import AutoencoderKLConfig
 from .errors import CheckpointError, ConfigError
 from .pretrained_mixin import given_config
@@ -99,7 +100,8 @@ def load_vae(
         ConfigError: an override or a config that no AutoencoderKL has.
     """
     parse_dtype(dtype)  # before any work
-    return build_model(AutoencoderKL, plan_checkpoint(path, variant, config, overrides), dtype, device)
+    with reading(Path(path)):
+        return build_model(AutoencoderKL, plan_checkpoint(path, variant, config, overrides), dtype, device)
 
 
 def inspect_vae(path: PathLike, *, variant: str | None = None, **overrides: Any) -> VAEInfo:
@@ -113,7 +115,8 @@ def inspect_vae(path: PathLike, *, variant: str | None = None, **overrides: Any)
     """
     path = Path(path)
     try:
-        plan = plan_checkpoint(path, variant, None, overrides)
+        with reading(path):
+            plan = plan_checkpoint(path, variant, None, overrides)
         dtype = dtype_of(plan)
     except (CheckpointError, ConfigError) as error:
         if not path.is_file() or (isinstance(error, ConfigError) and overrides):
@@ -138,7 +141,9 @@ def inspect_vae(path: PathLike, *, variant: str | None = None, **overrides: Any)
     )
 
 
-def save_single_file(vae: AutoencoderKL, path: PathLike, *, dtype: torch.dtype | str | None = None) -> None:
+def save_single_file(
+    vae: AutoencoderKL, path: PathLike, *, dtype: torch.dtype | str | None = None, overwrite: bool = True
+) -> None:
     """Write one safetensors file with LDM keys, which ComfyUI, A1111 and diffusers read, the config in its header.
 
     The file is written beside its place and renamed, so that a failure leaves what was there; it may be the very
@@ -146,6 +151,7 @@ def save_single_file(vae: AutoencoderKL, path: PathLike, *, dtype: torch.dtype |
 
     Args:
         dtype: type of the floating-point weights in the file; None and "auto" keep the model's.
+        overwrite: False raises if the path exists, even if it was made meanwhile.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -154,7 +160,7 @@ def save_single_file(vae: AutoencoderKL, path: PathLike, *, dtype: torch.dtype |
     weights = vae.weights_to_save()
     if wanted is not None:
         weights = {key: w.to(wanted) if w.is_floating_point() else w for key, w in weights.items()}
-    write_single_file(Path(path), weights, vae.config, release=vae.release_files)
+    write_single_file(checked_path(path), weights, vae.config, overwrite=overwrite, release=vae.release_files)
 
 
 def plan_checkpoint(

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints.build import build_model, parse_dtype
-from .checkpoints.pretrained import find_folder, plan_folder, read_config, write_folder
+from .checkpoints.pretrained import find_folder, plan_folder, read_config, reading, write_folder
 from .checkpoints.single_file import plan_single_file
 from .checkpoints.tensor_file import open_tensor_file
+from .checkpoints.write import checked_path
 from .config import AutoencoderKLConfig
 from .errors import CheckpointError
 
@@ -76,8 +77,9 @@ class PretrainedMixin:
         path = Path(pretrained_model_name_or_path)
         if path.is_file():
             raise CheckpointError(f"{path} is a file, not a folder. Use from_single_file or load_vae.")
-        plan = plan_folder(find_folder(path, subfolder), variant, _overrides(kwargs), use_safetensors)
-        return build_model(cls, plan, _one_dtype(torch_dtype, dtype), _one_device(device_map))  # type: ignore[type-var]
+        with reading(path / (subfolder or "")):
+            plan = plan_folder(find_folder(path, subfolder), variant, _overrides(kwargs), use_safetensors)
+            return build_model(cls, plan, _one_dtype(torch_dtype, dtype), _one_device(device_map))  # type: ignore[type-var]
 
     @classmethod
     def from_single_file(
@@ -107,9 +109,10 @@ class PretrainedMixin:
         """
         if subfolder and isinstance(config, str | os.PathLike):
             config = Path(config) / subfolder
-        source = open_tensor_file(Path(pretrained_model_link_or_path_or_dict))
-        plan = plan_single_file(source, _overrides(kwargs), given_config(config))
-        return build_model(cls, plan, _one_dtype(torch_dtype, dtype), device)  # type: ignore[type-var]
+        path = Path(pretrained_model_link_or_path_or_dict)
+        with reading(path):
+            plan = plan_single_file(open_tensor_file(path), _overrides(kwargs), given_config(config))
+            return build_model(cls, plan, _one_dtype(torch_dtype, dtype), device)  # type: ignore[type-var]
 
     def save_pretrained(
         self,
@@ -135,7 +138,7 @@ class PretrainedMixin:
         """
         if not is_main_process:
             return
-        folder = Path(save_directory)
+        folder = checked_path(save_directory)
         if folder.is_file():
             raise CheckpointError(f"{folder} is a file. Give a folder, or use save_single_file.")
         write_folder(

@@ -1,15 +1,25 @@
-"""What numba keeps on disk serves everybody who loads this package, under whatever name."""
+"""What numba keeps on disk serves everybody who loads this package, and whatever happens to it, a decode works."""
 
 from __future__ import annotations
 
+import errno
+import importlib.util
+import logging
 import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
+from vae_core.streaming import internals
+
+numba = pytest.importorskip("numba")
 ROOT = Path(__file__).resolve().parents[2]
 
 DECODE = """
@@ -27,17 +37,194 @@ vae = package.AutoencoderKL(block_out_channels=(32, 32), down_block_types=("Down
 z = torch.randn(1, 4, 12, 12)
 with torch.no_grad():
     assert (package.decode(vae, z) - vae.decode_plain(z)).abs().max() < 1e-4
-print(import_module(name + ".streaming.winograd").compiled())
+jit = import_module(name + ".streaming.winograd")._jit()
+functions = [jit.transform_inputs, jit.transform_outputs, jit.upsample_inputs, jit.upsample_outputs]
+print(sum(sum(each.stats.cache_hits.values()) for each in functions), sum(len(each.signatures) for each in functions))
 """
 
 
-def test_compiled_code_is_found_under_another_name(tmp_path: Path) -> None:
-    pytest.importorskip("numba")
-    package = tmp_path / "vae_core"
+def test_compiled_code_is_found_under_another_name_and_mended_where_it_is_damaged(tmp_path: Path) -> None:
+    package, cache = tmp_path / "vae_core", tmp_path / "cache"
     shutil.copytree(ROOT / "vae_core", package, ignore=shutil.ignore_patterns("__pycache__", "demo"))
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    for name in ("custom_nodes/pack 1", "vae_core"):
+
+    def decode(name: str) -> tuple[str, int]:
+        """Functions found on disk and functions used, and how many warnings were given."""
         done = subprocess.run(
-            [sys.executable, "-c", DECODE, name, str(package)], capture_output=True, text=True, env=environment
+            [sys.executable, "-c", DECODE, name, str(package)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "NUMBA_CACHE_DIR": str(cache)},
         )
-        assert done.returncode == 0 and done.stdout.strip() == "True", done.stderr[-2000:]
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout.strip(), done.stderr.count("They are compiled anew")
+
+    assert decode("custom_nodes/pack 1") == ("0 4", 0)
+    for name in ("upsample_inputs", "upsample_outputs"):  # those that compile fastest
+        (file,) = cache.glob(f"*/*{name}*")
+        file.write_bytes(file.read_bytes()[:-1000])
+    assert decode("vae_core") == ("2 4", 1)
+    assert decode("vae_core") == ("4 4", 0)
+
+
+# The same for a function that compiles at once, and every kind of damage.
+
+SOURCE = """
+import numba
+NUMBER = {number}
+@numba.njit(error_model="numpy")
+def add(x):
+    return x + NUMBER
+"""
+
+
+@pytest.fixture
+def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """A maker of the compiled function, as a new process would find it: `add(number)`."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(internals, "_warned", threading.Event())
+    file = tmp_path / "seamless_vae_test_add.py"
+    loaded: list[str] = []
+
+    def load(number: int = 1) -> Any:
+        file.write_text(SOURCE.format(number=number))
+        name = file.stem
+        sys.modules.pop(name, None)
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None and spec.loader is not None
+        module: ModuleType = importlib.util.module_from_spec(spec)
+        exec(compile(file.read_text(), str(file), "exec"), module.__dict__)
+        sys.modules[name] = module
+        loaded.append(name)
+        internals.keep_on_disk(module.add, file.read_bytes())
+        return module.add
+
+    yield load
+    for name in loaded:
+        sys.modules.pop(name, None)
+
+
+def only_file(folder: Path) -> Path:
+    (file,) = folder.glob("cache/*/*add*")
+    return file
+
+
+def hits(function: Any) -> int:
+    return sum(function.stats.cache_hits.values())
+
+
+def cut(whole: bytes) -> bytes:
+    return whole[: len(whole) // 2]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": cut,
+    "cut in its head": lambda whole: whole[:40],
+    "one byte missing": lambda whole: whole[:-1],
+    "empty": lambda whole: b"",
+    "zeros": lambda whole: bytes(len(whole)),
+    "a bit of code flipped": lambda whole: whole[:-500] + bytes([whole[-500] ^ 1]) + whole[-499:],
+    "a bit of the pickle flipped": lambda whole: whole[:64] + bytes([whole[64] ^ 1]) + whole[65:],
+    "longer": lambda whole: whole + b"more",
+    "something else": lambda whole: b"<!DOCTYPE html>" * 30,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_compiled_anew_and_replaced(damage: str, add: Any, tmp_path: Path, caplog) -> None:
+    assert add()(1) == 2
+    file = only_file(tmp_path)
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    with caplog.at_level(logging.WARNING, "seamless_vae"):
+        function = add()
+        assert function(1) == 2 and hits(function) == 0
+    assert len(caplog.records) <= 1  # of a file that seems to be of another version there is nothing to say
+    function = add()
+    assert function(1) == 2 and hits(function) == 1
+
+
+def test_another_number_in_the_source_is_another_function(add: Any) -> None:
+    """numba looks at the date of the file, at its size before 0.66, and at the code without its globals."""
+    assert add(1)(1) == 2
+    assert add(2)(1) == 3
+    function = add(2)
+    assert function(1) == 3 and hits(function) == 1
+
+
+def refuse(number: int) -> Callable[..., Any]:
+    def refused(*_: Any, **__: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return refused
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO], ids=os.strerror)
+def test_a_disk_that_takes_nothing_gives_one_warning(
+    number: int, add: Any, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "seamless_vae"):
+        patch.setattr(Path, "write_bytes", refuse(number))
+        for argument in (1, 1.0, 1j):  # three functions to be kept
+            assert add()(argument) == 1 + argument
+    (record,) = caplog.records
+    assert "NUMBA_CACHE_DIR" in record.getMessage() and os.strerror(number) in record.getMessage()
+    assert not list(tmp_path.glob("cache/*/*"))
+
+
+def test_a_file_that_cannot_be_read_gives_one_warning(add: Any, monkeypatch, caplog) -> None:
+    assert add()(1) == 2
+    function = add()
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "seamless_vae"):
+        patch.setattr(Path, "read_bytes", refuse(errno.EIO))
+        assert function(1) == 2
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_became_read_only(add: Any, tmp_path: Path, caplog) -> None:
+    function = add()
+    (folder,) = (tmp_path / "cache").iterdir()
+    folder.chmod(0o500)
+    with caplog.at_level(logging.WARNING, "seamless_vae"):
+        assert function(1) == 2
+    folder.chmod(0o700)
+    assert len(caplog.records) == 1
+
+
+def test_no_folder_at_all(add: Any, monkeypatch, caplog) -> None:
+    """numba raises where neither NUMBA_CACHE_DIR, nor the function's folder, nor the user's can be written."""
+    monkeypatch.setattr("numba.core.caching._CacheLocator.ensure_cache_path", refuse(errno.EROFS))
+    with caplog.at_level(logging.WARNING, "seamless_vae"):
+        assert add()(1) == 2
+    (record,) = caplog.records
+    assert "keep nothing on disk" in record.getMessage()
+
+
+# numba itself.
+
+BROKEN = """
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numba":
+            raise {error}
+sys.meta_path.insert(0, Finder())
+from vae_core.streaming import winograd
+print(winograd.compiled())
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "warnings"),
+    [
+        ('ModuleNotFoundError("No module named numba", name="numba")', 0),
+        ('ImportError("Numba needs NumPy 2.4 or less. Got NumPy 3.0.")', 1),
+        ('OSError("Could not find/load shared object file libllvmlite.so")', 1),
+        ("AttributeError(\"module 'numpy' has no attribute 'long'\")", 1),
+    ],
+    ids=["missing", "another numpy", "no library", "too old"],
+)
+def test_without_a_numba_that_works_torch_is_used(error: str, warnings: int) -> None:
+    done = subprocess.run([sys.executable, "-c", BROKEN.format(error=error)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "False"
+    assert done.stderr.count("numba cannot be used") == warnings

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ..atomic import Writer, steady
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError, ConfigError
 from .detect import find_layout, find_prefixes
 from .families import family_of_config
+from .generation import SAVE_KEY, differences, fingerprint, other_model
 from .plan import Plan, inner_tensors, match_keys
+from .single_file import CONFIG_KEY, config_in_metadata
 from .tensor_file import open_tensor_file
-from .write import Writer, remove_files, write_pickles, write_safetensors, write_text
+from .write import pickled, safetensors, text, write_in_folder
 
 CONFIG_NAME = "config.json"
 WEIGHTS_STEM = "diffusion_pytorch_model"
@@ -40,6 +44,27 @@ def find_folder(folder: Path, subfolder: str | None = None) -> Path:
     weights = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin"))
     remedy = f"Give one of its files: {', '.join(weights[:3])}." if weights else "Give a VAE's or a pipeline's folder."
     raise CheckpointError(f"{folder} has no {CONFIG_NAME}, neither itself nor in a `vae` folder. {remedy}")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """While a checkpoint is read: no save changes its folder, and one that was interrupted is completed first.
+
+    Raises:
+        CheckpointError: an interrupted save cannot be completed.
+    """
+    folders = [path, path / "vae"] if path.is_dir() else [path.parent]
+    with ExitStack() as stack:
+        try:
+            for folder in folders:
+                stack.enter_context(steady(folder))
+        except OSError as error:
+            raise CheckpointError(
+                f"a save into {path} was interrupted: its files are whole, but not all are in their places, and they "
+                f"cannot be put there: {error.strerror} ({error.filename}). Load it once where you may write, or save "
+                f"the model again."
+            ) from error
+        yield
 
 
 def read_config(path: Path) -> AutoencoderKLConfig:
@@ -123,6 +148,8 @@ def plan_folder(
     config = read_config(folder)
     weights, found_variant = find_weights(folder, variant, use_safetensors)
     source = open_tensor_file(weights)
+    saved = config_in_metadata(source)
+    mixture = None if saved is None else differences(config, saved)
     told_by = dict.fromkeys(config, CONFIG_NAME) | dict.fromkeys(overrides or {}, "override")
     config = config.replace(**(overrides or {}))
     prefix = next(iter(find_prefixes(source.tensors)), "")
@@ -131,6 +158,7 @@ def plan_folder(
     family = family_of_config(config)
     remarks = () if found_variant == variant else (f"the folder has only the variant {found_variant!r}; took that.",)
     name = layout.name if layout else "diffusers"
+    remarks += () if mixture is None else (mixture,)
     return Plan(source, config, keys, name, prefix, family.name if family else None, False, told_by, remarks)
 
 
@@ -166,36 +194,52 @@ def write_folder(
     safe_serialization: bool = True,
     max_shard_size: int | str = "10GB",
     variant: str | None = None,
+    overwrite: bool = True,
+    others: Mapping[str, Writer] | None = None,
     release: Callable[[], None] | None = None,
 ) -> None:
-    """Write `config.json` and the weights. What is there is replaced only when everything has been written.
+    """Write `config.json` and the weights, all of them or none; see `atomic.write_together`.
 
     Shards or a single file that an earlier save of the same variant and format left are removed.
+
+    Args:
+        overwrite: False raises where a file would be replaced or removed.
+        others: names of more files that belong to this save, and what writes them.
+
+    Raises:
+        CheckpointError: the folder is another model's, has files without being asked to `overwrite` them, or cannot
+            be written.
     """
     if variant is not None and not re.fullmatch(r"[\w-]+", variant):
         raise CheckpointError(f"variant is {variant!r}; use letters, digits, - and _ alone, such as 'fp16'.")
+    kind = other_model(folder)
+    if kind is not None:
+        raise CheckpointError(f"{folder} is the folder of {kind}, which would be overwritten. Give another folder.")
     extension = "safetensors" if safe_serialization else "bin"
     stem = WEIGHTS_STEM if variant is None else f"{WEIGHTS_STEM}.{variant}"
     shards = split_into_shards(weights, parse_size(max_shard_size))
     single, index, *_ = _weight_names(variant, extension)
-    others: dict[Path, Writer] = {folder / CONFIG_NAME: write_text(_json(config.to_dict()))}
+    writers: dict[str, Writer] = {CONFIG_NAME: text(_json(config.to_dict()))}
+    metadata = {"format": "pt", CONFIG_KEY: json.dumps(dict(config))}
     if len(shards) == 1:
-        files = {folder / single: shards[0]}
+        files = {single: shards[0]}
     else:
         names = [f"{stem}-{i:05d}-of-{len(shards):05d}.{extension}" for i in range(1, len(shards) + 1)]
-        files = {folder / name: shard for name, shard in zip(names, shards, strict=True)}
+        files = dict(zip(names, shards, strict=True))
         total = sum(weight.numel() * weight.element_size() for weight in weights.values())
-        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-        content = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        others[folder / index] = write_text(_json(content))  # last: it makes the shards one model
-    if safe_serialization:
-        write_safetensors(files, {"format": "pt"}, others, release)
-    else:
-        write_pickles(files, others, release)
+        weight_map = {key: name for name, shard in files.items() for key in shard}
+        metadata[SAVE_KEY] = fingerprint(weights)
+        writers[index] = text(_json({"metadata": {"total_size": total}, "weight_map": weight_map}))
+    for name, tensors in files.items():
+        writers[name] = safetensors(tensors, metadata) if safe_serialization else pickled(tensors)
+    writers |= others or {}
 
     leftover = re.compile(rf"{re.escape(stem)}-\d{{5}}-of-\d{{5}}\.{extension}|{re.escape(single)}|{re.escape(index)}")
-    written = files.keys() | others.keys()
-    remove_files((p for p in sorted(folder.iterdir()) if leftover.fullmatch(p.name) and p not in written), release)
+
+    def leftovers() -> list[str]:
+        return sorted(path.name for path in folder.iterdir() if leftover.fullmatch(path.name))
+
+    write_in_folder(folder, writers, leftovers=leftovers, overwrite=overwrite, release=release)
 
 
 def _json(values: Mapping[str, Any]) -> str:

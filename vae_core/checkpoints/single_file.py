@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from .families import Family, family_of_config, match_family
 from .key_map import is_attention_projection, ldm_names
 from .plan import Plan, inner_tensors, match_keys, not_an_autoencoder
 from .tensor_file import TensorFile
-from .write import write_safetensors
+from .write import safetensors, write_weights
 
 CONFIG_KEY = "seamless_vae.config"  # in a safetensors header: every field of the config, as JSON
 
@@ -138,7 +138,13 @@ def single_file_metadata(config: AutoencoderKLConfig) -> dict[str, str]:
 
 
 def write_single_file(
-    path: Path, weights: Mapping[str, Tensor], config: AutoencoderKLConfig, release: Any = None
+    path: Path,
+    weights: Mapping[str, Tensor],
+    config: AutoencoderKLConfig,
+    *,
+    overwrite: bool = True,
+    release: Callable[[], None] | None = None,
 ) -> None:
-    """Write weights (by diffusers keys) as one safetensors file with LDM keys. See `write_safetensors`."""
-    write_safetensors({path: ldm_state_dict(weights, config)}, single_file_metadata(config), release=release)
+    """Write weights (by diffusers keys) as one safetensors file with LDM keys. See `write_weights`."""
+    writer = safetensors(ldm_state_dict(weights, config), single_file_metadata(config))
+    write_weights(path, writer, overwrite=overwrite, release=release)

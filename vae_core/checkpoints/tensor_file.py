@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .generation import check_one_save
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -250,6 +251,7 @@ def open_shards(index: Path) -> TensorFile:
             raise CheckpointError(f"{index.name} names {file_name}, which is not there. Download all shards.")
         shard = open_tensor_file(path)
         container = shard.container
+        check_one_save(index, metadata, path, shard.metadata)
         metadata = {**metadata, **shard.metadata}
         tensors.update(shard.tensors)
         files.update(shard.files)

@@ -1,113 +1,148 @@
-"""Writing files whole or not at all: beside their place first, then renamed into it."""
+"""Writing weights: safetensors and pickles, alone or as a folder of files that belong together."""
 
 from __future__ import annotations
 
-import gc
+import json
 import os
-import stat
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..atomic import Writer, given_name, write_file, write_together
 from ..errors import CheckpointError
+from .tensor_file import SAFETENSORS_DTYPES
 
-Writer = Callable[[Path], object]
+DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+ALIGNMENT = 8  # of the data in a safetensors file
 
 
-def write_files(writers: Mapping[Path, Writer], release: Callable[[], None] | None = None) -> None:
-    """Write several files, each by its function, and put them in their places in the order given.
+def write_weights(
+    path: Path, writer: Writer, *, overwrite: bool = True, release: Callable[[], None] | None = None
+) -> None:
+    """Write one file whole, or leave what was there. Arguments as for `atomic.write_file`.
 
-    All are written under other names first, so that an exception leaves everything as it was.
-
-    Args:
-        release: called if a file cannot be replaced, to let go of a memory map of it. Windows keeps a file in its
-            place as long as a model is mapped from it.
+    Raises:
+        CheckpointError: it cannot be written.
     """
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
+    with as_sentences(path):
+        write_file(path, writer, overwrite=overwrite, release=release)
+
+
+def write_in_folder(folder: Path, writers: Mapping[str, Writer], **options: Any) -> None:
+    """Write files into a folder, all of them or none. Options as for `atomic.write_together`.
+
+    Raises:
+        CheckpointError: they cannot be written.
+    """
+    with as_sentences(folder):
+        write_together(folder, writers, **options)
+
+
+def checked_path(path: str | os.PathLike[str]) -> Path:
+    """A path as a caller gave it. Raises CheckpointError if it is empty or has characters that no name has."""
+    with as_sentences(path):
+        return given_name(path)
+
+
+@contextmanager
+def as_sentences(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Errors of writing to a path, as sentences.
+
+    Raises:
+        CheckpointError: instead of what open, write, rename and torch.save raise.
+    """
     try:
-        for path, writer in writers.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary[path].touch()
-            mode = (path if path.exists() else temporary[path]).stat().st_mode
-            writer(temporary[path])
-            temporary[path].chmod(stat.S_IMODE(mode))  # some releases of safetensors write for the owner alone
-        for path in writers:
-            _letting_go(partial(os.replace, temporary[path], path), release)
-    except (OSError, SafetensorError, RuntimeError) as error:  # what open, save_file and torch.save raise
-        reason = getattr(error, "strerror", None) or error
+        yield
+    except CheckpointError:
+        raise
+    except FileExistsError as error:
         raise CheckpointError(
-            f"cannot write {', '.join(path.name for path in writers)} in {next(iter(writers)).parent}: {reason}. "
-            f"Check the folder, its permissions and the free space."
+            f"{error.filename or path} exists already. Give another name, or ask for it to be overwritten."
         ) from error
-    finally:
-        for path in temporary.values():
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        named = getattr(error, "filename", None)
+        place = f" ({named})" if named and str(named) not in (str(path), repr(str(path))) else ""
+        raise CheckpointError(
+            f"cannot write {os.fspath(path)!r}: {reason}{place}. Check the name, the folder, its permissions and the "
+            f"free space."
+        ) from error
 
 
-def remove_files(paths: Iterable[Path], release: Callable[[], None] | None = None) -> None:
-    """Remove files. `release` as for `write_files`."""
-    for path in paths:
-        _letting_go(path.unlink, release)
+def safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Writer:
+    """A writer of tensors in the safetensors format, one after the other, so that no second copy is made.
+
+    Raises (when it writes):
+        CheckpointError: a tensor of a type that the format lacks.
+    """
+
+    def write(file: BinaryIO) -> None:
+        header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+        names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that all are aligned
+        start = 0
+        for name in names:
+            tensor = tensors[name]
+            if tensor.dtype not in DTYPE_NAMES:
+                raise CheckpointError(f"{name} is of {tensor.dtype}, which safetensors lacks. Convert it to float32.")
+            end = start + tensor.numel() * tensor.element_size()
+            shape = list(tensor.shape)
+            header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": shape, "data_offsets": [start, end]}
+            start = end
+        encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        encoded += b" " * (-len(encoded) % ALIGNMENT)
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for name in names:
+            tensor = tensors[name].detach().cpu().contiguous().reshape(-1)
+            if tensor.numel():
+                file.write(tensor.view(torch.uint8).numpy().data)
+
+    return write
 
 
-def _letting_go(action: Callable[[], object], release: Callable[[], None] | None) -> None:
-    try:
-        action()
-    except PermissionError:
-        if release is None:
+def pickled(tensors: Mapping[str, Tensor]) -> Writer:
+    """A writer of tensors with torch.save, each row after row and without the rest of a larger storage."""
+
+    def write(file: BinaryIO) -> None:
+        target = _Remembering(file)
+        try:
+            torch.save({name: _alone(tensor) for name, tensor in tensors.items()}, target)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            raise target.error or error from None
+
+    return write
+
+
+class _Remembering:
+    """A file that remembers why writing failed, which torch.save's own error does not say."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.error: OSError | None = None
+        self.flush, self._file = file.flush, file
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
             raise
-        release()
-        gc.collect()
-        action()
 
 
-def write_safetensors(
-    files: Mapping[Path, Mapping[str, Tensor]],
-    metadata: Mapping[str, str],
-    others: Mapping[Path, Writer] | None = None,
-    release: Callable[[], None] | None = None,
-) -> None:
-    """Write each file's tensors as safetensors, then the `others`. See `write_files`."""
-
-    def writer(tensors: Mapping[str, Tensor]) -> Writer:
-        return lambda path: save_file(_plain(tensors), path, metadata=dict(metadata))
-
-    write_files({**{path: writer(tensors) for path, tensors in files.items()}, **(others or {})}, release)
-
-
-def write_pickles(
-    files: Mapping[Path, Mapping[str, Tensor]],
-    others: Mapping[Path, Writer] | None = None,
-    release: Callable[[], None] | None = None,
-) -> None:
-    """Write each file's tensors with torch.save, then the `others`. See `write_files`."""
-
-    def writer(tensors: Mapping[str, Tensor]) -> Writer:
-        return lambda path: torch.save(_plain(tensors), path)
-
-    write_files({**{path: writer(tensors) for path, tensors in files.items()}, **(others or {})}, release)
-
-
-def write_text(text: str) -> Writer:
+def text(content: str) -> Writer:
     """A writer of this text."""
-    return lambda path: path.write_text(text, encoding="utf-8", newline="\n")
+    return lambda file: file.write(content.encode())
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as files need them: on the CPU, row after row, no two in the same memory."""
-    plain: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        if tensor.untyped_storage().data_ptr() in seen:
-            tensor = tensor.clone()
-        seen.add(tensor.untyped_storage().data_ptr())
-        plain[name] = tensor
-    return plain
+def raw(content: bytes) -> Writer:
+    """A writer of these bytes."""
+    return lambda file: file.write(content)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..checkpoints.write import write_safetensors
+from ..checkpoints.write import safetensors, write_weights
 from ..errors import CheckpointError
 
 NAMES = ("latent_tensor", "samples", "latents")
@@ -55,7 +55,7 @@ def write_latents(path: Path, latents: list[Latent]) -> None:
         if latent.alpha is not None:
             tensors[f"alpha.{i}"] = (latent.alpha[0] * 255).round().to(torch.uint8)
     about = {"sizes": [latent.size for latent in latents], "names": [latent.name for latent in latents]}
-    write_safetensors({path: tensors}, {METADATA_KEY: json.dumps(about)})
+    write_weights(path, safetensors(tensors, {METADATA_KEY: json.dumps(about)}))
 
 
 def read_latents(path: Path) -> list[Latent]:

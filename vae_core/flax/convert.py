@@ -25,7 +25,7 @@ from ..checkpoints.build import dtype_of, parse_dtype, read_weights
 from ..checkpoints.key_map import OPTIONAL, is_attention_projection, ldm_names, spellings
 from ..checkpoints.plan import Plan
 from ..checkpoints.pretrained import CONFIG_NAME, WEIGHTS_STEM, find_folder, plan_folder, read_config, write_folder
-from ..checkpoints.write import write_files, write_text
+from ..checkpoints.write import raw, text, write_in_folder
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError
 from ..loading import plan_checkpoint
@@ -304,19 +304,10 @@ def write_params(
 
     What is there is replaced only when everything has been written.
     """
-
-    def write_torch() -> None:
-        write_folder(folder, to_torch(params, config), config, max_shard_size=max_shard_size, variant=variant)
-
-    if not flax_weights:
-        write_torch()
+    content = {FLAX_WEIGHTS: raw(msgpack_serialize(jax.device_get(_plain(params))))} if flax_weights else {}
+    if torch_weights or not flax_weights:
+        weights = to_torch(params, config)
+        write_folder(folder, weights, config, max_shard_size=max_shard_size, variant=variant, others=content)
         return
-    content = msgpack_serialize(jax.device_get(_plain(params)))
-
-    def write_flax(path: Path) -> None:
-        path.write_bytes(content)
-        if torch_weights:  # while the msgpack lies written beside its place
-            write_torch()
-
-    text = write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    write_files({**({} if torch_weights else {folder / CONFIG_NAME: text}), folder / FLAX_WEIGHTS: write_flax})
+    config_json = text(json.dumps(config.to_dict(), indent=2) + "\n")
+    write_in_folder(folder, {CONFIG_NAME: config_json, **content})

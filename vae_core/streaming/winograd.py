@@ -1,27 +1,14 @@
 """Fast convolutions for float32 on a CPU: far fewer multiplications, all of them in large matrix products.
 
-A 3x3 convolution is Winograd's F(4x4, 3x3): 36 products for 16 outputs instead of 144 (Lavin & Gray, Fast Algorithms
-for Convolutional Neural Networks, 2016). A 3x3 convolution of a doubled map is 25 products for 16 outputs: in one
-dimension two kernels of two, one for each parity of the output, are applied to the map itself. With the kernel
-(w0, w1, w2) and four neighbours x0 ... x3, the four outputs over x1 and x2 are
-
-    p + q + w0 (x0 - x2),    p + r,    p - q,    p - r + w2 (x3 - x1)
-
-    p = (w0 + w1 + w2) / 2 (x1 + x2),  q = (w0 - w1 - w2) / 2 (x2 - x1),  r = (w2 - w1 - w0) / 2 (x2 - x1)
-
-which is Winograd's F(2, 2) at the points 0, 1, -1 for the even outputs and 1, -1 and infinity for the odd ones, where
-the product at 1 is the same. It rounds like plain convolution, for its transforms are differences, and never makes
-the doubled map.
-
-All products of a strip are one grouped 1x1 convolution of oneDNN on weights packed in advance. That runs at the
-machine's rate for any number of rows; torch's own matrix product does not on every processor.
+A 3x3 convolution is Winograd's F(4x4, 3x3): 36 products for 16 outputs instead of 144. A 3x3 convolution of a doubled
+map is 25 products for 16 outputs, and never makes the doubled map. `transforms.py` has the mathematics, `products.py`
+the products; the transforms around them are compiled (`winograd_jit/`), or, without numba, torch operations
+(`winograd_torch.py`).
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +16,33 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import winograd_torch
+from . import internals, transforms, winograd_torch
+from .internals import products_available
+from .products import VECTOR, PackedProducts, padded
+from .transforms import TILE, Transform
 
-TILE = 4  # outputs along one side of a Winograd tile
+__all__ = [
+    "GROUPS",
+    "TILE",
+    "VECTOR",
+    "PackedProducts",
+    "Rows",
+    "Target",
+    "compiled",
+    "drop_scratch",
+    "most_tiles",
+    "pack_upsample",
+    "pack_winograd",
+    "padded",
+    "pieces_of",
+    "products_available",
+    "upsample_strip",
+    "whole_array",
+    "winograd_strip",
+]
+
 # Rows of the products: enough to keep the weights' traffic and the calls' cost small, few enough to stay in cache.
 _LEAST_ROWS = {"narrow": 128, "wide": 256}
 _FEWEST_ROWS = 64  # within a small budget; with fewer yet, weights would be read more than anything else
@@ -42,59 +50,19 @@ _OPERAND_BYTES = 5 * 2**19
 _WIDE_CHANNELS = 384
 # The C library gives larger blocks fresh pages each time, which the system must clear first.
 _LARGEST_PIECE = 2**24
-VECTOR = 16  # channels that oneDNN's products work on at a time
-
-
-def _kernel_transform(a: float, b: float) -> Tensor:
-    """G of F(4, 3) for the points 0, a, -a, b, -b and infinity: [6, 3] in float64."""
-    rows = [[1 / (a * a * b * b), 0, 0]]
-    for point, other in ((a, b), (b, a)):
-        norm = 2 * point**2 * (point**2 - other**2)
-        rows += [[1 / norm, sign * point / norm, point**2 / norm] for sign in (1, -1)]
-    return torch.tensor([*rows, [0, 0, 1]], dtype=torch.float64)
-
-
-_G = _kernel_transform(2 / 3, 3 / 2)  # the points of `winograd_jit.py`
-_UP = torch.tensor([[0.5, 0.5, 0.5], [0.5, -0.5, -0.5], [1, 0, 0], [-0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
-GROUPS = {"same": len(_G) ** 2, "up": len(_UP) ** 2}  # products of a tile, by the scale of a pass
+GROUPS = {scale: each.products**2 for scale, each in transforms.BY_SCALE.items()}  # products of a tile
 
 
 @functools.cache
-def products_available() -> bool:
-    """Whether torch has oneDNN's operators for products with packed weights."""
-    operators = torch.ops.mkldnn
-    names = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
-    return torch.backends.mkldnn.is_available() and all(hasattr(operators, name) for name in names)
-
-
-_JIT = "seamless_vae_winograd_jit"
-_loading = threading.Lock()
-
-
-@functools.cache
-def _transforms() -> Any:
-    """The module of compiled transforms, `winograd_jit.py`; None without numba.
-
-    Its name does not depend on who imports this package: numba's cache on disk holds it, and what a host compiled
-    under a name of the host's choosing could not be loaded by anybody else.
-    """
-    with _loading:
-        if _JIT not in sys.modules:
-            spec = importlib.util.spec_from_file_location(_JIT, Path(__file__).with_name("winograd_jit.py"))
-            assert spec is not None and spec.loader is not None
-            sys.modules[_JIT] = module = importlib.util.module_from_spec(spec)
-            try:
-                spec.loader.exec_module(module)
-            except ImportError:
-                del sys.modules[_JIT]
-                return None
-        return sys.modules[_JIT]
+def _jit() -> Any:
+    """The compiled transforms, `winograd_jit`; None without numba."""
+    return internals.load_compiled("seamless_vae_winograd_jit", Path(__file__).with_name("winograd_jit"))
 
 
 @functools.cache
 def compiled() -> bool:
     """Whether numba is there, for the fastest transforms."""
-    return _transforms() is not None
+    return _jit() is not None
 
 
 def most_tiles(channels: int, groups: int, share: float) -> int:
@@ -107,63 +75,20 @@ def most_tiles(channels: int, groups: int, share: float) -> int:
     return max(_FEWEST_ROWS, int(most * share) // 16 * 16)
 
 
-def padded(x: Tensor, zeros: int) -> Tensor:
-    """x with so many zeros more in its last dimension; x itself for none, which `F.pad` would copy."""
-    return F.pad(x, (0, zeros)) if zeros else x
-
-
-@dataclass(frozen=True)
-class PackedProducts:
-    """`groups` matrices [C, K], laid out as oneDNN wants them for products of `rows` rows.
-
-    With another number of rows it may want another layout and make it in every call, which takes a hundred times as
-    long; so fewer rows are filled up. `in_channels` is C padded to whole vectors.
-    """
-
-    weight: Tensor
-    rows: int
-    groups: int
-    in_channels: int
-    out_channels: int
-
-    @classmethod
-    def pack(cls, matrices: Tensor, rows: int) -> PackedProducts:
-        """Of matrices [groups, K, C], for products of up to `rows` rows. C is padded to whole vectors with zeros."""
-        matrices = padded(matrices, -matrices.shape[2] % VECTOR)
-        groups, out_channels, in_channels = matrices.shape
-        shape = [1, groups * in_channels, 1, rows]
-        weight = matrices.reshape(groups * out_channels, in_channels, 1, 1)
-        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, [0, 0], [1, 1], [1, 1], groups, shape)
-        return cls(packed, rows, groups, in_channels, out_channels)
-
-    def __call__(self, left: Tensor) -> Tensor:
-        """[N, groups, C] -> [N, groups, K], for N of up to `rows`."""
-        count = left.shape[0]
-        if count < self.rows:
-            left = F.pad(left, (0, 0, 0, 0, 0, self.rows - count))
-        y = torch.ops.mkldnn._convolution_pointwise(
-            self.as_image(left), self.weight, None, [0, 0], [1, 1], [1, 1], self.groups, "none", [], ""
-        )
-        return y.permute(0, 2, 3, 1).view(self.rows, self.groups, self.out_channels)[:count]
-
-    def as_image(self, matrices: Tensor) -> Tensor:
-        """[rows, groups, C] as the image that a convolution takes."""
-        return matrices.view(1, 1, self.rows, -1).permute(0, 3, 1, 2)
-
-
-def _pieces(weights: int, transform: Tensor) -> int:
-    return len(transform) if 4 * weights > _LARGEST_PIECE else 1
+def _pieces(weights: int, transform: Transform) -> int:
+    return transform.products if 4 * weights > _LARGEST_PIECE else 1
 
 
 def pieces_of(weights: int, scale: str) -> int:
     """In how many pieces so many transformed weights of a pass are packed, by its scale."""
-    return _pieces(weights, _UP if scale == "up" else _G)
+    return _pieces(weights, transforms.BY_SCALE[scale])
 
 
-def _pack_transformed(conv: nn.Conv2d, transform: Tensor, rows: int) -> list[PackedProducts]:
-    """transform w transform^T for every kernel w of `conv`, packed together or row by row of the result."""
+def _pack_transformed(conv: nn.Conv2d, transform: Transform, rows: int) -> list[PackedProducts]:
+    """G w G^T for every kernel w of `conv`, packed together or row by row of the result."""
     kernels = conv.weight.detach().float().flatten(0, 1).flatten(1).t()  # [9, K * C]
-    both = torch.kron(transform, transform).float()
+    one = transforms.as_tensor(transform.kernel)
+    both = torch.kron(one, one).float()
     pieces = _pieces(both.shape[0] * kernels.shape[1], transform)
     matrices = torch.from_numpy(_buffer("weights", both.shape[0] // pieces, kernels.shape[1]))
     packed = []
@@ -175,13 +100,17 @@ def _pack_transformed(conv: nn.Conv2d, transform: Tensor, rows: int) -> list[Pac
 
 def pack_winograd(conv: nn.Conv2d, tiles: int) -> list[PackedProducts]:
     """The weights of a 3x3 convolution, transformed for strips of so many tiles: four times their size."""
-    return _pack_transformed(conv, _G, tiles)
+    return _pack_transformed(conv, transforms.WINOGRAD, tiles)
 
 
 def pack_upsample(conv: nn.Conv2d, tiles: int) -> list[PackedProducts]:
     """The weights of a 3x3 convolution that follows a doubling, as `pack_winograd`: 25/9 of their size."""
-    return _pack_transformed(conv, _UP, tiles)
+    return _pack_transformed(conv, transforms.UPSAMPLE, tiles)
 
+
+# What is not there, for the compiled functions.
+_NO_VECTOR = np.empty(0, np.float32)
+_NO_MAP = np.empty((0, 0, 0), np.float32)
 
 _scratch = threading.local()
 
@@ -239,9 +168,7 @@ class _Operands:
     def multiply(self, tiles: int) -> np.ndarray:
         """The results, of which whoever reads the first so many rows leaves zeros behind."""
         for x, y, weight in self.views:
-            torch.ops.mkldnn._convolution_pointwise_(
-                y, x, weight, None, [0, 0], [1, 1], [1, 1], self.products[0].groups, "add", 1.0, None, [], None
-            )
+            internals.add_products(y, x, weight, self.products[0].groups)
         self.results[:, tiles:] = 0.0
         return self.results
 
@@ -331,21 +258,37 @@ def winograd_strip(
         if in_place:
             residual = target.values
         return _strip_by_torch(
-            winograd_torch.WINOGRAD, window, coefficients, products, bias, residual, target, (1, target.left), wrap_x
+            transforms.WINOGRAD, window, coefficients, products, bias, residual, target, (1, target.left), wrap_x
         )
-    jit, operands = _transforms(), _Operands.of(products, window.channels)
-    ring = _buffer("ring", 6, 6, window.channels)
-    scale, shift = (ring, ring) if coefficients is None else coefficients
-    jit.tiles_in(
-        window.array, target.rows.first - 1 - window.first, target.left - 1, wrap_x, scale, shift,
-        coefficients is not None, ring, operands.left, *target.tiles,
-    )  # fmt: skip
-    mode = 2 if in_place else 0 if residual is None else 1
-    added = ring if residual is None else residual.numpy()
+    operands, channels = _Operands.of(products, window.channels), window.channels
+    scale, shift = (_NO_VECTOR, _NO_VECTOR) if coefficients is None else coefficients
+    _jit().transform_inputs(
+        window.array,
+        target.rows.first - 1 - window.first,
+        target.left - 1,
+        wrap_x,
+        scale,
+        shift,
+        _buffer("ring", min(channels, _jit().BLOCK) // _jit().LANES, 6, 6, _jit().LANES),
+        operands.left,
+        *target.tiles,
+        channels,
+    )
+    added, added_left = _NO_MAP if residual is None else residual.numpy(), 0
+    if in_place:
+        added, added_left = target.rows.array, target.left
     total, squares = np.zeros(target.rows.channels), np.zeros(target.rows.channels)
-    jit.tiles_out(
-        operands.multiply(target.count), bias, added, mode, target.rows.array, target.left, target.right, total, squares
-    )  # fmt: skip
+    _jit().transform_outputs(
+        operands.multiply(target.count),
+        bias,
+        added,
+        added_left,
+        target.rows.array,
+        target.left,
+        target.right,
+        total,
+        squares,
+    )
     return total, squares
 
 
@@ -358,20 +301,28 @@ def upsample_strip(
     `winograd_strip` does.
     """
     if not compiled():
-        up, left = winograd_torch.UPSAMPLE, target.left // 2
+        up, left = transforms.UPSAMPLE, target.left // 2
         return _strip_by_torch(up, window, None, products, bias, None, target, (2, left), wrap_x)
-    jit, operands = _transforms(), _Operands.of(products, window.channels)
-    y, ring = target.rows.first // 2 - 1 - window.first, _buffer("ring", 4, 4, window.channels)
-    jit.upsample_in(window.array, y, target.left // 2 - 1, wrap_x, ring, operands.left, *target.tiles)
+    operands, channels = _Operands.of(products, window.channels), window.channels
+    _jit().upsample_inputs(
+        window.array,
+        target.rows.first // 2 - 1 - window.first,
+        target.left // 2 - 1,
+        wrap_x,
+        _buffer("ring", channels // _jit().LANES, 4, 4, _jit().LANES),
+        operands.left,
+        *target.tiles,
+        channels,
+    )
     total, squares = np.zeros(target.rows.channels), np.zeros(target.rows.channels)
-    jit.upsample_out(
+    _jit().upsample_outputs(
         operands.multiply(target.count), bias, target.rows.array, target.left, target.right, total, squares
     )
     return total, squares
 
 
 def _strip_by_torch(
-    transforms: winograd_torch.Transforms,
+    transform: Transform,
     window: Rows,
     coefficients: tuple[np.ndarray, np.ndarray] | None,
     products: list[PackedProducts],
@@ -387,8 +338,10 @@ def _strip_by_torch(
     source = torch.from_numpy(window.array)[..., : window.channels]
     top, out = target.rows.first // scale - 1 - window.first, torch.from_numpy(operands.left)
     affine = None if coefficients is None else (torch.from_numpy(coefficients[0]), torch.from_numpy(coefficients[1]))
-    winograd_torch.tiles_in(transforms, source, top, left - 1, wrap_x, affine, target.tiles, _buffer, out)
+    winograd_torch.transform_inputs(transform, source, top, left - 1, wrap_x, affine, target.tiles, _buffer, out)
     results = torch.from_numpy(operands.multiply(target.count))
-    sums = winograd_torch.tiles_out(transforms, results, torch.from_numpy(bias), residual, target.values, target.tiles)
+    sums = winograd_torch.transform_outputs(
+        transform, results, torch.from_numpy(bias), residual, target.values, target.tiles
+    )
     results[:, : target.count] = 0.0
     return sums

@@ -1,13 +1,12 @@
-"""The transforms around the matrix products of a fast convolution in torch operations alone, for want of numba.
+"""The transforms around the matrix products of a fast convolution in torch operations alone, where there is no numba.
 
-Each transform is a product with a small matrix. What `winograd_jit.py` keeps in the first cache is written to the
-second here, so this saves about half as much time.
+Each transform is a product with a small matrix. What the compiled functions (`winograd_jit/`) keep in the first cache
+is written to the second here, so this saves about half as much time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,59 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .stats import StripStats
+from .transforms import Transform
 
 Buffer = Callable[..., np.ndarray]
 
 
-@dataclass(frozen=True)
-class Transforms:
-    """A fast convolution in one dimension: outputs = after @ (kernel * (before @ inputs)), for four outputs.
-
-    Attributes:
-        before: [n, k]: of k neighbours, what is multiplied.
-        after: [4, n].
-        step: positions of the source for four outputs.
-    """
-
-    before: Tensor
-    after: Tensor
-    step: int
-
-    @property
-    def size(self) -> int:
-        return len(self.before)
-
-
-def _winograd(a: float, b: float) -> Transforms:
-    """F(4, 3) at the points 0, a, -a, b, -b and infinity (Lavin & Gray, 2016), where a * b = 1."""
-    a2, b2 = a * a, b * b
-    before = [
-        [1, 0, -a2 - b2, 0, 1, 0],
-        [0, -a * b2, -b2, a, 1, 0],
-        [0, a * b2, -b2, -a, 1, 0],
-        [0, -b * a2, -a2, b, 1, 0],
-        [0, b * a2, -a2, -b, 1, 0],
-        [0, 1, 0, -a2 - b2, 0, 1],
-    ]
-    after = [
-        [1, 1, 1, 1, 1, 0],
-        [0, a, -a, b, -b, 0],
-        [0, a2, a2, b2, b2, 0],
-        [0, a * a2, -a * a2, b * b2, -b * b2, 1],
-    ]
-    return Transforms(torch.tensor(before), torch.tensor(after), 4)
-
-
-WINOGRAD = _winograd(2 / 3, 3 / 2)
-UPSAMPLE = Transforms(
-    torch.tensor([[0.0, 1, 1, 0], [0, -1, 1, 0], [1, 0, -1, 0], [0, -1, 1, 0], [0, -1, 0, 1]]),
-    torch.tensor([[1.0, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, -1, 0, 0, 0], [1, 0, 0, -1, 1]]),
-    2,
-)
-
-
-def tiles_in(
-    transforms: Transforms,
+def transform_inputs(
+    transform: Transform,
     source: Tensor,
     y: int,
     x: int,
@@ -83,8 +36,7 @@ def tiles_in(
         coefficients: scale and shift [C] before SiLU; None to take the source as it is.
         out: [1, tiles or more, n * n, >= C], or [n, tiles or more, n, >= C].
     """
-    before, step, size = transforms.before, transforms.step, transforms.size
-    reach = before.shape[1]
+    before, step, size, reach = transform.before, transform.step, transform.products, transform.reach
     down, across = tiles
     channels = source.shape[2]
     high, wide = step * (down - 1) + reach, step * (across - 1) + reach
@@ -118,8 +70,8 @@ def tiles_in(
             place[..., :channels] = torch.bmm(matrices, windows)
 
 
-def tiles_out(
-    transforms: Transforms,
+def transform_outputs(
+    transform: Transform,
     products: Tensor,
     bias: Tensor,
     residual: Tensor | None,
@@ -134,7 +86,7 @@ def tiles_out(
     Returns:
         Sums of the values and of their squares, [K] in float64.
     """
-    after, size = transforms.after, transforms.size
+    after, size = transform.after, transform.products
     down, across = tiles
     count, channels = down * across, target.shape[2]
     pieces = list(products[:, :count])

@@ -1,0 +1,141 @@
+"""The matrices of the fast convolutions, exactly; and that what is compiled, and torch's path, compute with them."""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vae_core.streaming import winograd, winograd_torch
+from vae_core.streaming.transforms import UPSAMPLE, WINOGRAD, Matrix, Transform, as_tensor
+from vae_core.streaming.transforms import winograd as winograd_at
+
+PAIRS = [(Fraction(2, 3), Fraction(3, 2)), (Fraction(1), Fraction(2)), (Fraction(1, 2), Fraction(5, 4))]
+# A transform of an impulse is a product of two numbers of a matrix, made with at most three roundings. A constant with
+# one digit wrong, 1e-6 of its value, would be beyond.
+ROUNDINGS = 3 * 2.0**-24
+
+
+def times(matrix: Matrix, vector: list[Fraction]) -> list[Fraction]:
+    return [sum((a * b for a, b in zip(row, vector, strict=True)), Fraction(0)) for row in matrix]
+
+
+def unit(size: int, place: int) -> list[Fraction]:
+    return [Fraction(each == place) for each in range(size)]
+
+
+@pytest.mark.parametrize("transform", [*(winograd_at(*pair) for pair in PAIRS), UPSAMPLE], ids=str)
+def test_the_matrices_convolve_exactly(transform: Transform) -> None:
+    """Both sides are linear in the kernel and in the inputs, so unit vectors prove it for all."""
+    for k, i in itertools.product(range(3), range(transform.reach)):
+        kernel, inputs = unit(3, k), unit(transform.reach, i)
+        products = [
+            a * b for a, b in zip(times(transform.kernel, kernel), times(transform.inputs, inputs), strict=True)
+        ]
+        # The outputs of an upsampling begin at the first copy of the second input, and reach one copy further.
+        seen = inputs if transform.step == 4 else [each for each in inputs for _ in range(2)][1:-1]
+        wanted = [sum((kernel[t] * seen[y + t] for t in range(3)), Fraction(0)) for y in range(4)]
+        assert times(transform.outputs, products) == wanted
+
+
+def test_the_points_are_those_that_round_best() -> None:
+    assert WINOGRAD.outputs[1] == (0, Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2), 0)
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def compiled(request: pytest.FixtureRequest) -> bool:
+    if request.param == "compiled" and not winograd.compiled():
+        pytest.skip("numba is not installed")
+    return request.param == "compiled"
+
+
+def inputs_of(transform: Transform, source: Tensor, pieces: int, compiled: bool, affine=None) -> Tensor:
+    """What is multiplied, [n * n, C], of one tile whose first input is source[0, 0]; source is [rows, W, C]."""
+    n, channels = transform.products, source.shape[2]
+    out = torch.full((pieces, 1, n * n // pieces, channels), torch.nan)
+    if not compiled:
+        tensors = affine and (torch.from_numpy(affine[0]), torch.from_numpy(affine[1]))
+        winograd_torch.transform_inputs(transform, source, 0, 0, False, tensors, (1, 1), winograd._buffer, out)
+        winograd.drop_scratch()
+    elif transform is UPSAMPLE:
+        ring = np.empty((channels // 16, 4, 4, 16), np.float32)
+        winograd._jit().upsample_inputs(source.numpy(), 0, 0, False, ring, out.numpy(), 1, 1, channels)
+    else:
+        ring = np.empty((channels // 16, 6, 6, 16), np.float32)
+        scale, shift = affine or (winograd._NO_VECTOR, winograd._NO_VECTOR)
+        winograd._jit().transform_inputs(source.numpy(), 0, 0, False, scale, shift, ring, out.numpy(), 1, 1, channels)
+    return out.reshape(n * n, channels)
+
+
+def outputs_of(transform: Transform, products: Tensor, pieces: int, compiled: bool) -> Tensor:
+    """Pixels [4, 4, K] of one tile of products [n * n, K]."""
+    channels = products.shape[1]
+    products = products.reshape(pieces, 1, -1, channels).clone()
+    target, bias, sums = torch.full((4, 4, channels), torch.nan), torch.zeros(channels), np.zeros((2, channels))
+    if not compiled:
+        winograd_torch.transform_outputs(transform, products, bias, None, target, (1, 1))
+        return target
+    if transform is UPSAMPLE:
+        winograd._jit().upsample_outputs(products.numpy(), bias.numpy(), target.numpy(), 0, 4, *sums)
+    else:
+        winograd._jit().transform_outputs(
+            products.numpy(), bias.numpy(), winograd._NO_MAP, 0, target.numpy(), 0, 4, *sums
+        )
+    assert not products.any()  # zeros are left for the next strip
+    np.testing.assert_allclose(sums[0], target.double().sum((0, 1)), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(sums[1], target.double().square().sum((0, 1)), rtol=1e-6, atol=1e-6)
+    return target
+
+
+def impulses(count: int) -> Tensor:
+    """[count, channels]: the channel of the same number is 1; as many channels as fill vectors."""
+    return torch.eye(count, -(-count // 16) * 16)
+
+
+@pytest.mark.parametrize("pieces", ["one", "lines"])
+@pytest.mark.parametrize("transform", [WINOGRAD, UPSAMPLE], ids=["winograd", "upsample"])
+def test_inputs_are_transformed_by_the_matrix(transform: Transform, pieces: str, compiled: bool) -> None:
+    reach, count = transform.reach, 1 if pieces == "one" else transform.products
+    matrix = as_tensor(transform.inputs)
+    wanted = torch.kron(matrix, matrix)  # [n * n, k * k]
+    found = inputs_of(transform, impulses(reach**2).unflatten(0, (reach, reach)), count, compiled)
+    assert_rounded(found[:, : reach**2], wanted)
+    assert not found[:, reach**2 :].any()
+
+
+@pytest.mark.parametrize("pieces", ["one", "lines"])
+@pytest.mark.parametrize("transform", [WINOGRAD, UPSAMPLE], ids=["winograd", "upsample"])
+def test_outputs_are_transformed_by_the_matrix(transform: Transform, pieces: str, compiled: bool) -> None:
+    n, count = transform.products, 1 if pieces == "one" else transform.products
+    matrix = as_tensor(transform.outputs)
+    found = outputs_of(transform, impulses(n * n), count, compiled).flatten(0, 1)
+    assert_rounded(found[:, : n * n], torch.kron(matrix, matrix))
+
+
+def assert_rounded(found: Tensor, wanted: Tensor) -> None:
+    assert ((found.double() - wanted).abs() <= ROUNDINGS * wanted.abs()).all()  # and zeros are zeros
+
+
+def test_silu_is_rounded_like_a_division(compiled: bool) -> None:
+    """The first product of a tile is its first pixel, where the others are zero."""
+    values = torch.cat([torch.linspace(-87, 87, 4081), torch.logspace(-30, 0, 15)])
+    source = torch.zeros(6, 6, len(values))
+    source[0, 0] = values
+    scale, shift = np.full(len(values), 0.5, np.float32), np.zeros(len(values), np.float32)
+    found = inputs_of(WINOGRAD, source, 1, compiled, (scale, shift))[0].double()
+    x = 0.5 * values.double()
+    wanted = x / (1 + torch.exp(-x))
+    # exp(-x) is rounded at its argument too, which is up to 44 for these: 2**-24 * 44 * log2(e) of its value.
+    assert ((found - wanted).abs() <= 2**-24 * (4 + 1.5 * x.abs()) * wanted.abs()).all()
+
+
+def test_what_is_not_a_number_stays_one(compiled: bool) -> None:
+    source = torch.zeros(6, 6, 16)
+    source[0, 0] = torch.nan
+    ones = np.ones(16, np.float32)
+    found = inputs_of(WINOGRAD, source, 1, compiled, (ones, ones))
+    assert found[0].isnan().all()

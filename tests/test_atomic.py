@@ -1,0 +1,450 @@
+"""Saves that are killed, run out of disk or race: what is there afterwards is the old or the new, whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from vaes import assert_same_weights, fields, make
+
+from vae_core import AutoencoderKL, atomic, load_vae, save_single_file, temporaries
+from vae_core.checkpoints.pretrained import write_folder
+from vae_core.checkpoints.write import safetensors, write_weights
+from vae_core.errors import CheckpointError, ImageError
+from vae_core.image import open_image, write_image
+
+fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+CALLS = ("open", "close", "mkdir", "rename", "replace", "link", "unlink", "rmdir", "fsync", "chmod")  # that change
+REFUSED = 5  # the exit code of a child whose save raised
+SHARDS: dict[str, Any] = {"max_shard_size": "30KB"}
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def old() -> AutoencoderKL:
+    return make(fields(8, 8, norm_num_groups=8, layers_per_block=1, scaling_factor=0.5))
+
+
+@pytest.fixture(scope="module")
+def new() -> AutoencoderKL:
+    return make(fields(8, 8, norm_num_groups=8, layers_per_block=1, scaling_factor=0.25), seed=1)
+
+
+def in_child(action: Callable[[], object]) -> int:
+    """Run something in a forked process; gives its exit code, or minus the signal that killed it."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with contextlib.suppress(BaseException):
+            action()
+            code = 0
+        os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def killed_at(n: int, after: bool, action: Callable[[], object]) -> Callable[[], object]:
+    """The same action in a process that dies at the n-th system call, before or after it is made."""
+
+    def run() -> None:
+        count = 0
+
+        def dying(real: Callable[..., object]) -> Callable[..., object]:
+            def call(*arguments: object, **options: object) -> object:
+                nonlocal count
+                count += 1
+                is_last = count == n
+                if is_last and not after:
+                    os._exit(9)
+                try:
+                    return real(*arguments, **options)
+                finally:
+                    if is_last:
+                        os._exit(9)
+
+            return call
+
+        for name in CALLS:
+            setattr(os, name, dying(getattr(os, name)))
+        action()
+
+    return run
+
+
+def limited(limit: int, action: Callable[[], object], handler: Any = signal.SIG_IGN) -> Callable[[], object]:
+    """The same action where no file may grow over a limit of bytes.
+
+    Whoever writes past it is killed by the kernel if `handler` is the default one, and else gets an error.
+    """
+
+    def run() -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(signal.SIGXFSZ, handler)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            action()
+        except CheckpointError as error:
+            os._exit(REFUSED if "File too large" in str(error) else 1)
+
+    return run
+
+
+def kills(action: Callable[[], object], prepare: Callable[[], object]) -> Iterator[int]:
+    """Kill an action at each of its system calls in turn, each time after preparing anew."""
+    for after in (False, True):
+        for n in range(1, 1000):
+            prepare()
+            code = in_child(killed_at(n, after, action))
+            if code == 0:
+                assert n > 8, "the calls are not counted"
+                break
+            assert code == 9
+            yield n
+
+
+def traces(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.name.startswith(temporaries.PREFIX)]
+
+
+def assert_is_one_of(folder: Path, models: list[AutoencoderKL]) -> None:
+    loaded = load_vae(folder)
+    same = [model for model in models if model.config == loaded.config]
+    assert len(same) == 1
+    assert_same_weights(loaded, same[0])
+
+
+@fork
+class TestKilled:
+    @pytest.mark.parametrize("before", [None, ["a", "b"], ["a", "c", "diffusion_x_model-1.bin"]], ids=str)
+    @pytest.mark.parametrize("now", [["a", "b"], ["a", "d", "diffusion_x_model-2.bin"]], ids=str)
+    def test_files_are_the_old_or_the_new(self, before: list[str] | None, now: list[str], tmp_path: Path) -> None:
+        folder, number = tmp_path, 0
+
+        def save(names: list[str], content: bytes) -> None:
+            def leftovers() -> list[str]:
+                return [path.name for path in folder.glob("diffusion_*")]
+
+            atomic.write_together(folder, dict.fromkeys(names, lambda file: file.write(content)), leftovers=leftovers)
+
+        def prepare() -> None:
+            nonlocal folder, number
+            number += 1
+            folder = tmp_path / str(number) / "folder"
+            if before is not None:
+                save(before, b"old")
+
+        old_files = dict.fromkeys(before or (), b"old")
+        kept = {name: b"old" for name in old_files if not name.startswith("diffusion_")}
+        new_files = kept | dict.fromkeys(now, b"new")
+        for _ in kills(lambda: save(now, b"new"), prepare):
+            with atomic.steady(folder):
+                found = {}
+                if folder.exists():
+                    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+                assert found in (old_files, new_files)
+            save(now, b"new")
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == new_files
+            assert traces(folder.parent) == []
+
+    @pytest.mark.parametrize("before, now", [({}, SHARDS), (SHARDS, {}), (SHARDS, {"max_shard_size": "20KB"})], ids=str)
+    def test_a_model_is_the_old_or_the_new(
+        self, before: dict[str, Any], now: dict[str, Any], old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path
+    ) -> None:
+        seen = set()
+        for n in range(1, 200):
+            folder = tmp_path / str(n)
+            old.save_pretrained(folder, **before)
+            code = in_child(killed_at(n, False, lambda folder=folder: new.save_pretrained(folder, **now)))
+            if code == 0:
+                break
+            assert_is_one_of(folder, [old, new])
+            seen.add(load_vae(folder).config.scaling_factor)
+        assert seen == {0.5, 0.25}
+
+    def test_a_file_is_the_old_or_the_new(self, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path) -> None:
+        path = tmp_path / "vae.safetensors"
+        for _ in kills(lambda: save_single_file(new, path), lambda: save_single_file(old, path)):
+            assert load_vae(path).config in (old.config, new.config)
+            save_single_file(old, path)
+            assert [each.name for each in tmp_path.iterdir()] == ["vae.safetensors"]
+
+    def test_a_kill_in_the_middle_of_writing(self, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path) -> None:
+        old.save_pretrained(tmp_path / "vae")
+        size = (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").stat().st_size
+
+        for limit in range(0, size, size // 9):
+            killed = limited(limit, lambda: new.save_pretrained(tmp_path / "vae"), signal.SIG_DFL)
+            assert in_child(killed) == -signal.SIGXFSZ
+            assert traces(tmp_path / "vae")
+            assert_is_one_of(tmp_path / "vae", [old])
+        old.save_pretrained(tmp_path / "vae")
+        assert traces(tmp_path) == []
+
+    def test_a_temporary_at_work_is_left_alone(self, new: AutoencoderKL, tmp_path: Path) -> None:
+        seen = []
+
+        def slow(file) -> None:
+            save_single_file(new, tmp_path / "other.safetensors")
+            seen.extend(traces(tmp_path))
+            file.write(b"whole")
+
+        atomic.write_file(tmp_path / "file", slow)
+        assert len(seen) == 1 and (tmp_path / "file").read_bytes() == b"whole" and traces(tmp_path) == []
+
+
+@fork
+def test_a_full_disk_at_every_byte(tmp_path: Path) -> None:
+    """A limit of the file's size is a disk with so much room: a write takes what fits, and the next one fails."""
+    path = tmp_path / "small.safetensors"
+    write_weights(path, safetensors({"latent": torch.arange(8.0)}, {}))
+    whole = path.read_bytes()
+    writer = safetensors({"latent": torch.zeros(8)}, {})
+    for limit in range(len(whole)):
+        assert in_child(limited(limit, lambda: write_weights(path, writer))) == REFUSED
+        assert path.read_bytes() == whole and [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+@fork
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_full_disk_while_a_folder_is_saved(
+    safe: Any, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path
+) -> None:
+    old.save_pretrained(tmp_path / "vae", **SHARDS)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "vae").iterdir()}
+    for limit in range(0, 30_000, 2_337):
+        action = limited(limit, lambda: new.save_pretrained(tmp_path / "vae", safe_serialization=safe))
+        assert in_child(action) == REFUSED
+        assert {path.name: path.read_bytes() for path in (tmp_path / "vae").iterdir()} == before
+
+
+class TestRaces:
+    def race(self, actions: list[Callable[[], object]]) -> list[BaseException]:
+        failures, barrier = [], threading.Barrier(len(actions))
+
+        def run(action: Callable[[], object]) -> None:
+            barrier.wait()
+            try:
+                action()
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=run, args=(action,)) for action in actions]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return failures
+
+    @pytest.mark.parametrize("options", [{}, SHARDS, {"safe_serialization": False}], ids=str)
+    def test_threads_that_save_one_folder(
+        self, options: dict[str, Any], old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path
+    ) -> None:
+        for i in range(6):
+            folder = tmp_path / str(i // 2)  # new at first, then replaced
+            saves = [
+                lambda model=model, folder=folder: model.save_pretrained(folder, **options) for model in (old, new)
+            ]
+            loads = [partial(assert_is_one_of, folder, [old, new])] * 2 if i % 2 else []
+            assert self.race([*saves, *saves, *loads]) == []
+            assert_is_one_of(folder, [old, new])
+            assert traces(tmp_path) == []
+
+    def test_threads_that_save_one_image(self, tmp_path: Path) -> None:
+        from PIL import Image
+
+        images = [Image.effect_noise((97 + i, 61), 90 + i) for i in range(4)]
+        path = tmp_path / "image.png"
+        for _ in range(5):
+            assert self.race([lambda image=image: write_image(image, path) for image in images]) == []
+            found = open_image(path)
+            assert [image.tobytes() for image in images if image.size == found.size] == [found.tobytes()]
+            assert [each.name for each in tmp_path.iterdir()] == ["image.png"]
+
+    def test_one_wins_where_nothing_is_to_be_overwritten(self, old: AutoencoderKL, tmp_path: Path) -> None:
+        for i in range(4):
+            file, folder = tmp_path / f"{i}.safetensors", tmp_path / str(i)
+            saves = [
+                partial(save_single_file, old, file, overwrite=False),
+                partial(write_folder, folder, old.weights_to_save(), old.config, overwrite=False),
+            ]
+            for save in saves:
+                failures = self.race([save] * 4)
+                assert len(failures) == 3 and all("exists already" in str(failure) for failure in failures)
+            assert_is_one_of(folder, [old])
+            assert traces(tmp_path) == []
+
+
+class TestMixtures:
+    def test_shards_of_two_saves(self, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path) -> None:
+        for name, model in (("a", old), ("b", new)):
+            model.save_pretrained(tmp_path / name, **SHARDS)
+        shard = sorted((tmp_path / "b").glob("*.safetensors"))[1]
+        (tmp_path / "a" / shard.name).write_bytes(shard.read_bytes())
+        with pytest.raises(CheckpointError, match="of different saves"):
+            load_vae(tmp_path / "a")
+        old.save_pretrained(tmp_path / "c", **SHARDS)
+        (tmp_path / "c" / shard.name).write_bytes((tmp_path / "c" / shard.name).read_bytes())
+        assert_is_one_of(tmp_path / "c", [old])
+
+    def test_weights_of_one_and_the_config_of_another(
+        self, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        old.save_pretrained(tmp_path)
+        assert load_vae(tmp_path).config.scaling_factor == 0.5 and not caplog.text
+        (tmp_path / "config.json").write_text(json.dumps(new.config.to_dict()))
+        assert load_vae(tmp_path).config.scaling_factor == 0.25
+        assert "scaling_factor 0.25 and not 0.5, with which these weights were saved" in caplog.text
+
+    def test_an_interrupted_save_that_cannot_be_completed(
+        self, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        old.save_pretrained(tmp_path)
+        new.save_pretrained(tmp_path / atomic.COMMITTED)  # as a kill leaves it
+        real = os.replace
+
+        def replace(*_: object) -> None:
+            raise OSError(30, "Read-only file system", "config.json")
+
+        monkeypatch.setattr("vae_core.atomic.os.replace", replace)
+        with pytest.raises(CheckpointError, match="was interrupted.*Read-only file system"):
+            load_vae(tmp_path)
+        monkeypatch.setattr("vae_core.atomic.os.replace", real)
+        assert_is_one_of(tmp_path, [new])
+
+    def test_a_committed_folder_from_elsewhere_does_no_harm(self, old: AutoencoderKL, tmp_path: Path) -> None:
+        outside, folder = tmp_path / "outside", tmp_path / "vae"
+        outside.write_text("mine")
+        old.save_pretrained(folder)
+        stage = folder / atomic.COMMITTED
+        stage.mkdir()
+        (stage / "notes.txt").write_text("theirs")
+        (folder / "notes.txt").symlink_to(outside)
+        with pytest.raises(CheckpointError, match="link"):
+            load_vae(folder)
+        assert outside.read_text() == "mine"
+        (stage / "notes.txt").unlink()
+        for names in (["../outside"], ["notes.txt"], [str(outside)], "x", [1], {}):
+            (stage / atomic.REMOVALS).write_text(json.dumps(names))
+            with pytest.raises(CheckpointError, match="damaged"):
+                load_vae(folder)
+            assert outside.read_text() == "mine" and (folder / "notes.txt").is_symlink()
+
+
+class TestPlaces:
+    """One table of what a database takes care of, for every door that writes."""
+
+    DOORS: ClassVar = {
+        "file": (".safetensors", lambda model, path: save_single_file(model, path), CheckpointError),
+        "image": (".png", lambda model, path: write_image(picture(), path), ImageError),
+    }
+
+    @pytest.mark.parametrize("door", DOORS)
+    def test_links_modes_and_names(self, door: str, old: AutoencoderKL, tmp_path: Path) -> None:
+        ending, write, error = self.DOORS[door]
+        (tmp_path / "real").mkdir()
+        target, link = tmp_path / "real" / f"a{ending}", tmp_path / f"link{ending}"
+        link.symlink_to(target)
+        write(old, link)
+        assert link.is_symlink() and target.is_file()
+        target.chmod(0o640)
+        write(old, link)
+        assert link.is_symlink() and stat.S_IMODE(target.stat().st_mode) == 0o640
+        target.chmod(0o444)
+        before = target.read_bytes()
+        with pytest.raises(error, match="write-protected"):
+            write(make(fields(8, norm_num_groups=8), seed=3), link)
+        assert target.read_bytes() == before
+        longest = tmp_path / ("n" * (255 - len(ending)) + ending)
+        write(old, longest)
+        write(old, longest)
+        assert longest.is_file()
+        loop = tmp_path / f"loop{ending}"
+        loop.symlink_to(loop)
+        (tmp_path / f"folder{ending}").mkdir()
+        os.mkfifo(tmp_path / f"pipe{ending}")
+        too_long = tmp_path / ("n" * 256 + ending)
+        for wrong in (loop, tmp_path / f"folder{ending}", tmp_path / f"pipe{ending}", too_long, f"a\0{ending}", ""):
+            with pytest.raises(error):
+                write(old, wrong)
+        assert stat.S_ISFIFO((tmp_path / f"pipe{ending}").stat().st_mode)
+        assert traces(tmp_path) == []
+
+    def test_a_planted_link_is_not_followed(
+        self, old: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        outside = tmp_path / "outside"
+        outside.write_text("mine")
+        names = iter(["taken", "taken", "free"])
+        monkeypatch.setattr("vae_core.temporaries.secrets.token_hex", lambda _: next(names))
+        (tmp_path / f"{temporaries.PREFIX}taken{temporaries.SUFFIX}").symlink_to(outside)
+        with pytest.raises(CheckpointError, match="exists"):
+            save_single_file(old, tmp_path / "vae.safetensors")
+        assert outside.read_text() == "mine"
+
+    def test_folders(self, old: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        for wrong in ("", "a\0b"):
+            with pytest.raises(CheckpointError, match="name"):
+                old.save_pretrained(wrong)
+        assert list(tmp_path.iterdir()) == []
+        (tmp_path / "real").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        old.save_pretrained("link")
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "config.json").is_file()
+        (tmp_path / "real" / "config.json").chmod(0o444)
+        with pytest.raises(CheckpointError, match="write-protected"):
+            old.save_pretrained("link")
+        longest = "n" * 250
+        old.save_pretrained(longest)
+        assert_is_one_of(tmp_path / longest, [old])
+
+    def test_another_models_folder(self, old: AutoencoderKL, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+        shard = tmp_path / "diffusion_pytorch_model-00001-of-00002.safetensors"
+        shard.write_bytes(b"theirs")
+        with pytest.raises(CheckpointError, match="the folder of a UNet2DConditionModel"):
+            old.save_pretrained(tmp_path)
+        assert shard.read_bytes() == b"theirs" and len(list(tmp_path.iterdir())) == 2
+
+
+def picture():
+    from PIL import Image
+
+    return Image.new("RGB", (8, 8), "red")
+
+
+def test_our_safetensors_are_everyones(tmp_path: Path) -> None:
+    dtypes = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+    tensors = {f"{dtype}".split(".")[1]: torch.randn(3, 5).to(dtype) for dtype in dtypes}
+    tensors |= {"int": torch.arange(3), "bool": torch.tensor([True, False, True]), "nothing": torch.tensor([])}
+    tensors |= {"number": torch.tensor(3.5), "strided": torch.arange(12.0).reshape(3, 4).t(), "größe": torch.ones(1)}
+    shared = torch.arange(6.0)
+    tensors |= {"one": shared[:3], "two": shared[3:]}
+    metadata = {"format": "pt", "text": 'ü "quoted" \ud83d\ude00'.encode("utf-16", "surrogatepass").decode("utf-16")}
+    atomic.write_file(tmp_path / "all.safetensors", safetensors(tensors, metadata))
+    read = load_file(tmp_path / "all.safetensors")
+    assert read.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert read[name].dtype == tensor.dtype and read[name].shape == tensor.shape
+        assert torch.equal(
+            read[name].view(torch.uint8) if read[name].ndim else read[name],
+            tensor.contiguous().view(torch.uint8) if tensor.ndim else tensor,
+        ), name
+    with safe_open(tmp_path / "all.safetensors", "pt") as file:
+        assert file.metadata() == metadata

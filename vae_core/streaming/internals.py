@@ -1,0 +1,229 @@
+"""What the engine uses of torch and numba that they do not promise to keep: what to look at when upgrading them.
+
+torch (2.4 to 2.13)
+    `torch.ops.mkldnn._reorder_convolution_weight`, `_convolution_pointwise`, `_convolution_pointwise_`: oneDNN's packed
+    convolutions, which `torch.compile` is built on (`torch/_inductor/mkldnn_ir.py` shows how they are called, and
+    `aten/src/ATen/native/mkldnn/Conv.cpp` what they take). Where one is missing, `products_available` is False, and the
+    direct kernels run. That the last of them adds to what its output holds, and writes to memory of the caller's, is
+    not said anywhere: `tests/streaming/test_kernels.py` would notice.
+
+numba (0.60 to 0.68)
+    `numba.core.caching.FunctionCache` with its `_impl` (`locator`, `filename_base`, `reduce`, `rebuild`,
+    `check_cachable`), `_index_key` and `_cache_file`, `Dispatcher._cache`, and `numba.core.serialize.dumps`: see
+    `keep_on_disk`. Where one is missing, functions are compiled in every process, with a warning.
+
+llvmlite, through numba
+    `numba.extending.intrinsic` and `overload`, `numba.core.cgutils` and `types`, `llvmlite.ir`: the whole of
+    `winograd_jit/lanes.py`. What to look at: pointers to typed vectors (`as_pointer`), instructions' `flags` and
+    `align`, and the names of LLVM's intrinsics (`llvm.rint.v16f32`). Where something is missing the import fails, and
+    the transforms in torch operations run, with a warning.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import logging
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("seamless_vae")
+
+# torch: grouped 1x1 convolutions of oneDNN on weights that it has laid out in advance.
+
+_OPERATORS = ("_reorder_convolution_weight", "_convolution_pointwise", "_convolution_pointwise_")
+
+
+@functools.cache
+def products_available() -> bool:
+    """Whether torch has oneDNN's operators for products with packed weights."""
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
+
+
+def pack(weight: Tensor, groups: int, shape: Sequence[int]) -> Tensor:
+    """Weights [groups * K, C, 1, 1], laid out for inputs of a shape [1, groups * C, 1, rows]."""
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, [0, 0], [1, 1], [1, 1], groups, list(shape))
+
+
+def multiply(x: Tensor, packed: Tensor, groups: int) -> Tensor:
+    """[1, groups * C, 1, rows] -> [1, groups * K, 1, rows], with weights from `pack`."""
+    return torch.ops.mkldnn._convolution_pointwise(x, packed, None, [0, 0], [1, 1], [1, 1], groups, "none", [], "")
+
+
+def add_products(y: Tensor, x: Tensor, packed: Tensor, groups: int) -> None:
+    """y += multiply(x, packed, groups), in y's own memory."""
+    torch.ops.mkldnn._convolution_pointwise_(
+        y, x, packed, None, [0, 0], [1, 1], [1, 1], groups, "add", 1.0, None, [], None
+    )
+
+
+# numba: compiled functions, and what is kept of them on disk.
+
+_loading = threading.Lock()
+
+
+def load_compiled(name: str, folder: Path) -> ModuleType | None:
+    """The package of compiled functions in a folder, as a module of this name; None where numba cannot be used.
+
+    The name must not depend on who imports the folder: numba's files on disk hold it, and what a host compiled under a
+    name of the host's choosing could not be loaded by anybody else.
+    """
+    with _loading:
+        if name in sys.modules:
+            return sys.modules[name]
+        before = set(sys.modules)
+        location = folder / "__init__.py"
+        spec = importlib.util.spec_from_file_location(name, location, submodule_search_locations=[str(folder)])
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # a numba that is too new, too old or broken has many
+            for each in set(sys.modules) - before:
+                if each == name or each.startswith(f"{name}."):
+                    del sys.modules[each]
+            if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):
+                logger.warning(
+                    "numba cannot be used (%s: %s), so convolutions take about twice as long. Install another version "
+                    "of it: pip install --upgrade numba",
+                    type(error).__name__,
+                    error,
+                )
+            return None
+        sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+        for each in map(module.__dict__.get, module.__all__):
+            if hasattr(each, "py_func"):
+                keep_on_disk(each, sources)
+        return module
+
+
+def keep_on_disk(function: Any, sources: bytes) -> None:
+    """Let numba keep on disk what it compiles of a function, as its option `cache=True` does, but safely.
+
+    numba's own files are unpickled as they are: one that was cut short or damaged, or a disk without room for another,
+    ends every call with an error. These have a digest, and whatever goes wrong with them is a warning; the function is
+    then compiled in memory. The folder is numba's: NUMBA_CACHE_DIR, `__pycache__` beside the function, or the user's.
+
+    Args:
+        function: from `numba.njit`.
+        sources: the code that it is compiled from. (numba looks at one file only.)
+    """
+    try:
+        from numba.core.caching import FunctionCache
+
+        files = FunctionCache(function.py_func)
+        files._cache_file = _Files(Path(files.cache_path), files._impl.filename_base, sources)  # type: ignore[assignment]
+        function._cache = _SafeCache(files)
+    except Exception as error:  # RuntimeError where no folder can be written; others with another numba
+        _warn_once("numba can keep nothing on disk", error)
+
+
+class _SafeCache:
+    """numba's interface of a cache: one that may fail to load or to save."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    @property
+    def cache_path(self) -> str:
+        return self._cache.cache_path
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return self._cache.load_overload(sig, target_context)
+        except Exception as error:
+            _warn_once(f"a file of compiled functions in {self.cache_path} cannot be used", error)
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            self._cache.save_overload(sig, data)
+        except Exception as error:
+            _warn_once(f"no compiled functions can be kept in {self.cache_path}", error)
+
+    def enable(self) -> None:
+        self._cache.enable()
+
+    def disable(self) -> None:
+        self._cache.disable()
+
+    def flush(self) -> None:
+        self._cache.flush()
+
+
+class _Files:
+    """numba's interface of a cache's files: one file for a function, its arguments' types and the processor.
+
+    A file is the digest of what it was made from, that of its content, and the content, a pickle. A file that was made
+    from other sources, or by another numba, is as good as none.
+    """
+
+    def __init__(self, folder: Path, stem: str, sources: bytes) -> None:
+        import numba
+
+        self._folder, self._stem = folder, stem
+        self._origin = hashlib.sha256(f"{numba.__version__} {sys.version}".encode() + sources).digest()
+
+    def _path(self, key: tuple[Any, ...]) -> Path:
+        """The key is the types of the arguments, the processor, and the function's code, which the digest is of too."""
+        types_and_processor = hashlib.sha256(repr(key[:2]).encode()).hexdigest()[:16]
+        return self._folder / f"{self._stem}.{types_and_processor}.compiled"
+
+    def load(self, key: tuple[Any, ...]) -> Any:
+        """What was saved; None for nothing.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        path = self._path(key)
+        try:
+            whole = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        origin, digest, content = whole[:32], whole[32:64], whole[64:]
+        if len(whole) >= 64 and origin != self._origin:
+            return None
+        if digest != hashlib.sha256(content).digest():
+            raise ValueError(f"{path.name} is damaged")
+        return pickle.loads(content)
+
+    def save(self, key: tuple[Any, ...], data: Any) -> None:
+        from numba.core.serialize import dumps
+
+        content, path = dumps(data), self._path(key)
+        beside = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
+        try:
+            beside.write_bytes(self._origin + hashlib.sha256(content).digest() + content)
+            os.replace(beside, path)  # whole or not at all, whatever else writes the same
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+
+    def flush(self) -> None:
+        for path in self._folder.glob(f"{self._stem}.*.compiled"):
+            path.unlink(missing_ok=True)
+
+
+_warned = threading.Event()
+
+
+def _warn_once(what: str, error: Exception) -> None:
+    if not _warned.is_set():
+        _warned.set()
+        logger.warning(
+            "%s (%s: %s). They are compiled anew, which takes about half a minute. If this comes back, free some disk "
+            "space, or set NUMBA_CACHE_DIR to a folder that can be written.",
+            what[0].upper() + what[1:],
+            type(error).__name__,
+            error,
+        )

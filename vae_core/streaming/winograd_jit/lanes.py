@@ -1,0 +1,202 @@
+"""Vectors of 16 numbers in single precision, for functions that numba compiles.
+
+The vectors are explicit: of loops over channels with a dozen arrays, the compiler cannot show that none overlaps
+another, and leaves them one number at a time.
+
+This is what the package asks of LLVM, through numba's interface for extensions (`numba.extending`, `numba.core.types`
+and `cgutils`, `llvmlite.ir`); see `../internals.py` for what to look at when upgrading.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import extending
+from numba.core import cgutils, types
+from numba.extending import models, overload, register_model
+
+intrinsic: Any = extending.intrinsic  # its first parameter is not the caller's
+F32 = np.float32
+LANES = 16  # numbers in a vector; on processors with shorter ones the compiler takes several
+_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_WIDE = ir.VectorType(ir.DoubleType(), LANES)
+_WORDS = ir.VectorType(ir.IntType(32), LANES)
+_FLAGS = ("contract", "arcp", "nsz")  # nothing that would assume numbers to be finite
+
+
+class Lanes(types.Type):
+    """A vector of `LANES` numbers in single precision."""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"Lanes{LANES}")
+
+
+lanes = Lanes()
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, _VECTOR)
+
+
+@intrinsic
+def address(typing, array):
+    """Address of a contiguous array, in units of its numbers: `address(a) + 1` is the next number's.
+
+    Loops work on addresses: functions that are given arrays count references to them, which costs more than the
+    arithmetic.
+    """
+
+    def emit(context, builder, signature, arguments):
+        kind = signature.args[0]
+        data = cgutils.create_struct_proxy(kind)(context, builder, arguments[0]).data
+        return builder.udiv(builder.ptrtoint(data, cgutils.intp_t), cgutils.intp_t(kind.dtype.bitwidth // 8))
+
+    return types.intp(array), emit
+
+
+def _pointer(builder, first, vector, size):
+    return builder.inttoptr(builder.mul(first, cgutils.intp_t(size)), vector.as_pointer())
+
+
+@intrinsic
+def load(typing, first):
+    """The vector at an address."""
+
+    def emit(context, builder, signature, arguments):
+        return builder.load(_pointer(builder, arguments[0], _VECTOR, 4), align=4)
+
+    return lanes(types.intp), emit
+
+
+@intrinsic
+def store(typing, first, value):
+    """Write a vector to an address."""
+
+    def emit(context, builder, signature, arguments):
+        builder.store(arguments[1], _pointer(builder, arguments[0], _VECTOR, 4), align=4)
+
+    return types.void(types.intp, lanes), emit
+
+
+@intrinsic
+def accumulate(typing, first, value):
+    """Add a vector to as many numbers in double precision at an address."""
+
+    def emit(context, builder, signature, arguments):
+        pointer = _pointer(builder, arguments[0], _WIDE, 8)
+        total = builder.fadd(builder.load(pointer, align=8), builder.fpext(arguments[1], _WIDE))
+        builder.store(total, pointer, align=8)
+
+    return types.void(types.intp, lanes), emit
+
+
+@intrinsic
+def splat(typing, number):
+    """A vector of one number."""
+
+    def emit(context, builder, signature, arguments):
+        first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), arguments[0], ir.Constant(ir.IntType(32), 0))
+        return builder.shuffle_vector(first, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_WORDS, None))
+
+    return lanes(types.float32), emit
+
+
+@intrinsic
+def rint(typing, x):
+    """The nearest whole numbers."""
+
+    def emit(context, builder, signature, arguments):
+        kind = ir.FunctionType(_VECTOR, [_VECTOR])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.rint.v{LANES}f32"), arguments)
+
+    return lanes(lanes), emit
+
+
+@intrinsic
+def clamp(typing, x, low, high):
+    """min(max(x, low), high); NaN stays NaN."""
+
+    def emit(context, builder, signature, arguments):
+        x, low, high = arguments
+        x = builder.select(builder.fcmp_ordered("<", x, low), low, x)
+        return builder.select(builder.fcmp_ordered(">", x, high), high, x)
+
+    return lanes(lanes, lanes, lanes), emit
+
+
+@intrinsic
+def ldexp(typing, x, power):
+    """x * 2^power, for whole powers that keep the exponent in its range."""
+
+    def emit(context, builder, signature, arguments):
+        shift = ir.Constant(_WORDS, [ir.Constant(ir.IntType(32), 23)] * LANES)
+        exponent = builder.shl(builder.fptosi(arguments[1], _WORDS), shift)
+        return builder.bitcast(builder.add(builder.bitcast(arguments[0], _WORDS), exponent), _VECTOR)
+
+    return lanes(lanes, lanes), emit
+
+
+def _arithmetic(operation, instruction: str) -> None:
+    """Let an operator take two vectors, or a vector and a number."""
+
+    @intrinsic
+    def combined(typing, a, b):
+        def emit(context, builder, signature, arguments):
+            return getattr(builder, instruction)(*arguments, flags=_FLAGS)
+
+        return lanes(lanes, lanes), emit
+
+    @overload(operation, inline="always")
+    def combine(a, b):
+        if a is lanes and b is lanes:
+            return lambda a, b: combined(a, b)
+        if a is lanes and isinstance(b, types.Float):
+            return lambda a, b: combined(a, splat(b))
+        if isinstance(a, types.Float) and b is lanes:
+            return lambda a, b: combined(splat(a), b)
+        return None
+
+
+for _operation, _instruction in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
+    _arithmetic(_operation, _instruction)
+
+# A part is compiled into whoever uses it; a whole function is what Python calls, without the interpreter lock.
+part = numba.njit(inline="always", error_model="numpy")
+whole = numba.njit(nogil=True, error_model="numpy")
+
+ZERO, ONE = F32(0.0), F32(1.0)
+
+# 2^x on [-1/2, 1/2], interpolated at Chebyshev's nodes: 1e-7 of the value, which is the rounding.
+_LOG2E = F32(1.4426950408889634)
+_P1, _P2, _P3 = F32(0.6931472067028335), F32(0.24022650922288294), F32(0.05550327226668675)
+_P4, _P5, _P6 = F32(0.009618056678553505), F32(0.00134004281782533), F32(0.00015461444693294768)
+_LOWEST, _HIGHEST = F32(-125.0), F32(126.0)
+
+
+@part
+def silu(x):
+    """x / (1 + exp(-x)), with exp as 2^n times a polynomial of degree 6."""
+    z = clamp(_LOG2E * (splat(ZERO) - x), splat(_LOWEST), splat(_HIGHEST))
+    n = rint(z)
+    f = z - n
+    p = (((((_P6 * f + _P5) * f + _P4) * f + _P3) * f + _P2) * f + _P1) * f + ONE
+    return x / (ldexp(p, n) + ONE)
+
+
+@part
+def load_and_clear(first):
+    """The vector at an address, where zeros are left: oneDNN adds its products to what is there."""
+    v = load(first)
+    store(first, splat(ZERO))
+    return v
