@@ -222,9 +222,7 @@ def test_a_full_disk_at_every_byte(tmp_path: Path) -> None:
 
 @fork
 @pytest.mark.parametrize("safe", [True, False])
-def test_a_full_disk_while_a_folder_is_saved(
-    safe: Any, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path
-) -> None:
+def test_a_full_disk_while_a_folder_is_saved(safe: Any, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path) -> None:
     old.save_pretrained(tmp_path / "vae", **SHARDS)
     before = {path.name: path.read_bytes() for path in (tmp_path / "vae").iterdir()}
     for limit in range(0, 30_000, 2_337):

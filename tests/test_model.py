@@ -106,7 +106,7 @@ class TestShapes:
     def test_outputs_read_by_name_key_and_place(self) -> None:
         vae = model("f4")
         output = vae.decode(latents())
-        assert output.sample is output["sample"] is output[0] is next(iter(output)) is output.to_tuple()[0]
+        assert output.sample is output["sample"] is output[0] is next(iter(output.values())) is output.to_tuple()[0]
         assert isinstance(vae.decode(latents(), return_dict=False), tuple)
         assert isinstance(vae.encode(images(), return_dict=False)[0], DiagonalGaussianDistribution)
         assert torch.equal(vae.decode(latents(), generator=torch.Generator()).sample, output.sample)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigError
 from .layers import group_norm, linear
+from .optional import optional_import
 
 NORM_EPS = 1e-6  # of every GroupNorm in the model, the attention's included
 
@@ -48,6 +49,22 @@ class AttnProcessor:
         return attn.project_out(scores @ attn.to_v(tokens), hidden_states)
 
 
+class BackendAttnProcessor:
+    """As the default, by one of diffusers' attention backends: "flash", "sage", ..."""
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+
+    def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        dispatch = optional_import("diffusers.models.attention_dispatch", "Attention backends", "diffusers")
+        tokens = attn.normalized_tokens(hidden_states)
+        query, key, value = (layer(tokens).unsqueeze(2) for layer in (attn.to_q, attn.to_k, attn.to_v))  # B N 1 C
+        attended = dispatch.dispatch_attention_fn(
+            query, key, value, backend=dispatch.AttentionBackendName(self.backend)
+        )
+        return attn.project_out(attended.squeeze(2), hidden_states)
+
+
 STOCK_PROCESSORS = (AttnProcessor2_0, FusedAttnProcessor2_0, AttnProcessor)
 
 
@@ -60,7 +77,7 @@ class Attention(nn.Module):
     """x + project(attention(norm(x))) on a map [B, C, H, W].
 
     The attributes after `to_out` are those that diffusers' processors ask of their Attention; they are
-    constant here, for an autoencoder has one head, no mask, no conditioning and no rescaling.
+    constant here, because an autoencoder has one head, no mask, no conditioning and no rescaling.
     """
 
     def __init__(self, channels: int, norm_num_groups: int) -> None:
@@ -82,8 +99,23 @@ class Attention(nn.Module):
         self.spatial_norm = self.norm_q = self.norm_k = self.norm_cross = None
         self.processor: AttentionProcessor = AttnProcessor2_0()
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.processor(self, hidden_states)
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **cross_attention_kwargs: Any,
+    ) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]. The other arguments are diffusers', for its processors; None here."""
+        if encoder_hidden_states is None and attention_mask is None and not cross_attention_kwargs:
+            return self.processor(self, hidden_states)
+        return self.processor(
+            self,
+            hidden_states,
+            encoder_hidden_states=encoder_hidden_states,
+            attention_mask=attention_mask,
+            **cross_attention_kwargs,
+        )
 
     # The steps that the processors above share.
     def normalized_tokens(self, hidden_states: Tensor) -> Tensor:

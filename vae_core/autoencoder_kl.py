@@ -10,15 +10,19 @@ from typing import Any, Literal, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
+from .adapters import AdapterMixin
 from .attention import AttentionMixin
 from .config import AutoencoderKLConfig
 from .decoder import Decoder
 from .encoder import Encoder
 from .errors import ConfigError, ShapeError
+from .hub import HubMixin
 from .layers import conv2d
+from .likeness import LikenessMeta, LikenessMixin, join_diffusers
+from .model_mixin import ModelMixin
 from .outputs import AutoencoderKLOutput, DecoderOutput
 from .posterior import DiagonalGaussianDistribution
-from .pretrained_mixin import PathLike, PretrainedMixin, given_config
+from .pretrained_mixin import PretrainedMixin
 from .streaming import engine
 from .tiling.blend import blend, run_blended
 from .tiling.grid import TileSpec
@@ -40,7 +44,16 @@ def apply_forward_hook(method: Method) -> Method:
     return wrapper  # type: ignore[return-value]
 
 
-class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
+class AutoencoderKL(
+    PretrainedMixin,
+    AttentionMixin,
+    AdapterMixin,
+    HubMixin,
+    ModelMixin,
+    LikenessMixin,
+    nn.Module,
+    metaclass=LikenessMeta,
+):
     """A variational autoencoder between images [B, C, H, W] in [-1, 1] and latents z.
 
     Takes the arguments of diffusers' AutoencoderKL, which are the fields of AutoencoderKLConfig, by position or
@@ -54,12 +67,12 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
         tile_overlap_factor: share of a tile that the next one covers again.
     """
 
-    _supports_gradient_checkpointing = True
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__()
-        config = _bind_config(args, kwargs)
-        self.config = config
+        join_diffusers(type(self))
+        nn.Module.__init__(self)
+        # What pipelines write down as the library that loads this model: diffusers reads what `save_pretrained` writes.
+        self.__dict__["__module__"] = "diffusers"
+        self._config = config = _bind_config(args, kwargs)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         channels = config.latent_channels
@@ -80,27 +93,6 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
         self.tile_sample_min_size = sample_size
         self.tile_latent_min_size = max(1, sample_size // config.spatial_ratio)
         self.tile_overlap_factor = 0.25
-
-    @classmethod
-    def from_config(cls, config: AutoencoderKLConfig | Mapping[str, Any] | PathLike, **overrides: Any) -> AutoencoderKL:
-        """A model with fresh weights from a config, its fields, a `config.json` or its folder; some fields replaced."""
-        found = given_config(config)
-        assert found is not None
-        return cls(**found.replace(**overrides))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-        return next(self.parameters()).dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return next(self.parameters()).device
-
-    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Number of weights. There are no embeddings to exclude; the argument is diffusers'."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
 
     # Encoding and decoding.
 
@@ -287,21 +279,6 @@ class AutoencoderKL(PretrainedMixin, AttentionMixin, nn.Module):
         stride = int(size * (1 - self.tile_overlap_factor))
         return run_blended(self.decode_plain, z, _tile(size, stride), in_unit=1, out_unit=self.config.spatial_ratio)
 
-    # Training.
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """Whether the backward pass recomputes the blocks."""
-        return self.encoder.gradient_checkpointing or self.decoder.gradient_checkpointing
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations: less memory, more time."""
-        self.encoder.gradient_checkpointing = self.decoder.gradient_checkpointing = True
-
-    def disable_gradient_checkpointing(self) -> None:
-        """Keep all activations for the backward pass again."""
-        self.encoder.gradient_checkpointing = self.decoder.gradient_checkpointing = False
-
 
 # The families whose latents have so many channels; 128 is FLUX.2's latent packed by 2x2.
 _LATENT_FAMILIES = {4: "SD, SDXL", 16: "SD3, FLUX.1", 32: "FLUX.2", 128: "FLUX.2, packed"}
@@ -318,9 +295,20 @@ def _tile(size: int, stride: int) -> TileSpec:
 
 
 def _bind_config(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AutoencoderKLConfig:
-    """The config that a call of the constructor means. Raises ConfigError for arguments that do not exist."""
+    """The config that a call of the constructor means: fields, or the content of a `config.json`.
+
+    Raises:
+        ConfigError: an argument that does not exist, or a config of another class.
+    """
+    private = {name: value for name, value in kwargs.items() if name.startswith("_") or name == "quantization_config"}
+    fields = {name: value for name, value in kwargs.items() if name not in private}
     try:
-        arguments = inspect.signature(AutoencoderKLConfig).bind(*args, **kwargs).arguments
+        given = inspect.signature(AutoencoderKLConfig).bind(*args, **fields).arguments
     except TypeError as error:
         raise ConfigError(f"AutoencoderKL: {error}. Its arguments are {', '.join(AutoencoderKLConfig())}.") from None
-    return AutoencoderKLConfig(**arguments)
+    class_name = {name: value for name, value in private.items() if name == "_class_name"}
+    return AutoencoderKLConfig.from_dict({**class_name, **given}).with_extras(**private)
+
+
+# What help() and diffusers' loaders see as the constructor's parameters.
+AutoencoderKL.__init__.__signature__ = inspect.signature(AutoencoderKLConfig.__init__)  # type: ignore[attr-defined]

@@ -1,14 +1,22 @@
-"""The blocks that encoder and decoder are made of. Attribute names are diffusers', for they name the weights."""
+"""The blocks that encoder and decoder are made of. Attribute names are diffusers', because they name the weights.
+
+So are the further arguments of `forward`, which packs and processors pass along: a time embedding (`temb`) or latent
+embeddings (`latent_embeds`), which are None for an AutoencoderKL.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import NORM_EPS, Attention
+from .errors import ShapeError
 from .layers import conv2d, group_norm
 
 ACTIVATION_MODULES: dict[str, Callable[[], nn.Module]] = {
@@ -18,6 +26,7 @@ ACTIVATION_MODULES: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "relu": nn.ReLU,
 }
+CHECKPOINT: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
 # The extra column and row that keep a stride-2 convolution aligned: (left, right, top, bottom).
 DOWNSAMPLE_PADDING = (0, 1, 0, 1)
 
@@ -34,7 +43,8 @@ class ResnetBlock(nn.Module):
         self.nonlinearity = ACTIVATION_MODULES[act_fn]()
         self.conv_shortcut = conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        check_no_embedding(temb)
         h = self.conv1(self.nonlinearity(self.norm1(x)))
         h = self.conv2(self.nonlinearity(self.norm2(h)))
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
@@ -47,7 +57,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return self.conv(F.pad(x, DOWNSAMPLE_PADDING))
 
 
@@ -58,8 +68,10 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Tensor, output_size: tuple[int, int] | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        """[B, C, H, W] -> [B, C, 2H, 2W], or of `output_size` rows and columns."""
+        factor = 2.0 if output_size is None else None
+        return self.conv(F.interpolate(x, size=output_size, scale_factor=factor, mode="nearest"))
 
 
 class Level(nn.Module):
@@ -83,7 +95,8 @@ class Level(nn.Module):
         )
         self.resnets = nn.ModuleList(ResnetBlock(width, out_channels, norm_num_groups, act_fn) for width in widths)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        check_no_embedding(temb)
         for i, resnet in enumerate(self.resnets):
             x = resnet(x)
             if self.attentions is not None:
@@ -98,8 +111,8 @@ class DownBlock(Level):
         super().__init__(*args, **kwargs)
         self.downsamplers = nn.ModuleList([Downsample(self.channels)]) if add_downsample else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)
+    def forward(self, x: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        x = super().forward(x, temb)
         return x if self.downsamplers is None else self.downsamplers[0](x)
 
 
@@ -110,28 +123,45 @@ class UpBlock(Level):
         super().__init__(*args, **kwargs)
         self.upsamplers = nn.ModuleList([Upsample(self.channels)]) if add_upsample else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)
+    def forward(self, x: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        x = super().forward(x, temb)
         return x if self.upsamplers is None else self.upsamplers[0](x)
 
 
-class MidBlock(nn.Module):
-    """Two resnet blocks at the lowest resolution, with an attention between them if asked for."""
+class UNetMidBlock2D(nn.Module):  # diffusers' name, which training scripts look for
+    """Two resnet blocks at the lowest resolution, with an attention between them if asked for.
+
+    Attributes:
+        gradient_checkpointing: remember only the inputs of the attention and of the second resnet block for the
+            backward pass.
+    """
 
     def __init__(self, channels: int, norm_num_groups: int, act_fn: str, add_attention: bool) -> None:
         super().__init__()
         self.attentions = nn.ModuleList([Attention(channels, norm_num_groups)] if add_attention else [])
         self.resnets = nn.ModuleList(ResnetBlock(channels, channels, norm_num_groups, act_fn) for _ in range(2))
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func = CHECKPOINT
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
+        check_no_embedding(temb)
         x = self.resnets[0](x)
-        for attention in self.attentions:
-            x = attention(x)
-        return self.resnets[1](x)
+        for block in (*self.attentions, self.resnets[1]):
+            x = run_block(self, block, x)
+        return x
 
 
-def run_block(block: nn.Module, x: Tensor, gradient_checkpointing: bool) -> Tensor:
-    """block(x), remembering only x for the backward pass where `gradient_checkpointing` is set."""
-    if gradient_checkpointing:
-        return checkpoint(block, x, use_reentrant=False)  # type: ignore[no-any-return]
+def run_block(owner: nn.Module, block: nn.Module, x: Tensor) -> Tensor:
+    """block(x), remembering only x for the backward pass where `owner.gradient_checkpointing` is set."""
+    if owner.gradient_checkpointing and torch.is_grad_enabled():
+        return owner._gradient_checkpointing_func(block, x)  # type: ignore[operator]
     return block(x)
+
+
+def check_no_embedding(embedding: Tensor | None) -> None:
+    """Raise ShapeError for a time or a latent embedding: an AutoencoderKL has no weights for one."""
+    if embedding is not None:
+        raise ShapeError(
+            f"an embedding of shape {tuple(embedding.shape)} was given; the blocks of an AutoencoderKL take none. "
+            f"Pass None."
+        )

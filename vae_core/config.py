@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import FrozenInstanceError, dataclass
 from typing import Any
 
 from .errors import ConfigError
@@ -19,13 +21,27 @@ FLUX2_FIELDS = ("decoder_block_out_channels", "batch_norm_eps", "batch_norm_mome
 # diffusers' AutoencoderKLFlux2 has no such fields: a batch norm takes the place of scale and shift, and the first
 # releases of it have no force_upcast.
 SCALING_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast")
+# What a model can be given anew: it says how the model is used, and shapes no weights.
+SETTABLE_FIELDS = (*SCALING_FIELDS, "sample_size")
+
+_COUNTS = ("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups")
+_SEQUENCES = (
+    *("down_block_types", "up_block_types", "block_out_channels", "decoder_block_out_channels"),
+    *("latents_mean", "latents_std", "patch_size", "sample_size"),
+)
+_FLAGS = ("force_upcast", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention")
+
+
+class ReadOnlyConfigError(ConfigError, FrozenInstanceError):
+    """A field of a model's config was set in place."""
 
 
 @dataclass(frozen=True)
 class AutoencoderKLConfig(Mapping[str, Any]):
     """Every hyper-parameter of an AutoencoderKL, under diffusers' names and with diffusers' defaults.
 
-    Reads both as attributes (`config.latent_channels`) and as a mapping (`config["latent_channels"]`).
+    Reads both as attributes (`config.latent_channels`) and as a mapping (`config["latent_channels"]`). Sequences and
+    numbers of any kind (numpy's, OmegaConf's) are taken, and kept as tuples and Python's own numbers.
 
     The last four fields are FLUX.2's. A model with a `patch_size` carries a batch norm over latents packed by
     that patch, which stands in for `scaling_factor` and `shift_factor`.
@@ -59,17 +75,16 @@ class AutoencoderKLConfig(Mapping[str, Any]):
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):  # JSON has no tuples
-                object.__setattr__(self, field.name, tuple(value))
+            object.__setattr__(self, field.name, _plain(field.name, getattr(self, field.name)))
         self._check_widths()
         self._check_blocks()
         self._check_latents()
+        self._check_scaling()
 
     def _check_widths(self) -> None:
-        for name in ("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups"):
+        for name in _COUNTS:
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not _is_count(value):
                 raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
         for name in ("block_out_channels", "decoder_block_out_channels"):
             widths = getattr(self, name)
@@ -78,9 +93,9 @@ class AutoencoderKLConfig(Mapping[str, Any]):
             if not isinstance(widths, tuple) or not widths:
                 raise ConfigError(f"{name} is {widths!r}; give one width per level, such as (128, 256, 512, 512).")
             for width in widths:
-                if not isinstance(width, int) or width < 1 or width % self.norm_num_groups:
+                if not _is_count(width) or width % self.norm_num_groups:
                     raise ConfigError(
-                        f"{name} has a width of {width!r}, which is no multiple of norm_num_groups "
+                        f"{name} has a width of {width!r}, which is not a multiple of norm_num_groups "
                         f"({self.norm_num_groups}). Change the width or the number of groups."
                     )
 
@@ -102,29 +117,85 @@ class AutoencoderKLConfig(Mapping[str, Any]):
             raise ConfigError(f"act_fn is {self.act_fn!r}; known are {', '.join(ACTIVATIONS)}.")
 
     def _check_latents(self) -> None:
+        sizes = self.sample_size if isinstance(self.sample_size, tuple) else (self.sample_size,)
+        if not sizes or not all(_is_count(size) for size in sizes):
+            raise ConfigError(f"sample_size is {self.sample_size!r}; it must be a size in pixels, such as 512.")
+        patch = self.patch_size
+        if patch is not None and (
+            not isinstance(patch, tuple) or len(patch) != 2 or not all(_is_count(side) for side in patch)
+        ):
+            raise ConfigError(f"patch_size is {patch!r}; it must be two whole numbers, such as (2, 2).")
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
+
+    def _check_scaling(self) -> None:
+        if not _is_number(self.scaling_factor) or self.scaling_factor == 0:
+            raise ConfigError(
+                f"scaling_factor is {self.scaling_factor!r}; it must be a finite number other than 0, such as 0.18215."
+            )
+        if self.shift_factor is not None and not _is_number(self.shift_factor):
+            raise ConfigError(f"shift_factor is {self.shift_factor!r}; it must be a finite number, or None.")
+        if not _is_number(self.batch_norm_eps) or self.batch_norm_eps <= 0:
+            raise ConfigError(f"batch_norm_eps is {self.batch_norm_eps!r}; it must be a number above 0, such as 1e-4.")
+        momentum = self.batch_norm_momentum
+        if momentum is not None and (not _is_number(momentum) or not 0 <= momentum <= 1):
+            raise ConfigError(f"batch_norm_momentum is {momentum!r}; it must be a number from 0 to 1.")
         for name in ("latents_mean", "latents_std"):
             numbers = getattr(self, name)
-            if numbers is not None and len(numbers) != self.latent_channels:
+            if numbers is None:
+                continue
+            if not isinstance(numbers, tuple) or not all(_is_number(number) for number in numbers):
+                raise ConfigError(f"{name} is {numbers!r}; give one finite number for each latent channel.")
+            if len(numbers) != self.latent_channels:
                 raise ConfigError(
                     f"{name} has {len(numbers)} numbers, but latent_channels is {self.latent_channels}. Give one each."
                 )
-        sizes = self.sample_size if isinstance(self.sample_size, tuple) else (self.sample_size,)
-        if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
-            raise ConfigError(f"sample_size is {self.sample_size!r}; it must be a size in pixels, such as 512.")
-        if self.patch_size is not None and (len(self.patch_size) != 2 or min(self.patch_size) < 1):
-            raise ConfigError(f"patch_size is {self.patch_size!r}; it must be two whole numbers, such as (2, 2).")
+        if (self.latents_mean is None) != (self.latents_std is None):
+            given, absent = (
+                ("latents_mean", "latents_std") if self.latents_std is None else ("latents_std", "latents_mean")
+            )
+            raise ConfigError(
+                f"{given} is given without {absent}. Latents are normalised by both: give both, or neither."
+            )
+        if self.latents_std is not None and min(self.latents_std) <= 0:
+            raise ConfigError(f"latents_std has {min(self.latents_std)!r}; a standard deviation must be above 0.")
 
     # Mapping: the same names as keys.
     def __getitem__(self, key: str) -> Any:
-        if key not in _FIELDS:
-            raise KeyError(key)
-        return getattr(self, key)
+        if key in _FIELDS:
+            return getattr(self, key)
+        return self.extras[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in _FIELDS or key in self.extras
 
     def __iter__(self) -> Iterator[str]:
         return iter(_FIELDS)
 
     def __len__(self) -> int:
         return len(_FIELDS)
+
+    @property
+    def extras(self) -> Mapping[str, Any]:
+        """Values that are not fields, see `with_extras`."""
+        return self.__dict__.get("_extras", {})
+
+    def __getattr__(self, name: str) -> Any:
+        """What is not a field: see `with_extras`."""
+        extras = self.__dict__.get("_extras", {})
+        if name not in extras:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return extras[name]
+
+    def with_extras(self, **values: Any) -> AutoencoderKLConfig:
+        """A copy that also carries values that are not fields (`_name_or_path`, an EMA's `decay`).
+
+        They are read by name and by key and written to `config.json`, but are not among the keys that a loop gives.
+        """
+        copy = dataclasses.replace(self)
+        object.__setattr__(copy, "_extras", {**self.extras, **values})
+        return copy
 
     @property
     def decoder_widths(self) -> tuple[int, ...]:
@@ -149,7 +220,7 @@ class AutoencoderKLConfig(Mapping[str, Any]):
 
     def replace(self, **changes: Any) -> AutoencoderKLConfig:
         """A copy with some fields changed. Raises ConfigError for a field that does not exist."""
-        return AutoencoderKLConfig.from_dict({**self, **changes})
+        return AutoencoderKLConfig.from_dict({**self, **changes}).with_extras(**self.extras)
 
     def to_dict(self) -> dict[str, Any]:
         """What `config.json` holds: the fields of this model's diffusers class, and `_class_name`.
@@ -159,9 +230,11 @@ class AutoencoderKLConfig(Mapping[str, Any]):
         left_out = SCALING_FIELDS if self.class_name == FLUX2_CLASS_NAME else FLUX2_FIELDS
         assumed = AutoencoderKLConfig.from_dict({"_class_name": self.class_name})
         fields = {name: value for name, value in self.items() if name not in left_out or value != assumed[name]}
+        extras = {name: _to_json(value) for name, value in self.extras.items() if name not in _NOT_WRITTEN}
         return {
             "_class_name": self.class_name,
             **{name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()},
+            **extras,
         }
 
     @classmethod
@@ -187,6 +260,73 @@ class AutoencoderKLConfig(Mapping[str, Any]):
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(AutoencoderKLConfig))
+# What diffusers keeps in a config and writes into no file, and what `to_dict` writes itself.
+_NOT_WRITTEN = ("_class_name", "_use_default_values", "_ignore_files", "_pre_quantization_dtype", "_name_or_path")
+
+
+def _refuse_setting(self: AutoencoderKLConfig, name: str, value: Any) -> None:
+    raise ReadOnlyConfigError(
+        f"config.{name} cannot be set in place. Use model.register_to_config({name}={value!r}), "
+        f"or config.replace({name}={value!r}) for a changed copy."
+    )
+
+
+def _refuse_deleting(self: AutoencoderKLConfig, name: str) -> None:
+    raise ReadOnlyConfigError(f"config.{name} cannot be deleted. Make another config with AutoencoderKLConfig(...).")
+
+
+# dataclasses' own sentence for a frozen field does not say what to do.
+AutoencoderKLConfig.__setattr__ = _refuse_setting  # type: ignore[method-assign]
+AutoencoderKLConfig.__delattr__ = _refuse_deleting  # type: ignore[method-assign]
+AutoencoderKLConfig.__setitem__ = _refuse_setting  # type: ignore[attr-defined]
+AutoencoderKLConfig.__delitem__ = _refuse_deleting  # type: ignore[attr-defined]
+
+
+def is_field(name: str) -> bool:
+    """Whether an AutoencoderKL has a config field of this name."""
+    return name in _FIELDS
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A value as Python's own: numbers of other libraries as int and float, sequences as tuples."""
+    if name in _SEQUENCES and isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+        return tuple(_plain_number(item) for item in value)
+    return _plain_number(value)
+
+
+def _plain_number(value: Any) -> Any:
+    if type(value) in (bool, int, float, str, tuple, type(None)):
+        return value
+    item = getattr(value, "item", None)  # a number of numpy or torch
+    if item is not None and getattr(value, "ndim", None) == 0:
+        return item()
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
+
+
+def _to_json(value: Any) -> Any:
+    """What JSON can hold in place of a value of a config."""
+    if isinstance(value, Mapping):
+        return {str(key): _to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_to_json(item) for item in value]
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    for method in ("to_dict", "tolist"):
+        if callable(getattr(value, method, None)):
+            return _to_json(getattr(value, method)())
+    return str(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
 
 # What diffusers' AutoencoderKLFlux2 assumes where its config.json says nothing.
 _FLUX2_DEFAULTS: dict[str, Any] = {

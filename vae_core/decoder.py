@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from .attention import NORM_EPS
-from .blocks import MidBlock, UpBlock, run_block
+from .blocks import CHECKPOINT, UNetMidBlock2D, UpBlock, check_no_embedding, run_block
 from .config import AutoencoderKLConfig
 from .layers import conv2d, group_norm
 
@@ -32,15 +31,18 @@ class Decoder(nn.Module):
                 zip((widths[0], *widths), widths, config.up_block_types, strict=False)
             )
         )
-        self.mid_block = MidBlock(widths[0], groups, config.act_fn, config.mid_block_add_attention)
+        self.mid_block = UNetMidBlock2D(widths[0], groups, config.act_fn, config.mid_block_add_attention)
         self.conv_norm_out = group_norm(groups, widths[-1], eps=NORM_EPS)
         self.conv_act = nn.SiLU()  # whatever act_fn is, as in diffusers
         self.conv_out = conv2d(widths[-1], config.out_channels, 3, padding=1)
         self.gradient_checkpointing = False
+        self._gradient_checkpointing_func = CHECKPOINT
 
-    def forward(self, sample: Tensor) -> Tensor:
-        remember_less = self.gradient_checkpointing and torch.is_grad_enabled()
+    def forward(self, sample: Tensor, latent_embeds: Tensor | None = None) -> Tensor:
+        check_no_embedding(latent_embeds)
         x = self.conv_in(sample)
-        for block in (self.mid_block, *self.up_blocks):
-            x = run_block(block, x, remember_less)
+        x = run_block(self, self.mid_block, x)
+        x = x.to(next(self.up_blocks.parameters()).dtype)  # the part before may be kept in half precision
+        for block in self.up_blocks:
+            x = run_block(self, block, x)
         return self.conv_out(self.conv_act(self.conv_norm_out(x)))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from .attention import NORM_EPS
-from .blocks import DownBlock, MidBlock, run_block
+from .blocks import CHECKPOINT, DownBlock, UNetMidBlock2D, run_block
 from .config import AutoencoderKLConfig
 from .layers import conv2d, group_norm
 
@@ -35,15 +34,15 @@ class Encoder(nn.Module):
                 zip((widths[0], *widths), widths, config.down_block_types, strict=False)
             )
         )
-        self.mid_block = MidBlock(widths[-1], groups, config.act_fn, config.mid_block_add_attention)
+        self.mid_block = UNetMidBlock2D(widths[-1], groups, config.act_fn, config.mid_block_add_attention)
         self.conv_norm_out = group_norm(groups, widths[-1], eps=NORM_EPS)
         self.conv_act = nn.SiLU()  # whatever act_fn is, as in diffusers
         self.conv_out = conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
         self.gradient_checkpointing = False
+        self._gradient_checkpointing_func = CHECKPOINT
 
     def forward(self, sample: Tensor) -> Tensor:
-        remember_less = self.gradient_checkpointing and torch.is_grad_enabled()
         x = self.conv_in(sample)
         for block in (*self.down_blocks, self.mid_block):
-            x = run_block(block, x, remember_less)
+            x = run_block(self, block, x)
         return self.conv_out(self.conv_act(self.conv_norm_out(x)))

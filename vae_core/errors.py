@@ -34,7 +34,7 @@ class NonFiniteError(VAEError, ArithmeticError):
     """Numbers that are not finite: in what was given, or made by a precision that is too small."""
 
 
-class CheckpointError(VAEError, ValueError):
+class CheckpointError(VAEError, ValueError, OSError):
     """A checkpoint that cannot be read, or that is not a whole AutoencoderKL."""
 
 

@@ -3,48 +3,57 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from .atomic import Writer
 from .checkpoints.build import build_model, parse_dtype
-from .checkpoints.pretrained import find_folder, plan_folder, read_config, reading, write_folder
+from .checkpoints.memory import memory_tensors
+from .checkpoints.pretrained import WEIGHTS_STEM, find_folder, plan_folder, read_config, reading, write_folder
 from .checkpoints.single_file import plan_single_file
 from .checkpoints.tensor_file import open_tensor_file
 from .checkpoints.write import checked_path
 from .config import AutoencoderKLConfig
-from .errors import CheckpointError
+from .config_mixin import ConfigMixin
+from .errors import CheckpointError, ConfigError
+from .hub import HubOptions, hub_name, on_disk, push_after_saving
 
 Self = TypeVar("Self", bound="PretrainedMixin")
 PathLike = str | os.PathLike[str]
 
-# What callers of diffusers pass that has no meaning for a file on this disk, read through a memory map.
+# What callers of diffusers pass that says how a file is read: always by a memory map, weight by weight.
 IGNORED_ARGUMENTS = frozenset(
     (
-        *("cache_dir", "force_download", "resume_download", "proxies", "local_files_only", "token", "use_auth_token"),
-        *("revision", "mirror", "user_agent", "low_cpu_mem_usage", "disable_mmap", "from_flax", "dduf_entries"),
-        *("ignore_mismatched_sizes", "offload_folder", "offload_state_dict", "max_memory", "keep_in_fp32_modules"),
-        *("quantization_config", "original_config", "original_config_file", "image_size"),
+        *("low_cpu_mem_usage", "disable_mmap", "from_flax", "dduf_entries", "ignore_mismatched_sizes"),
+        *("offload_folder", "offload_state_dict", "max_memory", "keep_in_fp32_modules", "original_config"),
+        *("original_config_file", "image_size", "use_flashpack", "parallel_config", "local_dir_use_symlinks"),
     )
 )
+
+LOADING_INFO = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
 
 def given_config(
     config: AutoencoderKLConfig | Mapping[str, Any] | PathLike | None,
 ) -> AutoencoderKLConfig | None:
-    """A config from itself, from its fields, or from a path: a `config.json`, its folder, or a pipeline's folder."""
+    """A config from itself, from its fields, or from a path or a name on the Hub: a `config.json` or its folder."""
     if config is None or isinstance(config, AutoencoderKLConfig):
         return config
-    return AutoencoderKLConfig.from_dict(config) if isinstance(config, Mapping) else read_config(Path(config))
+    if isinstance(config, Mapping):
+        return AutoencoderKLConfig.from_dict(config)
+    return read_config(on_disk(config, config_only=True))
 
 
-class PretrainedMixin:
-    """from_pretrained, save_pretrained and from_single_file, with diffusers' arguments. Nothing is downloaded."""
+class PretrainedMixin(ConfigMixin):
+    """from_pretrained, save_pretrained and from_single_file, with diffusers' arguments.
 
-    config: AutoencoderKLConfig
+    A name that is not a path on this disk is one on the Hugging Face Hub: see `hub.py`.
+    """
 
     @classmethod
     def from_pretrained(
@@ -57,70 +66,105 @@ class PretrainedMixin:
         variant: str | None = None,
         use_safetensors: bool | None = None,
         device_map: Any = None,
+        output_loading_info: bool = False,
         **kwargs: Any,
-    ) -> Self:
+    ) -> Any:
         """Load a diffusers folder, in eval mode; weights stay mapped from the file (see `load_vae`).
 
         Args:
-            pretrained_model_name_or_path: a folder with a `config.json`, or a pipeline's folder with `vae/`.
+            pretrained_model_name_or_path: a folder with a `config.json`, or a pipeline's folder with `vae/`, or such a
+                repository on the Hub ("org/name").
             torch_dtype, dtype: a floating-point type or its name; "auto" keeps the file's. None is float32, as in
                 diffusers.
             variant: such as "fp16" for `diffusion_pytorch_model.fp16.safetensors`.
             use_safetensors: True for safetensors alone, False for `.bin` alone, None for what is there.
             device_map: a device for the whole model.
-            kwargs: config fields to override. Arguments that only concern downloads are passed over.
+            output_loading_info: return a tuple of the model and a dictionary of the keys that were missing or not
+                expected: none, because anything else is an error.
+            kwargs: config fields to override; and for the Hub `revision`, `token`, `cache_dir`, `force_download`,
+                `local_files_only`, `local_dir`.
 
         Raises:
             CheckpointError: no folder of a whole AutoencoderKL there.
             ConfigError: an override that no AutoencoderKL has.
         """
-        path = Path(pretrained_model_name_or_path)
+        options, rest = HubOptions.split({**kwargs, "subfolder": subfolder})
+        if rest.pop("quantization_config", None) is not None:
+            raise ConfigError("this AutoencoderKL is not quantised when it is loaded. Leave quantization_config out.")
+        is_remote = hub_name(pretrained_model_name_or_path) is not None
+        path = on_disk(pretrained_model_name_or_path, options, variant=variant, use_safetensors=use_safetensors)
         if path.is_file():
             raise CheckpointError(f"{path} is a file, not a folder. Use from_single_file or load_vae.")
-        with reading(path / (subfolder or "")):
-            plan = plan_folder(find_folder(path, subfolder), variant, _overrides(kwargs), use_safetensors)
-            return build_model(cls, plan, _one_dtype(torch_dtype, dtype), _one_device(device_map))  # type: ignore[type-var]
+        folder = path if is_remote else path / (subfolder or "")
+        with reading(folder):
+            plan = plan_folder(
+                folder if is_remote else find_folder(path, subfolder), variant, _overrides(rest), use_safetensors
+            )
+            _check_variant(plan.source.path, variant)
+            model = build_model(cls, plan, _one_dtype(torch_dtype, dtype), _one_device(device_map))  # type: ignore[type-var]
+        _keep_in_fp32(model, cls)
+        model.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        if output_loading_info:
+            return model, {key: [] for key in LOADING_INFO}
+        return model
 
     @classmethod
     def from_single_file(
         cls: type[Self],
-        pretrained_model_link_or_path_or_dict: PathLike,
+        pretrained_model_link_or_path_or_dict: PathLike | Mapping[str, Any] | None = None,
         *,
         config: AutoencoderKLConfig | Mapping[str, Any] | PathLike | None = None,
         subfolder: str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        use_safetensors: bool | None = None,
         **kwargs: Any,
     ) -> Self:
         """Load a VAE file or a full checkpoint, in eval mode; weights stay mapped from the file (see `load_vae`).
 
         Args:
+            pretrained_model_link_or_path_or_dict: the path of a file, its address or name on the Hub
+                ("org/name/file.safetensors"), or a state dict.
             config: an AutoencoderKLConfig, its fields, a `config.json` or the folder of one (`subfolder` below it).
                 Without it the config comes from the file's metadata, its tensor shapes and its family.
             torch_dtype, dtype: a floating-point type or its name; "auto" keeps the file's. None is float32, as in
                 diffusers.
-            kwargs: config fields to override. Arguments that only concern downloads are passed over.
+            use_safetensors: True refuses a pickle; otherwise the file says what it is.
+            kwargs: config fields to override; and for the Hub `revision`, `token`, `cache_dir`, `force_download`,
+                `local_files_only`, `local_dir`.
 
         Raises:
             CheckpointError: no whole AutoencoderKL there; says what it seems to be and what to do.
             UnsafeCheckpointError: a pickle that asks for code to be run.
             ConfigError: an override that no AutoencoderKL has.
         """
+        options, rest = HubOptions.split(kwargs)
+        given = rest.pop("pretrained_model_link_or_path", pretrained_model_link_or_path_or_dict)
+        if given is None:
+            raise CheckpointError("from_single_file needs a path, a name on the Hub or a state dict; it got None.")
         if subfolder and isinstance(config, str | os.PathLike):
             config = Path(config) / subfolder
-        path = Path(pretrained_model_link_or_path_or_dict)
+        path = Path("the state dict") if isinstance(given, Mapping) else on_disk(given, options)
         with reading(path):
-            plan = plan_single_file(open_tensor_file(path), _overrides(kwargs), given_config(config))
-            return build_model(cls, plan, _one_dtype(torch_dtype, dtype), device)  # type: ignore[type-var]
+            source = memory_tensors(given, path.name) if isinstance(given, Mapping) else open_tensor_file(path)
+            if use_safetensors and source.container == "pickle":
+                raise CheckpointError(f"{path.name} is a pickle, and use_safetensors=True allows none. Leave it out.")
+            plan = plan_single_file(source, _overrides(rest), given_config(config))
+            model = build_model(cls, plan, _one_dtype(torch_dtype, dtype), device)  # type: ignore[type-var]
+        _keep_in_fp32(model, cls)
+        return model
 
     def save_pretrained(
         self,
         save_directory: PathLike,
         is_main_process: bool = True,
+        save_function: Callable[..., Any] | None = None,
         safe_serialization: bool = True,
-        max_shard_size: int | str = "10GB",
         variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
         **kwargs: Any,
     ) -> None:
         """Write a diffusers folder: `config.json` and weights, in shards if they are larger than `max_shard_size`.
@@ -130,26 +174,43 @@ class PretrainedMixin:
 
         Args:
             is_main_process: False writes nothing, for all but one process of a distributed run.
+            save_function: `f(weights, file)` in place of `torch.save`, for a pickle; a safetensors file is written as
+                always, as in diffusers.
             safe_serialization: safetensors; False for a pickle (`.bin`).
             max_shard_size: "10GB", "500MB", or bytes.
+            push_to_hub: also push the folder to the Hub; `kwargs` are then those of `push_to_hub`.
+            use_flashpack: diffusers' third format, which is not written here.
 
         Raises:
-            CheckpointError: the folder cannot be written.
+            CheckpointError: the folder cannot be written, or pushed.
+            ConfigError: an argument that does not exist.
         """
+        if use_flashpack:
+            raise ConfigError("weights are not written as FlashPack. Leave use_flashpack out, for safetensors.")
+        if kwargs and not push_to_hub:
+            raise ConfigError(f"save_pretrained has no argument {', '.join(kwargs)}, unless push_to_hub is True.")
         if not is_main_process:
             return
         folder = checked_path(save_directory)
         if folder.is_file():
             raise CheckpointError(f"{folder} is a file. Give a folder, or use save_single_file.")
+        weights = self.weights_to_save()
+        others: dict[str, Writer] = {}
+        if save_function is not None and not safe_serialization:
+            name = f"{WEIGHTS_STEM}.bin" if variant is None else f"{WEIGHTS_STEM}.{variant}.bin"
+            others = {name: partial(save_function, weights)}
         write_folder(
             folder,
-            self.weights_to_save(),
-            self.config,
+            weights,
+            self._config_to_save(),
             safe_serialization=safe_serialization,
             max_shard_size=max_shard_size,
             variant=variant,
+            others=others,
             release=self.release_files,
         )
+        if push_to_hub:
+            push_after_saving(folder, kwargs)
 
     def weights_to_save(self) -> dict[str, Tensor]:
         """The state dict without what `fuse_qkv_projections` added.
@@ -177,6 +238,29 @@ class PretrainedMixin:
 
 def _overrides(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in IGNORED_ARGUMENTS}
+
+
+def _check_variant(weights: Path, variant: str | None) -> None:
+    """Raise CheckpointError for a variant that was taken unasked: diffusers' callers count on an error.
+
+    It begins with diffusers' own words, which they look for.
+    """
+    plain = {f"{WEIGHTS_STEM}.{end}{index}" for end in ("safetensors", "bin") for index in ("", ".index.json")}
+    if variant is None and weights.name.startswith(f"{WEIGHTS_STEM}.") and weights.name not in plain:
+        raise CheckpointError(
+            f"Error no file named {WEIGHTS_STEM}.bin found in directory {weights.parent}, and none in safetensors: it "
+            f"has {weights.name}. Pass the variant, or use load_vae, which takes the only one."
+        )
+
+
+def _keep_in_fp32(model: nn.Module, cls: Any) -> None:
+    """Widen what a subclass names in `_keep_in_fp32_modules`."""
+    names = cls._keep_in_fp32_modules or ()
+    names = {names} if isinstance(names, str) else set(names)
+    for holder in (model.named_parameters(), model.named_buffers()):
+        for name, tensor in holder:
+            if names & set(name.split(".")) and tensor.is_floating_point():
+                tensor.data = tensor.data.float()
 
 
 def _one_dtype(torch_dtype: torch.dtype | str | None, dtype: torch.dtype | str | None) -> torch.dtype | None:

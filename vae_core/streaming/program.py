@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..attention import Attention
-from ..blocks import Downsample, Level, MidBlock, ResnetBlock, Upsample
+from ..blocks import Downsample, Level, ResnetBlock, UNetMidBlock2D, Upsample
 from ..decoder import Decoder
 from ..encoder import Encoder
 
@@ -95,7 +95,7 @@ class _Builder:
     def attend(self, attention: Attention) -> None:
         self.passes.append(Attend(self.current, self.current, attention))
 
-    def level(self, block: Level | MidBlock) -> None:
+    def level(self, block: Level | UNetMidBlock2D) -> None:
         attentions = list(block.attentions or [])
         for index, resnet in enumerate(block.resnets):
             self.resnet(resnet)  # type: ignore[arg-type]

@@ -6,12 +6,12 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from ..attention import STOCK_PROCESSORS, Attention
-from ..blocks import DownBlock, Downsample, MidBlock, ResnetBlock, UpBlock, Upsample
+from ..blocks import DownBlock, Downsample, ResnetBlock, UNetMidBlock2D, UpBlock, Upsample
 from ..decoder import Decoder
 from ..encoder import Encoder
 
 _CLASSES = (
-    Encoder, Decoder, DownBlock, UpBlock, MidBlock, ResnetBlock, Attention, Downsample, Upsample,
+    Encoder, Decoder, DownBlock, UpBlock, UNetMidBlock2D, ResnetBlock, Attention, Downsample, Upsample,
     nn.ModuleList, nn.Conv2d, nn.Linear, nn.GroupNorm, nn.Dropout, nn.SiLU, nn.Mish, nn.GELU, nn.ReLU,
 )  # fmt: skip
 # As they were when this package was imported: a patch of a class is somebody's change too.

@@ -1,0 +1,503 @@
+"""Everything that diffusers' AutoencoderKL offers is offered here: a table made from their class itself."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import math
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers.models.autoencoders import autoencoder_kl as theirs_module
+from diffusers.models.modeling_utils import ModelMixin
+from pairs import images, latents, model, narrow
+from torch import nn
+
+import vae_core
+from vae_core import AutoencoderKL, ConfigError, MissingDependencyError, ShapeError
+from vae_core.blocks import ResnetBlock
+from vae_core.config import ReadOnlyConfigError
+
+THEIRS: Any = theirs_module.AutoencoderKL
+# Attributes of theirs that are not among ours, and parameters of theirs that a method of ours lacks.
+LEFT_OUT_ATTRIBUTES: dict[str, str] = {}
+LEFT_OUT_PARAMETERS: dict[tuple[str, str], str] = {
+    ("cuda", "args"): "torch's own signature is used",
+    ("cuda", "kwargs"): "torch's own signature is used",
+}
+
+
+def attributes_of_theirs() -> list[str]:
+    """What their class has beyond torch's Module, private hooks for other parts of diffusers included."""
+    common = set(dir(nn.Module))
+    return sorted(name for name in dir(THEIRS) if name not in common and not name.startswith("__"))
+
+
+def own(name: str) -> Any:
+    """An attribute of ours, as our own classes define it: not what diffusers' class, a base of ours, lends it."""
+    for cls in AutoencoderKL.__mro__:
+        if cls.__module__.startswith(("vae_core.", "torch.")) and name in vars(cls):
+            return inspect.getattr_static(cls, name)
+    return None
+
+
+@pytest.mark.parametrize("name", [name for name in attributes_of_theirs() if not name.startswith("_")])
+def test_every_public_attribute_is_there(name: str) -> None:
+    if name in LEFT_OUT_ATTRIBUTES:
+        return
+    assert any(
+        name in vars(cls) for cls in AutoencoderKL.__mro__ if cls.__module__.startswith(("vae_core.", "torch."))
+    ), f"{name} is lent by diffusers' class alone"
+    kinds = [type(inspect.getattr_static(THEIRS, name)), type(own(name))]
+    assert kinds[0] is kinds[1] or not {property, classmethod, staticmethod} & set(kinds)
+
+
+def methods_and_parameters() -> list[tuple[str, str]]:
+    found = []
+    for name in [
+        *(name for name in attributes_of_theirs() if not name.startswith("_")),
+        "__init__",
+        "to",
+        "half",
+        "cuda",
+    ]:
+        method = getattr(THEIRS, name)
+        if callable(method):
+            for parameter in inspect.signature(method).parameters.values():
+                if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                    found.append((name, parameter.name))
+    return found
+
+
+@pytest.mark.parametrize(("name", "parameter"), methods_and_parameters(), ids="-".join)
+def test_every_parameter_is_there(name: str, parameter: str) -> None:
+    if (name, parameter) in LEFT_OUT_PARAMETERS:
+        return
+    ours = inspect.signature(getattr(AutoencoderKL, name)).parameters
+    assert parameter in ours or (name == "get_config_dict" and "kwargs" in ours)
+    theirs = inspect.signature(getattr(THEIRS, name)).parameters
+    default = theirs[parameter].default
+    if default is not inspect.Parameter.empty and not callable(default):
+        assert ours[parameter].default == default or isinstance(default, torch.device | tuple)
+    by_place = [
+        [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        for parameters in (ours, theirs)
+    ]
+    if parameter in by_place[1]:
+        assert by_place[0].index(parameter) == by_place[1].index(parameter)
+
+
+def test_every_keyword_that_their_documentation_names_is_taken() -> None:
+    """Arguments behind `**kwargs`, as their docstrings have them, are taken."""
+    accepted = {
+        "from_pretrained": "cache_dir force_download proxies output_loading_info local_files_only token revision "
+        "subfolder mirror low_cpu_mem_usage variant use_safetensors disable_mmap max_memory offload_folder "
+        "offload_state_dict device_map ignore_mismatched_sizes torch_dtype dtype user_agent from_flax",
+        "from_single_file": "config subfolder original_config force_download cache_dir proxies local_files_only token "
+        "revision low_cpu_mem_usage disable_mmap torch_dtype dtype use_safetensors",
+    }
+    demo = Path(vae_core.__file__).parent / "demo"
+    for method, names in accepted.items():
+        path = demo if method == "from_pretrained" else demo / "diffusion_pytorch_model.safetensors"
+        for name in names.split():
+            value = False if name == "force_download" else None
+            found = getattr(AutoencoderKL, method)(path, norm_num_groups=8, **{name: value})
+            assert isinstance(found, AutoencoderKL), name
+
+
+class TestLikeness:
+    def test_diffusers_sees_its_own_class(self) -> None:
+        vae = model("f4")
+        assert isinstance(vae, THEIRS) and isinstance(vae, ModelMixin) and issubclass(AutoencoderKL, THEIRS)
+        assert AutoencoderKL == THEIRS and AutoencoderKL is not THEIRS and len({AutoencoderKL, THEIRS}) == 2
+        assert AutoencoderKL != diffusers.AsymmetricAutoencoderKL
+        assert vae.__class__ is type(vae) is AutoencoderKL
+
+    def test_nothing_of_theirs_runs(self) -> None:
+        """Whatever is called on ours is ours: the base class is for `isinstance`."""
+        vae = model("f4")
+        for name in ("encode", "decode", "forward", "_encode", "_decode", "_tiled_encode", "tiled_decode", "blend_v"):
+            assert getattr(type(vae), name).__module__.startswith("vae_core.")
+
+    def test_a_copy_and_a_pickle_are_whole(self) -> None:
+        vae = model("f4")
+        z = latents()
+        expected = vae.decode(z).sample
+        for other in (copy.deepcopy(vae), pickle.loads(pickle.dumps(vae)), copy.copy(vae)):
+            assert type(other) is AutoencoderKL and other.config == vae.config
+            assert torch.equal(other.decode(z).sample, expected)
+
+    def test_diffusers_may_be_imported_after_the_model_is_made(self) -> None:
+        script = """
+import sys, vae_core
+vae = vae_core.AutoencoderKL()
+assert not [name for name in sys.modules if name.split(".")[0] in ("diffusers", "peft", "huggingface_hub")]
+from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.pipeline_loading_utils import _fetch_class_library_tuple
+assert _fetch_class_library_tuple(vae) == ("diffusers", "AutoencoderKL")
+from diffusers import AutoencoderKL
+assert isinstance(vae, AutoencoderKL) and issubclass(vae.__class__, AutoencoderKL)
+"""
+        subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(vae_core.__file__).parents[1])
+
+
+class TestConfig:
+    def test_a_config_json_is_taken_as_arguments(self, tmp_path: Path) -> None:
+        vae = model("f4")
+        vae.save_pretrained(tmp_path)
+        content = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+        for given in (content, {**content, "_diffusers_version": "0.26.3", "quantization_config": {"bits": 4}}):
+            assert AutoencoderKL(**given).config == vae.config
+        flux = model("flux2")
+        assert AutoencoderKL(**flux.config.to_dict()).config == flux.config
+        with pytest.raises(ConfigError, match="VQModel"):
+            AutoencoderKL(_class_name="VQModel")
+
+    def test_a_training_scripts_load_hook(self, tmp_path: Path) -> None:
+        vae = model("f4")
+        vae.save_pretrained(tmp_path / "ck" / "vae")
+        fields = AutoencoderKL.load_config(tmp_path / "ck", subfolder="vae")
+        fresh = AutoencoderKL(**narrow(16, 24, 32))
+        fresh.register_to_config(**fields)
+        assert fresh.config == vae.config and AutoencoderKL.from_config(fields).config == vae.config
+        assert fields["_class_name"] == "AutoencoderKL"
+
+    def test_load_config_as_diffusers(self, tmp_path: Path) -> None:
+        model("f4").save_pretrained(tmp_path)
+        theirs = THEIRS.load_config(str(tmp_path), return_unused_kwargs=True, return_commit_hash=True, extra=1)
+        assert (
+            AutoencoderKL.load_config(tmp_path, return_unused_kwargs=True, return_commit_hash=True, extra=1) == theirs
+        )
+        with pytest.warns(FutureWarning, match="load_config"):
+            assert AutoencoderKL.get_config_dict(tmp_path / "config.json") == theirs[0]
+        with pytest.raises(OSError, match=r"no file.*config\.json"):
+            AutoencoderKL.load_config(tmp_path / "nothing")
+
+    def test_unused_arguments_are_given_back(self, tmp_path: Path) -> None:
+        vae = model("f4")
+        vae.register_to_config(decay=0.99, optimization_step=7)
+        vae.save_pretrained(tmp_path)
+        made, unused = AutoencoderKL.from_config(tmp_path, return_unused_kwargs=True, extra=2)
+        assert isinstance(made, AutoencoderKL) and made.config == vae.config
+        assert unused == {"_class_name": "AutoencoderKL", "decay": 0.99, "optimization_step": 7, "extra": 2}
+        with pytest.raises(ConfigError, match="no extra"):
+            AutoencoderKL.from_config(tmp_path, extra=2)
+
+    def test_extract_init_dict(self) -> None:
+        content = {**narrow(16, 32), "_class_name": "AutoencoderKL", "decay": 0.9}
+        fields, unused, hidden = AutoencoderKL.extract_init_dict(content, latent_channels=8, other=1)
+        assert fields["latent_channels"] == 8 and fields["block_out_channels"] == (16, 32)
+        assert unused == {"decay": 0.9, "other": 1} and hidden == {"_class_name": "AutoencoderKL", "decay": 0.9}
+        assert AutoencoderKL(**fields).config.latent_channels == 8
+
+    def test_registered_values_take_effect_or_say_how(self, tmp_path: Path) -> None:
+        vae = model("f4")
+        vae.register_to_config(scaling_factor=0.5, decay=0.99, _name_or_path="x")
+        assert vae.config.scaling_factor == vae._internal_dict["scaling_factor"] == 0.5
+        assert vae.config.decay == vae.config["decay"] == 0.99 and vae.config._name_or_path == "x"
+        vae.register_to_config(**vae.config)  # what is equal may be registered
+        with pytest.raises(ConfigError, match=r"latent_channels is 4.*cannot become 8.*from_config"):
+            vae.register_to_config(latent_channels=8)
+        vae.save_config(tmp_path)
+        assert THEIRS.load_config(str(tmp_path))["decay"] == 0.99
+        vae._internal_dict = {**vae.config, "shift_factor": 0.25}
+        assert vae.config.shift_factor == 0.25 and vae.config.decay == 0.99
+        with pytest.warns(FutureWarning, match=r"model\.config\.decay"):
+            assert vae.decay == 0.99
+
+    @pytest.mark.parametrize(
+        "set_it", [lambda c: setattr(c, "scaling_factor", 2.0), lambda c: c.__setitem__("scaling_factor", 2.0)]
+    )
+    def test_a_field_set_in_place_says_how(self, set_it: Any) -> None:
+        vae = model("f4")
+        with pytest.raises(ReadOnlyConfigError, match=r"register_to_config\(scaling_factor=2.0\)") as caught:
+            set_it(vae.config)
+        assert isinstance(caught.value, AttributeError) and vae.config.scaling_factor == 0.18215
+        with pytest.raises(ReadOnlyConfigError, match="cannot be deleted"):
+            del vae.config.scaling_factor
+
+    def test_json_is_what_is_saved(self, tmp_path: Path) -> None:
+        vae = model("f4")
+        vae.register_to_config(path=tmp_path, array=np.arange(2))
+        vae.to_json_file(tmp_path / "a.json")
+        vae.save_config(tmp_path / "folder")
+        content = json.loads(vae.to_json_string())
+        for file in (tmp_path / "a.json", tmp_path / "folder" / "config.json"):
+            assert json.loads(file.read_text(encoding="utf-8")) == content
+        assert content["array"] == [0, 1] and content["_class_name"] == "AutoencoderKL"
+
+    def test_a_subclass_of_yours_is_found_by_auto_model(self) -> None:
+        class Mine(AutoencoderKL):
+            pass
+
+        Mine.register_for_auto_class()
+        assert json.loads(Mine().to_json_string())["auto_map"] == {"AutoModel": "test_interface.Mine"}
+        assert AutoencoderKL._auto_class is None
+        with pytest.raises(ConfigError, match="AutoTokenizer"):
+            Mine.register_for_auto_class("AutoTokenizer")
+
+    @pytest.mark.parametrize(
+        "widths",
+        [(16, 32), [16, 32], np.array([16, 32]), tuple(np.array([16, 32])), torch.tensor([16, 32]), range(16, 48, 16)],
+    )
+    def test_any_sequence_of_whole_numbers(self, widths: Any) -> None:
+        config = AutoencoderKL(**{**narrow(16, 32), "block_out_channels": widths}).config
+        assert config.block_out_channels == (16, 32) and all(type(width) is int for width in config.block_out_channels)
+        assert json.loads(json.dumps(config.to_dict()))["block_out_channels"] == [16, 32]
+
+    @pytest.mark.parametrize(
+        ("fields", "says"),
+        [
+            *[
+                ({"scaling_factor": value}, "scaling_factor is")
+                for value in ("0.13025", 0.0, None, math.nan, math.inf, True)
+            ],
+            *[({"shift_factor": value}, "shift_factor is") for value in ("0", math.nan, [0.1])],
+            *[({"latents_std": value, "latents_mean": [0.0] * 4}, "latents_std") for value in ([0.0] * 4, "1111", 1.0)],
+            ({"latents_std": [1.0] * 4}, "latents_std is given without latents_mean"),
+            ({"latents_mean": [1.0] * 4}, "latents_mean is given without latents_std"),
+            ({"latents_mean": [math.nan] * 4, "latents_std": [1.0] * 4}, "latents_mean is"),
+            ({"batch_norm_eps": 0.0}, "batch_norm_eps is 0.0"),
+            ({"batch_norm_momentum": 2}, "batch_norm_momentum is 2"),
+            ({"patch_size": (2, 0.5)}, "patch_size is"),
+            ({"use_quant_conv": "yes"}, "use_quant_conv is 'yes'"),
+            ({"sample_size": 0.5}, "sample_size is 0.5"),
+            ({"block_out_channels": (16, True)}, "block_out_channels has a width of True"),
+        ],
+    )
+    def test_values_that_would_break_later(self, fields: dict[str, Any], says: str) -> None:
+        with pytest.raises(ConfigError, match=says):
+            AutoencoderKL(**{**narrow(16, 32), **fields})
+
+    @pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5)])
+    def test_numbers_of_other_libraries(self, number: Any) -> None:
+        assert type(AutoencoderKL(scaling_factor=number).config.scaling_factor) is float
+
+
+class TestOutputs:
+    def test_they_are_mappings_with_attributes(self) -> None:
+        output = model("f4").decode(latents())
+        assert list(output) == list(output.keys()) == ["sample"] and len(output) == 1
+        assert next(iter(output.values())) is output.sample is output.to_tuple()[0] is output[:1][0] is output[-1]
+        assert {**output}["sample"] is dict(output)["sample"] is output["sample"]
+        assert isinstance(output, dict) and "sample" in output and output.commit_loss is None
+        with pytest.raises(KeyError):
+            output["nothing"]
+
+    def test_fields_are_set_and_never_removed(self) -> None:
+        output = model("f4").decode(latents())
+        output.sample = torch.zeros(1)
+        assert output["sample"] is output.sample and output.sample.numel() == 1
+        output["sample"] = torch.ones(2)
+        assert output.sample.sum() == 2
+        for change in ("pop", "popitem", "clear", "setdefault", "update"):
+            with pytest.raises(TypeError, match="fixed: sample"):
+                getattr(output, change)(*([] if change in ("popitem", "clear") else ["sample"]))
+        with pytest.raises(TypeError, match="fixed"):
+            del output["sample"]
+
+    def test_they_are_copied_and_looked_into(self) -> None:
+        output = model("f4").decode(latents())
+        for other in (copy.copy(output), pickle.loads(pickle.dumps(output))):
+            assert type(other) is type(output) and torch.equal(other.sample, output.sample)
+        doubled = torch.utils._pytree.tree_map(lambda tensor: 2 * tensor, output)
+        assert type(doubled) is type(output) and torch.equal(doubled.sample, 2 * output.sample)
+
+
+class TestBlocks:
+    def test_arguments_that_packs_pass_along(self) -> None:
+        vae: Any = model("attention in the levels")
+        for block, channels in (
+            (vae.decoder.mid_block, 32),
+            (vae.decoder.mid_block.resnets[0], 32),
+            (vae.decoder.mid_block.attentions[0], 32),
+            (vae.decoder.up_blocks[0], 32),
+            (vae.decoder.up_blocks[0].upsamplers[0], 32),
+            (vae.encoder.down_blocks[0], 16),
+            (vae.encoder.down_blocks[0].downsamplers[0], 16),
+            (vae.decoder, 4),
+        ):
+            x = latents(1, 8, 8, channels)
+            assert torch.equal(block(x, None), block(x))
+        up = vae.decoder.up_blocks[0].upsamplers[0]
+        assert up(latents(1, 8, 8, 32), (15, 17)).shape == (1, 32, 15, 17)
+        assert torch.equal(vae.decoder(latents(), latent_embeds=None), vae.decoder(latents()))
+
+    def test_an_embedding_is_refused(self) -> None:
+        vae: Any = model("f4")
+        for block, channels in ((vae.decoder, 4), (vae.decoder.mid_block, 32), (vae.decoder.up_blocks[0], 32)):
+            with pytest.raises(ShapeError, match=r"\(1, 128\).*take none"):
+                block(latents(1, 8, 8, channels), torch.zeros(1, 128))
+
+    def test_half_of_a_decoder_in_half_precision(self) -> None:
+        """As SDXL's pipelines do for an old torch: everything before the up blocks in float16 or bfloat16."""
+        vae: Any = model("f4")
+        expected = vae.decode(latents()).sample
+        for part in (vae.post_quant_conv, vae.decoder.conv_in, vae.decoder.mid_block):
+            part.to(torch.bfloat16)
+        sample = vae.decode(latents().to(torch.bfloat16)).sample
+        assert sample.dtype == torch.float32
+        assert 0 < (sample - expected).abs().max() < 0.1 * expected.abs().max()
+
+    def test_one_part_checkpoints_by_itself(self) -> None:
+        vae: Any = model("f4").train()
+        calls: list[str] = []
+
+        def checkpoint(block: nn.Module, *args: Any) -> Any:
+            calls.append(type(block).__name__)
+            return block(*args)
+
+        vae._set_gradient_checkpointing(True, checkpoint)
+        assert vae.is_gradient_checkpointing and vae.decoder.mid_block.gradient_checkpointing
+        vae.disable_gradient_checkpointing()
+        assert not vae.is_gradient_checkpointing
+        vae.decoder.mid_block.gradient_checkpointing = True
+        vae.decoder.mid_block._gradient_checkpointing_func = checkpoint
+        assert vae.is_gradient_checkpointing
+        vae.decode(latents())
+        assert calls == ["Attention", "ResnetBlock"]
+        vae.enable_gradient_checkpointing(checkpoint)
+        calls.clear()
+        vae.encode(images(1, 16, 16))
+        assert calls[:4] == ["DownBlock"] * 3 + ["UNetMidBlock2D"]
+        vae.enable_gradient_checkpointing()
+        vae.decode(latents()).sample.sum().backward()
+        assert all(p.grad is not None for p in vae.decoder.parameters())
+
+
+class TestModel:
+    def test_memory_and_counts(self) -> None:
+        vae = model("sd")
+        assert vae.get_memory_footprint() == 4 * vae.num_parameters()
+        vae.encoder.requires_grad_(False)
+        assert vae.num_parameters(only_trainable=True) < vae.num_parameters()
+        flux = model("flux2")
+        assert (
+            flux.get_memory_footprint() > flux.get_memory_footprint(return_buffers=False) == 4 * flux.num_parameters()
+        )
+
+    @pytest.mark.parametrize(
+        "kind", ["memory_efficient_attention_xformers", "npu_flash_attention", "xla_flash_attention"]
+    )
+    def test_other_attention_is_switched_off_and_its_absence_said(self, kind: str) -> None:
+        vae = model("f4")
+        processors = vae.attn_processors
+        getattr(vae, f"set_use_{kind}")(False)
+        assert vae.attn_processors == processors
+        enable = kind.replace("memory_efficient_attention_xformers", "xformers_memory_efficient_attention")
+        getattr(vae, f"disable_{enable}")()
+        with pytest.raises(MissingDependencyError, match="is not installed"):
+            getattr(vae, f"enable_{enable}")()
+        assert vae.attn_processors == processors
+
+    def test_an_attention_backend(self) -> None:
+        vae, z = model("f4"), latents()
+        expected = vae.decode(z).sample
+        vae.set_attention_backend("native")
+        try:
+            assert {type(p).__name__ for p in vae.attn_processors.values()} == {"BackendAttnProcessor"}
+            assert torch.allclose(vae.decode(z).sample, expected, atol=1e-5)
+            with pytest.raises(ValueError, match="nothing"):
+                vae.set_attention_backend("nothing")
+        finally:
+            vae.reset_attention_backend()
+        assert torch.equal(vae.decode(z).sample, expected)
+
+    def test_repeated_blocks_are_compiled(self) -> None:
+        vae = model("f4")
+        vae.compile_repeated_blocks(backend="eager")
+        blocks = [module for module in vae.modules() if isinstance(module, ResnetBlock)]
+        assert len(blocks) > 5 and all(block._compiled_call_impl is not None for block in blocks)
+
+    def test_what_cannot_be_done_is_said(self, tmp_path: Path) -> None:
+        vae = model("f4")
+        with pytest.raises(ConfigError, match="not quantised"):
+            vae.dequantize()
+        with pytest.raises(ConfigError, match="parallelism"):
+            vae.enable_parallelism(config=None)
+        with pytest.raises(ConfigError, match="FlashPack"):
+            vae.save_pretrained(tmp_path, use_flashpack=True)
+        with pytest.raises(ConfigError, match="no argument overwrite"):
+            vae.save_pretrained(tmp_path, overwrite=True)
+
+    @pytest.mark.parametrize(
+        ("call", "absent"),
+        [
+            (lambda vae: vae.enable_layerwise_casting(), "diffusers"),
+            (lambda vae: vae.enable_group_offload(torch.device("cpu")), "diffusers"),
+            (lambda vae: vae.add_adapter(None), "peft"),
+            (lambda vae: vae.fuse_lora(), "peft"),
+            (lambda vae: vae.set_attention_backend("native"), "diffusers"),
+            (lambda vae: vae.push_to_hub("org/name"), "huggingface_hub"),
+        ],
+    )
+    def test_a_library_that_is_absent_is_named_with_its_extra(self, call: Any, absent: str, monkeypatch: Any) -> None:
+        vae = model("f4")
+        for name in [name for name in sys.modules if name.split(".")[0] == absent]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, absent, None)
+        with pytest.raises(MissingDependencyError, match=rf"{absent}.*pip install .seamless-vae\["):
+            call(vae)
+
+
+class TestSavingAndLoading:
+    def test_the_single_variant_is_not_taken_unasked(self, tmp_path: Path) -> None:
+        vae = model("f4")
+        vae.save_pretrained(tmp_path, variant="fp16")
+        with pytest.raises(OSError, match=r"no file named diffusion_pytorch_model\.bin.*fp16.*Pass the variant"):
+            AutoencoderKL.from_pretrained(tmp_path)
+        assert AutoencoderKL.from_pretrained(tmp_path, variant="fp16").config == vae.config
+
+    def test_loading_info(self, tmp_path: Path) -> None:
+        vae = model("f4")
+        vae.save_pretrained(tmp_path)
+        loaded, info = AutoencoderKL.from_pretrained(tmp_path, output_loading_info=True)
+        assert type(loaded) is AutoencoderKL and loaded.config._name_or_path == str(tmp_path)
+        assert info == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+
+    def test_a_save_function_writes_the_pickle(self, tmp_path: Path) -> None:
+        written: list[str] = []
+
+        def save(weights: Any, path: Any) -> None:
+            written.extend(weights)
+            torch.save(weights, path)
+
+        vae = model("f4")
+        vae.save_pretrained(tmp_path, save_function=save, safe_serialization=False)
+        assert written == list(vae.state_dict()) and not list(tmp_path.glob("*.safetensors"))
+        assert torch.equal(
+            AutoencoderKL.from_pretrained(tmp_path).decode(latents()).sample, vae.decode(latents()).sample
+        )
+
+    def test_a_state_dict_and_sd_nexts_call(self, tmp_path: Path) -> None:
+        vae = model("f4")
+        z, path = latents(), tmp_path / "s.safetensors"
+        vae_core.save_single_file(vae, path)
+        for loaded in (
+            AutoencoderKL.from_single_file(path, use_safetensors=True, low_cpu_mem_usage=False),
+            AutoencoderKL.from_single_file(vae.state_dict(), norm_num_groups=8),
+            AutoencoderKL.from_single_file({"state_dict": vae.state_dict()}, config=vae.config, torch_dtype="auto"),
+        ):
+            assert torch.equal(loaded.decode(z).sample, vae.decode(z).sample)
+        torch.save(vae.state_dict(), tmp_path / "a.pt")
+        with pytest.raises(vae_core.CheckpointError, match=r"a\.pt is a pickle"):
+            AutoencoderKL.from_single_file(tmp_path / "a.pt", use_safetensors=True)
+        with pytest.raises(vae_core.CheckpointError, match="state dict has no tensors"):
+            AutoencoderKL.from_single_file({"a": 1})
+
+    def test_what_stays_in_float32(self, tmp_path: Path, monkeypatch: Any) -> None:
+        model("f4").save_pretrained(tmp_path)
+        monkeypatch.setattr(AutoencoderKL, "_keep_in_fp32_modules", ["conv_norm_out"])
+        loaded = AutoencoderKL.from_pretrained(tmp_path, torch_dtype=torch.float16)
+        kept = {name for name, weight in loaded.named_parameters() if weight.dtype == torch.float32}
+        assert kept == {
+            f"{half}.conv_norm_out.{kind}" for half in ("encoder", "decoder") for kind in ("weight", "bias")
+        }

@@ -1,0 +1,105 @@
+"""Weights that are in memory already: a state dict, or the tensors of somebody else's model. Nothing is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..config import AutoencoderKLConfig
+from ..errors import CheckpointError
+from ..layers import without_values
+from .key_map import is_attention_projection
+from .plan import Plan
+from .single_file import plan_single_file
+from .tensor_file import TensorFile, TensorInfo
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class MemoryTensors(TensorFile):
+    """Named tensors in memory, read like those of a file.
+
+    Attributes:
+        in_memory: name -> the tensor itself.
+    """
+
+    in_memory: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.in_memory.values())
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors of these names themselves."""
+        return {name: self.in_memory[name] for name in names}
+
+
+def memory_tensors(tensors: Mapping[str, Any], name: str) -> MemoryTensors:
+    """A source of these tensors; a state dict one level deeper (`{"state_dict": ...}`) is taken out.
+
+    Args:
+        name: what messages call it.
+
+    Raises:
+        CheckpointError: there are no tensors.
+    """
+    inner = tensors.get("state_dict")
+    found = {key: value for key, value in (inner or tensors).items() if isinstance(value, Tensor)}
+    if not found:
+        raise CheckpointError(f"{name} has no tensors. Give the state dict of a model: names and tensors.")
+    infos = {key: TensorInfo(tensor.dtype, tuple(tensor.shape), 0) for key, tensor in found.items()}
+    return MemoryTensors(Path(name), "memory", infos, {}, in_memory=found)
+
+
+def plan_tensors(
+    tensors: Mapping[str, Any],
+    name: str,
+    overrides: Mapping[str, Any] | None = None,
+    config: AutoencoderKLConfig | None = None,
+) -> Plan:
+    """How to make an AutoencoderKL of these tensors, by their names and shapes.
+
+    Raises:
+        CheckpointError: they are not those of a whole AutoencoderKL.
+        ConfigError: an override that no AutoencoderKL has.
+    """
+    return plan_single_file(memory_tensors(tensors, name), overrides, config)
+
+
+def planned_weights(keys: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by diffusers keys and in diffusers' shapes (LDM's 1x1 kernels as matrices): views, no copies."""
+    found = {key: tensors[name] for key, name in keys.items()}
+    return {
+        key: weight[:, :, 0, 0] if is_attention_projection(key) and weight.ndim == 4 else weight
+        for key, weight in found.items()
+    }
+
+
+def build_around(
+    model_class: Callable[..., Model], config: AutoencoderKLConfig, weights: Mapping[str, Tensor]
+) -> Model:
+    """A model in eval mode whose weights are the given tensors themselves, by diffusers keys.
+
+    A tensor that is a parameter becomes the very same parameter of the model, any other one without gradients.
+    """
+    with without_values():
+        model = model_class(**config)
+    for prefix, module in model.named_modules():
+        module.training = False
+        for holder in (module._parameters, module._buffers):
+            for name, old in holder.items():
+                if old is None:
+                    continue
+                key = f"{prefix}.{name}" if prefix else name
+                weight = weights[key] if key in weights else torch.zeros(old.shape, dtype=torch.int64)
+                if isinstance(old, nn.Parameter) and not isinstance(weight, nn.Parameter):
+                    weight = nn.Parameter(weight.detach(), requires_grad=False)
+                holder[name] = weight  # type: ignore[assignment]
+    return model

@@ -1,0 +1,392 @@
+"""Names on the Hugging Face Hub: repositories, addresses and files in them, brought into the Hub's own cache.
+
+Everything is huggingface_hub's (the extra `hub`): progress bar, cache, resuming, tokens, environment variables. It is
+imported only for a name that is not a path on this disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import struct
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from .errors import CheckpointError, ConfigError
+from .optional import optional_import
+
+PathLike = str | os.PathLike[str]
+Result = TypeVar("Result")
+
+STEM = "diffusion_pytorch_model"
+WEIGHT_SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
+_HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
+_ADDRESS = re.compile(r"https?:/{1,2}(?P<host>[^/]+)/(?P<repo>[^/]+/[^/]+)(?:/(?:blob|resolve|raw|tree)/(?P<rest>.+))?")
+_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[^\\:*?\"<>|]+)?")
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """Where in a repository, and how it is fetched: the arguments of that name of diffusers and huggingface_hub."""
+
+    subfolder: str | None = None
+    revision: str | None = None
+    token: bool | str | None = None
+    cache_dir: PathLike | None = None
+    local_dir: PathLike | None = None
+    force_download: bool = False
+    local_files_only: bool = False
+
+    @classmethod
+    def split(cls, arguments: Mapping[str, Any]) -> tuple[HubOptions, dict[str, Any]]:
+        """The options among some arguments, and the other arguments. Those of older releases are passed over."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        given = {name: value for name, value in arguments.items() if name in names and value is not None}
+        rest = {name: value for name, value in arguments.items() if name not in names and name not in _PASSED_OVER}
+        if "use_auth_token" in arguments:
+            given.setdefault("token", arguments["use_auth_token"])
+        return cls(**given), rest
+
+    def arguments(self) -> dict[str, Any]:
+        """For `hf_hub_download`."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del values["subfolder"]
+        return {**values, "library_name": "seamless-vae"}
+
+
+_PASSED_OVER = ("proxies", "resume_download", "user_agent", "mirror", "use_auth_token", "local_dir_use_symlinks")
+
+
+@dataclass(frozen=True)
+class HubName:
+    """A repository on the Hub (`org/name`), and a file in it where one was named."""
+
+    repo: str
+    file: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.repo}/{self.file}" if self.file else self.repo
+
+
+def hub_name(name: PathLike) -> HubName | None:
+    """What a name means on the Hub; None for a path: one that exists, or that cannot be a name on the Hub.
+
+    Takes `org/name`, `org/name/folder/file.safetensors`, and addresses with `/blob/`, `/resolve/` or neither.
+
+    Raises:
+        CheckpointError: an address of another host.
+    """
+    text = name if isinstance(name, str) else PurePosixPath(os.fspath(name).replace("\\", "/")).as_posix()
+    address = _ADDRESS.fullmatch(text.split("?")[0])
+    if address is not None:
+        if address["host"] not in (*_HUB_HOSTS, _endpoint_host()):
+            raise CheckpointError(
+                f"{text} is not an address of the Hugging Face Hub. Download the file, and give its path on this disk."
+            )
+        revision, _, file = (address["rest"] or "").partition("/")
+        return HubName(address["repo"], file.rstrip("/") or None, revision or None)
+    if re.match(r"https?:", text):
+        raise CheckpointError(f"{text} is an address without a repository. Give https://huggingface.co/ORG/NAME/...")
+    if not _NAME.fullmatch(text) or text.startswith(".") or os.path.exists(text):
+        return None
+    org, repo, *rest = text.split("/")
+    if not rest and repo.endswith(WEIGHT_SUFFIXES):
+        return None  # a file in a folder
+    return HubName(f"{org}/{repo}", "/".join(rest) or None)
+
+
+def on_disk(
+    name: PathLike,
+    options: HubOptions | None = None,
+    *,
+    config_only: bool = False,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+) -> Path:
+    """The path of a file or of a folder, which is downloaded into the Hub's cache if the name is one on the Hub.
+
+    Of a repository, the config and the weights that `variant` and `use_safetensors` ask for are fetched: of itself, of
+    the subfolder in `options`, or of its folder `vae`. The path is then that of the folder with the `config.json`.
+
+    Raises:
+        CheckpointError: neither on this disk nor on the Hub, or it cannot be fetched; says why.
+    """
+    found = hub_name(name)
+    if found is None:
+        return Path(name)
+    return _Repository(found, options or HubOptions()).fetch(config_only, variant, use_safetensors)
+
+
+def header_on_disk(name: PathLike, folder: Path, options: HubOptions | None = None, variant: str | None = None) -> Path:
+    """As `on_disk`, but of a safetensors file on the Hub the header alone is read, by range requests.
+
+    It is written into `folder`, with the size of the whole file and nothing in place of the weights.
+    """
+    found = hub_name(name)
+    if found is None:
+        return Path(name)
+    return _Repository(found, options or HubOptions()).fetch_header(folder, variant)
+
+
+def commit_of(path: Path) -> str | None:
+    """The commit that a file in the Hub's cache is of; None for any other."""
+    match = re.search(r"snapshots/([0-9a-f]{40})/", path.as_posix())
+    return match[1] if match else None
+
+
+class _Repository:
+    def __init__(self, name: HubName, options: HubOptions) -> None:
+        if importlib.util.find_spec("huggingface_hub") is None and not _is_address(name):
+            raise CheckpointError(
+                f"there is no {name} on this disk. If it is a name on the Hugging Face Hub, "
+                f'install the extra for it: pip install "seamless-vae[hub]"'
+            )
+        self.hub = optional_import("huggingface_hub", "Names on the Hugging Face Hub", "hub")
+        self.name = name
+        self.options = options if options.revision else dataclasses.replace(options, revision=name.revision)
+
+    def fetch(self, config_only: bool, variant: str | None, use_safetensors: bool | None) -> Path:
+        if self.name.file and self.name.file.endswith((*WEIGHT_SUFFIXES, ".json")):
+            return self._download(self.name.file)
+        config = self._config()
+        if not config_only:
+            self._weights(config, variant, use_safetensors, self._download)
+        return config.parent
+
+    def fetch_header(self, folder: Path, variant: str | None) -> Path:
+        def header(file: str) -> Path:
+            return self._header(file, folder)
+
+        if self.name.file and self.name.file.endswith((*WEIGHT_SUFFIXES, ".json")):
+            return header(self.name.file)
+        config = self._config()
+        copy = folder / config.name
+        copy.write_bytes(config.read_bytes())
+        self._weights(config, variant, None, header)
+        return folder
+
+    def _config(self) -> Path:
+        """The `config.json` of the folder that is meant."""
+        folder = "/".join(part for part in (self.name.file, self.options.subfolder) if part)
+        for place in (folder,) if folder else ("", "vae"):
+            found = self._try(self._download, f"{place}/config.json".lstrip("/"))
+            if found is not None:
+                self.folder = place
+                return found
+        weights = [file for file in self._listed() if file.endswith(WEIGHT_SUFFIXES)]
+        remedy = f"Give one of its files: {self.name.repo}/{weights[0]}." if weights else "Check the name."
+        where = f" in {folder}" if folder else ", neither itself nor in `vae`"
+        raise CheckpointError(f"the repository {self.name.repo} has no config.json{where}. {remedy}")
+
+    def _weights(
+        self, config: Path, variant: str | None, use_safetensors: bool | None, get: Callable[[str], Path]
+    ) -> None:
+        for name in _weight_names(variant, use_safetensors):
+            path = f"{self.folder}/{name}".lstrip("/")
+            found = self._try(get, path)
+            if found is None:
+                continue
+            if name.endswith(".json"):
+                index = json.loads(self._download(path).read_text(encoding="utf-8"))
+                for shard in sorted(set(index.get("weight_map", {}).values())):
+                    get(f"{self.folder}/{shard}".lstrip("/"))
+            return
+        present = [file for file in self._listed() if file.startswith(f"{self.folder}/{STEM}".lstrip("/"))]
+        wanted = f"weights of the variant {variant!r}" if variant else f"{STEM}.safetensors or .bin"
+        has = f"it has {', '.join(present[:4])}" if present else "it has no weights of that name"
+        remedy = "Pass the variant that is there." if present else "Give the name of a file in it."
+        raise CheckpointError(f"the repository {self.name.repo} has no {wanted} ({has}). {remedy}")
+
+    def _download(self, file: str) -> Path:
+        arguments = self.options.arguments()
+        return Path(self._ask(file, lambda: self.hub.hf_hub_download(self.name.repo, file, **arguments)))
+
+    def _header(self, file: str, folder: Path) -> Path:
+        options = self.options
+        cached = self.hub.try_to_load_from_cache(
+            self.name.repo, file, cache_dir=options.cache_dir, revision=options.revision
+        )
+        whole = options.local_files_only or options.local_dir is not None or isinstance(cached, str)
+        if whole or not file.endswith((".safetensors", ".sft")):
+            copy = folder / Path(file).name
+            copy.symlink_to(self._download(file).resolve())
+            return copy
+        found = self._ask(
+            file,
+            lambda: self.hub.parse_safetensors_file_metadata(
+                self.name.repo, file, revision=options.revision, token=options.token
+            ),
+        )
+        return _write_header(found, folder / Path(file).name)
+
+    def _try(self, get: Callable[[str], Path], file: str) -> Path | None:
+        """A file of the repository; None if it has none of that name."""
+        try:
+            return get(file)
+        except _NoSuchFileError:
+            return None
+
+    def _listed(self) -> list[str]:
+        try:
+            return self.hub.list_repo_files(self.name.repo, revision=self.options.revision, token=self.options.token)
+        except Exception:  # for a message only
+            return []
+
+    def _ask(self, file: str, question: Callable[[], Result]) -> Result:
+        """The Hub's answer, its errors as sentences."""
+        errors = self.hub.errors
+        repo, revision = self.name.repo, self.options.revision
+        try:
+            return question()
+        except errors.GatedRepoError as error:
+            raise CheckpointError(
+                f"{repo} is gated: accept its terms on its page on the Hub, then log in with `hf auth login` or pass "
+                f"a token."
+            ) from error
+        except errors.RepositoryNotFoundError as error:
+            raise CheckpointError(
+                f"there is neither a path {self.name} on this disk nor a repository {repo} on the Hub that you may "
+                f"read. Check the name; if the repository is private, log in with `hf auth login` or pass a token."
+            ) from error
+        except errors.RevisionNotFoundError as error:
+            raise CheckpointError(f"the repository {repo} has no revision {revision!r}. Check the name.") from error
+        except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+            raise CheckpointError(
+                f"{file} of {repo} is not in the Hub's cache, and the Hub is not asked or cannot be reached "
+                f"({_first_line(error)}). Connect to the network, or give a path on this disk."
+            ) from error
+        except errors.EntryNotFoundError as error:
+            raise _NoSuchFileError(
+                f"the repository {repo} has no file {file}. Check the name, and the revision."
+            ) from error
+        except errors.HFValidationError as error:
+            raise CheckpointError(f"{self.name} is not a name on the Hub: {_first_line(error)}") from error
+        except Exception as error:  # of the network below it, of any kind
+            raise CheckpointError(f"{file} of {repo} cannot be fetched from the Hub: {_first_line(error)}") from error
+
+
+class _NoSuchFileError(CheckpointError):
+    """A repository without a file of that name."""
+
+
+def _weight_names(variant: str | None, use_safetensors: bool | None) -> Iterator[str]:
+    """The files that may be a folder's weights, the likeliest first."""
+    for extension in {None: ("safetensors", "bin"), True: ("safetensors",), False: ("bin",)}[use_safetensors]:
+        if variant is None:
+            yield from (f"{STEM}.{extension}", f"{STEM}.{extension}.index.json")
+        else:
+            yield f"{STEM}.{variant}.{extension}"
+            yield f"{STEM}.{extension}.index.{variant}.json"
+            yield f"{STEM}.{variant}.{extension}.index.json"
+
+
+def _write_header(found: Any, path: Path) -> Path:
+    """A safetensors file of this header, as long as the whole file, with a hole in place of the weights."""
+    entries: dict[str, Any] = {"__metadata__": found.metadata} if found.metadata else {}
+    end = 0
+    for name, tensor in found.tensors.items():
+        entries[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": tensor.data_offsets}
+        end = max(end, tensor.data_offsets[1])
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + end)
+    return path
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _is_address(name: HubName) -> bool:
+    return name.revision is not None
+
+
+def _endpoint_host() -> str:
+    """The host that huggingface_hub asks, where it is another one (HF_ENDPOINT)."""
+    return re.sub(r"^https?://", "", os.environ.get("HF_ENDPOINT", "")).strip("/")
+
+
+# Pushing.
+
+
+class HubMixin:
+    """diffusers' method for putting a model onto the Hub."""
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+    ) -> Any:
+        """Save the model and upload it to a repository on the Hub, which is made if need be.
+
+        Returns:
+            What huggingface_hub says of the commit.
+
+        Raises:
+            MissingDependencyError: huggingface_hub is not installed.
+            CheckpointError: it cannot be saved or uploaded.
+        """
+        hub = optional_import("huggingface_hub", "Repositories on the Hugging Face Hub", "hub")
+        with tempfile.TemporaryDirectory() as folder:
+            save: Any = self
+            save.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            return _push(hub, Path(folder), repo_id, commit_message, private, token, create_pr, subfolder)
+
+
+def push_after_saving(folder: Path, arguments: Mapping[str, Any]) -> Any:
+    """Upload a folder that was just saved, with the arguments of `push_to_hub`.
+
+    Without a `repo_id`, the repository has the folder's name, in your own namespace.
+
+    Raises:
+        ConfigError: an argument that does not exist.
+        MissingDependencyError, CheckpointError: as of `push_to_hub`.
+    """
+    names = ("repo_id", "commit_message", "private", "token", "create_pr", "subfolder")
+    unknown = sorted(set(arguments) - set(names))
+    if unknown:
+        raise ConfigError(f"push_to_hub has no argument {', '.join(unknown)}; it takes {', '.join(names)}.")
+    hub = optional_import("huggingface_hub", "Repositories on the Hugging Face Hub", "hub")
+    return _push(hub, folder, **{"repo_id": folder.resolve().name, **arguments})
+
+
+def _push(
+    hub: Any,
+    folder: Path,
+    repo_id: str,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+    subfolder: str | None = None,
+) -> Any:
+    try:
+        repo = hub.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        return hub.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            path_in_repo=subfolder,
+            commit_message=commit_message or "Upload AutoencoderKL",
+            token=token,
+            create_pr=create_pr,
+        )
+    except Exception as error:  # of the network below it, of any kind
+        raise CheckpointError(
+            f"{folder.name} is saved, but cannot be pushed to {repo_id} on the Hub: {_first_line(error)} "
+            f"Log in with `hf auth login` or pass a token that may write there."
+        ) from error

@@ -1,0 +1,28 @@
+"""Libraries that only some methods need: imported when such a method is called, never before."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from .errors import MissingDependencyError
+
+
+def optional_import(module: str, purpose: str, extra: str) -> ModuleType:
+    """The module of that name.
+
+    Args:
+        purpose: what it is needed for, as the start of a sentence: "LoRA adapters".
+        extra: the extra of this package that installs it.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        library = module.split(".")[0]
+        reason = f"{library} is not installed" if getattr(error, "name", None) == library else f"{error}"
+        raise MissingDependencyError(
+            f'{purpose} need the package {library} ({reason}). Install it with: pip install "seamless-vae[{extra}]"'
+        ) from error
