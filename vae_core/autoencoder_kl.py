@@ -71,7 +71,7 @@ class AutoencoderKL(
         join_diffusers(type(self))
         nn.Module.__init__(self)
         # What pipelines write down as the library that loads this model: diffusers reads what `save_pretrained` writes.
-        self.__dict__["__module__"] = "diffusers"
+        object.__setattr__(self, "__module__", "diffusers")
         self._config = config = _bind_config(args, kwargs)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)

@@ -31,7 +31,8 @@ class LikenessMeta(type):
     """
 
     def __eq__(cls, other: object) -> bool:
-        return cls is other or (other is not None and other is diffusers_class() and issubclass(cls, other))
+        theirs = diffusers_class()
+        return cls is other or (theirs is not None and other is theirs and issubclass(cls, theirs))
 
     __hash__ = type.__hash__
 
