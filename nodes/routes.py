@@ -160,6 +160,7 @@ def plan(question: Question) -> dict[str, Any]:
             ratio, question.mode, question.tile_size, question.overlap, question.memory_budget, question.circular
         )
         frame = {"ratio": ratio, "width": columns * ratio, "height": rows * ratio, "assumed_vae": assumed}
+        frame["device"] = str(device)
         answer = _blended if question.mode == "blended" else _exact
         planned = answer(question, _model(config), how, (rows, columns), device)
         return {**frame, "free_bytes": host.free_memory(device), "problem": None, **planned}
@@ -210,13 +211,17 @@ def _exact(
     tiles = [[0, top * ratio, size[1] * ratio, (bottom - top) * ratio] for top, bottom in bands]
     return {
         "tiles": tiles if len(tiles) <= _MAX_TILES else [],
+        "way": "strips",
+        "reason": "exact mode is chosen",
+        "count": 0,
+        "columns": 0,
+        "rows": 0,
         "passes": plan.passes,
         "strips": plan.strips,
-        "store": plan.store,
+        "places": {"device": plan.peak_bytes, "cpu": plan.host_bytes, "disk": plan.file_bytes},
         "peak_bytes": plan.peak_bytes,
-        "file_bytes": plan.file_bytes,
         "cost": 1.0,
-        "arithmetic": plan.arithmetic,
+        "flops": plan.arithmetic,
     }
 
 
@@ -245,16 +250,20 @@ def _blended(
         ]
         whole = plan_of(*size)
     arithmetic = sum(plan.arithmetic * count for plan, count in plans)
+    peak = max(plan.peak_bytes for plan, _ in plans) * question.batch
     return {
+        "way": "tiles",
+        "reason": "blended mode is chosen",
         "tiles": tiles,
         "count": count,
         "columns": len(columns),
         "rows": len(rows),
-        "store": "memory",
-        "peak_bytes": max(plan.peak_bytes for plan, _ in plans) * question.batch,
-        "file_bytes": 0,
+        "passes": count,
+        "strips": 0,
+        "places": {"device": peak, "cpu": 0, "disk": 0},
+        "peak_bytes": peak,
         "cost": arithmetic / whole.arithmetic,
-        "arithmetic": arithmetic * question.batch,
+        "flops": arithmetic * question.batch,
     }
 
 

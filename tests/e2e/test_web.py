@@ -74,7 +74,7 @@ def test_a_round_trip_is_compared(real: FrontEnd) -> None:
             (5, 1, 6, "posterior"),
         ],
     )
-    expect(ui.panel("What this VAE file is")).to_contain_text("16 channels, 1/8")
+    expect(ui.panel("About this VAE file")).to_contain_text("16 channels, 8x downscale")
     run(ui)
     panel = ui.panel("Before and after")
     expect(panel.get_by_role("slider")).to_be_visible(timeout=5 * MINUTES)
@@ -109,7 +109,7 @@ def test_a_long_decode_is_followed_and_cancelled(real: FrontEnd) -> None:
     )
     assert ui.page.request.post(f"{ui.url}/history", data={"clear": True}).ok
     run(ui)
-    panel = ui.panel("Progress of the run").filter(visible=True)
+    panel = ui.panel("Run progress").filter(visible=True)
     expect(panel.first).to_be_visible(timeout=5 * MINUTES)
     expect(panel.first).to_contain_text("Pass")
     panel.first.get_by_role("button", name="Cancel").click()

@@ -10,10 +10,10 @@ import pytest
 from host.browser import FrontEnd
 from playwright.sync_api import expect
 
-INFO, PLAN = "What this VAE file is", "Plan of the run"
+INFO, PLAN = "About this VAE file", "Run plan"
 NODES = [("SeamlessVAELoad", 80, 120), ("SeamlessVAEDecodeTiled", 400, 120)]
-TOAST = "the back end does not answer. Restart"
-PATIENCE = "async (time) => (await import('/extensions/seamless-vae/js/lib/ask.js')).patience.milliseconds = time"
+TOAST = "the server did not answer. If"
+PATIENCE = "async (time) => (await import('/extensions/seamless-vae/js/panels/ask.js')).patience.milliseconds = time"
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def unanswered(ui: FrontEnd) -> Iterator[FrontEnd]:
 
 
 def test_a_question_that_is_never_answered_is_given_up(unanswered: FrontEnd) -> None:
-    expect(unanswered.panel(PLAN)).to_contain_text("Not known: the back end does not answer.")
+    expect(unanswered.panel(PLAN)).to_contain_text("Not available: the server did not answer.")
     unanswered.wait_until_it_says(TOAST, 1)
     unanswered.post("/standin/rule", {})
     unanswered.set(2, "tile_size", 256)
@@ -98,7 +98,7 @@ def test_one_route_that_fails_is_said_once_while_the_other_answers(ui: FrontEnd)
         ui.set(2, "tile_size", size)
         ui.set(1, "vae_name", name)
         expect(ui.panel(INFO)).to_contain_text(family)
-        expect(ui.panel(PLAN)).to_contain_text("Not known")
+        expect(ui.panel(PLAN)).to_contain_text("Not available")
         ui.page.wait_for_timeout(500)
     assert ui.says(TOAST) == 1
 
@@ -110,7 +110,7 @@ def test_a_question_that_is_refused_is_told_in_the_panel(ui: FrontEnd) -> None:
         [("SeamlessVAEEncodeTiled", 420, 100), ("LoadImage", 80, 300), *double, *more],
         [(2, 0, 3, "image"), (3, 0, 4, "image"), (4, 0, 5, "image"), (5, 0, 1, "pixels")],
     )
-    expect(ui.panel(PLAN).get_by_role("alert")).to_contain_text("1048576x1048576 in a batch of 1 is no size")
+    expect(ui.panel(PLAN).get_by_role("alert")).to_contain_text("1048576x1048576 in a batch of 1 is not a valid size")
     assert ui.says(TOAST) == 0
 
 

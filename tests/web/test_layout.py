@@ -68,8 +68,8 @@ def fill(ui: FrontEnd, width: float | None) -> None:
         ui.executed(node, **output)
     status = {"done": 999, "total": 1000, "pass": 34, "passes": 35, "memory": 9.9e9, "seconds_left": 3599}
     ui.send("seamless_vae.status", node="2", **status)
-    expect(ui.panel("Progress of the run").filter(has_text="99 %")).to_be_visible()
-    expect(ui.panel("Plan of the run")).to_contain_text("Strips")
+    expect(ui.panel("Run progress").filter(has_text="99 %")).to_be_visible()
+    expect(ui.panel("Run plan")).to_contain_text("Strips")
     if width is not None:
         ui.js("(width) => { for (const node of app.canvas.graph.nodes) node.setSize([width, node.size[1]]) }", width)
     ui.page.wait_for_timeout(700)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from host.browser import FrontEnd
 from PIL import Image
 from playwright.sync_api import Locator, expect
 
-PANEL = "Plan of the run"
+PANEL = "Run plan"
 TILED = ("SeamlessVAEDecodeTiled", 420, 120)
 
 
@@ -32,6 +33,11 @@ def asked(ui: FrontEnd) -> list[dict[str, Any]]:
     return [json.loads(body) for _, _, body in ui.requests("/seamless_vae/plan")]
 
 
+def test_what_matters_is_said_first(ui: FrontEnd) -> None:
+    names = decode_graph(ui).locator("dt")
+    assert names.all_text_contents() == ["Memory", "Offload", "Strips", "Compute"]
+
+
 def test_strips_follow_the_widgets(ui: FrontEnd) -> None:
     panel = decode_graph(ui)
     expect(panel).to_contain_text("2048 x 1024 from")
@@ -42,7 +48,8 @@ def test_strips_follow_the_widgets(ui: FrontEnd) -> None:
     ui.set(2, "height", 512)  # upstream
     expect(tiles).to_have_count(2)
     expect(panel).to_contain_text("2048 x 512 from")
-    expect(row(panel, "Cost")).to_have_text("that of an untiled run")
+    expect(row(panel, "Compute")).to_contain_text("FLOPs, same as untiled")
+    expect(panel).to_contain_text("In strips, because")
 
 
 def test_blended_tiles_are_counted_and_cost_more(ui: FrontEnd) -> None:
@@ -50,16 +57,16 @@ def test_blended_tiles_are_counted_and_cost_more(ui: FrontEnd) -> None:
     ui.choose(3, "mode", "blended")
     expect(row(panel, "Tiles")).to_have_text("18 (6 x 3)")
     expect(panel.locator(".seamless-tile")).to_have_count(18)
-    expect(row(panel, "Cost")).to_contain_text("x an untiled run")
+    expect(row(panel, "Compute")).to_have_text(re.compile(r"^[\d.]+\sTFLOPs, 1\.\d\dx untiled$"))
+    expect(panel).to_contain_text("In blended tiles, because")
 
 
-def test_a_budget_moves_maps_to_a_file(ui: FrontEnd) -> None:
+def test_a_budget_offloads_to_disk(ui: FrontEnd) -> None:
     panel = decode_graph(ui)
-    expect(row(panel, "Store")).to_have_text("memory")
+    expect(row(panel, "Offload")).to_have_text("none")
     ui.set(3, "memory_budget", 0.2)
-    expect(row(panel, "Store")).to_have_text("memory + file")
-    expect(row(panel, "File")).to_contain_text("iB")
-    expect(row(panel, "Memory")).to_contain_text("MiB")
+    expect(row(panel, "Offload to disk")).to_have_text(re.compile(r"^[\d.]+\s[MG]iB$"))
+    expect(row(panel, "Memory")).to_have_text(re.compile(r"^(\d\d|1\d\d|20[0-5])\sMiB, [\d.]+\s[MG]iB free$"))
     ui.set(1, "vae_name", "sd15.safetensors [checkpoint]")
     ui.set(3, "memory_budget", 0.05)
     expect(panel.get_by_role("alert")).to_contain_text("memory budget is too small")
@@ -113,16 +120,16 @@ def test_blended_circular_tiles_are_refused_and_can_be_mended(ui: FrontEnd) -> N
             [(2, 0, 3, "latent_image"), (3, 0, 4, "samples"), (4, 0, 1, "pixels")],
             "640 x 512 from",
         ),
-        ([], [], "1024 x 1024 assumed"),
+        ([], [], "Assuming 1024 x 1024"),
         (
             [("LoadImage", 80, 300), ("ImageScale", 80, 600, {"width": 0, "height": 320})],
             [(2, 0, 3, "image"), (3, 0, 1, "pixels")],
-            "1024 x 1024 assumed",
+            "Assuming 1024 x 1024",
         ),
         (
             [("LoadImage", 80, 300), ("ImageUpscaleWithModel", 80, 600)],
             [(2, 0, 3, "image"), (3, 0, 1, "pixels")],
-            "1024 x 1024 assumed",
+            "Assuming 1024 x 1024",
         ),
     ],
     ids=["file", "factor", "size", "through a sampler", "nothing", "proportional", "by a model"],
@@ -139,17 +146,17 @@ def test_the_vae_comes_from_upstream(ui: FrontEnd) -> None:
     )
     expect(ui.panel(PANEL)).to_contain_text("Strips")
     assert asked(ui)[-1]["name"] == "sd15.safetensors [checkpoint]"
-    assert not ui.panel(PANEL).get_by_text("VAE assumed").count()
+    assert not ui.panel(PANEL).get_by_text("Assuming Stable Diffusion").count()
     ui.js("app.canvas.graph.getNodeById(3).connect(0, app.canvas.graph.getNodeById(1), 1)")
     ui.page.wait_for_timeout(700)
     assert asked(ui)[-1]["name"] == "flux1.safetensors"
     ui.js("app.canvas.graph.getNodeById(3).mode = 2")  # muted: it gives nothing
-    expect(ui.panel(PANEL)).to_contain_text("VAE assumed")
+    expect(ui.panel(PANEL)).to_contain_text("Assuming Stable Diffusion")
 
 
 def test_the_last_run_tells_the_size(ui: FrontEnd) -> None:
     ui.graph([TILED, ("PreviewImage", 800, 120)], [(1, 0, 2, "images")])
-    expect(ui.panel(PANEL)).to_contain_text("1024 x 1024 assumed")
+    expect(ui.panel(PANEL)).to_contain_text("Assuming 1024 x 1024")
     image = {"filename": "photo.png", "subfolder": "", "type": "input"}
     ui.executed(2, images=[image])
     expect(ui.panel(PANEL)).to_contain_text("96 x 64 from the last run")
@@ -169,7 +176,7 @@ def test_a_image_written_anew_is_measured_anew(ui: FrontEnd, data: Path) -> None
 
 def test_a_plan_of_an_earlier_question_is_dimmed(ui: FrontEnd) -> None:
     panel = decode_graph(ui).locator(".seamless-content")
-    opacity = "Number(getComputedStyle(document.querySelector('[aria-label=\"Plan of the run\"] > div')).opacity)"
+    opacity = "Number(getComputedStyle(document.querySelector('[aria-label=\"Run plan\"] > div')).opacity)"
     assert ui.js(opacity) == 1
     ui.rule("/seamless_vae/plan", delay=3)
     ui.set(3, "tile_size", 512)

@@ -7,7 +7,7 @@ from typing import Any
 from host.browser import FrontEnd
 from playwright.sync_api import expect
 
-TO_SEAMLESS, TO_CORE = "Replace VAE nodes by Seamless VAE", "Replace Seamless VAE by core VAE nodes"
+TO_SEAMLESS, TO_CORE = "Replace VAE nodes with Seamless VAE", "Replace Seamless VAE with core VAE nodes"
 NODES = [
     ("VAELoader", 80, 120, {"vae_name": "sdxl.safetensors"}),
     ("EmptyLatentImage", 80, 300),
@@ -85,7 +85,7 @@ def test_there_and_back_and_undone(ui: FrontEnd) -> None:
     assert ui.js(f"[{decode}.title, {decode}.mode]") == ["My decode", 4]
 
     # Were the node's size another once its panel has answered, that would be the step that is undone.
-    expect(ui.panel("What this VAE file is")).to_contain_text("SDXL")
+    expect(ui.panel("About this VAE file")).to_contain_text("SDXL")
     ui.page.mouse.click(300, 600)  # elsewhere, or it is a double click
     ui.page.wait_for_function("document.activeElement?.tagName === 'CANVAS'")
     ui.page.keyboard.press("ControlOrMeta+z")
@@ -114,12 +114,12 @@ def test_one_node_from_its_own_menu(ui: FrontEnd) -> None:
     ui.graph(NODES, LINKS)
     if ui.vue:
         ui.page.locator('[data-node-id="4"] .lg-node-header').click(button="right")
-        ui.page.get_by_text("Replace by Seamless VAE", exact=True).click()
+        ui.page.get_by_text("Replace with Seamless VAE", exact=True).click()
     else:
         x, y = ui.js(TITLE_OF, 4)
         ui.page.mouse.click(x, y, button="right")
         menu = ui.page.locator(".litecontextmenu .litemenu-entry")
-        menu.get_by_text("Replace by Seamless VAE", exact=True).click()
+        menu.get_by_text("Replace with Seamless VAE", exact=True).click()
     ui.page.wait_for_function("app.canvas.graph.nodes.some((node) => node.type === 'SeamlessVAEEncode')")
     assert [kind for kind in graph(ui)["types"] if kind.startswith("Seamless")] == ["SeamlessVAEEncode"]
 

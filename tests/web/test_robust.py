@@ -11,13 +11,13 @@ from playwright.sync_api import Route, expect
 
 ROOT = Path(__file__).resolve().parents[2]
 NODES = [("SeamlessVAELoad", 80, 120), ("SeamlessVAEDecodeTiled", 400, 120), ("SeamlessVAEEncodeTiled", 720, 120)]
-TOAST = "the back end does not answer. Restart"
+TOAST = "the server did not answer. If"
 
 
 def test_a_failed_route_is_said_once(ui: FrontEnd) -> None:
     ui.rule("/seamless_vae/", status=500)
     ui.graph(NODES, [(1, 0, 2, "vae")])
-    expect(ui.page.get_by_text("Not known: the back end does not answer.")).to_have_count(3)
+    expect(ui.page.get_by_text("Not available: the server did not answer.")).to_have_count(3)
     ui.set(2, "tile_size", 256)
     ui.set(1, "vae_name", "sdxl.safetensors")
     ui.page.wait_for_timeout(800)
@@ -25,19 +25,19 @@ def test_a_failed_route_is_said_once(ui: FrontEnd) -> None:
     ui.post("/standin/rule", {})
     ui.set(2, "tile_size", 512)
     ui.set(1, "vae_name", "demo")
-    expect(ui.panel("What this VAE file is")).to_contain_text("16 channels")
-    expect(ui.panel("Plan of the run").first).to_contain_text("Strips")
+    expect(ui.panel("About this VAE file")).to_contain_text("16 channels")
+    expect(ui.panel("Run plan").first).to_contain_text("Strips")
     # The browser itself writes failed requests to the console; nothing else may be there.
     ui.forgive_failed_requests()
 
 
 def test_a_missing_back_end_leaves_the_graph_usable(ui: FrontEnd) -> None:
     ui.graph(NODES)
-    expect(ui.panel("What this VAE file is")).to_contain_text("channels")
+    expect(ui.panel("About this VAE file")).to_contain_text("channels")
     ui.page.route("**/seamless_vae/**", lambda route: route.abort())
     try:
         ui.set(1, "vae_name", "sdxl.safetensors")
-        expect(ui.panel("What this VAE file is")).to_contain_text("Not known")
+        expect(ui.panel("About this VAE file")).to_contain_text("Not available")
         ui.graph([("VAEDecode", 100, 120)])
         assert ui.js("app.canvas.graph.nodes.length") == 1
     finally:
@@ -66,11 +66,11 @@ def test_nodes_and_widgets_that_were_renamed_leave_the_graph_usable(ui: FrontEnd
     try:
         ui.load()
         ui.js("async (saved) => app.loadGraphData(saved, true, false)", saved)
-        expect(ui.panel("What this VAE file is")).to_contain_text("Not known before the run.")
-        expect(ui.panel("Plan of the run").first).to_contain_text("Strips")
+        expect(ui.panel("About this VAE file")).to_contain_text("Not known until the workflow runs.")
+        expect(ui.panel("Run plan").first).to_contain_text("Strips")
         ui.page.keyboard.press("Escape")  # the host's own list of nodes that are missing
         ui.js("app.canvas.graph.remove(app.canvas.graph.getNodeById(2))")
-        expect(ui.panel("Plan of the run")).to_have_count(1)
+        expect(ui.panel("Run plan")).to_have_count(1)
     finally:
         ui.page.unroute("**/object_info")
         # The host's own warning of the node that is missing is meant.
@@ -81,9 +81,9 @@ def test_nodes_and_widgets_that_were_renamed_leave_the_graph_usable(ui: FrontEnd
 
 def test_a_node_of_another_pack_that_fails_stops_nothing_else(ui: FrontEnd) -> None:
     ui.graph([("LoadImage", 80, 300), ("SeamlessVAEEncodeTiled", 420, 120)], [(1, 0, 2, "pixels")])
-    expect(ui.panel("Plan of the run")).to_contain_text("96 x 64")
+    expect(ui.panel("Run plan")).to_contain_text("96 x 64")
     ui.js("() => { app.canvas.graph.getNodeById(2).getInputNode = () => { throw new Error('of another pack') } }")
-    expect(ui.page.get_by_text("cannot tell what comes before a node").last).to_be_visible()
+    expect(ui.page.get_by_text("could not follow the links before a node").last).to_be_visible()
     ui.js(
         """() => {
             const node = LiteGraph.createNode('SeamlessVAELoad')
@@ -91,8 +91,8 @@ def test_a_node_of_another_pack_that_fails_stops_nothing_else(ui: FrontEnd) -> N
             app.canvas.graph.add(node)
         }"""
     )
-    expect(ui.panel("What this VAE file is")).to_contain_text("16 channels")
-    assert ui.says("cannot tell what comes before a node") == 1
+    expect(ui.panel("About this VAE file")).to_contain_text("16 channels")
+    assert ui.says("could not follow the links before a node") == 1
 
 
 def test_panels_are_not_saved(ui: FrontEnd) -> None:
@@ -107,11 +107,11 @@ def test_panels_are_not_saved(ui: FrontEnd) -> None:
 def test_a_graph_is_opened_again_with_its_values(ui: FrontEnd) -> None:
     ui.graph([(*NODES[1], {"tile_size": 320, "mode": "blended"}), ("SeamlessVAERoundTrip", 720, 120)])
     ui.js("app.canvas.graph.getNodeById(1).title = 'Renamed'")
-    expect(ui.panel("Plan of the run")).to_contain_text("Tiles")
+    expect(ui.panel("Run plan")).to_contain_text("Tiles")
     ui.js("async () => app.loadGraphData(app.canvas.graph.serialize(), true, false)")
     values = "app.canvas.graph.getNodeById(1).widgets.filter((w) => w.serialize !== false).map((w) => w.value)"
     assert ui.js(values) == [True, "blended", 320, 128, 0, "none"]
-    expect(ui.panel("Plan of the run")).to_contain_text("Tiles")
+    expect(ui.panel("Run plan")).to_contain_text("Tiles")
     assert ui.js("app.canvas.graph.getNodeById(1).title") == "Renamed"
 
 
@@ -138,20 +138,20 @@ def test_what_a_panel_adds_to_a_node_is_neither_saved_nor_a_step_to_undo(ui: Fro
     ui.js("app.canvas.graph.getNodeById(1).setSize([250, app.canvas.graph.getNodeById(1).size[1]])")
     ui.js(reopen)
     before = ui.js(saved)
-    expect(ui.panel("Plan of the run")).to_contain_text("Strips")
+    expect(ui.panel("Run plan")).to_contain_text("Strips")
     if not ui.vue:  # which lays out by itself
         ui.page.wait_for_function(f"(height) => {live}[0][1] > height", arg=before[0][1])
     assert ui.js(saved) == before
     status = {"done": 1, "total": 2, "pass": 1, "passes": 2, "memory": None, "seconds_left": None}
     ui.send("seamless_vae.status", node="1", **status)
-    expect(ui.panel("Progress of the run")).to_be_visible()
+    expect(ui.panel("Run progress")).to_be_visible()
     assert ui.js(saved) == before
     ui.send("execution_success", prompt_id="p")
-    expect(ui.panel("Progress of the run")).not_to_be_visible()
+    expect(ui.panel("Run progress")).not_to_be_visible()
     assert ui.js(saved) == before
     grown = ui.js(live)
     ui.js(reopen)
-    expect(ui.panel("Plan of the run")).to_contain_text("Strips")
+    expect(ui.panel("Run plan")).to_contain_text("Strips")
     ui.page.wait_for_function(f"(sizes) => JSON.stringify({live}) === JSON.stringify(sizes)", arg=grown)
     assert ui.js(saved) == before
 
@@ -161,14 +161,14 @@ def test_a_new_node_has_its_size_at_once(ui: FrontEnd) -> None:
     ui.graph([(name, 60 + 300 * index, 120) for index, name in enumerate(names)])
     sizes = "app.canvas.graph.serialize().nodes.map((node) => node.size)"
     before = ui.js(sizes)
-    expect(ui.panel("What this VAE file is")).to_contain_text("16 channels")
+    expect(ui.panel("About this VAE file")).to_contain_text("16 channels")
     ui.page.wait_for_timeout(300)  # some frames
     assert ui.js(sizes) == before
 
 
 def test_copied_and_removed_nodes_have_panels_of_their_own(ui: FrontEnd) -> None:
     ui.graph([("SeamlessVAELoad", 80, 150)])
-    expect(ui.panel("What this VAE file is")).to_contain_text("16 channels")
+    expect(ui.panel("About this VAE file")).to_contain_text("16 channels")
     ui.js(
         """() => {
             const node = app.canvas.graph.getNodeById(1)
@@ -178,7 +178,7 @@ def test_copied_and_removed_nodes_have_panels_of_their_own(ui: FrontEnd) -> None
             copy.widgets[0].value = 'sdxl.safetensors'
         }"""
     )
-    panels = ui.panel("What this VAE file is")
+    panels = ui.panel("About this VAE file")
     expect(panels.nth(1)).to_contain_text("SDXL")
     expect(panels.first).to_contain_text("16 channels")
     ui.js("app.canvas.graph.remove(app.canvas.graph.getNodeById(1))")

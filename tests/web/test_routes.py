@@ -92,8 +92,8 @@ def test_an_exact_plan_is_the_planners_own(url: str) -> None:
     expected = vae_core.plan_decode(model, (1, 4, 64, 128), memory_budget=2**28, device="cpu", dtype=torch.float32)
     found = plan(url, name=None, width=1024, height=512, memory_budget=0.25)
     assert found["assumed_vae"] is True
-    assert (found["passes"], found["arithmetic"]) == (expected.passes, expected.arithmetic)
-    assert found["file_bytes"] > 0 and found["peak_bytes"] <= 2**28 * 1.01
+    assert (found["passes"], found["flops"]) == (expected.passes, expected.arithmetic)
+    assert found["places"]["disk"] > 0 and found["peak_bytes"] <= 2**28 * 1.01
     assert found["cost"] == 1.0 and found["tiles"] == []
 
 
@@ -127,7 +127,7 @@ def test_more_tiles_than_could_be_listed(url: str) -> None:
 
 def test_more_images_take_more(url: str) -> None:
     one, four = (plan(url, width=512, height=512, batch=batch) for batch in (1, 4))
-    assert four["arithmetic"] == 4 * one["arithmetic"]
+    assert four["flops"] == 4 * one["flops"]
 
 
 @pytest.mark.parametrize(

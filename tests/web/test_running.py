@@ -6,7 +6,7 @@ import pytest
 from host.browser import FrontEnd
 from playwright.sync_api import Locator, expect
 
-PANEL = "Progress of the run"
+PANEL = "Run progress"
 STATUS = {"done": 300, "total": 1000, "pass": 12, "passes": 35, "memory": 1.5 * 2**30, "seconds_left": 75.2}
 
 

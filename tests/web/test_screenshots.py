@@ -59,30 +59,39 @@ BROKEN = {
 EXACT = {
     "problem": None,
     "assumed_vae": False,
+    "ratio": 8,
     "width": 2048,
     "height": 1536,
+    "device": "cuda:0",
+    "way": "strips",
+    "reason": "it does not fit into the device's memory whole",
     "tiles": [],
+    "count": 0,
+    "columns": 0,
+    "rows": 0,
     "passes": 35,
     "strips": 420,
-    "store": "memory and file",
+    "places": {"device": 2**30, "cpu": 2.5 * 2**30, "disk": 640 * 2**20},
     "peak_bytes": 1.5 * 2**30,
-    "file_bytes": 640 * 2**20,
     "free_bytes": 12.25 * 2**30,
     "cost": 1.0,
+    "flops": 31.4e12,
 }
 BLENDED = {
     **EXACT,
     "assumed_vae": True,
+    "way": "tiles",
+    "reason": "blended tiles are asked for",
     "tiles": [[x, y, 768, 768] for y in (0, 640, 768) for x in (0, 640, 1280)],
     "count": 9,
     "columns": 3,
     "rows": 3,
-    "passes": None,
-    "strips": None,
-    "store": "memory",
-    "file_bytes": 0,
+    "passes": 9,
+    "strips": 0,
+    "places": {"device": 13.5 * 2**30, "cpu": 0, "disk": 0},
     "peak_bytes": 13.5 * 2**30,
     "cost": 1.69,
+    "flops": 53e12,
 }
 REPORT = """SDXL, 83.7 M weights, float32, cpu
 4 latent channels at 1/8
@@ -92,26 +101,26 @@ a decode of 1 image of 1024x1024: 10.47 TFLOP
 STATUS = {"done": 340, "total": 1000, "pass": 12, "passes": 35, "memory": 1.5 * 2**30, "seconds_left": 75}
 
 
-def pictures(name: str) -> list[dict[str, str]]:
+def images(name: str) -> list[dict[str, str]]:
     return [{"filename": f"{name}{index}.png", "subfolder": "", "type": "temp"} for index in range(3)]
 
 
 # Of each case: the node, its panel, the back end's answers, what the node gives out, and a text that tells it is there.
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], str]] = {
-    "info": ("SeamlessVAELoad", "What this VAE file is", {"info": INFO}, {}, "0.3611"),
-    "info-broken": ("SeamlessVAELoad", "What this VAE file is", {"info": BROKEN}, {}, "a text encoder"),
-    "plan-exact": ("SeamlessVAEDecodeTiled", "Plan of the run", {"plan": EXACT}, {}, "35 passes"),
-    "plan-blended": ("SeamlessVAEEncodeTiled", "Plan of the run", {"plan": BLENDED}, {}, "9 (3 x 3)"),
+    "info": ("SeamlessVAELoad", "About this VAE file", {"info": INFO}, {}, "0.3611"),
+    "info-broken": ("SeamlessVAELoad", "About this VAE file", {"info": BROKEN}, {}, "a text encoder"),
+    "plan-exact": ("SeamlessVAEDecodeTiled", "Run plan", {"plan": EXACT}, {}, "In strips, because"),
+    "plan-blended": ("SeamlessVAEEncodeTiled", "Run plan", {"plan": BLENDED}, {}, "9 (3 x 3)"),
     "compare": (
         "SeamlessVAERoundTrip",
         "Before and after",
         {},
-        {"images": pictures("looks"), "text": ["PSNR 31.20 dB, SSIM 0.9312"]},
+        {"images": images("looks"), "text": ["PSNR 31.20 dB, SSIM 0.9312"]},
         "PSNR",
     ),
-    "posterior": ("SeamlessPosteriorPreview", "Posterior", {}, {"images": pictures("looks")}, "1 / 3"),
+    "posterior": ("SeamlessPosteriorPreview", "Posterior", {}, {"images": images("looks")}, "1 / 3"),
     "report": ("SeamlessVAEInspect", "Report", {}, {"text": [REPORT]}, "TFLOP"),
-    "running": ("SeamlessVAEDecode", "Progress of the run", {}, {}, "34 %"),
+    "running": ("SeamlessVAEDecode", "Run progress", {}, {}, "34 %"),
 }
 
 

@@ -85,7 +85,7 @@ def test_the_settings_are_in_the_dialog(fresh: FrontEnd) -> None:
     ui.js("app.extensionManager.command.execute('Comfy.ShowSettingsDialog')")
     dialog = ui.page.get_by_role("dialog").first
     dialog.get_by_text("Seamless VAE", exact=True).first.click()
-    for name in ("Mode of new tiled nodes", "Memory budget of new tiled nodes (GiB)", "Show previews in the nodes"):
+    for name in ("Mode of new tiled nodes", "Memory budget of new tiled nodes (GiB)", "Show panels in nodes"):
         expect(dialog.get_by_text(name, exact=True)).to_be_visible()
     ui.page.keyboard.press("Escape")
 
@@ -115,7 +115,7 @@ def test_a_language_that_is_none_is_passed_over(ui: FrontEnd) -> None:
     ui.load(**{"Comfy.Locale": "xx_"})
     try:
         ui.graph([("SeamlessVAELoad", 80, 150)])
-        expect(ui.panel("What this VAE file is")).to_contain_text("MiB")
+        expect(ui.panel("About this VAE file")).to_contain_text("MiB")
     finally:
         ui.complaints[:] = [each for each in ui.complaints if "seamless" in each.lower()]
         ui.check()
@@ -142,8 +142,9 @@ def test_both_languages_have_the_same_texts(name: str) -> None:
 
 
 def test_the_english_texts_are_those_of_the_modules(ui: FrontEnd) -> None:
-    texts = ui.js("async () => (await import('/extensions/seamless-vae/js/lib/text.js')).ENGLISH")
+    texts = ui.js("async () => (await import('/extensions/seamless-vae/js/ui/english.js')).ENGLISH")
     assert texts == json.loads((ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["seamlessVae"]
     used = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "web" / "js").rglob("*.js"))
     for key in texts:
-        assert key.startswith("store.") or len(re.findall(rf"\b{re.escape(key)}\b", used)) > 1, f"{key} is not used"
+        uses = re.findall(rf"\b{re.escape(key)}\b", used)
+        assert key.startswith("way.") or len(uses) > 1, f"{key} is not used"

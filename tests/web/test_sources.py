@@ -10,7 +10,7 @@ import pytest
 from host.browser import FrontEnd
 from playwright.sync_api import expect
 
-PANEL = "Plan of the run"
+PANEL = "Run plan"
 NODES = [
     ("SeamlessVAELoad", 80, 120, {"vae_name": "sdxl.safetensors"}),
     ("EmptyLatentImage", 80, 450, {"width": 2048, "height": 1024}),
@@ -49,7 +49,7 @@ def asked(ui: FrontEnd) -> dict[str, Any]:
     return json.loads(ui.requests("/seamless_vae/plan")[-1][2])
 
 
-@pytest.mark.parametrize("widget, size", [("value", "640 x 1024 from"), ("sum", "1024 x 1024 assumed")])
+@pytest.mark.parametrize("widget, size", [("value", "640 x 1024 from"), ("sum", "Assuming 1024 x 1024")])
 def test_a_linked_width_is_that_of_the_other_node_or_not_known(ui: FrontEnd, widget: str, size: str) -> None:
     ui.js(NUMBER, [f"test/{widget}", widget])
     ui.graph([*NODES, (f"test/{widget}", 80, 700)], LINKS)
@@ -69,7 +69,7 @@ def test_a_linked_tile_size_is_that_of_the_other_node_or_told_as_assumed(
 ) -> None:
     ui.js(NUMBER, [f"test/{widget}", widget])
     ui.graph([*NODES, (f"test/{widget}", 80, 700)], [*LINKS, (4, 0, 3, "tile_size")])
-    note = ui.panel(PANEL).get_by_text("The usual tile_size assumed")
+    note = ui.panel(PANEL).get_by_text("Assuming the default tile_size")
     if value:
         expect(ui.panel(PANEL).locator(".seamless-tile")).to_have_count(2)
     expect(note).to_have_count(0 if value else 1)
@@ -125,4 +125,4 @@ def test_a_subgraph_that_is_used_twice_has_no_single_answer(ui: FrontEnd) -> Non
         subgraph,
     )
     ui.js(ENTER)
-    expect(ui.panel(PANEL).filter(visible=True)).to_contain_text("1024 x 1024 assumed")
+    expect(ui.panel(PANEL).filter(visible=True)).to_contain_text("Assuming 1024 x 1024")

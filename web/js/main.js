@@ -1,41 +1,21 @@
 // Seamless VAE in the front end. Everything is wired up here; the other modules only define.
-import { addStyle } from './lib/dom.js'
-import { app, chain } from './lib/host.js'
-import { loadTexts } from './lib/text.js'
-import { renew } from './lib/watch.js'
-import { addToOldMenus, canvasItems, commands, nodeItems } from './menus.js'
-import { addCompare } from './panels/compare.js'
-import { addInspect } from './panels/inspect.js'
-import { addPlan } from './panels/plan.js'
-import { addPosterior } from './panels/posterior.js'
+import { chain } from './graph/node.js'
+import { onFault, renew } from './graph/watch.js'
+import { api, app, setting, toastOnce } from './host/front_end.js'
+import { renewWithRuns } from './host/images.js'
+import { addToOldMenus } from './host/menus.js'
+import { ENDS, on } from './host/runs.js'
+import { canvasItems, commands, nodeItems } from './menus.js'
+import { NODES } from './nodes.js'
 import { addRunning, showRuns } from './panels/running.js'
-import { addVaeInfo } from './panels/vae_info.js'
 import { makeSettings, panelsShown, setDefaults } from './settings.js'
+import { addStyle } from './ui/dom.js'
+import { t, useLanguage, useTexts } from './ui/text.js'
 
 /**
- * @typedef {import('./lib/host.js').LGraphNode} LGraphNode
- * @typedef {import('./lib/panel.js').Panel} Panel
+ * @import { Extension } from './host/types'
+ * @import { Panel } from './panels/panel.js'
  */
-
-/** @type {Record<string, (node: LGraphNode) => Panel>} */
-const PANELS = {
-  SeamlessVAELoad: addVaeInfo,
-  SeamlessVAEEncodeTiled: (node) => addPlan(node, 'encode'),
-  SeamlessVAEDecodeTiled: (node) => addPlan(node, 'decode'),
-  SeamlessVAERoundTrip: addCompare,
-  SeamlessPosteriorPreview: addPosterior,
-  SeamlessVAEInspect: addInspect
-}
-const LONG = new Set([
-  'SeamlessVAEEncode',
-  'SeamlessVAEDecode',
-  'SeamlessVAEEncodeTiled',
-  'SeamlessVAEDecodeTiled',
-  'SeamlessVAESwap',
-  'SeamlessVAEInpaintEncode',
-  'SeamlessVAERoundTrip'
-])
-const WITH_DEFAULTS = new Set(['SeamlessVAEEncodeTiled', 'SeamlessVAEDecodeTiled'])
 
 /** Of nodes that are in a graph. @type {Set<Panel>} */
 const panels = new Set()
@@ -45,22 +25,30 @@ function showPanels(shown) {
   for (const panel of panels) panel.show(shown)
 }
 
+async function loadTexts() {
+  useTexts(await api.getCustomNodesI18n().catch(() => ({}))) // English remains
+}
+
 app.registerExtension({
   name: 'SeamlessVAE',
-  settings: /** @type {any} */ (makeSettings(showPanels)),
+  settings: /** @type {Extension['settings']} */ (makeSettings(showPanels)),
   commands,
   getCanvasMenuItems: canvasItems,
   getNodeMenuItems: nodeItems,
   refreshComboInNodes: renew, // files may have come and gone
   async init() {
-    addToOldMenus()
+    useLanguage(() => String(setting('Comfy.Locale', 'en')))
+    onFault((error) => toastOnce('watch', t('followFailed'), String(error)))
+    for (const name of ENDS) on(name, renew) // a run changes what is free, and may write files
+    renewWithRuns()
+    addToOldMenus(canvasItems, nodeItems)
     showRuns()
-    await Promise.all([addStyle(), loadTexts().catch(() => {})]) // English remains
+    await Promise.all([addStyle(), loadTexts()])
   },
   nodeCreated(node) {
-    const type = String(node.comfyClass ?? node.type)
-    if (WITH_DEFAULTS.has(type)) setDefaults(node)
-    const panel = PANELS[type]?.(node)
+    const { panel: addPanel, progress, defaults } = NODES[String(node.comfyClass ?? node.type)] ?? {}
+    if (defaults) setDefaults(node)
+    const panel = addPanel?.(node)
     if (panel) {
       panel.show(panelsShown())
       chain(node, 'onAdded', () => {
@@ -69,6 +57,6 @@ app.registerExtension({
       })
       chain(node, 'onRemoved', () => panels.delete(panel))
     }
-    if (LONG.has(type)) addRunning(node)
+    if (progress) addRunning(node)
   }
 })

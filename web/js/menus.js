@@ -1,38 +1,48 @@
-// What can be done from menus and commands: replace VAE nodes, all of a graph's or the chosen ones.
-import { app, toast } from './lib/host.js'
-import { replaceNodes, TO_CORE, TO_SEAMLESS } from './lib/replace.js'
-import { t } from './lib/text.js'
+// What can be done from menus and commands: replace VAE nodes, all of a graph's or the selected ones.
+import { replaceNodes } from './graph/replace.js'
+import { app, createNode, toast } from './host/front_end.js'
+import { NODES } from './nodes.js'
+import { t } from './ui/text.js'
 
 /**
- * @typedef {import('./lib/host.js').LGraphNode} LGraphNode
- * @typedef {import('./lib/replace.js').Target} Target
+ * @import { Target } from './graph/replace.js'
+ * @import { Command, GraphNode, MenuItem } from './host/types'
+ * @typedef {Record<string, Target>} Table by the type of the node that is replaced
  */
 
+const pairs = Object.entries(NODES).flatMap(([own, { core, values }]) => (core ? [{ own, core, values }] : []))
+/** @type {Table} */
+const toSeamless = Object.fromEntries(pairs.map(({ own, core, values }) => [core, { to: own, values }]))
+/** @type {Table} */
+const toCore = Object.fromEntries(pairs.map(({ own, core }) => [own, { to: core }]))
+
 const DIRECTIONS = [
-  { table: TO_SEAMLESS, all: 'toSeamless', one: 'thisToSeamless', id: 'SeamlessVAE.ToSeamless' },
-  { table: TO_CORE, all: 'toCore', one: 'thisToCore', id: 'SeamlessVAE.ToCore' }
+  { table: toSeamless, all: 'toSeamless', one: 'thisToSeamless', id: 'SeamlessVAE.ToSeamless' },
+  { table: toCore, all: 'toCore', one: 'thisToCore', id: 'SeamlessVAE.ToCore' }
 ]
 
 /**
- * @param {LGraphNode[]} nodes
- * @param {Record<string, Target>} table
+ * @param {GraphNode[]} nodes
+ * @param {Table} table
  */
 function replace(nodes, table) {
-  const { replaced, left, dropped } = replaceNodes(nodes, table)
+  const { replaced, left, dropped } = replaceNodes(app.canvas, nodes, table, createNode)
+  const reasons = left.map(({ key, values }) => t(key, values)).join(', ')
   const details = [
-    left.length ? t('notReplaced', { reasons: left.join(', ') }) : '',
+    reasons && t('notReplaced', { reasons }),
     dropped.length ? t('dropped', { settings: dropped.join(', ') }) : ''
   ].filter(Boolean)
   const summary = replaced || left.length ? t('replaced', { count: replaced }) : t('nothingToReplace')
   toast(details.length ? 'warn' : replaced ? 'success' : 'info', summary, details.join('\n') || undefined)
 }
 
-/** The nodes that are chosen, or else all of the graph in view. */
+/** The nodes that are selected, or else all of the graph in view. */
 function nodesInView() {
-  const chosen = Object.values(app.canvas.selected_nodes ?? {})
-  return /** @type {LGraphNode[]} */ (chosen.length ? chosen : [...(app.canvas.graph?.nodes ?? [])])
+  const selected = Object.values(app.canvas.selected_nodes ?? {})
+  return selected.length ? selected : [...(app.canvas.graph?.nodes ?? [])]
 }
 
+/** @type {Command[]} */
 export const commands = DIRECTIONS.map(({ id, table, all }) => ({
   id,
   icon: 'pi pi-sync',
@@ -40,7 +50,10 @@ export const commands = DIRECTIONS.map(({ id, table, all }) => ({
   function: () => replace(nodesInView(), table)
 }))
 
-/** For the menu of the empty canvas. */
+/**
+ * For the menu of the empty canvas.
+ * @returns {MenuItem[]}
+ */
 export function canvasItems() {
   return DIRECTIONS.filter(({ table }) => nodesInView().some((node) => table[String(node.type)])).map(
     ({ table, all }) => ({ content: t(all), callback: () => replace(nodesInView(), table) })
@@ -49,27 +62,12 @@ export function canvasItems() {
 
 /**
  * For the menu of a node.
- * @param {LGraphNode} node
+ * @param {GraphNode} node
+ * @returns {MenuItem[]}
  */
 export function nodeItems(node) {
   return DIRECTIONS.filter(({ table }) => table[String(node.type)]).map(({ table, one }) => ({
     content: t(one),
     callback: () => replace([node], table)
   }))
-}
-
-/** Front ends that do not ask extensions for their items take them in the older ways. */
-export function addToOldMenus() {
-  if (typeof (/** @type {any} */ (app).collectCanvasMenuItems) === 'function') return
-  const { LGraphCanvas } = /** @type {any} */ (window)
-  const canvasOptions = LGraphCanvas.prototype.getCanvasMenuOptions
-  LGraphCanvas.prototype.getCanvasMenuOptions = function (/** @type {any[]} */ ...args) {
-    const items = canvasItems()
-    return [...canvasOptions.apply(this, args), ...(items.length ? [null, ...items] : [])]
-  }
-  const nodeOptions = LGraphCanvas.prototype.getNodeMenuOptions
-  LGraphCanvas.prototype.getNodeMenuOptions = function (/** @type {LGraphNode} */ node) {
-    const items = nodeItems(node)
-    return [...nodeOptions.call(this, node), ...(items.length ? [null, ...items] : [])]
-  }
 }

@@ -1,31 +1,34 @@
 // Seamless VAE Round Trip: the original beside its reconstruction or the heat map of the error.
-import { button, el } from '../lib/dom.js'
-import { addressOf, keepPicturesInPanel, onOutput } from '../lib/outputs.js'
-import { addPager } from '../lib/pager.js'
-import { addPanel } from '../lib/panel.js'
-import { t } from '../lib/text.js'
-import { makeStage } from './stage.js'
+import { addressOf } from '../host/images.js'
+import { keepImagesInPanel, onOutput } from '../host/outputs.js'
+import { button, el, note } from '../ui/dom.js'
+import { addPager } from '../ui/pager.js'
+import { makeStage } from '../ui/stage.js'
+import { t } from '../ui/text.js'
+import { addPanel } from './panel.js'
 
-/** @param {import('../lib/host.js').LGraphNode} node */
+/** @import { File, GraphNode } from '../host/types' */
+
+/** @param {GraphNode} node */
 export function addCompare(node) {
   const panel = addPanel(node, 'seamless_compare', { height: 280, width: 320, fill: true, label: t('comparison') })
-  const empty = el('p', { class: 'seamless-note' }, t('compareEmpty'))
+  const empty = note(t('compareEmpty'))
   const quality = el('p', { class: 'seamless-quality', hidden: true })
   const pixel = el('p', { class: 'seamless-pixel' })
   const stage = makeStage((text) => (pixel.textContent = text))
 
-  /** Originals, then reconstructions, then heat maps. @type {import('../lib/outputs.js').File[]} */
+  /** Originals, then reconstructions, then heat maps. @type {File[]} */
   let files = []
-  let picture = 0
+  let shown = 0
   let showError = false
   const draw = () => {
-    const [original, reconstruction, error] = [0, 1, 2].map((kind) => files[picture + (kind * files.length) / 3])
+    const [original, reconstruction, error] = [0, 1, 2].map((kind) => files[shown + (kind * files.length) / 3])
     const right = showError ? error : reconstruction
     stage.show(addressOf(original), addressOf(right), t(showError ? 'errorMap' : 'after'), addressOf(reconstruction))
     errorButton.setAttribute('aria-pressed', String(showError))
   }
   const pager = addPager((index) => {
-    picture = index
+    shown = index
     draw()
   })
   const errorButton = button(t('errorMap'), () => {
@@ -42,7 +45,7 @@ export function addCompare(node) {
     pager.element
   )
   panel.content.replaceChildren(empty, stage.element, controls, quality, pixel)
-  keepPicturesInPanel(node, panel)
+  keepImagesInPanel(node, panel)
   onOutput(node, ({ images, text }) => {
     if (!images?.length || images.length % 3) return
     files = images

@@ -1,15 +1,15 @@
 // Seamless VAE Inspect: its report as text that can be selected and copied.
-import { button, el } from '../lib/dom.js'
-import { copyText } from '../lib/clipboard.js'
-import { onOutput } from '../lib/outputs.js'
-import { addPanel } from '../lib/panel.js'
-import { t } from '../lib/text.js'
+import { onOutput } from '../host/outputs.js'
+import { el } from '../ui/dom.js'
+import { t } from '../ui/text.js'
+import { copyTextButton } from './copy.js'
+import { addPanel } from './panel.js'
 
-/** @param {import('../lib/host.js').LGraphNode} node */
+/** @param {import('../host/types').GraphNode} node */
 export function addInspect(node) {
   const panel = addPanel(node, 'seamless_report', { height: 190, width: 320, label: t('report') })
   const report = el('pre', { class: 'seamless-report', tabindex: 0, 'data-capture-wheel': 'true' }, t('inspectEmpty'))
-  const copy = button(t('copy'), () => void copyText(report.textContent ?? ''), { hidden: true })
+  const copy = copyTextButton(() => report.textContent ?? '')
   panel.content.replaceChildren(report, el('div', { class: 'seamless-row seamless-end' }, copy))
   onOutput(node, ({ text }) => {
     if (!text?.length) return

@@ -1,72 +1,123 @@
-// The tiled nodes: what a run will do, as the widgets move.
-import { asker } from '../lib/ask.js'
-import { widgetOf } from '../lib/host.js'
-import { addPanel } from '../lib/panel.js'
-import { t } from '../lib/text.js'
-import { valueOf } from '../lib/sources.js'
-import { lastSizeOf, sizeOf, vaeOf } from '../lib/upstream.js'
-import { watch } from '../lib/watch.js'
-import { note, planView } from './plan_view.js'
+// The tiled nodes: what a run will do, as the widgets change.
+import { widgetOf } from '../graph/node.js'
+import { lastSizeOf, sizeOf, vaeOf } from '../graph/sizes.js'
+import { valueOf } from '../graph/sources.js'
+import { watch } from '../graph/watch.js'
+import { outputsOf } from '../host/front_end.js'
+import { sizeOfFile } from '../host/images.js'
+import { el, facts, note, svg, warning } from '../ui/dom.js'
+import { t } from '../ui/text.js'
+import { asker } from './ask.js'
+import { addPanel } from './panel.js'
+import { detailFacts, isTooMuch, mainFacts, parts } from './plan_facts.js'
 
 /**
- * @typedef {import('../lib/host.js').LGraphNode} LGraphNode
- * @typedef {import('./plan_view.js').Plan} Plan
+ * @import { Size } from '../graph/sizes.js'
+ * @import { NoPlan, Plan, PlanQuestion } from '../host/answers'
+ * @import { GraphNode } from '../host/types'
+ * @import { Ask } from './ask.js'
+ * @typedef {{size: Size, known: boolean, linked: string[]}} Basis what is planned for: `known` is false for a size that is
+ *   assumed, `linked` names widgets whose values only the run will tell
  */
 
+/** @type {Size} */
 const ASSUMED = { width: 1024, height: 1024, batch: 1, source: '' }
-const CHOICES = ['mode', 'tile_size', 'overlap', 'memory_budget', 'circular']
-// Widgets that a mode does not look at.
-const IDLE = /** @type {Record<string, string[]>} */ ({ exact: ['overlap'], blended: ['memory_budget', 'circular'] })
+const CHOICES = /** @type {const} */ (['mode', 'tile_size', 'overlap', 'memory_budget', 'circular'])
+// Widgets that a mode does not use.
+/** @type {Record<string, string[]>} */
+const IDLE = { exact: ['overlap'], blended: ['memory_budget', 'circular'] }
 
 /**
- * @param {LGraphNode} node
+ * @param {GraphNode} node
  * @param {'encode' | 'decode'} direction
  */
 export function addPlan(node, direction) {
   const panel = addPanel(node, 'seamless_plan', { height: 120, label: t('plan') })
-  /** @type {import('../lib/ask.js').Ask<Plan>} */
+  /** @type {Ask<Plan | NoPlan>} */
   const ask = asker(node, panel.content)
   panel.content.replaceChildren(note(t('planning')))
   const look = () => ({ ...question(node, direction), shown: panel.shown() })
-  watch(node, look, ({ size, known, linked, shown, ...body }) => {
+  watch(node, look, ({ body, basis, shown }) => {
     greyOut(node, body)
     if (!shown) return
-    void ask('/seamless_vae/plan', { ...body, width: size.width, height: size.height, batch: size.batch }, (plan) => {
-      panel.content.replaceChildren(...(plan ? planView(plan, size, known, linked) : [note(t('unavailable'))]))
+    void ask('/seamless_vae/plan', body, (plan) => {
+      panel.content.replaceChildren(...(plan ? view(plan, basis) : [note(t('unavailable'))]))
     })
   })
   return panel
 }
 
 /**
- * @param {LGraphNode} node
+ * @param {GraphNode} node
  * @param {'encode' | 'decode'} direction
+ * @returns {{body: PlanQuestion, basis: Basis}}
  */
 function question(node, direction) {
-  const size = sizeOf(node, direction === 'encode' ? 'pixels' : 'samples') ?? lastSizeOf(node)
-  const values = Object.fromEntries(CHOICES.map((name) => [name, valueOf(node, name)]))
+  const found = sizeOf(node, direction === 'encode' ? 'pixels' : 'samples', sizeOfFile)
+  const last = found ?? lastSizeOf(node, outputsOf, sizeOfFile)
+  const size = last ?? ASSUMED
+  const { width, height, batch } = size
+  const [mode, tile_size, overlap, memory_budget, circular] = CHOICES.map((name) => valueOf(node, name))
+  const values = { mode, tile_size, overlap, memory_budget, circular }
   return {
-    direction,
-    ...vaeOf(node),
-    ...values,
-    size: size ?? ASSUMED,
-    known: size !== null,
-    linked: CHOICES.filter((name) => widgetOf(node, name) && values[name] === undefined)
+    body: { direction, ...vaeOf(node), width, height, batch, ...values },
+    basis: {
+      size,
+      known: last !== null,
+      linked: CHOICES.filter((name) => widgetOf(node, name) && values[name] === undefined)
+    }
   }
 }
 
 /**
- * @param {LGraphNode} node
- * @param {Record<string, unknown>} values of the widgets
+ * @param {GraphNode} node
+ * @param {PlanQuestion} values
  */
 function greyOut(node, { mode, circular }) {
-  // Blended tiles that are to be circular cannot run: the widget is at hand to say so no more.
+  // Blended tiles cannot be circular: the widget can still be used to mend that.
   const idle = (IDLE[String(mode)] ?? []).filter((name) => name !== 'circular' || circular === 'none')
   for (const name of Object.values(IDLE).flat()) {
-    const widget = /** @type {any} */ (widgetOf(node, name))
+    const widget = widgetOf(node, name)
     if (!widget) continue
     widget.disabled = idle.includes(name)
     if (widget.options) widget.options.disabled = idle.includes(name)
   }
   node.setDirtyCanvas(true, false)
+}
+
+/**
+ * @param {Plan | NoPlan} plan
+ * @param {Basis} basis
+ * @returns {HTMLElement[]}
+ */
+function view(plan, { size, known, linked }) {
+  const { width, height } = size
+  const source = size.source ?? t('lastRun')
+  const notes = [
+    note(known ? t('imageSize', { width, height, source }) : t('imageAssumed', { width, height })),
+    ...(plan.assumed_vae ? [note(t('vaeAssumed'))] : []),
+    ...(linked.length ? [note(t('valuesAssumed', { names: linked.join(', ') }))] : [])
+  ]
+  if (plan.problem !== null) return [warning(plan.problem), ...notes]
+  const details = facts(detailFacts(plan))
+  details.classList.add('seamless-details')
+  return [
+    el('div', { class: 'seamless-plan' }, drawing(plan), facts(mainFacts(plan))),
+    ...(isTooMuch(plan) ? [warning(t('memoryTooMuch'))] : []),
+    el('p', {}, t(`way.${plan.way}`, { reason: plan.reason })),
+    details,
+    ...notes
+  ]
+}
+
+/** @param {Plan} plan */
+function drawing(plan) {
+  const { width, height } = plan
+  const image = svg(
+    'svg',
+    { class: 'seamless-drawing', viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': `${width} x ${height}` },
+    svg('rect', { x: 0, y: 0, width, height, class: 'seamless-frame' }),
+    ...parts(plan).map(([x, y, w, h]) => svg('rect', { x, y, width: w, height: h, class: 'seamless-tile' }))
+  )
+  return el('div', { class: 'seamless-drawing-box' }, image)
 }

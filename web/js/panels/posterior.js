@@ -1,27 +1,31 @@
-// Seamless Posterior Preview: mean and standard deviation, picture by picture.
-import { copyPicture } from '../lib/clipboard.js'
-import { button, el, whenSettled } from '../lib/dom.js'
-import { addressOf, keepPicturesInPanel, onOutput } from '../lib/outputs.js'
-import { addPanel } from '../lib/panel.js'
-import { addPager } from '../lib/pager.js'
-import { t } from '../lib/text.js'
+// Seamless Posterior Preview: mean and standard deviation, image by image.
+import { addressOf } from '../host/images.js'
+import { keepImagesInPanel, onOutput } from '../host/outputs.js'
+import { el, note, whenSettled } from '../ui/dom.js'
+import { addPager } from '../ui/pager.js'
+import { t } from '../ui/text.js'
+import { copyImageButton } from './copy.js'
+import { addPanel } from './panel.js'
 
-/** @param {import('../lib/host.js').LGraphNode} node */
+/** @import { File, GraphNode } from '../host/types' */
+
+/** @param {GraphNode} node */
 export function addPosterior(node) {
   const panel = addPanel(node, 'seamless_posterior', { height: 200, width: 320, fill: true, label: t('posterior') })
-  const picture = el('img', { class: 'seamless-picture', alt: t('posterior'), draggable: 'false', hidden: true })
-  const empty = el('p', { class: 'seamless-note' }, t('posteriorEmpty'))
-  const lost = el('p', { class: 'seamless-note', hidden: true }, t('lost'))
-  const copy = button(t('copyPicture'), () => void copyPicture(picture.src), { hidden: true })
-  /** @type {import('../lib/outputs.js').File[]} */
+  const image = el('img', { class: 'seamless-image', alt: t('posterior'), draggable: 'false', hidden: true })
+  const empty = note(t('posteriorEmpty'))
+  const lost = note(t('lost'))
+  const copy = copyImageButton(() => image.src)
+  lost.hidden = true
+  /** @type {File[]} */
   let files = []
-  const pager = addPager((index) => (picture.src = addressOf(files[index])))
-  whenSettled(picture, (there) => {
-    picture.hidden = copy.hidden = !there
+  const pager = addPager((index) => (image.src = addressOf(files[index])))
+  whenSettled(image, (there) => {
+    image.hidden = copy.hidden = !there
     lost.hidden = there
   })
-  panel.content.replaceChildren(empty, lost, picture, el('div', { class: 'seamless-row seamless-end' }, pager.element, copy))
-  keepPicturesInPanel(node, panel)
+  panel.content.replaceChildren(empty, lost, image, el('div', { class: 'seamless-row seamless-end' }, pager.element, copy))
+  keepImagesInPanel(node, panel)
   onOutput(node, ({ images }) => {
     if (!images?.length) return
     files = images

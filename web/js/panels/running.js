@@ -1,22 +1,23 @@
 // While a node runs: pass, memory in use, time left, and a way to stop it. Shown with the first news of the node.
-import { button, el } from '../lib/dom.js'
-import { findNode, toast } from '../lib/host.js'
-import { addPanel } from '../lib/panel.js'
-import { cancel, listen } from '../lib/runs.js'
-import { bytes, duration, t } from '../lib/text.js'
+import { findNode, toast } from '../host/front_end.js'
+import { cancel, listen } from '../host/runs.js'
+import { button, el } from '../ui/dom.js'
+import { bytes, duration } from '../ui/format.js'
+import { t } from '../ui/text.js'
+import { addPanel } from './panel.js'
 
 /**
- * @typedef {import('../lib/host.js').LGraphNode} LGraphNode
- * @typedef {import('../lib/runs.js').Status} Status
+ * @import { Status } from '../host/answers'
+ * @import { GraphNode } from '../host/types'
  * @typedef {{update: (status: Status) => void, end: () => void}} View
  */
 
-/** @type {WeakMap<LGraphNode, View>} */
+/** @type {WeakMap<GraphNode, View>} */
 const views = new WeakMap()
 /** @type {Map<string, View>} */
 const running = new Map()
 
-/** @param {LGraphNode} node */
+/** @param {GraphNode} node */
 export function addRunning(node) {
   const panel = addPanel(node, 'seamless_run', { height: 62, shown: false, label: t('running') })
   const filled = el('div')
@@ -42,9 +43,9 @@ export function addRunning(node) {
       filled.style.width = `${100 * share}%`
       bar.setAttribute('aria-valuenow', String(Math.floor(100 * share)))
       const parts = [`${Math.floor(100 * share)} %`]
-      if ((status.passes ?? 0) > 1) parts.push(t('pass', { pass: status.pass ?? 0, passes: status.passes ?? 0 }))
+      if (status.passes > 1) parts.push(t('pass', { pass: status.pass, passes: status.passes }))
       if (status.memory) parts.push(t('inUse', { memory: bytes(status.memory) }))
-      if (typeof status.seconds_left === 'number') parts.push(t('secondsLeft', { time: duration(status.seconds_left) }))
+      if (status.seconds_left !== null) parts.push(t('secondsLeft', { time: duration(status.seconds_left) }))
       text.textContent = parts.join(' · ')
       panel.show(true)
     },

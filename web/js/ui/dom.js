@@ -1,10 +1,12 @@
 // Elements without innerHTML: data only ever becomes text.
 
+/** @typedef {Record<string, string | number | boolean | null | undefined>} Attributes null and false leave one out */
+
 const SVG = 'http://www.w3.org/2000/svg'
 
 /**
  * @param {Element} element
- * @param {Record<string, any>} attributes
+ * @param {Attributes} attributes
  */
 export function set(element, attributes) {
   for (const [name, value] of Object.entries(attributes)) {
@@ -16,7 +18,7 @@ export function set(element, attributes) {
 /**
  * @template {keyof HTMLElementTagNameMap} K
  * @param {K} tag
- * @param {Record<string, any>} [attributes]
+ * @param {Attributes} [attributes]
  * @param {...(Node | string | null | undefined)} children
  * @returns {HTMLElementTagNameMap[K]}
  */
@@ -30,7 +32,7 @@ export function el(tag, attributes = {}, ...children) {
 /**
  * @template {keyof SVGElementTagNameMap} K
  * @param {K} tag
- * @param {Record<string, any>} [attributes]
+ * @param {Attributes} [attributes]
  * @param {...Node} children
  * @returns {SVGElementTagNameMap[K]}
  */
@@ -45,7 +47,7 @@ export function svg(tag, attributes = {}, ...children) {
  * A button that does not take the pointer away from the graph for longer than a click.
  * @param {string} text
  * @param {() => void} act
- * @param {Record<string, any>} [attributes]
+ * @param {Attributes} [attributes]
  */
 export function button(text, act, attributes = {}) {
   const element = el('button', { type: 'button', class: 'seamless-button', ...attributes }, text)
@@ -69,13 +71,33 @@ export function facts(rows) {
 }
 
 /**
- * Call `act` whenever a picture has come, or is known not to come.
+ * Call `act` whenever an image has come, or is known not to come.
  * @param {HTMLImageElement} image
  * @param {(there: boolean) => void} act
  */
 export function whenSettled(image, act) {
   image.addEventListener('load', () => act(true))
   image.addEventListener('error', () => act(false))
+}
+
+/** @param {string} text */
+export function note(text) {
+  return el('p', { class: 'seamless-note' }, text)
+}
+
+/** @param {string[]} lines */
+export function warning(...lines) {
+  return el('div', { class: 'seamless-warning', role: 'alert' }, ...lines.map((line) => el('p', {}, line)))
+}
+
+/**
+ * Whether the wheel belongs to the element under the pointer and not to the graph: where that asks for it, and has been
+ * clicked. Nodes 2.0 does the same by this attribute.
+ * @param {Event} event
+ */
+export function capturesWheel(event) {
+  const asks = event.target instanceof Element ? event.target.closest('[data-capture-wheel="true"]') : null
+  return Boolean(asks?.contains(document.activeElement))
 }
 
 /**

@@ -1,15 +1,14 @@
-// Two pictures in one place, with a boundary between them that can be moved, zoom, and pixel values.
-import { el, whenSettled } from '../lib/dom.js'
-import { capturesWheel } from '../lib/panel.js'
-import { pixelOf } from '../lib/pixels.js'
-import { t } from '../lib/text.js'
-import { View } from '../lib/view.js'
+// Two images in one place, with a boundary between them that can be moved, zoom, and pixel values.
+import { capturesWheel, el, whenSettled } from './dom.js'
+import { pixelOf } from './pixels.js'
+import { t } from './text.js'
+import { View } from './view.js'
 
 const ZOOM_STEP = 1.25
 const PAN_STEP = 40 // screen pixels
-const SHARP_FROM = 2 // screen pixels for one of the picture
+const SHARP_FROM = 2 // screen pixels for one of the image
 
-/** @param {(text: string) => void} tell what lies under the pointer */
+/** @param {(text: string) => void} tell shows what is under the pointer; an empty text where nothing is */
 export function makeStage(tell) {
   const before = el('img', { alt: t('before'), draggable: 'false' })
   const after = el('img', { alt: t('after'), draggable: 'false' })
@@ -120,7 +119,7 @@ export function makeStage(tell) {
     { passive: false }
   )
 
-  /** @param {number} steps 0 fits the picture */
+  /** @param {number} steps 0 fits the image */
   function zoom(steps) {
     if (steps === 0) view.fit()
     else view.zoomBy(ZOOM_STEP ** (2 * steps))
@@ -169,10 +168,10 @@ export function makeStage(tell) {
     element,
     zoom,
     /**
-     * @param {string} left address of a picture
+     * @param {string} left address of an image
      * @param {string} right
      * @param {string} name of the one at the right
-     * @param {string} [values] the picture whose pixels are told beside those of the left one, if it is another
+     * @param {string} [values] the image whose pixels are shown beside those of the left one, if it is another
      */
     show(left, right, name, values = right) {
       element.hidden = false

@@ -1,4 +1,4 @@
-// One of several pictures: a number between two buttons, which is there only if there are several.
+// One of several images: a number between two buttons, which is there only if there are several.
 import { button, el } from './dom.js'
 import { t } from './text.js'
 
@@ -10,7 +10,7 @@ export function addPager(show) {
   /** @param {number} to */
   const go = (to) => {
     index = (to + total) % total
-    label.textContent = t('pictureOf', { number: index + 1, count: total })
+    label.textContent = t('imageOf', { number: index + 1, count: total })
     show(index)
   }
   const element = el(
@@ -22,7 +22,7 @@ export function addPager(show) {
   )
   return {
     element,
-    /** @param {number} count pictures from now on, of which the first is shown */
+    /** @param {number} count images from now on, of which the first is shown */
     count(count) {
       total = count
       element.hidden = count < 2

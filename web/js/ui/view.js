@@ -1,38 +1,38 @@
-// Which part of a picture a stage shows: how large, and what lies in its middle. Numbers only.
+// Which part of an image a stage shows: how large, and what is in its middle. Numbers only.
 
-const LARGEST = 64 // screen pixels for one of the picture
+const LARGEST = 64 // screen pixels for one of the image
 
 /** @typedef {{width: number, height: number}} Extent */
 
 export class View {
   /** Times the size that fits the stage. */
   zoom = 1
-  /** What lies in the middle of the stage, as a share of the picture. */
+  /** What is in the middle of the stage, as a share of the image. */
   x = 0.5
   y = 0.5
 
   /**
    * @param {() => Extent} stage
-   * @param {() => Extent} picture
+   * @param {() => Extent} image
    */
-  constructor(stage, picture) {
+  constructor(stage, image) {
     this.stage = stage
-    this.picture = picture
+    this.image = image
   }
 
-  /** Screen pixels for one pixel of the picture. */
+  /** Screen pixels for one pixel of the image. */
   get scale() {
     const stage = this.stage()
-    const picture = this.picture()
-    return this.zoom * Math.min(stage.width / picture.width, stage.height / picture.height)
+    const image = this.image()
+    return this.zoom * Math.min(stage.width / image.width, stage.height / image.height)
   }
 
-  /** Where the picture's corner lies on the stage. */
+  /** Where the image's corner is on the stage. */
   get corner() {
     const stage = this.stage()
-    const picture = this.picture()
+    const image = this.image()
     const scale = this.scale
-    return { x: stage.width / 2 - this.x * picture.width * scale, y: stage.height / 2 - this.y * picture.height * scale }
+    return { x: stage.width / 2 - this.x * image.width * scale, y: stage.height / 2 - this.y * image.height * scale }
   }
 
   fit() {
@@ -47,15 +47,15 @@ export class View {
    */
   zoomBy(factor, about) {
     const stage = this.stage()
-    const picture = this.picture()
+    const image = this.image()
     const point = about ?? { x: stage.width / 2, y: stage.height / 2 }
     const { x, y } = this.at(point)
     const most = Math.max(1, (LARGEST * this.zoom) / this.scale)
     this.zoom = Math.min(most, Math.max(1, this.zoom * factor))
     if (this.zoom === 1) return this.fit()
     const scale = this.scale
-    this.x = (x - (point.x - stage.width / 2) / scale) / picture.width
-    this.y = (y - (point.y - stage.height / 2) / scale) / picture.height
+    this.x = (x - (point.x - stage.width / 2) / scale) / image.width
+    this.y = (y - (point.y - stage.height / 2) / scale) / image.height
     this.keepInside()
   }
 
@@ -64,26 +64,26 @@ export class View {
    * @param {number} dy
    */
   moveBy(dx, dy) {
-    const picture = this.picture()
-    this.x -= dx / this.scale / picture.width
-    this.y -= dy / this.scale / picture.height
+    const image = this.image()
+    this.x -= dx / this.scale / image.width
+    this.y -= dy / this.scale / image.height
     this.keepInside()
   }
 
   keepInside() {
     const stage = this.stage()
-    const picture = this.picture()
+    const image = this.image()
     /** @param {number} middle @param {number} side @param {number} whole */
     const inside = (middle, side, whole) => {
       const half = Math.min(0.5, side / this.scale / whole / 2)
       return Math.min(1 - half, Math.max(half, middle))
     }
-    this.x = inside(this.x, stage.width, picture.width)
-    this.y = inside(this.y, stage.height, picture.height)
+    this.x = inside(this.x, stage.width, image.width)
+    this.y = inside(this.y, stage.height, image.height)
   }
 
   /**
-   * The place in the picture, in its pixels, at a point of the stage.
+   * The place in the image, in its pixels, at a point of the stage.
    * @param {{x: number, y: number}} point
    */
   at(point) {

@@ -1,6 +1,9 @@
-// Questions to the pack's routes: the latest counts, and while some fail, that is said once.
-import { api, chain, toast } from './host.js'
-import { t } from './text.js'
+// Questions to the pack's routes: only the latest counts, and a failure is reported once while it lasts.
+import { chain } from '../graph/node.js'
+import { api, toast } from '../host/front_end.js'
+import { t } from '../ui/text.js'
+
+/** @import { GraphNode } from '../host/types' */
 
 /** How long an answer may take. */
 export const patience = { milliseconds: 20000 }
@@ -17,7 +20,7 @@ const failing = new Set()
  * Something that asks, one question at a time: an answer to any but the latest is dropped. A question that the back end
  * refuses is answered with the reason as the `problem`.
  * @template {{problem: string | null}} T
- * @param {import('./host.js').LGraphNode} node whose removal ends all questions
+ * @param {GraphNode} node whose removal ends all questions
  * @param {HTMLElement} place where the answer is shown; it is marked as busy, and so dimmed, until it comes
  * @returns {Ask<T>}
  */

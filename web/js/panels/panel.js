@@ -1,8 +1,9 @@
-// Panels: DOM widgets at the end of a node, in both renderers. They hold nothing that has to be saved.
-import { app, chain } from './host.js'
-import { el } from './dom.js'
+// Panels: DOM widgets at the end of a node, in both renderers. Nothing in them has to be saved.
+import { chain } from '../graph/node.js'
+import { app, isVueNodes } from '../host/front_end.js'
+import { capturesWheel, el } from '../ui/dom.js'
 
-/** @typedef {import('./host.js').LGraphNode} LGraphNode */
+/** @import { GraphNode, PanelNode } from '../host/types' */
 
 const MARGIN = 6
 
@@ -16,7 +17,7 @@ const MARGIN = 6
  */
 
 /**
- * @param {LGraphNode} node
+ * @param {GraphNode} node
  * @param {string} name
  * @param {{height?: number, width?: number, fill?: boolean, shown?: boolean, label?: string}} [options] `height` is
  *   what the usual content needs, and the panel grows when there is more; with `fill` it grows with its node. A new node
@@ -30,8 +31,7 @@ export function addPanel(node, name, { height = 60, width = 0, fill = false, sho
   if (fill) root.style.minHeight = `${height}px`
   let measured = height
   const needed = () => (widget.hidden ? 0 : measured + 2 * MARGIN) // hidden widgets too are given room
-  /** @type {any} */
-  const widget = /** @type {any} */ (node).addDOMWidget(name, 'seamless_panel', root, {
+  const widget = /** @type {PanelNode} */ (node).addDOMWidget(name, 'seamless_panel', root, {
     serialize: false,
     margin: MARGIN,
     getValue: () => '',
@@ -92,25 +92,10 @@ export function addPanel(node, name, { height = 60, width = 0, fill = false, sho
 }
 
 /**
- * Whether the wheel belongs to the element under the pointer and not to the graph: where that asks for it, and has been
- * clicked. Nodes 2.0 does the same by this attribute.
- * @param {Event} event
- */
-export function capturesWheel(event) {
-  const asks = event.target instanceof Element ? event.target.closest('[data-capture-wheel="true"]') : null
-  return Boolean(asks?.contains(document.activeElement))
-}
-
-/**
  * The wheel over a panel zooms the graph, as it does over the rest of a node.
  * @param {WheelEvent} event
  */
 function zoomGraph(event) {
   if (event.defaultPrevented || capturesWheel(event) || isVueNodes()) return
-  app.canvas?.processMouseWheel?.(event)
-}
-
-/** Whether Nodes 2.0 draws the nodes. */
-export function isVueNodes() {
-  return Boolean(/** @type {any} */ (window).LiteGraph?.vueNodesMode)
+  app.canvas.processMouseWheel(event)
 }

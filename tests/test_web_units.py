@@ -1,0 +1,40 @@
+"""The unit tests of the web side's pure modules, which Node.js runs: `npm test`. And what its linter cannot see."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+UNITS = sorted((ROOT / "tests" / "web" / "unit").glob("*.test.js"))
+MODULES = sorted([*(ROOT / "web" / "js").rglob("*.js"), *(ROOT / "web" / "js").rglob("*.d.ts")])
+
+
+def test_the_pure_modules_of_the_page() -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("Node.js is not installed")
+    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout
+    if int(version.strip().lstrip("v").split(".")[0]) < 20:
+        pytest.skip(f"Node.js {version.strip()} has no timers for tests; 20 is the first that has")
+    assert UNITS
+    # Node.js runs files in an environment that says so without their tests, as part of another run.
+    environment = {name: value for name, value in os.environ.items() if name != "NODE_TEST_CONTEXT"}
+    command = [node, "--test", *map(str, UNITS)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert re.search(r"^\S+ fail 0$", done.stdout, re.MULTILINE), done.stdout[-2000:]
+    passed = re.search(r"^\S+ pass (\d+)$", done.stdout, re.MULTILINE)
+    written = sum(len(re.findall(r"^test\(", file.read_text(encoding="utf-8"), re.MULTILINE)) for file in UNITS)
+    assert passed is not None and int(passed[1]) == written
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(ROOT / "web" / "js").as_posix())
+def test_no_type_is_any(module: Path) -> None:
+    types = re.findall(r"\{[^{}\n]*\bany\b[^{}\n]*\}|: any\b|<any\b", module.read_text(encoding="utf-8"))
+    assert types == []

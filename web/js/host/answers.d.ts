@@ -1,0 +1,104 @@
+// What the pack's routes and events carry, as nodes/routes.py and nodes/watch.py write it. tests/web/test_types.py
+// compares these interfaces with real answers: one property a line, of the types that it knows.
+
+/** The answer of `GET /seamless_vae/info` on a file that cannot be loaded. */
+export interface UnusableFile {
+  name: string
+  problem: string
+  seems_to_be: string | null
+  container?: string | null
+  file_size?: number | null
+}
+
+/** The answer of `GET /seamless_vae/info` on a VAE. */
+export interface FileInfo {
+  name: string
+  problem: null
+  seems_to_be: null
+  container: string
+  /** Bytes. */
+  file_size: number
+  family: string | null
+  family_is_guess: boolean
+  layout: string
+  prefix: string
+  parameters: number
+  dtype: string
+  latent_channels: number
+  /** The downscale factor. */
+  ratio: number
+  scaling_factor: number | null
+  shift_factor: number | null
+  remarks: string[]
+}
+
+/** The question to `POST /seamless_vae/plan`. A widget's value is undefined where only the run will tell it. */
+export interface PlanQuestion {
+  /** As Seamless VAE Load lists it. */
+  name: string | null
+  direction: 'encode' | 'decode'
+  /** Pixels of the image. */
+  width: number
+  height: number
+  batch: number
+  mode: unknown
+  tile_size: unknown
+  overlap: unknown
+  memory_budget: unknown
+  circular: unknown
+  device: string
+  dtype: string
+}
+
+/** The answer of `POST /seamless_vae/plan` where no run is possible. */
+export interface NoPlan {
+  problem: string
+  assumed_vae: boolean
+}
+
+/** The answer of `POST /seamless_vae/plan`. */
+export interface Plan {
+  problem: null
+  assumed_vae: boolean
+  ratio: number
+  /** Pixels that the run takes, whole latent pixels. */
+  width: number
+  height: number
+  device: string
+  way: 'whole' | 'strips' | 'tiles'
+  /** Why this way: the end of a sentence. */
+  reason: string
+  /** [x, y, width, height] of each in pixels; empty where each pass is cut as suits it, and where there are too many. */
+  tiles: [number, number, number, number][]
+  count: number
+  columns: number
+  rows: number
+  passes: number
+  strips: number
+  places: Places
+  peak_bytes: number
+  free_bytes: number | null
+  /** FLOPs as a multiple of an untiled run's. */
+  cost: number
+  flops: number
+}
+
+/** Bytes of feature maps, by where they are kept. */
+export interface Places {
+  device: number
+  cpu: number
+  disk: number
+}
+
+/** The event `seamless_vae.status`. */
+export interface Status {
+  node: string | null
+  /** FLOPs, as `total`. */
+  done: number
+  total: number
+  pass: number
+  passes: number
+  /** Bytes of the device in use. */
+  memory: number | null
+  seconds_left: number | null
+}

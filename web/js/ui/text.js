@@ -1,0 +1,43 @@
+// Texts in the language of the front end. `locales/<language>/main.json` has them under "seamlessVae".
+import { ENGLISH } from './english.js'
+
+/** By language, then by key. @type {Record<string, Record<string, string>>} */
+let others = {}
+let chosen = () => 'en'
+
+/**
+ * Say which language is wanted whenever a text is.
+ * @param {() => string} language such as `zh` or `pt_BR`
+ */
+export function useLanguage(language) {
+  chosen = language
+}
+
+/**
+ * Use the texts of all languages.
+ * @param {unknown} all what the back end makes of `locales/`
+ */
+export function useTexts(all) {
+  const languages = Object.entries(/** @type {Record<string, {seamlessVae?: Record<string, string>}>} */ (all ?? {}))
+  others = Object.fromEntries(languages.map(([language, texts]) => [language, texts?.seamlessVae ?? {}]))
+}
+
+/** The language as a BCP 47 tag; English for what is not one. */
+export function language() {
+  try {
+    return Intl.getCanonicalLocales(chosen().replaceAll('_', '-'))[0] ?? 'en'
+  } catch {
+    return 'en'
+  }
+}
+
+/**
+ * A text in the front end's language, with `{name}` replaced.
+ * @param {string} key
+ * @param {Record<string, string | number>} [values]
+ */
+export function t(key, values = {}) {
+  const tag = language()
+  const text = others[tag]?.[key] ?? others[tag.split('-')[0]]?.[key] ?? ENGLISH[key] ?? key
+  return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole))
+}
