@@ -57,8 +57,9 @@ def checked_mask(mask: Any, image: Tensor) -> Tensor:
     """
     if not isinstance(mask, Tensor):
         raise ImageError(f"this is not a mask: found {type(mask).__name__}. Check what is connected to the input.")
+    if mask.numel():
+        check_finite(mask, "mask")
     found = fit_mask(mask, (int(image.shape[1]), int(image.shape[2])))
-    check_finite(mask, "mask")
     check_batches(images=len(image), masks=len(found))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import struct
 from pathlib import Path
@@ -157,7 +158,7 @@ class TestChannels:
             from_pil(Image.fromarray(COLOURS), channels=7)
         with pytest.raises(ImageError, match="5 channels has no known colours"):
             from_image(torch.zeros(1, 8, 8, 5))
-        with pytest.raises(ImageError, match=r"\(8, 8, 3\) is no batch"):
+        with pytest.raises(ImageError, match=r"\(8, 8, 3\) is not a batch"):
             from_image(torch.zeros(8, 8, 3))
 
 
@@ -177,9 +178,9 @@ class TestNumpy:
             from_numpy(np.array([[0.0, 255.0]]))
         with pytest.raises(ImageError, match="int64 has no known range"):
             from_numpy(np.zeros((8, 8), dtype=np.int64))
-        with pytest.raises(ImageError, match=r"\(8,\) is no image"):
+        with pytest.raises(ImageError, match=r"\(8,\) is not an image"):
             from_numpy(np.zeros(8))
-        with pytest.raises(ImageError, match="is no batch"):
+        with pytest.raises(ImageError, match="is not a batch"):
             from_numpy(np.zeros((0, 8, 3), dtype=np.uint8))
 
     def test_back(self) -> None:
@@ -188,7 +189,7 @@ class TestNumpy:
         assert np.array_equal(to_numpy(pixels, np.uint16)[0], COLOURS * np.uint16(257))
         np.testing.assert_allclose(to_numpy(pixels, np.float32)[0], COLOURS / 255, atol=1e-6)
         assert to_numpy(torch.tensor([-9.0, 9.0]).view(1, 1, 1, 2)).ravel().tolist() == [0, 255]
-        with pytest.raises(ImageError, match="no numbers.*float32"):
+        with pytest.raises(ImageError, match="not finite.*float32"):
             to_numpy(pixels * torch.nan)
         with pytest.raises(ImageError, match="int32"):
             to_numpy(pixels, np.int32)
@@ -247,9 +248,9 @@ class TestFit:
             from_numpy(COLOURS[:7], fit="crop")
 
     def test_error_names_the_nearest_sizes(self) -> None:
-        with pytest.raises(ImageError, match="23x15 is no multiple of 8.*16x8 or 24x16"):
+        with pytest.raises(ImageError, match="23x15 is not a multiple of 8.*16x8 or 24x16"):
             from_numpy(COLOURS[:15, :23], fit="error")
-        with pytest.raises(ImageError, match="24x7 is no multiple of 8.*24x8 or 24x8"):
+        with pytest.raises(ImageError, match="24x7 is not a multiple of 8.*24x8 or 24x8"):
             from_numpy(COLOURS[:7], fit="error")
         assert from_numpy(COLOURS, fit="error").size == (16, 24)
 
@@ -268,7 +269,75 @@ class TestFit:
             from_numpy(COLOURS).restore(torch.zeros(1, 3, 16, 8))
 
 
+class TestValues:
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+    def test_rounding_beyond_black_and_white_is_cut_off(self, dtype: type) -> None:
+        high, low = np.nextafter(dtype(1), dtype(2)), np.nextafter(dtype(0), dtype(-1))
+        array = np.full((16, 16, 3), high)
+        array[0] = low
+        pixels = from_numpy(array).pixels
+        assert pixels.max() == 1 and pixels.min() == -1
+        for wrong in (1.01, -0.01, 255.0, np.nan, np.inf):
+            with pytest.raises(ImageError, match="0 to 1 are taken"):
+                from_numpy(np.full((16, 16, 3), wrong, dtype))
+
+    def test_a_resize_of_white_is_white(self) -> None:
+        white = torch.ones(1, 3, 37, 41)
+        resized = torch.nn.functional.interpolate(white, (64, 96), mode="bicubic")[0].permute(1, 2, 0).numpy()
+        assert from_numpy(resized).pixels.max() == 1
+        image = Image.fromarray(np.full((16, 16), np.nextafter(np.float32(1), np.float32(2))))
+        assert image.mode == "F" and from_pil(image).pixels.max() == 1
+
+    def test_tensors_of_every_type(self) -> None:
+        image = torch.tensor(COLOURS)[None, :16, :16]
+        assert torch.equal(from_image(image).pixels, from_numpy(COLOURS[:16, :16]).pixels)
+        assert from_image(image > 127).pixels.unique().tolist() == [-1, 1]
+        for wrong, says in (
+            (image.int(), "int32 has no known range"),
+            (image.to(torch.complex64), "complex64"),
+            (image.float().to_sparse(), "sparse"),
+            (COLOURS, "Use from_numpy"),
+            (None, "NoneType"),
+        ):
+            with pytest.raises(ImageError, match=says):
+                from_image(wrong)  # type: ignore[arg-type]
+
+
 class TestFiles:
+    def test_damaged_exif_turns_nothing(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """EXIF data of a turned image, damaged at each of its bytes in turn: the image is read, turned or not."""
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        exif[0x010F] = "maker"
+        image = Image.fromarray(COLOURS[:16, :24])
+        image.save(tmp_path / "whole.jpg", exif=exif)
+        whole = (tmp_path / "whole.jpg").read_bytes()
+        start = whole.index(b"Exif")
+        assert open_image(tmp_path / "whole.jpg").size == (16, 24)
+        length = len(exif.tobytes())
+        for place in range(start + 6, start + length):
+            for value in (0x00, 0xFF):
+                damaged = bytearray(whole)
+                damaged[place] = value
+                (tmp_path / "damaged.jpg").write_bytes(damaged)
+                found = open_image(tmp_path / "damaged.jpg")
+                assert found.size in ((16, 24), (24, 16))
+                assert from_pil(found).size in ((24, 16), (16, 24))
+        assert "cannot be read" in caplog.text
+
+    @pytest.mark.parametrize("form", ["png", "jpg", "webp", "gif", "tiff", "bmp"])
+    def test_a_file_damaged_anywhere_is_read_or_refused(self, form: str, tmp_path: Path) -> None:
+        path = tmp_path / f"image.{form}"
+        Image.fromarray(COLOURS[:16, :24]).save(path)
+        whole = path.read_bytes()
+        for seed in range(60):
+            damaged = bytearray(whole)
+            for place in np.random.default_rng(seed).integers(0, len(whole), 4):
+                damaged[place] ^= 0x55
+            path.write_bytes(damaged[: len(damaged) - seed])
+            with contextlib.suppress(ImageError):
+                from_pil(open_image(path))
+
     @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA"])
     def test_written_and_read(self, mode: str, tmp_path: Path) -> None:
         image = Image.fromarray(COLOURS).convert(mode)
@@ -295,7 +364,7 @@ class TestFiles:
         with pytest.raises(ImageError, match="cannot read"):
             open_image(tmp_path)
         (tmp_path / "text.png").write_text("no image")
-        with pytest.raises(ImageError, match=r"text\.png is no image that Pillow knows"):
+        with pytest.raises(ImageError, match=r"text\.png is not an image that Pillow knows"):
             open_image(tmp_path / "text.png")
         Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "whole.png")
         whole = (tmp_path / "whole.png").read_bytes()

@@ -103,9 +103,9 @@ def test_errors() -> None:
         to_diffusion(latents(channels=16), SD)
     with pytest.raises(ShapeError, match=r"\[B, 12, h, w\]"):
         from_diffusion(latents(channels=3), FLUX2, **statistics())
-    with pytest.raises(ShapeError, match="7 by 8 positions cannot be packed by 2x2"):
+    with pytest.raises(ShapeError, match="7 by 8 pixels cannot be packed by 2x2"):
         pack(latents(1, 7, 8))
-    with pytest.raises(ShapeError, match="6 channels, no multiple of 4"):
+    with pytest.raises(ShapeError, match="6 channels, which is not a multiple of 4"):
         unpack(latents(channels=6))
     with pytest.raises(ConfigError, match=r"vae\.bn\.running_mean"):
         to_diffusion(latents(1, 4, 4, 3), FLUX2)

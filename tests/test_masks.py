@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from einops import repeat
 
 from vae_core.errors import ImageError
 from vae_core.masks import composite, extend_mask, fit_mask, grow_mask, paste
@@ -25,8 +29,65 @@ def test_fit_takes_every_layout(shape: tuple[int, ...]) -> None:
 def test_fit_scales_and_limits() -> None:
     assert torch.equal(fit_mask(torch.tensor([[0.0, 1.0]]), (1, 4)), torch.tensor([[[0.0, 0.25, 0.75, 1.0]]]))
     assert torch.equal(fit_mask(torch.tensor([[-1.0, 3.0]]), (1, 2)), torch.tensor([[[0.0, 1.0]]]))
-    with pytest.raises(ImageError, match="mask of shape"):
+    with pytest.raises(ImageError, match="shape"):
         fit_mask(torch.zeros(3), (4, 4))
+
+
+LAYOUTS = {  # einops' words for where a batch of 2, or of 1, and the channels are
+    "h w": {},
+    "h w c": {"c": 1},
+    "b h w": {"b": 2},
+    "b h w c": {"b": 2, "c": 1},
+    "b c h w": {"b": 2, "c": 1},
+    "1 h w c": {"c": 3},
+    "1 c h w": {"c": 3},
+    "b h w c ": {"b": 3, "c": 3},
+    "b c h w ": {"b": 3, "c": 3},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32, torch.float16])
+@pytest.mark.parametrize("size", [(20, 24), (20, 1), (1, 24), (3, 24), (20, 3)])
+def test_every_shape_and_type(layout: str, dtype: torch.dtype, size: tuple[int, int]) -> None:
+    plane = torch.zeros(size)
+    plane[: (size[0] + 1) // 2, : (size[1] + 1) // 2] = 1
+    mask = repeat(plane, f"h w -> {layout}", **LAYOUTS[layout])
+    white = 255 if dtype in (torch.uint8, torch.int64) else 1
+    expected = plane.expand(LAYOUTS[layout].get("b", 1), *size)
+    assert torch.equal(fit_mask((mask * white).to(dtype), size), expected)
+
+
+def test_one_mask_of_another_size_is_one() -> None:
+    for shape in ((1, 20, 24, 1), (1, 1, 20, 24), (1, 20, 24, 3), (20, 24)):
+        assert fit_mask(torch.zeros(shape), (40, 48)).shape == (1, 40, 48)
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        (torch.full((4, 4), 255.0), "from 255 to 255; 0 to 1 are taken"),
+        (torch.full((4, 4), float("nan")), "from nan to nan"),
+        (torch.full((4, 4), 256), "give 0 to 255"),
+        (torch.full((4, 4), -1), "give 0 to 255"),
+        (torch.rand(1, 4, 4, 3), "channels that differ"),
+        (torch.rand(1, 3, 4, 4), "channels that differ"),
+        (torch.rand(1, 4, 5, 4), "4 channels"),
+        (torch.rand(1, 1, 1, 4, 4), r"\(1, 1, 1, 4, 4\)"),
+        (torch.zeros(0, 4, 4), r"\(0, 4, 4\)"),
+        (torch.zeros(4, 4, dtype=torch.complex64), "complex64"),
+        (torch.zeros(4, 4).to_sparse(), "sparse"),
+        (None, "NoneType"),
+        (np.zeros((4, 4)), "ndarray"),
+    ],
+)
+def test_what_is_not_a_mask(mask: Any, says: str) -> None:
+    with pytest.raises(ImageError, match=says):
+        fit_mask(mask, (4, 4))
+
+
+def test_bytes_of_zero_and_one_are_black_and_white() -> None:
+    assert torch.equal(fit_mask(torch.eye(4, dtype=torch.uint8), (4, 4)), torch.eye(4)[None])
 
 
 @pytest.mark.parametrize("grow", [0, 1, 3, 100])

@@ -9,7 +9,6 @@ import logging
 import os
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .atomic import write_file
+from .atomic import given_name, write_file
 from .errors import ImageError
 
 logger = logging.getLogger("seamless_vae")
@@ -34,7 +33,7 @@ class FittedImage:
     """Images as the model takes them, and how to get back to what came in.
 
     Attributes:
-        pixels: [B, channels, H', W'] in [-1, 1]; H' and W' are multiples of the model's spatial ratio.
+        pixels: [B, channels, H', W'] in [-1, 1]; H' and W' are multiples of the model's downscale factor.
         alpha: opacity [B, H, W] in [0, 1], of the size that `restore` gives; None if the source had none.
         size: (H, W) that `restore` gives. With `fit="pad"`, exactly the size that came in.
     """
@@ -66,26 +65,34 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     Raises:
         ImageError: no such file, not an image, damaged, or too large to be meant.
     """
-    path = Path(path)
     try:
-        with Image.open(path) as image:
+        file = given_name(path)
+    except OSError as error:
+        raise ImageError(f"cannot read {path!r}: {error.strerror}. Give the path of an image.") from None
+    try:
+        with Image.open(file) as image:
             if getattr(image, "n_frames", 1) > 1:
-                logger.warning("%s has %d frames; only the first is read.", path.name, image.n_frames)  # type: ignore[attr-defined]
+                logger.warning("%s has %d frames; only the first is read.", file.name, image.n_frames)  # type: ignore[attr-defined]
             return upright(image)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise ImageError(f"cannot read {path}: {error.strerror}. Give the path of an image.") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{path.name} is no image that Pillow knows. Convert it to PNG or JPEG.") from None
+        raise ImageError(f"{file.name} is not an image that Pillow knows. Convert it to PNG or JPEG.") from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path.name}: {error}. Raise PIL.Image.MAX_IMAGE_PIXELS if you trust it.") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's readers raise on damaged files
-        raise ImageError(f"{path.name} is damaged: {error}. Download or export it again.") from None
+        raise ImageError(f"{file.name}: {error}. Raise PIL.Image.MAX_IMAGE_PIXELS if you trust it.") from None
+    except Exception as error:  # Pillow's readers raise anything on damaged files
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ImageError(f"cannot read {file}: {error.strerror}. Give the path of an image.") from None
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"{file.name} is damaged: {reason}. Download or export it again.") from None
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned and mirrored as its EXIF orientation says."""
+    """The image turned and mirrored as its EXIF orientation says, if that can be read."""
     image.load()
-    return ImageOps.exif_transpose(image)
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # damaged EXIF makes Pillow raise anything
+        logger.warning("the EXIF data of an image cannot be read (%s); it is not turned.", error)
+        return image
 
 
 def from_pil(image: Image.Image, *, channels: int = 3, multiple: int = 8, fit: Fit = "pad") -> FittedImage:
@@ -107,7 +114,7 @@ def from_numpy(array: np.ndarray, *, channels: int = 3, multiple: int = 8, fit: 
         ImageError: another type or shape, floats outside [0, 1], and what `from_image` raises.
     """
     if array.ndim not in (2, 3, 4):
-        raise ImageError(f"an array of shape {array.shape} is no image; give [H, W], [H, W, C] or [B, H, W, C].")
+        raise ImageError(f"an array of shape {array.shape} is not an image; give [H, W], [H, W, C] or [B, H, W, C].")
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim == 3:
@@ -119,18 +126,21 @@ def from_image(image: Tensor, *, channels: int = 3, multiple: int = 8, fit: Fit 
     """A batch [B, H, W, C] in [0, 1], as ComfyUI's IMAGE, as the model takes it.
 
     Args:
-        image: C is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGBA). On any device.
+        image: C is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGBA). On any device. Bytes are taken as 0 to 255,
+            booleans as black and white.
         channels: of the model. Grey is repeated for an RGB model, RGB becomes luma for a grey one; a model of 4
             channels gets the alpha, opaque if there is none.
-        multiple: the model's spatial ratio (`config.spatial_ratio`).
-        fit: what to do with sides that are no multiple of it. "pad" reflects at the right and the bottom, and
-            `Image.restore` takes that off again; "crop" keeps the centre, as ComfyUI does; "error" refuses.
+        multiple: the model's downscale factor (`config.spatial_ratio`).
+        fit: what to do with sides that are not multiples of it. "pad" reflects at the right and the bottom, and
+            `FittedImage.restore` takes that off again; "crop" keeps the centre, as ComfyUI does; "error" refuses.
 
     Raises:
-        ImageError: a shape that is no image, channels that cannot be adapted, or a size that does not fit.
+        ImageError: a shape or a type that is not an image's, channels that cannot be adapted, or a size that does not
+            fit.
     """
+    image = _float_values(image)
     if image.ndim != 4 or 0 in image.shape:
-        raise ImageError(f"an image of shape {tuple(image.shape)} is no batch of images; give [B, H, W, C].")
+        raise ImageError(f"a tensor of shape {tuple(image.shape)} is not a batch of images; give [B, H, W, C].")
     if image.shape[-1] > 4:
         raise ImageError(f"an image of {image.shape[-1]} channels has no known colours; give 1 to 4, channels last.")
     values = image.float().movedim(-1, 1)  # [B, C, H, W]
@@ -145,7 +155,7 @@ def from_image(image: Tensor, *, channels: int = 3, multiple: int = 8, fit: Fit 
         nearest = ((multiple * max(1, side // multiple), multiple * -(-side // multiple)) for side in (height, width))
         (h0, h1), (w0, w1) = nearest
         raise ImageError(
-            f"an image of {width}x{height} is no multiple of {multiple}. "
+            f"an image of {width}x{height} is not a multiple of {multiple}. "
             f"Resize it to {w0}x{h0} or {w1}x{h1}, or choose the fit crop or pad."
         )
     if fit == "crop":
@@ -199,13 +209,7 @@ def _pil_values(image: Image.Image) -> Tensor:
         return torch.from_numpy(words.astype(np.float32) / WORD_MAX)[None, ..., None]
     if mode in ("I", "F"):
         top = WORD_MAX if mode == "I" else 1
-        values = np.asarray(image).astype(np.float64)
-        if not (values.min() >= 0 and values.max() <= top):  # NaN is neither
-            raise ImageError(
-                f"an image of mode {mode} has values from {values.min():g} to {values.max():g}; 0 to {top} are taken. "
-                f"Scale it first."
-            )
-        return torch.from_numpy((values / top).astype(np.float32))[None, ..., None]
+        return _unit_floats(np.asarray(image), f"an image of mode {mode}", "Scale it first.", top)[None, ..., None]
     if mode == "LAB":
         image = _lab_to_rgb(image)
     elif image.has_transparency_data:
@@ -230,6 +234,20 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
     return converted
 
 
+def _float_values(image: Tensor) -> Tensor:
+    """A batch of images as floats in [0, 1], of any type that has a known range."""
+    if not isinstance(image, Tensor):
+        hint = "Use from_numpy." if isinstance(image, np.ndarray) else "Give a tensor [B, H, W, C]."
+        raise ImageError(f"an image is a {type(image).__name__} and not a tensor. {hint}")
+    if image.layout != torch.strided:
+        raise ImageError(f"an image is a tensor of the layout {image.layout}. Make it dense first.")
+    if image.is_floating_point():
+        return image.float()
+    if image.dtype in (torch.bool, torch.uint8):
+        return image.float() / (BYTE_MAX if image.dtype == torch.uint8 else 1)
+    raise ImageError(f"an image of {image.dtype} has no known range; give bytes, or floats in [0, 1].")
+
+
 def _unit_range(array: np.ndarray) -> Tensor:
     if array.dtype == np.bool_:
         return torch.from_numpy(array.astype(np.float32))
@@ -237,12 +255,20 @@ def _unit_range(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array.astype(np.float32) / (BYTE_MAX if array.dtype == np.uint8 else WORD_MAX))
     if not np.issubdtype(array.dtype, np.floating):
         raise ImageError(f"an array of {array.dtype} has no known range; give uint8, uint16, or floats in [0, 1].")
-    if array.size and not (array.min() >= 0 and array.max() <= 1):  # NaN is neither
-        raise ImageError(
-            f"an array of floats has values from {array.min():g} to {array.max():g}; 0 to 1 are taken. "
-            f"Divide by its white, or give uint8."
-        )
-    return torch.from_numpy(array.astype(np.float32))
+    return _unit_floats(array, "an array of floats", "Divide by its white, or give uint8.")
+
+
+def _unit_floats(array: np.ndarray, what: str, remedy: str, top: float = 1) -> Tensor:
+    """Floats in [0, top] as float32 in [0, 1]. What is beyond by less than rounding is cut off.
+
+    Rounding is a few steps of the type, and at least half a step of a 16-bit image.
+    """
+    values = array.astype(np.float64) / top
+    beyond = max(4 * np.finfo(array.dtype).eps if np.issubdtype(array.dtype, np.floating) else 0, 0.5 / WORD_MAX)
+    if values.size and not (values.min() >= -beyond and values.max() <= 1 + beyond):  # NaN is neither
+        low, high = array.min(), array.max()
+        raise ImageError(f"{what} has values from {low:.9g} to {high:.9g}; 0 to {top} are taken. {remedy}")
+    return torch.from_numpy(values.clip(0, 1).astype(np.float32))
 
 
 # Giving back.
@@ -257,10 +283,10 @@ def to_numpy(pixels: Tensor, dtype: type = np.uint8) -> np.ndarray:
     """Model's pixels [B, C, H, W] in [-1, 1] to an array [B, H, W, C] of uint8, uint16, or floats in [0, 1].
 
     Raises:
-        ImageError: pixels that are no numbers, or another dtype.
+        ImageError: pixels that are not finite, or another dtype.
     """
     if not torch.isfinite(pixels).all():
-        raise ImageError("the decoded image has values that are no numbers. Decode in float32 or bfloat16.")
+        raise ImageError("the decoded image has values that are not finite. Decode in float32 or bfloat16.")
     values = to_image(pixels.detach()).cpu().numpy()
     if np.issubdtype(dtype, np.floating):
         return values.astype(dtype)
@@ -276,7 +302,7 @@ def to_pil(pixels: Tensor, alpha: Tensor | None = None) -> list[Image.Image]:
         alpha: opacity [B, H, W] in [0, 1] to go with 1 or 3 channels: mode LA or RGBA.
 
     Raises:
-        ImageError: another number of channels, an alpha that does not match, or pixels that are no numbers.
+        ImageError: another number of channels, an alpha that does not match, or pixels that are not finite.
     """
     if pixels.ndim != 4 or pixels.shape[1] not in (1, 3, 4):
         raise ImageError(f"a tensor of shape {tuple(pixels.shape)} makes no images; give [B, 1, 3 or 4, H, W].")

@@ -2,7 +2,7 @@
 
 Most families scale and shift: (z - shift) * scale. Playground 2.5 normalises by a mean and a deviation per channel
 and then scales: (z - mean) * scale / std, in the order of diffusers' pipeline_stable_diffusion_xl.py. FLUX.2 packs 2x2
-positions into channels and normalises by running statistics: (packed - mean) / sqrt(var + eps).
+latent pixels into channels and normalises by running statistics: (packed - mean) / sqrt(var + eps).
 """
 
 from __future__ import annotations
@@ -82,12 +82,12 @@ def pack(z: Tensor, patch_size: tuple[int, int] = (2, 2)) -> Tensor:
     """FLUX.2's packing: [B, C, h * ph, w * pw] -> [B, C * ph * pw, h, w], channels ordered (c, row, column).
 
     Raises:
-        ShapeError: h or w is no multiple of the patch.
+        ShapeError: h or w is not a multiple of the patch.
     """
     rows, columns = patch_size
     if z.shape[-2] % rows or z.shape[-1] % columns:
         raise ShapeError(
-            f"a latent of {z.shape[-2]} by {z.shape[-1]} positions cannot be packed by {rows}x{columns}. "
+            f"a latent of {z.shape[-2]} by {z.shape[-1]} pixels cannot be packed by {rows}x{columns}. "
             f"Encode an image whose latent has sides that are multiples of them."
         )
     return rearrange(z, "b c (h ph) (w pw) -> b (c ph pw) h w", ph=rows, pw=columns)
@@ -98,7 +98,8 @@ def unpack(packed: Tensor, patch_size: tuple[int, int] = (2, 2)) -> Tensor:
     rows, columns = patch_size
     if packed.shape[1] % (rows * columns):
         raise ShapeError(
-            f"a packed latent has {packed.shape[1]} channels, no multiple of {rows * columns}. Give a packed one."
+            f"a packed latent has {packed.shape[1]} channels, which is not a multiple of {rows * columns}. "
+            f"Give a packed one."
         )
     return rearrange(packed, "b (c ph pw) h w -> b c (h ph) (w pw)", ph=rows, pw=columns)
 

@@ -9,19 +9,67 @@ from torch import Tensor
 from .errors import ImageError
 from .image import reflect_to
 
+# Resizing goes a little beyond 0 and 1, and added masks reach a few times 1. Beyond this, the range is another one.
+MOST = 8.0
+
 
 def fit_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """A mask [H, W], [B, H, W] or [B, 1, H, W] of any size as [B, height, width] in float32, scaled bilinearly.
+    """A mask of any size as [B, height, width] in float32, scaled bilinearly.
+
+    Args:
+        mask: [H, W], [H, W, 1], [B, H, W], [B, 1, H, W] or [B, H, W, 1]; three channels count as one if they are equal.
+            Booleans, bytes (0 to 255, or 0 and 1 alone) or floats in [0, 1].
+        size: (height, width), which also decides between two readings of a shape.
 
     Raises:
-        ImageError: another number of dimensions, or an empty mask.
+        ImageError: another shape, other values, or channels that differ.
     """
+    if not isinstance(mask, Tensor) or mask.layout != torch.strided or mask.is_complex():
+        found = f"a {mask.layout} tensor of {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ImageError(f"a mask is {found}; give a tensor [B, height, width] of floats in [0, 1].")
     if mask.ndim not in (2, 3, 4) or 0 in mask.shape:
-        raise ImageError(f"a mask of shape {tuple(mask.shape)} is none; give [B, height, width].")
-    mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().clamp(0, 1)
+        raise ImageError(f"a mask has the shape {tuple(mask.shape)}; give [B, height, width].")
+    mask = _unit_values(_one_channel(mask, size))[:, None]  # [B, 1, H, W]
     if mask.shape[-2:] != size:
         mask = F.interpolate(mask, size=size, mode="bilinear", align_corners=False)
     return mask[:, 0]
+
+
+def _one_channel(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, H, W] of a mask whose channel may be anywhere."""
+    if mask.ndim == 2:
+        return mask[None]
+    if mask.ndim == 3:
+        if tuple(mask.shape) == (*size, 1):
+            return mask[None, ..., 0]
+        return mask
+    first, last = mask.shape[1], mask.shape[-1]
+    channels_last = first not in (1, 3) or (last in (1, 3) and tuple(mask.shape[1:3]) == tuple(size))
+    if channels_last:
+        mask = mask.movedim(-1, 1)
+    if mask.shape[1] not in (1, 3) or not (mask == mask[:, :1]).all():
+        what = "channels that differ" if mask.shape[1] == 3 else f"{mask.shape[1]} channels"
+        raise ImageError(
+            f"a mask of shape {tuple(mask.shape)} has {what}; a mask has one. Make one of the image's channels a mask."
+        )
+    return mask[:, 0]
+
+
+def _unit_values(mask: Tensor) -> Tensor:
+    """A mask of any type as float32 in [0, 1]."""
+    if mask.dtype == torch.bool:
+        return mask.float()
+    values = mask.float()
+    low, high = values.min().item(), values.max().item()
+    if not mask.is_floating_point():
+        if low >= 0 and high <= 255:
+            return values if high <= 1 else values / 255
+        raise ImageError(f"a mask of {mask.dtype} has values from {low:g} to {high:g}; give 0 to 255.")
+    if not (low >= -MOST and high <= MOST):  # NaN is neither
+        raise ImageError(
+            f"a mask has values from {low:g} to {high:g}; 0 to 1 are taken. Divide it by its white, or give bytes."
+        )
+    return values.clamp(0, 1)
 
 
 def extend_mask(mask: Tensor, height: int, width: int) -> Tensor:
@@ -88,7 +136,7 @@ def composite(original: Tensor, painted: Tensor, mask: Tensor) -> Tensor:
 
 
 def _widen(mask: Tensor, reach: int) -> Tensor:
-    """The maximum over a square of `reach` positions to each side, of [B, 1, H, W]."""
+    """The maximum over a square of `reach` pixels to each side, of [B, 1, H, W]."""
     if not reach:
         return mask
     for dim in (2, 3):
@@ -104,7 +152,7 @@ def _widen(mask: Tensor, reach: int) -> Tensor:
 
 
 def _average(mask: Tensor, reach: int) -> Tensor:
-    """The mean over a square of `reach` positions to each side, of [B, 1, H, W]; edges are continued."""
+    """The mean over a square of `reach` pixels to each side, of [B, 1, H, W]; edges are continued."""
     if not reach:
         return mask
     for dim in (2, 3):

@@ -27,7 +27,7 @@ def ssim(image: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor:
     """Mean structural similarity of each of [B, C, H, W]: [B], 1 where the two are equal.
 
     Wang, Bovik, Sheikh and Simoncelli, Image Quality Assessment, 2004, section III.C: a Gaussian window of 11x11 with
-    a deviation of 1.5, over the positions where it lies inside the image; the mean over channels.
+    a deviation of 1.5, over the pixels around which it is inside the image; the mean over channels.
 
     Args:
         data_range: see `psnr`.
@@ -47,7 +47,7 @@ def ssim(image: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor:
     weights = (weights / weights.sum()).view(1, 1, -1).expand(channels, 1, -1)
 
     def mean(x: Tensor) -> Tensor:
-        """The window's mean around each position, one dimension after the other."""
+        """The window's mean around each pixel, one dimension after the other."""
         rows = F.conv2d(x, weights[..., None], groups=channels)
         return F.conv2d(rows, weights[:, :, None], groups=channels)
 

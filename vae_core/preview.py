@@ -15,7 +15,7 @@ HEAT_STARTS, HEAT_WIDTHS = (0.0, 0.375, 0.75), (0.375, 0.375, 0.25)
 def latent_colours(z: Tensor) -> Tensor:
     """The three main directions of latents [B, C, h, w] as red, green and blue: [B, 3, h, w] in [0, 1].
 
-    Principal components over all positions of each item; the sign of each is the one of its largest entry. A latent
+    Principal components over all latent pixels of each item; the sign of each is the one of its largest entry. A latent
     of fewer than three channels, or a flat one, becomes grey.
     """
     values = z.detach().float().flatten(2)  # [B, C, N]
@@ -45,7 +45,7 @@ def error_map(image: Tensor, reference: Tensor, top: float = 0.1) -> Tensor:
 
 
 def posterior_image(mean: Tensor, logvar: Tensor, scale: int = 8) -> Tensor:
-    """The mean as colours and, at its right, the standard deviation as heat, `scale` pixels for each position.
+    """The mean as colours and, at its right, the standard deviation as heat, `scale` pixels for each latent pixel.
 
     Args:
         mean, logvar: [B, C, h, w].
