@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from .autoencoder_kl import AutoencoderKL
-from .checkpoints.build import build_model, dtype_of, parse_dtype
+from .checkpoints.build import build_model, check_weights, dtype_of, parse_dtype
+from .checkpoints.config_file import CONFIG_NAME
 from .checkpoints.identify import identify
-from .checkpoints.plan import Plan
-from .checkpoints.pretrained import find_folder, plan_folder, reading
+from .checkpoints.open_file import open_tensor_file
+from .checkpoints.plan import Plan, plain_names
+from .checkpoints.pretrained import Folder, find_folder, open_folder, reading, snapshot, weight_files
 from .checkpoints.single_file import plan_single_file, write_single_file
-from .checkpoints.tensor_file import open_tensor_file
+from .checkpoints.tensor_file import TensorFile
 from .checkpoints.write import checked_path
 from .config import AutoencoderKLConfig
 from .errors import CheckpointError, ConfigError
@@ -27,22 +29,23 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class VAEInfo:
-    """What a checkpoint is, from its header alone.
+    """What a checkpoint is, from its header.
 
     Attributes:
         path: the file, or the folder's weights (an index, if they are in shards).
         container: "safetensors" or "pickle".
-        layout: whose key names it has, "LDM" or "diffusers"; None if it is no AutoencoderKL.
+        layout: whose key names it has, "LDM" or "diffusers"; None if it is not an AutoencoderKL.
         prefix: what its keys begin with in a full checkpoint, such as "first_stage_model.".
         file_size: bytes, of all shards together.
         parameters: number of weights of the VAE.
         dtype: number type of the weights.
         config: every hyper-parameter. `scaling_factor` and `shift_factor` are repeated beside it.
-        family: its published family; None if its shapes or its scaling are no known one's.
+        family: its published family; None if its shapes or its scaling are not those of a known one.
         family_is_guess: whether other families have the same shapes and nothing in the file decided.
         told_by: config field -> where its value comes from ("config.json", "metadata", "tensor shapes",
-            "the rest of the checkpoint", "family default", "family default (a guess)", "default", "override").
-        seems_to_be: what it is if it is no AutoencoderKL that can be loaded; None if it is one.
+            "config.json beside the file", "the rest of the checkpoint", "family default", "family default (a guess)",
+            "default", "default (a guess)", "override").
+        seems_to_be: what it is if it is not an AutoencoderKL that can be loaded; None if it is one.
         problem: why it cannot be loaded, as `load_vae` would say; None if it can.
         remarks: sentences on what was guessed.
     """
@@ -89,9 +92,10 @@ def load_vae(
         path: a diffusers folder, a pipeline's folder with `vae/`, a single file (safetensors or pickle, LDM's or
             diffusers' keys, a VAE alone or a full checkpoint), or an index of shards.
         dtype: a floating-point type or its name; None and "auto" keep the file's. (8-bit floats become bfloat16,
-            which holds them exactly.)
+            which has them exactly, or with scales the type of the other weights.)
         variant: of a folder's weights, such as "fp16".
-        config: for a single file: an AutoencoderKLConfig, its fields, a `config.json` or the folder of one.
+        config: for a single file: an AutoencoderKLConfig, its fields, a `config.json` or the folder of one. Without
+            it, a `config.json` beside the file is used if the file has the shapes that it says.
         overrides: config fields that win over what the checkpoint says, such as scaling_factor.
 
     Raises:
@@ -105,34 +109,37 @@ def load_vae(
 
 
 def inspect_vae(path: PathLike, *, variant: str | None = None, **overrides: Any) -> VAEInfo:
-    """Say what a checkpoint is from its header, reading no weights. Takes what `load_vae` takes.
+    """Say what a checkpoint is from its header and its biases, a thousandth of it. Takes what `load_vae` takes.
 
-    A file that is a checkpoint but no AutoencoderKL is no error: see `VAEInfo.seems_to_be` and `problem`.
+    A file that is a checkpoint but not an AutoencoderKL that can be loaded is not an error: see `VAEInfo.problem`,
+    which is what `load_vae` says of it.
 
     Raises:
-        CheckpointError: no checkpoint at all: missing, truncated, empty, another format, a folder without config.
+        CheckpointError: not a checkpoint at all: missing, truncated, empty, another format, a folder without config.
+            `load_vae` says the same.
         UnsafeCheckpointError: a pickle that asks for code to be run.
+        ConfigError: an override that no AutoencoderKL has.
     """
-    path = Path(path)
-    try:
-        with reading(path):
-            plan = plan_checkpoint(path, variant, None, overrides)
-        dtype = dtype_of(plan)
-    except (CheckpointError, ConfigError) as error:
-        if not path.is_file() or (isinstance(error, ConfigError) and overrides):
-            raise
-        source = open_tensor_file(path)  # raises again if it is no checkpoint
-        identity = identify(source.tensors)
-        what = identity.what if identity else "no AutoencoderKL, of a kind that is not known here"
-        return VAEInfo(path, source.container, source.file_size, seems_to_be=what, problem=str(error))
+    with reading(Path(path)):
+        found = find_checkpoint(Path(path), variant)
+        source = found.source
+        try:
+            plan = found.plan(overrides)
+            check_weights(plan)
+        except (CheckpointError, ConfigError) as error:
+            if isinstance(error, ConfigError) and overrides:
+                raise
+            identity = identify({plain: source.tensors[real] for plain, real in plain_names(source).items()})
+            what = identity.what if identity else "a model of a kind that is not known here, or a damaged AutoencoderKL"
+            return VAEInfo(source.path, source.container, source.file_size, seems_to_be=what, problem=str(error))
     return VAEInfo(
-        path=plan.source.path,
-        container=plan.source.container,
-        file_size=plan.source.file_size,
+        path=source.path,
+        container=source.container,
+        file_size=source.file_size,
         layout=plan.layout,
         prefix=plan.prefix,
         parameters=sum(plan.info(key).elements for key in plan.keys if not key.startswith("bn.")),
-        dtype=dtype,
+        dtype=dtype_of(plan),
         config=plan.config,
         family=plan.family,
         family_is_guess=plan.family_is_guess,
@@ -163,6 +170,38 @@ def save_single_file(
     write_single_file(checked_path(path), weights, vae.config, overwrite=overwrite, release=vae.release_files)
 
 
+@dataclass(frozen=True)
+class SingleFile:
+    """A file of tensors that was found, not yet matched."""
+
+    source: TensorFile
+    config: AutoencoderKLConfig | None = None
+
+    def plan(self, overrides: Mapping[str, Any]) -> Plan:
+        return plan_single_file(self.source, overrides, self.config)
+
+
+def find_checkpoint(
+    path: Path, variant: str | None, config: AutoencoderKLConfig | Mapping[str, Any] | PathLike | None = None
+) -> Folder | SingleFile:
+    """The checkpoint at a path, whatever its format: opened, and not yet looked at for an autoencoder.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    if path.name == CONFIG_NAME and config is None:
+        return open_folder(path.parent, variant)
+    if not path.is_dir():
+        return SingleFile(open_tensor_file(path), given_config(config))
+    if config is not None:
+        raise CheckpointError(f"{path} is a folder, which has its own config. Pass single fields as overrides.")
+    folder = snapshot(path)
+    weights = weight_files(folder)
+    if len(weights) == 1 and not any(os.path.lexists(each / CONFIG_NAME) for each in (folder, folder / "vae")):
+        return SingleFile(open_tensor_file(weights[0]))
+    return open_folder(find_folder(folder), variant)
+
+
 def plan_checkpoint(
     path: PathLike,
     variant: str | None,
@@ -170,13 +209,4 @@ def plan_checkpoint(
     overrides: Mapping[str, Any],
 ) -> Plan:
     """How to load the autoencoder at a path, whatever its format."""
-    path = Path(path)
-    if path.is_dir():
-        if config is not None:
-            raise CheckpointError(f"{path} is a folder, which has its own config. Pass single fields as overrides.")
-        return plan_folder(find_folder(path), variant, overrides)
-    if path.name == "config.json":
-        return plan_folder(path.parent, variant, overrides)
-    if config is None and path.suffix == ".json" and (path.parent / "config.json").is_file():
-        config = path.parent  # an index of shards, in its folder
-    return plan_single_file(open_tensor_file(path), overrides, given_config(config))
+    return find_checkpoint(Path(path), variant, config).plan(overrides)

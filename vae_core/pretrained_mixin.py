@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from .atomic import Writer
 from .checkpoints.build import build_model, parse_dtype
 from .checkpoints.memory import memory_tensors
+from .checkpoints.open_file import open_tensor_file
 from .checkpoints.pretrained import WEIGHTS_STEM, find_folder, plan_folder, read_config, reading, write_folder
 from .checkpoints.single_file import plan_single_file
-from .checkpoints.tensor_file import open_tensor_file
 from .checkpoints.write import checked_path
 from .config import AutoencoderKLConfig
 from .config_mixin import ConfigMixin

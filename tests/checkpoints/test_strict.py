@@ -61,7 +61,7 @@ def test_unknown(weights: dict[str, Tensor], tmp_path: Path) -> None:
     assert (
         "has 5 weights that no AutoencoderKL has (decoder.refiner.0.weight, decoder.refiner.1.weight, ...)" in message
     )
-    assert "remove them from the file" in message
+    assert "another model, or its config is not the one given" in message
 
 
 def test_both(weights: dict[str, Tensor], tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_shape_that_does_not_fit(weights: dict[str, Tensor], tmp_path: Path) -
     ):
         load_vae(path)
     save_file(weights, path)
-    with pytest.raises(CheckpointError, match=r"8x64x3x3 where 16x64x3x3.*drop the overrides"):
+    with pytest.raises(CheckpointError, match=r"8x64x3x3 where 16x64x3x3.*leave out the overrides"):
         load_vae(path, latent_channels=8)
     with pytest.raises(CheckpointError, match=r"has \d+ weights that no AutoencoderKL has"):
         load_vae(path, mid_block_add_attention=False)
@@ -91,9 +91,9 @@ def test_a_weight_given_twice(weights: dict[str, Tensor], tmp_path: Path) -> Non
 
 def test_several_autoencoders(weights: dict[str, Tensor], tmp_path: Path) -> None:
     pair = {f"{name}.{k}": v.clone() for name in ("a", "b") for k, v in weights.items()}
-    assert "holds several autoencoders, under a., b." in failure(pair, tmp_path / "vae.safetensors")
+    assert "has several autoencoders, under a., b." in failure(pair, tmp_path / "vae.safetensors")
     save_file({f"module.{k}": v for k, v in weights.items()}, tmp_path / "one.safetensors")
-    assert inspect_vae(tmp_path / "one.safetensors").prefix == "module."
+    assert inspect_vae(tmp_path / "one.safetensors").prefix == ""
 
 
 def test_a_missing_level(weights: dict[str, Tensor], tmp_path: Path) -> None:
@@ -111,6 +111,8 @@ C5, C4, C3, V = kernel(2, 2, 3, 3, 3), kernel(2, 2, 3, 3), kernel(2, 2, 3), kern
 OTHERS: dict[str, dict[str, Tensor]] = {
     "a LoRA": {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": C4},
     "a LoRA ": {"transformer.single_blocks.0.attn.to_q.lora_A.weight": V},
+    "the state of an optimizer": {"state.0.exp_avg": C4, "state.0.exp_avg_sq": C4, "state.0.step": V},
+    "a moving average without names": {"shadow_params.0": C4, "shadow_params.1": V},
     "TAESD": {"taesd_decoder.1.weight": C4, "taesd_encoder.0.weight": C4},
     "TAESD ": {"encoder.layers.0.weight": C4, "decoder.layers.1.weight": C4, "decoder.layers.3.conv.0.weight": C4},
     "TAESD  ": {"1.weight": C4, "3.conv.0.weight": C4, "3.conv.0.bias": V},
@@ -160,7 +162,7 @@ def test_what_else_it_seems_to_be(what: str, tmp_path: Path) -> None:
 
 def test_something_unheard_of(tmp_path: Path) -> None:
     message = failure({"alpha": V, "omega": V, "nu": V}, tmp_path / "model.safetensors")
-    assert "holds no AutoencoderKL (found 3 tensors, such as alpha, nu, ...)" in message
+    assert "has no AutoencoderKL in it (found 3 tensors, such as alpha, nu, ...)" in message
     assert "Give a VAE with LDM's or diffusers' names" in message
 
 

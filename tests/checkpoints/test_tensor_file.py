@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from vaes import assert_same_weights, fields, ldm, make
 
 from vae_core import CheckpointError, VAEError, inspect_vae, load_vae, save_single_file
-from vae_core.checkpoints.tensor_file import open_tensor_file, read_mapped
+from vae_core.checkpoints.open_file import open_tensor_file
+from vae_core.checkpoints.tensor_file import read_mapped
 
 
 def raw_safetensors(header: object, data: bytes = b"") -> bytes:
@@ -33,19 +34,19 @@ FOREIGN = {
     "is JSON text, not weights": b'{"_class_name": "AutoencoderKL"}',
     "is neither safetensors nor a torch file (it starts with 01 02": bytes(range(1, 100)),
     "its safetensors header alone is to have 9000": (9000).to_bytes(8, "little") + b"{" + bytes(50),
-    "has a broken safetensors header (JSONDecodeError": raw_safetensors(b'{"a": {"dtype": "F32", "sha'),
-    "has a broken safetensors header (KeyError": raw_safetensors({"a": {"dtype": "F32", "shape": [1]}}),
-    "has a broken safetensors header (TypeError": raw_safetensors({"a": 5}),
-    "has a broken safetensors header (ValueError: a tensor of shape (2,)": raw_safetensors(
+    "has a broken safetensors header (Unterminated string": raw_safetensors(b'{"a": {"dtype": "F32", "sha'),
+    "has a broken safetensors header ('a' has no data_offsets)": raw_safetensors({"a": {"dtype": "F32", "shape": [1]}}),
+    "has a broken safetensors header ('a' is a int)": raw_safetensors({"a": 5}),
+    "has a broken safetensors header ('a', of shape (2,) and type F32, is in 4 bytes)": raw_safetensors(
         {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, bytes(4)
     ),
-    "has a broken safetensors header (ValueError: a tensor of shape (-1,)": raw_safetensors(
+    "has a broken safetensors header (a number is '-1'": raw_safetensors(
         {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}, bytes(4)
     ),
     "but its header describes": raw_safetensors(
         {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, bytes(4)
     ),
-    "holds no tensors": raw_safetensors({"__metadata__": {"format": "pt"}}),
+    "has no tensors": raw_safetensors({"__metadata__": {"format": "pt"}}),
 }
 
 
@@ -57,7 +58,7 @@ def test_files_that_are_no_checkpoint(message: str, tmp_path: Path) -> None:
         load_vae(path)
     assert "vae.safetensors" in str(error.value)
     assert str(error.value).endswith(".")
-    if message != "holds no tensors":
+    if message != "has no tensors":
         with pytest.raises(CheckpointError, match=re.escape(message)):
             inspect_vae(path)
 
@@ -83,7 +84,7 @@ def test_numbers_that_are_not_finite(number: float, tmp_path: Path) -> None:
     weights = {key: torch.full_like(weight, number) for key, weight in ldm(vae).items()}
     save_file(weights, tmp_path / "vae.safetensors")
     small = sum(weight.ndim == 1 for weight in weights.values())
-    with pytest.raises(CheckpointError, match=rf"no finite numbers \({small} of the {small} biases and norms"):
+    with pytest.raises(CheckpointError, match=rf"not finite \({small} of the {small} biases and norms"):
         load_vae(tmp_path / "vae.safetensors")
     one = ldm(vae)
     one["decoder.norm_out.bias"][3] = number
@@ -153,12 +154,12 @@ def test_8_bit_floats_are_widened_exactly(tmp_path: Path) -> None:
 def test_types_that_are_no_weights(tmp_path: Path) -> None:
     weights = {key: weight.to(torch.int8) for key, weight in ldm(make(fields(32))).items()}
     save_file(weights, tmp_path / "int8.safetensors")
-    with pytest.raises(CheckpointError, match=r"weights of type torch.int8: it is quantised"):
+    with pytest.raises(CheckpointError, match=r"weights of type int8: it is quantised"):
         load_vae(tmp_path / "int8.safetensors")
     header = {"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}
     (tmp_path / "f4.safetensors").write_bytes(raw_safetensors(header, b"\x07"))
     source = open_tensor_file(tmp_path / "f4.safetensors")
-    with pytest.raises(CheckpointError, match="a number type that torch lacks"):
+    with pytest.raises(CheckpointError, match="a number type that torch does not have"):
         read_mapped(tmp_path / "f4.safetensors", source.tensors)
 
 

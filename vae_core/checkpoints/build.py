@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..layers import without_values
-from .key_map import OPTIONAL
+from .finite import check_small, check_whole
+from .key_map import OPTIONAL, weight_shapes
+from .layouts import scaled
 from .plan import Plan, check_shapes
 
 logger = logging.getLogger("seamless_vae")
@@ -47,16 +49,23 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def dtype_of(plan: Plan) -> torch.dtype:
-    """The number type of a plan's weights: the one that holds all of them, where the file mixes types.
+    """The number type of a plan's weights: the one that can represent all of them, where the file mixes types.
+
+    Of 8-bit floats with scales it is the type of the other weights, or float32 where there are none: a product with
+    a scale is not an 8-bit float.
 
     Raises:
-        CheckpointError: the weights are no floating-point numbers.
+        CheckpointError: the weights are not floating-point numbers.
     """
-    dtypes = {plan.info(key).dtype for key in plan.keys if not key.endswith("num_batches_tracked")}
+    dtypes = {
+        plan.info(key).dtype for key in plan.keys if key not in plan.scales and not key.endswith("num_batches_tracked")
+    }
+    if plan.scales and not any(dtype is not None and dtype.itemsize > 1 for dtype in dtypes):
+        dtypes.add(torch.float32)
     wrong = [dtype for dtype in dtypes if dtype is None or not dtype.is_floating_point]
     if wrong:
         raise CheckpointError(
-            f"{plan.source.path.name} has weights of type {wrong[0] or 'unknown'}: it is quantised or packed. "
+            f"{plan.source.path.name} has weights of type {_name(wrong[0])}: it is quantised or packed. "
             f"Get the VAE in float16, bfloat16 or float32."
         )
     widest, *rest = sorted(dtypes, key=str)  # type: ignore[type-var]
@@ -66,11 +75,25 @@ def dtype_of(plan: Plan) -> torch.dtype:
     return widest
 
 
+def _name(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.") if dtype is not None else "that torch does not have"
+
+
 def _wider(a: torch.dtype | None, b: torch.dtype | None) -> torch.dtype:
     assert a is not None and b is not None
     if a.itemsize == 1 or b.itemsize == 1:  # torch promotes no 8-bit floats
         return a if b.itemsize == 1 and a.itemsize > 1 else b if b.itemsize > 1 else torch.float32
     return torch.promote_types(a, b)
+
+
+def check_weights(plan: Plan) -> None:
+    """Raise CheckpointError for whatever keeps a plan's weights from being loaded: shapes, types, damaged numbers.
+
+    Reads the biases and norms, a thousandth of the file.
+    """
+    check_shapes(plan, weight_shapes(plan.config))
+    dtype_of(plan)
+    check_small(plan)
 
 
 def build_model(
@@ -86,7 +109,7 @@ def build_model(
     """
     wanted = parse_dtype(dtype) or dtype_of(plan)
     if wanted.itemsize == 1:
-        wanted = torch.bfloat16  # holds every 8-bit float, which nothing can be computed with
+        wanted = torch.bfloat16  # has every 8-bit float, which nothing can be computed with
     with _no_garbage_collection():
         return _build(model_class, plan, wanted, device)
 
@@ -115,37 +138,48 @@ def _build(
             f"{model_class} has other weights than an AutoencoderKL of its config. Load an AutoencoderKL instead, and "
             f"take its state dict."
         )
-    weights = read_weights(plan, shapes)
+    weights = read_weights(plan, shapes, wanted)
     for key, weight in weights.items():
         holder, name, old = places[key]
         if device is not None or (weight.dtype is not wanted and weight.is_floating_point()):
+            check_whole(plan, key, weight)  # it is read anyway
             weight = weight.to(device=device, dtype=wanted if weight.is_floating_point() else None)
         holder[name] = nn.Parameter(weight, old.requires_grad) if isinstance(old, nn.Parameter) else weight
     return model
 
 
-def read_weights(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """A plan's weights by their diffusers keys, in the shapes that a model has: views of the file.
+def read_weights(
+    plan: Plan, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """A plan's weights by their diffusers keys, in the shapes that a model has: views of the file
+    where it has them row after row.
+
+    Args:
+        dtype: of 8-bit floats that have scales, which are multiplied by them; None for that of the other weights.
 
     Raises:
         CheckpointError: a weight has another shape, or weights are not finite.
     """
+    check_weights(plan)
     check_shapes(plan, shapes)
     for remark in plan.remarks:
         logger.warning("%s: %s", plan.source.path.name, remark)
-    read = plan.source.read(plan.keys.values())
+    read = plan.source.read([*plan.keys.values(), *plan.scales.values()])
     weights = {key: read[name] for key, name in plan.keys.items()}
-    check_finite(plan, weights)
+    for key, name in plan.scales.items():
+        weights[key] = scaled(weights[key], read[name], dtype or dtype_of(plan))
     for key in OPTIONAL & shapes.keys() - weights.keys():
         weights[key] = torch.zeros(shapes[key], dtype=torch.int64)
     for key, weight in weights.items():
         if weight.shape != shapes[key]:  # LDM's 1x1 kernels: matrices
-            weights[key] = weight.view(shapes[key])
+            weights[key] = weight.reshape(shapes[key])
+        elif weight.ndim == 4 and not weight.is_contiguous():  # MLX's kernels: rows of torch's
+            weights[key] = weight.contiguous()
     return weights
 
 
 def _places(model: nn.Module) -> dict[str, tuple[dict[str, Any], str, Tensor]]:
-    """Key of a weight -> the dictionary of its module that holds it, its name there, and what is there now.
+    """Key of a weight -> the dictionary of its module that it is in, its name there, and what is there now.
 
     Goes through the modules once, and so sets them to eval mode as well.
     """
@@ -157,21 +191,3 @@ def _places(model: nn.Module) -> dict[str, tuple[dict[str, Any], str, Tensor]]:
                 if tensor is not None:
                     places[f"{prefix}.{name}" if prefix else name] = holder, name, tensor
     return places
-
-
-def check_finite(plan: Plan, weights: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError if a bias or a norm holds NaN or infinity.
-
-    Those are a thousandth of the weights, and every layer has one, so that the check reads next to nothing of the
-    file; a training run that diverged, or a file of NaN, spoils all of them.
-    """
-    small = {key: weight for key, weight in weights.items() if weight.ndim == 1}
-    same = [weight if weight.dtype == torch.float32 else weight.float() for weight in small.values()]
-    if torch.cat(same).isfinite().all():
-        return
-    bad = [key for key, weight in small.items() if not weight.float().isfinite().all()]
-    if bad:
-        raise CheckpointError(
-            f"{plan.source.path.name} has weights that are no finite numbers ({len(bad)} of the {len(small)} biases "
-            f"and norms, such as {bad[0]}): the file is damaged or its training failed. Get another copy."
-        )

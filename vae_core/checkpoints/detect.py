@@ -4,58 +4,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
 from .tensor_file import TensorInfo
 
-# Beginnings of names under which whole checkpoints keep their VAE; others are found by what follows them.
-KNOWN_PREFIXES = ("", "first_stage_model.", "vae.")
+# Beginnings of names under which files have their VAE, the one to take first if a file has several: trainers write a
+# moving average beside the weights themselves. Others are found by what follows them.
+KNOWN_PREFIXES = ("", "first_stage_model.", "vae.", "model.", "ema_model.", "ema.", "online_model.")
 ANCHORS = ("encoder.conv_in.weight", "decoder.conv_in.weight")
 
+# The fields of a config that the shapes and names of its weights show.
+SHOWN_FIELDS = (
+    *("in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels", "layers_per_block"),
+    *("latent_channels", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention", "patch_size"),
+    "decoder_block_out_channels",
+)
 LDM, DIFFUSERS = "LDM", "diffusers"
 
-
-@dataclass(frozen=True)
-class Layout:
-    """How one naming scheme writes the names that detection looks at: groups are the level and the layer."""
-
-    name: str
-    encoder_resnet: re.Pattern[str]
-    decoder_resnet: re.Pattern[str]
-    encoder_attention: re.Pattern[str]
-    decoder_attention: re.Pattern[str]
-    mid_attention: tuple[str, ...]
-    finest_first: bool  # whether decoder level 0 is the finest
-
-
-LAYOUTS = (
-    Layout(
-        LDM,
-        re.compile(r"encoder\.down\.(\d+)\.block\.(\d+)\.conv1\.weight"),
-        re.compile(r"decoder\.up\.(\d+)\.block\.(\d+)\.conv1\.weight"),
-        re.compile(r"encoder\.down\.(\d+)\.attn\.(\d+)\.q\.weight"),
-        re.compile(r"decoder\.up\.(\d+)\.attn\.(\d+)\.q\.weight"),
-        ("encoder.mid.attn_1.q.weight", "decoder.mid.attn_1.q.weight"),
-        finest_first=True,
-    ),
-    Layout(
-        DIFFUSERS,
-        re.compile(r"encoder\.down_blocks\.(\d+)\.resnets\.(\d+)\.conv1\.weight"),
-        re.compile(r"decoder\.up_blocks\.(\d+)\.resnets\.(\d+)\.conv1\.weight"),
-        re.compile(r"encoder\.down_blocks\.(\d+)\.attentions\.(\d+)\.(?:to_q|query)\.weight"),
-        re.compile(r"decoder\.up_blocks\.(\d+)\.attentions\.(\d+)\.(?:to_q|query)\.weight"),
-        tuple(
-            f"{half}.mid_block.attentions.0.{q}.weight" for half in ("encoder", "decoder") for q in ("to_q", "query")
-        ),
-        finest_first=False,
-    ),
-)
+# Names that detection looks at, in both schemes' words. Groups are the half, the word for its levels, the level and
+# the layer. A level or layer of more digits than a model can have is a name like any other that is not known.
+_LEVEL = r"(encoder|decoder)\.(down|up|down_blocks|up_blocks)\.([0-9]{1,3})\."
+_QUERY = r"(?:q|to_q|query)\.weight"
+_RESNET = re.compile(rf"{_LEVEL}(?:block|resnets)\.([0-9]{{1,4}})\.conv1\.weight")
+_ATTENTION = re.compile(rf"{_LEVEL}(?:attn|attentions)\.([0-9]{{1,4}})\.{_QUERY}")
+_MID_ATTENTION = re.compile(rf"(?:encoder|decoder)\.(?:mid|mid_block)\.(?:attn_1|attentions\.0)\.{_QUERY}")
 
 
 def find_prefixes(names: Iterable[str]) -> list[str]:
-    """Every prefix under which both halves of an autoencoder lie, the best known first."""
+    """Every prefix under which a file has both halves of an autoencoder, the best known first."""
     found: dict[str, set[str]] = {}
     for name in names:
         for anchor in ANCHORS:
@@ -65,19 +42,20 @@ def find_prefixes(names: Iterable[str]) -> list[str]:
     return sorted(whole, key=lambda p: (KNOWN_PREFIXES.index(p) if p in KNOWN_PREFIXES else len(KNOWN_PREFIXES), p))
 
 
-def find_layout(names: Iterable[str]) -> Layout | None:
-    """The naming scheme of an autoencoder's keys (without their prefix)."""
-    names = list(names)
-    for layout in LAYOUTS:
-        if any(layout.encoder_resnet.fullmatch(n) for n in names) and any(
-            layout.decoder_resnet.fullmatch(n) for n in names
-        ):
-            return layout
-    return None
+def find_layout(names: Iterable[str]) -> str | None:
+    """The naming scheme of an autoencoder's keys (without their prefix): "LDM", "diffusers", or None."""
+    words: dict[str, str] = {}
+    for name in names:
+        match = _RESNET.fullmatch(name)
+        if match:
+            words[match[1]] = match[2]
+    if len(words) < 2:
+        return None
+    return DIFFUSERS if all(word.endswith("_blocks") for word in words.values()) else LDM
 
 
-def fields_from_shapes(tensors: Mapping[str, TensorInfo], layout: Layout) -> tuple[dict[str, Any], list[str]]:
-    """The config fields that shapes and names show, and remarks on those that are guesses.
+def fields_from_shapes(tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """The config fields that shapes and names show. `norm_num_groups` is not among them: see `norm_groups`.
 
     Args:
         tensors: the autoencoder's keys, without their prefix.
@@ -85,60 +63,65 @@ def fields_from_shapes(tensors: Mapping[str, TensorInfo], layout: Layout) -> tup
     Raises:
         CheckpointError: a level is missing, or a weight that must be there is not.
     """
-    encoder = _levels(tensors, layout.encoder_resnet, "encoder")
-    decoder = _levels(tensors, layout.decoder_resnet, "decoder")
-    if not layout.finest_first:
-        decoder.reverse()
-    if len(encoder) != len(decoder):
-        raise CheckpointError(f"the encoder has {len(encoder)} levels and the decoder {len(decoder)}.")
-    widths, decoder_widths = (tuple(width for width, _ in half) for half in (encoder, decoder))
-    down = _attention_levels(tensors, layout.encoder_attention)
-    up = _attention_levels(tensors, layout.decoder_attention)
-    if layout.finest_first:
-        up = {len(decoder) - 1 - level for level in up}
+    encoder = _levels(tensors, "encoder")
+    decoder = _levels(tensors, "decoder", len(encoder))
+    widths, decoder_widths = (tuple(level.width for level in half) for half in (encoder, decoder))
     latent_channels = _shape(tensors, "decoder.conv_in.weight")[1]
-    groups, remarks = _norm_groups(widths + decoder_widths)
     fields: dict[str, Any] = {
         "in_channels": _shape(tensors, "encoder.conv_in.weight")[1],
         "out_channels": _shape(tensors, "decoder.conv_out.weight")[0],
         "down_block_types": tuple(
-            "AttnDownEncoderBlock2D" if level in down else "DownEncoderBlock2D" for level in range(len(encoder))
+            "AttnDownEncoderBlock2D" if level.has_attention else "DownEncoderBlock2D" for level in encoder
         ),
         "up_block_types": tuple(
-            "AttnUpDecoderBlock2D" if level in up else "UpDecoderBlock2D" for level in range(len(decoder))
+            "AttnUpDecoderBlock2D" if level.has_attention else "UpDecoderBlock2D" for level in reversed(decoder)
         ),
         "block_out_channels": widths,
-        "layers_per_block": encoder[0][1],
+        "layers_per_block": encoder[0].layers,
         "latent_channels": latent_channels,
-        "norm_num_groups": groups,
         "use_quant_conv": "quant_conv.weight" in tensors or "encoder.quant_conv.weight" in tensors,
         "use_post_quant_conv": "post_quant_conv.weight" in tensors or "decoder.post_quant_conv.weight" in tensors,
-        "mid_block_add_attention": any(name in tensors for name in layout.mid_attention),
+        "mid_block_add_attention": any(map(_MID_ATTENTION.fullmatch, tensors)),
     }
     if decoder_widths != widths:
         fields["decoder_block_out_channels"] = decoder_widths
     if "bn.running_mean" in tensors:
-        packed = _shape(tensors, "bn.running_mean", dimensions=1)[0] // latent_channels
+        packed = _shape(tensors, "bn.running_mean", dimensions=1)[0] // max(1, latent_channels)
         side = round(packed**0.5)
         fields["patch_size"] = (side, side) if side * side == packed and side else (max(1, packed), 1)
-    return fields, remarks
+    return fields
 
 
-def _levels(tensors: Mapping[str, TensorInfo], pattern: re.Pattern[str], half: str) -> list[tuple[int, int]]:
-    """(width, number of resnet blocks) of each level."""
+class _Level(NamedTuple):
+    width: int
+    layers: int
+    has_attention: bool
+
+
+def _levels(tensors: Mapping[str, TensorInfo], half: str, count: int | None = None) -> list[_Level]:
+    """The levels of one half, the finest first. They are counted, and never gone through up to a number of the file.
+
+    Args:
+        count: number of levels, by which diffusers' numbers of the decoder, coarsest first, become LDM's.
+    """
+
+    def finest_first(match: re.Match[str]) -> int:
+        return (count or 0) - 1 - int(match[3]) if match[2] == "up_blocks" else int(match[3])
+
     found: dict[int, dict[int, int]] = {}
     for name, info in tensors.items():
-        match = pattern.fullmatch(name)
-        if match and info.shape:
-            found.setdefault(int(match[1]), {})[int(match[2])] = info.shape[0]
-    absent = sorted(set(range(max(found, default=0) + 1)) - set(found))
-    if absent:
-        raise CheckpointError(f"the {half} has no level {absent[0]}, though it has level {max(found, default=0)}.")
-    return [(next(iter(found[level].values())), len(found[level])) for level in sorted(found)]
-
-
-def _attention_levels(tensors: Mapping[str, TensorInfo], pattern: re.Pattern[str]) -> set[int]:
-    return {int(match[1]) for match in map(pattern.fullmatch, tensors) if match}
+        match = _RESNET.fullmatch(name)
+        if match and match[1] == half and info.shape:
+            found.setdefault(finest_first(match), {})[int(match[4])] = info.shape[0]
+    if count is not None and len(found) != count:
+        raise CheckpointError(f"the encoder has {count} levels and the decoder {len(found)}.")
+    if not found or max(found) >= len(found):
+        absent = next(level for level in range(len(found) + 1) if level not in found)
+        raise CheckpointError(f"the {half} has no level {absent}, though it has level {max(found, default='none')}.")
+    attention = {finest_first(m) for m in map(_ATTENTION.fullmatch, tensors) if m and m[1] == half}
+    return [
+        _Level(next(iter(layers.values())), len(layers), level in attention) for level, layers in sorted(found.items())
+    ]
 
 
 def _shape(tensors: Mapping[str, TensorInfo], name: str, dimensions: int = 4) -> tuple[int, ...]:
@@ -149,14 +132,9 @@ def _shape(tensors: Mapping[str, TensorInfo], name: str, dimensions: int = 4) ->
     return tensors[name].shape
 
 
-def _norm_groups(widths: tuple[int, ...]) -> tuple[int, list[str]]:
-    """32, or the largest power of two that divides every width."""
+def norm_groups(widths: tuple[int, ...]) -> int:
+    """The number of groups to assume, which no shape shows: 32, or the largest power of two that divides all widths."""
     groups = 32
     while any(width % groups for width in widths):
         groups //= 2
-    if groups == 32:
-        return groups, []
-    return groups, [
-        f"norm_num_groups is not in the file; the widths are no multiples of 32, so {groups} is a guess. "
-        f"Pass norm_num_groups if you know better."
-    ]
+    return groups

@@ -8,6 +8,8 @@ from typing import Any
 
 from ..config import AutoencoderKLConfig
 
+METADATA, REST = "metadata", "the rest of the checkpoint"
+
 
 @dataclass(frozen=True)
 class Family:
@@ -15,7 +17,8 @@ class Family:
 
     Attributes:
         fields: the config fields that no tensor shape shows.
-        latent_channels, levels, quant_convs, batch_norm: what its shapes show; widths are not looked at.
+        latent_channels, quant_convs, batch_norm: what its shapes show.
+        block_out_channels: its widths, all with 32 groups in their norms; a model of other widths may be of it too.
         architectures: how a file's `modelspec.architecture` begins, the one to write first.
         siblings: beginnings of keys beside the VAE that only a full checkpoint of this family has.
     """
@@ -25,9 +28,13 @@ class Family:
     latent_channels: int
     architectures: tuple[str, ...]
     siblings: tuple[str, ...]
-    levels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     quant_convs: bool = True
     batch_norm: bool = False
+
+    @property
+    def levels(self) -> int:
+        return len(self.block_out_channels)
 
     def has_shapes_of(self, config: AutoencoderKLConfig) -> bool:
         """Whether a model of this config could be of the family."""
@@ -88,7 +95,7 @@ FAMILIES = (
         latent_channels=4,
         architectures=("stable-diffusion-x4", "stable-diffusion-v2-x4"),
         siblings=("low_scale_model.",),
-        levels=3,
+        block_out_channels=(128, 256, 512),
     ),
     Family(
         "FLUX.1",
@@ -125,6 +132,11 @@ class FamilyMatch:
     told_by: str
     others: tuple[Family, ...] = ()
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether the file itself names the family, in its metadata or by what else is in it."""
+        return self.told_by in (METADATA, REST)
+
 
 def match_family(
     config: AutoencoderKLConfig, siblings: Collection[str] = (), metadata: Mapping[str, str] | None = None
@@ -134,10 +146,10 @@ def match_family(
     architecture = (metadata or {}).get("modelspec.architecture", "").lower()
     for family in possible:
         if architecture.startswith(family.architectures):
-            return FamilyMatch(family, "metadata")
+            return FamilyMatch(family, METADATA)
     for family in possible:
         if any(key.startswith(family.siblings) for key in siblings):
-            return FamilyMatch(family, "the rest of the checkpoint")
+            return FamilyMatch(family, REST)
     if not possible:
         return FamilyMatch(None, "default")
     others = possible[1:]

@@ -21,7 +21,7 @@ class Identity:
 
 WHOLE_VAE = "Give the file of a whole VAE."
 OTHER_MODEL = "An AutoencoderKL loader cannot run it; use the nodes or classes made for it."
-NO_VAE = "It holds no VAE. Give a VAE file, or a full checkpoint that contains one."
+NO_VAE = "There is no VAE in it. Give a VAE file, or a full checkpoint that contains one."
 
 
 def _any(pattern: str) -> Callable[[Tensors], bool]:
@@ -57,6 +57,16 @@ RULES: tuple[tuple[Callable[[Tensors], bool], Identity], ...] = (
             r"^taesd_(en|de)coder\.|^(en|de)coder\.layers\.\d+\.(conv\.\d+\.)?weight$|^(decoder\.)?[13]\.conv\.[024]\.weight$"
         ),
         Identity("TAESD (AutoencoderTiny), a small preview model", f"{OTHER_MODEL} {WHOLE_VAE}"),
+    ),
+    (
+        _any(
+            r"(^|\.)(state\.\d+|base_state\.\d+|optimizer_states?\.[\w.]*)\.(exp_avg(_sq)?|momentum_buffer|step|square_avg)$"
+        ),
+        Identity("the state of an optimizer", "Give the file of the model that was saved beside it."),
+    ),
+    (
+        _any(r"(^|\.)shadow_params\.\d+$"),
+        Identity("a moving average without names (EMA's shadow parameters)", "Give the model's own file."),
     ),
     (_any(r"^decoder_unet\."), Identity("a consistency decoder (ConsistencyDecoderVAE)", OTHER_MODEL)),
     (_any(r"(^|\.)decoder\.condition_encoder\."), Identity("an AsymmetricAutoencoderKL", OTHER_MODEL)),

@@ -1,41 +1,81 @@
-"""Every spelling of every weight's name, as tables made from a config. Nothing is renamed by substring."""
+"""Every weight of a model of a given config: its shape and every spelling of its name, as tables.
+
+Nothing is renamed by substring. A name is a path of parts (half, level, block, layer), and files have each part in
+LDM's words or in diffusers', also mixed: trainers convert some parts and leave the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import NamedTuple
 
 from ..config import AutoencoderKLConfig
 
-RESNET_LAYERS = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2"}
-ATTENTION_LAYERS = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-DEPRECATED_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-BATCH_NORM = ("bn.running_mean", "bn.running_var", "bn.num_batches_tracked")
+# One part of a name: diffusers' word, LDM's, then others that files have had. A single word is everybody's.
+Words = tuple[str, ...]
+
+ATTENTION: tuple[tuple[Words, bool], ...] = (  # and whether it is a projection, which LDM keeps as a 1x1 kernel
+    (("group_norm", "norm"), False),
+    (("to_q", "q", "query"), True),
+    (("to_k", "k", "key"), True),
+    (("to_v", "v", "value"), True),
+    (("to_out.0", "proj_out", "proj_attn"), True),
+)
 OPTIONAL = frozenset({"bn.num_batches_tracked"})  # counts training steps; no output depends on it
+
+# Parts of names that training wrappers put in: torch.compile, DataParallel, FSDP, checkpointing, LoRA's plain layer.
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))"
+    r"(?:_orig_mod|module|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)\."
+)
+
+
+class Layer(NamedTuple):
+    """A layer that has weights.
+
+    Attributes:
+        names: all of its names; the first is diffusers', the second LDM's.
+        parts: its tensors by their last name, such as "weight", and their shapes.
+    """
+
+    names: tuple[str, ...]
+    parts: Mapping[str, tuple[int, ...]]
+
+
+def plain_name(name: str) -> str:
+    """A weight's name without what wrappers of modules put into it: `decoder._orig_mod.conv_in.weight`."""
+    return _WRAPPERS.sub("", name)
 
 
 def ldm_names(config: AutoencoderKLConfig) -> dict[str, str]:
     """diffusers key -> LDM key, for every weight of the model. FLUX.2's are those of its own file."""
-    table = {f"{theirs}.{part}": f"{ldm}.{part}" for theirs, ldm in _layers(config) for part in ("weight", "bias")}
-    if config.has_batch_norm:
-        table.update({name: name for name in BATCH_NORM})
-    return table
+    return {f"{layer.names[0]}.{part}": f"{layer.names[1]}.{part}" for layer in _layers(config) for part in layer.parts}
 
 
-def spellings(config: AutoencoderKLConfig) -> dict[str, str]:
-    """Every known name of every weight -> its diffusers key: diffusers', its deprecated ones, LDM's, FLUX.2's."""
-    table = {}
-    for key, ldm in ldm_names(config).items():
-        table[key] = table[ldm] = key
-        module, _, part = key.rpartition(".")
-        for layer, old in DEPRECATED_ATTENTION.items():
-            if ".attentions." in key and module.endswith(f".{layer}"):
-                table[f"{module.removesuffix(layer)}{old}.{part}"] = key
-    for name in ("quant_conv", "post_quant_conv"):
-        for part in ("weight", "bias"):
-            key = f"{name}.{part}"
-            if key in table:
-                table[f"{'encoder' if name == 'quant_conv' else 'decoder'}.{key}"] = key
-    return table
+@lru_cache(maxsize=16)
+def spellings(config: AutoencoderKLConfig) -> Mapping[str, str]:
+    """Every known name of every weight -> its diffusers key."""
+    return {
+        f"{name}.{part}": f"{layer.names[0]}.{part}"
+        for layer in _layers(config)
+        for name in layer.names
+        for part in layer.parts
+    }
+
+
+@lru_cache(maxsize=16)
+def weight_shapes(config: AutoencoderKLConfig) -> Mapping[str, tuple[int, ...]]:
+    """diffusers key -> shape, for every weight of the model."""
+    return {f"{layer.names[0]}.{part}": shape for layer in _layers(config) for part, shape in layer.parts.items()}
+
+
+def count_at_least(config: AutoencoderKLConfig) -> int:
+    """A number of tensors that a model of this config has at least, counted without going through its layers."""
+    return 8 * 2 * len(config.block_out_channels) * config.layers_per_block
 
 
 def is_attention_projection(key: str) -> bool:
@@ -44,56 +84,92 @@ def is_attention_projection(key: str) -> bool:
     return part == "weight" and ".attentions." in key and not module.endswith("group_norm")
 
 
-def _layers(config: AutoencoderKLConfig) -> Iterator[tuple[str, str]]:
-    """(diffusers name, LDM name) of every layer that has weights."""
-    levels = len(config.block_out_channels)
-    for half in ("encoder", "decoder"):
-        yield f"{half}.conv_in", f"{half}.conv_in"
-        for i in range(2):
-            yield from _resnet(f"{half}.mid_block.resnets.{i}", f"{half}.mid.block_{i + 1}", shortcut=False)
-        if config.mid_block_add_attention:
-            yield from _attention(f"{half}.mid_block.attentions.0", f"{half}.mid.attn_1")
-        yield f"{half}.conv_norm_out", f"{half}.norm_out"
-        yield f"{half}.conv_out", f"{half}.conv_out"
+def _names(*parts: Words) -> tuple[str, ...]:
+    """All names made of these parts: diffusers' first, LDM's second, then every mixture."""
+    pure = (".".join(words[0] for words in parts), ".".join(words[min(1, len(words) - 1)] for words in parts))
+    return tuple(dict.fromkeys((*pure, *map(".".join, itertools.product(*parts))))) if pure[0] != pure[1] else pure
 
-    before = config.block_out_channels[0]
-    for level, (width, kind) in enumerate(zip(config.block_out_channels, config.down_block_types, strict=True)):
-        block, ldm = f"encoder.down_blocks.{level}", f"encoder.down.{level}"
-        yield from _level(block, ldm, config.layers_per_block, kind, shortcut=width != before)
-        if level < levels - 1:
-            yield f"{block}.downsamplers.0.conv", f"{ldm}.downsample.conv"
+
+def _layer(parts: Iterable[Words], *shape: int) -> Layer:
+    """A layer with a weight of this shape and a bias for each of its outputs."""
+    return Layer(_names(*parts), {"weight": shape, "bias": shape[:1]})
+
+
+def _layers(config: AutoencoderKLConfig) -> Iterator[Layer]:
+    yield from _encoder(config)
+    yield from _decoder(config)
+    latent = config.latent_channels
+    if config.use_quant_conv:
+        yield _quant_conv("encoder", "quant_conv", 2 * latent, config)
+    if config.use_post_quant_conv:
+        yield _quant_conv("decoder", "post_quant_conv", latent, config)
+    if config.patch_size is not None:
+        packed = (latent * math.prod(config.patch_size),)
+        yield Layer(("bn", "bn"), {"running_mean": packed, "running_var": packed, "num_batches_tracked": ()})
+
+
+def _quant_conv(half: str, name: str, channels: int, config: AutoencoderKLConfig) -> Layer:
+    names = (name, f"{half}.{name}")
+    layer = _layer([names], channels, channels, 1, 1)
+    return layer if config.has_batch_norm else layer._replace(names=(name, *dict.fromkeys((name, *names))))
+
+
+def _encoder(config: AutoencoderKLConfig) -> Iterator[Layer]:
+    widths = config.block_out_channels
+    half: Words = ("encoder",)
+    yield _layer([half, ("conv_in",)], widths[0], config.in_channels, 3, 3)
+    before = widths[0]
+    for level, (width, kind) in enumerate(zip(widths, config.down_block_types, strict=True)):
+        block = [half, (f"down_blocks.{level}", f"down.{level}")]
+        yield from _level(block, config.layers_per_block, before, width, kind)
+        if level < len(widths) - 1:
+            yield _layer([*block, ("downsamplers.0.conv", "downsample.conv")], width, width, 3, 3)
         before = width
+    yield from _middle(half, widths[-1], config.mid_block_add_attention)
+    yield _layer([half, ("conv_norm_out", "norm_out")], widths[-1])
+    yield _layer([half, ("conv_out",)], 2 * config.latent_channels, widths[-1], 3, 3)
 
+
+def _decoder(config: AutoencoderKLConfig) -> Iterator[Layer]:
     widths = config.decoder_widths[::-1]  # coarsest first, as diffusers counts; LDM counts from the finest
+    half: Words = ("decoder",)
+    yield _layer([half, ("conv_in",)], widths[0], config.latent_channels, 3, 3)
+    yield from _middle(half, widths[0], config.mid_block_add_attention)
     before = widths[0]
     for level, (width, kind) in enumerate(zip(widths, config.up_block_types, strict=True)):
-        block, ldm = f"decoder.up_blocks.{level}", f"decoder.up.{levels - 1 - level}"
-        yield from _level(block, ldm, config.layers_per_block + 1, kind, shortcut=width != before)
-        if level < levels - 1:
-            yield f"{block}.upsamplers.0.conv", f"{ldm}.upsample.conv"
+        block = [half, (f"up_blocks.{level}", f"up.{len(widths) - 1 - level}")]
+        yield from _level(block, config.layers_per_block + 1, before, width, kind)
+        if level < len(widths) - 1:
+            yield _layer([*block, ("upsamplers.0.conv", "upsample.conv")], width, width, 3, 3)
         before = width
-
-    prefixes = ("encoder.", "decoder.") if config.has_batch_norm else ("", "")
-    if config.use_quant_conv:
-        yield "quant_conv", f"{prefixes[0]}quant_conv"
-    if config.use_post_quant_conv:
-        yield "post_quant_conv", f"{prefixes[1]}post_quant_conv"
+    yield _layer([half, ("conv_norm_out", "norm_out")], widths[-1])
+    yield _layer([half, ("conv_out",)], config.out_channels, widths[-1], 3, 3)
 
 
-def _level(block: str, ldm: str, layers: int, kind: str, shortcut: bool) -> Iterator[tuple[str, str]]:
+def _middle(half: Words, width: int, attention: bool) -> Iterator[Layer]:
+    block = [half, ("mid_block", "mid")]
+    for i in range(2):
+        yield from _resnet([*block, (f"resnets.{i}", f"block_{i + 1}")], width, width)
+    if attention:
+        yield from _attention([*block, ("attentions.0", "attn_1")], width)
+
+
+def _level(block: list[Words], layers: int, before: int, width: int, kind: str) -> Iterator[Layer]:
     for i in range(layers):
-        yield from _resnet(f"{block}.resnets.{i}", f"{ldm}.block.{i}", shortcut=shortcut and i == 0)
+        yield from _resnet([*block, (f"resnets.{i}", f"block.{i}")], before if i == 0 else width, width)
         if kind.startswith("Attn"):
-            yield from _attention(f"{block}.attentions.{i}", f"{ldm}.attn.{i}")
+            yield from _attention([*block, (f"attentions.{i}", f"attn.{i}")], width)
 
 
-def _resnet(block: str, ldm: str, shortcut: bool) -> Iterator[tuple[str, str]]:
-    for theirs, name in RESNET_LAYERS.items():
-        yield f"{block}.{theirs}", f"{ldm}.{name}"
-    if shortcut:
-        yield f"{block}.conv_shortcut", f"{ldm}.nin_shortcut"
+def _resnet(block: list[Words], before: int, width: int) -> Iterator[Layer]:
+    yield _layer([*block, ("norm1",)], before)
+    yield _layer([*block, ("conv1",)], width, before, 3, 3)
+    yield _layer([*block, ("norm2",)], width)
+    yield _layer([*block, ("conv2",)], width, width, 3, 3)
+    if before != width:
+        yield _layer([*block, ("conv_shortcut", "nin_shortcut")], width, before, 1, 1)
 
 
-def _attention(block: str, ldm: str) -> Iterator[tuple[str, str]]:
-    for theirs, name in ATTENTION_LAYERS.items():
-        yield f"{block}.{theirs}", f"{ldm}.{name}"
+def _attention(block: list[Words], width: int) -> Iterator[Layer]:
+    for words, is_projection in ATTENTION:
+        yield _layer([*block, words], *((width, width) if is_projection else (width,)))

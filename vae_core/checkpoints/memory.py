@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -16,32 +14,12 @@ from ..layers import without_values
 from .key_map import is_attention_projection
 from .plan import Plan
 from .single_file import plan_single_file
-from .tensor_file import TensorFile, TensorInfo
+from .tensor_file import TensorFile, in_memory
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-@dataclass(frozen=True)
-class MemoryTensors(TensorFile):
-    """Named tensors in memory, read like those of a file.
-
-    Attributes:
-        in_memory: name -> the tensor itself.
-    """
-
-    in_memory: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def file_size(self) -> int:
-        """Bytes of all tensors together."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.in_memory.values())
-
-    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The tensors of these names themselves."""
-        return {name: self.in_memory[name] for name in names}
-
-
-def memory_tensors(tensors: Mapping[str, Any], name: str) -> MemoryTensors:
+def memory_tensors(tensors: Mapping[str, Any], name: str) -> TensorFile:
     """A source of these tensors; a state dict one level deeper (`{"state_dict": ...}`) is taken out.
 
     Args:
@@ -54,8 +32,7 @@ def memory_tensors(tensors: Mapping[str, Any], name: str) -> MemoryTensors:
     found = {key: value for key, value in (inner or tensors).items() if isinstance(value, Tensor)}
     if not found:
         raise CheckpointError(f"{name} has no tensors. Give the state dict of a model: names and tensors.")
-    infos = {key: TensorInfo(tensor.dtype, tuple(tensor.shape), 0) for key, tensor in found.items()}
-    return MemoryTensors(Path(name), "memory", infos, {}, in_memory=found)
+    return in_memory(found, name)
 
 
 def plan_tensors(

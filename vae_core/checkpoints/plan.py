@@ -1,24 +1,31 @@
-"""Which key of a file becomes which weight of the model. Every key is used, ignorable by a rule, or an error."""
+"""Which key of a file becomes which weight of the model. Every key is used, beside the model, or an error."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError
-from .identify import identify
-from .key_map import OPTIONAL, is_attention_projection, spellings
+from .identify import Identity, identify
+from .key_map import OPTIONAL, count_at_least, plain_name, spellings
+from .layouts import BESIDE_SCALES, SCALES, channels_first, check_scale
 from .tensor_file import TensorFile, TensorInfo
 
-# Beside a VAE: its training loss, its moving average, and the other models of a full checkpoint.
-IGNORABLE = re.compile(
+# What an AutoencoderKL's own weights begin with. Whatever else is beside them cannot change what it computes, if all
+# of its own are there; what is under these names and not known makes it another model.
+OWN = frozenset({"encoder", "decoder", "quant_conv", "post_quant_conv", "bn"})
+
+# Beside a VAE, and not worth a remark: its training loss, its moving average, the other models of a full checkpoint.
+USUAL = re.compile(
     r"(loss|model_ema|ema|discriminator|model\.diffusion_model|cond_stage_model|conditioner|text_encoders?|"
     r"low_scale_model|control_model|lora_\w+)\..*|"
     r"(posterior_|alphas_|betas|sqrt_|log_one_minus|edm_)\w*|model_ema_\w+|logvar|global_step|scale_factor|"
-    r"scaled_fp8|denoiser\..*|epoch|__index_timestep_zero__"
+    r"scaled_fp8|denoiser\..*|epoch|__index_timestep_zero__|initted|step"
 )
+CODEBOOK = re.compile(r"(v?quant(ize|izer)\w*)\.(embedding|codebook|embed)\b.*")
+LORA = re.compile(r".*[._]lora_(A|B|down|up|embedding|magnitude)\w*[._].*")
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Plan:
         keys: diffusers key of a weight -> the key it has in the file.
         told_by: config field -> where its value comes from.
         remarks: sentences on what was guessed or passed over.
+        scales: diffusers key of an 8-bit weight -> the file's key of the number or numbers that it is multiplied by.
     """
 
     source: TensorFile
@@ -40,103 +48,197 @@ class Plan:
     family_is_guess: bool
     told_by: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    scales: Mapping[str, str] = field(default_factory=dict)
 
     def info(self, key: str) -> TensorInfo:
         """What the file says of the weight with this diffusers key."""
         return self.source.tensors[self.keys[key]]
 
 
-def match_keys(source: TensorFile, config: AutoencoderKLConfig, prefix: str) -> dict[str, str]:
-    """diffusers key -> key in the file, for all weights of a model of this config.
+@dataclass(frozen=True)
+class Inner:
+    """The part of a file under a prefix, by names without it and without what wrappers of modules put into them.
+
+    Attributes:
+        source: the file, its kernels channels first.
+        names: plain name -> the file's name.
+    """
+
+    source: TensorFile
+    prefix: str
+    names: Mapping[str, str]
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        return {name: self.source.tensors[real] for name, real in self.names.items()}
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What `match_keys` finds: see `Plan`."""
+
+    keys: Mapping[str, str]
+    scales: Mapping[str, str]
+    remarks: tuple[str, ...]
+
+
+def plain_names(source: TensorFile) -> dict[str, str]:
+    """Name without wrappers -> the file's name. Where two become one, both keep what they are called in the file."""
+    names: dict[str, str] = {}
+    for real in source.tensors:
+        plain = plain_name(real)
+        names[real if plain in names or (plain != real and plain in source.tensors) else plain] = real
+    return names
+
+
+def inner(source: TensorFile, prefix: str, plain: Mapping[str, str] | None = None) -> Inner:
+    """The part of a file under a prefix of its plain names (see `plain_names`)."""
+    plain = plain_names(source) if plain is None else plain
+    names = {name.removeprefix(prefix): real for name, real in plain.items() if name.startswith(prefix)}
+    part = channels_first({name: source.tensors[real] for name, real in names.items()})
+    tensors = {**source.tensors, **{real: part[name] for name, real in names.items()}}
+    return Inner(replace(source, tensors=tensors), prefix, names)
+
+
+def match_keys(part: Inner, config: AutoencoderKLConfig) -> Matched:
+    """Which weight of a model of this config is which tensor of a file.
 
     Raises:
-        CheckpointError: weights are missing or given twice, or keys are neither used nor ignorable.
+        CheckpointError: weights are missing or given twice, or the model's halves have weights that are not known.
     """
+    source = part.source
+    if count_at_least(config) > len(source.tensors):
+        raise CheckpointError(
+            f"{source.path.name} has {len(source.tensors)} tensors, too few for its config: layers_per_block "
+            f"{config.layers_per_block} in {len(config.block_out_channels)} levels. Use the config that belongs to "
+            f"these weights."
+        )
     table = spellings(config)
     keys: dict[str, str] = {}
+    scales: dict[str, str] = {}
     unknown: list[str] = []
-    for name in source.tensors:
-        if not name.startswith(prefix):
-            continue  # the rest of a full checkpoint
-        key = table.get(name.removeprefix(prefix))
-        if key is None:
-            if not IGNORABLE.fullmatch(name.removeprefix(prefix)):
-                unknown.append(name)
-        elif key in keys:
-            raise CheckpointError(
-                f"{source.path.name} has {key} twice, as {keys[key]} and as {name}. Remove one of them from the file."
-            )
-        else:
-            keys[key] = name
+    beside: list[str] = []
+    for name, real in part.names.items():
+        key = table.get(name)
+        if key is not None:
+            if key in keys:
+                raise CheckpointError(
+                    f"{source.path.name} has {key} twice, as {keys[key]} and as {real}, and nothing tells which one is "
+                    f"meant. Get another copy, or save the model anew."
+                )
+            keys[key] = real
+        elif (scaled := _scaled_weight(name, table)) is not None:
+            if name.endswith(SCALES):
+                scales[scaled] = real
+        elif name.partition(".")[0] in OWN:
+            unknown.append(real)
+        elif not USUAL.fullmatch(name):
+            beside.append(real)
     needed = set(table.values())
     missing = sorted(needed - OPTIONAL - set(keys))
-    if missing or unknown:
-        raise mismatch(source, missing, sorted(unknown), len(needed - OPTIONAL), prefix)
-    return keys
+    codebook = [real for name, real in part.names.items() if CODEBOOK.fullmatch(name)]
+    if missing or unknown or codebook:
+        raise mismatch(part, missing, sorted(unknown), len(needed - OPTIONAL), codebook)
+    for key, real in scales.items():
+        check_scale(source.path.name, real, source.tensors[keys[key]], source.tensors[real])
+    remarks = ()
+    if beside:
+        remarks = (
+            f"passed over {len(beside)} tensors beside the autoencoder ({_some(sorted(beside))}): all of its own "
+            f"weights are there, and these cannot change it.",
+        )
+    return Matched(keys, scales, remarks)
 
 
-def mismatch(source: TensorFile, missing: list[str], unknown: list[str], needed: int, prefix: str) -> CheckpointError:
+def _scaled_weight(name: str, table: Mapping[str, str]) -> str | None:
+    """diffusers key of the weight that a scale, or what is beside one, belongs to."""
+    for ending in (*SCALES, *BESIDE_SCALES):
+        if name.endswith(ending):
+            return table.get(f"{name.removesuffix(ending)}.weight")
+    return None
+
+
+def mismatch(
+    part: Inner, missing: list[str], unknown: list[str], needed: int, codebook: list[str] | None = None
+) -> CheckpointError:
     """The error for a file whose keys are not those of its model."""
-    identity = identify(inner_tensors(source, prefix))
     parts = []
     if missing:
         parts.append(f"lacks {len(missing)} of the {needed} weights of its AutoencoderKL ({_some(missing)})")
     if unknown:
         parts.append(f"has {len(unknown)} weights that no AutoencoderKL has ({_some(unknown)})")
-    what = f"It seems to be {identity.what}. {identity.remedy}" if identity else _remedy(missing, unknown)
-    return CheckpointError(f"{source.path.name} {' and '.join(parts)}. {what}")
+    if codebook and not parts:
+        parts.append(f"has a codebook ({_some(codebook)}), which no AutoencoderKL has")
+    lora = unknown and not missing and all(LORA.fullmatch(name) for name in unknown)
+    identity = None if lora else identify(part.tensors)
+    what = _it_seems(identity) if identity else _remedy(missing, unknown, bool(lora))
+    return CheckpointError(f"{part.source.path.name} {' and '.join(parts)}. {what}")
 
 
-def _remedy(missing: list[str], unknown: list[str]) -> str:
+def _remedy(missing: list[str], unknown: list[str], lora: bool) -> str:
+    if lora:
+        return "They are a LoRA that is not merged: merge it (fuse_lora, or peft's merge_and_unload) and save the VAE."
     if missing and not unknown:
         return "The file is incomplete: download it again, or save the whole VAE anew."
     if unknown and not missing:
-        return "If they do not matter, remove them from the file; otherwise the model needs another loader."
+        return (
+            "They are inside the model, so they change what it computes: it is another model, or its config is not "
+            "the one given. Open it with the loader that it was made for."
+        )
     return "It is a model of another kind, or renamed: give an AutoencoderKL with diffusers' or LDM's names."
 
 
 def check_shapes(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise CheckpointError where a weight of the file has not the shape that the model needs.
 
-    Attention projections may be matrices or 1x1 convolutions.
+    Matrices may be 1x1 kernels, and 1x1 kernels matrices.
     """
     wrong = []
     for key, name in plan.keys.items():
-        found, expected = plan.source.tensors[name].shape, shapes[key]
-        if found != expected and not (is_attention_projection(key) and found == (*expected, 1, 1)):
+        found, expected = plan.source.tensors[name].shape, tuple(shapes[key])
+        if found != expected and not _is_same_matrix(found, expected):
             wrong.append(f"{name} is {_size(found)} where {_size(expected)} is needed")
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        identity = identify(inner_tensors(plan.source, plan.prefix))
+        identity = identify(inner(plan.source, plan.prefix).tensors)
         what = (
-            f"It seems to be {identity.what}. {identity.remedy}"
+            _it_seems(identity)
             if identity
-            else ("Use the config that belongs to these weights, or drop the overrides that contradict them.")
+            else "Use the config that belongs to these weights, or leave out the overrides that contradict them."
         )
         raise CheckpointError(f"{plan.source.path.name}: {'; '.join(wrong[:3])}{more}. {what}")
 
 
-def inner_tensors(source: TensorFile, prefix: str) -> dict[str, TensorInfo]:
-    """The tensors under a prefix, by their names without it."""
-    return {name.removeprefix(prefix): info for name, info in source.tensors.items() if name.startswith(prefix)}
+def _is_same_matrix(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether both are the same matrix [out, in], each with or without ones behind it."""
+    if not (2 <= len(found) <= 4 and 2 <= len(expected) <= 4):
+        return False
+    return found[:2] == expected[:2] and set(found[2:]) | set(expected[2:]) <= {1}
 
 
 def not_an_autoencoder(source: TensorFile, prefix: str = "", because: str = "") -> CheckpointError:
     """The error for a file in which no AutoencoderKL is found."""
     if not source.tensors:
-        return CheckpointError(f"{source.path.name} holds no tensors. Download or copy it again.")
-    identity = identify(inner_tensors(source, prefix))
+        return CheckpointError(
+            f"{source.path.name} has no tensors that belong to a model. Give the file of a VAE, or save one anew."
+        )
+    identity = identify(inner(source, prefix).tensors)
     reason = because.rstrip(".") or f"found {len(source.tensors)} tensors, such as {_some(list(source.tensors))}"
     what = (
-        f"It seems to be {identity.what}. {identity.remedy}"
+        _it_seems(identity)
         if identity
         else "Give a VAE with LDM's or diffusers' names, or a full checkpoint that contains one."
     )
-    return CheckpointError(f"{source.path.name} holds no AutoencoderKL ({reason}). {what}")
+    return CheckpointError(f"{source.path.name} has no AutoencoderKL in it ({reason}). {what}")
+
+
+def _it_seems(identity: Identity) -> str:
+    return f"It seems to be {identity.what}. {identity.remedy}"
 
 
 def _some(names: list[str], count: int = 2) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+    shown = [name if len(name) <= 100 else f"{name[:96]}..." for name in names[:count]]
+    return ", ".join(shown) + (", ..." if len(names) > count else "")
 
 
 def _size(shape: tuple[int, ...]) -> str:

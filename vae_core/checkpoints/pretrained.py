@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +14,66 @@ from torch import Tensor
 
 from ..atomic import Writer, steady
 from ..config import AutoencoderKLConfig
-from ..errors import CheckpointError, ConfigError
-from .detect import find_layout, find_prefixes
+from ..errors import CheckpointError
+from .config_file import CONFIG_NAME, ConfigFile, read_config_file
+from .detect import DIFFUSERS, find_layout, find_prefixes
 from .families import family_of_config
 from .generation import SAVE_KEY, differences, fingerprint, other_model
-from .plan import Plan, inner_tensors, match_keys
+from .open_file import check_link, open_tensor_file
+from .plan import Plan, inner, match_keys, plain_names
 from .single_file import CONFIG_KEY, config_in_metadata
-from .tensor_file import open_tensor_file
+from .tensor_file import TensorFile
 from .write import pickled, safetensors, text, write_in_folder
 
-CONFIG_NAME = "config.json"
 WEIGHTS_STEM = "diffusion_pytorch_model"
+SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
+WEIGHT_SUFFIXES = (*SAFETENSORS_SUFFIXES, ".ckpt", ".pt", ".pth", ".bin")
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def find_folder(folder: Path, subfolder: str | None = None) -> Path:
-    """The folder that holds the autoencoder: this one, its subfolder, or a pipeline's `vae`.
+    """The folder of the autoencoder: this one, its subfolder, or a pipeline's `vae`; in the Hub's cache, a snapshot's.
 
     Raises:
         CheckpointError: there is no `config.json`.
     """
+    folder = snapshot(folder)
     if subfolder:
         folder = folder / subfolder
     if not folder.is_dir():
         raise CheckpointError(f"there is no folder {folder}. Nothing is downloaded: give the path of a folder on disk.")
-    if (folder / CONFIG_NAME).is_file():
-        return folder
-    if (folder / "vae" / CONFIG_NAME).is_file():
-        return folder / "vae"
-    weights = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin"))
-    remedy = f"Give one of its files: {', '.join(weights[:3])}." if weights else "Give a VAE's or a pipeline's folder."
+    for each in (folder, folder / "vae"):
+        check_link(each / CONFIG_NAME)
+        if (each / CONFIG_NAME).is_file():
+            return each
+    weights = weight_files(folder)
+    remedy = f"Give one of its files: {_listed(weights)}." if weights else "Give a VAE's or a pipeline's folder."
     raise CheckpointError(f"{folder} has no {CONFIG_NAME}, neither itself nor in a `vae` folder. {remedy}")
+
+
+def snapshot(folder: Path) -> Path:
+    """A folder itself, or of a repository in the Hub's cache (`models--ORG--NAME`) the snapshot that is in use.
+
+    Raises:
+        CheckpointError: a repository of the cache without a snapshot that is in use.
+    """
+    if not (folder.name.startswith("models--") and (folder / "snapshots").is_dir()):
+        return folder
+    found = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
+    main = folder / "refs" / "main"
+    if main.is_file():
+        name = main.read_text(encoding="utf-8", errors="replace").strip()
+        found = [path for path in found if path.name == name] or found
+    if len(found) == 1:
+        return found[0]
+    what = "several snapshots and no refs/main" if found else "no snapshots"
+    raise CheckpointError(f"{folder}, in the Hub's cache, has {what}. Give the path of a folder in `snapshots`.")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Every file of weights in a folder by its ending, safetensors first."""
+    files = [path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES]
+    return sorted(files, key=lambda path: (path.suffix not in SAFETENSORS_SUFFIXES, path.name))
 
 
 @contextmanager
@@ -73,48 +103,58 @@ def read_config(path: Path) -> AutoencoderKLConfig:
     Raises:
         CheckpointError: it cannot be read, or is another model's.
     """
-    file = path / CONFIG_NAME if path.is_dir() else path
-    if path.is_dir() and not file.is_file():
-        file = find_folder(path) / CONFIG_NAME
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no {path}. Nothing is downloaded: give a folder or a config.json.") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON: {error}. Download or copy it again.") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file} holds a {type(values).__name__}, not the fields of a config. Download it again.")
-    try:
-        return AutoencoderKLConfig.from_dict(values)
-    except (ConfigError, TypeError) as error:
-        raise CheckpointError(f"{file}: {error}") from None
+    return read_config_file(find_folder(path) / CONFIG_NAME if path.is_dir() else path).config
 
 
 def find_weights(
     folder: Path, variant: str | None = None, use_safetensors: bool | None = None
-) -> tuple[Path, str | None]:
-    """The file, or the index of shards, that holds a folder's weights, and the variant it is.
+) -> tuple[Path, tuple[str, ...]]:
+    """The file, or the index of shards, of a folder's weights; and remarks on how it was chosen.
 
-    safetensors come before pickles. Without a `variant`, a folder that has a single one and no plain weights gives it.
+    safetensors come before pickles. Without a `variant`, a folder with a single one and no plain weights gives it.
+    Where no file has diffusers' name, the only file of weights is taken.
 
     Raises:
-        CheckpointError: there are no such weights.
+        CheckpointError: there are no such weights, or nothing says which.
     """
     extensions = {None: ("safetensors", "bin"), True: ("safetensors",), False: ("bin",)}[use_safetensors]
     for extension in extensions:
         for name in _weight_names(variant, extension):
+            check_link(folder / name)
             if (folder / name).is_file():
-                return folder / name, variant
+                return folder / name, ()
     present = sorted(path.name for path in folder.iterdir() if path.name.startswith(WEIGHTS_STEM))
     variants = sorted({found for name in present if (found := _variant_of(name)) is not None})
     if variant is None and len(variants) == 1:
-        return find_weights(folder, variants[0], use_safetensors)
+        weights, _ = find_weights(folder, variants[0], use_safetensors)
+        return weights, (f"the folder has only the variant {variants[0]!r}; took that.",)
+    others = [path for path in weight_files(folder) if use_safetensors in (None, path.suffix in SAFETENSORS_SUFFIXES)]
+    first = [path for path in others if path.suffix in SAFETENSORS_SUFFIXES] or others
+    if variant is None and not variants and len(first) == 1:
+        check_link(first[0])
+        return first[0], (f"the folder has no {WEIGHTS_STEM}.safetensors; took {first[0].name}.",)
+    if variant is None and len(variants) > 1:
+        choices = " or ".join(f"variant={name!r}" for name in variants[:4])
+        raise CheckpointError(
+            f"{folder} has its weights as the variants {', '.join(variants[:4])}, and nothing says which one to take. "
+            f"Pass {choices}, or give the path of one of the files."
+        )
     wanted = f"variant {variant!r} of the weights" if variant else f"{_weight_names(None, extensions[0])[0]}"
     if any(path.suffix == ".msgpack" for path in folder.iterdir()) and not present:
         raise CheckpointError(f"{folder} has Flax weights only. Save it once with PyTorch weights.")
-    found = f"it has {', '.join(present[:4])}" if present else "it has no weights at all"
-    remedy = f"Pass variant={variants[0]!r}." if variants else "Download the folder again."
+    listed = present or [path.name for path in others]
+    found = f"it has {', '.join(listed[:4])}" if listed else "it has no weights at all"
+    if variants:
+        remedy = f"Pass variant={variants[0]!r}."
+    elif len(first) > 1 and variant is None:
+        remedy = f"Give the path of one of its files: {_listed(first)}."
+    else:
+        remedy = "Download the folder again."
     raise CheckpointError(f"{folder} has no {wanted} ({found}). {remedy}")
+
+
+def _listed(files: list[Path]) -> str:
+    return ", ".join(path.name for path in files[:3])
 
 
 def _weight_names(variant: str | None, extension: str) -> tuple[str, ...]:
@@ -133,6 +173,56 @@ def _variant_of(name: str) -> str | None:
     return match[1] if match and match[1] not in ("safetensors", "bin", "index") else None
 
 
+@dataclass(frozen=True)
+class Folder:
+    """A diffusers folder that was found: its config and the tensors of its weights, not yet matched."""
+
+    config_file: ConfigFile
+    source: TensorFile
+    remarks: tuple[str, ...] = ()
+
+    def plan(self, overrides: Mapping[str, Any] | None = None) -> Plan:
+        """How to load the autoencoder in it. Raises as `plan_folder`."""
+        overrides = overrides or {}
+        told_by = dict.fromkeys(self.config_file.config, CONFIG_NAME) | dict.fromkeys(overrides, "override")
+        config = self.config_file.config.replace(**overrides)
+        plain = plain_names(self.source)
+        part = inner(self.source, next(iter(find_prefixes(plain)), ""), plain)
+        matched = match_keys(part, config)
+        family = family_of_config(config)
+        saved = config_in_metadata(self.source)
+        mixture = None if saved is None else differences(self.config_file.config, saved)
+        return Plan(
+            source=part.source,
+            config=config,
+            keys=matched.keys,
+            layout=find_layout(part.names) or DIFFUSERS,
+            prefix=part.prefix,
+            family=family.name if family else None,
+            family_is_guess=False,
+            told_by=told_by,
+            remarks=(
+                *self.remarks,
+                *self.config_file.remarks,
+                *self.source.remarks,
+                *matched.remarks,
+                *([mixture] if mixture else []),
+            ),
+            scales=matched.scales,
+        )
+
+
+def open_folder(folder: Path, variant: str | None = None, use_safetensors: bool | None = None) -> Folder:
+    """The config and the tensors of a diffusers folder.
+
+    Raises:
+        CheckpointError: one of them is missing or cannot be read.
+    """
+    config_file = read_config_file(folder / CONFIG_NAME)
+    weights, remarks = find_weights(folder, variant, use_safetensors)
+    return Folder(config_file, open_tensor_file(weights), remarks)
+
+
 def plan_folder(
     folder: Path,
     variant: str | None = None,
@@ -145,21 +235,7 @@ def plan_folder(
         CheckpointError: there is no whole AutoencoderKL in it.
         ConfigError: an override that no AutoencoderKL has.
     """
-    config = read_config(folder)
-    weights, found_variant = find_weights(folder, variant, use_safetensors)
-    source = open_tensor_file(weights)
-    saved = config_in_metadata(source)
-    mixture = None if saved is None else differences(config, saved)
-    told_by = dict.fromkeys(config, CONFIG_NAME) | dict.fromkeys(overrides or {}, "override")
-    config = config.replace(**(overrides or {}))
-    prefix = next(iter(find_prefixes(source.tensors)), "")
-    keys = match_keys(source, config, prefix)
-    layout = find_layout(inner_tensors(source, prefix))
-    family = family_of_config(config)
-    remarks = () if found_variant == variant else (f"the folder has only the variant {found_variant!r}; took that.",)
-    name = layout.name if layout else "diffusers"
-    remarks += () if mixture is None else (mixture,)
-    return Plan(source, config, keys, name, prefix, family.name if family else None, False, told_by, remarks)
+    return open_folder(folder, variant, use_safetensors).plan(overrides)
 
 
 def parse_size(size: int | str) -> int:

@@ -1,9 +1,10 @@
-"""One file that holds an AutoencoderKL: what it is, and writing one with LDM keys."""
+"""One file with an AutoencoderKL in it: what it is, and writing one with LDM keys."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError, ConfigError
-from .detect import Layout, fields_from_shapes, find_layout, find_prefixes
-from .families import Family, family_of_config, match_family
+from .config_file import CONFIG_NAME, read_config_file
+from .detect import DIFFUSERS, KNOWN_PREFIXES, SHOWN_FIELDS, fields_from_shapes, find_layout, find_prefixes, norm_groups
+from .families import Family, FamilyMatch, family_of_config, match_family
+from .generation import differences
 from .key_map import is_attention_projection, ldm_names
-from .plan import Plan, inner_tensors, match_keys, not_an_autoencoder
+from .plan import Inner, Plan, inner, match_keys, not_an_autoencoder, plain_names
 from .tensor_file import TensorFile
 from .write import safetensors, write_weights
 
@@ -26,75 +29,160 @@ def plan_single_file(
 ) -> Plan:
     """How to load the autoencoder in a file.
 
-    A config comes from, in this order: the caller, the file's own metadata, the tensor shapes and the defaults of
-    the family. Overrides win over all of them.
+    A config comes from, in this order: the caller, the file's own metadata, a `config.json` beside the file (if the
+    tensors have the shapes that it says), the tensor shapes and the defaults of the family. Overrides win over all of
+    them.
 
     Raises:
         CheckpointError: there is no whole AutoencoderKL in the file, or more than one.
         ConfigError: an override that no AutoencoderKL has.
     """
-    prefixes = find_prefixes(source.tensors)
+    plain = plain_names(source)
+    prefixes = find_prefixes(plain)
     if not prefixes:
         raise not_an_autoencoder(source)
-    prefix = prefixes[0]
-    if len(prefixes) > 1 and prefix not in ("", "first_stage_model.", "vae."):
-        raise CheckpointError(f"{source.path.name} holds several autoencoders, under {', '.join(prefixes)}. Give one.")
-    tensors = inner_tensors(source, prefix)
-    layout = find_layout(tensors)
+    remarks = list(source.remarks)
+    if len(prefixes) > 1:
+        if prefixes[0] not in KNOWN_PREFIXES:
+            raise CheckpointError(
+                f"{source.path.name} has several autoencoders, under {', '.join(prefixes[:4])}. Give a file with one."
+            )
+        others = ", ".join(prefix or "no prefix" for prefix in prefixes[1:4])
+        remarks.append(f"there are several copies of the autoencoder; took {_under(prefixes[0])}, not {others}.")
+    part = inner(source, prefixes[0], plain)
+    layout = find_layout(part.names)
     if layout is None:
-        raise not_an_autoencoder(source, prefix)
+        raise not_an_autoencoder(source, part.prefix)
 
-    overrides = dict(overrides or {})
-    remarks: list[str] = []
-    is_guess = False
-    if config is not None:
-        told_by = dict.fromkeys(config, "the given config")
-    elif (config := config_in_metadata(source)) is not None:
-        told_by = dict.fromkeys(config, "metadata")
-    else:
-        config, told_by, is_guess, remarks = _detect(source, prefix, layout, overrides)
+    found = _given(part, layout, config) or _detect(part, overrides or {})
     try:
-        config = config.replace(**overrides)
+        config = found.config.replace(**(overrides or {}))
     except ConfigError as error:
         raise ConfigError(f"{source.path.name}: {error}") from None
-    told_by.update(dict.fromkeys(overrides, "override"))
+    told_by = {**found.told_by, **dict.fromkeys(overrides or {}, "override")}
     family = family_of_config(config)
-    keys = match_keys(source, config, prefix)
+    matched = match_keys(part, config)
     return Plan(
-        source, config, keys, layout.name, prefix, family.name if family else None, is_guess, told_by, tuple(remarks)
+        source=part.source,
+        config=config,
+        keys=matched.keys,
+        layout=layout,
+        prefix=part.prefix,
+        family=family.name if family else None,
+        family_is_guess=found.family_is_guess,
+        told_by=told_by,
+        remarks=(*remarks, *found.remarks, *matched.remarks),
+        scales=matched.scales,
     )
 
 
-def _detect(
-    source: TensorFile, prefix: str, layout: Layout, overrides: Mapping[str, Any]
-) -> tuple[AutoencoderKLConfig, dict[str, str], bool, list[str]]:
-    """A config from shapes, then from what the family says of the fields that shapes do not show."""
-    tensors = inner_tensors(source, prefix)
+def _under(prefix: str) -> str:
+    return f"the one under {prefix}" if prefix else "the one without a prefix"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A config, where each field comes from, and what of it was guessed."""
+
+    config: AutoencoderKLConfig
+    told_by: Mapping[str, str]
+    family_is_guess: bool = False
+    remarks: tuple[str, ...] = ()
+
+
+def _given(part: Inner, layout: str, config: AutoencoderKLConfig | None) -> _Found | None:
+    """The config that the caller or the file itself gives, if one of them does.
+
+    A file with diffusers' names is a folder's: there its config.json wins over what the weights were saved with, here
+    as where the folder is loaded.
+    """
+    if config is not None:
+        return _Found(config, dict.fromkeys(config, "the given config"))
+    saved = config_in_metadata(part.source)
+    if saved is None:
+        return None
+    if layout == DIFFUSERS:
+        beside, remarks = _beside(part.source, _shown_by(saved))
+        if beside is not None:
+            changed = differences(beside, saved)
+            told_by = dict.fromkeys(beside, f"{CONFIG_NAME} beside the file")
+            return _Found(beside, told_by, remarks=(*remarks, *([changed] if changed else [])))
+    return _Found(saved, dict.fromkeys(saved, "metadata"))
+
+
+def _shown_by(config: AutoencoderKLConfig) -> dict[str, Any]:
+    """Those fields of a config that the shapes of its weights show."""
+    shown = {name: config[name] for name in SHOWN_FIELDS}
+    return shown | ({"decoder_block_out_channels": None} if config.decoder_widths == config.block_out_channels else {})
+
+
+def _detect(part: Inner, overrides: Mapping[str, Any]) -> _Found:
+    """A config from shapes, then from what is beside the file or the family says of what shapes do not show."""
+    source, tensors = part.source, part.tensors
     try:
-        fields, remarks = fields_from_shapes(tensors, layout)
-        if "norm_num_groups" in overrides:
-            fields["norm_num_groups"], remarks = overrides["norm_num_groups"], []
-        shown = AutoencoderKLConfig(**fields)
+        fields = fields_from_shapes(tensors)
+        widths = (*fields["block_out_channels"], *fields.get("decoder_block_out_channels", ()))
+        groups = overrides.get("norm_num_groups", norm_groups(widths))
+        shown = AutoencoderKLConfig(**fields, norm_num_groups=groups)
     except (CheckpointError, ConfigError) as error:
-        raise not_an_autoencoder(source, prefix, because=str(error)) from None
-    told_by = dict.fromkeys(shown, "default") | dict.fromkeys(fields, "tensor shapes")
-    siblings = [name for name in source.tensors if not (prefix and name.startswith(prefix))]
+        raise not_an_autoencoder(source, part.prefix, because=str(error)) from None
+    siblings = [name for name in source.tensors if not (part.prefix and name.startswith(part.prefix))]
     match = match_family(shown, siblings, source.metadata)
-    if match.family is None:
+    beside, remarks = _beside(source, fields, match)
+    if beside is not None:
+        return _Found(beside, dict.fromkeys(beside, f"{CONFIG_NAME} beside the file"), remarks=tuple(remarks))
+    told_by = dict.fromkeys(shown, "default") | dict.fromkeys(fields, "tensor shapes")
+    groups_remark = (
+        f"norm_num_groups is not in the file; {groups} is a guess, and images depend on it. Pass norm_num_groups "
+        f"or the config that belongs to these weights if you know better."
+    )
+    family = match.family
+    are_known = family is not None and (match.is_certain or shown.block_out_channels == family.block_out_channels)
+    told_by["norm_num_groups"] = "family default" if are_known else "default (a guess)"
+    guesses = [] if are_known or "norm_num_groups" in overrides else [groups_remark]
+    if family is None:
         remarks.append(
             f"no known family has {shown.latent_channels} latent channels at 1/{shown.spatial_ratio} size and such "
             f"layers, so scaling_factor {shown.scaling_factor} is only a default. Pass scaling_factor if you know it."
         )
-        return shown, told_by, False, remarks
-    fields = match.family.fields
-    told_by.update(dict.fromkeys(fields, match.told_by))
-    if match.others and "scaling_factor" not in overrides:
+        return _Found(shown, told_by, False, (*remarks, *guesses))
+    told_by.update(dict.fromkeys(family.fields, match.told_by))
+    is_guess = bool(match.others) and "scaling_factor" not in overrides
+    if is_guess:
         others = ", ".join(f"{other.name} ({_scaling(other)})" for other in match.others)
         remarks.append(
-            f"taken for {match.family.name} ({_scaling(match.family)}); nothing in the file tells it from {others}. "
-            f"Images are the same; only scaled latents differ. Pass scaling_factor and shift_factor if it is another."
+            f"taken for {family.name} ({_scaling(family)}); nothing in the file tells it from {others}. "
+            f"The scale of latents depends on this, decoded images do not. Pass scaling_factor and shift_factor if it "
+            f"is another."
         )
-    return shown.replace(**fields), told_by, bool(match.others) and "scaling_factor" not in overrides, remarks
+    return _Found(shown.replace(**family.fields), told_by, is_guess, (*remarks, *guesses))
+
+
+def _beside(
+    source: TensorFile, fields: Mapping[str, Any], match: FamilyMatch | None = None
+) -> tuple[AutoencoderKLConfig | None, list[str]]:
+    """The config of the `config.json` in the file's folder, if it is of the file's shapes; and remarks.
+
+    What the file itself says of its family wins over a neighbour that scales latents in another way.
+    """
+    if not source.files:
+        return None, []
+    try:
+        found = read_config_file(source.path.parent / CONFIG_NAME)
+    except CheckpointError:  # there is none, or it is another model's
+        return None, []
+    config = found.config
+    if config.decoder_widths == config.block_out_channels:
+        config = config.replace(decoder_block_out_channels=None)
+    shown = {"decoder_block_out_channels": None, "patch_size": None, **fields}
+    if any(config[name] != value for name, value in shown.items()):
+        return None, [f"the {CONFIG_NAME} beside the file is for a model of other shapes, so it was not used."]
+    if match is not None and match.family is not None and match.is_certain and not match.family.has_scaling_of(config):
+        return None, [
+            f"the {CONFIG_NAME} beside the file has scaling_factor {config.scaling_factor}, which is not that of "
+            f"{match.family.name}, the family that the file itself names, so it was not used."
+        ]
+    return config, list(found.remarks)
 
 
 def _scaling(family: Family) -> str:
@@ -113,7 +201,7 @@ def config_in_metadata(source: TensorFile) -> AutoencoderKLConfig | None:
         return None
     try:
         return AutoencoderKLConfig.from_dict(json.loads(text))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{source.path.name} has a broken {CONFIG_KEY} in its metadata: {error}") from None
 
 
@@ -127,7 +215,7 @@ def ldm_state_dict(weights: Mapping[str, Tensor], config: AutoencoderKLConfig) -
 
 
 def single_file_metadata(config: AutoencoderKLConfig) -> dict[str, str]:
-    """What a single file's header tells: the whole config, and the architecture as the modelspec convention has it."""
+    """What a single file's header says: the whole config, and the architecture as the modelspec convention has it."""
     metadata = {"format": "pt", CONFIG_KEY: json.dumps(dict(config))}
     family = family_of_config(config)
     if family is not None:

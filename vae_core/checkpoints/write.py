@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..atomic import Writer, given_name, write_file, write_together
 from ..errors import CheckpointError
-from .tensor_file import SAFETENSORS_DTYPES
+from .safetensors_file import DTYPES
 
-DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+DTYPE_NAMES = {dtype: name for name, (dtype, _) in DTYPES.items() if dtype is not None}
 ALIGNMENT = 8  # of the data in a safetensors file
 
 

@@ -1,0 +1,428 @@
+"""Files as people have them: names half converted, helpers beside the model, scales, other layouts, neighbours."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from vaes import MODELS, assert_same_weights, fields, ldm, make
+
+import vae_core
+from vae_core import AutoencoderKL, CheckpointError, ConfigError, inspect_vae, load_vae
+from vae_core.checkpoints.finite import find_non_finite
+from vae_core.checkpoints.key_map import spellings, weight_shapes
+
+DEMO = Path(vae_core.__file__).parent / "demo"
+STEM = "diffusion_pytorch_model"
+Weights = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    return make(fields(32, 64))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "vae.safetensors"
+
+
+def write(weights: Weights, path: Path, metadata: dict[str, str] | None = None) -> Path:
+    save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, path, metadata=metadata)
+    return path
+
+
+def renamed(weights: Weights, *pairs: tuple[str, str]) -> Weights:
+    result = {}
+    for name, weight in weights.items():
+        for old, new in pairs:
+            name = name.replace(old, new)
+        result[name] = weight
+    return result
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_shapes_of_a_config_are_those_of_its_model(model: str) -> None:
+    with torch.device("meta"):
+        made = AutoencoderKL(**MODELS[model])
+    assert dict(weight_shapes(made.config)) == {key: tuple(w.shape) for key, w in made.state_dict().items()}
+
+
+# Names.
+
+ATTENTION = ((".q.", ".to_q."), (".k.", ".to_k."), (".v.", ".to_v."), (".proj_out.", ".to_out.0."))
+HALFWAY: dict[str, Callable[[AutoencoderKL], Weights]] = {
+    "LDM's attention in diffusers' words": lambda vae: renamed(ldm(vae, "first_stage_model."), *ATTENTION),
+    "the same as matrices": lambda vae: {
+        name: weight.squeeze() if ".attn_1." in name else weight
+        for name, weight in renamed(ldm(vae, "first_stage_model."), *ATTENTION).items()
+    },
+    "and its norm": lambda vae: renamed(ldm(vae), *ATTENTION, ("attn_1.norm.", "attn_1.group_norm.")),
+    "old words": lambda vae: renamed(
+        ldm(vae), (".q.", ".query."), (".k.", ".key."), (".v.", ".value."), ("proj_out", "proj_attn")
+    ),
+    "shortcuts and last norms": lambda vae: renamed(
+        ldm(vae), ("nin_shortcut", "conv_shortcut"), ("norm_out", "conv_norm_out")
+    ),
+    "the middle alone is diffusers'": lambda vae: renamed(
+        ldm(vae), ("mid.block_1", "mid_block.resnets.0"), ("mid.block_2", "mid_block.resnets.1"), ("mid.", "mid_block.")
+    ),
+    "one half each": lambda vae: (
+        {k: w for k, w in ldm(vae).items() if k.startswith("encoder.")}
+        | {k: w for k, w in vae.state_dict().items() if not k.startswith("encoder.")}
+    ),
+    "diffusers' attention in LDM's words": lambda vae: renamed(
+        vae.state_dict(), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out"), ("group_norm", "norm")
+    ),
+    "diffusers' as 1x1 kernels": lambda vae: {
+        k: w[:, :, None, None] if w.ndim == 2 else w for k, w in vae.state_dict().items()
+    },
+    "shortcuts as matrices": lambda vae: {k: w.squeeze() if "shortcut.w" in k else w for k, w in ldm(vae).items()},
+    "a compiled decoder": lambda vae: renamed(vae.state_dict(), ("decoder.", "decoder._orig_mod.")),
+    "data parallel halves": lambda vae: renamed(
+        ldm(vae), ("decoder.", "decoder.module."), ("encoder.", "encoder.module.")
+    ),
+    "compiled blocks": lambda vae: renamed(
+        vae.state_dict(), ("mid_block.", "mid_block._orig_mod."), (".conv1.", ".conv1._orig_mod.")
+    ),
+    "wrapped outside": lambda vae: renamed(
+        vae.state_dict(),
+        ("encoder.", "module._orig_mod.encoder."),
+        ("decoder.", "module._orig_mod.decoder."),
+        ("quant_conv", "module._orig_mod.quant_conv"),
+        ("post_module._orig_mod.", "module._orig_mod.post_"),
+    ),
+    "under model.": lambda vae: {f"model.{k}": w for k, w in ldm(vae).items()},
+    "a moving average": lambda vae: (
+        {f"ema_model.{k}": w for k, w in vae.state_dict().items()} | {"initted": torch.ones(()), "step": torch.ones(())}
+    ),
+    "a merged LoRA": lambda vae: renamed(
+        vae.state_dict(), ("to_q.", "to_q.base_layer."), ("conv1.", "conv1.base_layer.")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HALFWAY)
+def test_names_of_every_kind_load_bit_for_bit(name: str, vae: AutoencoderKL, file: Path) -> None:
+    write(HALFWAY[name](vae), file)
+    assert_same_weights(load_vae(file), vae)
+    assert inspect_vae(file).problem is None
+
+
+@pytest.mark.parametrize("model", ["SD 1.x", "FLUX.2 with a small decoder", "attention in the levels", "f4"])
+def test_any_mixture_of_spellings(model: str, file: Path) -> None:
+    """Each weight by one of its names, chosen at random."""
+    vae = make(MODELS[model])
+    choices: dict[str, list[str]] = {}
+    for name, key in spellings(vae.config).items():
+        choices.setdefault(key, []).append(name)
+    generator = np.random.default_rng(0)
+    state = vae.state_dict()
+    for _ in range(3):
+        write({str(generator.choice(choices[key])): weight for key, weight in state.items()}, file)
+        given = {name: vae.config[name] for name in ("scaling_factor", "shift_factor", "sample_size")}
+        assert_same_weights(load_vae(file, **given), vae)
+
+
+def test_a_weight_under_two_names_is_refused(vae: AutoencoderKL, file: Path) -> None:
+    write({**ldm(vae), "decoder._orig_mod.conv_out.bias": torch.zeros(3)}, file)
+    with pytest.raises(CheckpointError, match=r"has 1 weights that no AutoencoderKL has \(decoder._orig_mod.conv_out"):
+        load_vae(file)
+
+
+# Beside the model.
+
+
+def test_helpers_of_training_are_passed_over_with_a_remark(
+    vae: AutoencoderKL, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    beside = {
+        "foundation_model.model.cls_token": torch.zeros(1, 1, 4),
+        "linear_proj.weight": torch.zeros(2, 2),
+        "disc.blocks.0.weight": torch.zeros(2),
+        "loss.logvar": torch.zeros(()),
+    }
+    write({**ldm(vae), **beside}, file)
+    with caplog.at_level(logging.WARNING, "seamless_vae"):
+        assert_same_weights(load_vae(file), vae)
+    assert "passed over 3 tensors beside the autoencoder (disc.blocks.0.weight, foundation_model" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"decoder.refiner.weight": torch.zeros(1)},
+        {"encoder.mid.attn_2.q.weight": torch.zeros(1)},
+        {"quantize.embedding.weight": torch.zeros(4, 4)},
+        {"decoder.mid.attn_1.q.lora_A.weight": torch.zeros(4, 64)},
+        {"bn.running_mean": torch.zeros(7)},
+    ],
+    ids=lambda extra: next(iter(extra)),
+)
+def test_inside_the_model_everything_stays_strict(extra: Weights, vae: AutoencoderKL, file: Path) -> None:
+    write({**ldm(vae), **extra}, file)
+    with pytest.raises(CheckpointError) as error:
+        load_vae(file)
+    assert inspect_vae(file).problem == str(error.value)
+    assert "remove" not in str(error.value).lower() and "delete" not in str(error.value).lower()
+
+
+def test_several_copies_take_the_weights_and_say_so(vae: AutoencoderKL, file: Path) -> None:
+    other = make(fields(32, 64), seed=1)
+    write({f"model.{k}": w for k, w in ldm(vae).items()} | {f"ema_model.{k}": w for k, w in ldm(other).items()}, file)
+    assert_same_weights(load_vae(file), vae)
+    assert "took the one under model., not ema_model." in " ".join(inspect_vae(file).remarks)
+
+
+# The config beside a file.
+
+
+def test_a_file_uses_the_config_beside_it() -> None:
+    path = DEMO / f"{STEM}.safetensors"
+    loaded = load_vae(path)
+    assert loaded.config == load_vae(DEMO).config
+    assert loaded.config.norm_num_groups == 8
+    assert AutoencoderKL.from_single_file(path).config == loaded.config
+    told = inspect_vae(path)
+    assert told.told_by["norm_num_groups"] == "config.json beside the file" and told.remarks == ()
+    assert load_vae(path, norm_num_groups=16).config.norm_num_groups == 16
+    assert load_vae(path, config={**loaded.config, "norm_num_groups": 4}).config.norm_num_groups == 4
+
+
+@pytest.mark.parametrize("name", ["anything.safetensors", f"{STEM}.fp16.safetensors", "vae.pt"])
+def test_whatever_the_file_is_called(name: str, tmp_path: Path) -> None:
+    made = make(fields(32, 64, norm_num_groups=16, scaling_factor=0.7))
+    made.save_pretrained(tmp_path)
+    (tmp_path / f"{STEM}.safetensors").unlink()
+    write(ldm(made), tmp_path / name) if name.endswith("safetensors") else torch.save(ldm(made), tmp_path / name)
+    assert load_vae(tmp_path / name).config == made.config
+    assert load_vae(tmp_path).config == made.config
+
+
+def test_a_config_of_other_shapes_is_not_used(vae: AutoencoderKL, tmp_path: Path) -> None:
+    make(fields(32, 32, norm_num_groups=4)).save_pretrained(tmp_path)
+    path = write(ldm(vae), tmp_path / "other.safetensors")
+    assert load_vae(path).config.norm_num_groups == 32
+    assert "of other shapes, so it was not used" in inspect_vae(path).remarks[0]
+    for text in ("{", "[]", '{"_class_name": "UNet2DConditionModel"}'):
+        (tmp_path / "config.json").write_text(text, encoding="utf-8")
+        assert load_vae(path).config.norm_num_groups == 32
+
+
+def test_what_a_file_says_of_itself_wins_over_its_neighbour(tmp_path: Path) -> None:
+    made = make(fields(32, 32, 32, 32, scaling_factor=0.18215))
+    made.save_pretrained(tmp_path)
+    path = write(ldm(made), tmp_path / "xl.safetensors", {"modelspec.architecture": "stable-diffusion-xl-v1-base/vae"})
+    told = inspect_vae(path)
+    assert told.scaling_factor == 0.13025 and "so it was not used" in told.remarks[0]
+
+
+def test_a_number_of_groups_that_is_a_guess_is_called_one(file: Path) -> None:
+    write(ldm(make(fields(32, 64, 128, 128, norm_num_groups=8))), file)
+    told = inspect_vae(file)
+    assert told.config is not None and told.config.norm_num_groups == 32
+    assert told.told_by["norm_num_groups"] == "default (a guess)"
+    assert "32 is a guess, and images depend on it" in " ".join(told.remarks)
+    assert "Images are the same" not in " ".join(told.remarks)
+    told = inspect_vae(file, norm_num_groups=8)
+    assert told.told_by["norm_num_groups"] == "override" and "norm_num_groups" not in " ".join(told.remarks)
+
+
+def test_published_widths_have_groups_that_are_known(file: Path) -> None:
+    with torch.device("meta"):
+        shapes = AutoencoderKL(**fields(128, 256, 512, 512, layers_per_block=2)).config
+    header: dict = {}
+    at = 0
+    for key, shape in weight_shapes(shapes).items():
+        size = int(np.prod(shape)) * 4
+        header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    with open(file, "wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        out.truncate(8 + len(text) + at)  # sparse: zeros
+    told = inspect_vae(file)
+    assert told.problem is None and told.told_by["norm_num_groups"] == "family default"
+    assert not [remark for remark in told.remarks if "norm_num_groups" in remark]
+
+
+# Fields of others in config.json.
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"decay": 0.9999, "optimization_step": 100, "inv_gamma": 1.0, "use_ema_warmup": False},
+        {"quantization_config": {"quant_method": "bitsandbytes"}},
+        {"a field of tomorrow": None},
+    ],
+    ids=str,
+)
+def test_fields_of_others_are_passed_over_with_a_remark(others: dict, vae: AutoencoderKL, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**values, **others}), encoding="utf-8")
+    for path in (tmp_path, tmp_path / f"{STEM}.safetensors"):
+        assert_same_weights(load_vae(path), vae)
+        assert load_vae(path).config == vae.config
+        assert f"passed over {min(others)}" in " ".join(inspect_vae(path).remarks)
+    assert_same_weights(AutoencoderKL.from_pretrained(tmp_path), vae)
+    with pytest.raises(ConfigError, match="has no decay"):
+        load_vae(tmp_path, decay=0.9)
+
+
+# Layouts.
+
+
+def eight_bit(vae: AutoencoderKL, ending: str, per_output: bool = False) -> tuple[Weights, Weights]:
+    """A file of scaled 8-bit floats, and the weights that it stands for."""
+    stored, meant = {}, {}
+    for name, weight in ldm(vae).items():
+        if weight.ndim < 4:
+            stored[name] = meant[name] = weight
+            continue
+        largest = weight.abs().amax((1, 2, 3)) if per_output else weight.abs().max()
+        scale = largest / 448
+        spread = scale[:, None, None, None] if per_output else scale
+        stored[name] = (weight / spread).to(torch.float8_e4m3fn)
+        stored[name.removesuffix(".weight") + ending] = scale
+        meant[name] = stored[name].float() * spread
+    return stored, meant
+
+
+@pytest.mark.parametrize("per_output", [False, True])
+@pytest.mark.parametrize("ending", [".scale_weight", ".weight_scale"])
+def test_scales_of_8_bit_floats_are_applied(ending: str, per_output: bool, vae: AutoencoderKL, file: Path) -> None:
+    stored, meant = eight_bit(vae, ending, per_output)
+    beside = {"scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn), "decoder.conv_in.scale_input": torch.ones(())}
+    write({**stored, **beside}, file)
+    loaded, told = load_vae(file), inspect_vae(file)
+    assert told.problem is None and told.dtype == torch.float32 and told.remarks == load_vae_remarks(file)
+    for name, weight in ldm(loaded).items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight.reshape(meant[name].shape), meant[name]), name
+    half = load_vae(file, dtype="float16")
+    assert torch.equal(half.decoder.conv_in.weight, meant["decoder.conv_in.weight"].half())
+
+
+def load_vae_remarks(path: Path) -> tuple[str, ...]:
+    return tuple(remark for remark in inspect_vae(path).remarks if "scale_input" not in remark)
+
+
+def test_scales_that_cannot_be_are_refused(vae: AutoencoderKL, file: Path) -> None:
+    stored, _ = eight_bit(vae, ".scale_weight")
+    for change, message in (
+        ({"decoder.conv_in.scale_weight": torch.ones(7)}, "one for each output"),
+        (
+            {"decoder.conv_in.weight": torch.zeros(64, 4, 3, 3, dtype=torch.int8)},
+            "quantised in a way that is not known",
+        ),
+        ({"decoder.conv_in.scale_weight": torch.tensor(float("nan"))}, "decoder.conv_in.weight"),
+    ):
+        write({**stored, **change}, file)
+        with pytest.raises(CheckpointError, match=message) as error:
+            load_vae(file)
+        assert inspect_vae(file).problem == str(error.value)
+
+
+@pytest.mark.parametrize("model", ["SD 1.x", "grey, 3 layers, no mid attention", "FLUX.2 with a small decoder"])
+@pytest.mark.parametrize("metadata", [{"format": "mlx"}, None])
+def test_kernels_with_channels_last_are_turned(model: str, metadata: dict[str, str] | None, file: Path) -> None:
+    vae = make(MODELS[model])
+    turned = {k: w.permute(0, 2, 3, 1) if w.ndim == 4 else w for k, w in vae.state_dict().items()}
+    write(turned, file, metadata)
+    assert inspect_vae(file).problem is None
+    given = {name: vae.config[name] for name in ("scaling_factor", "shift_factor", "sample_size")}
+    loaded = load_vae(file, **given)
+    assert_same_weights(loaded, vae)
+    assert all(weight.is_contiguous() for weight in loaded.parameters())
+    vae.save_pretrained(file.parent / "folder")
+    write(turned, file.parent / "folder" / f"{STEM}.safetensors", metadata)
+    assert_same_weights(load_vae(file.parent / "folder"), vae)
+
+
+# Folders.
+
+
+def test_a_folder_with_one_file_of_any_name(vae: AutoencoderKL, tmp_path: Path) -> None:
+    path = write(ldm(vae), tmp_path / "my vae.safetensors")
+    assert_same_weights(load_vae(tmp_path), vae)  # no config.json
+    assert inspect_vae(tmp_path).path == path
+    vae.save_pretrained(tmp_path / "vae")
+    (tmp_path / "vae" / f"{STEM}.safetensors").rename(tmp_path / "vae" / "model.safetensors")
+    assert "took model.safetensors" in inspect_vae(tmp_path / "vae").remarks[0]
+    assert_same_weights(AutoencoderKL.from_pretrained(tmp_path / "vae"), vae)
+    write(ldm(vae), tmp_path / "vae" / "second.safetensors")
+    with pytest.raises(CheckpointError, match=r"Give the path of one of its files: model.safetensors, second.safe"):
+        load_vae(tmp_path / "vae")
+
+
+def test_two_variants_ask_which(vae: AutoencoderKL, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path, variant="fp16")
+    vae.save_pretrained(tmp_path, variant="ema")
+    with pytest.raises(CheckpointError, match=r"variants ema, fp16.*Pass variant='ema' or variant='fp16'") as error:
+        load_vae(tmp_path)
+    with pytest.raises(CheckpointError) as same:
+        inspect_vae(tmp_path)
+    assert str(same.value) == str(error.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", f"{STEM}.safetensors"])
+def test_broken_links_are_named(name: str, vae: AutoencoderKL, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path)
+    blob = tmp_path / "blobs" / name
+    blob.parent.mkdir()
+    (tmp_path / name).rename(blob)
+    (tmp_path / name).symlink_to(blob)
+    assert_same_weights(load_vae(tmp_path), vae)
+    blob.unlink()
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(CheckpointError, match=rf"{name} is a link to .*blobs.*, which is not there. Download it"):
+            load_vae(path)
+
+
+def test_a_folder_of_the_hubs_cache(vae: AutoencoderKL, tmp_path: Path) -> None:
+    folder = tmp_path / "models--org--name"
+    vae.save_pretrained(folder / "snapshots" / "a1" / "vae")
+    assert_same_weights(load_vae(folder), vae)
+    other = make(fields(32, 64), seed=1)
+    other.save_pretrained(folder / "snapshots" / "b2")
+    with pytest.raises(CheckpointError, match="several snapshots and no refs/main"):
+        load_vae(folder)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("b2", encoding="utf-8")
+    assert_same_weights(load_vae(folder), other)
+
+
+# Damaged numbers.
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_one_damaged_number_is_found_with_its_name(number: float, vae: AutoencoderKL, file: Path) -> None:
+    weights = {name: weight.clone() for name, weight in ldm(vae).items()}
+    weights["decoder.up.0.block.0.conv1.weight"][3, 1, 0, 2] = number
+    write(weights, file)
+    key = "decoder.up_blocks.1.resnets.0.conv1.weight"
+    loaded = load_vae(file)  # only views of the file: nothing has read this weight
+    assert find_non_finite(loaded) == key
+    assert find_non_finite(loaded.decoder, "decoder.") == key
+    assert find_non_finite(vae) is None
+    compiled = load_vae(file)
+    compiled.decoder = torch.compile(compiled.decoder, backend="eager")  # type: ignore[assignment]
+    assert find_non_finite(compiled) == key
+    with pytest.raises(CheckpointError, match=rf"{key} has (NaN|infinity) in it: the file is damaged"):
+        load_vae(file, dtype="float16")  # which reads all weights
+
+
+def test_large_finite_weights_are_no_damage(file: Path) -> None:
+    vae = make(fields(32))
+    torch.nn.init.constant_(vae.decoder.conv_in.weight, 3e38)  # its sum overflows
+    assert find_non_finite(vae) is None
+    assert find_non_finite(vae.to(torch.bfloat16)) is None

@@ -1,0 +1,67 @@
+"""Weights that are not finite numbers: a damaged file, or a training run that failed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from .key_map import plain_name
+from .plan import Plan
+
+
+def check_small(plan: Plan) -> None:
+    """Raise CheckpointError if a bias or a norm has NaN or infinity, or a scale of 8-bit weights.
+
+    Those are a thousandth of the weights, and every layer has one, so that the check reads next to nothing of the
+    file; a training run that diverged, or a file of NaN, spoils all of them.
+    """
+    names = {key: plan.keys[key] for key in plan.keys if len(plan.info(key).shape) == 1} | dict(plan.scales)
+    read = plan.source.read(set(names.values()))
+    small = {key: read[name] for key, name in names.items()}
+    same = [(weight if weight.dtype == torch.float32 else weight.float()).reshape(-1) for weight in small.values()]
+    if not same or is_finite(torch.cat(same)):
+        return
+    bad = [key for key, weight in small.items() if not weight.float().isfinite().all()]
+    if bad:
+        raise CheckpointError(
+            f"{plan.source.path.name} has weights that are not finite ({len(bad)} of the {len(small)} biases "
+            f"and norms, such as {bad[0]}): the file is damaged or its training failed. Get another copy."
+        )
+
+
+def check_whole(plan: Plan, key: str, weight: Tensor) -> None:
+    """Raise CheckpointError if a weight has NaN or infinity. For weights that are read anyway: it reads all of it."""
+    if not is_finite(weight):
+        raise CheckpointError(f"{plan.source.path.name}: {key} {_what(weight)}. Get another copy.")
+
+
+def find_non_finite(model: nn.Module, prefix: str = "") -> str | None:
+    """The key of the first weight of a model with NaN or infinity in it, without what wrappers put in; None if none.
+
+    For a run that turned finite numbers into NaN: a file of one damaged number loads, and nothing reads all of its
+    weights before they are used.
+
+    Args:
+        prefix: put before the keys, such as "decoder." for a model's decoder alone.
+    """
+    for name, weight in (*model.named_parameters(), *model.named_buffers()):
+        if not weight.is_meta and not is_finite(weight):
+            return plain_name(f"{prefix}{name}")
+    return None
+
+
+@torch.no_grad()
+def is_finite(weight: Tensor) -> bool:
+    """Whether all numbers of a tensor are finite. Takes no memory beside it unless a sum overflows."""
+    if not weight.is_floating_point() or weight.numel() == 0:
+        return True
+    if weight.dtype.itemsize == 1:  # 8-bit floats cannot be summed
+        return bool(weight.float().isfinite().all())
+    total = weight.sum(dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32)
+    return bool(total.isfinite()) or bool(weight.isfinite().all())
+
+
+def _what(weight: Tensor) -> str:
+    kind = "NaN" if bool(weight.float().isnan().any()) else "infinity"
+    return f"has {kind} in it: the file is damaged or its training failed"

@@ -1,0 +1,117 @@
+"""Which part of what a training script has saved is the model: state dicts inside of dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from .detect import find_prefixes
+from .key_map import plain_name
+from .rebuild import InlineTensor, StoredTensor
+
+AnyTensor = StoredTensor | InlineTensor
+
+# Names under which scripts save the weights, the one to take first. Moving averages come last.
+WEIGHTS_FIRST = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "vae",
+    "autoencoder",
+    "net",
+    "generator",
+    "params",
+)
+AVERAGES = ("ema_model_state_dict", "ema_state_dict", "ema_model", "ema", "model_ema", "params_ema", "shadow_params")
+MAX_DEPTH = 6
+MAX_STEPS = 2_000_000  # items looked at; the largest real checkpoints have some ten thousand
+
+
+class _Steps:
+    """Counts the items that are looked at, because one dictionary may be in a million places."""
+
+    def __init__(self) -> None:
+        self.left = MAX_STEPS
+
+    def take(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise ValueError("its dictionaries are in one another more often than those of any checkpoint")
+
+
+class Found(NamedTuple):
+    """The tensors of a model by name, and remarks on what was passed over."""
+
+    tensors: dict[str, AnyTensor]
+    remarks: tuple[str, ...] = ()
+
+
+def find_tensors(content: Mapping[Any, Any]) -> Found:
+    """The tensors of the model in a saved dictionary.
+
+    Of several dictionaries in it that have both halves of an autoencoder, the first of the names above is taken. Where
+    none has, everything is listed by dotted names, so that what it is can be said.
+    """
+    steps = _Steps()
+    whole = [
+        (path, tensors) for path, tensors in _dictionaries(content, steps) if find_prefixes(map(plain_name, tensors))
+    ]
+    inner = [
+        (path, tensors)
+        for path, tensors in whole
+        if not any(other != path and other[: len(path)] == path for other, _ in whole)
+    ]
+    if inner:
+        path, tensors = min(inner, key=lambda item: _rank(item[0]))
+        others = [".".join(other) for other, _ in inner if other != path]
+        if not others:
+            return Found(tensors)
+        return Found(tensors, (f"there are several models in the file; took {'.'.join(path)}, not {others[0]}.",))
+    named = [content[name] for name in WEIGHTS_FIRST if isinstance(content.get(name), Mapping)]
+    return Found(_flat(named[0] if named else content, steps))
+
+
+def _rank(path: tuple[str, ...]) -> tuple[int, int]:
+    average = any(part in AVERAGES for part in path)
+    known = [WEIGHTS_FIRST.index(part) for part in path if part in WEIGHTS_FIRST]
+    return (1 if average else 0), min(known, default=len(WEIGHTS_FIRST))
+
+
+def _dictionaries(content: Mapping[Any, Any], steps: _Steps) -> Iterator[tuple[tuple[str, ...], dict[str, AnyTensor]]]:
+    """(path, tensors below it by dotted names) of a dictionary and of those in it, each once."""
+    seen: set[int] = set()
+    waiting: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), content)]
+    while waiting:
+        path, mapping = waiting.pop(0)
+        if id(mapping) in seen:
+            continue
+        seen.add(id(mapping))
+        yield path, _flat(mapping, steps, depth=2)
+        steps.take(len(mapping))
+        if len(path) < MAX_DEPTH:
+            inner = [(name, value) for name, value in mapping.items() if isinstance(name, str)]
+            waiting.extend(((*path, name), value) for name, value in inner if isinstance(value, Mapping))
+
+
+def _flat(content: Mapping[Any, Any], steps: _Steps, depth: int = MAX_DEPTH) -> dict[str, AnyTensor]:
+    """Tensors by dotted names; dictionaries and lists that are in several places are looked into once."""
+    found: dict[str, AnyTensor] = {}
+    seen: set[int] = set()
+    waiting: list[tuple[str, int, Any]] = [("", 0, content)]
+    while waiting:
+        prefix, level, container = waiting.pop(0)
+        if id(container) in seen:
+            continue
+        seen.add(id(container))
+        steps.take(len(container))
+        items = container.items() if isinstance(container, Mapping) else enumerate(container)
+        for name, value in items:
+            if type(name) not in (str, int):
+                continue
+            full = f"{prefix}{name}"
+            if isinstance(value, StoredTensor | InlineTensor):
+                found[full] = value
+            elif level < depth and (type(value) in (list, tuple) or isinstance(value, Mapping)):
+                waiting.append((f"{full}.", level + 1, value))
+    return found

@@ -1,0 +1,160 @@
+"""Any file of tensors, whatever its name says it is: recognised by its first bytes, and opened by its reader."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .generation import check_one_save
+from .pickled import open_pickle
+from .safetensors_file import open_safetensors
+from .tensor_file import TensorFile, TensorInfo
+
+MAX_INDEX_BYTES = 25_000_000
+ZIP_START = b"PK\x03\x04"
+
+# First bytes of other formats -> what they are and what to do.
+GET_SAFETENSORS = "Get the VAE as safetensors."
+FORMATS = {
+    b"version https://git-lfs": "is a git-lfs pointer, not the weights. Run `git lfs pull` in its repository.",
+    b"GGUF": f"is a GGUF file, whose weights are quantised. {GET_SAFETENSORS}",
+    b"\x89HDF": f"is an HDF5 (Keras) file. {GET_SAFETENSORS}",
+    b"\x89PNG": "is a PNG image, not weights. Give the file of a VAE.",
+    b"\xff\xd8\xff": "is a JPEG image, not weights. Give the file of a VAE.",
+    b"\x93NUMPY": f"is a NumPy array, not a file of named weights. {GET_SAFETENSORS}",
+    b"\x1f\x8b": "is compressed (gzip). Unpack it first.",
+    b"7z\xbc\xaf": "is compressed (7-Zip). Unpack it first.",
+    b"Rar!": "is compressed (RAR). Unpack it first.",
+    b"\xfd7zXZ": "is compressed (xz). Unpack it first.",
+    b"(\xb5/\xfd": "is compressed (Zstandard). Unpack it first.",
+}
+
+
+def open_tensor_file(path: Path) -> TensorFile:
+    """List the tensors of a file, or of an index of shards, without reading them.
+
+    Raises:
+        CheckpointError: not a checkpoint, or a damaged one.
+        UnsafeCheckpointError: a pickle that asks for code to be run.
+    """
+    check_link(path)
+    try:
+        if not path.exists():
+            raise CheckpointError(f"there is no {path}. Check the path; nothing is downloaded.")
+        if not path.is_file():
+            raise CheckpointError(f"{path} is not a file. Give the file of a VAE, or use load_vae for a folder.")
+        return open_shards(path) if path.suffix == ".json" else _open_one(path)
+    except (OSError, ValueError) as error:  # a name that the system cannot have is a ValueError
+        if isinstance(error, CheckpointError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{str(path)!r} cannot be read: {reason}. Check the path and its permissions.") from None
+
+
+def check_link(path: Path) -> None:
+    """Raise CheckpointError if a path is a link to something that is not there, as in a damaged cache of the Hub."""
+    try:
+        broken = path.is_symlink() and not path.exists()
+    except (OSError, ValueError):  # said when it is opened
+        return
+    if broken:
+        raise CheckpointError(f"{path} is a link to {path.readlink()}, which is not there. Download it again.")
+
+
+def _open_one(path: Path) -> TensorFile:
+    with open(path, "rb") as file:
+        start = file.read(512)
+    complaint = _not_a_checkpoint(start)
+    if complaint:
+        raise CheckpointError(f"{path.name} {complaint}")
+    if start[:4] == ZIP_START:
+        return open_pickle(path)
+    if start[8:9] == b"{":
+        return open_safetensors(path)
+    if start[:1] == b"\x80":
+        return open_pickle(path)
+    if start.lstrip()[:1] == b"{":
+        raise CheckpointError(f"{path.name} is JSON text, not weights. Give the weights, or their folder.")
+    raise CheckpointError(
+        f"{path.name} is neither safetensors nor a torch file (it starts with {start[:8].hex(' ')}). "
+        f"Download it again, or convert it to safetensors."
+    )
+
+
+def _not_a_checkpoint(start: bytes) -> str | None:
+    """What a file is whose first bytes are those of a well-known other format."""
+    text = start.lstrip()[:64].lower()
+    if not start:
+        return "is empty (0 bytes). Download or copy it again."
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):
+        return "is a web page, not weights: the download was answered with an error or login page. Download it again."
+    for magic, what in FORMATS.items():
+        if start.startswith(magic):
+            return what
+    if start[257:262] == b"ustar":
+        return f"is a tar archive, as torch wrote before version 0.2. {GET_SAFETENSORS}"
+    if 0x81 <= start[0] <= 0x8F and b"kernel" in start:
+        return "has Flax weights (msgpack). Save it once with PyTorch weights."
+    if start.rstrip(b"\0") == b"":
+        return "has nothing but zeros at its beginning: a download or copy that was cut off. Download it again."
+    if len(start) < 10:
+        return f"has {len(start)} bytes, too few for a checkpoint. Download or copy it again."
+    return None
+
+
+def open_shards(index: Path) -> TensorFile:
+    """List the tensors of a sharded checkpoint from its index (`*.index.json`).
+
+    Raises:
+        CheckpointError: the index is broken, or a shard is missing, lacks a tensor, or is not a file of tensors.
+    """
+    names = _weight_map(index)
+    tensors: dict[str, TensorInfo] = {}
+    files: dict[str, Path] = {}
+    values: dict[str, Tensor] = {}
+    container, metadata = "safetensors", {}
+    for file_name in sorted(set(names.values())):
+        path = index.parent / file_name
+        if Path(file_name).name != file_name or "\0" in file_name or "\\" in file_name:
+            raise CheckpointError(
+                f"{index.name} names {file_name[:80]!r}, which is outside of its folder. Do not trust it."
+            )
+        check_link(path)
+        if not path.is_file():
+            raise CheckpointError(f"{index.name} names {file_name}, which is not there. Download all shards.")
+        if path.suffix == ".json":
+            raise CheckpointError(f"{index.name} names {file_name}, which is not a file of weights. Do not trust it.")
+        shard = _open_one(path)
+        container = shard.container
+        check_one_save(index, metadata, path, shard.metadata)
+        metadata = {**metadata, **shard.metadata}
+        for name, info in shard.tensors.items():
+            if name in tensors and names.get(name) != file_name:
+                continue  # the map says which of the two it is
+            tensors[name], files[name] = info, path
+        values.update(shard.values)
+    absent = sorted(set(names) - set(tensors))
+    if absent:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise CheckpointError(f"{index.name} promises {absent[0]}{more}, which no shard has. Download all shards.")
+    return TensorFile(index, container, tensors, files, metadata, values)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Name of a weight -> name of its file."""
+    size = index.stat().st_size
+    try:
+        if size > MAX_INDEX_BYTES:
+            raise ValueError(f"it has {size} bytes")
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not all(isinstance(file, str) for file in weight_map.values()):
+            raise ValueError("a file's name is not text")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{index.name} is not an index of shards ({type(error).__name__}: {error}). "
+            f"It needs a `weight_map` from weights to files."
+        ) from None
+    return weight_map

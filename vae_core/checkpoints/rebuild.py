@@ -1,0 +1,173 @@
+"""The calls that files of weights make, done with descriptions: blocks of numbers, and tensors in them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .allowed import PLACEHOLDER, Rebuild
+
+NUMPY_DTYPES = {
+    "f8": torch.float64,
+    "f4": torch.float32,
+    "f2": torch.float16,
+    "i8": torch.int64,
+    "i4": torch.int32,
+    "i2": torch.int16,
+    "i1": torch.int8,
+    "u1": torch.uint8,
+    "b1": torch.bool,
+}
+MAX_DIMENSIONS = 16
+
+
+class Storage(NamedTuple):
+    """A block of numbers in the file, by its key."""
+
+    key: str
+    dtype: torch.dtype
+    numel: int
+    offset: int = 0  # elements into the block, for views in the legacy format
+
+
+class StoredTensor(NamedTuple):
+    """A tensor that a pickle describes. `offset` is in elements from the beginning of the block."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class InlineTensor(NamedTuple):
+    """A tensor whose numbers are in the pickle itself, as those of accelerators without storages are."""
+
+    value: Tensor
+
+
+class NumpyType:
+    """Stands for a number type of NumPy."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+        self.order = "="
+
+    def set_state(self, state: Any) -> None:
+        if type(state) is tuple and len(state) > 1 and type(state[1]) is str and len(state[1]) == 1:
+            self.order = state[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype = NUMPY_DTYPES.get(self.code.lstrip("<|="))
+        if dtype is None or self.order == ">":
+            raise ValueError(f"an array of the number type {self.code[:8]!r}")
+        return dtype
+
+
+class Array:
+    """Stands for an array of NumPy, whose numbers its state brings."""
+
+    def __init__(self) -> None:
+        self.state: tuple[tuple[int, ...], NumpyType, bool, bytes] | None = None
+
+    def set_state(self, state: Any) -> None:
+        """(version, shape, type, whether columns come first, numbers); others are of arrays that are passed over."""
+        if type(state) is not tuple or len(state) != 5:
+            return
+        _, shape, kind, fortran, raw = state
+        if type(shape) is tuple and type(kind) is NumpyType and type(fortran) is bool and type(raw) is bytes:
+            self.state = _sizes(shape), kind, fortran, raw
+
+    def tensor(self) -> Tensor:
+        """The array's numbers, copied."""
+        if self.state is None:
+            raise ValueError("an array without numbers")
+        shape, kind, fortran, raw = self.state
+        if math.prod(shape) * kind.dtype.itemsize != len(raw):
+            raise ValueError(f"an array of shape {shape} in {len(raw)} bytes")
+        flat = torch.frombuffer(bytearray(raw), dtype=kind.dtype) if raw else torch.empty(0, dtype=kind.dtype)
+        return flat.reshape(shape[::-1]).permute(*range(len(shape) - 1, -1, -1)) if fortran else flat.reshape(shape)
+
+
+def call(name: str, arguments: tuple[Any, ...]) -> Any:
+    """What one of the functions of `allowed.REBUILDERS` makes of its arguments.
+
+    Raises:
+        ValueError: they are not what torch or NumPy gives it.
+    """
+    short = name.rpartition(".")[2]
+    if short == "encode":
+        return _encode_latin1(*arguments)
+    if short == "defaultdict":
+        return {}  # its factory is never called
+    if short == "Size":
+        return arguments[0] if arguments and type(arguments[0]) is tuple else ()
+    if name == "torch.device":
+        return PLACEHOLDER
+    if name == "numpy.dtype":
+        if not arguments or type(arguments[0]) is not str or len(arguments[0]) > 8:
+            return PLACEHOLDER  # of structures and objects, which no weights are made of
+        return NumpyType(arguments[0])
+    if short == "_reconstruct":
+        return Array()
+    if short in ("_rebuild_parameter", "_rebuild_parameter_with_state", "_rebuild_device_tensor_from_cpu_tensor"):
+        return arguments[0] if arguments else PLACEHOLDER
+    if short == "_rebuild_xla_tensor":
+        return _from_array(arguments[0], None)
+    if short == "_rebuild_device_tensor_from_numpy":
+        return _from_array(arguments[0], arguments[1])
+    if short == "_rebuild_from_type_v2":
+        function, _, inner, _ = arguments
+        if not isinstance(function, Rebuild) or function.name == name or type(inner) is not tuple:
+            raise ValueError("a tensor rebuilt by something that rebuilds no tensors")
+        return call(function.name, inner)
+    if short in ("_rebuild_meta_tensor_no_storage", "_rebuild_sparse_tensor"):
+        return PLACEHOLDER
+    if short == "_rebuild_tensor_v3":
+        storage, offset, shape, stride, _, _, dtype, *_ = arguments
+        return _tensor(storage, offset, shape, stride, dtype)
+    storage, offset, shape, stride, *_ = arguments
+    return _tensor(storage, offset, shape, stride, None)
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, dtype: Any) -> StoredTensor:
+    if type(storage) is not Storage or not (dtype is None or isinstance(dtype, torch.dtype)):
+        raise ValueError(f"a tensor in a {type(storage).__name__}")
+    dtype = dtype or storage.dtype
+    shape, stride = _sizes(shape), _sizes(stride)
+    (offset,) = _sizes((offset,))
+    if len(shape) != len(stride):
+        raise ValueError(f"a tensor of shape {shape} with strides {stride}")
+    held = storage.numel * storage.dtype.itemsize // dtype.itemsize
+    if math.prod(shape) > held:
+        raise ValueError(f"a tensor of shape {shape} reaches over the end of its storage of {held} numbers")
+    last = sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if 0 not in shape else -1
+    if offset + last + 1 > held:
+        raise ValueError(f"a tensor of shape {shape} reaches over the end of its storage")
+    return StoredTensor(storage, storage.offset + offset, shape, stride, dtype)
+
+
+def _sizes(numbers: Any) -> tuple[int, ...]:
+    if type(numbers) not in (tuple, list) or len(numbers) > MAX_DIMENSIONS:
+        raise ValueError("a shape that is not a list of sizes")
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+        raise ValueError("a shape, stride or offset that is not a whole number of at least 0")
+    return tuple(numbers)
+
+
+def _from_array(array: Any, dtype: Any) -> InlineTensor:
+    if type(array) is not Array:
+        raise ValueError(f"a tensor made of a {type(array).__name__}")
+    value = array.tensor()
+    return InlineTensor(value.to(dtype) if isinstance(dtype, torch.dtype) else value)
+
+
+def _encode_latin1(text: Any, encoding: Any = "latin1") -> bytes:
+    """How protocol 2 writes bytes."""
+    if type(text) is not str or encoding not in ("latin1", "latin-1"):
+        raise ValueError("bytes in an unknown encoding")
+    return text.encode("latin1")
