@@ -25,10 +25,10 @@ from ..autoencoder_kl import AutoencoderKL
 from ..config import AutoencoderKLConfig
 from ..errors import DatasetError
 from . import kohya, safetensors_layout, webdataset_layout
-from .atomic import write_bytes
 from .encode import Encoded, Shard, fingerprint, shard_name
 from .settings import Scale, Settings
 from .sources import Split
+from .writing import write_bytes
 
 VERSION = 1
 FORMAT = "seamless-vae dataset"

@@ -16,7 +16,6 @@ from ..errors import ConfigError, DatasetError
 from ..streaming.memory import available_bytes
 from . import devices as several_devices
 from . import kohya, local, ray_engine
-from .atomic import remove_leftovers
 from .buckets import Buckets
 from .collection import Collection, find_manifest, records_folder, software, sole_writer
 from .encode import fingerprint
@@ -25,6 +24,7 @@ from .progress import Progress
 from .settings import Settings, automatic_batch, automatic_budget, automatic_shard
 from .sources import Split, find_splits
 from .weights import PackedVAE
+from .writing import remove_leftovers
 
 logger = logging.getLogger("seamless_vae")
 

@@ -1,0 +1,217 @@
+"""Killed at any moment and started again: the same collection, byte for byte, and nothing done twice."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from collections_of_images import contents, encode, make_images
+
+from vae_core import AutoencoderKL, DatasetError
+from vae_core.datasets import Engine, verify_dataset
+from vae_core.datasets.encode import Encoder
+
+FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
+pytestmark = pytest.mark.skipif(FORK is None, reason="processes are forked, which this system cannot")
+
+
+def in_a_process(work: Callable[[], Any], seconds: float | None = None) -> int:
+    """Do something in a process of its own, and kill it after so many seconds; returns its exit code."""
+    assert FORK is not None
+    process = FORK.Process(target=work)
+    process.start()
+    process.join(seconds)
+    if process.is_alive():
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(tmp_path_factory.mktemp("source") / "few", 10)
+
+
+OPTIONS = {"keep": "sample", "shard_images": 3, "batch": 2}
+
+
+def test_every_step_of_writing(few: Path, vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before the n-th time that a file is flushed or renamed, for every n."""
+    encode(few, tmp_path / "whole", vae, **OPTIONS)
+    for n in range(1, 200):
+        out = tmp_path / "out" / str(n)
+        if in_a_process(lambda out=out, n=n: encode_and_die(n, few, out, vae)) == 0:
+            break
+        encode(few, out, vae, resume=True, **OPTIONS)
+        assert contents(out) == contents(tmp_path / "whole"), f"killed before step {n}"
+    else:
+        raise AssertionError("it never came to its end")
+    assert n > 2 * 3 * 5, "files are flushed and renamed: five shards of two files, and three lists"
+
+
+def encode_and_die(n: int, source: Path, out: Path, vae: AutoencoderKL) -> None:
+    left = n
+
+    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if not left:
+                os._exit(9)
+            return real(*arguments, **options)
+
+        return step
+
+    for name in ("fsync", "replace"):
+        setattr(os, name, dying(getattr(os, name)))
+    encode(source, out, vae, **OPTIONS)
+
+
+@pytest.mark.parametrize("moments", [5, pytest.param(30, marks=pytest.mark.slow)])
+def test_random_moments(moments: int, images: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
+    """Killed again and again, with readers in processes of their own, until there were so many kills."""
+    began = time.monotonic()
+    encode(images, tmp_path / "whole", vae, **OPTIONS)
+    whole, expected = time.monotonic() - began, contents(tmp_path / "whole")
+    chance, out, kills, finished = random.Random(0), tmp_path / "out", 0, 0
+    while kills < moments:
+        folder = out / str(finished)
+
+        def work(folder: Path = folder) -> None:
+            encode(images, folder, vae, engine=Engine(workers=1), resume=True, **OPTIONS)
+
+        if in_a_process(work, chance.uniform(0, whole)) == 0:
+            assert contents(folder) == expected
+            finished += 1
+        else:
+            kills += 1
+    encode(images, out / str(finished), vae, resume=True, **OPTIONS)
+    assert contents(out / str(finished)) == expected
+
+
+def test_nothing_is_encoded_twice(
+    images: Path, vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that ended after some shards, those are not touched again."""
+    seen: list[str] = []
+    real = Encoder.__call__
+
+    def counted(self: Encoder, batch: list[Any]) -> Any:
+        seen.extend(image.key for image in batch)
+        if len(seen) > 12 and not stopped:
+            raise KeyboardInterrupt
+        return real(self, batch)
+
+    monkeypatch.setattr(Encoder, "__call__", counted)
+    stopped: list[bool] = []
+    with pytest.raises(KeyboardInterrupt):
+        encode(images, tmp_path / "out", vae)
+    committed = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in contents(tmp_path / "out")}
+    done = [name for name in committed if name.endswith(".safetensors")]
+    assert 1 <= len(done) < 4
+    stopped.append(True)
+    first = list(seen)
+    seen.clear()
+    encode(images, tmp_path / "out", vae, resume=True)
+    assert len(seen) == len(set(seen)), "no image twice in one run"
+    assert len(set(first) & set(seen)) <= 6 + 3, "only those of the shard in flight"
+    assert len(set(first) | set(seen)) == 20
+    for name in done:
+        assert (tmp_path / "out" / name).stat().st_mtime_ns == committed[name]
+
+
+def test_a_finished_collection_needs_nothing(
+    images: Path, vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    totals = encode(images, tmp_path / "out", vae)
+    before = contents(tmp_path / "out")
+    monkeypatch.setattr(Encoder, "__call__", None)
+    assert encode(images, tmp_path / "out", vae, resume=True) == totals
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_a_full_disk(
+    number: int, few: Path, vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sentence, and what was written stays valid."""
+    encode(few, tmp_path / "whole", vae, **OPTIONS)
+    left, real = number, os.fsync
+
+    def full(handle: int) -> None:
+        nonlocal left
+        if os.fstat(handle).st_size:  # a file, not a folder
+            left -= 1
+            if left <= 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(DatasetError, match=r"no space is left for .* with --resume\.$"):
+            encode(few, tmp_path / "out", vae, **OPTIONS)
+    out = tmp_path / "out"
+    assert not [name for name in contents(out) if name.endswith(".tmp")]
+    whole = contents(tmp_path / "whole")
+    for name, digest in contents(out).items():
+        assert digest == whole[name] or name == "manifest.json"
+    encode(few, out, vae, resume=True, **OPTIONS)
+    assert contents(out) == whole
+
+
+def test_what_cannot_be_resumed(images: Path, few: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
+    encode(few, tmp_path / "out", vae)
+    before = contents(tmp_path / "out")
+    with pytest.raises(DatasetError, match="Give --resume"):
+        encode(few, tmp_path / "out", vae)
+    with pytest.raises(DatasetError, match="keep 'moments' instead of 'mean'"):
+        encode(few, tmp_path / "out", vae, resume=True, keep="moments")
+    with pytest.raises(DatasetError, match="source .* instead of"):
+        encode(images, tmp_path / "out", vae, resume=True)
+    with pytest.raises(DatasetError, match="another VAE"):
+        encode(few, tmp_path / "out", copy.deepcopy(vae).half(), resume=True)
+    assert contents(tmp_path / "out") == before
+
+
+def test_two_runs_at_once(few: Path, vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fcntl")
+    from vae_core.datasets import collection
+
+    with collection.sole_writer(tmp_path), pytest.raises(DatasetError, match="another run"):  # noqa: SIM117
+        with collection.sole_writer(tmp_path, patience=0.3):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "bytes instead of"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1] + b"?"), "SHA-256 is another"),
+        (lambda file: file.unlink(), "is missing"),
+        (lambda file: file.with_suffix(".json").unlink(), "was not written"),
+        (lambda file: file.with_suffix(".json").write_text("{"), "record cannot be read"),
+        (lambda file: file.with_suffix(".json").write_text("{}"), "record cannot be read"),
+        (lambda file: (file.parents[2] / "failures.jsonl").write_text("{}\n"), "1 lines instead of 0"),
+        (lambda file: (file.parents[2] / "splits.jsonl").write_text("[]\n"), "cannot be read"),
+    ],
+)
+def test_verification(
+    damage: Callable[[Path], Any], problem: str, few: Path, vae: AutoencoderKL, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    encode(few, out, vae, **OPTIONS)
+    found = verify_dataset(out)
+    assert (found.images, found.failures, found.shards, found.faults) == (10, 0, 4, ())
+    damage(out / "shards" / "000" / "000001-0000.safetensors")
+    assert problem in " ".join(map(str, verify_dataset(out).faults))

@@ -1,0 +1,40 @@
+"""Writing the files of a collection: whole or not at all, and a full disk said in one sentence."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from ..atomic import write_file
+from ..errors import DatasetError
+from ..temporaries import sweep
+
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, flush it to the disk and rename it into its place.
+
+    Raises:
+        DatasetError: it cannot be written. What was there before stays.
+    """
+    try:
+        write_file(path, lambda file: file.write(data))
+    except OSError as error:
+        size = f"{len(data) / 1e6:.1f} MB"
+        if error.errno in _FULL:
+            raise DatasetError(
+                f"no space is left for {path} ({size}). Everything that was finished is whole and stays valid: "
+                f"free some space and run the same command with --resume."
+            ) from error
+        raise DatasetError(
+            f"cannot write {path} ({size}): {error.strerror or error}. Check the folder and its permissions, "
+            f"and run the same command with --resume."
+        ) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed runs left in a folder and below it."""
+    for root, _, _ in os.walk(folder):
+        sweep(Path(root))
