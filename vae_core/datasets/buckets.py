@@ -79,7 +79,9 @@ class Buckets:
 
         Without them, the sides are kohya's defaults: 256 to 1024, or the area's own where that is outside.
         """
-        match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?(?::(\d{1,4})(?::(\d{1,5}):(\d{1,5}))?)?", text.strip())
+        match = re.fullmatch(
+            r"(\d{1,5})(?:x(\d{1,5}))?(?::(\d{1,4})(?::(\d{1,5}):(\d{1,5}))?)?", text.strip(), re.ASCII
+        )
         if match is None:
             raise ConfigError(
                 f"{text!r} is not a size. Give one side (512), a size (512x768), or buckets (1024x1024:64, or "
