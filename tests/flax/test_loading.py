@@ -29,7 +29,7 @@ from vaes import (
 
 import vae_core
 from vae_core import AutoencoderKL, CheckpointError, ConfigError, UnsafeCheckpointError
-from vae_core.flax import FlaxAutoencoderKL, convert, from_torch, load_vae, to_torch
+from vae_core.flax import FlaxAutoencoderKL, files, from_torch, load_vae, to_torch
 
 MSGPACK, SAFETENSORS = "diffusion_flax_model.msgpack", "diffusion_pytorch_model.safetensors"
 SMALL = fields(32, 64)
@@ -167,7 +167,7 @@ class TestSaving:
         if failing == "bytes":
             monkeypatch.setattr(Path, "write_bytes", full)
         else:
-            monkeypatch.setattr(convert, failing, full)
+            monkeypatch.setattr(files, failing, full)
         other = jax.tree_util.tree_map(lambda leaf: leaf + 1, params)
         for safe in (True, False):
             with pytest.raises((CheckpointError, OSError), match="No space left"):
@@ -235,13 +235,13 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("content", "says"),
         [
-            (b"", "holds no Flax parameters"),
+            (b"", "does not contain Flax parameters"),
             (b"version https://git-lfs.github.com/spec/v1\n", "git-lfs"),
             (to_bytes({"encoder": {"conv_in": {"bias": np.zeros(3)}}}), "lacks"),
-            (to_bytes(np.zeros(3)), "holds no Flax parameters"),
-            ("short", "holds no Flax parameters"),
+            (to_bytes(np.zeros(3)), "does not contain Flax parameters"),
+            ("short", "does not contain Flax parameters"),
             ("shape", "has the shape"),
-            ("nan", "no finite numbers"),
+            ("nan", "not finite"),
         ],
         ids=str,
     )

@@ -217,7 +217,7 @@ class TestTiling:
         assert model.enable_tiling().use_tiling and model.enable_slicing().use_slicing
         assert not model.use_tiling and not model.use_slicing
         assert model.enable_tiling().disable_tiling() == model == model.enable_slicing().disable_slicing()
-        with pytest.raises(TilingError, match="'exact' is AutoencoderKL's alone"):
+        with pytest.raises(TilingError, match="'exact' exists in AutoencoderKL only"):
             model.enable_tiling(mode="exact")
         with pytest.raises(TilingError, match="'round'"):
             model.enable_tiling(mode="round")

@@ -147,7 +147,7 @@ def test_draws_take_their_key(model: Model, params: Params) -> None:
 
     first, again, other = draw(KEY), draw(KEY), draw(jax.random.PRNGKey(1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
-    with pytest.raises(ConfigError, match='a draw needs a key. Pass rngs={"gaussian"'):
+    with pytest.raises(ConfigError, match='sample_posterior=True needs a key. Pass rngs={"gaussian"'):
         model.apply({"params": params}, x, sample_posterior=True)
     (as_tuple,) = model.apply({"params": params}, x, sample_posterior=True, return_dict=False, rngs={"gaussian": KEY})
     np.testing.assert_allclose(as_tuple, first, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Single-head self-attention over all positions of a feature map."""
+"""Single-head self-attention over all pixels of a feature map."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from jax import Array
 
 from .layers import group_norm
 
-# Longer sequences are worked through in pieces of so many queries, so that no more scores than these times the
-# positions are in memory.
+# Longer sequences are processed in chunks of so many queries, so that memory has room for their scores.
 QUERIES_AT_ONCE = 1024
 
 
@@ -37,7 +36,7 @@ class FlaxAttentionBlock(nn.Module):
 def attend(query: Array, key: Array, value: Array) -> Array:
     """softmax(Q K^T / sqrt(channels)) V over [B, N, C] with one head; scores and softmax are in float32 at least.
 
-    The result is the same in pieces, for each query has a softmax of its own.
+    The result is the same in pieces, because each query has a softmax of its own.
     """
 
     wide = jnp.promote_types(query.dtype, jnp.float32)

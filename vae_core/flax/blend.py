@@ -34,8 +34,8 @@ def run_blended(run: Run, x: Array, tile: TileSpec, in_unit: int, out_unit: int)
 
     Args:
         run: maps a tile [B, C, h, w] to [B, C', h * out_unit / in_unit, ...].
-        in_unit, out_unit: size of one latent position in `x` and in the result: 1 for latents, the model's
-            spatial ratio for pixels.
+        in_unit, out_unit: size of one latent pixel in `x` and in the result: 1 for latents, the model's
+            downscale factor for images.
     """
     assert tile.size is not None
     size, stride = tile.size * in_unit, tile.stride * in_unit

@@ -1,4 +1,4 @@
-"""PyTorch weights to Flax parameters and back, and through them every loader of `checkpoints`.
+"""PyTorch weights to Flax parameters and back.
 
 Exact both ways: layouts and names change, values and number types do not. Convolutions are [out, in, h, w] in torch
 and [h, w, in, out] in Flax, projections [out, in] and [in, out]. Names are those of diffusers' Flax classes.
@@ -6,65 +6,34 @@ and [h, w, in, out] in Flax, projections [out, in] and [in, out]. Names are thos
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from flax.serialization import msgpack_restore, msgpack_serialize
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from torch import Tensor
 
-from ..checkpoints.build import dtype_of, parse_dtype, read_weights
 from ..checkpoints.key_map import OPTIONAL, is_attention_projection, ldm_names, spellings
-from ..checkpoints.plan import Plan
-from ..checkpoints.pretrained import CONFIG_NAME, WEIGHTS_STEM, find_folder, plan_folder, read_config, write_folder
-from ..checkpoints.write import raw, text, write_in_folder
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError
-from ..loading import plan_checkpoint
-from ..pretrained_mixin import IGNORED_ARGUMENTS, given_config
-from .dtypes import floating_type
+from .layers import ParameterPath
+from .network import parameter_shapes
 
-__all__ = [
-    "FLAX_WEIGHTS",
-    "IGNORED_ARGUMENTS",
-    "Plan",
-    "cast",
-    "check_params",
-    "find_folder",
-    "from_torch",
-    "given_config",
-    "has_torch_weights",
-    "params_of_plan",
-    "plan_checkpoint",
-    "plan_folder",
-    "read_config",
-    "read_msgpack",
-    "to_torch",
-    "write_params",
-]
-
-FLAX_WEIGHTS = "diffusion_flax_model.msgpack"
 NORMS = ("norm1", "norm2", "group_norm", "conv_norm_out")
 ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out_0": "proj_attn"}
 FUSED = ".to_qkv."  # made of three others by `fuse_qkv_projections`
 
-FlaxPath = tuple[str, ...]
 
-
-def flax_paths(config: AutoencoderKLConfig) -> dict[str, FlaxPath]:
+def flax_paths(config: AutoencoderKLConfig) -> dict[str, ParameterPath]:
     """Key of a weight in AutoencoderKL's state dict -> its path in the parameters of FlaxAutoencoderKL."""
     return {key: _flax_path(key) for key in ldm_names(config)}
 
 
-def _flax_path(key: str) -> FlaxPath:
+def _flax_path(key: str) -> ParameterPath:
     *modules, part = key.split(".")
     if modules == ["bn"]:
         return ("bn", part)
@@ -102,8 +71,8 @@ def from_torch(state_dict: Mapping[str, Tensor], config: AutoencoderKLConfig) ->
             f"loaded. Bring the model onto a device first."
         )
     arrays = {key: _to_flax(weight, key) for key, weight in weights.items()}
-    shapes = {key: torch_shape(shape) for key, shape in _shapes_by_key(config).items()}
-    _check_shapes("the state dict", {key: torch_shape(array.shape) for key, array in arrays.items()}, shapes)
+    found = {key: torch_shape(array.shape) for key, array in arrays.items()}
+    _check_shapes("the state dict", found, torch_shapes(config))
     return unflatten_dict({paths[key]: array for key, array in arrays.items()})
 
 
@@ -114,7 +83,7 @@ def to_torch(params: Mapping[str, Any], config: AutoencoderKLConfig) -> dict[str
         CheckpointError: parameters are missing or of other shapes, or there are some that no model of this config has.
     """
     check_params(params, config)
-    found = _flat(params)
+    found = flat(params)
     return {key: _to_torch(found[path], key) for key, path in flax_paths(config).items()}
 
 
@@ -124,29 +93,21 @@ def check_params(params: Mapping[str, Any], config: AutoencoderKLConfig, what: s
     needed = {"/".join(path): shape for path, shape in parameter_shapes(config).items()}
     _check_names(what, set(found), set(needed))
     _check_shapes(what, found, needed)
-    for path, leaf in _flat(params).items():
+    for path, leaf in flat(params).items():
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise CheckpointError(f"{what}: {'/'.join(path)} has the type {dtype}. Give weights in floating point.")
 
 
-@lru_cache(maxsize=16)
-def parameter_shapes(config: AutoencoderKLConfig) -> Mapping[FlaxPath, tuple[int, ...]]:
-    """Path of a parameter -> its shape, for every parameter of a model of this config."""
-    from .autoencoder_kl import FlaxAutoencoderKL
-
-    tree = jax.eval_shape(FlaxAutoencoderKL.from_config(config).init_weights, jax.random.PRNGKey(0))
-    return {path: tuple(leaf.shape) for path, leaf in _flat(tree).items()}
-
-
-def _shapes_by_key(config: AutoencoderKLConfig) -> dict[str, tuple[int, ...]]:
+def torch_shapes(config: AutoencoderKLConfig) -> dict[str, tuple[int, ...]]:
+    """Key of a weight in AutoencoderKL's state dict -> its shape in torch, for every weight of this config."""
     shapes = parameter_shapes(config)
-    return {key: shapes[path] for key, path in flax_paths(config).items()}
+    return {key: torch_shape(shapes[path]) for key, path in flax_paths(config).items()}
 
 
 def _shapes(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Name of a parameter, as a path with slashes -> its shape."""
-    return {"/".join(path): tuple(np.shape(leaf)) for path, leaf in _flat(params).items()}
+    return {"/".join(path): tuple(np.shape(leaf)) for path, leaf in flat(params).items()}
 
 
 def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -206,19 +167,24 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
 
 
-def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
+def as_dicts(params: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dictionaries, whatever mappings (a FrozenDict) they were."""
-    return {name: _plain(value) if isinstance(value, Mapping) else value for name, value in params.items()}
+    return {name: as_dicts(value) if isinstance(value, Mapping) else value for name, value in params.items()}
 
 
-def _flat(params: Mapping[str, Any]) -> dict[FlaxPath, Any]:
+def flat(params: Mapping[str, Any]) -> dict[ParameterPath, Any]:
+    """ParameterPath of a parameter -> the parameter.
+
+    Raises:
+        CheckpointError: `params` is not a mapping.
+    """
     if not isinstance(params, Mapping):
         raise CheckpointError(f"params are a {type(params).__name__}; give the nested dictionary that the model takes.")
-    return flatten_dict(_plain(params))  # type: ignore[return-value]
+    return flatten_dict(as_dicts(params))  # type: ignore[return-value]
 
 
-def _counts(path: FlaxPath) -> bool:
-    """Whether a parameter is FLUX.2's count of training steps, which 16 bits do not hold: it stays in float32."""
+def counts_steps(path: ParameterPath) -> bool:
+    """Whether a parameter is FLUX.2's count of training steps, too large for 16 bits: it stays in float32."""
     return ".".join(path) in OPTIONAL
 
 
@@ -226,88 +192,7 @@ def cast(params: Mapping[str, Any], dtype: Any, mask: Any = None) -> dict[str, A
     """A copy of the parameters in another type; where `mask`, a tree of booleans, is False they stay as they are."""
 
     def convert(path: Any, parameter: Array, wanted: bool = True) -> Array:
-        keep = not wanted or _counts(tuple(entry.key for entry in path))
+        keep = not wanted or counts_steps(tuple(entry.key for entry in path))
         return parameter if keep else jnp.asarray(parameter, dtype)
 
     return jax.tree_util.tree_map_with_path(convert, params, *([] if mask is None else [mask]))
-
-
-# Reading.
-
-
-def params_of_plan(plan: Plan, param_dtype: Any) -> dict[str, Any]:
-    """The parameters that a checkpoint holds.
-
-    Args:
-        param_dtype: their type; None keeps the file's. (8-bit floats become bfloat16, which holds them exactly.)
-
-    Raises:
-        CheckpointError: a weight has the wrong shape or type, or weights are not finite.
-        ConfigError: a `param_dtype` that is no floating-point type.
-    """
-    found = dtype_of(plan)  # raises for quantised weights
-    wanted = found if param_dtype is None else parse_dtype(floating_type(param_dtype, "param_dtype").name)
-    if wanted is None or wanted.itemsize == 1:
-        wanted = torch.bfloat16
-    weights = read_weights(plan, {key: torch_shape(shape) for key, shape in _shapes_by_key(plan.config).items()})
-    return from_torch({key: w.to(wanted) if w.is_floating_point() else w for key, w in weights.items()}, plan.config)
-
-
-def has_torch_weights(folder: Path) -> bool:
-    """Whether a diffusers folder has weights in a PyTorch format."""
-    return any(path.name.startswith(f"{WEIGHTS_STEM}.") for path in folder.iterdir())
-
-
-def read_msgpack(file: Path, config: AutoencoderKLConfig, param_dtype: Any) -> dict[str, Any]:
-    """The parameters in a file that Flax wrote, for a model of this config. `param_dtype` as for `params_of_plan`.
-
-    Raises:
-        CheckpointError: no such file, or it holds other parameters.
-        ConfigError: a `param_dtype` that is no floating-point type.
-    """
-    wanted = None if param_dtype is None else floating_type(param_dtype, "param_dtype")
-    try:
-        content: Any = msgpack_restore(file.read_bytes())
-        arrays = {path: jnp.asarray(value) for path, value in _flat(content).items()}
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}. Check the path.") from None
-    except Exception as error:  # msgpack has many, and so has what is no msgpack
-        raise CheckpointError(
-            f"{file.name} holds no Flax parameters ({type(error).__name__}: {error}). If it is a git-lfs pointer, "
-            f"run `git lfs pull`; else download it again."
-        ) from None
-    optional = {path for path in parameter_shapes(config) if _counts(path)} - arrays.keys()
-    arrays.update({path: jnp.zeros((), jnp.float32) for path in optional})
-    check_params(unflatten_dict(arrays), config, file.name)
-    for path, array in arrays.items():
-        if array.ndim == 1 and not bool(jnp.isfinite(array).all()):
-            raise CheckpointError(f"{file.name} has weights that are no finite numbers ({'/'.join(path)}).")
-    if wanted is not None:
-        arrays = {path: array if _counts(path) else array.astype(wanted) for path, array in arrays.items()}
-    return unflatten_dict(arrays)
-
-
-# Writing.
-
-
-def write_params(
-    folder: Path,
-    params: Mapping[str, Any],
-    config: AutoencoderKLConfig,
-    *,
-    torch_weights: bool,
-    flax_weights: bool,
-    max_shard_size: int | str = "10GB",
-    variant: str | None = None,
-) -> None:
-    """Write `config.json` and the parameters, as safetensors as AutoencoderKL does, as Flax's msgpack, or as both.
-
-    What is there is replaced only when everything has been written.
-    """
-    content = {FLAX_WEIGHTS: raw(msgpack_serialize(jax.device_get(_plain(params))))} if flax_weights else {}
-    if torch_weights or not flax_weights:
-        weights = to_torch(params, config)
-        write_folder(folder, weights, config, max_shard_size=max_shard_size, variant=variant, others=content)
-        return
-    config_json = text(json.dumps(config.to_dict(), indent=2) + "\n")
-    write_in_folder(folder, {CONFIG_NAME: config_json, **content})

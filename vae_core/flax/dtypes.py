@@ -31,7 +31,7 @@ def floating_type(dtype: Any, what: str = "dtype") -> Any:
         raise ConfigError(f"{what} is {dtype!r}; give jnp.float32, jnp.bfloat16, jnp.float16 or one of their names.")
     if jax.dtypes.canonicalize_dtype(found) != found:
         raise ConfigError(
-            f"{what} is {dtype!r}, which JAX turns into float32 unless it is told otherwise. Call "
+            f"{what} is {dtype!r}, which JAX turns into float32 by default. Call "
             f'jax.config.update("jax_enable_x64", True) first, or give jnp.float32.'
         )
     return found

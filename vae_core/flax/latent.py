@@ -54,7 +54,7 @@ def _pack(z: Array, patch_size: tuple[int, int]) -> Array:
     (rows, columns), (batch, channels, height, width) = patch_size, z.shape
     if height % rows or width % columns:
         raise ShapeError(
-            f"a latent of {height} by {width} positions cannot be packed by {rows}x{columns}. "
+            f"a latent of {height} by {width} pixels cannot be packed by {rows}x{columns}. "
             f"Encode an image whose latent has sides that are multiples of them."
         )
     split = z.reshape(batch, channels, height // rows, rows, width // columns, columns)

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 NORM_EPS = 1e-6  # of every GroupNorm in the model, the attention's included
-Path = tuple[str, ...]  # of a parameter
+ParameterPath = tuple[str, ...]  # of a parameter
 CUT_OFF_DEVIATION = 0.87962566103423978  # of a standard normal that is cut off at -2 and 2
 
 
@@ -35,17 +35,17 @@ def initial_values(rng: Array, like: Any) -> dict[str, Any]:
     """Parameters of the shapes that a tree has, from the distributions that Linen's own `init` takes by default.
 
     Kernels are LeCun's normal, cut off at two deviations; scales and variances are one, everything else is zero. All
-    numbers are drawn at once, for a compiled draw for each of the many shapes takes a minute on a slow machine.
+    numbers are sampled at once: compiling a sampler for each of the many shapes takes a minute on a slow machine.
     """
-    leaves: dict[Path, Any] = flatten_dict(like)  # type: ignore[assignment]
+    leaves: dict[ParameterPath, Any] = flatten_dict(like)  # type: ignore[assignment]
     return unflatten_dict(_draw(rng, tuple((path, tuple(leaf.shape)) for path, leaf in leaves.items())))
 
 
 @partial(jax.jit, static_argnums=1)
-def _draw(rng: Array, shapes: tuple[tuple[Path, tuple[int, ...]], ...]) -> dict[Path, Array]:
+def _draw(rng: Array, shapes: tuple[tuple[ParameterPath, tuple[int, ...]], ...]) -> dict[ParameterPath, Array]:
     sizes = {path: math.prod(shape) for path, shape in shapes if path[-1] == "kernel"}
     drawn = jax.random.truncated_normal(rng, -2.0, 2.0, (sum(sizes.values()),), jnp.float32)
-    values: dict[Path, Array] = {}
+    values: dict[ParameterPath, Array] = {}
     start = 0
     for path, shape in shapes:
         if path in sizes:

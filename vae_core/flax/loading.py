@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from . import convert
+from ..loading import plan_checkpoint
 from .autoencoder_kl import FlaxAutoencoderKL
 
 
@@ -41,4 +41,4 @@ def load_vae(
         return FlaxAutoencoderKL.from_single_file(path, config=config, **types, **overrides)
     if path.is_dir() and config is None:
         return FlaxAutoencoderKL.from_pretrained(path, variant=variant, **types, **overrides)
-    return FlaxAutoencoderKL.load_plan(convert.plan_checkpoint(path, variant, config, overrides), **types)
+    return FlaxAutoencoderKL.load_plan(plan_checkpoint(path, variant, config, overrides), **types)

@@ -69,7 +69,7 @@ class FlaxDiagonalGaussianDistribution:
         return self.mean
 
     def sample(self, key: Array) -> Array:
-        """Draw z = mean + std * noise, [B, C, h, w], with a key of `jax.random`."""
+        """Sample z = mean + std * noise, [B, C, h, w], with a key of `jax.random`."""
         mean = self.mean
         return mean + self.std * jax.random.normal(key, mean.shape, mean.dtype)
 

@@ -1,4 +1,4 @@
-"""diffusers' methods for loading and saving Flax models, on top of `convert`."""
+"""diffusers' methods for loading and saving Flax models."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax.numpy as jnp
 
+from ..checkpoints.plan import Plan
+from ..checkpoints.pretrained import find_folder, plan_folder, read_config
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError
-from . import convert
+from ..loading import plan_checkpoint
+from ..pretrained_mixin import IGNORED_ARGUMENTS, given_config
+from . import files
+from .convert import cast, check_params
 
 Self = TypeVar("Self", bound="FlaxPretrainedMixin")
 PathLike = str | os.PathLike[str]
@@ -23,11 +28,22 @@ class FlaxPretrainedMixin:
 
     if TYPE_CHECKING:
 
+        def __init__(self, **fields: Any) -> None: ...
+
         @property
         def config(self) -> AutoencoderKLConfig: ...
 
-        @classmethod
-        def from_config(cls: type[Self], config: Any, dtype: Any = ..., **overrides: Any) -> Self: ...
+    @classmethod
+    def from_config(
+        cls: type[Self],
+        config: AutoencoderKLConfig | Mapping[str, Any] | PathLike,
+        dtype: Any = jnp.float32,
+        **overrides: Any,
+    ) -> Self:
+        """A model of a config, its fields, a `config.json` or its folder; some fields replaced."""
+        found = given_config(config)
+        assert found is not None
+        return cls(**found.replace(**overrides), dtype=dtype)
 
     @classmethod
     def from_pretrained(
@@ -52,31 +68,31 @@ class FlaxPretrainedMixin:
                 two, else Flax's.
             param_dtype: of the parameters; None keeps the file's.
             variant, use_safetensors: which of PyTorch's weights, as for AutoencoderKL.
-            kwargs: config fields to override. Arguments that only concern downloads are passed over.
+            kwargs: config fields to override. Arguments that only concern downloads are ignored.
 
         Raises:
             CheckpointError: no folder of a whole AutoencoderKL there, or not with such weights.
-            ConfigError: an override that no AutoencoderKL has, or a dtype that is no floating-point type.
+            ConfigError: an override that no AutoencoderKL has, or a dtype that is not a floating-point type.
         """
         path = Path(pretrained_model_name_or_path)
         if path.is_file():
             raise CheckpointError(f"{path} is a file, not a folder. Use from_single_file or load_vae.")
-        folder = convert.find_folder(path, subfolder)
-        file = folder / convert.FLAX_WEIGHTS
+        folder = find_folder(path, subfolder)
+        file = folder / files.FLAX_WEIGHTS
         overrides = _overrides(kwargs)
         if from_pt is None:
             chosen = variant is not None or use_safetensors is not None
-            from_pt = chosen or convert.has_torch_weights(folder) or not file.is_file()
+            from_pt = chosen or files.has_torch_weights(folder) or not file.is_file()
         if from_pt:
-            if file.is_file() and not convert.has_torch_weights(folder):
+            if file.is_file() and not files.has_torch_weights(folder):
                 raise CheckpointError(
                     f"{folder} has Flax's weights alone ({file.name}). Pass from_pt=False, and neither variant nor "
                     f"use_safetensors, which choose among PyTorch's."
                 )
-            return cls.load_plan(convert.plan_folder(folder, variant, overrides, use_safetensors), dtype, param_dtype)
+            return cls.load_plan(plan_folder(folder, variant, overrides, use_safetensors), dtype, param_dtype)
         if not file.is_file():
-            raise CheckpointError(f"{folder} has no {convert.FLAX_WEIGHTS}. Pass from_pt=True for PyTorch's weights.")
-        return cls._load_msgpack(file, convert.read_config(folder), overrides, dtype, param_dtype)
+            raise CheckpointError(f"{folder} has no {files.FLAX_WEIGHTS}. Pass from_pt=True for PyTorch's weights.")
+        return cls._load_msgpack(file, read_config(folder), overrides, dtype, param_dtype)
 
     @classmethod
     def from_single_file(
@@ -95,12 +111,12 @@ class FlaxPretrainedMixin:
             dtype, param_dtype, kwargs: as for `from_pretrained`.
             config: an AutoencoderKLConfig, its fields, a `config.json` or the folder of one (`subfolder` below it).
                 Without it the config comes from the file's metadata, its tensor shapes and its family; that of a
-                msgpack, which tells nothing of itself, from the `config.json` beside it.
+                msgpack, which does not contain it, from the `config.json` beside it.
 
         Raises:
             CheckpointError: no whole AutoencoderKL there; says what it seems to be and what to do.
             UnsafeCheckpointError: a pickle that asks for code to be run.
-            ConfigError: an override that no AutoencoderKL has, or a dtype that is no floating-point type.
+            ConfigError: an override that no AutoencoderKL has, or a dtype that is not a floating-point type.
         """
         path = Path(pretrained_model_link_or_path)
         if path.is_dir():
@@ -109,13 +125,13 @@ class FlaxPretrainedMixin:
             config = Path(config) / subfolder
         overrides = _overrides(kwargs)
         if path.suffix == ".msgpack":
-            found = convert.given_config(config)
+            found = given_config(config)
             if found is None and not (path.parent / "config.json").is_file() and path.is_file():
                 raise CheckpointError(
                     f"{path} has no config.json beside it, and a msgpack does not say what model it is of. Pass config."
                 )
-            return cls._load_msgpack(path, found or convert.read_config(path.parent), overrides, dtype, param_dtype)
-        return cls.load_plan(convert.plan_checkpoint(path, None, config, overrides), dtype, param_dtype)
+            return cls._load_msgpack(path, found or read_config(path.parent), overrides, dtype, param_dtype)
+        return cls.load_plan(plan_checkpoint(path, None, config, overrides), dtype, param_dtype)
 
     @classmethod
     def _load_msgpack(
@@ -127,13 +143,13 @@ class FlaxPretrainedMixin:
         param_dtype: Any,
     ) -> tuple[Self, Params]:
         model = cls.from_config(config, dtype, **overrides)
-        return model, convert.read_msgpack(file, model.config, param_dtype)
+        return model, files.read_msgpack(file, model.config, param_dtype)
 
     @classmethod
-    def load_plan(cls: type[Self], plan: convert.Plan, dtype: Any, param_dtype: Any) -> tuple[Self, Params]:
+    def load_plan(cls: type[Self], plan: Plan, dtype: Any, param_dtype: Any) -> tuple[Self, Params]:
         """The module and the parameters of what a loader of `checkpoints` has found."""
         model = cls.from_config(plan.config, dtype)
-        return model, convert.params_of_plan(plan, param_dtype)
+        return model, files.params_of_plan(plan, param_dtype)
 
     def save_pretrained(
         self,
@@ -164,13 +180,13 @@ class FlaxPretrainedMixin:
         folder = Path(save_directory)
         if folder.is_file():
             raise CheckpointError(f"{folder} is a file. Give a folder.")
-        convert.check_params(params, self.config)
-        convert.write_params(
+        check_params(params, self.config)
+        files.write_params(
             folder,
             params,
             self.config,
-            torch_weights=safe_serialization or (folder.is_dir() and convert.has_torch_weights(folder)),
-            flax_weights=not safe_serialization or (folder / convert.FLAX_WEIGHTS).is_file(),
+            torch_weights=safe_serialization or (folder.is_dir() and files.has_torch_weights(folder)),
+            flax_weights=not safe_serialization or (folder / files.FLAX_WEIGHTS).is_file(),
             max_shard_size=max_shard_size,
             variant=variant,
         )
@@ -179,16 +195,16 @@ class FlaxPretrainedMixin:
 
     def to_bf16(self, params: Mapping[str, Any], mask: Any = None) -> Params:
         """A copy of the parameters in bfloat16; where `mask`, a tree of booleans, is False they stay as they are."""
-        return convert.cast(params, jnp.bfloat16, mask)
+        return cast(params, jnp.bfloat16, mask)
 
     def to_fp16(self, params: Mapping[str, Any], mask: Any = None) -> Params:
         """A copy of the parameters in float16. See `to_bf16`."""
-        return convert.cast(params, jnp.float16, mask)
+        return cast(params, jnp.float16, mask)
 
     def to_fp32(self, params: Mapping[str, Any], mask: Any = None) -> Params:
         """A copy of the parameters in float32. See `to_bf16`."""
-        return convert.cast(params, jnp.float32, mask)
+        return cast(params, jnp.float32, mask)
 
 
 def _overrides(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if name not in convert.IGNORED_ARGUMENTS}
+    return {name: value for name, value in kwargs.items() if name not in IGNORED_ARGUMENTS}

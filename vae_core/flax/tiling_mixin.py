@@ -1,4 +1,4 @@
-"""How a module is told to work in tiles and slices: AutoencoderKL's methods, each giving a changed copy."""
+"""Switches for tiles and slices: AutoencoderKL's methods, each returning a changed copy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Self = TypeVar("Self", bound="TilingMixin")
 
 
 class TilingMixin:
-    """enable_tiling and its like. A flax module never changes: each returns a copy, for the same parameters."""
+    """enable_tiling and its like. A flax module never changes: each returns a copy, which takes the same parameters."""
 
     if TYPE_CHECKING:
         config: AutoencoderKLConfig
@@ -35,7 +35,7 @@ class TilingMixin:
         """
         if TileSpec(mode=mode).mode != "blended":  # type: ignore[arg-type]
             raise TilingError(
-                f"the tiling mode {mode!r} is AutoencoderKL's alone. Use mode='blended', or run the whole image."
+                f"the tiling mode {mode!r} exists in AutoencoderKL only. Use mode='blended', or run the whole image."
             )
         return self.clone(use_tiling=use_tiling)
 
@@ -56,7 +56,7 @@ class TilingMixin:
         return self.tile_sample_min_size or (size if isinstance(size, int) else size[0])
 
     def _encode_tile(self, x: Array) -> TileSpec | None:
-        """The tile for these images, in latent positions; None to run them whole."""
+        """The tile for these images, in latent pixels; None to run them whole."""
         side = self._sample_tile()
         if not self.use_tiling or max(x.shape[2:]) <= side:
             return None

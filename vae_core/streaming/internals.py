@@ -4,8 +4,8 @@ torch (2.4 to 2.13)
     `torch.ops.mkldnn._reorder_convolution_weight`, `_convolution_pointwise`, `_convolution_pointwise_`: oneDNN's packed
     convolutions, which `torch.compile` is built on (`torch/_inductor/mkldnn_ir.py` shows how they are called, and
     `aten/src/ATen/native/mkldnn/Conv.cpp` what they take). Where one is missing, `products_available` is False, and the
-    direct kernels run. That the last of them adds to what its output holds, and writes to memory of the caller's, is
-    not said anywhere: `tests/streaming/test_kernels.py` would notice.
+    direct kernels run. That the last of them adds to what is in its output, in the caller's memory, is not
+    documented: `tests/streaming/test_kernels.py` would notice.
 
 numba (0.60 to 0.68)
     `numba.core.caching.FunctionCache` with its `_impl` (`locator`, `filename_base`, `reduce`, `rebuild`,
@@ -75,8 +75,8 @@ _loading = threading.Lock()
 def load_compiled(name: str, folder: Path) -> ModuleType | None:
     """The package of compiled functions in a folder, as a module of this name; None where numba cannot be used.
 
-    The name must not depend on who imports the folder: numba's files on disk hold it, and what a host compiled under a
-    name of the host's choosing could not be loaded by anybody else.
+    The name must not depend on who imports the folder: numba's files on disk contain it, and what was
+    compiled under a name that a host chose could not be loaded under another.
     """
     with _loading:
         if name in sys.modules:

@@ -37,7 +37,7 @@ class PackedProducts:
 
     @classmethod
     def pack(cls, matrices: Tensor, rows: int) -> PackedProducts:
-        """Of matrices [groups, K, C], for products of up to `rows` rows. C is padded to whole vectors with zeros."""
+        """Pack matrices [groups, K, C], for products of up to `rows` rows. C is padded to whole vectors with zeros."""
         matrices = padded(matrices, -matrices.shape[2] % VECTOR)
         groups, out_channels, in_channels = matrices.shape
         weight = matrices.reshape(groups * out_channels, in_channels, 1, 1)

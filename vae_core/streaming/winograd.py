@@ -134,7 +134,7 @@ class _Operands:
     """Both sides of a pass's products in one thread: memory, and the operators' views of it.
 
     They are made once for a pass, since each of torch's operations, be it a view, gives the interpreter lock away and
-    waits for it again, for which threads of short strips would spend a tenth of their time.
+    waits for it again, which would take a tenth of the time of threads with short strips.
 
     Attributes:
         left: [products, rows, groups, padded channels], zeros beyond the channels.
@@ -166,7 +166,7 @@ class _Operands:
         return _scratch.operands
 
     def multiply(self, tiles: int) -> np.ndarray:
-        """The results, of which whoever reads the first so many rows leaves zeros behind."""
+        """The products of the first `tiles` rows. Whoever reads them must leave zeros."""
         for x, y, weight in self.views:
             internals.add_products(y, x, weight, self.products[0].groups)
         self.results[:, tiles:] = 0.0
@@ -178,7 +178,7 @@ class Rows:
     """Some rows of a map for the compiled functions: whole, and contiguous.
 
     Attributes:
-        array: [rows, W, C or more] of float32; channels beyond the map's own belong to somebody else.
+        array: [rows, W, C or more] of float32; channels beyond the map's own belong to another map.
         first: number of the first of these rows in the map.
         channels: C.
     """
@@ -241,7 +241,7 @@ def winograd_strip(
     residual: Tensor | None,
     in_place: bool,
     target: Target,
-    wrap_x: bool,
+    circular_x: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """conv(silu(x * scale + shift)) + bias, with a residual, for a rectangle.
 
@@ -249,7 +249,7 @@ def winograd_strip(
         window: source rows, from one above the target to one below it as far as they exist.
         coefficients: scale and shift [C]; None to convolve the source as it is.
         residual: added, [rows, columns, K] of the rectangle, contiguous; None for none.
-        in_place: add what the rectangle holds instead.
+        in_place: add what is in the rectangle instead.
 
     Returns:
         Sums of the values and of their squares, [K] in float64.
@@ -258,7 +258,7 @@ def winograd_strip(
         if in_place:
             residual = target.values
         return _strip_by_torch(
-            transforms.WINOGRAD, window, coefficients, products, bias, residual, target, (1, target.left), wrap_x
+            transforms.WINOGRAD, window, coefficients, products, bias, residual, target, (1, target.left), circular_x
         )
     operands, channels = _Operands.of(products, window.channels), window.channels
     scale, shift = (_NO_VECTOR, _NO_VECTOR) if coefficients is None else coefficients
@@ -266,7 +266,7 @@ def winograd_strip(
         window.array,
         target.rows.first - 1 - window.first,
         target.left - 1,
-        wrap_x,
+        circular_x,
         scale,
         shift,
         _buffer("ring", min(channels, _jit().BLOCK) // _jit().LANES, 6, 6, _jit().LANES),
@@ -293,7 +293,7 @@ def winograd_strip(
 
 
 def upsample_strip(
-    window: Rows, products: list[PackedProducts], bias: np.ndarray, target: Target, wrap_x: bool
+    window: Rows, products: list[PackedProducts], bias: np.ndarray, target: Target, circular_x: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """conv(double(x)) + bias for a rectangle whose upper and left edges are even.
 
@@ -302,13 +302,13 @@ def upsample_strip(
     """
     if not compiled():
         up, left = transforms.UPSAMPLE, target.left // 2
-        return _strip_by_torch(up, window, None, products, bias, None, target, (2, left), wrap_x)
+        return _strip_by_torch(up, window, None, products, bias, None, target, (2, left), circular_x)
     operands, channels = _Operands.of(products, window.channels), window.channels
     _jit().upsample_inputs(
         window.array,
         target.rows.first // 2 - 1 - window.first,
         target.left // 2 - 1,
-        wrap_x,
+        circular_x,
         _buffer("ring", channels // _jit().LANES, 4, 4, _jit().LANES),
         operands.left,
         *target.tiles,
@@ -330,7 +330,7 @@ def _strip_by_torch(
     residual: Tensor | None,
     target: Target,
     origin: tuple[int, int],
-    wrap_x: bool,
+    circular_x: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A strip without compiled code. `origin`: the map's size over the source's, and the source's first column."""
     scale, left = origin
@@ -338,7 +338,7 @@ def _strip_by_torch(
     source = torch.from_numpy(window.array)[..., : window.channels]
     top, out = target.rows.first // scale - 1 - window.first, torch.from_numpy(operands.left)
     affine = None if coefficients is None else (torch.from_numpy(coefficients[0]), torch.from_numpy(coefficients[1]))
-    winograd_torch.transform_inputs(transform, source, top, left - 1, wrap_x, affine, target.tiles, _buffer, out)
+    winograd_torch.transform_inputs(transform, source, top, left - 1, circular_x, affine, target.tiles, _buffer, out)
     results = torch.from_numpy(operands.multiply(target.count))
     sums = winograd_torch.transform_outputs(
         transform, results, torch.from_numpy(bias), residual, target.values, target.tiles

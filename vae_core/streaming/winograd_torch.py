@@ -24,7 +24,7 @@ def transform_inputs(
     source: Tensor,
     y: int,
     x: int,
-    wrap_x: bool,
+    circular_x: bool,
     coefficients: tuple[Tensor, Tensor] | None,
     tiles: tuple[int, int],
     buffer: Buffer,
@@ -42,7 +42,7 @@ def transform_inputs(
     high, wide = step * (down - 1) + reach, step * (across - 1) + reach
     padded = torch.from_numpy(buffer("padded", high, wide, channels)).zero_()
     rows = slice(max(0, y), min(source.shape[0], y + high))
-    if wrap_x:
+    if circular_x:
         columns = torch.arange(x, x + wide) % source.shape[1]
         place, part = padded[rows.start - y : rows.stop - y], source[rows].index_select(1, columns)
     else:

@@ -8,7 +8,7 @@ Four functions, each for the tiles of one strip, 16 channels (a vector) at a tim
     upsample_outputs     products -> pixels
 
 Maps are [rows, W, channels], contiguous, and may have more channels than are worked on. A row that is not in the array
-lies outside the image and counts as zero. The channels that are worked on are whole vectors.
+is outside the image and counts as zero. The channels that are worked on are whole vectors.
 
 What is multiplied and the products have one of two layouts, [1, tiles, n * n, C] or [n, tiles, n, C], where the first
 axis counts the lines of a tile: weights too large for one allocation are packed line by line (`winograd.py`).

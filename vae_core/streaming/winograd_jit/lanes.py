@@ -48,8 +48,8 @@ class _LanesModel(models.PrimitiveModel):
 def address(typing, array):
     """Address of a contiguous array, in units of its numbers: `address(a) + 1` is the next number's.
 
-    Loops work on addresses: functions that are given arrays count references to them, which costs more than the
-    arithmetic.
+    Loops work on addresses: functions that take arrays count references to them, which costs more than the
+    computation.
     """
 
     def emit(context, builder, signature, arguments):
