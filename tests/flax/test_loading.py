@@ -165,7 +165,7 @@ class TestSaving:
             raise OSError(28, "No space left on device")
 
         if failing == "bytes":
-            monkeypatch.setattr(Path, "write_bytes", full)
+            monkeypatch.setattr(files, "raw", lambda content: full)
         else:
             monkeypatch.setattr(files, failing, full)
         other = jax.tree_util.tree_map(lambda leaf: leaf + 1, params)
