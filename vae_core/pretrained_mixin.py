@@ -15,6 +15,7 @@ from .atomic import Writer
 from .checkpoints.build import build_model, parse_dtype
 from .checkpoints.memory import memory_tensors
 from .checkpoints.open_file import open_tensor_file
+from .checkpoints.plain import plain_weights
 from .checkpoints.pretrained import WEIGHTS_STEM, find_folder, plan_folder, read_config, reading, write_folder
 from .checkpoints.single_file import plan_single_file
 from .checkpoints.write import checked_path
@@ -213,20 +214,14 @@ class PretrainedMixin(ConfigMixin):
             push_after_saving(folder, kwargs)
 
     def weights_to_save(self) -> dict[str, Tensor]:
-        """The state dict without what `fuse_qkv_projections` added.
+        """The plain weights by diffusers' keys, whatever wraps the modules. See `checkpoints.plain.plain_weights`.
 
         Raises:
-            CheckpointError: some weights are elsewhere (accelerate's offloading leaves them on the meta device).
+            CheckpointError: they cannot be saved as they are: a LoRA that is not merged, quantised weights, weights
+                that are elsewhere. Says what to do.
         """
         assert isinstance(self, nn.Module)
-        weights = {key: weight for key, weight in self.state_dict().items() if ".to_qkv." not in key}
-        absent = [key for key, weight in weights.items() if weight.is_meta]
-        if absent:
-            raise CheckpointError(
-                f"{len(absent)} weights, such as {absent[0]}, have no values here: they are offloaded, or were never "
-                f"loaded. Bring the model onto a device first."
-            )
-        return weights
+        return plain_weights(self, self.config)
 
     @torch.no_grad()
     def release_files(self) -> None:

@@ -1,0 +1,84 @@
+"""The plain weights of a model that others have compiled, wrapped or adapted, for saving."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..config import AutoencoderKLConfig
+from ..errors import CheckpointError
+from .key_map import OPTIONAL, plain_name, weight_shapes
+from .plan import LORA
+
+FUSED = ".to_qkv."  # made of three others by `fuse_qkv_projections`
+
+
+def plain_weights(model: nn.Module, config: AutoencoderKLConfig) -> dict[str, Tensor]:
+    """A model's weights by diffusers' keys, whatever wraps its modules: views, in the order of the config.
+
+    Names that torch.compile, DataParallel and the like put in are taken out. A LoRA that is merged into the weights is
+    in them; fused attention projections are left out, because the three that they were made of are there.
+
+    Raises:
+        CheckpointError: the weights are not those of an AutoencoderKL of this config: a LoRA that is not merged,
+            quantised weights, weights that are elsewhere, or modules that somebody has exchanged. Says what to do.
+    """
+    found: dict[str, Tensor] = {}
+    adapters: list[str] = []
+    for name, weight in model.state_dict().items():
+        if FUSED in name:
+            continue
+        if LORA.fullmatch(name):
+            adapters.append(name)
+        else:
+            found[plain_name(name)] = weight
+    if adapters and not _is_merged(model):
+        raise CheckpointError(
+            f"the model has a LoRA that is not merged into its weights ({adapters[0]} and {len(adapters) - 1} more). "
+            f"Call fuse_lora() first to save the VAE with it; save_lora_adapter() saves the LoRA by itself."
+        )
+    shapes = weight_shapes(config)
+    _check_names(found, shapes)
+    return {key: found[key] for key in shapes if key in found}
+
+
+def _is_merged(model: nn.Module) -> bool:
+    """Whether every layer with a LoRA (peft's) has it in its weight."""
+    layers = [module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")]
+    return bool(layers) and all(getattr(layer, "merged", False) for layer in layers)
+
+
+def _check_names(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    missing = [key for key in shapes if key not in found and key not in OPTIONAL]
+    others = [key for key in found if key not in shapes]
+    wrong = [key for key in shapes if key in found and not _is_plain(found[key], shapes[key])]
+    if wrong:
+        weight = found[wrong[0]]
+        raise CheckpointError(
+            f"{len(wrong)} weights, such as {wrong[0]}, are quantised or packed ({type(weight).__name__} of "
+            f"{weight.dtype}, shape {tuple(weight.shape)}). Dequantise the model first, or save the one that it was "
+            f"made from."
+        )
+    if missing or others:
+        first = (missing or others)[0]
+        raise CheckpointError(
+            f"the model's weights are not those of its config: {len(missing)} are missing and {len(others)} are others "
+            f"(such as {first}). Undo what was put around its modules (adapters, quantisation, parametrizations), then "
+            f"save it; or save model.state_dict() with torch.save."
+        )
+    absent = [key for key, weight in found.items() if weight.is_meta]
+    if absent:
+        raise CheckpointError(
+            f"{len(absent)} weights, such as {absent[0]}, have no values here: they are offloaded, or were never "
+            f"loaded. Bring the model onto a device first."
+        )
+
+
+def _is_plain(weight: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a weight is torch's own tensor of this shape, with a type that files of weights have."""
+    if type(weight) not in (Tensor, nn.Parameter, nn.Buffer if hasattr(nn, "Buffer") else Tensor):
+        return False
+    is_number = weight.dtype.is_floating_point or (shape == () and weight.dtype == torch.int64)
+    return is_number and not weight.is_quantized and weight.layout == torch.strided and tuple(weight.shape) == shape
