@@ -16,7 +16,7 @@ FUSED = ".to_qkv."  # made of three others by `fuse_qkv_projections`
 
 
 def plain_weights(model: nn.Module, config: AutoencoderKLConfig) -> dict[str, Tensor]:
-    """A model's weights by diffusers' keys, whatever wraps its modules: views, in the order of the config.
+    """A model's weights by diffusers' keys, whatever wraps its modules: views, in the model's order.
 
     Names that torch.compile, DataParallel and the like put in are taken out. A LoRA that is merged into the weights is
     in them; fused attention projections are left out, because the three that they were made of are there.
@@ -39,9 +39,8 @@ def plain_weights(model: nn.Module, config: AutoencoderKLConfig) -> dict[str, Te
             f"the model has a LoRA that is not merged into its weights ({adapters[0]} and {len(adapters) - 1} more). "
             f"Call fuse_lora() first to save the VAE with it; save_lora_adapter() saves the LoRA by itself."
         )
-    shapes = weight_shapes(config)
-    _check_names(found, shapes)
-    return {key: found[key] for key in shapes if key in found}
+    _check_names(found, weight_shapes(config))
+    return found
 
 
 def _is_merged(model: nn.Module) -> bool:
