@@ -172,7 +172,7 @@ class TestEncodeAndDecode:
         assert run("encode", photo, "-o", file, "--vae", vae_folder, "--fit", "crop") == 0
         assert run("decode", file, "-o", tmp_path / "b.png", "--vae", vae_folder) == 0
         assert pixels(tmp_path / "b.png").shape == (32, 48, 3)
-        assert run("encode", photo, "-o", file, "--vae", vae_folder, "--fit", "error") == 1
+        assert run("encode", photo, "-o", file, "--overwrite", "--vae", vae_folder, "--fit", "error") == 1
         assert "48x32 or 56x40" in capsys.readouterr().err
 
     @pytest.mark.parametrize("name", ["samples", "latents", "latent_tensor"])
@@ -192,8 +192,8 @@ class TestEncodeAndDecode:
     @pytest.mark.parametrize(
         ("tensors", "says"),
         [
-            ({"weight": torch.zeros(2)}, "has no latent_tensor, samples, latents: it holds weight"),
-            ({"samples": torch.zeros(1, 4, 3, 8, 8)}, r"(1, 4, 3, 8, 8); those of images have 4 dimensions"),
+            ({"weight": torch.zeros(2)}, "has no latent_tensor, samples, latents: it has weight"),
+            ({"samples": torch.zeros(1, 4, 3, 8, 8)}, r"(1, 4, 3, 8, 8), of video; those of images have 4 dimensions"),
             ({"samples": torch.zeros(1, 16, 8, 8)}, "16 channels"),
         ],
     )

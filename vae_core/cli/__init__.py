@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
-
-from ..errors import VAEError
-from . import convert, decode, decode_dataset, encode, encode_dataset, info, roundtrip, verify_dataset
+from contextlib import suppress
 
 EXAMPLES = """\
 examples:
@@ -20,35 +19,57 @@ examples:
   seamless-vae convert vae_folder vae.safetensors
   seamless-vae encode-dataset photos --out latents --size 512
 
-exit codes: 0 done; 1 an error, told in one line (--debug shows the traceback); 2 a wrong command line; 130 interrupted.
+exit codes: 0 done; 1 an error, said in one line (--debug shows the traceback); 2 a wrong command line; 130 interrupted.
 """
-INTERRUPTED = 130
+INTERRUPTED, BROKEN_PIPE = 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. `argv` is without the program's name."""
-    arguments = build_parser().parse_args(argv)
-    debug = getattr(arguments, "debug", False)
-    _log_to_stderr()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):  # names of files that are not text in the stream's encoding
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    debug = False
     try:
-        return arguments.run(arguments)
+        arguments = build_parser().parse_args(argv)
+        debug = getattr(arguments, "debug", False)
+        _log_to_stderr()
+        code = arguments.run(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("seamless-vae: interrupted; no file was left half written", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        _close_stdout()
+        return BROKEN_PIPE
     except Exception as error:
         if debug:
             raise
-        known = isinstance(error, (VAEError, OSError))
-        message = " ".join(str(error).split()) or type(error).__name__
-        if not known:
-            message = f"{type(error).__name__}: {message} (unexpected; --debug shows where)"
-        print(f"seamless-vae: error: {message}", file=sys.stderr)
+        print(f"seamless-vae: error: {_sentence(error)}", file=sys.stderr)
         return 1
+
+
+def _sentence(error: Exception) -> str:
+    from ..errors import VAEError
+
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, (VAEError, OSError)):
+        return message
+    return f"{type(error).__name__}: {message} (unexpected; --debug shows where)"
+
+
+def _close_stdout() -> None:
+    """Nobody reads any more: what is left in the buffer goes nowhere, so that the interpreter ends without a word."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     from .. import __version__
+    from . import convert, decode, decode_dataset, encode, encode_dataset, info, roundtrip, verify_dataset
 
     parser = argparse.ArgumentParser(
         prog="seamless-vae",

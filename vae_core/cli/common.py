@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +15,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..autoencoder_kl import AutoencoderKL
+from ..checkpoints.families import FAMILIES, Family
+from ..config import AutoencoderKLConfig
+from ..errors import ConfigError, MemoryBudgetError
 from ..image import FittedImage
 from ..loading import load_vae
 from ..streaming import decode, encode
+from .outputs import path_argument
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
 DEMO_PHOTOGRAPH = DEMO / "chelsea.png"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-GIGABYTE = 1e9
+GIGABYTE, MOST_GIGABYTES = 1e9, 1e9
+SEEDS = 2**64
+SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
 def add_command(subparsers: Any, name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -49,23 +57,110 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory",
         type=float,
         metavar="GB",
-        help="working memory to keep to; more goes to a temporary file, the result is the same (default: what is free)",
+        help="working memory to keep to; what needs more is offloaded to disk, the result is the same (default: what "
+        "is free)",
     )
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options by which a user says what a file does not say of its VAE."""
+    group = parser.add_argument_group("what the file does not say")
+    group.add_argument(
+        "--family",
+        type=family,
+        metavar="NAME",
+        help=f"the family that the VAE is of: {', '.join(map(short, FAMILIES))}",
+    )
+    group.add_argument("--scaling-factor", type=float, metavar="X", help="the scale of the diffusion model's latents")
+    group.add_argument("--shift-factor", type=float, metavar="X", help="their shift")
+    group.add_argument(
+        "--config", type=path_argument, metavar="PATH", help="a config.json or its folder, for a single file"
+    )
+
+
+def short(family: Family) -> str:
+    """A family's name as the command line takes it: sd1, sdxl, flux1."""
+    return re.sub(r"[^a-z0-9]", "", re.sub(r"\.x$", "", family.name.lower()))
+
+
+def family(name: str) -> Family:
+    """A family by its name, however it is spelled. For argparse."""
+    wanted = re.sub("[^a-z0-9]", "", name.lower())
+    for each in FAMILIES:
+        if wanted in (short(each), re.sub("[^a-z0-9]", "", each.name.lower())):
+            return each
+    raise argparse.ArgumentTypeError(f"{name!r} is not a family; choose from {', '.join(map(short, FAMILIES))}")
+
+
+def config_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The config fields that the options of `add_config_arguments` give."""
+    found: dict[str, Any] = {}
+    if arguments.family is not None:
+        found = {name: arguments.family.fields.get(name) for name in SCALING}
+    given = {"scaling_factor": arguments.scaling_factor, "shift_factor": arguments.shift_factor}
+    found |= {name: value for name, value in given.items() if value is not None}
+    for name, value in found.items():
+        if isinstance(value, float) and (not math.isfinite(value) or (name == "scaling_factor" and value == 0)):
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}; give a finite number other than 0.")
+    return found
+
+
+def check_family(vae_config: AutoencoderKLConfig, arguments: argparse.Namespace) -> None:
+    """Raise ConfigError if --family names one whose shapes the VAE does not have."""
+    wanted = arguments.family
+    if wanted is not None and not wanted.has_shapes_of(vae_config):
+        raise ConfigError(
+            f"this VAE has {vae_config.latent_channels} latent channels at 1/{vae_config.spatial_ratio} size, which "
+            f"{wanted.name} has not. Leave --family out, or name the family that it is of."
+        )
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """The options by which z is taken from the posterior."""
     group = parser.add_argument_group("the latent")
-    group.add_argument("--sample", action="store_true", help="draw the latent at random instead of taking the mean")
+    group.add_argument("--sample", action="store_true", help="sample the latent at random instead of taking the mean")
     group.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="for --sample; image i is drawn with seed N + i (default: 0)"
+        "--seed",
+        type=seed,
+        default=0,
+        metavar="N",
+        help="for --sample, 0 to 2^64-1; image i is sampled with seed N + i (default: 0)",
     )
+
+
+def seed(text: str) -> int:
+    """A seed of the command line, for argparse; a negative one counts from 2^64, as torch has it."""
+    value = int(text)
+    if not -SEEDS // 2 <= value < SEEDS:
+        raise argparse.ArgumentTypeError(f"{text} is not a seed; give a whole number from 0 to {SEEDS - 1}")
+    return value % SEEDS
 
 
 def load_model(arguments: argparse.Namespace) -> AutoencoderKL:
     """The VAE that the arguments name, on its device, ready to run."""
-    device = pick_device() if arguments.device == "auto" else arguments.device
-    return load_vae(arguments.vae or DEMO, dtype=DTYPES[arguments.dtype], device=device)
+    device = pick_device() if arguments.device == "auto" else checked_device(arguments.device)
+    memory_budget(arguments)  # refuses before any work
+    path, dtype = arguments.vae or DEMO, DTYPES[arguments.dtype]
+    if not hasattr(arguments, "family"):
+        return load_vae(path, dtype=dtype, device=device)
+    vae = load_vae(path, dtype=dtype, device=device, config=arguments.config, **config_overrides(arguments))
+    check_family(vae.config, arguments)
+    return vae
+
+
+def checked_device(name: str) -> str:
+    """The name of a device that is there. Raises ConfigError if it is not."""
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("nothing is computed there")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ConfigError(
+            f"--device is {name!r}, which cannot be used here: {reason}. Give cpu, cuda, cuda:1, mps or auto."
+        ) from None
+    return name
 
 
 def pick_device() -> str:
@@ -76,18 +171,18 @@ def pick_device() -> str:
 
 
 def encode_image(
-    vae: AutoencoderKL, picture: FittedImage, arguments: argparse.Namespace, what: str, i: int = 0
+    vae: AutoencoderKL, image: FittedImage, arguments: argparse.Namespace, what: str, i: int = 0
 ) -> Tensor:
-    """Raw z of an image, [1, C, h, w] in float32 on the CPU: the posterior's mode, or a draw if that is asked for.
+    """Raw z of an image, [1, C, h, w] in float32 on the CPU: the posterior's mean, or a sample if that is asked for.
 
     Args:
         what: for the progress bar.
         i: number of the image in its batch, which is added to the seed.
     """
     with progress_bar(what) as progress:
-        pixels = picture.pixels.to(vae.device, vae.dtype)
+        pixels = image.pixels.to(vae.device, vae.dtype)
         posterior = encode(vae, pixels, memory_budget=memory_budget(arguments), progress=progress)
-    generator = torch.Generator().manual_seed(arguments.seed + i)
+    generator = torch.Generator().manual_seed((arguments.seed + i) % SEEDS)
     return (posterior.sample(generator) if arguments.sample else posterior.mode()).float().cpu()
 
 
@@ -99,13 +194,19 @@ def decode_latent(vae: AutoencoderKL, z: Tensor, arguments: argparse.Namespace, 
 
 
 def memory_budget(arguments: argparse.Namespace) -> int | None:
-    """Bytes that --memory allows; None if it was not given."""
-    return None if arguments.memory is None else int(arguments.memory * GIGABYTE)
+    """Bytes that --memory allows; None if it was not given. Raises MemoryBudgetError for what is not an amount."""
+    if arguments.memory is None:
+        return None
+    if not 0 <= arguments.memory <= MOST_GIGABYTES:  # NaN is neither
+        raise MemoryBudgetError(
+            f"--memory is {arguments.memory:g}, which is not a memory budget. Give gigabytes, such as 2 or 0.5."
+        )
+    return int(arguments.memory * GIGABYTE)
 
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that is told (done, total), and shows a bar if it takes over a second and someone is there to see."""
+    """A callback (done, total) that shows a bar in a terminal, if the work takes over a second."""
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
     with tqdm(desc=what, total=1, delay=1, leave=False, disable=None, bar_format=form) as bar:
 

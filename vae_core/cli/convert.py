@@ -5,18 +5,31 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..loading import load_vae, save_single_file
-from .common import DTYPES, add_command
+from ..checkpoints.open_file import open_tensor_file
+from ..checkpoints.pretrained import CONFIG_NAME, WEIGHTS_STEM, write_folder
+from ..checkpoints.single_file import ldm_state_dict
+from ..checkpoints.write import pickled, write_weights
+from ..errors import CheckpointError, VAEError
+from ..loading import inspect_vae, load_vae, save_single_file
+from .common import DTYPES, add_command, add_config_arguments, check_family, config_overrides
+from .outputs import add_overwrite_argument, check_is_not_input, check_outputs, name_argument, path_argument
 
 EXAMPLES = """\
   seamless-vae convert vae_folder vae.safetensors                a diffusers folder to a single file
   seamless-vae convert model.ckpt vae_folder                     the VAE of a whole checkpoint, as a diffusers folder
   seamless-vae convert vae.safetensors half.safetensors --dtype float16
+  seamless-vae convert sdxl.safetensors sdxl_vae --family sdxl   where the file does not say what it is of
 
 A single file has LDM keys, which ComfyUI, A1111 and diffusers read. Weights are copied bit by bit unless --dtype asks
 for another precision.
 """
-SINGLE_FILE_ENDINGS = (".safetensors", ".sft")
+SAFETENSORS_ENDINGS = (".safetensors", ".sft")
+PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin")
+# Endings of files that are not written here. A folder may have any other.
+OTHER_ENDINGS = (
+    *(".gguf", ".onnx", ".msgpack", ".npz", ".npy", ".h5", ".hdf5", ".pkl", ".json", ".zip", ".tar", ".latent"),
+    *(".pb", ".tflite", ".mlmodel", ".engine", ".trt", ".txt", ".png", ".jpg", ".jpeg", ".webp"),
+)
 
 
 def add(subparsers) -> argparse.ArgumentParser:
@@ -27,26 +40,75 @@ def add(subparsers) -> argparse.ArgumentParser:
         "Convert a VAE to another format or precision.",
         EXAMPLES,
     )
-    parser.add_argument("input", metavar="IN", type=Path, help="a VAE in any format")
-    parser.add_argument("output", metavar="OUT", type=Path, help="a .safetensors file, or a folder")
+    parser.add_argument("input", metavar="IN", type=name_argument, help="a VAE in any format")
+    parser.add_argument(
+        "output", metavar="OUT", type=path_argument, help="a .safetensors, .ckpt, .pt, .pth or .bin file, or a folder"
+    )
     parser.add_argument(
         "--format",
         choices=("diffusers", "single-file"),
-        help="of OUT (default: single-file if it ends in .safetensors, else a diffusers folder)",
+        help="of OUT (default: single-file if it has the ending of one, else a diffusers folder)",
     )
     parser.add_argument("--dtype", choices=DTYPES, help="precision of the weights (default: as they are)")
+    add_overwrite_argument(parser)
+    add_config_arguments(parser)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
-    output = arguments.output
-    single = output.suffix.lower() in SINGLE_FILE_ENDINGS
+    output, overwrite = arguments.output, arguments.overwrite
+    ending = output.suffix.lower()
+    single = ending in (*SAFETENSORS_ENDINGS, *PICKLE_ENDINGS)
     if arguments.format is not None:
         single = arguments.format == "single-file"
-    vae = load_vae(arguments.input, dtype=DTYPES.get(arguments.dtype))
+    elif ending in OTHER_ENDINGS:
+        raise CheckpointError(
+            f"{output}: {ending} files are not written. End the name in "
+            f"{', '.join((*SAFETENSORS_ENDINGS, *PICKLE_ENDINGS))}, or pass --format diffusers for a folder."
+        )
+    inputs = [arguments.input, *([arguments.config] if arguments.config else [])]
     if single:
-        save_single_file(vae, output)
+        check_outputs([output], inputs, overwrite, is_vae_alone)
     else:
-        vae.save_pretrained(output)
+        check_folder(output, inputs, overwrite)
+    vae = load_vae(
+        arguments.input, dtype=DTYPES.get(arguments.dtype), config=arguments.config, **config_overrides(arguments)
+    )
+    check_family(vae.config, arguments)
+    if not single:
+        write_folder(output, vae.weights_to_save(), vae.config, overwrite=overwrite, release=vae.release_files)
+    elif ending in PICKLE_ENDINGS:
+        weights = ldm_state_dict(vae.weights_to_save(), vae.config)
+        write_weights(output, pickled(weights), overwrite=overwrite, release=vae.release_files)
+    else:
+        save_single_file(vae, output, overwrite=overwrite)
     print(f"wrote {output}: {vae.num_parameters():,} parameters in {str(vae.dtype).removeprefix('torch.')}")
     return 0
+
+
+def is_vae_alone(path: Path) -> bool:
+    """Whether a file is an AutoencoderKL and nothing else, or not a checkpoint at all."""
+    try:
+        open_tensor_file(path)
+    except VAEError:
+        return True
+    try:
+        info = inspect_vae(path)
+    except VAEError:
+        return False
+    return info.problem is None and not info.prefix
+
+
+def check_folder(folder: Path, inputs: list[str | Path], overwrite: bool) -> None:
+    """Raise CheckpointError for a folder whose files are inputs, there already, or of something else."""
+    if (folder / "model_index.json").exists():
+        raise CheckpointError(f"{folder} is a pipeline's folder. Give another, such as {folder / 'vae'}.")
+    taken = []
+    if folder.is_dir():
+        taken = [path for path in folder.iterdir() if path.name == CONFIG_NAME or path.name.startswith(WEIGHTS_STEM)]
+    elif folder.exists():
+        raise CheckpointError(f"{folder} is a file. Give a folder, or a name that ends in .safetensors.")
+    check_outputs(taken if folder.exists() else [folder], inputs, overwrite=True)
+    check_is_not_input(folder, inputs)
+    if taken and not overwrite:
+        raise CheckpointError(f"{taken[0]} exists already. Give another folder, or pass --overwrite.")

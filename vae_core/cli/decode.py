@@ -3,41 +3,61 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ImageError
 from ..image import to_pil, write_image
-from .common import add_command, add_model_arguments, decode_latent, load_model
-from .latent_file import Latent, read_latents
+from .common import add_command, add_config_arguments, add_model_arguments, decode_latent, load_model
+from .latent_file import Latent, raw_latent, read_latents
+from .outputs import add_overwrite_argument, check_outputs, file_stem, path_argument, unlike
 
 EXAMPLES = """\
   seamless-vae decode latents.safetensors -o image.png
   seamless-vae decode latents.safetensors -o images/           one PNG each, by the names they had
   seamless-vae decode latents.safetensors -o image.jpg         image-0.jpg, image-1.jpg, ... if there are several
+  seamless-vae decode pipeline.safetensors --scaled -o image.png --vae sdxl_vae.safetensors --family sdxl
 
-Reads what encode writes, and what ComfyUI's SaveLatent writes. Latents are taken as raw: the model does not scale
-them. Use the VAE that encoded them.
+Reads what encode writes, ComfyUI's .latent, diffusers' `latents` and kohya's .npz. Latents are taken as raw where the
+file does not say otherwise; --scaled takes them as a diffusion model's. Use the VAE that encoded them.
 """
 
 
 def add(subparsers) -> argparse.ArgumentParser:
-    parser = add_command(
-        subparsers, "decode", "latents to images", "Decode a safetensors file of latents to images.", EXAMPLES
-    )
-    parser.add_argument("latents", metavar="LATENTS", type=Path, help="a file that encode wrote")
+    parser = add_command(subparsers, "decode", "latents to images", "Decode a file of latents to images.", EXAMPLES)
+    parser.add_argument("latents", metavar="LATENTS", type=path_argument, help="a file of latents")
     parser.add_argument(
         "-o", "--output", required=True, metavar="IMAGE", help="an image (its ending is the format), or a folder"
     )
+    add_overwrite_argument(parser)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--scaled",
+        dest="form",
+        action="store_const",
+        const="scaled",
+        help="the latents are a diffusion model's, scaled and shifted, as diffusers' pipelines give them",
+    )
+    form.add_argument(
+        "--raw", dest="form", action="store_const", const="raw", help="they are raw, whatever the file says"
+    )
     add_model_arguments(parser)
+    add_config_arguments(parser)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
+    path_of(arguments.output)
     latents = read_latents(arguments.latents)
     paths = output_paths(arguments.output, latents)
+    inputs = [arguments.latents, *([arguments.vae] if arguments.vae else [])]
+    check_outputs(paths, inputs, arguments.overwrite)
     vae = load_model(arguments)
-    for i, (path, latent) in enumerate(zip(paths, latents, strict=True), start=1):
-        decoded = decode_latent(vae, latent.z, arguments, f"{path.name} ({i} of {len(paths)})")
+    if arguments.form is None and latents[0].form == "unknown":
+        print("seamless-vae: the latents are taken as raw; pass --scaled if a pipeline made them", file=sys.stderr)
+    samples = [raw_latent(latent, vae, arguments.form) for latent in latents]
+    for i, (path, latent, z) in enumerate(zip(paths, latents, samples, strict=True), start=1):
+        decoded = decode_latent(vae, z, arguments, f"{path.name} ({i} of {len(paths)})")
         height, width = latent.size or decoded.shape[2:]
         if height > decoded.shape[2] or width > decoded.shape[3]:
             raise CheckpointError(
@@ -45,20 +65,26 @@ def run(arguments: argparse.Namespace) -> int:
                 f"{width}x{height}. Use the VAE that encoded it."
             )
         alpha = latent.alpha if decoded.shape[1] < 4 else None
-        write_image(to_pil(decoded[:, :, :height, :width], alpha)[0], path)
+        write_image(to_pil(decoded[:, :, :height, :width], alpha)[0], path, overwrite=arguments.overwrite)
     for path in paths:
         print(f"wrote {path}")
     return 0
+
+
+def path_of(text: str) -> Path:
+    """An output of the command line. Raises ImageError if it is empty or has characters that no name has."""
+    try:
+        return path_argument(text)
+    except argparse.ArgumentTypeError as error:
+        raise ImageError(f"cannot write {text!r}: {error}. Give an image or a folder.") from None
 
 
 def output_paths(output: str, latents: list[Latent]) -> list[Path]:
     """Where each image goes: the path itself, numbered, or a folder and the names that the images had."""
     path = Path(output)
     if path.is_dir() or output.endswith(("/", "\\")):
-        names = [latent.name or f"image-{i}" for i, latent in enumerate(latents)]
-        if len(set(names)) < len(names):
-            names = [f"{name}-{i}" for i, name in enumerate(names)]
-        return [path / f"{Path(name).name}.png" for name in names]
+        stems = unlike([file_stem(latent.name, f"image-{i}") for i, latent in enumerate(latents)])
+        return [path / f"{stem}.png" for stem in stems]
     if len(latents) == 1:
         return [path]
     return [path.with_stem(f"{path.stem}-{i}") for i in range(len(latents))]

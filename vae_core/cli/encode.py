@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from PIL import Image
+
+from ..errors import CheckpointError
 from ..image import from_pil, open_image
 from .common import (
     add_command,
+    add_config_arguments,
     add_model_arguments,
     add_sampling_arguments,
     encode_image,
     load_model,
     shape_text,
 )
-from .latent_file import Latent, write_latents
+from .latent_file import Latent, is_latent_file, write_latents
+from .outputs import add_overwrite_argument, check_outputs, path_argument
 
 EXAMPLES = """\
   seamless-vae encode photo.jpg -o photo.safetensors
@@ -31,33 +35,48 @@ def add(subparsers) -> argparse.ArgumentParser:
     parser = add_command(
         subparsers, "encode", "images to latents", "Encode images to a safetensors file of latents.", EXAMPLES
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", type=Path, help="images of any mode and size")
-    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="where to write the latents")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", type=path_argument, help="images of any mode and size")
+    parser.add_argument(
+        "-o", "--output", required=True, type=path_argument, metavar="FILE", help="where to write the latents"
+    )
+    add_overwrite_argument(parser)
     parser.add_argument(
         "--fit",
         choices=("pad", "crop", "error"),
         default="pad",
-        help="for sides that are no multiple of the model's ratio: pad by reflection and cut again when decoding, "
-        "crop to the centre, or refuse (default: pad)",
+        help="for sides that are not multiples of the model's downscale factor: pad by reflection and cut again when "
+        "decoding, crop to the centre, or refuse (default: pad)",
     )
     add_sampling_arguments(parser)
     add_model_arguments(parser)
+    add_config_arguments(parser)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_output(arguments)
     vae = load_model(arguments)
     config = vae.config
     latents = []
     for i, path in enumerate(arguments.images):
-        picture = from_pil(
+        image = from_pil(
             open_image(path), channels=config.in_channels, multiple=config.spatial_ratio, fit=arguments.fit
         )
-        z = encode_image(vae, picture, arguments, f"{path.name} ({i + 1} of {len(arguments.images)})", i)
-        alpha = picture.alpha if config.out_channels < 4 else None
-        latents.append(Latent(z, picture.size, path.stem, alpha))
-    write_latents(arguments.output, latents)
+        z = encode_image(vae, image, arguments, f"{path.name} ({i + 1} of {len(arguments.images)})", i)
+        alpha = image.alpha if config.out_channels < 4 else None
+        latents.append(Latent(z, image.size, path.stem, alpha))
+    write_latents(arguments.output, latents, overwrite=arguments.overwrite)
     for path, latent in zip(arguments.images, latents, strict=True):
         print(f"{path}: {shape_text(latent.z.shape)}")
     print(f"wrote {arguments.output}")
     return 0
+
+
+def check_output(arguments: argparse.Namespace) -> None:
+    """Raise CheckpointError for an output that is an input, an image, or there already."""
+    output = arguments.output
+    inputs = [*arguments.images, *([arguments.vae] if arguments.vae else [])]
+    check_outputs([output], inputs, arguments.overwrite, is_latent_file)
+    Image.init()
+    if output.suffix.lower() in Image.EXTENSION:
+        raise CheckpointError(f"{output} has the ending of an image. Latents need another, such as .safetensors.")

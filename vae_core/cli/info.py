@@ -14,8 +14,8 @@ EXAMPLES = """\
   seamless-vae info stable-diffusion/vae    a diffusers folder
   seamless-vae info checkpoint.ckpt         the VAE within a whole checkpoint
 
-Reads the header alone, so that files of many gigabytes are answered at once. The exit code is 1 if the file is no
-AutoencoderKL that can be loaded.
+Reads the header alone, so that files of many gigabytes are answered at once. The exit code is 1 if the file is not
+an AutoencoderKL that can be loaded.
 """
 MEGABYTE = 1e6
 
@@ -57,7 +57,7 @@ def rows(info: VAEInfo) -> list[tuple[str, str, str]]:
         ("family", f"{family}{' (a guess)' if info.family_is_guess else ''}", ""),
         ("parameters", f"{info.parameters:,}", ""),
         ("dtype", str(info.dtype).removeprefix("torch."), ""),
-        ("pixels per latent", f"{info.config.spatial_ratio}x{info.config.spatial_ratio}", ""),
+        ("downscale factor", str(info.config.spatial_ratio), ""),
     ]
     for name, value in info.config.to_dict().items():
         if not name.startswith("_") and value is not None:

@@ -24,12 +24,12 @@ class JaxModel:
 
     Raises:
         MissingDependencyError: JAX or Flax is not installed.
-        ConfigError: a device that JAX has not, or a memory budget, which the engine for PyTorch alone keeps to.
+        ConfigError: a device that JAX lacks, or a memory budget, which only the engine for PyTorch takes.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         if arguments.memory is not None:
-            raise ConfigError("--memory is kept to by --backend torch alone. Leave it out, or change the backend.")
+            raise ConfigError("--memory works with --backend torch only. Leave it out, or change the backend.")
         from ..flax import load_vae
 
         self.device = _device(arguments.device)
@@ -39,15 +39,14 @@ class JaxModel:
         self._params = self._put(params)
         self._sample, self._seed = arguments.sample, arguments.seed
 
-    def encode(self, picture: FittedImage) -> Tensor:
-        """Raw z of an image, [1, C, h, w]: the posterior's mode, or a draw with JAX's key of the seed."""
-        import jax
+    def encode(self, image: FittedImage) -> Tensor:
+        """Raw z of an image, [1, C, h, w]: the posterior's mean, or a sample by JAX's key of the seed."""
 
         def encode(params: Any, x: Any, key: Any) -> Any:
             posterior = self._model.apply({"params": params}, x, method=self._model.encode).latent_dist
             return posterior.sample(key) if self._sample else posterior.mode()
 
-        return self._run(encode, picture.pixels, self._put(jax.random.PRNGKey(self._seed)))
+        return self._run(encode, image.pixels, self._put(_key(self._seed)))
 
     def decode(self, z: Tensor) -> Tensor:
         """Pixels of raw z, [1, C, H, W] in about [-1, 1]."""
@@ -71,6 +70,16 @@ class JaxModel:
         import jax
 
         return jax.device_put(arrays, self.device)
+
+
+def _key(seed: int) -> Any:
+    """JAX's key of a seed up to 2^64 - 1; `PRNGKey` itself takes 32 bits where JAX has no 64-bit integers."""
+    import jax
+
+    key = jax.random.PRNGKey(seed % 2**31)
+    for high in (seed >> 31 & 2**32 - 1, seed >> 63):
+        key = jax.random.fold_in(key, high) if high else key
+    return key
 
 
 def _device(name: str) -> Any:

@@ -25,6 +25,7 @@ from .common import (
     shape_text,
 )
 from .jax_model import JaxModel
+from .outputs import add_overwrite_argument, check_outputs, path_argument
 
 CAPTION_HEIGHT, GAP = 28, 8
 EXAMPLES = """\
@@ -40,14 +41,17 @@ def add(subparsers) -> argparse.ArgumentParser:
         subparsers,
         "roundtrip",
         "encode and decode an image, and compare",
-        "Encode an image, decode it again, and tell how much of it is kept: PSNR in dB, and SSIM, at most 1; more is\n"
+        "Encode an image, decode it again, and say how much of it is kept: PSNR in dB, and SSIM, at most 1; more is\n"
         "better. Writes NAME-reconstruction.png, and NAME-roundtrip.png with the original, the reconstruction and the\n"
         "amplified error side by side. Images of any size: the padding that the model needs is taken off again.",
         EXAMPLES,
     )
-    parser.add_argument("image", nargs="?", metavar="IMAGE", help="an image (default: the bundled photograph)")
     parser.add_argument(
-        "--out", type=Path, default=Path("output"), metavar="DIR", help="where to write (default: output)"
+        "image", nargs="?", type=path_argument, metavar="IMAGE", help="an image (default: the bundled photograph)"
+    )
+    add_overwrite_argument(parser)
+    parser.add_argument(
+        "--out", type=path_argument, default=Path("output"), metavar="DIR", help="where to write (default: output)"
     )
     parser.add_argument(
         "--amplify", type=float, default=5.0, metavar="X", help="how much the error is amplified (default: 5)"
@@ -58,13 +62,13 @@ def add(subparsers) -> argparse.ArgumentParser:
         "--backend",
         choices=("torch", "jax"),
         default="torch",
-        help="what runs the model; jax needs the extra `flax`, and draws other numbers for --sample (default: torch)",
+        help="what runs the model; jax needs the extra `flax`, with other random numbers for --sample (default: torch)",
     )
     return parser
 
 
 class TorchModel:
-    """The VAE on the streaming engine. As JaxModel, it takes and gives tensors on the CPU, in float32."""
+    """The VAE on the streaming engine. Like JaxModel, it takes and gives tensors on the CPU, in float32."""
 
     compiling = 0.0
 
@@ -72,29 +76,32 @@ class TorchModel:
         self._vae, self._arguments = load_model(arguments), arguments
         self.config = self._vae.config
 
-    def encode(self, picture: FittedImage) -> Tensor:
-        return encode_image(self._vae, picture, self._arguments, "encoding")
+    def encode(self, image: FittedImage) -> Tensor:
+        return encode_image(self._vae, image, self._arguments, "encoding")
 
     def decode(self, z: Tensor) -> Tensor:
         return decode_latent(self._vae, z, self._arguments, "decoding")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    path = Path(arguments.image) if arguments.image else DEMO_PHOTOGRAPH
+    path = arguments.image or DEMO_PHOTOGRAPH
+    reconstruction_path = arguments.out / f"{path.stem}-reconstruction.png"
+    comparison_path = arguments.out / f"{path.stem}-roundtrip.png"
+    check_outputs([reconstruction_path, comparison_path], [path], arguments.overwrite)
     opened = open_image(path)
     vae = JaxModel(arguments) if arguments.backend == "jax" else TorchModel(arguments)
-    picture = from_pil(opened, channels=vae.config.in_channels, multiple=vae.config.spatial_ratio)
+    image = from_pil(opened, channels=vae.config.in_channels, multiple=vae.config.spatial_ratio)
 
     start = time.perf_counter()
-    z = vae.encode(picture)
+    z = vae.encode(image)
     encoding, compiling = time.perf_counter() - start - vae.compiling, vae.compiling
     start = time.perf_counter()
-    decoded = picture.restore(vae.decode(z))
+    decoded = image.restore(vae.decode(z))
     decoding = time.perf_counter() - start - (vae.compiling - compiling)
 
-    reconstruction = to_pil(decoded, picture.alpha if decoded.shape[1] < 4 else None)[0]
+    reconstruction = to_pil(decoded, image.alpha if decoded.shape[1] < 4 else None)[0]
     # Bytes are compared with bytes, in colours that model and image share.
-    original, kept = (to_numpy(pixels)[0] for pixels in (picture.restore(picture.pixels), decoded))
+    original, kept = (to_numpy(pixels)[0] for pixels in (image.restore(image.pixels), decoded))
     if original.shape != kept.shape:
         raise ImageError(
             f"this VAE takes {original.shape[-1]} channels and gives {kept.shape[-1]}, which cannot be compared. "
@@ -102,12 +109,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
     scores = [torch.from_numpy(values.astype(np.float64)).movedim(-1, 0)[None] for values in (kept, original)]
 
-    reconstruction_path = arguments.out / f"{path.stem}-reconstruction.png"
-    comparison_path = arguments.out / f"{path.stem}-roundtrip.png"
-    write_image(reconstruction, reconstruction_path)
-    write_image(side_by_side(original, kept, arguments.amplify), comparison_path)
+    write_image(reconstruction, reconstruction_path, overwrite=arguments.overwrite)
+    sheet = side_by_side(original, kept, arguments.amplify)
+    write_image(sheet, comparison_path, overwrite=arguments.overwrite)
 
-    height, width = picture.size
+    height, width = image.size
     bottleneck = original.size / z.numel()
     try:
         similarity = f"{ssim(*scores, data_range=255).item():.4f}"

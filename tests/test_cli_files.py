@@ -1,0 +1,495 @@
+"""The command line and the files of others: latents of every program, outputs that must not be lost, hostile input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pairs import model
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from vaes import assert_same_weights, family_fields, fields, ldm, make
+
+from vae_core import AutoencoderKL, load_vae, save_single_file
+from vae_core.checkpoints.families import FAMILIES
+from vae_core.cli import main
+from vae_core.cli.outputs import file_stem
+from vae_core.image import from_pil, open_image
+from vae_core.latent import to_diffusion
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def vaes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small models of three families, as folders."""
+    folder = tmp_path_factory.mktemp("vaes")
+    made = {
+        "sdxl": model("sd", scaling_factor=0.13025),
+        "flux1": model("sd3", scaling_factor=0.3611, shift_factor=0.1159),
+        "flux2": model("flux2"),
+    }
+    for name, each in made.items():
+        each.save_pretrained(folder / name)
+    return {name: folder / name for name in made}
+
+
+def photo(path: Path, shape: tuple[int, ...] = (24, 40, 3), seed: int = 0) -> Path:
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).save(path)
+    return path
+
+
+def image_of(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def z_for(vae: AutoencoderKL) -> Tensor:
+    channels = vae.config.latent_channels
+    return torch.randn(1, channels, 4, 6, generator=torch.Generator().manual_seed(0))
+
+
+def scaled(vae: AutoencoderKL, z: Tensor) -> Tensor:
+    norm = getattr(vae, "bn", None)
+    return to_diffusion(z, vae.config, *((norm.running_mean, norm.running_var) if norm is not None else ()))
+
+
+def npz(path: Path, **arrays: np.ndarray) -> None:
+    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+KOHYA = {"original_size": np.array([48, 32]), "crop_ltrb": np.array([0, 0, 48, 32])}
+MARK = {"latent_format_version_0": torch.tensor([])}
+# name: (model, file name, options, what writes the file of raw z)
+LATENTS: dict[str, tuple[str, str, list[str], Any]] = {
+    "ComfyUI": ("sdxl", "a.latent", [], lambda vae, z, path: save_file({"latent_tensor": z, **MARK}, path)),
+    "ComfyUI, early 2023": (
+        "sdxl",
+        "a.latent",
+        [],
+        lambda vae, z, path: save_file({"latent_tensor": z * 0.18215}, path),
+    ),
+    "no mark, but raw": ("sdxl", "a.latent", ["--raw"], lambda vae, z, path: save_file({"latent_tensor": z}, path)),
+    "half": ("sdxl", "a.latent", [], lambda vae, z, path: save_file({"samples": z.half().double()}, path)),
+    "one frame": ("sdxl", "a.latent", [], lambda vae, z, path: save_file({"samples": z[:, :, None]}, path)),
+    "diffusers, scaled": (
+        "sdxl",
+        "a.safetensors",
+        ["--scaled"],
+        lambda vae, z, path: save_file({"latents": scaled(vae, z)}, path),
+    ),
+    "diffusers, shifted": (
+        "flux1",
+        "a.safetensors",
+        ["--scaled"],
+        lambda vae, z, path: save_file({"latents": scaled(vae, z)}, path),
+    ),
+    "diffusers, without its batch": (
+        "sdxl",
+        "a.safetensors",
+        [],
+        lambda vae, z, path: save_file({"latents": z[0]}, path),
+    ),
+    "diffusers, pickled": ("sdxl", "a.pt", [], lambda vae, z, path: torch.save({"latents": z}, path)),
+    "scale given": (
+        "sdxl",
+        "a.safetensors",
+        ["--scaled", "--scaling-factor", "0.5", "--shift-factor", "0.25"],
+        lambda vae, z, path: save_file({"latents": (z - 0.25) * 0.5}, path),
+    ),
+    "family given": (
+        "sdxl",
+        "a.safetensors",
+        ["--scaled", "--family", "SD 1.x"],
+        lambda vae, z, path: save_file({"latents": z * 0.18215}, path),
+    ),
+    "FLUX.2, packed": (
+        "flux2",
+        "a.latent",
+        [],
+        lambda vae, z, path: save_file({"latent_tensor": scaled(vae, z), **MARK}, path),
+    ),
+    "FLUX.2, packed, no mark": (
+        "flux2",
+        "a.latent",
+        [],
+        lambda vae, z, path: save_file({"samples": scaled(vae, z)}, path),
+    ),
+    "FLUX.2, raw": ("flux2", "a.latent", [], lambda vae, z, path: save_file({"latent_tensor": z, **MARK}, path)),
+    "kohya, SDXL": ("sdxl", "a_0048x0032_sdxl.npz", [], lambda vae, z, path: npz(path, latents=z[0].numpy(), **KOHYA)),
+    "kohya, FLUX.1": (
+        "flux1",
+        "a_0048x0032_flux.npz",
+        [],
+        lambda vae, z, path: npz(
+            path, latents_4x6=scaled(vae, z)[0].numpy(), **{f"{key}_4x6": value for key, value in KOHYA.items()}
+        ),
+    ),
+    "kohya, FLUX.1, renamed": (
+        "flux1",
+        "a.npz",
+        [],
+        lambda vae, z, path: npz(path, latents=scaled(vae, z)[0].numpy(), **KOHYA),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LATENTS)
+def test_latents_of_others_decode_to_the_same_image(name: str, vaes: dict[str, Path], tmp_path: Path) -> None:
+    which, file, options, write = LATENTS[name]
+    vae = load_vae(vaes[which])
+    z = z_for(vae)
+    write(vae, z, tmp_path / file)
+    assert run("decode", tmp_path / file, "-o", tmp_path / "image.png", "--vae", vaes[which], *options) == 0
+    with torch.no_grad():
+        expected = (vae.decode(z).sample[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1) * 255
+    difference = image_of(tmp_path / "image.png").astype(int) - expected.round().int().numpy()
+    assert np.abs(difference).max() <= 1  # one step of a byte: scaling and back rounds
+
+
+def test_a_scale_that_nobody_knows_is_said(
+    vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"latents": torch.randn(1, 4, 4, 4)}, tmp_path / "a.safetensors")
+    assert run("decode", tmp_path / "a.safetensors", "-o", tmp_path / "a.png", "--vae", vaes["sdxl"]) == 0
+    assert "taken as raw; pass --scaled" in capsys.readouterr().err
+
+
+def shaped(*shape: int, **others: Any) -> dict[str, Tensor]:
+    return {"latent_tensor": torch.zeros(shape, **others)}
+
+
+HOSTILE: dict[str, tuple[dict[str, Tensor], dict[str, str]]] = {
+    "number in a name": ({"latent_tensor.x": torch.zeros(1, 4, 4, 4)}, {}),
+    "long number": ({f"latent_tensor.{'9' * 5000}": torch.zeros(1, 4, 4, 4)}, {}),
+    "video": (shaped(1, 4, 3, 4, 4), {}),
+    "sound": (shaped(1, 4, 4), {}),
+    "nothing in it": (shaped(0, 4, 4, 4), {}),
+    "no height": (shaped(1, 4, 0, 4), {}),
+    "integers": (shaped(1, 4, 4, 4, dtype=torch.int64), {}),
+    "other channels": (shaped(1, 7, 4, 4), {}),
+    "opacity of floats": ({**shaped(1, 4, 4, 4), "alpha.0": torch.zeros(4, 4)}, {}),
+    "opacity of another size": ({**shaped(1, 4, 4, 4), "alpha.0": torch.zeros(4, 4, dtype=torch.uint8)}, {}),
+    "NaN": ({"latent_tensor": torch.full((1, 4, 4, 4), float("nan")), **MARK}, {}),
+    **{
+        f"metadata {text[:20]}": (shaped(1, 4, 4, 4), {"seamless_vae": text})
+        for text in [
+            *("", "[]", "1", "null", '{"sizes": 3, "names": [null]}', '{"sizes": [[1]], "names": ["a"]}'),
+            *('{"sizes": [[-1, 8]], "names": ["a"]}', '{"sizes": [["8", 8]], "names": ["a"]}', "[" * 100_000),
+            *('{"sizes": [[1e400, 8]], "names": ["a"]}', '{"sizes": [[8, 8]], "names": [{}]}', '{"sizes": {}}'),
+            '{"sizes": [[8, ' + "9" * 5000 + ']], "names": ["a"]}',
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_latent_files(
+    name: str, vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors, metadata = HOSTILE[name]
+    save_file(tensors, tmp_path / "a.latent", metadata)
+    assert run("decode", tmp_path / "a.latent", "-o", tmp_path / "a.png", "--vae", vaes["sdxl"]) == 1
+    said = capsys.readouterr().err
+    assert "error: " in said and "unexpected" not in said
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_damaged_latent_files(vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    z = torch.zeros(1, 4, 4, 4)
+    whole = {"a.npz": b"", "a.latent": b"", "a.pt": b""}
+    npz(tmp_path / "a.npz", latents=z[0].numpy(), **KOHYA)
+    save_file({"samples": z}, tmp_path / "a.latent")
+    torch.save({"latents": z}, tmp_path / "a.pt")
+    for name in whole:
+        content = (tmp_path / name).read_bytes()
+        for seed in range(40):
+            damaged = bytearray(content)
+            for place in np.random.default_rng(seed).integers(0, len(content), 3):
+                damaged[place] ^= 0xFF
+            (tmp_path / name).write_bytes(damaged[: len(damaged) - (seed % 2) * seed])
+            run("decode", tmp_path / name, "-o", tmp_path / "a.png", "--vae", vaes["sdxl"], "--overwrite")
+            assert "unexpected" not in capsys.readouterr().err, (name, seed)
+    for wrong in (tmp_path, tmp_path / "none", photo(tmp_path / "photo.png")):
+        assert run("decode", wrong, "-o", tmp_path / "b.png", "--vae", vaes["sdxl"]) == 1
+        assert "cannot read" in capsys.readouterr().err
+
+
+class TestNothingIsLost:
+    def test_each_command_keeps_what_is_there(
+        self, vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        vae, image = vaes["sdxl"], photo(tmp_path / "photo.png")
+        latent = tmp_path / "l.latent"
+        single = tmp_path / "vae.safetensors"
+        commands = [
+            (["encode", image, "-o", latent, "--vae", vae], [latent]),
+            (["decode", latent, "-o", tmp_path / "d.png", "--vae", vae], [tmp_path / "d.png"]),
+            (["convert", vae, single], [single]),
+            (["convert", vae, tmp_path / "vae.ckpt"], [tmp_path / "vae.ckpt"]),
+            (["convert", single, tmp_path / "folder"], [tmp_path / "folder" / "config.json"]),
+            (["roundtrip", image, "--out", tmp_path / "out", "--vae", vae], [tmp_path / "out" / "photo-roundtrip.png"]),
+        ]
+        for command, outputs in commands:
+            assert run(*command) == 0
+            before = {path: (path.read_bytes(), path.stat().st_ino) for path in outputs}
+            capsys.readouterr()
+            assert run(*command) == 1
+            said = capsys.readouterr().err
+            assert "exists already" in said and "--overwrite" in said
+            assert {path: (path.read_bytes(), path.stat().st_ino) for path in outputs} == before
+            assert run(*command, "--overwrite") == 0
+            assert all(path.stat().st_ino != before[path][1] for path in outputs)
+
+    def test_decoding_into_the_folder_of_the_originals(
+        self, vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        photos = [photo(tmp_path / f"{name}.png", seed=i) for i, name in enumerate(["a", "holiday"])]
+        before = [path.read_bytes() for path in photos]
+        assert run("encode", *photos, "-o", tmp_path / "l.latent", "--vae", vaes["sdxl"]) == 0
+        assert run("decode", tmp_path / "l.latent", "-o", tmp_path, "--vae", vaes["sdxl"]) == 1
+        assert "exists already" in capsys.readouterr().err
+        assert [path.read_bytes() for path in photos] == before
+
+    def test_inputs_are_never_outputs(
+        self, vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        vae = tmp_path / "vae"
+        load_vae(vaes["sdxl"]).save_pretrained(vae)
+        weights = vae / "diffusion_pytorch_model.safetensors"
+        image, single = photo(tmp_path / "photo.png"), tmp_path / "vae.safetensors"
+        save_single_file(load_vae(vae), single)
+        (tmp_path / "link.png").symlink_to(image)
+        os.link(image, tmp_path / "hard.png")
+        latent = tmp_path / "l.latent"
+        save_file({"samples": torch.zeros(1, 4, 4, 4)}, latent)
+        everything = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+        before = [path.read_bytes() for path in everything]
+        for command in (
+            ["encode", image, "-o", image],
+            ["encode", image, "-o", tmp_path / "link.png"],
+            ["encode", image, "-o", tmp_path / "hard.png"],
+            ["encode", image, "-o", tmp_path / "x" / ".." / "photo.png"],
+            ["encode", image, "-o", weights, "--vae", vae],
+            ["encode", image, "-o", vae / "config.json", "--vae", vae],
+            ["encode", image, "-o", single],
+            ["decode", latent, "-o", latent],
+            ["convert", single, single],
+            ["convert", vae, vae],
+            ["convert", weights, vae],
+            ["convert", vae, weights],
+            ["convert", vae, latent],
+            ["roundtrip", image, "--out", image],
+        ):
+            for option in ([], ["--overwrite"]):
+                capsys.readouterr()
+                assert run(*command, *option) == 1, command
+                assert "unexpected" not in capsys.readouterr().err
+        assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == everything
+        assert [path.read_bytes() for path in everything] == before
+
+    @pytest.mark.parametrize("option", [[], ["--overwrite"]])
+    def test_other_models_are_never_replaced(
+        self, option: list[str], vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        unet, pipeline, text = tmp_path / "unet", tmp_path / "pipeline", tmp_path / "text_encoder"
+        for folder in (unet, pipeline, text):
+            folder.mkdir()
+        (unet / "config.json").write_text('{"_class_name": "UNet2DConditionModel", "block_out_channels": [1]}')
+        (unet / "diffusion_pytorch_model-00001-of-00002.safetensors").write_bytes(b"theirs")
+        (pipeline / "model_index.json").write_text("{}")
+        (text / "config.json").write_text('{"model_type": "clip_text_model", "architectures": ["CLIPTextModel"]}')
+        whole = tmp_path / "checkpoint.safetensors"
+        save_file({**ldm(make(fields(32)), "first_stage_model."), "model.diffusion_model.x": torch.zeros(1)}, whole)
+        lora = tmp_path / "lora.safetensors"
+        save_file({"lora_unet_x.lora_up.weight": torch.zeros(4, 4)}, lora)
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        for output in (unet, pipeline, text, whole, lora):
+            capsys.readouterr()
+            assert run("convert", vaes["sdxl"], output, *option) == 1
+            assert "unexpected" not in capsys.readouterr().err
+        assert run("encode", photo(tmp_path / "p.png"), "-o", lora, *option) == 1
+        (tmp_path / "p.png").unlink()
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+    @pytest.mark.parametrize(
+        "name", ["../up", "/etc/passwd", "..", ".", "", "a\0b", "a/b", "a\\b", "n" * 300, "ü" * 300, "CON?"]
+    )
+    def test_names_from_a_file_stay_in_the_folder(self, name: str, vaes: dict[str, Path], tmp_path: Path) -> None:
+        about = {"sizes": [[8, 8]] * 2, "names": [name, name.upper()]}
+        save_file(shaped(2, 4, 4, 4), tmp_path / "a.latent", {"seamless_vae": json.dumps(about)})
+        assert run("decode", tmp_path / "a.latent", "-o", tmp_path / "out", "--vae", vaes["sdxl"]) == 1  # no ending
+        assert run("decode", tmp_path / "a.latent", "-o", f"{tmp_path}/out/", "--vae", vaes["sdxl"]) == 0
+        assert len(list((tmp_path / "out").iterdir())) == 2
+        assert {path.name for path in tmp_path.iterdir()} == {"a.latent", "out"}
+
+    def test_stems(self) -> None:
+        assert [file_stem(name, "image-0") for name in ("a.b", "a/b", "..", "\ud800", None, " x. ")] == [
+            "a.b", "b", "image-0", "image-0", "image-0", "x"
+        ]  # fmt: skip
+
+
+class TestConverting:
+    @pytest.mark.parametrize("ending", [".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".sft", ".CKPT"])
+    def test_endings_of_files(self, ending: str, vaes: dict[str, Path], tmp_path: Path) -> None:
+        output = tmp_path / f"out{ending}"
+        assert run("convert", vaes["sdxl"], output) == 0
+        assert output.is_file()
+        assert_same_weights(load_vae(output, norm_num_groups=8), load_vae(vaes["sdxl"]))
+        is_pickle = output.read_bytes()[:2] == b"PK"
+        assert is_pickle == (ending.lower() not in (".safetensors", ".sft"))
+        if is_pickle:
+            assert set(torch.load(output, weights_only=True)) == set(load_file_keys(vaes["sdxl"], tmp_path))
+
+    @pytest.mark.parametrize("ending", [".gguf", ".onnx", ".npz", ".json", ".png", ".msgpack"])
+    def test_endings_that_are_not_written(
+        self, ending: str, vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run("convert", vaes["sdxl"], tmp_path / f"out{ending}") == 1
+        assert "are not written" in capsys.readouterr().err and not list(tmp_path.iterdir())
+        assert run("convert", vaes["sdxl"], tmp_path / "vae-v1.5") == 0
+        assert (tmp_path / "vae-v1.5" / "config.json").is_file()
+
+    @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+    def test_family(self, family: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        vae = make(family_fields(family))
+        save_file(ldm(vae), tmp_path / "bare.safetensors")
+        assert run("convert", tmp_path / "bare.safetensors", tmp_path / "vae", "--family", family.name) == 0
+        config = load_vae(tmp_path / "vae").config
+        for name in ("scaling_factor", "shift_factor", "latents_mean", "latents_std"):
+            assert config[name] == vae.config[name]
+        wrong = "sdxl" if vae.config.latent_channels != 4 or family.levels != 4 else "flux1"
+        assert run("convert", tmp_path / "bare.safetensors", tmp_path / "wrong", "--family", wrong) == 1
+        assert "latent channels" in capsys.readouterr().err and not (tmp_path / "wrong").exists()
+
+    def test_scale_shift_and_config(
+        self, vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        bare = tmp_path / "bare.safetensors"
+        save_file(ldm(load_vae(vaes["sdxl"])), bare)
+        options = ["--scaling-factor", 0.7, "--shift-factor", -0.1]
+        assert run("convert", bare, tmp_path / "a", *options) == 0
+        config = json.loads((tmp_path / "a" / "config.json").read_text())
+        assert (config["scaling_factor"], config["shift_factor"]) == (0.7, -0.1)
+        assert run("convert", bare, tmp_path / "b", "--config", vaes["sdxl"] / "config.json") == 0
+        assert load_vae(tmp_path / "b").config == load_vae(vaes["sdxl"]).config
+        for option in (["--scaling-factor", "nan"], ["--scaling-factor", 0], ["--shift-factor", "inf"]):
+            assert run("convert", bare, tmp_path / "c", *option) == 1
+            assert "finite" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            run("convert", bare, tmp_path / "c", "--family", "nonsense")
+        assert "sd1, sd2, playground25, sdxl" in capsys.readouterr().err
+
+
+def load_file_keys(folder: Path, tmp_path: Path) -> list[str]:
+    save_single_file(load_vae(folder), tmp_path / "keys.safetensors")
+    return list(load_file(tmp_path / "keys.safetensors"))
+
+
+class TestManners:
+    @pytest.mark.parametrize("seed", [0, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1, -1, -(2**63)])
+    def test_seeds(self, seed: int, vaes: dict[str, Path], tmp_path: Path) -> None:
+        image, files = photo(tmp_path / "a.png"), [tmp_path / "pair.st", tmp_path / "next.st"]
+        options = ["--vae", vaes["sdxl"], "--sample"]
+        assert run("encode", image, image, "-o", files[0], *options, f"--seed={seed}") == 0
+        assert run("encode", image, "-o", files[1], *options, f"--seed={(seed + 1) % 2**64}") == 0
+        pair, following = (load_file(file)["latent_tensor"] for file in files)
+        assert torch.equal(pair[1:], following) and not torch.equal(pair[0], pair[1])
+        vae = load_vae(vaes["sdxl"])
+        with torch.no_grad():
+            posterior = vae.encode(from_pil(open_image(image)).pixels).latent_dist
+        expected = posterior.sample(torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(pair[:1], expected, rtol=0, atol=1e-4)
+
+    @pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, 1.5, "x", ""])
+    def test_what_is_not_a_seed(self, seed: object) -> None:
+        with pytest.raises(SystemExit):
+            run("encode", "a.png", "-o", "b", f"--seed={seed}")
+
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            (["--device", "nonsense"], "--device is 'nonsense'"),
+            (["--device", ""], "--device is ''"),
+            (["--device", "cpu:nonsense"], "--device"),
+            (["--device", "meta"], "--device is 'meta'"),
+            (["--device", "cuda:99"], "--device is 'cuda:99'"),
+            (["--device", "vulkan"], "--device is 'vulkan'"),
+            (["--memory", "nan"], "--memory is nan"),
+            (["--memory", "inf"], "--memory is inf"),
+            (["--memory", "-1"], "--memory is -1"),
+            (["--memory", "1e300"], "--memory is 1e+300"),
+        ],
+    )
+    @pytest.mark.parametrize("command", ["encode", "roundtrip"])
+    def test_options_that_make_no_sense(
+        self, command: str, options: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        output = {"encode": ["-o", tmp_path / "l"], "roundtrip": ["--out", tmp_path / "out"]}[command]
+        assert run(command, photo(tmp_path / "a.png"), *output, *options) == 1
+        said = capsys.readouterr().err
+        assert says in said and "unexpected" not in said
+        assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["encode", "", "-o", "x"],
+            ["encode", "a\0", "-o", "x"],
+            ["encode", "a", "-o", ""],
+            ["decode", "", "-o", "x"],
+            ["convert", "", "x"],
+            ["convert", "x", ""],
+            ["roundtrip", ""],
+            ["roundtrip", "--out", ""],
+        ],
+    )
+    def test_empty_names(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            run(*arguments)
+        assert caught.value.code == 2 and "the name" in capsys.readouterr().err
+
+    def test_names_that_are_not_text(self, vaes: dict[str, Path], tmp_path: Path) -> None:
+        name = os.fsdecode(tmp_path) + "/caf\udce9.png"
+        photo(tmp_path / "a.png").rename(name)
+        for encoding in ("utf-8", "ascii"):
+            environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
+            folder = tmp_path / encoding
+            file = folder / "l.latent"
+            for command in (
+                ["encode", name, "-o", str(file), "--vae", str(vaes["sdxl"])],
+                ["decode", str(file), "-o", f"{folder}/", "--vae", str(vaes["sdxl"])],
+            ):
+                command = [sys.executable, "-m", "vae_core", *command]
+                result = subprocess.run(command, capture_output=True, env=environment)
+                assert (result.returncode, result.stderr) == (0, b"")
+                assert b"wrote" in result.stdout
+            assert os.path.exists(os.fsencode(folder) + b"/caf\xe9.png")
+
+    def test_a_pipe_that_nobody_reads(self) -> None:
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = [sys.executable, "-m", "vae_core", "info"]
+        result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT)
+        os.close(writing)
+        assert (result.returncode, result.stderr) == (141, b"")
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device")
+    def test_a_full_disk_behind_the_output(self) -> None:
+        command = [sys.executable, "-m", "vae_core", "info"]
+        with open("/dev/full", "w") as full:
+            result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=ROOT, text=True)
+        assert result.returncode == 1 and result.stderr.startswith("seamless-vae: error: ")
+        assert "Traceback" not in result.stderr

@@ -1,0 +1,102 @@
+"""What the command line may write to: never over an input or another model, and over nothing else unasked."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ..atomic import given_name, place_of
+from ..errors import CheckpointError
+
+
+def path_argument(text: str) -> Path:
+    """A path of the command line, for argparse. (`Path("")` would be the current folder.)"""
+    try:
+        return given_name(text)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(error.strerror) from None
+
+
+def name_argument(text: str) -> str:
+    """A path, or a name on the Hub, of the command line. For argparse."""
+    path_argument(text)
+    return text
+
+
+def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files that exist; inputs and other models are never replaced"
+    )
+
+
+def check_outputs(
+    paths: Iterable[Path],
+    inputs: Iterable[str | os.PathLike[str]],
+    overwrite: bool,
+    is_same_kind: Callable[[Path], bool] = lambda _: True,
+) -> None:
+    """Check where a command is going to write, before it does any work.
+
+    Args:
+        inputs: files and folders that the command reads.
+        is_same_kind: whether an existing file is of the kind that would replace it.
+
+    Raises:
+        CheckpointError: a path is an input, is in a folder that is one, exists, or cannot be written.
+    """
+    given = [Path(os.path.realpath(each)) for each in inputs]
+    for path in paths:
+        check_is_not_input(path, given)
+        target = Path(os.path.realpath(path))
+        if not os.path.lexists(path):
+            continue
+        if any(each in target.parents and each.is_dir() for each in given):
+            raise CheckpointError(f"{path} belongs to an input of this command. Give another output.")
+        if not overwrite:
+            raise CheckpointError(f"{path} exists already. Give another name, or pass --overwrite.")
+        try:
+            place_of(path)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path}: {error.strerror}. Give another output.") from None
+        if not is_same_kind(target):
+            raise CheckpointError(f"{path} is a file of another kind and would be overwritten. Give another output.")
+
+
+def check_is_not_input(path: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Raise CheckpointError if an output is one of the inputs, by whatever name."""
+    if any(_is_same(path, Path(each)) for each in inputs):
+        raise CheckpointError(f"{path} is an input of this command and would be overwritten. Give another output.")
+
+
+def _is_same(a: Path, b: Path) -> bool:
+    try:
+        return os.path.realpath(a) == os.path.realpath(b) or os.path.samefile(a, b)
+    except OSError:
+        return False
+
+
+def file_stem(name: str | None, fallback: str) -> str:
+    """The stem of a file's name that may come from anywhere, as one that is a name on every system."""
+    stem = (name or "").replace("\\", "/").rpartition("/")[2]
+    stem = "".join("_" if character in '<>:"|?*' or ord(character) < 32 else character for character in stem)
+    stem = stem.strip(". ")
+    while stem and len(_encoded(stem)) > 200:
+        stem = stem[:-1]
+    return stem if stem and _encoded(stem) else fallback
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:
+        return b""
+
+
+def unlike(stems: list[str]) -> list[str]:
+    """The same names, numbered where some are alike to a file system that ignores case."""
+    folded = [stem.casefold() for stem in stems]
+    if len(set(folded)) == len(folded):
+        return stems
+    return [f"{stem}-{i}" for i, stem in enumerate(stems)]
