@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +34,20 @@ def test_the_pure_modules_of_the_page() -> None:
     passed = re.search(r"^\S+ pass (\d+)$", done.stdout, re.MULTILINE)
     written = sum(len(re.findall(r"^test\(", file.read_text(encoding="utf-8"), re.MULTILINE)) for file in UNITS)
     assert passed is not None and int(passed[1]) == written
+
+
+# Words of other fields, and turns of phrase that read badly.
+UNWANTED = r"pictur|\bwrap|\b(is|are) no\b|\bdraws?\b|\bstock\b|arithmetic|rehears|\bratio\b|somebody|\bperson\b|, for "
+
+
+@pytest.mark.parametrize("name", ["main", "settings", "commands"])
+def test_texts_use_the_fields_words(name: str) -> None:
+    texts = leaves(json.loads((ROOT / "locales" / "en" / f"{name}.json").read_text(encoding="utf-8")))
+    assert [each for each in texts if re.search(UNWANTED, re.sub(r"\{\w+\}", "", each), re.IGNORECASE)] == []
+
+
+def leaves(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else [text for each in value.values() for text in leaves(each)]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(ROOT / "web" / "js").as_posix())

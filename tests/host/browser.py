@@ -1,4 +1,4 @@
-"""The real front end in a headless browser: a page, what it complained about, and what a person does with it."""
+"""The real front end in a headless browser: a page, what it complained about, and what a user does with it."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ class FrontEnd:
         )
 
     def executed(self, node: int | str, **output: Any) -> None:
-        """A node runs and gives this out, told as the host tells it."""
+        """A node runs and gives this out, announced as the host does."""
         which = {"node": str(node), "display_node": str(node), "prompt_id": "p"}
         self.send("executing", **which)  # the front end draws at this one, and not at the next
         self.send("executed", **which, output=output)
@@ -243,7 +243,7 @@ class FrontEnd:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=str(path))
 
-    # What a person does.
+    # What a user does.
     def choose(self, node: int, widget: str, value: str) -> None:
         """Pick an entry of a combo box with the mouse."""
         if self.vue:

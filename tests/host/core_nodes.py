@@ -52,6 +52,9 @@ CORE_NODES: dict[str, type] = {
     "VAEEncode": node({"pixels": ("IMAGE",), "vae": ("VAE",)}, "LATENT"),
     "VAEDecodeTiled": node({"samples": ("LATENT",), "vae": ("VAE",), **_TILES}, "IMAGE"),
     "VAEEncodeTiled": node({"pixels": ("IMAGE",), "vae": ("VAE",), **_TILES}, "LATENT"),
+    "VAESave": node(
+        {"vae": ("VAE",), "filename_prefix": ("STRING", {"default": "vae/ComfyUI_vae"})}, "", output_node=True
+    ),
     "VAEEncodeForInpaint": node(
         {
             "pixels": ("IMAGE",),

@@ -34,7 +34,7 @@ MODEL_FOLDERS = ("vae", "checkpoints", "diffusers")
 
 
 def host_modules(data: Path, routes: web.RouteTableDef) -> None:
-    """Put in place what the pack imports of the host: where models lie, and the server."""
+    """Put in place what the pack imports of the host: where models are, and the server."""
     folder_paths = types.ModuleType("folder_paths")
     folders = {name: data / "models" / name for name in MODEL_FOLDERS}
     for folder in (*folders.values(), *(data / name for name in ("input", "output", "temp", "userdata"))):

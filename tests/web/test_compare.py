@@ -34,7 +34,7 @@ def file(name: str) -> dict[str, str]:
 
 
 def run(ui: FrontEnd, *kinds: str, **output: Any) -> Locator:
-    """A round trip of the images of these kinds, as the back end tells of it."""
+    """A round trip of the images of these kinds, as the back end reports it."""
     ui.graph([("SeamlessVAERoundTrip", 200, 120)])
     panel = ui.panel(PANEL)
     expect(panel).to_contain_text("Run the workflow")
@@ -121,9 +121,9 @@ def test_pixels_are_the_reconstructions_while_its_error_is_shown(ui: FrontEnd) -
     expect(panel.locator(".seamless-pixel")).to_contain_text("200 30 30 → 30 160 30")
 
 
-def test_images_that_are_gone_are_told_of(ui: FrontEnd, data: Path) -> None:
+def test_images_that_are_gone_are_reported(ui: FrontEnd, data: Path) -> None:
     panel = run(ui, "plain")
-    lost = panel.get_by_text("The image is no longer there.")
+    lost = panel.get_by_text("The image no longer exists.")
     expect(lost).not_to_be_visible()
     ui.executed(1, images=[file("plain0"), file("gone"), file("plain2")], text=["PSNR 1.00 dB"])
     expect(lost).to_be_visible()
@@ -134,11 +134,11 @@ def test_images_that_are_gone_are_told_of(ui: FrontEnd, data: Path) -> None:
     ui.graph([("SeamlessPosteriorPreview", 200, 120)])
     posterior = ui.panel("Posterior")
     ui.executed(1, images=[file("gone"), file("plain1")])
-    expect(posterior).to_contain_text("The image is no longer there.")
+    expect(posterior).to_contain_text("The image no longer exists.")
     expect(posterior.locator("img")).not_to_be_visible()
     posterior.get_by_role("button", name="Next image").click()
     expect(posterior.locator("img")).to_be_visible()
-    expect(posterior.get_by_text("The image is no longer there.")).not_to_be_visible()
+    expect(posterior.get_by_text("The image no longer exists.")).not_to_be_visible()
     ui.forgive_failed_requests()
 
 

@@ -146,6 +146,14 @@ def test_what_cannot_be_replaced_stays_and_is_told(ui: FrontEnd) -> None:
     expect(ui.page.get_by_text("memory_budget = 2").last).to_be_visible()
 
 
+def test_a_saved_vae_has_the_format_that_core_writes(ui: FrontEnd) -> None:
+    ui.graph([("VAELoader", 80, 120), ("VAESave", 380, 120, {"filename_prefix": "mine"})], [(1, 0, 2, "vae")])
+    ui.js("app.extensionManager.command.execute('SeamlessVAE.ToSeamless')")
+    assert [value(ui, "SeamlessVAESave", name) for name in ("filename_prefix", "format")] == ["mine", "single_file"]
+    ui.js("app.extensionManager.command.execute('SeamlessVAE.ToCore')")
+    assert graph_types(ui) == ["VAELoader", "VAESave"] and value(ui, "VAESave", "filename_prefix") == "mine"
+
+
 def test_only_chosen_nodes_are_replaced(ui: FrontEnd) -> None:
     ui.graph(NODES, LINKS)
     ui.js("app.canvas.select(app.canvas.graph.getNodeById(5))")

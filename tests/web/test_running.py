@@ -20,6 +20,22 @@ def start(ui: FrontEnd, node: str = "SeamlessVAEDecode") -> Locator:
     return panel
 
 
+def test_the_table_of_nodes_fits_the_back_end(ui: FrontEnd) -> None:
+    """What reports its progress shows it, and what is replaced by another node exists and is replaced back."""
+    table = ui.js("async () => (await import('/extensions/seamless-vae/js/nodes.js')).NODES")
+    info = ui.page.request.get(f"{ui.url}/object_info").json()
+    ours = {name: node for name, node in info.items() if node["python_module"].startswith("custom_nodes")}
+    assert table.keys() <= ours.keys()
+    reporting = {name for name, node in ours.items() if "unique_id" in node["input"].get("hidden", {})}
+    assert reporting == {name for name in ours if table.get(name, {}).get("progress")}
+    cores = [entry["core"] for entry in table.values() if "core" in entry]
+    assert len(cores) == len(set(cores)) and set(cores) <= info.keys() - ours.keys()
+    for name, entry in table.items():
+        widgets = {**ours[name]["input"].get("required", {}), **ours[name]["input"].get("optional", {})}
+        assert entry.get("values", {}).keys() <= widgets.keys()
+        assert not entry.get("defaults") or {"mode", "memory_budget"} <= widgets.keys()
+
+
 @pytest.mark.parametrize("node", ["SeamlessVAEDecode", "SeamlessVAEDecodeTiled", "SeamlessVAERoundTrip"])
 def test_a_run_is_followed(ui: FrontEnd, node: str) -> None:
     panel = start(ui, node)

@@ -105,7 +105,7 @@ def images(name: str) -> list[dict[str, str]]:
     return [{"filename": f"{name}{index}.png", "subfolder": "", "type": "temp"} for index in range(3)]
 
 
-# Of each case: the node, its panel, the back end's answers, what the node gives out, and a text that tells it is there.
+# Of each case: the node, its panel, the back end's answers, what the node gives out, and a text to wait for.
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], str]] = {
     "info": ("SeamlessVAELoad", "About this VAE file", {"info": INFO}, {}, "0.3611"),
     "info-broken": ("SeamlessVAELoad", "About this VAE file", {"info": BROKEN}, {}, "a text encoder"),

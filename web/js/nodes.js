@@ -37,6 +37,7 @@ export const NODES = {
   SeamlessVAESave: { core: 'VAESave', values: { format: 'single_file' } },
   SeamlessVAESwap: { progress: true },
   SeamlessVAEInpaintEncode: { progress: true },
+  SeamlessVAEInpaintComposite: { progress: true },
   SeamlessVAERoundTrip: { panel: addCompare, progress: true },
   SeamlessPosteriorPreview: { panel: addPosterior },
   SeamlessVAEInspect: { panel: addInspect }

@@ -78,7 +78,7 @@ test('values are brought within what the other node takes, and 0 becomes its def
   }
 })
 
-test('settings that the other node does not have are told of, if they were changed', () => {
+test('settings that the other node does not have are listed, if they were changed', () => {
   const old = create('SeamlessVAEDecodeTiled')
   graphOf(old)
   old.widgets[3].value = 2

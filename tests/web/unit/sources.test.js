@@ -78,7 +78,7 @@ test('a size goes through nodes that keep it and is scaled by those that say so'
   assert.deepEqual(sizeOf(end, 'samples', nothing), size)
 })
 
-test('a size that only the run will tell is not known', () => {
+test('a size that depends on the run is not known', () => {
   for (const values of [{ width: 0, height: 256 }, { megapixels: 1 }, { upscale_model: 'x4' }, { scale_by: 0 }]) {
     const [start, resize, end] = [latent({ width: 512, height: 256 }), nodeOf('Resize', { values, inputs: { samples: 'LATENT' }, outputs: ['LATENT'] }), decoder()]
     graphOf(start, resize, end)

@@ -9,7 +9,7 @@ import { sourceOf, valueOf } from './sources.js'
  * @typedef {(file: File) => {width: number, height: number} | null} Measure the size of an image file, if it is known
  */
 
-// Inputs of nodes whose images come out in a size that only the run tells.
+// Inputs of nodes whose images come out in a size that is not known before the run.
 const RESIZERS = ['upscale_model', 'megapixels', 'resolution', 'longer_edge', 'left', 'direction', 'rotation']
 const DEPTH = 50 // nodes to pass through at most
 // How names of checkpoints are marked in the list of Seamless VAE Load.

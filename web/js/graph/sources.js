@@ -23,8 +23,8 @@ export function sourceOf(node, input, depth = 0) {
 }
 
 /**
- * What a run will find in a widget: its own value, or that of the node which a link brings it from; undefined if only
- * the run tells.
+ * What a run will find in a widget: its own value, or that of the node which a link brings it from; undefined if it
+ * is not known before the run.
  * @param {GraphNode} node
  * @param {string} name
  * @param {number} [depth]

@@ -3,15 +3,15 @@
 // It polls, because no event covers all of these changes. A widget's callback runs where its own control is used, and not
 // for `widget.value = ...`, undo, a linked primitive or a widget that a subgraph node shows. `onConnectionsChange` is
 // called on the two nodes of a link, and not on those further down. Muting, bypassing and titles are plain properties.
-// And the two renderers differ in what they announce. Looking costs microseconds a node, only while such a node is in a
-// graph and the page is visible; what it finds is compared as JSON, and only a change is acted on.
+// And the two renderers differ in what they announce. Looking takes tens of microseconds a node, and only while such
+// a node is in a graph and the page is visible; what it finds is compared as JSON, and only a change is acted on.
 import { chain } from './node.js'
 
 /** @import { GraphNode } from '../host/types' */
 
 export const PERIOD = 150 // milliseconds; a value has to stay for one period, so that a drag asks for its end alone
 
-/** @type {Set<{look: () => unknown, act: (value: unknown) => void, seen: string, told: string}>} */
+/** @type {Set<{look: () => unknown, act: (value: unknown) => void, seen: string, acted: string}>} */
 const watches = new Set()
 /** @type {ReturnType<typeof setInterval> | null} */
 let timer = null
@@ -37,8 +37,8 @@ function tick() {
       continue
     }
     const seen = JSON.stringify(value)
-    if (seen === watch.seen && seen !== watch.told) {
-      watch.told = seen
+    if (seen === watch.seen && seen !== watch.acted) {
+      watch.acted = seen
       watch.act(value)
     }
     watch.seen = seen
@@ -47,7 +47,7 @@ function tick() {
 
 /** Let every watch act again: what the back end answers may have changed. */
 export function renew() {
-  for (const watch of watches) watch.told = ''
+  for (const watch of watches) watch.acted = ''
 }
 
 /**
@@ -59,7 +59,7 @@ export function renew() {
  * @param {(value: T) => void} act
  */
 export function watch(node, look, act) {
-  const entry = { look, act: /** @type {(value: unknown) => void} */ (act), seen: '', told: '' }
+  const entry = { look, act: /** @type {(value: unknown) => void} */ (act), seen: '', acted: '' }
   const start = () => {
     watches.add(entry)
     timer ??= setInterval(tick, PERIOD)

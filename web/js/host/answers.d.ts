@@ -32,7 +32,7 @@ export interface FileInfo {
   remarks: string[]
 }
 
-/** The question to `POST /seamless_vae/plan`. A widget's value is undefined where only the run will tell it. */
+/** The question to `POST /seamless_vae/plan`. A widget's value is undefined where it is not known before the run. */
 export interface PlanQuestion {
   /** As Seamless VAE Load lists it. */
   name: string | null

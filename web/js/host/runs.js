@@ -21,7 +21,7 @@ export function on(name, act) {
 /**
  * Listen to every run.
  * @param {(status: Status) => void} onStatus
- * @param {(hasEnded: (node: string) => boolean) => void} onEnd told which nodes are no longer at work
+ * @param {(hasEnded: (node: string) => boolean) => void} onEnd gets a test of which nodes are no longer at work
  */
 export function listen(onStatus, onEnd) {
   const everyNode = () => true

@@ -63,7 +63,7 @@ export function addPanel(node, name, { height = 60, width = 0, fill = false, sho
     }
     node.setDirtyCanvas(true, true)
   }
-  // Nor is it saved: what an answer or a run does to the height is no step to undo, which would undo nothing else.
+  // Nor is it saved: what an answer or a run does to the height is not a step to undo: undoing it would change nothing else.
   chain(node, 'onSerialize', (saved) => (saved.size = [saved.size[0], saved.size[1] - grown]))
   chain(node, 'onConfigure', () => grown && node.setSize([node.size[0], node.size[1] + grown]))
 

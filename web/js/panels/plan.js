@@ -17,7 +17,7 @@ import { detailFacts, isTooMuch, mainFacts, parts } from './plan_facts.js'
  * @import { GraphNode } from '../host/types'
  * @import { Ask } from './ask.js'
  * @typedef {{size: Size, known: boolean, linked: string[]}} Basis what is planned for: `known` is false for a size that is
- *   assumed, `linked` names widgets whose values only the run will tell
+ *   assumed, `linked` names widgets whose values are not known before the run
  */
 
 /** @type {Size} */

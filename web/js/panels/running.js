@@ -45,7 +45,7 @@ export function addRunning(node) {
       const parts = [`${Math.floor(100 * share)} %`]
       if (status.passes > 1) parts.push(t('pass', { pass: status.pass, passes: status.passes }))
       if (status.memory) parts.push(t('inUse', { memory: bytes(status.memory) }))
-      if (status.seconds_left !== null) parts.push(t('secondsLeft', { time: duration(status.seconds_left) }))
+      if (typeof status.seconds_left === 'number') parts.push(t('secondsLeft', { time: duration(status.seconds_left) }))
       text.textContent = parts.join(' · ')
       panel.show(true)
     },

@@ -8,8 +8,8 @@ const ZOOM_STEP = 1.25
 const PAN_STEP = 40 // screen pixels
 const SHARP_FROM = 2 // screen pixels for one of the image
 
-/** @param {(text: string) => void} tell shows what is under the pointer; an empty text where nothing is */
-export function makeStage(tell) {
+/** @param {(text: string) => void} showPixel shows what is under the pointer; the text is empty where nothing is */
+export function makeStage(showPixel) {
   const before = el('img', { alt: t('before'), draggable: 'false' })
   const after = el('img', { alt: t('after'), draggable: 'false' })
   const beforeTag = el('span', { class: 'seamless-tag seamless-left' }, t('before'))
@@ -72,10 +72,10 @@ export function makeStage(tell) {
   }
 
   /** @param {{x: number, y: number}} point */
-  function tellPixel(point) {
+  function readPixel(point) {
     const { x, y } = view.at(point)
     const colours = { before: pixelOf(before, x, y), after: pixelOf(measured, x, y) }
-    tell(colours.before && t('pixel', { x: Math.floor(x), y: Math.floor(y), ...colours }))
+    showPixel(colours.before && t('pixel', { x: Math.floor(x), y: Math.floor(y), ...colours }))
   }
 
   /** @type {((point: {x: number, y: number}) => void) | null} */
@@ -101,10 +101,10 @@ export function makeStage(tell) {
   element.addEventListener('pointermove', (event) => {
     const point = pointOf(event)
     drag?.(point)
-    tellPixel(point)
+    readPixel(point)
   })
   for (const name of ['pointerup', 'pointercancel']) element.addEventListener(name, () => (drag = null))
-  element.addEventListener('pointerleave', () => tell(''))
+  element.addEventListener('pointerleave', () => showPixel(''))
   element.addEventListener('dblclick', () => zoom(0))
   element.addEventListener(
     'wheel',
@@ -114,7 +114,7 @@ export function makeStage(tell) {
       event.stopPropagation()
       view.zoomBy(event.deltaY < 0 ? ZOOM_STEP : 1 / ZOOM_STEP, pointOf(event))
       draw()
-      tellPixel(pointOf(event))
+      readPixel(pointOf(event))
     },
     { passive: false }
   )
