@@ -57,7 +57,7 @@ class HubOptions:
         """For `hf_hub_download`."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del values["subfolder"]
-        return {**values, "library_name": "seamless-vae"}
+        return values
 
 
 _PASSED_OVER = ("proxies", "resume_download", "user_agent", "mirror", "use_auth_token", "local_dir_use_symlinks")
@@ -149,7 +149,9 @@ class _Repository:
                 f'install the extra for it: pip install "seamless-vae[hub]"'
             )
         self.hub = optional_import("huggingface_hub", "Names on the Hugging Face Hub", "hub")
+        self.api = _api(self.hub)
         self.name = name
+        self.unreachable: _NotCachedError | None = None
         self.options = options if options.revision else dataclasses.replace(options, revision=name.revision)
 
     def fetch(self, config_only: bool, variant: str | None, use_safetensors: bool | None) -> Path:
@@ -180,6 +182,8 @@ class _Repository:
             if found is not None:
                 self.folder = place
                 return found
+        if self.unreachable is not None:
+            raise self.unreachable
         weights = [file for file in self._listed() if file.endswith(WEIGHT_SUFFIXES)]
         remedy = f"Give one of its files: {self.name.repo}/{weights[0]}." if weights else "Check the name."
         where = f" in {folder}" if folder else ", neither itself nor in `vae`"
@@ -198,6 +202,8 @@ class _Repository:
                 for shard in sorted(set(index.get("weight_map", {}).values())):
                     get(f"{self.folder}/{shard}".lstrip("/"))
             return
+        if self.unreachable is not None:
+            raise self.unreachable
         present = [file for file in self._listed() if file.startswith(f"{self.folder}/{STEM}".lstrip("/"))]
         wanted = f"weights of the variant {variant!r}" if variant else f"{STEM}.safetensors or .bin"
         has = f"it has {', '.join(present[:4])}" if present else "it has no weights of that name"
@@ -206,7 +212,7 @@ class _Repository:
 
     def _download(self, file: str) -> Path:
         arguments = self.options.arguments()
-        return Path(self._ask(file, lambda: self.hub.hf_hub_download(self.name.repo, file, **arguments)))
+        return Path(self._ask(file, lambda: self.api.hf_hub_download(self.name.repo, file, **arguments)))
 
     def _header(self, file: str, folder: Path) -> Path:
         options = self.options
@@ -220,22 +226,25 @@ class _Repository:
             return copy
         found = self._ask(
             file,
-            lambda: self.hub.parse_safetensors_file_metadata(
+            lambda: self.api.parse_safetensors_file_metadata(
                 self.name.repo, file, revision=options.revision, token=options.token
             ),
         )
         return _write_header(found, folder / Path(file).name)
 
     def _try(self, get: Callable[[str], Path], file: str) -> Path | None:
-        """A file of the repository; None if it has none of that name."""
+        """A file of the repository; None if it has none of that name, or offline, if that one is not in the cache."""
         try:
             return get(file)
         except _NoSuchFileError:
             return None
+        except _NotCachedError as error:
+            self.unreachable = error
+            return None
 
     def _listed(self) -> list[str]:
         try:
-            return self.hub.list_repo_files(self.name.repo, revision=self.options.revision, token=self.options.token)
+            return self.api.list_repo_files(self.name.repo, revision=self.options.revision, token=self.options.token)
         except Exception:  # for a message only
             return []
 
@@ -258,7 +267,7 @@ class _Repository:
         except errors.RevisionNotFoundError as error:
             raise CheckpointError(f"the repository {repo} has no revision {revision!r}. Check the name.") from error
         except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-            raise CheckpointError(
+            raise _NotCachedError(
                 f"{file} of {repo} is not in the Hub's cache, and the Hub is not asked or cannot be reached "
                 f"({_first_line(error)}). Connect to the network, or give a path on this disk."
             ) from error
@@ -274,6 +283,15 @@ class _Repository:
 
 class _NoSuchFileError(CheckpointError):
     """A repository without a file of that name."""
+
+
+class _NotCachedError(CheckpointError):
+    """A file that is not in the cache, while the Hub is not asked."""
+
+
+def _api(hub: Any) -> Any:
+    """huggingface_hub's client for the Hub that the environment names now."""
+    return hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="seamless-vae")
 
 
 def _weight_names(variant: str | None, use_safetensors: bool | None) -> Iterator[str]:
@@ -375,9 +393,10 @@ def _push(
     create_pr: bool = False,
     subfolder: str | None = None,
 ) -> Any:
+    api = _api(hub)
     try:
-        repo = hub.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-        return hub.upload_folder(
+        repo = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        return api.upload_folder(
             repo_id=repo,
             folder_path=folder,
             path_in_repo=subfolder,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,7 @@ from .checkpoints.tensor_file import TensorFile
 from .checkpoints.write import checked_path
 from .config import AutoencoderKLConfig
 from .errors import CheckpointError, ConfigError
+from .hub import HubOptions, header_on_disk, hub_name, on_disk
 from .pretrained_mixin import given_config
 
 PathLike = str | os.PathLike[str]
@@ -90,13 +93,15 @@ def load_vae(
 
     Args:
         path: a diffusers folder, a pipeline's folder with `vae/`, a single file (safetensors or pickle, LDM's or
-            diffusers' keys, a VAE alone or a full checkpoint), or an index of shards.
+            diffusers' keys, a VAE alone or a full checkpoint), or an index of shards. What is not a path on this disk
+            is a name or an address on the Hugging Face Hub: "org/name", "org/name/file.safetensors", "https://...".
         dtype: a floating-point type or its name; None and "auto" keep the file's. (8-bit floats become bfloat16,
             which has them exactly, or with scales the type of the other weights.)
         variant: of a folder's weights, such as "fp16".
         config: for a single file: an AutoencoderKLConfig, its fields, a `config.json` or the folder of one. Without
             it, a `config.json` beside the file is used if the file has the shapes that it says.
-        overrides: config fields that win over what the checkpoint says, such as scaling_factor.
+        overrides: config fields that win over what the checkpoint says, such as scaling_factor; and for the Hub
+            `subfolder`, `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
 
     Raises:
         CheckpointError: no whole AutoencoderKL there; says what it seems to be and what to do.
@@ -104,12 +109,16 @@ def load_vae(
         ConfigError: an override or a config that no AutoencoderKL has.
     """
     parse_dtype(dtype)  # before any work
-    with reading(Path(path)):
+    options, overrides = HubOptions.split(overrides)
+    path = on_disk(path, options, variant=variant)
+    with reading(path):
         return build_model(AutoencoderKL, plan_checkpoint(path, variant, config, overrides), dtype, device)
 
 
 def inspect_vae(path: PathLike, *, variant: str | None = None, **overrides: Any) -> VAEInfo:
     """Say what a checkpoint is from its header and its biases, a thousandth of it. Takes what `load_vae` takes.
+
+    Of a safetensors file on the Hub the header alone is fetched, and its biases are not looked at.
 
     A file that is a checkpoint but not an AutoencoderKL that can be loaded is not an error: see `VAEInfo.problem`,
     which is what `load_vae` says of it.
@@ -120,8 +129,18 @@ def inspect_vae(path: PathLike, *, variant: str | None = None, **overrides: Any)
         UnsafeCheckpointError: a pickle that asks for code to be run.
         ConfigError: an override that no AutoencoderKL has.
     """
-    with reading(Path(path)):
-        found = find_checkpoint(Path(path), variant)
+    options, overrides = HubOptions.split(overrides)
+    name = hub_name(path)
+    if name is None:
+        return _inspect(Path(path), variant, overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        info = _inspect(header_on_disk(path, Path(folder), options, variant), variant, overrides)
+    return dataclasses.replace(info, path=Path(str(name)))
+
+
+def _inspect(path: Path, variant: str | None, overrides: Mapping[str, Any]) -> VAEInfo:
+    with reading(path):
+        found = find_checkpoint(path, variant)
         source = found.source
         try:
             plan = found.plan(overrides)
