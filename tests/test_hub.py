@@ -246,6 +246,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("load", [load_vae, inspect_vae])
     def test_no_network(self, load: Any, monkeypatch: pytest.MonkeyPatch, cache: Any) -> None:
+        monkeypatch.setattr("time.sleep", lambda seconds: None)  # huggingface_hub tries again, later and later
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
         with pytest.raises(CheckpointError, match=r"cannot be (reached|fetched).*|is not in the Hub's cache"):
             load(REPO, **cache)
@@ -255,6 +256,7 @@ class TestErrors:
     ) -> None:
         for subfolder in ("vae", "pickle", "shards"):
             AutoencoderKL.from_pretrained(REPO, subfolder=subfolder, **cache)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
         for subfolder in ("vae", "pickle", "shards"):
             assert same(AutoencoderKL.from_pretrained(REPO, subfolder=subfolder, **cache), vae)

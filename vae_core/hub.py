@@ -240,6 +240,7 @@ class _Repository:
             return None
         except _NotCachedError as error:
             self.unreachable = error
+            self.options = dataclasses.replace(self.options, local_files_only=True)  # the Hub is not asked again
             return None
 
     def _listed(self) -> list[str]:
