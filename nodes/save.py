@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..vae_core import save_single_file
 from ..vae_core.checkpoints.build import parse_dtype
-from . import checks, inputs, show, unwrap
+from ..vae_core.checkpoints.pretrained import write_folder
+from . import checks, inputs, prefix, show, unwrap
 from .adopt import open_vae
 
 FORMATS = ["diffusers", "single_file"]
@@ -44,18 +47,32 @@ class VAESave:
                     ["auto", "float32", "bfloat16", "float16"],
                     "Precision of the saved weights. auto keeps the VAE's own.",
                 ),
-            }
+            },
+            "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"},
         }
 
     def save(
-        self, vae: Any, filename_prefix: str = "vae/seamless", format: str = "diffusers", dtype: str = "auto"
+        self,
+        vae: Any,
+        filename_prefix: str = "vae/seamless",
+        format: str = "diffusers",
+        dtype: str = "auto",
+        prompt: Any = None,
+        extra_pnginfo: Any = None,
     ) -> dict[str, Any]:
         checks.check_choice("format", format, FORMATS)
         opened = unwrap.model_of(open_vae(vae), "saving")
-        path = show.numbered_path(filename_prefix, ".safetensors" if format == "single_file" else "")
+        workflow = extra_pnginfo.get("workflow") if isinstance(extra_pnginfo, Mapping) else None
+        name = prefix.fill(filename_prefix, prompt, workflow)
+        ending = ".safetensors" if format == "single_file" else ""
+        show.numbered_path(name, ending)  # refuses before any work
         model = opened.copy_on_cpu(parse_dtype(dtype))
-        if format == "single_file":
-            save_single_file(model, path)
-        else:
-            model.save_pretrained(path)
+
+        def write(path: Path) -> None:
+            if format == "single_file":
+                save_single_file(model, path, overwrite=False)
+            else:
+                write_folder(path, model.weights_to_save(), model.config, overwrite=False)
+
+        path = show.save_numbered(name, ending, write)
         return {"ui": {"text": [str(path)]}, "result": (str(path),)}

@@ -6,6 +6,7 @@ import contextlib
 import re
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
@@ -27,6 +28,22 @@ def images(batch: Tensor, name: str) -> list[dict[str, str]]:
         write_image(image, folder / file)
         shown.append({"filename": file, "subfolder": "", "type": "temp"})
     return shown
+
+
+def save_numbered(prefix: str, ending: str, write: Callable[[Path], object]) -> Path:
+    """Write to a free numbered path; to the next one where somebody else has taken it meanwhile.
+
+    Args:
+        write: writes a path that must not exist, and raises with a FileExistsError as its cause if it does.
+    """
+    while True:
+        path = numbered_path(prefix, ending)
+        try:
+            write(path)
+            return path
+        except CheckpointError as error:
+            if not isinstance(error.__cause__, FileExistsError):
+                raise
 
 
 def numbered_path(prefix: str, ending: str) -> Path:

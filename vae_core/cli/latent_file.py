@@ -123,7 +123,7 @@ def read_latents(path: Path) -> list[Latent]:
         CheckpointError: no such file, or not one of latents of images.
     """
     if not path.is_file():
-        what = "it is a folder" if path.is_dir() else "there is no such file"
+        what = "it is a folder" if path.is_dir() else "it does not exist"
         raise CheckpointError(f"cannot read {path}: {what}. Give a file of latents.")
     if _is_npz(path):
         return [_kohya_latent(path)]
