@@ -199,6 +199,19 @@ def test_no_folder_at_all(add: Any, monkeypatch, caplog) -> None:
     assert "keep nothing on disk" in record.getMessage()
 
 
+def test_two_versions_in_one_process_do_not_share_their_functions(tmp_path: Path) -> None:
+    """A host may have this package twice: cloned as a pack and installed by pip."""
+    modules = []
+    for number in (1, 2, 1):
+        folder = tmp_path / f"copy{len(modules)}" / "jit"
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text("from .parts import NUMBER\n__all__ = ['NUMBER']\n")
+        (folder / "parts.py").write_text(f"NUMBER = {number}\n")
+        modules.append(internals.load_compiled(folder))
+    assert [module.NUMBER for module in modules if module] == [1, 2, 1]
+    assert modules[0] is modules[2]
+
+
 # numba itself.
 
 BROKEN = """

@@ -72,12 +72,14 @@ def add_products(y: Tensor, x: Tensor, packed: Tensor, groups: int) -> None:
 _loading = threading.Lock()
 
 
-def load_compiled(name: str, folder: Path) -> ModuleType | None:
-    """The package of compiled functions in a folder, as a module of this name; None where numba cannot be used.
+def load_compiled(folder: Path) -> ModuleType | None:
+    """The package of compiled functions in a folder; None where numba cannot be used.
 
-    The name must not depend on who imports the folder: numba's files on disk contain it, and what was
-    compiled under a name that a host chose could not be loaded under another.
+    Its name follows from its sources alone. numba's files on disk contain it, and what was compiled under a name that
+    a host chose could not be loaded under another; and two versions of this package in one process must not share it.
     """
+    sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+    name = f"seamless_vae_{folder.name}_{hashlib.sha256(sources).hexdigest()[:12]}"
     with _loading:
         if name in sys.modules:
             return sys.modules[name]
@@ -100,7 +102,6 @@ def load_compiled(name: str, folder: Path) -> ModuleType | None:
                     error,
                 )
             return None
-        sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
         for each in map(module.__dict__.get, module.__all__):
             if hasattr(each, "py_func"):
                 keep_on_disk(each, sources)

@@ -56,7 +56,7 @@ GROUPS = {scale: each.products**2 for scale, each in transforms.BY_SCALE.items()
 @functools.cache
 def _jit() -> Any:
     """The compiled transforms, `winograd_jit`; None without numba."""
-    return internals.load_compiled("seamless_vae_winograd_jit", Path(__file__).with_name("winograd_jit"))
+    return internals.load_compiled(Path(__file__).with_name("winograd_jit"))
 
 
 @functools.cache

@@ -16,8 +16,7 @@ axis counts the lines of a tile: weights too large for one allocation are packed
 An array without elements stands for what is not there. (For None numba would compile each function a second time,
 which takes as long as a decode.)
 
-`winograd.py` loads this folder under a name that does not depend on the host's: what numba keeps on disk is found by
-that name.
+`internals.load_compiled` loads this folder under a name of its own, by which what numba keeps on disk is found.
 """
 
 from .convolve import BLOCK, transform_inputs, transform_outputs
