@@ -1,5 +1,6 @@
 """vae_core: a complete, self-contained AutoencoderKL with the interface of diffusers' class of that name."""
 
+from .adopt import from_diffusers
 from .autoencoder_kl import AutoencoderKL
 from .config import AutoencoderKLConfig
 from .errors import (
@@ -46,6 +47,7 @@ __all__ = [
     "__version__",
     "decode",
     "encode",
+    "from_diffusers",
     "inspect_vae",
     "kernels",
     "load_vae",

@@ -1,0 +1,134 @@
+"""`from_diffusers`: a pipeline's VAE as ours, around the very same weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from pairs import CONFIGS, images, latents, model, theirs_of
+from torch import nn
+
+import vae_core
+from vae_core import AutoencoderKL, CheckpointError, from_diffusers
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_the_same_weights_and_the_same_numbers(name: str) -> None:
+    theirs = theirs_of(CONFIGS[name])
+    ours = from_diffusers(theirs)
+    shared = dict(theirs.named_parameters())
+    assert all(parameter is shared[key] for key, parameter in ours.named_parameters())
+    assert len(shared) == len(list(ours.parameters())) and list(shared) == [key for key, _ in ours.named_parameters()]
+    assert {key: buffer.data_ptr() for key, buffer in theirs.named_buffers()} == {
+        key: buffer.data_ptr() for key, buffer in ours.named_buffers()
+    }
+    assert {key: ours.config[key] for key in theirs.config if key in ours.config and not key.startswith("_")} == {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in theirs.config.items()
+        if key in ours.config and not key.startswith("_")
+    }
+    z, x = latents(channels=ours.config.latent_channels), images(channels=ours.config.in_channels)
+    with torch.no_grad():
+        assert torch.allclose(ours.decode(z).sample, theirs.decode(z).sample, atol=1e-5)
+        assert torch.allclose(ours.encode(x).latent_dist.mean, theirs.encode(x).latent_dist.mean, atol=1e-5)
+        next(theirs.decoder.parameters()).mul_(2)
+        assert torch.allclose(ours.decode(z).sample, theirs.decode(z).sample, atol=1e-4)
+
+
+def test_everything_else_is_kept() -> None:
+    theirs = theirs_of(CONFIGS["f4"]).to(torch.float64)
+    theirs.enable_slicing()
+    theirs.enable_tiling()
+    theirs.tile_latent_min_size, theirs.tile_overlap_factor = 6, 0.5
+    theirs.encoder.requires_grad_(False)
+    theirs.decoder.train()
+    theirs.enable_gradient_checkpointing()
+    theirs.register_to_config(_name_or_path="org/name", decay=0.9, scaling_factor=0.5)
+    ours = from_diffusers(theirs)
+    assert (ours.use_slicing, ours.use_tiling, ours.tiling_mode) == (True, True, "exact")
+    assert (ours.tile_latent_min_size, ours.tile_overlap_factor) == (6, 0.5) and ours.dtype == torch.float64
+    assert ours.decoder.training and not ours.encoder.training and ours.is_gradient_checkpointing
+    assert not any(p.requires_grad for p in ours.encoder.parameters())
+    assert all(p.requires_grad for p in ours.decoder.parameters())
+    assert (ours.config.scaling_factor, ours.config.decay, ours.config._name_or_path) == (0.5, 0.9, "org/name")
+    assert type(ours) is AutoencoderKL and from_diffusers(ours) is ours
+
+
+def test_processors_and_fused_projections() -> None:
+    theirs, z = theirs_of(CONFIGS["f4"]), latents()
+    expected = theirs.decode(z).sample
+    theirs.fuse_qkv_projections()
+    ours = from_diffusers(theirs)
+    assert {type(p).__name__ for p in ours.attn_processors.values()} == {"FusedAttnProcessor2_0"}
+    assert torch.allclose(ours.decode(z).sample, expected, atol=1e-5)
+    theirs = theirs_of(CONFIGS["f4"])
+    custom = AttnProcessor()
+    theirs.set_attn_processor(custom)
+    assert set(from_diffusers(theirs).attn_processors.values()) == {custom}
+
+
+def test_exact_tiling_and_a_budget() -> None:
+    ours, z = from_diffusers(theirs_of(CONFIGS["sd"])), latents(1, 24, 24)
+    whole = ours.decode(z).sample
+    ours.enable_tiling()
+    assert torch.allclose(ours.decode(z).sample, whole, atol=1e-5)
+    budget = vae_core.plan_decode(ours, z.shape).peak_bytes // 2
+    assert torch.allclose(vae_core.decode(ours, z, memory_budget=budget), whole, atol=1e-5)
+
+
+def _half_of_a_lora(vae: Any) -> None:
+    from peft import LoraConfig
+
+    vae.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda vae: vae.decoder.register_forward_hook(lambda *args: None), "decoder has a hook"),
+        (lambda vae: setattr(vae.decoder.conv_in, "padding_mode", "circular"), "padding mode circular"),
+        (lambda vae: setattr(vae, "decode", lambda z: z), "AutoencoderKL has a patched method"),
+        (lambda vae: vae.enable_layerwise_casting(torch.float16, torch.float32), "hook for offloading or casting"),
+        (lambda vae: setattr(vae, "decoder", torch.compile(vae.decoder, backend="eager")), "decoder has been compiled"),
+        (_half_of_a_lora, "has a LoRA"),
+    ],
+)
+def test_what_was_changed_is_said(change: Any, says: str) -> None:
+    theirs = theirs_of(CONFIGS["f4"])
+    change(theirs)
+    with pytest.raises(CheckpointError, match=f"{says}.*right after"):
+        from_diffusers(theirs)
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (lambda: diffusers.AutoencoderTiny(), "AutoencoderTiny"),
+        (lambda: diffusers.AsymmetricAutoencoderKL(), "AsymmetricAutoencoderKL"),
+        (lambda: nn.Linear(2, 2), "Linear"),
+    ],
+)
+def test_other_models_are_refused_by_name(other: Any, says: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{says}.*"):
+        from_diffusers(other())
+
+
+def test_weights_of_their_own_type_are_refused() -> None:
+    class Packed(nn.Parameter):
+        pass
+
+    theirs = theirs_of(CONFIGS["f4"])
+    theirs.decoder.conv_in.weight = Packed(theirs.decoder.conv_in.weight.data)
+    with pytest.raises(CheckpointError, match="quantised"):
+        from_diffusers(theirs)
+
+
+def test_a_pipeline_saves_it_as_its_own(tmp_path: Any) -> None:
+    ours = from_diffusers(theirs_of(CONFIGS["sd"]))
+    ours.save_pretrained(tmp_path)
+    again = diffusers.AutoencoderKL.from_pretrained(tmp_path)
+    assert torch.allclose(again.decode(latents()).sample, ours.decode(latents()).sample, atol=1e-5)
+    assert model("sd").config == ours.config
