@@ -129,6 +129,6 @@ def test_weights_of_their_own_type_are_refused() -> None:
 def test_a_pipeline_saves_it_as_its_own(tmp_path: Any) -> None:
     ours = from_diffusers(theirs_of(CONFIGS["sd"]))
     ours.save_pretrained(tmp_path)
-    again = diffusers.AutoencoderKL.from_pretrained(tmp_path)
+    again: Any = diffusers.AutoencoderKL.from_pretrained(tmp_path)
     assert torch.allclose(again.decode(latents()).sample, ours.decode(latents()).sample, atol=1e-5)
     assert model("sd").config == ours.config
