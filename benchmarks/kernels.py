@@ -6,12 +6,12 @@ Passes: each is run whole (weights transformed, all strips, statistics) with `Di
 `WinogradConvolution`, in turns, and the median is taken. The table shows how many times faster Winograd is; a star
 marks where `choose_kernel` takes it, an exclamation mark where it takes the slower one by more than a tenth. From these
 follows the rule: for each number of channels the smallest map where Winograd wins, in positions for every channel (of
-the geometric mean of both sides) and in arithmetic, which is what _WINOGRAD_POSITIONS_PER_CHANNEL and
-_WINOGRAD_ARITHMETIC are set by.
+the geometric mean of both sides) and in FLOPs, which is what _WINOGRAD_POSITIONS_PER_CHANNEL and
+_WINOGRAD_FLOPS are set by.
 
 Models: whole decodes and encodes by the engine and by the plain modules, at small sizes, and what share of the
-arithmetic the fast kernels would take: where the engine begins to be the faster is what _SMALLEST and _FAST_SHARE in
-`engine.py` are set by.
+FLOPs that the fast kernels would take: where the engine begins to be the faster is what _SMALLEST and _FAST_SHARE in
+`choose.py` are set by.
 """
 
 from __future__ import annotations
@@ -27,17 +27,21 @@ from peers import CONFIGS, ours
 from torch import nn
 
 import vae_core
-from vae_core.streaming.convolution import DirectConvolution, WinogradConvolution, choose_kernel
-from vae_core.streaming.executor import Settings, _run_strips, worker_pool
+from vae_core.streaming.choose import choose_kernel
+from vae_core.streaming.direct import DirectConvolution
+from vae_core.streaming.kernel import STRIP_BYTES, PassInputs
 from vae_core.streaming.maps import FeatureMap
-from vae_core.streaming.program import Convolve
-from vae_core.streaming.strips import PassInputs, Wrap
+from vae_core.streaming.options import NO_AXES
+from vae_core.streaming.pool import run_strips, worker_pool
+from vae_core.streaming.program import Convolve, Scale
+from vae_core.streaming.store import MapStore
+from vae_core.streaming.winograd_convolution import WinogradConvolution
 
 CPU = torch.device("cpu")
 LIMIT = 60.0  # seconds for a pair
 
 
-def make_pass(scale: str, in_channels: int, out_channels: int, side: int) -> PassInputs:
+def make_pass(scale: Scale, in_channels: int, out_channels: int, side: int) -> PassInputs:
     """A pass on random numbers whose target is of `side` by `side`: with a norm and a residual, or an upsampling."""
     torch.manual_seed(0)
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
@@ -54,23 +58,26 @@ def make_pass(scale: str, in_channels: int, out_channels: int, side: int) -> Pas
         source=FeatureMap.of(torch.randn(1, source_side, source_side, in_channels)),
         target=target,
         residual=residual,
+        dtype=torch.float32,
         coefficients=coefficients,
-        wrap=Wrap(),
+        circular=NO_AXES,
         max_rows=None,
-        strip_bytes=Settings(CPU).bytes_per_strip,
+        strip_bytes=STRIP_BYTES,
         device=CPU,
+        workers=torch.get_num_threads(),
+        store=MapStore(CPU),
     )
 
 
 @torch.inference_mode()
 def compare(inputs: PassInputs, turns: int) -> tuple[float, float]:
     """Median seconds of the direct and of the Winograd kernel."""
-    with worker_pool() as pool:
+    with worker_pool(inputs.workers) as pool:
 
         def run(kernel_class: type[DirectConvolution] | type[WinogradConvolution]) -> None:
             kernel = kernel_class(inputs)
-            kernel.prepare()
-            kernel.combine(_run_strips(kernel, pool, lambda cost: None))
+            kernel.prepare(kernel.pack())
+            kernel.combine(run_strips(kernel, pool, lambda flops: None))
             kernel.close()
 
         kernels = (DirectConvolution, WinogradConvolution)
@@ -80,7 +87,7 @@ def compare(inputs: PassInputs, turns: int) -> tuple[float, float]:
     return statistics.median(direct), statistics.median(winograd)
 
 
-def passes(scale: str, widths: list[tuple[int, int]], sides: list[int], turns: int) -> None:
+def passes(scale: Scale, widths: list[tuple[int, int]], sides: list[int], turns: int) -> None:
     """Print the table of one kind of pass, and the rule that follows."""
     print(f"\n{scale}: times faster than direct\n{'channels':>12}" + "".join(f"{side:>10}" for side in sides))
     rule = []
@@ -90,7 +97,7 @@ def passes(scale: str, widths: list[tuple[int, int]], sides: list[int], turns: i
         for side in sides:
             inputs = make_pass(scale, in_channels, out_channels, side)
             direct, winograd = compare(inputs, turns)
-            chosen = choose_kernel(inputs.step, in_channels, inputs.target, CPU) is WinogradConvolution
+            chosen = choose_kernel(inputs.step, inputs.source, inputs.target, torch.float32, CPU) is WinogradConvolution
             ratio = direct / winograd
             wrong = ratio < 0.9 if chosen else ratio > 1.1
             line += f"{ratio:8.2f}{'*' if chosen else ' '}{'!' if wrong else ' '}"

@@ -55,7 +55,7 @@ def main() -> None:
         astray = max(astray, abs(working - plan.peak_bytes) / plan.peak_bytes)
         print(
             f"{name:>10}: {run.seconds:.1f} s, memory grew by {run.bytes / 2**20:.0f} MiB; planned "
-            f"{plan.peak_bytes / 2**20:.0f} MiB beside the image, and {plan.file_bytes / 2**20:.0f} MiB in a file"
+            f"{plan.peak_bytes / 2**20:.0f} MiB beside the image, and {plan.places.disk / 2**20:.0f} MiB on disk"
         )
     print(f"of which the image itself {output / 2**20:.0f} MiB; largest difference {difference:.1e}")
     if bounded.bytes > options.allowed * budget or difference > TOLERANCE or astray > PLAN_TOLERANCE:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..vae_core.errors import ConfigError, ImageError, MemoryBudgetError
+from ..vae_core.errors import ConfigError, ImageError, MemoryBudgetError, NonFiniteError
 from ..vae_core.masks import fit_mask
-from ..vae_core.streaming import engine
+from ..vae_core.streaming.source import count_not_finite, not_finite_message
 
 GIB = 2**30
 
@@ -73,7 +73,9 @@ def check_batches(**counts: int) -> None:
 
 def check_finite(values: Tensor, what: str) -> None:
     """Raise NonFiniteError if a latent, an image, a mask or a posterior holds NaN or infinite values."""
-    engine.check_finite(values, what, "this node")
+    bad = count_not_finite(values)
+    if bad:
+        raise NonFiniteError(not_finite_message(what, bad, values.numel(), "this node"))
 
 
 def check_at_least(least: int, **values: float) -> None:

@@ -97,7 +97,7 @@ def _cost_lines(vae: Autoencoder, samples: Tensor | None) -> list[str]:
     ratio = vae.config.spatial_ratio
     what = f"{shape[0]} image{'s' if shape[0] > 1 else ''} of {shape[3] * ratio}x{shape[2] * ratio}"
     lines = [
-        f"a decode of {what}: {plan.arithmetic / 1e12:.2f} TFLOPs in {plan.passes} passes, "
+        f"a decode of {what}: {plan.flops / 1e12:.2f} TFLOPs in {plan.passes} passes, "
         f"{plan.peak_bytes / GIB:.2f} GiB of working memory",
     ]
     if free is not None:

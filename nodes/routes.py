@@ -218,10 +218,10 @@ def _exact(
         "rows": 0,
         "passes": plan.passes,
         "strips": plan.strips,
-        "places": {"device": plan.peak_bytes, "cpu": plan.host_bytes, "disk": plan.file_bytes},
+        "places": plan.places._asdict(),
         "peak_bytes": plan.peak_bytes,
         "cost": 1.0,
-        "flops": plan.arithmetic,
+        "flops": plan.flops,
     }
 
 
@@ -249,7 +249,7 @@ def _blended(
             (plan_of(height, width), high * wide) for height, high in heights.items() for width, wide in widths.items()
         ]
         whole = plan_of(*size)
-    arithmetic = sum(plan.arithmetic * count for plan, count in plans)
+    arithmetic = sum(plan.flops * count for plan, count in plans)
     peak = max(plan.peak_bytes for plan, _ in plans) * question.batch
     return {
         "way": "tiles",
@@ -262,7 +262,7 @@ def _blended(
         "strips": 0,
         "places": {"device": peak, "cpu": 0, "disk": 0},
         "peak_bytes": peak,
-        "cost": arithmetic / whole.arithmetic,
+        "cost": arithmetic / whole.flops,
         "flops": arithmetic * question.batch,
     }
 

@@ -20,7 +20,7 @@ from ..vae_core.errors import MemoryBudgetError
 from ..vae_core.image import to_pil
 from ..vae_core.posterior import DiagonalGaussianDistribution
 from ..vae_core.preview import latent_colours
-from ..vae_core.streaming.engine import WrapName
+from ..vae_core.streaming import Circular
 from . import checks, host, latents
 from .adopt import Autoencoder
 from .watch import Watch
@@ -43,7 +43,7 @@ class Options:
 
     tiling: TileSpec | None = None
     memory_budget: int | None = None
-    circular: WrapName = "none"
+    circular: Circular = "none"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def decode(vae: Autoencoder, samples: Tensor, options: Options, watch: Watch) ->
                 z,
                 tiling=plan.options.tiling,
                 memory_budget=plan.options.memory_budget,
-                wrap=plan.options.circular,
+                circular=plan.options.circular,
                 progress=watch.part(index, len(plan.parts)),
             )
             image[part].copy_(decoded.movedim(1, -1))
@@ -105,7 +105,7 @@ def encode(vae: Autoencoder, pixels: Tensor, options: Options, watch: Watch) -> 
                 pixels[part].to(model.device, model.dtype),
                 tiling=plan.options.tiling,
                 memory_budget=plan.options.memory_budget,
-                wrap=plan.options.circular,
+                circular=plan.options.circular,
                 progress=watch.part(index, len(plan.parts)),
             )
             posterior = DiagonalGaussianDistribution(posterior.parameters.float())
@@ -179,7 +179,7 @@ def _forecast(vae: Autoencoder, shape: tuple[int, ...], encoding: bool, options:
     working, total = planned.peak_bytes, host.total_memory(vae.device)
     if total is not None:
         working = max(0, min(working, int(total * LARGEST_SHARE) - carried))
-    return _Forecast(working, carried, planned.pass_costs if tile is None else ())
+    return _Forecast(working, carried, planned.pass_flops if tile is None else ())
 
 
 def _budgeted(options: Options, forecast: _Forecast, device: torch.device) -> Options:
@@ -269,7 +269,7 @@ def _filing_budgets(vae: Autoencoder, shape: tuple[int, ...], encoding: bool, op
             tried = plan(vae, shape, encoding, replace(options, memory_budget=budget), vae.device)
         except MemoryBudgetError:
             break
-        if tried.host_bytes or tried.file_bytes:
+        if tried.places.cpu or tried.places.disk:
             found.append(budget)
     return [found[0], found[-1]] if len(found) > 1 else found
 

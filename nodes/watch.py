@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from PIL import Image
 
+from ..vae_core import Progress
 from . import host
 
 STEPS = 1000
@@ -53,9 +54,9 @@ class Watch:
         self._device = device
         self._start = time.monotonic()
 
-    def part(self, index: int, count: int) -> Callable[[int, int], None]:
+    def part(self, index: int, count: int) -> Callable[[Progress], None]:
         """The progress callback of one of `count` equal parts of a stage."""
-        return lambda done, total: self(index * total + done, count * total)
+        return lambda step: self(index * step.total + step.done, count * step.total)
 
     def __call__(self, done: int, total: int) -> None:
         host.check_interrupted()

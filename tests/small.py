@@ -36,7 +36,7 @@ def filing_budget(vae: AutoencoderKL, shape: tuple[int, ...]) -> int:
     free = vae_core.plan_decode(vae, shape).peak_bytes
     for tenths in range(9, 0, -1):
         budget = free * tenths // 10
-        if vae_core.plan_decode(vae, shape, memory_budget=budget).file_bytes:
+        if vae_core.plan_decode(vae, shape, memory_budget=budget).places.disk:
             return budget
     raise AssertionError("no budget sends maps to a file")
 

@@ -6,6 +6,7 @@ from .config import AutoencoderKLConfig
 from .errors import (
     CheckpointError,
     ConfigError,
+    DamagedWeightError,
     DatasetError,
     ImageError,
     MemoryBudgetError,
@@ -19,7 +20,8 @@ from .errors import (
 from .loading import VAEInfo, inspect_vae, load_vae, save_single_file
 from .outputs import AutoencoderKLOutput, DecoderOutput
 from .posterior import DiagonalGaussianDistribution
-from .streaming import Plan, decode, encode, kernels, plan_decode, plan_encode
+from .running import decode, encode, plan_decode, plan_encode, prepare_decode, prepare_encode
+from .streaming import Job, Options, Plan, Progress, kernels
 from .tiling.grid import TileSpec
 
 __version__ = "0.1.0"
@@ -30,14 +32,18 @@ __all__ = [
     "AutoencoderKLOutput",
     "CheckpointError",
     "ConfigError",
+    "DamagedWeightError",
     "DatasetError",
     "DecoderOutput",
     "DiagonalGaussianDistribution",
     "ImageError",
+    "Job",
     "MemoryBudgetError",
     "MissingDependencyError",
     "NonFiniteError",
+    "Options",
     "Plan",
+    "Progress",
     "ShapeError",
     "TileSpec",
     "TilingError",
@@ -53,5 +59,7 @@ __all__ = [
     "load_vae",
     "plan_decode",
     "plan_encode",
+    "prepare_decode",
+    "prepare_encode",
     "save_single_file",
 ]

@@ -16,6 +16,7 @@ from .config import AutoencoderKLConfig
 from .decoder import Decoder
 from .encoder import Encoder
 from .errors import ConfigError, ShapeError
+from .halves import decoder_half, encoder_half
 from .hub import HubMixin
 from .layers import conv2d
 from .likeness import LikenessMeta, LikenessMixin, join_diffusers
@@ -23,7 +24,11 @@ from .model_mixin import ModelMixin
 from .outputs import AutoencoderKLOutput, DecoderOutput
 from .posterior import DiagonalGaussianDistribution
 from .pretrained_mixin import PretrainedMixin
-from .streaming import engine
+from .running import bring_weights_in
+from .streaming.choose import may_stand_in
+from .streaming.half import Half
+from .streaming.job import prepare, prepare_faster
+from .streaming.options import Options
 from .tiling.blend import blend, run_blended
 from .tiling.grid import TileSpec
 
@@ -38,7 +43,7 @@ def apply_forward_hook(method: Method) -> Method:
 
     @functools.wraps(method)
     def wrapper(self: AutoencoderKL, *args: Any, **kwargs: Any) -> Any:
-        engine.bring_weights_in(self)
+        bring_weights_in(self)
         return method(self, *args, **kwargs)
 
     return wrapper  # type: ignore[return-value]
@@ -164,51 +169,44 @@ class AutoencoderKL(
         tiled = self.use_tiling and max(x.shape[-2:]) > self.tile_sample_min_size
         if tiled and self.tiling_mode == "blended":
             return self._tiled_encode(x)
-        if engine.may_run(self, x, encoding=True) and (tiled or engine.is_faster(self, x, encoding=True)):
-            return engine.encode(self, x, tiling=self._strips(tiled), call_hook=False).parameters
-        return self.encode_plain(x)
+        return self._run(encoder_half(self), x, tiled)
 
     def encode_plain(self, x: Tensor) -> Tensor:
-        """Images to moments by the modules themselves: the reference, and the way that gradients take."""
-        moments = self.encoder(x)
-        return moments if self.quant_conv is None else self.quant_conv(moments)
+        """Images to moments by the reference path: the modules themselves, as gradients need them."""
+        return encoder_half(self).reference(x)
 
     def _decode(self, z: Tensor) -> Tensor:
         tiled = self.use_tiling and max(z.shape[-2:]) > self.tile_latent_min_size
         if tiled and self.tiling_mode == "blended":
             return self._tiled_decode(z)
-        if engine.may_run(self, z, encoding=False) and (tiled or engine.is_faster(self, z, encoding=False)):
-            return engine.decode(self, z, tiling=self._strips(tiled), call_hook=False)
-        return self.decode_plain(z)
-
-    def _strips(self, tiled: bool) -> TileSpec | None:
-        return TileSpec(size=self.tile_latent_min_size) if tiled else None
+        return self._run(decoder_half(self), z, tiled)
 
     def decode_plain(self, z: Tensor) -> Tensor:
-        """Latents to images by the modules themselves: the reference, and the way that gradients take."""
-        return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+        """Latents to images by the reference path: the modules themselves, as gradients need them."""
+        return decoder_half(self).reference(z)
+
+    def _run(self, half: Half, x: Tensor, tiled: bool) -> Tensor:
+        """In strips where these are asked for or faster, and can stand in for the reference path; else by that."""
+        if tiled and may_stand_in(half, x):
+            return prepare(half, x.shape, Options(tiling=TileSpec(size=self.tile_latent_min_size))).run(x)
+        job = None if tiled else prepare_faster(half, x)
+        return half.reference(x) if job is None else job.run(x)
 
     def check_image(self, x: Tensor) -> None:
         """Raise ShapeError unless `encode` takes this image."""
-        self._check_input(x, "image", self.config.in_channels, minimum=self.config.spatial_ratio)
+        self.check_image_shape(x.shape)
 
     def check_latent(self, z: Tensor) -> None:
         """Raise ShapeError unless `decode` takes this latent."""
-        self._check_input(z, "latent", self.config.latent_channels, minimum=1)
+        self.check_latent_shape(z.shape)
 
-    def _check_input(self, x: Tensor, what: str, channels: int, minimum: int) -> None:
-        if x.ndim != 4:
-            raise ShapeError(
-                f"this {what} has {x.ndim} dimensions {tuple(x.shape)}; 4 are needed: batch, channels, height, width."
-            )
-        if x.shape[1] != channels:
-            given, taken = (channels_text(count, what) for count in (x.shape[1], channels))
-            remedy = "Use the VAE that goes with the model." if what == "latent" else "Convert the image first."
-            raise ShapeError(f"this {what} has {given}, but this VAE takes {taken}. {remedy}")
-        if x.shape[0] == 0 or min(x.shape[2:]) < minimum:
-            raise ShapeError(
-                f"this {what} has shape {tuple(x.shape)}; at least one item of {minimum} by {minimum} is needed."
-            )
+    def check_image_shape(self, shape: Sequence[int]) -> None:
+        """Raise ShapeError unless `encode` takes images of this shape."""
+        _check_shape(shape, "image", self.config.in_channels, minimum=self.config.spatial_ratio)
+
+    def check_latent_shape(self, shape: Sequence[int]) -> None:
+        """Raise ShapeError unless `decode` takes latents of this shape."""
+        _check_shape(shape, "latent", self.config.latent_channels, minimum=1)
 
     # Slicing and tiling.
 
@@ -288,6 +286,20 @@ def channels_text(count: int, what: str = "latent") -> str:
     """A number of channels in words, with the families whose latents have so many."""
     family = _LATENT_FAMILIES.get(count) if what == "latent" else None
     return f"{count} channels ({family})" if family else f"{count} channels"
+
+
+def _check_shape(shape: Sequence[int], what: str, channels: int, minimum: int) -> None:
+    shape = tuple(shape)
+    if len(shape) != 4:
+        raise ShapeError(
+            f"this {what} has {len(shape)} dimensions {shape}; 4 are needed: batch, channels, height, width."
+        )
+    if shape[1] != channels:
+        given, taken = (channels_text(count, what) for count in (shape[1], channels))
+        remedy = "Use the VAE that goes with the model." if what == "latent" else "Convert the image first."
+        raise ShapeError(f"this {what} has {given}, but this VAE takes {taken}. {remedy}")
+    if shape[0] == 0 or min(shape[2:]) < minimum:
+        raise ShapeError(f"this {what} has shape {shape}; at least one item of {minimum} by {minimum} is needed.")
 
 
 def _tile(size: int, stride: int) -> TileSpec:

@@ -34,6 +34,10 @@ class NonFiniteError(VAEError, ArithmeticError):
     """Numbers that are not finite: in what was given, or made by a precision that is too small."""
 
 
+class DamagedWeightError(VAEError, ArithmeticError):
+    """A weight with values that are not finite, found by what it has made."""
+
+
 class CheckpointError(VAEError, ValueError, OSError):
     """A checkpoint that cannot be read, or that is not a whole AutoencoderKL."""
 

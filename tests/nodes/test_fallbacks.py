@@ -131,7 +131,7 @@ def test_then_maps_in_a_file(host: Host, pack: Pack, make: Makers, fault: Fault)
     strips = core.TileSpec(size=4)
     peak = core.plan_decode(model, SHAPE, tiling=strips, memory_budget=2**60).peak_bytes
     assert budgets[:2] == [None, None] and len(budgets) == 3 and budgets[2] < peak
-    assert core.plan_decode(model, SHAPE, tiling=strips, memory_budget=budgets[2]).file_bytes > 0
+    assert core.plan_decode(model, SHAPE, tiling=strips, memory_budget=budgets[2]).places.disk > 0
     torch.testing.assert_close(image, expected, **CLOSE)
 
 

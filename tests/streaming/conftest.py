@@ -9,18 +9,14 @@ import torch
 from small import CONFIG
 from vaes import make
 
+import vae_core
 from vae_core import AutoencoderKL
-from vae_core.streaming import convolution, winograd
+from vae_core.streaming import winograd
 
 
 @pytest.fixture(autouse=True, scope="module")
 def fast_kernels_for_narrow_models() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolution, "_WINOGRAD_ARITHMETIC", 0)
-        patch.setattr(convolution, "_WINOGRAD_POSITIONS_PER_CHANNEL", 1.0)
-        patch.setattr(convolution, "_FEW_CHANNELS", 0)
-        patch.setattr(convolution, "_FEW_UNCOMPILED", 0)
-        patch.setattr(convolution, "_WINOGRAD_UPSAMPLED", 0)
+    with vae_core.kernels("winograd"):
         yield
 
 

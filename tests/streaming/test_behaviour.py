@@ -17,7 +17,9 @@ from vaes import make
 
 import vae_core
 from vae_core import AutoencoderKL, TileSpec
-from vae_core.streaming import engine, store, winograd
+from vae_core.halves import decoder_half
+from vae_core.streaming import job, store, winograd
+from vae_core.streaming.choose import kernel_mode, may_stand_in
 
 needs_fast_kernels = pytest.mark.skipif(not winograd.products_available(), reason="torch has no oneDNN")
 
@@ -27,15 +29,15 @@ needs_fast_kernels = pytest.mark.skipif(not winograd.products_available(), reaso
 
 @pytest.fixture
 def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Filled with "encode" or "decode" for each job that is run."""
     seen: list[str] = []
-    for name in ("encode", "decode"):
-        real = getattr(engine, name)
+    real = job.Job.run
 
-        def spy(*args: Any, name: str = name, real: Callable = real, **kwargs: Any) -> Any:
-            seen.append(name)
-            return real(*args, **kwargs)
+    def spy(self: job.Job, *args: Any, **kwargs: Any) -> Tensor:
+        seen.append({"image": "encode", "latent": "decode"}[self.half.takes])
+        return real(self, *args, **kwargs)
 
-        monkeypatch.setattr(engine, name, spy)
+    monkeypatch.setattr(job.Job, "run", spy)
     return seen
 
 
@@ -113,11 +115,11 @@ def test_vmap_sees_the_modules(vae: AutoencoderKL) -> None:
     seen = []
 
     def item_of(z: torch.Tensor) -> torch.Tensor:
-        seen.append(engine.may_run(vae, z[None], encoding=False))
+        seen.append(may_stand_in(decoder_half(vae), z[None]))
         return z
 
     torch.vmap(item_of)(latent(batch=2))
-    assert seen == [False] and engine.may_run(vae, latent(), encoding=False)
+    assert seen == [False] and may_stand_in(decoder_half(vae), latent())
 
 
 def test_forward_mode_gradients() -> None:
@@ -136,7 +138,7 @@ def test_plain_kernels_are_the_modules_themselves(vae: AutoencoderKL, engine_cal
     with vae_core.kernels("plain"):
         assert torch.equal(vae.decode(latent()).sample, vae.decode_plain(latent()))
         assert torch.equal(vae.encode(image()).latent_dist.parameters, vae.encode_plain(image()))
-        with vae_core.kernels("auto"):
+        with vae_core.kernels("winograd"):
             pass
         vae.decode(latent())
     assert not engine_calls
@@ -147,10 +149,10 @@ def test_plain_kernels_are_the_modules_themselves(vae: AutoencoderKL, engine_cal
 def test_a_choice_of_kernels_is_this_threads_own(vae: AutoencoderKL) -> None:
     seen = []
     with vae_core.kernels("plain"):
-        other = threading.Thread(target=lambda: seen.append(engine.plain_kernels()))
+        other = threading.Thread(target=lambda: seen.append(kernel_mode()))
         other.start()
         other.join()
-    assert seen == [False]
+    assert seen == ["auto"]
 
 
 # Progress.
@@ -158,7 +160,7 @@ def test_a_choice_of_kernels_is_this_threads_own(vae: AutoencoderKL) -> None:
 
 def reports_of(run: Callable[[Callable[[int, int], None]], Any]) -> list[tuple[int, int]]:
     reports: list[tuple[int, int]] = []
-    run(lambda done, total: reports.append((done, total)))
+    run(lambda step: reports.append(step[:2]))
     return reports
 
 
@@ -195,7 +197,7 @@ def stores(monkeypatch: pytest.MonkeyPatch) -> list[store.MapStore]:
             if self.device.type != "meta":
                 made.append(self)
 
-    monkeypatch.setattr(engine, "MapStore", Watched)
+    monkeypatch.setattr(job, "MapStore", Watched)
     return made
 
 
@@ -207,9 +209,9 @@ def test_what_progress_raises_ends_the_call(
     z, calls = latent(1, 32, 32), []
     budget = filing_budget(vae, z.shape) if filing else None
 
-    def progress(done: int, total: int) -> None:
-        calls.append(done / total)
-        if done > total / 2:
+    def progress(step: vae_core.Progress) -> None:
+        calls.append(step.done / step.total)
+        if step.done > step.total / 2:
             raise error("enough")
 
     with pytest.raises(error, match="enough"):
@@ -225,7 +227,7 @@ def test_what_progress_raises_ends_the_call(
 def test_maps_are_gone_once_an_error_is_dealt_with(vae: AutoencoderKL, stores: list[store.MapStore]) -> None:
     buffers: list[weakref.ref[Tensor]] = []
 
-    def progress(done: int, total: int) -> None:
+    def progress(step: vae_core.Progress) -> None:
         buffers.extend(weakref.ref(buffer.data) for buffer in stores[-1]._lent.values())
         raise StoppedError
 
@@ -262,8 +264,8 @@ def settings_of_torch() -> dict[str, Any]:
 def test_settings_of_torch_stay(end: str, vae: AutoencoderKL, threads: int) -> None:
     before = settings_of_torch()
 
-    def progress(done: int, total: int) -> None:
-        if end == "error" and done > total / 2:
+    def progress(step: vae_core.Progress) -> None:
+        if end == "error" and step.done > step.total / 2:
             raise StoppedError
 
     for _ in range(2):

@@ -14,14 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_core.attention import Attention, FusedAttnProcessor2_0
+from vae_core.halves import AttentionLayers
 from vae_core.streaming import winograd
-from vae_core.streaming.attend import AttentionPass, PackedAttentionPass, attend_in_blocks
-from vae_core.streaming.convolution import DirectConvolution, WinogradConvolution
+from vae_core.streaming.direct import DirectConvolution
+from vae_core.streaming.kernel import Kernel, PassInputs
 from vae_core.streaming.maps import FeatureMap
-from vae_core.streaming.program import Convolve
+from vae_core.streaming.options import NO_AXES, Axes
+from vae_core.streaming.packed_attention import PackedAttention
+from vae_core.streaming.program import Attend, Convolve
 from vae_core.streaming.stats import ChannelStats
 from vae_core.streaming.store import MapStore
-from vae_core.streaming.strips import PassInputs, Wrap
+from vae_core.streaming.stored_attention import StoredAttention, attend_in_blocks
+from vae_core.streaming.winograd_convolution import WinogradConvolution
 
 CPU = torch.device("cpu")
 
@@ -53,23 +57,23 @@ def assert_within(kind: str, channels: int, mean: float, largest: float) -> None
 # How a kernel is made and run: the only place here that knows.
 
 
-def run(kernel: Any) -> ChannelStats:
+def run(kernel: Kernel) -> ChannelStats:
     """Compute a pass; returns the statistics of its target."""
     try:
-        kernel.prepare()
-        return kernel.combine([kernel.compute(strip) for strip in kernel.strips()])
+        kernel.prepare(kernel.pack())
+        return kernel.combine([kernel.compute(strip) for strip in kernel.layout.strips()])
     finally:
         kernel.close()
         winograd.drop_scratch()
 
 
-def convolution(name: str, case: Convolution, maps: Maps) -> Any:
+def convolution(name: str, case: Convolution, maps: Maps) -> Kernel:
     kind = DirectConvolution if name == "direct" else WinogradConvolution
     step = Convolve(
         "source",
         "target",
         maps.conv,
-        scale=case.scale,
+        scale=case.scale,  # type: ignore[arg-type]
         norm=nn.GroupNorm(1, case.channels[0]) if case.act else None,
         act=nn.SiLU() if case.act else None,
         residual=case.residual and "residual",
@@ -81,21 +85,38 @@ def convolution(name: str, case: Convolution, maps: Maps) -> Any:
             source=maps.source,
             target=maps.target,
             residual=maps.residual,
+            dtype=maps.source.dtype,
             coefficients=maps.coefficients,
-            wrap=Wrap(y="y" in case.circular, x="x" in case.circular),
+            circular=Axes(y="y" in case.circular, x="x" in case.circular),
             max_rows=case.max_rows,
             strip_bytes=case.strip_bytes,
             device=CPU,
+            workers=torch.get_num_threads(),
+            store=MapStore(CPU),
         )
     )
 
 
 def attention(
     name: str, module: Attention, source: FeatureMap, target: FeatureMap, affine: Any, strip_bytes: int
-) -> Any:
-    if name == "packed":
-        return PackedAttentionPass(module, source, target, affine, strip_bytes)
-    return AttentionPass(module, source, target, affine, MapStore(CPU), CPU, strip_bytes)
+) -> Kernel:
+    kind = PackedAttention if name == "packed" else StoredAttention
+    return kind(
+        PassInputs(
+            step=Attend("source", "target", source.shape[3], module.group_norm, AttentionLayers(module)),
+            source=source,
+            target=target,
+            residual=None,
+            dtype=source.dtype,
+            coefficients=affine,
+            circular=NO_AXES,
+            max_rows=None,
+            strip_bytes=strip_bytes,
+            device=CPU,
+            workers=torch.get_num_threads(),
+            store=MapStore(CPU),
+        )
+    )
 
 
 # Convolutions.
@@ -377,7 +398,7 @@ def test_strips_in_any_order_and_some_of_them_twice(name: str) -> None:
 
 def prepare(kernel: Any) -> list[Any]:
     kernel.prepare()
-    return kernel.strips()
+    return kernel.layout.strips()
 
 
 # Attention.

@@ -17,9 +17,9 @@ from vaes import ATTENTION_EVERYWHERE, fields, make
 import vae_core
 from vae_core import AutoencoderKL, TileSpec
 from vae_core.streaming import maps
+from vae_core.streaming.kernel import cut
 from vae_core.streaming.maps import FeatureMap
 from vae_core.streaming.store import MapStore
-from vae_core.streaming.strips import cut
 
 CPU = torch.device("cpu")
 CONFIG = fields(32, 40, layers_per_block=1, norm_num_groups=8)  # with shortcuts that narrow and that widen
@@ -113,7 +113,7 @@ def latent(model: AutoencoderKL, batch: int, height: int, width: int) -> Tensor:
 
 
 @pytest.mark.usefixtures("small_bands", "transforms", "threads")
-@pytest.mark.parametrize("kernels", ["auto", "plain"])
+@pytest.mark.parametrize("kernels", ["winograd", "plain"])
 @pytest.mark.parametrize("size", [None, 5])
 @torch.no_grad()
 def test_bands_change_nothing(model: AutoencoderKL, kernels: Any, size: int | None) -> None:
@@ -129,15 +129,15 @@ def test_bands_change_nothing(model: AutoencoderKL, kernels: Any, size: int | No
 
 
 @pytest.mark.usefixtures("transforms")
-@pytest.mark.parametrize("wrap", ["x", "y", "both"])
+@pytest.mark.parametrize("circular", ["x", "y", "both"])
 @torch.no_grad()
-def test_bands_change_nothing_where_the_image_wraps(
-    model: AutoencoderKL, wrap: Any, monkeypatch: pytest.MonkeyPatch
+def test_bands_change_nothing_along_circular_axes(
+    model: AutoencoderKL, circular: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     z = latent(model, 1, 19, 13)
-    want = vae_core.decode(model, z, wrap=wrap)
+    want = vae_core.decode(model, z, circular=circular)
     monkeypatch.setattr(maps, "BAND_BYTES", 2**12)
-    assert (vae_core.decode(model, z, wrap=wrap) - want).abs().max() < 1e-5
+    assert (vae_core.decode(model, z, circular=circular) - want).abs().max() < 1e-5
 
 
 @pytest.mark.usefixtures("small_bands")
@@ -156,10 +156,10 @@ def test_a_budget_is_filled_to_the_last_band(vae: AutoencoderKL, monkeypatch: py
     store = MapStore(CPU, limit=5 * 2**16)
     lent = store.allocate((1, 64, 64, 32), torch.float32)  # eight bands
     assert len(lent.bands) == 8
-    assert store.used == {"device": 5 * 2**16, "host": 0, "file": 3 * 2**16}
+    assert store.used == {"device": 5 * 2**16, "cpu": 0, "disk": 3 * 2**16}
     store.release(lent)
     other = store.allocate((1, 61, 63, 32), torch.float32)  # its full bands are a little smaller, and fit
-    assert store.peak == {"device": 5 * 2**16, "host": 0, "file": 3 * 2**16}
+    assert store.peak == {"device": 5 * 2**16, "cpu": 0, "disk": 3 * 2**16}
     store.release(other)
     store.drop_free()
     assert not any(store.used.values())
@@ -215,10 +215,10 @@ def test_nothing_is_made_that_is_as_large_as_a_map(
     """With bands a thousandth of their size the engine makes nothing much larger than one; so with the true ones."""
     monkeypatch.setattr(maps, "BAND_BYTES", 2**18)
     monkeypatch.setattr("vae_core.streaming.winograd._OPERAND_BYTES", 2**18)
-    for name in ("_PACKED_KEYS", "_KEY_BLOCK"):
-        monkeypatch.setattr(f"vae_core.streaming.attend.{name}", 2**8)
+    for name in ("packed_attention.PACKED_KEYS", "stored_attention.KEY_BLOCK"):
+        monkeypatch.setattr(f"vae_core.streaming.{name}", 2**8)
     z = torch.randn(1, 4, 128, 128)
     largest_map = 256 * 256 * 32  # elements
-    with LargestResult() as seen, vae_core.kernels("plain" if direct else "auto"):
+    with LargestResult() as seen, vae_core.kernels("plain" if direct else "winograd"):
         result = vae_core.decode(vae, z, tiling=TileSpec(size=4))
     assert result.numel() == 256 * 256 * 3 <= seen.elements < largest_map // 4

@@ -32,7 +32,7 @@ def test_no_file_stays(vae: AutoencoderKL, temporary: Path) -> None:
     z = latent(1, 32, 32)
     budget, during = filing_budget(vae, z.shape), []
 
-    def progress(done: int, total: int) -> None:
+    def progress(step: vae_core.Progress) -> None:
         during.append(os.listdir(temporary))
 
     result = vae_core.decode(vae, z, memory_budget=budget, progress=progress)
@@ -46,7 +46,7 @@ def test_no_file_stays(vae: AutoencoderKL, temporary: Path) -> None:
 def test_no_file_stays_after_an_error(vae: AutoencoderKL, temporary: Path) -> None:
     z = latent(1, 32, 32)
 
-    def progress(done: int, total: int) -> None:
+    def progress(step: vae_core.Progress) -> None:
         raise StoppedError
 
     with pytest.raises(StoppedError):
@@ -69,7 +69,7 @@ def mapped(size, real=store._mapped_file):
     return result
 store._mapped_file = mapped
 vae, z = small_vae(), latent(1, 32, 32)
-vae_core.decode(vae, z, memory_budget=filing_budget(vae, z.shape), progress=lambda *_: time.sleep(0.2))
+vae_core.decode(vae, z, memory_budget=filing_budget(vae, z.shape), progress=lambda step: time.sleep(0.2))
 """
 
 
@@ -131,7 +131,7 @@ def test_a_budget_that_is_too_small_tells_one_that_works(vae: AutoencoderKL, thr
 def test_a_plan_follows_its_budget(vae: AutoencoderKL) -> None:
     shape = (1, 4, 96, 96)
     free = vae_core.plan_decode(vae, shape, memory_budget=2**40)
-    assert free.store == "memory" and not free.file_bytes
+    assert not free.places.disk
     in_files = []
     for percent in range(100, 0, -5):
         budget = free.peak_bytes * percent // 100
@@ -140,27 +140,27 @@ def test_a_plan_follows_its_budget(vae: AutoencoderKL) -> None:
         except MemoryBudgetError:
             break
         assert plan.peak_bytes <= budget
-        assert plan.arithmetic == free.arithmetic
-        assert (plan.store == "memory") == (not plan.file_bytes)
-        in_files.append(plan.file_bytes)
+        assert plan.flops == free.flops
+        assert not plan.places.cpu  # the CPU is the device
+        in_files.append(plan.places.disk)
     assert len(in_files) > 3 and in_files[-1] > 0 == in_files[0]
 
 
 def test_a_plan_grows_with_the_image(vae: AutoencoderKL) -> None:
     plans = [vae_core.plan_decode(vae, (1, 4, side, side), memory_budget=2**40) for side in (16, 32, 64, 128)]
-    for field in ("peak_bytes", "arithmetic"):
+    for field in ("peak_bytes", "flops"):
         values = [getattr(plan, field) for plan in plans]
         assert values == sorted(values) and values[0] < values[-1]
-    assert vae_core.plan_decode(vae, (3, 4, 64, 64)).arithmetic == 3 * plans[2].arithmetic
+    assert vae_core.plan_decode(vae, (3, 4, 64, 64)).flops == 3 * plans[2].flops
 
 
 def test_progress_passes_through_the_costs_of_the_passes(vae: AutoencoderKL) -> None:
     z = torch.randn(1, 4, 24, 16)
     plan = vae_core.plan_decode(vae, z.shape)
-    assert len(plan.pass_costs) == plan.passes and sum(plan.pass_costs) == plan.arithmetic
+    assert len(plan.pass_flops) == plan.passes and sum(plan.pass_flops) == plan.flops
     seen: list[int] = []
-    vae_core.decode(vae, z, progress=lambda done, total: seen.append(done))
-    assert set(itertools.accumulate(plan.pass_costs)) <= set(seen)
+    vae_core.decode(vae, z, progress=lambda step: seen.append(step.done))
+    assert set(itertools.accumulate(plan.pass_flops)) <= set(seen)
 
 
 MEASURE_GROWTH = """

@@ -34,14 +34,14 @@ def test_a_changed_model_tells_how_far_it_is(config: dict[str, Any], encoding: b
     vae, seen = changed(config), []
     if encoding:
         plan = vae_core.plan_encode(vae, image(2).shape)
-        vae_core.encode(vae, image(2), progress=lambda *step: seen.append(step))
+        vae_core.encode(vae, image(2), progress=lambda step: seen.append(step[:2]))
     else:
         plan = vae_core.plan_decode(vae, latent(2).shape)
-        vae_core.decode(vae, latent(2), progress=lambda *step: seen.append(step))
+        vae_core.decode(vae, latent(2), progress=lambda step: seen.append(step[:2]))
     done = [step for step, _ in seen]
     total = seen[0][1]
     assert {each for _, each in seen} == {total} and done == sorted(done) and done[-1] == total
-    assert abs(total / plan.arithmetic - 1) < 2e-3  # the 1x1 convolution beside the half is not counted on
+    assert abs(total / plan.flops - 1) < 2e-3  # the 1x1 convolution beside the half is not counted on
     assert max(after - before for before, after in zip([0, *done], done, strict=False)) < total / 4
 
 
@@ -49,8 +49,8 @@ def test_what_progress_raises_ends_a_plain_run(monkeypatch: pytest.MonkeyPatch) 
     vae, called = changed(), []
     vae.decoder.conv_norm_out.register_forward_hook(lambda *_: called.append(True))
 
-    def stop(done: int, total: int) -> None:
-        if done > total / 2:
+    def stop(step: vae_core.Progress) -> None:
+        if step.done > step.total / 2:
             raise StoppedError
 
     with pytest.raises(StoppedError):
@@ -65,7 +65,7 @@ def test_another_kind_of_attention_is_counted() -> None:
     vae.set_attn_processor(AttnProcessor())
     seen: list[tuple[int, int]] = []
     vae.decoder.conv_out.register_forward_hook(lambda *_: None)
-    vae_core.decode(vae, latent(), progress=lambda *step: seen.append(step))
+    vae_core.decode(vae, latent(), progress=lambda step: seen.append(step[:2]))
     assert 0.95 * seen[-1][1] < seen[-2][0] <= seen[-1][1]  # counted, and not just closed
 
 
@@ -76,7 +76,7 @@ def test_a_compiled_model_is_not_looked_into() -> None:
     try:
         with torch.no_grad():
             vae.decode_plain(latent())
-        got = vae_core.decode(vae, latent(), progress=lambda *step: seen.append(step))
+        got = vae_core.decode(vae, latent(), progress=lambda step: seen.append(step[:2]))
     finally:
         torch._dynamo.reset()
     assert (got - want).abs().max() < 1e-4
@@ -129,7 +129,7 @@ def test_on_an_accelerator_what_is_done_counts(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(torch, "cuda", SimpleNamespace(Event=Event))
     report, most = Report(None), 0
-    report.expect(10 * 8)
+    report.expect(10 * 8, 1)
     with Watched(torch.device("cuda"), report) as watched:
         for _ in range(10):
             F.linear(torch.ones(1, 2), torch.ones(2, 2))

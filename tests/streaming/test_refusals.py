@@ -46,9 +46,9 @@ def test_half_precision_without_overflow_stays(caplog: pytest.LogCaptureFixture)
 def test_input_that_is_not_finite(value: float, vae: AutoencoderKL) -> None:
     z, x = latent(), image()
     z[0, 0, 0, :3], x[0, 0, 0, :5] = value, value
-    with pytest.raises(NonFiniteError, match=f"latent already holds 3 values .* of {z.numel()}"):
+    with pytest.raises(NonFiniteError, match=f"latent already has 3 values .* of {z.numel()}"):
         vae_core.decode(vae, z)
-    with pytest.raises(NonFiniteError, match=f"image already holds 5 values .* of {x.numel()}"):
+    with pytest.raises(NonFiniteError, match=f"image already has 5 values .* of {x.numel()}"):
         vae_core.encode(vae, x)
 
 
@@ -58,12 +58,12 @@ def test_input_that_is_not_finite(value: float, vae: AutoencoderKL) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"wrap": "z"}, "wrap is 'z'"),
-        ({"wrap": None}, "wrap is None"),
-        ({"wrap": "x", "tiling": TileSpec(size=8, overlap=2, mode="blended")}, "blended tiling cannot wrap"),
+        ({"circular": "z"}, "circular is 'z'"),
+        ({"circular": None}, "circular is None"),
+        ({"circular": "x", "tiling": TileSpec(size=8, overlap=2, mode="blended")}, "blended tiling cannot be circular"),
     ],
 )
-def test_wrong_wrapping(options: dict[str, Any], said: str, vae: AutoencoderKL) -> None:
+def test_wrong_circular_axes(options: dict[str, Any], said: str, vae: AutoencoderKL) -> None:
     with pytest.raises(TilingError, match=said):
         vae_core.decode(vae, latent(), **options)
     with pytest.raises(TilingError, match=said):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from ..config import AutoencoderKLConfig
 from ..errors import ConfigError, MemoryBudgetError
 from ..image import FittedImage
 from ..loading import load_vae
-from ..streaming import decode, encode
+from ..running import decode, encode
+from ..streaming import Progress, ProgressCallback
 from .outputs import path_argument
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
@@ -205,14 +206,14 @@ def memory_budget(arguments: argparse.Namespace) -> int | None:
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback (done, total) that shows a bar in a terminal, if the work takes over a second."""
+def progress_bar(what: str) -> Iterator[ProgressCallback]:
+    """A callback that shows a bar in a terminal, if the work takes over a second."""
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
     with tqdm(desc=what, total=1, delay=1, leave=False, disable=None, bar_format=form) as bar:
 
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+        def progress(step: Progress) -> None:
+            bar.total = step.total
+            bar.update(step.done - bar.n)
 
         yield progress
 

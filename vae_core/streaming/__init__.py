@@ -1,7 +1,22 @@
 """The exact streaming engine: whole-image results in strips. See `docs/streaming.md`."""
 
-from .engine import decode, encode, plan_decode, plan_encode
-from .mode import kernels
-from .plan import Plan
+from .choose import Way, kernels
+from .half import Half
+from .job import Job, prepare
+from .options import Circular, Options
+from .plan import Places, Plan
+from .progress import Progress, ProgressCallback
 
-__all__ = ["Plan", "decode", "encode", "kernels", "plan_decode", "plan_encode"]
+__all__ = [
+    "Circular",
+    "Half",
+    "Job",
+    "Options",
+    "Places",
+    "Plan",
+    "Progress",
+    "ProgressCallback",
+    "Way",
+    "kernels",
+    "prepare",
+]

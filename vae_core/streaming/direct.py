@@ -4,55 +4,67 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .kernel import Layout, PassInputs, Strip, cut, even_size
+from .program import Convolve, PositionNorm
 from .stats import ChannelStats, StripStats, merge_all
-from .strips import ConvolutionKernel, Cut, PassInputs, Strip, cut, even_size
 from .transfer import Arriving, Transfers
 
 _IN_PLACE = (torch.float32, torch.float64)  # precisions in which a norm is applied without a wider copy
 
 
-class DirectConvolution(ConvolutionKernel):
+class _Weights(NamedTuple):
+    """A pass's weights on the device.
+
+    Attributes:
+        kernels: the convolution's, or its four phases after a doubling.
+        shortcut: weight and bias, or None.
+    """
+
+    kernels: list[Tensor]
+    bias: Tensor | None
+    shortcut: tuple[Tensor, Tensor | None] | None
+
+
+class DirectConvolution:
     """conv2d of torch on channels-last strips of the whole batch: any device, any precision."""
 
     parallel = False
     fast = False
+    whole_batch = True
 
     def __init__(self, inputs: PassInputs) -> None:
-        super().__init__(inputs)
-        self.transfers: Transfers | None = None
+        assert isinstance(inputs.step, Convolve)
+        self.inputs = inputs
+        self.step = inputs.step
+        self.layout = inputs.layout or self._lay_out()
+        self._transfers: Transfers | None = None
         self._arriving: dict[Strip, Arriving] = {}
         self._buffer: Tensor | None = None
 
-    def prepare(self) -> None:
-        inputs, conv, shortcut = self.inputs, self.step.conv, self.step.shortcut
-        dtype = inputs.target.dtype
-        self.transfers = Transfers(inputs.device)
-        strips = self.strips()
-        self._following = dict(pairwise(strips)) if self.transfers.overlap else {}
-        self.coefficients = inputs.coefficients and tuple(each.to(inputs.device) for each in inputs.coefficients)
+    def _lay_out(self) -> Layout:
+        batch, height, width, channels = self.inputs.target.shape
+        widest = max(channels, self.inputs.source.shape[3])
+        rows = max(1, self.inputs.strip_bytes // (batch * width * widest * self.inputs.dtype.itemsize))
+        if self.inputs.max_rows is not None:
+            rows = min(rows, self.inputs.max_rows)
+        multiple = 2 if self.step.scale == "up" else 1
+        within = self.inputs.target.band_rows
+        if self.inputs.device.type != "cpu":  # where a new shape costs a search for its fastest kernel
+            rows = even_size(within, rows, multiple)
+        return Layout(((0, batch),), cut(height, rows, multiple, within), ((0, width),))
 
-        def weight_of(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(inputs.device, dtype).contiguous(memory_format=torch.channels_last)
-
-        self.bias = conv.bias.detach().to(inputs.device, dtype)  # type: ignore[union-attr]
-        if self.step.scale == "up":
-            self.phases = [weight_of(weight) for weight in _phase_weights(conv)]
-        else:
-            self.weight = weight_of(conv.weight)
-        self.shortcut = None if shortcut is None else weight_of(shortcut.weight)
-        self.shortcut_bias = None if shortcut is None else shortcut.bias.detach().to(inputs.device, dtype)  # type: ignore[union-attr]
-
-    def workspace(self, workers: int) -> int:
-        strip, device = self.cut().first, self.inputs.device
-        conv, dtype = self.step.conv, self.inputs.target.dtype
-        itemsize = dtype.itemsize
+    def workspace(self) -> dict[str, int]:
+        """The window that a strip reads, its result, and the weights."""
+        strip, device, dtype = self.layout.first, self.inputs.device, self.inputs.dtype
+        conv, itemsize = self.step.conv, dtype.itemsize
         source = itemsize  # bytes of a value at once: the buffer, and what leads to it
-        if self.step.norm is not None and dtype not in _IN_PLACE:
+        if self.step.norm is not None and (dtype not in _IN_PLACE or isinstance(self.step.norm, PositionNorm)):
             source += 8 if device.type == "cpu" else itemsize
         # The result, what is added to it, and deviations from its mean in float32.
         target = itemsize + 4 + (4 if dtype != torch.float32 else 0)
@@ -62,38 +74,56 @@ class DirectConvolution(ConvolutionKernel):
             target += itemsize // 4  # a phase
         if device.type != "cpu":  # strips on their way, to the device and back
             source, target = source + 3 * itemsize, target + 4 * itemsize
-        elif self.inputs.wrap.y or len(self.inputs.source.bands) > 1:
+        elif self.inputs.circular.y or len(self.inputs.source.bands) > 1:
             source += itemsize  # a window of several pieces
         per_position = {"up": 0.25, "down": 4.0}.get(self.step.scale, 1.0)  # source positions for one of the target
-        halo = 1 + 2 / (strip.rows[1] - strip.rows[0])
-        values = strip.positions * (source * conv.in_channels * per_position * halo + target * conv.out_channels)
-        return int(values) + 2 * conv.weight.numel() * itemsize
+        halo = 1 + 2 / strip.height
+        return {
+            "window": int(strip.positions * source * conv.in_channels * per_position * halo),
+            "result": strip.positions * target * conv.out_channels,
+            "weights": 2 * conv.weight.numel() * itemsize,
+        }
 
-    def cut(self) -> Cut:
-        batch, height, width, channels = self.inputs.target.shape
-        itemsize = self.inputs.target.dtype.itemsize
-        widest = max(channels, self.inputs.source.shape[3])
-        rows = max(1, self.inputs.strip_bytes // (batch * width * widest * itemsize))
-        if self.inputs.max_rows is not None:
-            rows = min(rows, self.inputs.max_rows)
-        multiple = 2 if self.step.scale == "up" else 1
-        within = self.inputs.target.band_rows
-        if self.inputs.device.type != "cpu":  # where a new shape costs a search for its fastest kernel
-            rows = even_size(within, rows, multiple)
-        return Cut([(0, batch)], cut(height, rows, multiple, within), [(0, width)])
+    def packed_bytes(self) -> int:
+        phases = 16 / 9 if self.step.scale == "up" else 1
+        return int(phases * self.step.flops(1) / 2) * self.inputs.dtype.itemsize
+
+    def flops(self, strip: Strip) -> int:
+        return self.step.flops(strip.positions)
+
+    def pack(self) -> _Weights:
+        conv, shortcut = self.step.conv, self.step.shortcut
+        kernels = _phase_kernels(conv) if self.step.scale == "up" else [conv.weight]
+        also = None if shortcut is None else (self._kernel(shortcut.weight), self._bias(shortcut))
+        return _Weights([self._kernel(each) for each in kernels], self._bias(conv), also)
+
+    def _kernel(self, weight: Tensor) -> Tensor:
+        weight = weight.detach().to(self.inputs.device, self.inputs.dtype)
+        return weight.contiguous(memory_format=torch.channels_last)
+
+    def _bias(self, conv: nn.Conv2d) -> Tensor | None:
+        return None if conv.bias is None else conv.bias.detach().to(self.inputs.device, self.inputs.dtype)
+
+    def prepare(self, packed: _Weights) -> None:
+        inputs = self.inputs
+        self._weights = packed
+        self._transfers = Transfers(inputs.device)
+        self._following = dict(pairwise(self.layout.strips())) if self._transfers.overlap else {}
+        wide = torch.float64 if inputs.dtype == torch.float64 else torch.float32
+        self._coefficients = inputs.coefficients and tuple(each.to(inputs.device, wide) for each in inputs.coefficients)
 
     def compute(self, strip: Strip) -> StripStats:
-        assert self.transfers is not None
+        assert self._transfers is not None
         arriving = self._arriving.pop(strip, None) or self._upload(strip)
         if (following := self._following.get(strip)) is not None:  # before this strip's work is queued
             self._arriving[following] = self._upload(following)
         window, *residuals = arriving.here()
         result = self._convolved(window, strip)  # [B, rows, W, K]
         for residual in residuals:
-            if self.shortcut is not None:
-                residual = F.conv2d(residual.permute(0, 3, 1, 2), self.shortcut, self.shortcut_bias).permute(0, 2, 3, 1)
+            if self._weights.shortcut is not None:
+                residual = F.conv2d(residual.permute(0, 3, 1, 2), *self._weights.shortcut).permute(0, 2, 3, 1)
             result.add_(residual)
-        self.transfers.download(result, self.inputs.target.rows(*strip.rows))
+        self._transfers.download(result, self.inputs.target.rows(*strip.rows))
         return StripStats.of(result)
 
     def combine(self, parts: Sequence[StripStats]) -> ChannelStats:
@@ -102,19 +132,19 @@ class DirectConvolution(ConvolutionKernel):
     def close(self) -> None:
         self._arriving.clear()
         self._buffer = None
-        if self.transfers is not None:
-            self.transfers.finish()
+        if self._transfers is not None:
+            self._transfers.finish()
 
     def _upload(self, strip: Strip) -> Arriving:
         """The source's rows that a strip reads, as far as they exist, and the residual's."""
-        assert self.transfers is not None
-        windows = [self.inputs.source.around(*self._reads(strip), self.inputs.wrap.y)[0]]
+        assert self._transfers is not None
+        windows = [self.inputs.source.around(*self._reads(strip), self.inputs.circular.y)[0]]
         if self.inputs.residual is not None:
             windows.append(self.inputs.residual.pieces(*strip.rows))
-        return self.transfers.upload(*windows)
+        return self._transfers.upload(*windows)
 
     def _reads(self, strip: Strip) -> tuple[int, int]:
-        """The rows of the source that a strip needs, [first, stop); some may lie outside of the image."""
+        """The rows of the source that a strip needs, [first, stop); some may be outside of the image."""
         start, stop = strip.rows
         if self.step.scale == "down":
             return 2 * start, 2 * stop + 1
@@ -124,32 +154,34 @@ class DirectConvolution(ConvolutionKernel):
         return start - halo, stop + halo
 
     def _convolved(self, window: Tensor, strip: Strip) -> Tensor:
+        kernels, bias = self._weights.kernels, self._weights.bias
         if self.step.scale == "down":
             x = self._padded(window, strip, left=0, right=1)
-            return F.conv2d(x, self.weight, self.bias, stride=2).permute(0, 2, 3, 1)
+            return F.conv2d(x, kernels[0], bias, stride=2).permute(0, 2, 3, 1)
         if self.step.scale == "same":
             halo = self.step.conv.kernel_size[0] // 2
             x = self._padded(window, strip, left=halo, right=halo)
-            return F.conv2d(x, self.weight, self.bias).permute(0, 2, 3, 1)
+            return F.conv2d(x, kernels[0], bias).permute(0, 2, 3, 1)
 
         x = self._padded(window, strip, left=1, right=1)
         rows, columns = x.shape[2] - 2, x.shape[3] - 2
         result = x.new_empty(x.shape[0], 2 * rows, 2 * columns, self.step.conv.out_channels)
-        for phase, weight in enumerate(self.phases):
+        for phase, kernel in enumerate(kernels):
             a, b = divmod(phase, 2)
-            part = F.conv2d(x[:, :, a : a + rows + 1, b : b + columns + 1], weight, self.bias)
+            part = F.conv2d(x[:, :, a : a + rows + 1, b : b + columns + 1], kernel, bias)
             result[:, a::2, b::2] = part.permute(0, 2, 3, 1)
         return result
 
     def _padded(self, x: Tensor, strip: Strip, left: int, right: int) -> Tensor:
         """The rows that a strip reads, normalised, activated and padded: [B, C, rows, left + W + right].
 
-        They lie in a buffer that serves all strips of the pass.
+        They are in a buffer that serves all strips of the pass.
         """
         first, stop = self._reads(strip)
-        wrap, height = self.inputs.wrap, self.inputs.source.shape[1]
-        above, below = (0, 0) if wrap.y else (max(0, -first), max(0, stop - height))
-        if self.coefficients is None and not any((above, below, left, right)):
+        circular, height = self.inputs.circular, self.inputs.source.shape[1]
+        above, below = (0, 0) if circular.y else (max(0, -first), max(0, stop - height))
+        as_it_is = self.step.norm is None and self.step.act is None
+        if as_it_is and not any((above, below, left, right)):
             return x.permute(0, 3, 1, 2)
         batch, rows, width, channels = x.shape
         rows += above + below
@@ -157,16 +189,26 @@ class DirectConvolution(ConvolutionKernel):
             self._buffer = x.new_zeros(batch, rows, left + width + right, channels)
         padded = self._buffer[:, :rows]
         inside = padded[:, above : rows - below, left : left + width]
-        if self.coefficients is None:
+        if as_it_is:
             inside.copy_(x)
         else:
-            _activate(x, *self.coefficients, self.step.act, inside)  # type: ignore[arg-type]
+            self._activate(x, inside)
         padded[:, :above] = 0
         padded[:, rows - below :] = 0
-        if wrap.x:
+        if circular.x:
             padded[:, :, :left] = padded[:, :, width : width + left]
             padded[:, :, left + width :] = padded[:, :, left : left + right]
         return padded.permute(0, 3, 1, 2)
+
+    def _activate(self, x: Tensor, out: Tensor) -> None:
+        """out = act(norm(x)) for [B, H, W, C]."""
+        act: Any = self.step.act or nn.Identity()
+        if self._coefficients is not None:
+            _activate(x, *self._coefficients, act, out)
+            return
+        if isinstance(self.step.norm, PositionNorm):
+            x = self.step.norm.apply(x)
+        out.copy_(act(x))
 
 
 def _activate(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module, out: Tensor) -> None:
@@ -193,7 +235,7 @@ def act_of_batch_norm(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module) -
     return y.permute(0, 2, 3, 1)
 
 
-def _phase_weights(conv: nn.Conv2d) -> list[Tensor]:
+def _phase_kernels(conv: nn.Conv2d) -> list[Tensor]:
     """A 3x3 kernel on a doubled map as four 2x2 kernels on the map itself, one for each parity of the output."""
     weight = conv.weight.detach().to(torch.promote_types(conv.weight.dtype, torch.float32))
     even = weight.new_tensor([[1, 0, 0], [0, 1, 1]])

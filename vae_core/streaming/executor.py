@@ -1,133 +1,167 @@
-"""Runs a program: allocates maps, runs each pass strip by strip, and frees what no later pass reads."""
+"""Runs a program: allocates maps, runs each pass strip by strip, and releases what no later pass reads."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..errors import NonFiniteError
-from .attend import AttentionPass, PackedAttentionPass
-from .convolution import DirectConvolution, choose_kernel
+from ..errors import DamagedWeightError, NonFiniteError
+from .choose import choose_kernel
+from .kernel import ACCELERATOR_STRIP_BYTES, STRIP_BYTES, Kernel, Layout, PassInputs
 from .maps import FeatureMap
 from .memory import give_back_freed
-from .program import INPUT, OUTPUT, Attend, Convolve, Pass, output_size, sources
-from .stats import ChannelStats
+from .options import NO_AXES, Axes
+from .pool import run_strips
+from .program import INPUT, OUTPUT, Attend, Convolve, Pass
+from .progress import Report
+from .stats import ChannelStats, StripStats
 from .store import MapStore
-from .strips import NO_WRAP, STRIP_BYTES, PassInputs, Wrap
-from .winograd import drop_scratch
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a program is run.
+class PlannedPass:
+    """One pass as it was planned: which kernel computes it, in which strips."""
+
+    kernel: type[Kernel]
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a program is run, in all of its parts.
 
     Attributes:
-        device: where the arithmetic happens; maps lie where the store puts them.
-        wrap: the axes along which the image continues at its other side.
-        strip_latents: most latent rows in a strip; None for what suits each pass.
-        strip_bytes: size of a strip where the kernel leaves it open; None for what suits the device.
-        plain_kernels: use torch's convolutions alone.
-        check_finite: raise NonFiniteError in the pass that first makes a number that is not finite.
+        device: where the arithmetic happens; maps are where the store puts them.
+        dtype: precision of the arithmetic and of the maps.
+        workers: threads for strips.
+        circular: axes along which the image continues at its other side.
+        strip_latents: most rows of latent pixels in a strip; None for what suits each pass.
+        strip_bytes: size of a strip where the kernel leaves it open; 0 for what suits the device.
+        check_finite: raise NonFiniteError in the pass that first makes a value that is not finite.
         trim: give freed memory back to the system after every pass, which costs some percent of the time.
     """
 
     device: torch.device
-    wrap: Wrap = NO_WRAP
+    dtype: torch.dtype
+    workers: int
+    circular: Axes = NO_AXES
     strip_latents: int | None = None
-    strip_bytes: int | None = None
-    plain_kernels: bool = False
+    strip_bytes: int = 0
     check_finite: bool = False
     trim: bool = False
 
     @property
     def bytes_per_strip(self) -> int:
-        """`strip_bytes`, or what suits the device: a CPU's cache, a GPU's need of much to do at once."""
-        return self.strip_bytes or (STRIP_BYTES if self.device.type == "cpu" else 2**28)
+        """`strip_bytes`, or what suits the device: a CPU's cache, an accelerator's need of much to do at once."""
+        return self.strip_bytes or (STRIP_BYTES if self.device.type == "cpu" else ACCELERATOR_STRIP_BYTES)
 
 
-@contextmanager
-def worker_pool() -> Iterator[ThreadPoolExecutor | None]:
-    """As many threads as torch uses in the calling thread, each using one itself; None where that is one.
+@dataclass
+class PackedWeights:
+    """Packed weights by the number and the kernel of their pass, for the next part of a batch.
 
-    torch keeps its number of threads per thread, with a common default for threads to come, which is put back.
+    Attributes:
+        limit: bytes that may be kept.
     """
-    count = torch.get_num_threads()
-    if count == 1:
-        yield None
-        return
-    ready = threading.Barrier(count + 1)
 
-    def start() -> None:
-        torch.set_num_threads(1)
-        ready.wait()
+    limit: int = 0
+    used: int = 0
+    kept: dict[tuple[int, type], Any] = field(default_factory=dict)
 
-    with ThreadPoolExecutor(count, thread_name_prefix="seamless-vae", initializer=start) as pool:
-        for _ in range(count):
-            pool.submit(int)
-        ready.wait()
-        torch.set_num_threads(count)
-        yield pool
+    def of(self, index: int, kernel: Kernel) -> Any:
+        """What the kernel of pass `index` packs, or has packed before."""
+        key = index, type(kernel)
+        if key in self.kept:
+            return self.kept[key]
+        packed, size = kernel.pack(), kernel.packed_bytes()
+        if self.used + size <= self.limit:
+            self.kept[key] = packed
+            self.used += size
+        return packed
 
 
 class Execution:
-    """A program at work on one batch: its maps, and the statistics of what was written."""
+    """A program at work on one part of a batch: its maps, and the statistics of what was written.
 
-    def __init__(self, passes: list[Pass], settings: Settings, store: MapStore, dtype: torch.dtype) -> None:
+    Args:
+        planned: the kernels and layouts of the passes; None to choose and lay out now, as planning does.
+        like: those of a part of more items, whose layouts are taken over where that changes nothing.
+        find_damage: names a weight that is not finite, if there is one; asked where a pass has made such values.
+    """
+
+    def __init__(
+        self,
+        passes: Sequence[Pass],
+        manner: Manner,
+        store: MapStore,
+        planned: Sequence[PlannedPass] | None = None,
+        like: Sequence[PlannedPass] | None = None,
+        find_damage: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self.passes = passes
-        self.settings = settings
+        self.manner = manner
         self.store = store
-        self.dtype = dtype
+        self.planned = planned
+        self.like = like
+        self.find_damage = find_damage
         self.maps: dict[str, FeatureMap] = {}
-        self._owned: dict[str, FeatureMap] = {}  # what the store lent, by the map that it now holds
+        self._owned: dict[str, FeatureMap] = {}  # what the store lent, by the map that it is used for now
         self.stats: dict[str, ChannelStats] = {}
 
     def run(
         self,
-        batch: Tensor,
+        part: Tensor,
         output: Tensor,
         latent_rows: int,
         pool: ThreadPoolExecutor | None,
-        advance: Callable[[int], None],
+        report: Report,
+        weights: PackedWeights,
     ) -> None:
-        """Fill `output` [B, K, H', W'] from `batch` [B, C, H, W].
+        """Fill `output` [B, K, H', W'], of any strides, precision and place, from `part` [B, C, H, W].
 
         Args:
-            latent_rows: height of the latent, by which strips are measured.
+            latent_rows: height in latent pixels, by which strips are measured.
             pool: from `worker_pool`.
-            advance: told of the arithmetic done; what it raises ends the run within a strip.
+            report: what it raises ends the run within a strip.
 
         Raises:
-            NonFiniteError: a number went out of range, and the settings ask to look for it.
+            NonFiniteError: a weight is not finite; or a value went out of range, and the manner asks to look for it.
         """
-        for index, (step, kernel) in enumerate(self.kernels(batch, output, latent_rows)):
-            kernel.prepare()
-            stats = kernel.combine(_run_strips(kernel, pool, advance, self.settings.trim))
-            if self.settings.check_finite and not stats.finite:
-                raise NonFiniteError(_overflow_message(index, len(self.passes), self.dtype))
+        for index, (step, kernel) in enumerate(self.kernels(part, output, latent_rows)):
+            report.begin_pass()
+            kernel.prepare(weights.of(index, kernel))
+            stats = kernel.combine(run_strips(kernel, pool, report, self.manner.trim))
+            if not stats.finite:
+                self._not_finite(index)
             self.stats[step.target] = stats
-            if self.settings.trim:
+            if self.manner.trim:
                 del kernel
                 give_back_freed()
 
-    def kernels(self, batch: Tensor, output: Tensor, latent_rows: int) -> Generator[tuple[Pass, Any], None, None]:
+    def _not_finite(self, index: int) -> None:
+        damaged, self.find_damage = self.find_damage(), lambda: None  # looked for once
+        if damaged is not None:
+            raise DamagedWeightError(damaged_message(damaged))
+        if self.manner.check_finite:
+            raise NonFiniteError(_overflow_message(index, len(self.passes), self.manner.dtype))
+
+    def kernels(self, part: Tensor, output: Tensor, latent_rows: int) -> Generator[tuple[Pass, Kernel], None, None]:
         """Each pass with its kernel, its maps allocated; maps that no later pass reads are released after it.
 
-        With tensors and a store on the device "meta" this is a rehearsal that computes nothing.
+        With tensors and a store on the device "meta" this is a dry run that computes nothing.
         """
-        ends = {INPUT: batch, OUTPUT: output}
+        ends = {INPUT: part, OUTPUT: output}
         self.maps = {name: FeatureMap.of(each.permute(0, 2, 3, 1)) for name, each in ends.items()}
-        last_use = {name: index for index, step in enumerate(self.passes) for name in sources(step)}
+        last_use = {name: index for index, step in enumerate(self.passes) for name in step.reads}
         try:
             for index, step in enumerate(self.passes):
                 self._allocate_target(step)
-                kernel = self._kernel(step, latent_rows)
+                kernel = self._kernel(index, step, latent_rows)
                 try:
                     yield step, kernel
                 finally:
@@ -145,12 +179,12 @@ class Execution:
         batch, height, width, channels = self.maps[step.source].shape
         if isinstance(step, Convolve):
             channels = step.conv.out_channels
-            if step.reuses is not None:
+            if step.reuses is not None and step.reuses in self._owned:
                 self._owned[step.target] = self._owned.pop(step.reuses)
                 self.maps[step.target] = self.maps[step.reuses].narrowed(channels)
                 return
-        height, width = output_size(step, height, width)
-        owned = self.store.allocate((batch, height, width, channels), self.dtype)
+        height, width = step.output_size(height, width)
+        owned = self.store.allocate((batch, height, width, channels), self.manner.dtype)
         self.maps[step.target] = self._owned[step.target] = owned
 
     def _release(self, name: str) -> None:
@@ -160,96 +194,58 @@ class Execution:
             self.store.release(owned)
 
     def _coefficients(self, step: Pass) -> tuple[Tensor, Tensor] | None:
-        norm = step.attention.group_norm if isinstance(step, Attend) else step.norm
-        stats = self.stats.get(step.source)  # none in a rehearsal
-        return None if norm is None or stats is None else stats.affine(norm)
+        """A GroupNorm of the source as scale and shift [B, C] in float64; None for others and in a dry run."""
+        if not isinstance(step.norm, nn.GroupNorm) or self.store.device.type == "meta":
+            return None
+        if step.source not in self.stats:  # the input, which no pass has written
+            self.stats[step.source] = StripStats.of(self.maps[step.source].bands[0]).finished()
+        return self.stats[step.source].affine(step.norm)
 
-    def _kernel(self, step: Pass, latent_rows: int) -> Any:
-        source, target = self.maps[step.source], self.maps[step.target]
-        settings, coefficients = self.settings, self._coefficients(step)
-        if isinstance(step, Attend):
-            if PackedAttentionPass.suits(source, settings.device) and not settings.plain_kernels:
-                return PackedAttentionPass(step.attention, source, target, coefficients, settings.bytes_per_strip)
-            return AttentionPass(
-                step.attention, source, target, coefficients, self.store, settings.device, settings.bytes_per_strip
-            )
-        max_rows = settings.strip_latents
+    def _kernel(self, index: int, step: Pass, latent_rows: int) -> Kernel:
+        source, target, manner = self.maps[step.source], self.maps[step.target], self.manner
+        chosen, layout = self._chosen(index, step)
+        max_rows = manner.strip_latents
         if max_rows is not None:
             max_rows = max(1, max_rows * target.shape[1] // latent_rows)
-        precision = torch.float64 if self.dtype == torch.float64 else torch.float32
+        residual = None if isinstance(step, Attend) or step.residual is None else self.maps[step.residual]
         inputs = PassInputs(
             step=step,
             source=source,
             target=target,
-            residual=None if step.residual is None else self.maps[step.residual],
-            coefficients=coefficients and (coefficients[0].to(precision), coefficients[1].to(precision)),
-            wrap=settings.wrap,
+            residual=residual,
+            dtype=manner.dtype,
+            coefficients=self._coefficients(step),
+            circular=manner.circular,
             max_rows=max_rows,
-            strip_bytes=settings.bytes_per_strip,
-            device=settings.device,
+            strip_bytes=manner.bytes_per_strip,
+            device=manner.device,
+            workers=manner.workers,
+            store=self.store,
+            layout=layout,
         )
-        kernel = (
-            DirectConvolution
-            if settings.plain_kernels
-            else choose_kernel(step, source.shape[3], target, settings.device)
-        )
-        return kernel(inputs)
+        return chosen(inputs)
+
+    def _chosen(self, index: int, step: Pass) -> tuple[type[Kernel], Layout | None]:
+        """The kernel of a pass, and its layout if that is known."""
+        if self.planned is not None:
+            return self.planned[index].kernel, self.planned[index].layout
+        source, target = self.maps[step.source], self.maps[step.target]
+        chosen = choose_kernel(step, source, target, self.manner.dtype, self.manner.device)
+        if self.like is None or self.like[index].kernel is not chosen or chosen.whole_batch:
+            return chosen, None
+        return chosen, self.like[index].layout.clipped(target.shape[0])
 
 
-def _run_strips(
-    kernel: Any, pool: ThreadPoolExecutor | None, advance: Callable[[int], None], trim: bool = False
-) -> list[Any]:
-    """Results of all strips of a pass, in their order."""
-    strips, costs = kernel.strips(), kernel.costs()
-    if pool is None or not kernel.parallel or len(strips) == 1:
-        parts = []
-        try:
-            for strip, cost in zip(strips, costs, strict=True):
-                parts.append(kernel.compute(strip))
-                if trim:
-                    give_back_freed()
-                advance(cost)
-        finally:
-            drop_scratch()
-        return parts
-    results: list[Any] = [None] * len(strips)
-    stopped = threading.Event()
-    queue = iter(range(len(strips)))
-    lock = threading.Lock()
-    done: list[int] = []
-    inference = torch.is_inference_mode_enabled()  # these modes are each thread's own
-
-    @torch.inference_mode(inference)
-    @torch.no_grad()
-    def work() -> None:
-        try:
-            while not stopped.is_set():
-                with lock:
-                    index = next(queue, None)
-                if index is None:
-                    return
-                results[index] = kernel.compute(strips[index])
-                done.append(costs[index])  # append and pop are atomic
-        finally:
-            drop_scratch()
-
-    workers: set[Future[None]] = {pool.submit(work) for _ in range(pool._max_workers)}
-    try:
-        pending = workers
-        while pending:
-            finished, pending = wait(pending, timeout=0.05, return_when=FIRST_COMPLETED)
-            for future in finished:
-                future.result()
-            while done:
-                advance(done.pop())
-    finally:
-        stopped.set()
-        wait(workers)
-    return results
+def damaged_message(weight: str) -> str:
+    """The sentence for a weight that is not finite."""
+    return (
+        f"{weight} has values that are NaN or infinite, so the result would be, too: the VAE's file is damaged, or was "
+        f"made by a training that diverged. Get the file again, or use another one."
+    )
 
 
 def _overflow_message(index: int, passes: int, dtype: torch.dtype) -> str:
     return (
-        f"numbers went out of the range of {str(dtype).removeprefix('torch.')} in pass {index + 1} of {passes}. "
+        f"values went out of the range of {str(dtype).removeprefix('torch.')} in pass {index + 1} of {passes}. "
         f"Run this model in bfloat16 or float32."
     )

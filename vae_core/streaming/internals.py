@@ -7,6 +7,9 @@ torch (2.4 to 2.13)
     direct kernels run. That the last of them adds to what is in its output, in the caller's memory, is not
     documented: `tests/streaming/test_kernels.py` would notice.
 
+    `torch.autograd.forward_ad._current_level`, `torch._C._functorch.peek_interpreter_stack`: whether a transformation
+    of functions is at work, which strips must not be part of: `tests/streaming/test_behaviour.py` would notice.
+
 numba (0.60 to 0.68)
     `numba.core.caching.FunctionCache` with its `_impl` (`locator`, `filename_base`, `reduce`, `rebuild`,
     `check_cachable`), `_index_key` and `_cache_file`, `Dispatcher._cache`, and `numba.core.serialize.dumps`: see
@@ -38,6 +41,15 @@ import torch
 from torch import Tensor
 
 logger = logging.getLogger("seamless_vae")
+
+# torch: transformations of functions.
+
+
+def is_transformed() -> bool:
+    """Whether forward-mode gradients or a transformation of functorch's, such as vmap, is at work."""
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.autograd.forward_ad._current_level >= 0 or functorch.peek_interpreter_stack() is not None
+
 
 # torch: grouped 1x1 convolutions of oneDNN on weights that it has laid out in advance.
 

@@ -1,4 +1,4 @@
-"""How much memory there is, and how much a pass needs beside its maps."""
+"""How much memory there is."""
 
 from __future__ import annotations
 

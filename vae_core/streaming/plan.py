@@ -1,14 +1,20 @@
-"""What a run will do, told beforehand: passes, strips, where maps lie, peak memory, arithmetic."""
+"""What a job will do, found out by a dry run: passes, strips, places of maps, peak memory, FLOPs."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 
 from ..errors import MemoryBudgetError
-from .executor import Execution, Settings
+from ..units import MIB
+from .executor import Execution, Manner, PlannedPass
+from .half import Shape
+from .kernel import Kernel
+from .maps import FeatureMap
 from .memory import DEFAULT_SHARE, available_bytes
 from .program import Pass
 from .store import MapStore
@@ -16,147 +22,191 @@ from .store import MapStore
 _SMALLEST_STRIP = 2**18  # bytes
 # Memory that allocators keep between uses, as `benchmarks/memory.py` measures it: a quarter of what is planned up to
 # a limit in bytes, and a share. It is less where passes give back what they have freed.
-_KEPT_LIMIT, _KEPT_SHARE = 16 * 2**20, 0.05
-_TRIMMED_LIMIT, _TRIMMED_SHARE = 12 * 2**20, 0.03
+_KEPT_LIMIT, _KEPT_SHARE = 16 * MIB, 0.05
+_TRIMMED_LIMIT, _TRIMMED_SHARE = 12 * MIB, 0.03
 _META = torch.device("meta")
+
+
+class Places(NamedTuple):
+    """Bytes by the place that they are in.
+
+    Attributes:
+        device: the device of the arithmetic.
+        cpu: CPU memory, for an accelerator; 0 where the CPU is the device.
+        disk: temporary files.
+    """
+
+    device: int
+    cpu: int = 0
+    disk: int = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run, foretold.
+    """A run before it happens.
 
     Attributes:
-        passes: how often a whole map is gone through.
-        strips: into how many pieces these are cut, together.
-        store: where maps lie: "memory", or "memory and file" where the budget keeps some out of memory; for an
-            accelerator "device", "device and host", "device and file" or "device, host and file".
+        passes: how often a whole map is gone through; each time that the reference path runs counts as one.
+        strips: into how many pieces these are cut, together; 0 where the reference path runs.
+        tiles: how many blended tiles are run; 0 where there are none.
+        places: most bytes of feature maps in each place.
         peak_bytes: most working memory of the device at any time, beside weights, input and output.
-        host_bytes: most bytes of maps in the host's memory, for an accelerator.
-        file_bytes: most bytes in temporary files.
-        arithmetic: multiplications and additions, counted as plain convolutions need them.
-        pass_costs: the arithmetic of each pass, in their order.
-        fast_share: the share of `arithmetic` that takes a kernel with fewer multiplications.
-        map_limit: bytes of maps that may lie on the device; None for no limit.
-        host_limit: bytes of the others that may lie in the host's memory, for an accelerator.
-        strip_bytes: size of a strip where a kernel leaves it open.
+        terms: what is in memory at that time, in bytes, by what it is for.
+        flops: multiplications and additions, counted as plain convolutions need them.
+        pass_flops: those of each pass, in their order.
+        fast_share: the share of `flops` that takes a kernel with fewer multiplications.
+        items: how many of the batch run at once.
     """
 
     passes: int
     strips: int
-    store: str
+    tiles: int
+    places: Places
     peak_bytes: int
-    host_bytes: int
-    file_bytes: int
-    arithmetic: int
-    pass_costs: tuple[int, ...]
+    terms: Mapping[str, int]
+    flops: int
+    pass_flops: tuple[int, ...]
     fast_share: float
-    map_limit: int | None
-    host_limit: int
-    strip_bytes: int
+    items: int
 
-    def times(self, runs: int) -> Plan:
-        """The plan of so many runs, one after the other."""
-        return replace(
-            self,
-            passes=self.passes * runs,
-            strips=self.strips * runs,
-            arithmetic=self.arithmetic * runs,
-            pass_costs=self.pass_costs * runs,
-        )
+
+@dataclass(frozen=True)
+class ProgramPlan:
+    """A program's plan, and all that running it as planned needs.
+
+    Attributes:
+        manner: how, with the size of strips that the budget leaves.
+        planned: each pass of a part of `plan.items` items.
+        rest: each pass of the last part, if it has fewer.
+        map_limit, cpu_limit: bytes of maps for the store; see MapStore.
+        packed_limit: bytes of packed weights to keep from one part of a batch to the next.
+    """
+
+    plan: Plan
+    manner: Manner
+    planned: tuple[PlannedPass, ...]
+    rest: tuple[PlannedPass, ...]
+    map_limit: int | None
+    cpu_limit: int
+    packed_limit: int
+
+
+@dataclass
+class _DryRun:
+    """What a dry run of one part of a batch has found.
+
+    Attributes:
+        workspace: the largest of all passes, in bytes.
+        terms: of the pass at the peak.
+        packed: bytes of packed weights of all passes.
+    """
+
+    store: MapStore
+    planned: list[PlannedPass] = field(default_factory=list)
+    pass_flops: list[int] = field(default_factory=list)
+    fast: int = 0
+    workspace: int = 0
+    peak: int = 0
+    terms: dict[str, int] = field(default_factory=dict)
+    packed: int = 0
+
+    def add(self, step: Pass, kernel: Kernel, target: FeatureMap) -> None:
+        """The next pass, with its maps allocated."""
+        batch, height, width = target.shape[:3]
+        flops = batch * step.flops(height * width)
+        terms = {"maps": self.store.used["device"], **kernel.workspace()}
+        total = sum(terms.values())
+        self.planned.append(PlannedPass(type(kernel), kernel.layout))
+        self.pass_flops.append(flops)
+        self.fast += flops if kernel.fast else 0
+        self.packed += kernel.packed_bytes()
+        self.workspace = max(self.workspace, total - terms["maps"])
+        if total > self.peak:
+            self.peak, self.terms = total, terms
+
+    @property
+    def strips(self) -> int:
+        return sum(len(each.layout) for each in self.planned)
 
 
 def plan_program(
     passes: list[Pass],
-    settings: Settings,
-    shape: tuple[int, int, int, int],
-    output_shape: tuple[int, int, int, int],
+    manner: Manner,
+    shape: Shape,
+    output_shape: Shape,
     latent_rows: int,
-    dtype: torch.dtype,
+    items: int,
     budget: int | None,
-) -> Plan:
-    """Rehearse a program without computing anything.
+) -> ProgramPlan:
+    """Plan a program without computing anything.
 
     Args:
         shape, output_shape: of the input and the output, [B, C, H, W].
+        items: how many of the batch run at once.
         budget: bytes of working memory beside weights, input and output; None for no limit.
 
     Raises:
         MemoryBudgetError: what a pass needs beside its maps is over the budget.
     """
 
-    def rehearse(limit: int | None) -> tuple[Plan, int]:
-        return _rehearse(passes, settings, shape, output_shape, latent_rows, dtype, limit)
+    def dry_run(manner: Manner, limit: int | None, items: int = items, like: _DryRun | None = None) -> _DryRun:
+        ends = [torch.empty((items, *each[1:]), dtype=manner.dtype, device=_META) for each in (shape, output_shape)]
+        found = _DryRun(MapStore(_META, limit, cpu_limit))
+        execution = Execution(passes, manner, found.store, like=like and like.planned)
+        for step, kernel in execution.kernels(*ends, latent_rows):
+            found.add(step, kernel, execution.maps[step.target])
+        return found
 
-    plan, workspace = rehearse(None)
-    if budget is None or plan.peak_bytes <= budget:
-        return plan
-    budget -= _reserve(budget, settings)
-    # What is left over by then goes to maps.
-    while workspace > budget // 2 and settings.bytes_per_strip > _SMALLEST_STRIP:
-        settings = replace(settings, strip_bytes=settings.bytes_per_strip // 4)
-        workspace = rehearse(None)[1]
-    if workspace > budget:
-        needed = workspace
-        while needed - _reserve(needed, settings) < workspace:
-            needed += 2**20
-        raise MemoryBudgetError(
-            f"the memory budget is too small: after {budget / 2**20:.0f} MiB a single strip of this model still "
-            f"does not fit. Give at least {math.ceil(needed / 2**20)} MiB."
-        )
-    return rehearse(budget - workspace)[0]
+    full, rest = divmod(shape[0], items)
+    runs = full + (rest > 0)
+    cpu_limit = 0
+    if manner.device.type != "cpu":
+        cpu_limit = int((available_bytes(torch.device("cpu")) or 0) * DEFAULT_SHARE)
+    limit, found = None, dry_run(manner, None)
+    peak = found.peak + _reserve(found.peak, manner)
+    if budget is not None and peak > budget:
+        left = budget - _reserve(budget, manner)
+        # What is left over by then goes to maps.
+        while found.workspace > left // 2 and manner.bytes_per_strip > _SMALLEST_STRIP:
+            manner = replace(manner, strip_bytes=manner.bytes_per_strip // 4)
+            found = dry_run(manner, None)
+        if found.workspace > left:
+            raise MemoryBudgetError(_too_small(left, found.workspace, manner))
+        limit = left - found.workspace
+        found = dry_run(manner, limit)
+        peak = found.peak + _reserve(found.peak, manner)
+    # Packed weights serve every part of a batch, where there is room for them.
+    packed = found.packed if runs > 1 and (budget is None or peak + found.packed <= budget) else 0
+    terms = {**found.terms, "kept by allocators": peak - found.peak}
+    if packed:
+        terms["packed weights"] = packed
+    last = dry_run(manner, limit, rest, found) if rest else _DryRun(found.store)
+    pass_flops, places = found.pass_flops * full + last.pass_flops, found.store.peak
+    plan = Plan(
+        passes=len(passes) * runs,
+        strips=full * found.strips + last.strips,
+        tiles=0,
+        places=Places(places["device"], places["cpu"], places["disk"]),
+        peak_bytes=peak + packed,
+        terms=terms,
+        flops=sum(pass_flops),
+        pass_flops=tuple(pass_flops),
+        fast_share=found.fast / sum(found.pass_flops),
+        items=items,
+    )
+    return ProgramPlan(plan, manner, tuple(found.planned), tuple(last.planned), limit, cpu_limit, packed)
 
 
-def _reserve(size: int, settings: Settings) -> int:
-    limit, share = (_TRIMMED_LIMIT, _TRIMMED_SHARE) if settings.trim else (_KEPT_LIMIT, _KEPT_SHARE)
+def _reserve(size: int, manner: Manner) -> int:
+    limit, share = (_TRIMMED_LIMIT, _TRIMMED_SHARE) if manner.trim else (_KEPT_LIMIT, _KEPT_SHARE)
     return int(min(size / 4, limit) + share * size)
 
 
-def _rehearse(
-    passes: list[Pass],
-    settings: Settings,
-    shape: tuple[int, int, int, int],
-    output_shape: tuple[int, int, int, int],
-    latent_rows: int,
-    dtype: torch.dtype,
-    limit: int | None,
-) -> tuple[Plan, int]:
-    """The plan under a limit for maps, and the largest workspace of a pass."""
-    host_limit = 0
-    if settings.device.type != "cpu":
-        host_limit = int((available_bytes(torch.device("cpu")) or 0) * DEFAULT_SHARE)
-    store = MapStore(_META, limit, host_limit)
-    run = Execution(passes, settings, store, dtype)
-    strips = fast = peak = largest = 0
-    pass_costs: list[int] = []
-    workers = torch.get_num_threads()
-    batch, output = (torch.empty(size, dtype=dtype, device=_META) for size in (shape, output_shape))
-    for _, kernel in run.kernels(batch, output, latent_rows):
-        count, cost = kernel.extent()
-        strips += count
-        pass_costs.append(cost)
-        fast += cost if kernel.fast else 0
-        workspace = kernel.workspace(workers)
-        largest = max(largest, workspace)
-        peak = max(peak, store.used["device"] + workspace)
-    plan = Plan(
-        passes=len(passes),
-        strips=strips,
-        store=_described(store, settings.device),
-        peak_bytes=peak + _reserve(peak, settings),
-        host_bytes=store.peak["host"],
-        file_bytes=store.peak["file"],
-        arithmetic=sum(pass_costs),
-        pass_costs=tuple(pass_costs),
-        fast_share=fast / sum(pass_costs),
-        map_limit=limit,
-        host_limit=host_limit,
-        strip_bytes=settings.bytes_per_strip,
+def _too_small(left: int, workspace: int, manner: Manner) -> str:
+    needed = workspace
+    while needed - _reserve(needed, manner) < workspace:
+        needed += MIB
+    return (
+        f"the memory budget is too small: after {left / MIB:.0f} MiB a single strip of this model still does not fit. "
+        f"Give at least {math.ceil(needed / MIB)} MiB."
     )
-    return plan, largest
-
-
-def _described(store: MapStore, device: torch.device) -> str:
-    """The places that maps lie in, in words."""
-    names = ["memory" if device.type == "cpu" else "device"]
-    names += [place for place in ("host", "file") if store.peak[place]]
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]

@@ -1,19 +1,35 @@
-"""Encoder and decoder as programs: lists of passes, each reading one feature map and writing another.
+"""Programs: lists of passes, each reading one feature map and writing another.
 
 A pass sees the whole map, strip by strip, so the statistics of what it writes are complete before the next pass
-needs them; that is what makes a tiled run exact.
+needs them; that is what makes a tiled run exact. Which model a program belongs to is unknown here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ..attention import Attention
-from ..blocks import Downsample, Level, ResnetBlock, UNetMidBlock2D, Upsample
-from ..decoder import Decoder
-from ..encoder import Encoder
+Scale = Literal["same", "up", "down"]
+Linear = tuple[Tensor, Tensor]  # weight [K, C] and bias [K]
+INPUT, OUTPUT = "input", "output"
+
+
+@dataclass(frozen=True)
+class PositionNorm:
+    """A norm of each position by itself, such as RMSNorm over channels: it needs no statistics of the map.
+
+    Attributes:
+        apply: [..., C] -> [..., C], for any device and precision.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+
+
+Norm = nn.GroupNorm | PositionNorm
 
 
 @dataclass(frozen=True)
@@ -22,17 +38,18 @@ class Convolve:
 
     Attributes:
         source, target: names of maps. A target that is also the residual is written in place.
-        scale: "same"; "up", where the source is first doubled by nearest neighbour; "down", with stride 2 and a
-            padding of one row below and one column to the right.
-        norm, act: applied to the source; both or neither.
-        residual: a map of the target's size that is added, through `shortcut` if there is one.
+        conv: its weight and bias are read when the pass runs; without a bias it adds nothing.
+        scale: "same"; "up", where the source is first doubled by nearest neighbour (3x3 alone); "down", with stride 2
+            and a padding of one row below and one column to the right (3x3 alone).
+        norm, act: applied to the source in this order, where they are given; an act with a GroupNorm.
+        residual: a map of the target's size that is added, through `shortcut` (1x1) if there is one.
     """
 
     source: str
     target: str
     conv: nn.Conv2d
-    scale: str = "same"
-    norm: nn.GroupNorm | None = None
+    scale: Scale = "same"
+    norm: Norm | None = None
     act: nn.Module | None = None
     residual: str | None = None
     shortcut: nn.Conv2d | None = None
@@ -47,21 +64,67 @@ class Convolve:
         narrows = self.shortcut is not None and self.shortcut.out_channels <= self.shortcut.in_channels
         return self.residual if narrows else None
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The maps that the pass reads."""
+        return (self.source,) if self.residual is None else (self.source, self.residual)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Size of the target, from that of the source."""
+        if self.scale == "up":
+            return 2 * height, 2 * width
+        return (height // 2, width // 2) if self.scale == "down" else (height, width)
+
+    def flops(self, positions: int) -> int:
+        """FLOPs of the convolution as torch computes it, for so many positions of the target."""
+        weights = self.conv.weight.numel() + (0 if self.shortcut is None else self.shortcut.weight.numel())
+        return 2 * weights * positions
+
+
+class AttentionWeights(Protocol):
+    """The layers of a single-head attention, read when the pass runs."""
+
+    def query_key_value(self) -> list[Linear]:
+        """The three projections, [C, C] each."""
+        ...
+
+    def output(self) -> Linear:
+        """The projection of what was attended to, [C, C]."""
+        ...
+
 
 @dataclass(frozen=True)
 class Attend:
-    """target = source + project(attention(norm(source))); source and target may be one map."""
+    """target = source + output(attention(norm(source))) over all positions; source and target may be one map.
+
+    Attributes:
+        channels: of both maps.
+    """
 
     source: str
     target: str
-    attention: Attention
+    channels: int
+    norm: Norm
+    weights: AttentionWeights
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
+    def flops(self, positions: int) -> int:
+        """FLOPs of four projections and two products, for a map of so many positions."""
+        return 8 * positions * self.channels**2 + 4 * positions**2 * self.channels
 
 
 Pass = Convolve | Attend
-INPUT, OUTPUT = "input", "output"
 
 
-class _Builder:
+class ProgramBuilder:
+    """Writes a program down pass by pass; `current` is the map that the last one has written."""
+
     def __init__(self) -> None:
         self.passes: list[Pass] = []
         self.current = INPUT
@@ -71,85 +134,50 @@ class _Builder:
         self._made += 1
         return f"map{self._made}"
 
-    def convolve(self, conv: nn.Conv2d, **options: object) -> None:
-        target = self.new_map()
-        self.passes.append(Convolve(self.current, target, conv, **options))  # type: ignore[arg-type]
+    def convolve(
+        self,
+        conv: nn.Conv2d,
+        scale: Scale = "same",
+        norm: Norm | None = None,
+        act: nn.Module | None = None,
+        residual: str | None = None,
+        shortcut: nn.Conv2d | None = None,
+        in_place: bool = False,
+    ) -> None:
+        """A convolution of `current`; `in_place` writes where the residual is."""
+        target = residual if in_place and residual is not None else self.new_map()
+        self.passes.append(Convolve(self.current, target, conv, scale, norm, act, residual, shortcut))
         self.current = target
 
-    def resnet(self, block: ResnetBlock) -> None:
-        x, h = self.current, self.new_map()
-        self.passes.append(Convolve(x, h, block.conv1, norm=block.norm1, act=block.nonlinearity))
-        self.current = x if block.conv_shortcut is None else self.new_map()
-        self.passes.append(
-            Convolve(
-                h,
-                self.current,
-                block.conv2,
-                norm=block.norm2,
-                act=block.nonlinearity,
-                residual=x,
-                shortcut=block.conv_shortcut,
-            )
-        )
+    def attend(self, channels: int, norm: Norm, weights: AttentionWeights) -> None:
+        """An attention on `current`, in place."""
+        self.passes.append(Attend(self.current, self.current, channels, norm, weights))
 
-    def attend(self, attention: Attention) -> None:
-        self.passes.append(Attend(self.current, self.current, attention))
-
-    def level(self, block: Level | UNetMidBlock2D) -> None:
-        attentions = list(block.attentions or [])
-        for index, resnet in enumerate(block.resnets):
-            self.resnet(resnet)  # type: ignore[arg-type]
-            if index < len(attentions):  # the middle block has one attention less than resnets
-                self.attend(attentions[index])  # type: ignore[arg-type]
-
-    def finish(self, model: Encoder | Decoder, last: nn.Conv2d | None) -> list[Pass]:
-        self.convolve(model.conv_out, norm=model.conv_norm_out, act=model.conv_act)
-        if last is not None:
-            self.convolve(last)
-        final = self.passes.pop()
-        assert isinstance(final, Convolve)
-        return [*self.passes, Convolve(final.source, OUTPUT, final.conv, norm=final.norm, act=final.act)]
+    def finish(self) -> list[Pass]:
+        """The program, whose last convolution writes the output."""
+        last = self.passes[-1]
+        if not isinstance(last, Convolve) or last.target == last.residual:
+            raise ValueError("a program ends with a convolution that is not in place")
+        final = Convolve(last.source, OUTPUT, last.conv, last.scale, last.norm, last.act, last.residual, last.shortcut)
+        return [*self.passes[:-1], final]
 
 
-def encoder_program(encoder: Encoder, quant_conv: nn.Conv2d | None) -> list[Pass]:
-    """image -> moments."""
-    build = _Builder()
-    build.convolve(encoder.conv_in)
-    for block in encoder.down_blocks:
-        build.level(block)  # type: ignore[arg-type]
-        for downsample in block.downsamplers or []:  # type: ignore[union-attr]
-            assert isinstance(downsample, Downsample)
-            build.convolve(downsample.conv, scale="down")
-    build.level(encoder.mid_block)
-    return build.finish(encoder, quant_conv)
+def program_flops(passes: list[Pass], shape: tuple[int, int, int, int]) -> int:
+    """FLOPs of a program for an input [B, C, H, W]."""
+    batch, _, height, width = shape
+    total = 0
+    for step in passes:
+        height, width = step.output_size(height, width)
+        total += step.flops(height * width)
+    return batch * total
 
 
-def decoder_program(decoder: Decoder, post_quant_conv: nn.Conv2d | None) -> list[Pass]:
-    """z -> image."""
-    build = _Builder()
-    if post_quant_conv is not None:
-        build.convolve(post_quant_conv)
-    build.convolve(decoder.conv_in)
-    build.level(decoder.mid_block)
-    for block in decoder.up_blocks:
-        build.level(block)  # type: ignore[arg-type]
-        for upsample in block.upsamplers or []:  # type: ignore[union-attr]
-            assert isinstance(upsample, Upsample)
-            build.convolve(upsample.conv, scale="up")
-    return build.finish(decoder, None)
-
-
-def sources(step: Pass) -> tuple[str, ...]:
-    """The maps that a pass reads."""
-    if isinstance(step, Convolve) and step.residual is not None:
-        return step.source, step.residual
-    return (step.source,)
-
-
-def output_size(step: Pass, height: int, width: int) -> tuple[int, int]:
-    """Size of a pass's target, from that of its source."""
-    if isinstance(step, Convolve) and step.scale == "up":
-        return 2 * height, 2 * width
-    if isinstance(step, Convolve) and step.scale == "down":
-        return height // 2, width // 2
-    return height, width
+def largest_map(passes: list[Pass], shape: tuple[int, int, int, int], dtype: torch.dtype) -> int:
+    """Bytes of the largest map that a program writes for an input [B, C, H, W]."""
+    batch, _, height, width = shape
+    largest = 0
+    for step in passes:
+        height, width = step.output_size(height, width)
+        if isinstance(step, Convolve):
+            largest = max(largest, height * width * step.conv.out_channels)
+    return batch * largest * dtype.itemsize

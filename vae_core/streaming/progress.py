@@ -1,63 +1,68 @@
-"""Telling the caller how far a run has come, in units of arithmetic; of modules run as they are, too."""
+"""Telling the caller how far a run is, in FLOPs; of modules that run as they are, too."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .attend import attention_cost
-from .program import Attend, Pass, output_size
-from .strips import convolution_cost
-
 # Operations that an accelerator may still have before it when the next one is queued: enough to keep it busy, and few
-# enough that what is told is true, and that an end comes soon.
+# enough that what is reported is true, and that an end comes soon.
 _IN_FLIGHT = 2
 
 
-Progress = Callable[[int, int], None]
+class Progress(NamedTuple):
+    """How far a run is.
+
+    Attributes:
+        done, total: FLOPs.
+        pass_index: of the pass at work, from 1 to `passes`.
+        passes: of the whole run, as planned.
+    """
+
+    done: int
+    total: int
+    pass_index: int
+    passes: int
+
+
+ProgressCallback = Callable[[Progress], None]
 
 
 @dataclass
 class Report:
-    """Adds up the arithmetic done and tells it to the caller."""
+    """Adds up the FLOPs done and reports them to the caller."""
 
-    progress: Progress | None
+    progress: ProgressCallback | None
     total: int = 0
     done: int = 0
+    pass_index: int = 0
+    passes: int = 0
 
-    def expect(self, cost: int) -> None:
+    def expect(self, flops: int, passes: int) -> None:
         """So much more is to come: once for a run, and once more where it has to be done again."""
-        self.total = self.done + cost
+        self.total = self.done + flops
+        self.passes = self.pass_index + passes
+
+    def begin_pass(self) -> None:
+        """The next pass is at work."""
+        self.pass_index = min(self.pass_index + 1, self.passes)
 
     def finish(self) -> None:
         """Whatever was counted, all of it is done."""
         if self.done < self.total:
             self(self.total - self.done)
 
-    def __call__(self, cost: int) -> None:
-        self.done = min(self.done + cost, self.total)
+    def __call__(self, flops: int) -> None:
+        self.done = min(self.done + flops, self.total)
         if self.progress is not None:
-            self.progress(self.done, self.total)
-
-
-def program_cost(passes: Sequence[Pass], shape: tuple[int, int, int, int]) -> int:
-    """The arithmetic of a program for an input [B, C, H, W], as convolutions and attention are counted everywhere."""
-    batch, _, height, width = shape
-    total = 0
-    for step in passes:
-        height, width = output_size(step, height, width)
-        if isinstance(step, Attend):
-            total += attention_cost(step.attention.group_norm.num_channels, height * width)
-        else:
-            total += convolution_cost(step, height * width)
-    return batch * total
+            self.progress(Progress(self.done, self.total, max(1, self.pass_index), self.passes))
 
 
 def is_compiled(model: nn.Module) -> bool:
@@ -69,11 +74,11 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 class Watched(TorchFunctionMode):
-    """Counts the arithmetic of what the calling thread does with torch within the block.
+    """Counts the FLOPs of what the calling thread does with torch within the block.
 
     Args:
         device: where it happens. On an accelerator operations are queued; they count when they are done.
-        advance: told of the arithmetic done since the last time; what it raises comes out of the operation.
+        advance: called with the FLOPs done since the last time; what it raises comes out of the operation.
     """
 
     def __init__(self, device: torch.device, advance: Callable[[int], None]) -> None:

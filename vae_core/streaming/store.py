@@ -1,4 +1,4 @@
-"""Where feature maps lie: on the device while the budget allows it, then in the host's memory, then in a file."""
+"""Where feature maps are: on the device while the budget allows it, then offloaded to CPU memory, then to disk."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _REUSE_LIMIT = 4
 _HUGE_PAGE = 2**21
 _LARGE = 2**26  # bytes of a map that is worth some milliseconds spent on finding memory for it
 
-Place = Literal["device", "host", "file"]
-PLACES: tuple[Place, ...] = ("device", "host", "file")
+Place = Literal["device", "cpu", "disk"]
+PLACES: tuple[Place, ...] = ("device", "cpu", "disk")
 
 
 @dataclass(eq=False)  # found by identity: tensors do not compare to one truth
@@ -45,17 +45,17 @@ class MapStore:
     Args:
         device: of the arithmetic; "meta" makes a store that only counts, for planning.
         limit: bytes of maps to hold on the device; None for no limit.
-        host_limit: bytes of what does not fit there to hold in the host's memory, which is page-locked for CUDA; 0
-            where the device is the host. What does not fit either goes to a file, which has no name where the system
-            allows that, and is deleted with its map everywhere.
+        cpu_limit: bytes of what does not fit there to offload to CPU memory, which is page-locked for CUDA; 0 where
+            the device is the CPU. What does not fit either is offloaded to disk, to a file that has no name where the
+            system allows that, and is deleted with its map everywhere.
 
     Attributes:
         used, peak: bytes now and at most, by place.
     """
 
-    def __init__(self, device: torch.device, limit: int | None = None, host_limit: int = 0) -> None:
+    def __init__(self, device: torch.device, limit: int | None = None, cpu_limit: int = 0) -> None:
         self.device = device
-        self.limits: dict[Place, int | None] = {"device": limit, "host": host_limit, "file": None}
+        self.limits: dict[Place, int | None] = {"device": limit, "cpu": cpu_limit, "disk": None}
         self.used: dict[Place, int] = dict.fromkeys(PLACES, 0)
         self.peak: dict[Place, int] = dict.fromkeys(PLACES, 0)
         self._free: list[_Buffer] = []
@@ -121,7 +121,7 @@ class MapStore:
             limit = self.limits[place]
             if limit is None or self.used[place] - idle + size <= limit:
                 return place
-        raise AssertionError("a file has no limit")
+        raise AssertionError("the disk has no limit")
 
     def _fresh(self, size: int) -> _Buffer:
         self.drop_free()
@@ -134,11 +134,11 @@ class MapStore:
     def _made(self, size: int, place: Place) -> _Buffer:
         if self.device.type == "meta":
             return _Buffer(size, torch.empty(size, dtype=torch.uint8, device="meta"), place)
-        if place == "file":
+        if place == "disk":
             return _Buffer(size, _mapped_file(size), place)
         if size >= _LARGE:
             give_back_freed()
-        if place == "host" or self.device.type == "cpu":
+        if place == "cpu" or self.device.type == "cpu":
             data = _pages(size)
             return _Buffer(size, data, place, registered=self.device.type == "cuda" and _register(data))
         return _Buffer(size, torch.empty(size, dtype=torch.uint8, device=self.device), place)
@@ -151,7 +151,7 @@ def _pages(size: int) -> Tensor:
     try:
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
-        raise MemoryError(f"{size / 2**20:.0f} MiB for feature maps cannot be had ({error.strerror}).") from error
+        raise MemoryError(f"{size / 2**20:.0f} MiB for feature maps cannot be allocated ({error.strerror}).") from error
     with contextlib.suppress(OSError):  # a kernel without them
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=torch.uint8)
@@ -190,7 +190,7 @@ def _mapped_file(size: int) -> Tensor:
                 file.truncate(size)
         except OSError as error:
             raise MemoryBudgetError(
-                f"the memory budget leaves {size / 2**20:.0f} MiB of feature maps to a file in "
+                f"the memory budget leaves {size / 2**20:.0f} MiB of feature maps to be offloaded to disk, to "
                 f"{tempfile.gettempdir()}, which has no room for them ({error.strerror}). "
                 f"Raise the budget, or point TMPDIR to a larger disk."
             ) from error

@@ -86,7 +86,7 @@ def pieces_of(weights: int, scale: str) -> int:
 
 def _pack_transformed(conv: nn.Conv2d, transform: Transform, rows: int) -> list[PackedProducts]:
     """G w G^T for every kernel w of `conv`, packed together or row by row of the result."""
-    kernels = conv.weight.detach().float().flatten(0, 1).flatten(1).t()  # [9, K * C]
+    kernels = conv.weight.detach().float().cpu().flatten(0, 1).flatten(1).t()  # [9, K * C]
     one = transforms.as_tensor(transform.kernel)
     both = torch.kron(one, one).float()
     pieces = _pieces(both.shape[0] * kernels.shape[1], transform)

@@ -6,7 +6,8 @@ images and other programs rely on its numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -31,19 +32,24 @@ def blend(before: Tensor, after: Tensor, extent: int, dim: int) -> Tensor:
     return torch.cat([old * (1 - ramp) + new * ramp, rest], dim=dim)
 
 
-def run_blended(run: Callable[[Tensor], Tensor], x: Tensor, tile: TileSpec, in_unit: int, out_unit: int) -> Tensor:
-    """Run a function over overlapping tiles of `x` [B, C, H, W] and blend the results into one map.
+def blended_tiles(
+    run: Callable[[Tensor], Tensor], x: Tensor, tile: TileSpec, in_unit: int, out_unit: int
+) -> Iterator[tuple[Tensor, int, int]]:
+    """Run a function over overlapping tiles of `x` [B, C, H, W] and blend the results.
 
     Args:
         run: maps a tile [B, C, h, w] to [B, C', h * out_unit / in_unit, ...].
-        in_unit, out_unit: size of one latent position in `x` and in the result: 1 for latents, the model's
-            spatial ratio for pixels.
+        in_unit, out_unit: pixels along one side of a latent pixel, in `x` and in the result: 1 for latents, the
+            model's downscale factor for images.
+
+    Yields:
+        Pieces [B, C', rows, columns] of the result, that cover it without overlap, and where the first row and column
+        of each belong.
     """
     assert tile.size is not None
     size, stride = tile.size * in_unit, tile.stride * in_unit
     extent, keep = tile.overlap * out_unit, tile.stride * out_unit
     above: list[Tensor] = []
-    strips = []
     for top, bottom in spans(x.shape[2], size, stride, minimum=in_unit):
         row: list[Tensor] = []
         for left, right in spans(x.shape[3], size, stride, minimum=in_unit):
@@ -53,14 +59,23 @@ def run_blended(run: Callable[[Tensor], Tensor], x: Tensor, tile: TileSpec, in_u
             if row:
                 result = blend(row[-1], result, extent, dim=3)
             row.append(result)
-        strips.append(torch.cat([result[:, :, :keep, :keep] for result in row], dim=3))
+            yield result[:, :, :keep, :keep], top // in_unit * out_unit, left // in_unit * out_unit
         above = row
-    return torch.cat(strips, dim=2)
 
 
-def count_tiles(x: Tensor, tile: TileSpec, in_unit: int) -> int:
-    """How many tiles `run_blended` cuts `x` into."""
+def run_blended(run: Callable[[Tensor], Tensor], x: Tensor, tile: TileSpec, in_unit: int, out_unit: int) -> Tensor:
+    """The pieces of `blended_tiles` as one map; gradients flow through it."""
+    rows: dict[int, list[Tensor]] = {}
+    for piece, top, _ in blended_tiles(run, x, tile, in_unit, out_unit):
+        rows.setdefault(top, []).append(piece)
+    return torch.cat([torch.cat(row, dim=3) for row in rows.values()], dim=2)
+
+
+def cut_tiles(size: Sequence[int], tile: TileSpec, in_unit: int) -> Counter[tuple[int, int]]:
+    """How many tiles of each height and width `blended_tiles` cuts a map of this height and width into."""
     assert tile.size is not None
-    size, stride = tile.size * in_unit, tile.stride * in_unit
-    rows, columns = (len(spans(length, size, stride, minimum=in_unit)) for length in x.shape[2:])
-    return rows * columns
+    heights, widths = (
+        Counter(stop - start for start, stop in spans(side, tile.size * in_unit, tile.stride * in_unit, in_unit))
+        for side in size
+    )
+    return Counter({(height, width): high * wide for height, high in heights.items() for width, wide in widths.items()})

@@ -5,16 +5,16 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from ..attention import STOCK_PROCESSORS, Attention
-from ..blocks import DownBlock, Downsample, ResnetBlock, UNetMidBlock2D, UpBlock, Upsample
-from ..decoder import Decoder
-from ..encoder import Encoder
+from .attention import STOCK_PROCESSORS, Attention
+from .blocks import DownBlock, Downsample, ResnetBlock, UNetMidBlock2D, UpBlock, Upsample
+from .decoder import Decoder
+from .encoder import Encoder
 
 _CLASSES = (
     Encoder, Decoder, DownBlock, UpBlock, UNetMidBlock2D, ResnetBlock, Attention, Downsample, Upsample,
     nn.ModuleList, nn.Conv2d, nn.Linear, nn.GroupNorm, nn.Dropout, nn.SiLU, nn.Mish, nn.GELU, nn.ReLU,
 )  # fmt: skip
-# As they were when this package was imported: a patch of a class is somebody's change too.
+# As they were when this package was imported: a class can be patched, too.
 _FORWARDS = {cls: cls.forward for cls in _CLASSES if cls is not nn.ModuleList}
 _CONV_FORWARD = nn.Conv2d._conv_forward
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -22,8 +22,8 @@ _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 _PATCHABLE = ("forward", "_conv_forward", "__call__", "_call_impl")
 
 
-def find_change(module: nn.Module) -> str | None:
-    """The first thing under `module` that someone has changed, in words; None if all is as the classes say.
+def find_patch(module: nn.Module) -> str | None:
+    """The first thing under `module` that somebody has patched, in words; None if it is unmodified.
 
     Looked for: hooks, also global ones; another class, a parametrization, a patched or a compiled method; a
     convolution with another padding; a custom attention processor.
@@ -31,13 +31,13 @@ def find_change(module: nn.Module) -> str | None:
     if any(getattr(torch_module, name, None) for name in _GLOBAL_HOOKS):
         return "a forward hook on all modules"
     for name, child in module.named_modules():
-        change = _change_of(child)
-        if change is not None:
-            return f"{name or type(module).__name__} has {change}"
+        patch = _patch_of(child)
+        if patch is not None:
+            return f"{name or type(module).__name__} has {patch}"
     return None
 
 
-def _change_of(module: nn.Module) -> str | None:
+def _patch_of(module: nn.Module) -> str | None:
     cls = type(module)
     if cls not in _CLASSES:
         return f"the class {cls.__name__}"
@@ -50,7 +50,7 @@ def _change_of(module: nn.Module) -> str | None:
     if getattr(module, "_compiled_call_impl", None) is not None:
         return "been compiled"
     if isinstance(module, nn.Conv2d):
-        return _change_of_convolution(module)
+        return _patch_of_convolution(module)
     if isinstance(module, Attention) and type(module.processor) not in STOCK_PROCESSORS:
         return f"the attention processor {type(module.processor).__name__}"
     if isinstance(module, nn.GroupNorm) and module.weight is None:
@@ -58,7 +58,7 @@ def _change_of(module: nn.Module) -> str | None:
     return None
 
 
-def _change_of_convolution(conv: nn.Conv2d) -> str | None:
+def _patch_of_convolution(conv: nn.Conv2d) -> str | None:
     if nn.Conv2d._conv_forward is not _CONV_FORWARD:
         return "a patched Conv2d._conv_forward"
     if conv.padding_mode != "zeros":

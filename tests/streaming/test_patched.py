@@ -15,8 +15,8 @@ from vaes import make
 import vae_core
 from vae_core import AutoencoderKL
 from vae_core.attention import AttnProcessor
-from vae_core.streaming import engine, winograd
-from vae_core.streaming.stock import find_change
+from vae_core.patched import find_patch
+from vae_core.streaming import executor, winograd
 
 pytestmark = pytest.mark.skipif(not winograd.products_available(), reason="torch has no oneDNN")
 
@@ -38,13 +38,13 @@ def runs(vae: AutoencoderKL, encoding: bool) -> tuple[Half, Callable[[], Tensor]
 def engine_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Filled with a name for each program that is executed."""
     seen: list[str] = []
-    real = engine.Execution.run
+    real = executor.Execution.run
 
     def run(self: Any, *args: Any, **kwargs: Any) -> None:
         seen.append("run")
         real(self, *args, **kwargs)
 
-    monkeypatch.setattr(engine.Execution, "run", run)
+    monkeypatch.setattr(executor.Execution, "run", run)
     return seen
 
 
@@ -52,7 +52,7 @@ def engine_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @torch.no_grad()
 def test_an_unchanged_model_takes_the_engine(encoding: bool, engine_runs: list[str]) -> None:
     half, plain, ways = runs(make(CONFIG), encoding)
-    assert find_change(half) is None
+    assert find_patch(half) is None
     for way in ways:
         engine_runs.clear()
         result = way()
@@ -67,7 +67,7 @@ def test_a_change_is_never_ignored(change: Change, encoding: bool, engine_runs: 
     half, plain, ways = runs(make(CONFIG), encoding)
     before, calls = plain(), []
     with change(half, calls):
-        assert find_change(half)
+        assert find_patch(half)
         want = plain()
         assert (want - before).abs().max() > 1e-3  # or ignoring it would not show
         for way in ways:
@@ -83,7 +83,7 @@ def test_a_change_that_was_undone_is_forgotten(encoding: bool, engine_runs: list
     half, _, ways = runs(make(CONFIG), encoding)
     with forward_hook(half, []):
         ways[0]()
-    assert not engine_runs and find_change(half) is None
+    assert not engine_runs and find_patch(half) is None
     ways[0]()
     assert engine_runs
 
@@ -168,16 +168,16 @@ def test_what_the_engine_knows_is_followed(
 
 
 @torch.no_grad()
-def test_a_changed_model_cannot_wrap_by_itself() -> None:
+def test_a_changed_model_cannot_be_circular_by_itself() -> None:
     vae = make(CONFIG)
-    with forward_hook(vae.decoder, []), pytest.raises(vae_core.TilingError, match="a hook.*unset wrap"):
-        vae_core.decode(vae, latent(), wrap="x")
+    with forward_hook(vae.decoder, []), pytest.raises(vae_core.TilingError, match="a hook.*circular none"):
+        vae_core.decode(vae, latent(), circular="x")
 
 
 @torch.no_grad()
 def test_a_changed_model_is_told_of_and_reports_its_end(caplog: pytest.LogCaptureFixture) -> None:
     vae, calls = make(CONFIG), []
     with forward_hook(vae.decoder, []):
-        vae_core.decode(vae, latent(), progress=lambda done, total: calls.append((done, total)))
+        vae_core.decode(vae, latent(), progress=lambda step: calls.append(step[:2]))
     assert "conv_out has a hook" in caplog.text
     assert calls and calls[-1][0] == calls[-1][1]

@@ -1,0 +1,38 @@
+"""The engine runs programs, whichever model they are of: another architecture streams exactly, too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from given_decoder import GivenDecoder
+
+from vae_core import TileSpec, kernels
+from vae_core.streaming import Options, prepare
+
+
+@pytest.mark.parametrize("mode", ["auto", "direct", "winograd"])
+@pytest.mark.parametrize("size", [None, 3, 64])
+@pytest.mark.usefixtures("threads")
+@torch.no_grad()
+def test_another_architecture_streams_exactly(mode: str, size: int | None) -> None:
+    torch.manual_seed(0)
+    decoder, z = GivenDecoder().eval(), torch.randn(3, 4, 19, 26)
+    want = decoder.double()(z.double())
+    decoder.float()
+    with kernels(mode):  # type: ignore[arg-type]
+        job = prepare(decoder.half(), z.shape, Options(tiling=TileSpec(size=size)))
+    assert job.way.name == "strips" and job.plan.strips > job.plan.passes
+    assert (job.run(z) - want).abs().max() < 1e-5 * want.abs().max()
+
+
+@torch.no_grad()
+def test_it_keeps_to_a_budget() -> None:
+    torch.manual_seed(0)
+    decoder, z = GivenDecoder().eval(), torch.randn(1, 4, 96, 96)
+    free = prepare(decoder.half(), z.shape)
+    budget = free.plan.peak_bytes * 2 // 3
+    job = prepare(decoder.half(), z.shape, Options(memory_budget=budget))
+    assert job.plan.peak_bytes <= budget < free.plan.peak_bytes
+    assert job.plan.places.disk > 0
+    want = decoder(z)
+    assert (job.run(z) - want).abs().max() < 1e-5 * want.abs().max()

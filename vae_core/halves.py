@@ -1,0 +1,167 @@
+"""The two halves of an AutoencoderKL as the engine runs them: their programs, and what it needs to know beside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from .attention import Attention, FusedAttnProcessor2_0
+from .blocks import Downsample, Level, ResnetBlock, UNetMidBlock2D, Upsample
+from .config import AutoencoderKLConfig
+from .decoder import Decoder
+from .encoder import Encoder
+from .patched import find_patch
+from .streaming.half import Half
+from .streaming.program import Linear, Pass, ProgramBuilder
+
+
+class Autoencoder(Protocol):
+    """What is needed of an AutoencoderKL."""
+
+    config: AutoencoderKLConfig
+    encoder: nn.Module
+    decoder: nn.Module
+    quant_conv: nn.Module | None
+    post_quant_conv: nn.Module | None
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    def check_image_shape(self, shape: Sequence[int]) -> None: ...
+    def check_latent_shape(self, shape: Sequence[int]) -> None: ...
+
+
+def encoder_half(vae: Autoencoder) -> Half:
+    """Images [B, in_channels, H, W] to moments [B, 2 * latent_channels, h, w]."""
+    config = vae.config
+    modules = _present(encoder=vae.encoder, quant_conv=vae.quant_conv)
+
+    def nominal_program() -> list[Pass]:
+        with torch.device("meta"):
+            return encoder_program(Encoder(config), None)
+
+    return Half(
+        takes="image",
+        modules=modules,
+        placement=lambda: (vae.device, vae.dtype),
+        program=lambda: encoder_program(vae.encoder, vae.quant_conv),  # type: ignore[arg-type]
+        nominal_program=nominal_program,
+        find_patch=lambda: _find_patch(modules),
+        check=vae.check_image_shape,
+        out_channels=2 * config.latent_channels,
+        in_unit=config.spatial_ratio,
+        out_unit=1,
+    )
+
+
+def decoder_half(vae: Autoencoder) -> Half:
+    """Raw latents z [B, latent_channels, h, w] to images [B, out_channels, H, W]."""
+    config = vae.config
+    modules = _present(post_quant_conv=vae.post_quant_conv, decoder=vae.decoder)
+
+    def nominal_program() -> list[Pass]:
+        with torch.device("meta"):
+            return decoder_program(Decoder(config), None)
+
+    return Half(
+        takes="latent",
+        modules=modules,
+        placement=lambda: (vae.device, vae.dtype),
+        program=lambda: decoder_program(vae.decoder, vae.post_quant_conv),  # type: ignore[arg-type]
+        nominal_program=nominal_program,
+        find_patch=lambda: _find_patch(modules),
+        check=vae.check_latent_shape,
+        out_channels=config.out_channels,
+        in_unit=1,
+        out_unit=config.spatial_ratio,
+    )
+
+
+def _present(**modules: nn.Module | None) -> dict[str, nn.Module]:
+    return {name: module for name, module in modules.items() if module is not None}
+
+
+def _find_patch(modules: dict[str, nn.Module]) -> str | None:
+    return next((patch for module in modules.values() if (patch := find_patch(module)) is not None), None)
+
+
+# Programs.
+
+
+class AttentionLayers:
+    """The layers of an Attention that its processor uses."""
+
+    def __init__(self, attention: Attention) -> None:
+        self._attention = attention
+
+    def query_key_value(self) -> list[Linear]:
+        attention = self._attention
+        if isinstance(attention.processor, FusedAttnProcessor2_0):
+            fused = attention.to_qkv
+            return list(zip(fused.weight.chunk(3), fused.bias.chunk(3), strict=True))
+        return [(layer.weight, layer.bias) for layer in (attention.to_q, attention.to_k, attention.to_v)]
+
+    def output(self) -> Linear:
+        layer = self._attention.to_out[0]
+        assert isinstance(layer, nn.Linear)
+        return layer.weight, layer.bias
+
+
+def encoder_program(encoder: Encoder, quant_conv: nn.Conv2d | None) -> list[Pass]:
+    """image -> moments."""
+    build = ProgramBuilder()
+    build.convolve(encoder.conv_in)
+    for block in encoder.down_blocks:
+        _level(build, block)  # type: ignore[arg-type]
+        for downsample in block.downsamplers or []:  # type: ignore[union-attr]
+            assert isinstance(downsample, Downsample)
+            build.convolve(downsample.conv, scale="down")
+    _level(build, encoder.mid_block)
+    build.convolve(encoder.conv_out, norm=encoder.conv_norm_out, act=encoder.conv_act)
+    if quant_conv is not None:
+        build.convolve(quant_conv)
+    return build.finish()
+
+
+def decoder_program(decoder: Decoder, post_quant_conv: nn.Conv2d | None) -> list[Pass]:
+    """z -> image."""
+    build = ProgramBuilder()
+    if post_quant_conv is not None:
+        build.convolve(post_quant_conv)
+    build.convolve(decoder.conv_in)
+    _level(build, decoder.mid_block)
+    for block in decoder.up_blocks:
+        _level(build, block)  # type: ignore[arg-type]
+        for upsample in block.upsamplers or []:  # type: ignore[union-attr]
+            assert isinstance(upsample, Upsample)
+            build.convolve(upsample.conv, scale="up")
+    build.convolve(decoder.conv_out, norm=decoder.conv_norm_out, act=decoder.conv_act)
+    return build.finish()
+
+
+def _level(build: ProgramBuilder, block: Level | UNetMidBlock2D) -> None:
+    attentions = list(block.attentions or [])
+    for index, resnet in enumerate(block.resnets):
+        _resnet(build, resnet)  # type: ignore[arg-type]
+        if index < len(attentions):  # the middle block has one attention less than resnets
+            attention = attentions[index]
+            assert isinstance(attention, Attention)
+            norm = attention.group_norm
+            build.attend(norm.num_channels, norm, AttentionLayers(attention))
+
+
+def _resnet(build: ProgramBuilder, block: ResnetBlock) -> None:
+    x, shortcut = build.current, block.conv_shortcut
+    build.convolve(block.conv1, norm=block.norm1, act=block.nonlinearity)
+    build.convolve(
+        block.conv2,
+        norm=block.norm2,
+        act=block.nonlinearity,
+        residual=x,
+        shortcut=shortcut,
+        in_place=shortcut is None,
+    )

@@ -1,0 +1,137 @@
+"""Encoding and decoding without gradients, exactly, in any amount of memory: `vae_core.encode`, `decode` and more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .halves import Autoencoder, decoder_half, encoder_half
+from .posterior import DiagonalGaussianDistribution
+from .streaming.job import Job, prepare
+from .streaming.options import Circular, Options, Precision
+from .streaming.plan import Plan
+from .streaming.progress import ProgressCallback
+from .streaming.source import check_tensor
+from .tiling.grid import TileSpec
+
+
+def encode(
+    vae: Autoencoder,
+    image: Tensor,
+    *,
+    tiling: TileSpec | None = None,
+    memory_budget: int | None = None,
+    progress: ProgressCallback | None = None,
+    circular: Circular = "none",
+    dtype: Precision = None,
+) -> DiagonalGaussianDistribution:
+    """Encode images [B, C, H, W] in [-1, 1] without gradients, in strips, with the result of an untiled run.
+
+    Args:
+        tiling: None for strips that suit each pass. See TileSpec.
+        memory_budget: bytes of working memory beside weights, input and output; what does not fit is offloaded. None:
+            a share of what is free.
+        progress: called with a Progress. What it raises ends the call within a strip, and everything is released.
+        circular: axes along which the image continues at its other side, for seamless (tileable) textures: "none", "x",
+            "y" or "both".
+        dtype: precision of the arithmetic; None for that of the weights, "auto" for bfloat16 on accelerators that
+            are good at it and float32 elsewhere.
+
+    Returns:
+        The posterior over z [B, latent_channels, H // ratio, W // ratio].
+
+    Raises:
+        ShapeError, ImageError: the image does not fit the model, or is not a tensor of floating-point values.
+        TilingError, ConfigError: options that do not exist or do not go together.
+        MemoryBudgetError: no way of running fits the budget.
+        NonFiniteError: the image has NaN or infinite values.
+        DamagedWeightError: a weight of the model has.
+    """
+    check_tensor(image, "image")
+    bring_weights_in(vae)
+    job = prepare(encoder_half(vae), image.shape, Options(tiling, memory_budget, circular, dtype))
+    return DiagonalGaussianDistribution(job.run(image, progress=progress))
+
+
+def decode(
+    vae: Autoencoder,
+    z: Tensor,
+    *,
+    tiling: TileSpec | None = None,
+    memory_budget: int | None = None,
+    progress: ProgressCallback | None = None,
+    circular: Circular = "none",
+    dtype: Precision = None,
+) -> Tensor:
+    """Decode raw latents [B, C, h, w] without gradients, in strips, with the result of an untiled run.
+
+    Takes the arguments and raises the errors of `encode`.
+
+    Returns:
+        Images [B, out_channels, h * ratio, w * ratio], about [-1, 1] and not clamped.
+    """
+    check_tensor(z, "latent")
+    bring_weights_in(vae)
+    job = prepare(decoder_half(vae), z.shape, Options(tiling, memory_budget, circular, dtype))
+    return job.run(z, progress=progress)
+
+
+def prepare_encode(
+    vae: Autoencoder,
+    shape: Sequence[int],
+    options: Options | None = None,
+    *,
+    device: torch.device | str | None = None,
+    available: int | None = None,
+) -> Job:
+    """A job that encodes images of a shape to moments [B, 2 * latent_channels, h, w]; see `prepare_decode`."""
+    return prepare(encoder_half(vae), shape, options, device, available)
+
+
+def prepare_decode(
+    vae: Autoencoder,
+    shape: Sequence[int],
+    options: Options | None = None,
+    *,
+    device: torch.device | str | None = None,
+    available: int | None = None,
+) -> Job:
+    """A job that decodes raw latents of a shape [B, C, h, w]: checked, chosen and planned once, to be run.
+
+    The weights are read when it runs, so they may come to their device after this, or into a model that is planned on
+    the meta device.
+
+    Args:
+        options: None for the defaults.
+        device: where it computes; None for where the weights are.
+        available: bytes of the device's memory to count on where the options have no budget; None for what is free now.
+
+    Raises:
+        ShapeError, TilingError, MemoryBudgetError: as `decode`.
+    """
+    return prepare(decoder_half(vae), shape, options, device, available)
+
+
+def plan_encode(vae: Autoencoder, shape: Sequence[int], **options: Any) -> Plan:
+    """What `encode` would do for images of this shape; see `plan_decode`."""
+    device = options.pop("device", None)
+    return prepare_encode(vae, shape, Options(**options), device=device).plan
+
+
+def plan_decode(vae: Autoencoder, shape: Sequence[int], **options: Any) -> Plan:
+    """What `decode` would do for latents of this shape, without doing it.
+
+    Options are `tiling`, `memory_budget`, `circular`, `dtype` and `device`, as for `decode`; None means as there.
+    """
+    device = options.pop("device", None)
+    return prepare_decode(vae, shape, Options(**options), device=device).plan
+
+
+def bring_weights_in(vae: Any) -> None:
+    """Let an accelerate hook on the model do what it would before `forward`: bring offloaded weights in."""
+    hook = getattr(vae, "_hf_hook", None)
+    if hook is not None and hasattr(hook, "pre_forward"):
+        hook.pre_forward(vae)

@@ -1,0 +1,198 @@
+"""Which way a run takes, and which kernel a pass: decided here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, TilingError
+from . import winograd
+from .direct import DirectConvolution
+from .half import Half
+from .internals import is_transformed
+from .kernel import Kernel
+from .maps import FeatureMap
+from .options import Options
+from .packed_attention import PackedAttention
+from .program import Attend, Convolve, Pass
+from .stored_attention import StoredAttention
+from .winograd_convolution import WinogradConvolution
+
+# Kernels.
+
+KernelMode = Literal["auto", "plain", "direct", "winograd"]
+_mode: ContextVar[KernelMode] = ContextVar("seamless_vae_kernels", default="auto")
+
+# Where Winograd is the faster, as `benchmarks/kernels.py` measures it. Below so many FLOPs (of a direct convolution)
+# its calls cost more than its multiplications save; below so many positions of the target for a channel, making its
+# weights does.
+_WINOGRAD_FLOPS = 2**32
+_WINOGRAD_POSITIONS_PER_CHANNEL = 7.0  # for the geometric mean of both sides' channels
+_FEW_CHANNELS = 16  # on either side: the transforms are most of the work
+_FEW_UNCOMPILED = 256  # the same, for transforms in torch operations
+_WINOGRAD_UPSAMPLED = 2**12  # positions after a doubling, where the direct kernel has its own overhead
+
+
+@contextmanager
+def kernels(mode: KernelMode) -> Iterator[None]:
+    """Choose the kernels of jobs that are prepared in a `with` block.
+
+    Args:
+        mode: "auto", the fastest for each pass; "direct", torch's own convolution and attention alone; "plain", the
+            same, and AutoencoderKL's own methods run their modules as they are, with torch's own rounding; "winograd",
+            few multiplications wherever such a kernel can compute a pass, faster or not.
+
+    Raises:
+        ConfigError: another mode.
+    """
+    if mode not in get_args(KernelMode):
+        raise ConfigError(f"the kernels are {mode!r}; they are one of {', '.join(get_args(KernelMode))}.")
+    token = _mode.set(mode)
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+def kernel_mode() -> KernelMode:
+    """The mode that `kernels` has chosen for this thread."""
+    return _mode.get()
+
+
+def choose_kernel(
+    step: Pass, source: FeatureMap, target: FeatureMap, dtype: torch.dtype, device: torch.device
+) -> type[Kernel]:
+    """The kernel of a pass: the fastest one by its shapes, or what `kernels` asks for."""
+    mode = kernel_mode()
+    torchs_own = mode in ("plain", "direct")
+    if isinstance(step, Attend):
+        packed = not torchs_own and PackedAttention.suits(step, source, dtype, device)
+        return PackedAttention if packed else StoredAttention
+    if torchs_own or not WinogradConvolution.suits(step, dtype, device):
+        return DirectConvolution
+    wins = mode == "winograd" or _winograd_wins(step, source.shape[3], target)
+    return WinogradConvolution if wins and _has_whole_vectors(source.shape[3], target) else DirectConvolution
+
+
+def _has_whole_vectors(in_channels: int, target: FeatureMap) -> bool:
+    """Whether the compiled transforms can take so many channels; those in torch operations take any."""
+    return not winograd.compiled() or not (in_channels % winograd.VECTOR or target.shape[3] % winograd.VECTOR)
+
+
+def _winograd_wins(step: Convolve, in_channels: int, target: FeatureMap) -> bool:
+    positions, out_channels = target.shape[:3].numel(), target.shape[3]
+    if min(in_channels, out_channels) < (_FEW_CHANNELS if winograd.compiled() else _FEW_UNCOMPILED):
+        return False
+    if step.scale == "up":
+        return positions >= _WINOGRAD_UPSAMPLED
+    per_channel = positions / (in_channels * out_channels) ** 0.5
+    worth = 2 * step.conv.weight.numel() * positions >= _WINOGRAD_FLOPS
+    return worth and per_channel >= _WINOGRAD_POSITIONS_PER_CHANNEL
+
+
+# Ways.
+
+
+class Way(NamedTuple):
+    """How a job runs.
+
+    Attributes:
+        name: "whole", the reference path on the whole image; "strips", the program, exact; "tiles", the reference path
+            on overlapping tiles that are blended.
+        reason: why, as the end of a sentence.
+    """
+
+    name: Literal["whole", "strips", "tiles"]
+    reason: str
+
+
+# The reference path has so many of the largest map at once: the block's input, its norm, its activation, and what the
+# convolution's kernel needs.
+REFERENCE_MAPS = 4
+
+
+def choose_way(
+    options: Options,
+    latent_size: tuple[int, int],
+    patch: str | None,
+    fits: bool,
+    device: torch.device,
+    precisions: tuple[torch.dtype, torch.dtype],
+) -> Way:
+    """The way of a job.
+
+    Args:
+        patch: what somebody has patched in the model, in words; None for an unmodified one.
+        fits: whether the reference path has room within the budget.
+        precisions: of the arithmetic and of the weights.
+
+    Raises:
+        TilingError: circular axes for a patched model.
+    """
+    tiling, (dtype, weights) = options.tiling, precisions
+    if options.blended:
+        assert tiling is not None and tiling.size is not None
+        if max(latent_size) <= tiling.size:
+            return Way("whole", "the image is not larger than one blended tile")
+        return Way("tiles", "blended tiles are asked for")
+    if patch is not None:
+        if options.circular != "none":
+            raise TilingError(
+                f"this model is patched ({patch}), so its own modules must run it, and they are not circular. "
+                f"Choose circular none, or an unmodified model."
+            )
+        return Way("whole", f"the model is patched ({patch})")
+    if tiling is not None:
+        return Way("strips", "strips are asked for")
+    if options.circular != "none":
+        return Way("strips", "circular axes are asked for")
+    if device.type in ("cpu", "meta"):
+        return Way("strips", "on a CPU strips are the fastest way")
+    if dtype != weights:
+        return Way("strips", "another precision than that of the weights is asked for")
+    if dtype == torch.float16:
+        return Way("strips", "in float16 every pass is checked for values out of range")
+    if fits:
+        return Way("whole", "it fits into the device's memory")
+    return Way("strips", "it does not fit into the device's memory whole")
+
+
+def may_stand_in(half: Half, x: Tensor) -> bool:
+    """Whether a job may stand in for the reference path on this input.
+
+    It may not where gradients, autocasting, tracing or another kind of tensor are at work, where a module is patched,
+    where plain kernels are asked for, or where weights and input differ in device or precision.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or kernel_mode() == "plain" or type(x) is not Tensor:
+        return False
+    if torch.is_grad_enabled():
+        weights = (weight for module in half.modules.values() for weight in module.parameters())
+        if x.requires_grad or any(weight.requires_grad for weight in weights):
+            return False
+    if is_transformed() or half.dtype != x.dtype or half.device != x.device or torch.is_autocast_enabled(x.device.type):
+        return False
+    return half.find_patch() is None
+
+
+# Below so many latent pixels in a batch, or such a share of FLOPs in fast kernels, the reference path is as fast:
+# `benchmarks/kernels.py --models`.
+_SMALLEST = 18 * 18
+_FAST_SHARE = 0.4
+
+
+def may_be_faster(half: Half, x: Tensor) -> bool:
+    """Whether planning is worth its time, to find out if strips are faster than the reference path."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return False
+    height, width = half.latent_size(x.shape)
+    return height * width * x.shape[0] >= _SMALLEST
+
+
+def is_faster(fast_share: float) -> bool:
+    """Whether a plan with such a share of its FLOPs in fast kernels beats the reference path."""
+    return fast_share > _FAST_SHARE

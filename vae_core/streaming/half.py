@@ -1,0 +1,83 @@
+"""What a job runs: one direction of a model, as the engine needs it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from .program import Pass
+
+Shape = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Half:
+    """One direction of a model: its modules, and the program that computes the same.
+
+    Attributes:
+        takes: what goes in, in words: "image" or "latent".
+        modules: by name; run one after the other they are the reference path.
+        placement: device and precision of the weights, which may change between two runs.
+        program: makes the passes of the modules; their weights are read when they run.
+        nominal_program: the passes of unmodified modules, whatever has become of these: to count FLOPs.
+        find_patch: the first thing that somebody has changed in the modules, in words, or None.
+        check: raises ShapeError unless inputs of a shape [B, C, H, W] fit.
+        out_channels: of what comes out.
+        in_unit, out_unit: pixels along one side of a latent pixel, in what goes in and in what comes out.
+    """
+
+    takes: str
+    modules: Mapping[str, nn.Module]
+    placement: Callable[[], tuple[torch.device, torch.dtype]]
+    program: Callable[[], list[Pass]]
+    nominal_program: Callable[[], list[Pass]]
+    find_patch: Callable[[], str | None]
+    check: Callable[[Sequence[int]], None]
+    out_channels: int
+    in_unit: int
+    out_unit: int
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return self.placement()[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.placement()[1]
+
+    def reference(self, x: Tensor) -> Tensor:
+        """The reference path: the modules as they are."""
+        for module in self.modules.values():
+            x = module(x)
+        return x
+
+    def on(self, device: torch.device) -> Half:
+        """The same with its weights on a device: itself, or copies of the modules, whatever was done to them."""
+        here, dtype = self.placement()
+        if here == device:
+            return self
+        modules = {name: copy.deepcopy(module).to(device) for name, module in self.modules.items()}
+        return replace(self, modules=modules, placement=lambda: (device, dtype))
+
+    def find_damage(self) -> str | None:
+        """The name of the first weight that has NaN or infinite values; None if all are finite."""
+        for prefix, module in self.modules.items():
+            for name, weight in module.named_parameters():
+                if not weight.is_meta and not bool(torch.isfinite(weight.detach()).all()):
+                    return f"{prefix}.{name}"
+        return None
+
+    def latent_size(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Height and width in latent pixels, for inputs [B, C, H, W]."""
+        return shape[2] // self.in_unit, shape[3] // self.in_unit
+
+    def output_shape(self, shape: Sequence[int]) -> Shape:
+        """Of what comes out, for inputs [B, C, H, W]."""
+        height, width = self.latent_size(shape)
+        return shape[0], self.out_channels, height * self.out_unit, width * self.out_unit

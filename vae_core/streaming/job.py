@@ -1,0 +1,400 @@
+"""A run as one object: checked, chosen and planned once, then run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import DamagedWeightError, MemoryBudgetError, NonFiniteError
+from ..tiling.blend import blended_tiles, cut_tiles
+from ..tiling.grid import TileSpec
+from ..units import GIB, MIB
+from .choose import REFERENCE_MAPS, choose_way, is_faster, kernel_mode, kernels, may_be_faster, may_stand_in
+from .executor import Execution, Manner, PackedWeights, damaged_message
+from .half import Half, Shape
+from .memory import DEFAULT_SHARE, available_bytes
+from .options import Options
+from .plan import Places, Plan, ProgramPlan, plan_program
+from .pool import worker_pool
+from .program import Pass, largest_map, program_flops
+from .progress import ProgressCallback, Report, Watched, is_compiled
+from .source import Source, count_not_finite
+from .store import MapStore
+from .winograd import drop_scratch
+
+logger = logging.getLogger("seamless_vae")
+
+# Batches run so many latent pixels at a time: enough for the weights' preparation to pay.
+_LATENT_PIXELS_AT_ONCE = 64 * 64
+# Under smaller budgets, what allocators keep between passes is a good part of them.
+_TRIM_BELOW = 512 * MIB
+_SMALL_STRIP = 4  # rows of latent pixels
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a job was asked for, before it became smaller; see `prepare`."""
+
+    half: Half
+    shape: Shape
+    options: Options
+    device: torch.device
+    available: int | None
+
+
+class _Rung(NamedTuple):
+    """One way of running with less memory than the one before."""
+
+    how: str
+    options: Options
+    device: torch.device
+
+
+class Job:
+    """One run of one half of a model on inputs of one shape. Made by `prepare`.
+
+    Attributes:
+        half: what runs.
+        shape, output_shape: of the whole batch, [B, C, H, W].
+        options: as given, or as they became on the way to a smaller job.
+        device: where it computes.
+        dtype: precision of the arithmetic.
+        way: how it runs, and why.
+        plan: what it will do.
+        bytes: what to ask a host for, by place: working memory, and input and output of the items that run at once.
+        how: what sets it apart from the job that was asked for, such as "in smaller strips"; "as planned" for that.
+    """
+
+    def __init__(self, request: _Request, options: Options, device: torch.device, how: str, rung: int) -> None:
+        self.half, self.shape = request.half, request.shape
+        self.options, self.device, self.how = options, device, how
+        self.output_shape = self.half.output_shape(self.shape)
+        self.dtype = options.precision(self.half.dtype, device)
+        self._request, self._rung = request, rung
+        self._kernels = kernel_mode()
+        self._program: list[Pass] | None = None
+        self._program_plan: ProgramPlan | None = None
+        self._choose_and_plan(_budget(options, device, request.available))
+        self._smallest = self.bytes.device
+
+    # Planning.
+
+    def _choose_and_plan(self, budget: int | None) -> None:
+        half, size = self.half, self.half.latent_size(self.shape)
+        blended = self.options.tiling if self.options.blended else None
+        sides = size if blended is None or blended.size is None else tuple(min(side, blended.size) for side in size)
+        items = max(1, min(self.shape[0], _LATENT_PIXELS_AT_ONCE // (sides[0] * sides[1])))
+        self._patch = half.find_patch()
+        by_program = self._patch is None and blended is None
+        self._program = half.program() if by_program else half.nominal_program()
+        tile = (items, self.shape[1], *(side * half.in_unit for side in sides))
+        whole_peak = REFERENCE_MAPS * largest_map(self._program, tile, self.dtype)  # type: ignore[arg-type]
+        fits = budget is None or whole_peak <= budget
+        self.way = choose_way(self.options, size, self._patch, fits, self.device, (self.dtype, half.dtype))
+        if self.way.name == "strips":
+            trim = (
+                self.device.type == "cpu"
+                and self.options.memory_budget is not None
+                and self.options.memory_budget < _TRIM_BELOW
+            )
+            manner = Manner(
+                device=self.device,
+                dtype=self.dtype,
+                workers=torch.get_num_threads(),
+                circular=self.options.axes,
+                strip_latents=self.options.strip_latents,
+                check_finite=self.dtype == torch.float16,
+                trim=trim,
+            )
+            self._program_plan = plan_program(
+                self._program, manner, self.shape, self.output_shape, size[0], items, budget
+            )
+            self.plan = self._program_plan.plan
+        else:
+            self.plan = self._plan_of_reference(items, whole_peak)
+        places, carried = self.plan.places, self._carried
+        self.bytes = Places(self.plan.peak_bytes + carried, places.cpu, places.disk)
+
+    def _plan_of_reference(self, items: int, peak: int) -> Plan:
+        """The plan of the reference path on whole images or on tiles."""
+        assert self._program is not None
+        runs, tiles = -(-self.shape[0] // items), 0
+        if self.way.name == "tiles":
+            assert self.options.tiling is not None
+            sizes = cut_tiles(self.shape[2:], self.options.tiling, self.half.in_unit)
+            tiles, flops = sum(sizes.values()) * runs, 0
+            for (height, width), count in sizes.items():
+                flops += count * program_flops(self._program, (self.shape[0], self.shape[1], height, width))
+        else:
+            flops = program_flops(self._program, self.shape)
+        passes = tiles or runs
+        return Plan(
+            passes=passes,
+            strips=0,
+            tiles=tiles,
+            places=Places(peak),
+            peak_bytes=peak,
+            terms={"maps": peak},
+            flops=flops,
+            pass_flops=() if tiles else tuple(flops // self.shape[0] * count for count in self._parts(items)),
+            fast_share=0.0,
+            items=items,
+        )
+
+    def _parts(self, items: int) -> list[int]:
+        """How many items each part of the batch has."""
+        full, rest = divmod(self.shape[0], items)
+        return [items] * full + [rest] * (rest > 0)
+
+    @property
+    def _carried(self) -> int:
+        """Bytes of input and output of the items that run at once."""
+        values = sum(side[1] * side[2] * side[3] for side in (self.shape, self.output_shape))
+        if self.way.name == "tiles":
+            assert self.options.tiling is not None and self.options.tiling.size is not None
+            height, width = self.half.latent_size(self.shape)
+            tile = min(height, self.options.tiling.size) * min(width, self.options.tiling.size)
+            values = values * tile // (height * width)
+        return self.plan.items * values * self.dtype.itemsize
+
+    # Less memory.
+
+    def within(self, free: int) -> Job:
+        """The same job in so many bytes of an accelerator's memory: itself if it fits, or if its budget was given.
+
+        Raises:
+            MemoryBudgetError: no way of running fits.
+        """
+        if self.device.type == "cpu" or self.options.memory_budget is not None or self.bytes.device <= free:
+            return self
+        options = replace(self.options, memory_budget=max(1, free - self._carried))
+        return self._made(_Rung(self.how, options, self.device), self._rung)
+
+    def smaller(self) -> Job:
+        """The next job that needs less of the device's memory; its result is the same.
+
+        First smaller strips, then maps offloaded to CPU memory and to disk, at last the CPU.
+
+        Raises:
+            MemoryBudgetError: there is none left.
+        """
+        for number, rung in enumerate(self._ladder(), start=1):
+            if number <= self._rung:
+                continue
+            try:
+                return self._made(rung, number)
+            except MemoryBudgetError:
+                continue
+        raise MemoryBudgetError(
+            f"Out of memory: smaller strips, disk offload and the CPU were all tried; the smallest attempt needed "
+            f"about {self._smallest / GIB:.2f} GiB. Close other programs, or work on a smaller image."
+        )
+
+    def _made(self, rung: _Rung, number: int) -> Job:
+        with kernels(self._kernels):
+            made = Job(self._request, rung.options, rung.device, rung.how, number)
+        made._smallest = min(self._smallest, made.bytes.device)
+        return made
+
+    def _ladder(self) -> Iterator[_Rung]:
+        request = self._request
+        if self.way.name == "strips" or (self.way.name == "whole" and self._patch is None and not self.options.blended):
+            strips = self._in_smaller_strips(request.options)
+            yield _Rung("in smaller strips", strips, request.device)
+            for budget in self._offloading_budgets(strips):
+                how = f"with {budget / MIB:.0f} MiB of working memory and the rest offloaded"
+                yield _Rung(how, replace(strips, memory_budget=budget), request.device)
+        if request.device.type != "cpu":
+            yield _Rung("on the CPU", replace(request.options, dtype=self.dtype), _CPU)
+
+    def _in_smaller_strips(self, options: Options) -> Options:
+        size = min(options.strip_latents or _SMALL_STRIP, _SMALL_STRIP)
+        return replace(options, tiling=TileSpec(size=size))
+
+    def _offloading_budgets(self, options: Options) -> list[int]:
+        """The largest and the smallest budget below what is needed that keep maps out of the device's memory."""
+        request = self._request
+        one = replace(request, shape=(1, *request.shape[1:]))
+
+        def plan(budget: int | None) -> Plan:
+            with kernels(self._kernels):
+                limited = replace(options, memory_budget=budget)
+                return Job(one if budget else replace(one, available=_NO_LIMIT), limited, request.device, "", 0).plan
+
+        needed, found = plan(None).peak_bytes, []
+        for tenths in range(9, 0, -1):
+            budget = min(options.memory_budget or needed, needed) * tenths // 10
+            try:
+                places = plan(max(1, budget)).places
+            except MemoryBudgetError:
+                break
+            if places.cpu or places.disk:
+                found.append(budget)
+        return [found[0], found[-1]] if len(found) > 1 else found
+
+    # Running.
+
+    @torch.no_grad()
+    def run(
+        self,
+        source: Tensor | Sequence[Tensor],
+        out: Tensor | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Tensor:
+        """Run as planned, the batch in parts.
+
+        Args:
+            source: [B, C, H, W] on any device, or parts of the batch one after another, so that it need not be in one
+                place.
+            out: memory for the result, of any strides, precision and device; None for fresh memory on the device.
+            progress: called with a Progress. What it raises ends the run within a strip, and everything is released.
+
+        Returns:
+            `out`, or a tensor of `output_shape`.
+
+        Raises:
+            ShapeError: the source or `out` is not of the planned shape, or not of a type that is taken.
+            NonFiniteError: the source has NaN or infinite values.
+            MemoryBudgetError: the temporary folder has no room for what is offloaded to disk.
+        """
+        given = Source.of(source, self.shape, self.half.takes)
+        given.check_finite()
+        if out is not None:
+            given.check_output(out, self.output_shape)
+        report = Report(progress)
+        if self._patch is not None and self.way.name == "whole":
+            logger.warning("%s, so its own modules run it whole.", self.way.reason)
+        if self.way.name != "strips":
+            return self._run_reference(given, out, report)
+        if out is None:
+            out = torch.empty(self.output_shape, dtype=self.dtype, device=self.device)
+        self._run_program(given, out, report)
+        return out
+
+    def _run_program(self, source: Source, out: Tensor, report: Report) -> None:
+        assert self._program_plan is not None
+        try:
+            self._stream(self._program_plan, source, out, report)
+            return
+        except NonFiniteError as error:
+            wider = replace(self.options, dtype="auto")
+            logger.warning("%s It is now run in %s.", error, str(wider.precision(self.half.dtype, self.device))[6:])
+        again = self._made(_Rung(self.how, wider, self.device), self._rung)
+        again._stream(again._program_plan, source, out, report)  # type: ignore[arg-type]
+
+    def _stream(self, planned: ProgramPlan, source: Source, out: Tensor, report: Report) -> None:
+        """Fill `out` strip by strip: one store, one pool, and weights packed once for all parts of the batch."""
+        assert self._program is not None
+        manner, items = planned.manner, planned.plan.items
+        store = MapStore(self.device, planned.map_limit, planned.cpu_limit)
+        weights = PackedWeights(planned.packed_limit)
+        report.expect(planned.plan.flops, planned.plan.passes)
+        rows = self.half.latent_size(self.shape)[0]
+        try:
+            with worker_pool(manner.workers) as pool:
+                for start in range(0, self.shape[0], items):
+                    part = slice(start, min(start + items, self.shape[0]))
+                    passes = planned.planned if start + items <= self.shape[0] else planned.rest
+                    execution = Execution(
+                        self._program, manner, store, planned=passes, find_damage=self.half.find_damage
+                    )
+                    x = source.part(part).to(self.device, self.dtype)
+                    execution.run(x, out[part], rows, pool, report, weights)
+        finally:
+            store.drop_free()  # an exception's traceback may keep the store
+            drop_scratch()
+
+    def _run_reference(self, source: Source, out: Tensor | None, report: Report) -> Tensor:
+        # Where an offloading hook has the weights, it moves what comes in.
+        stays = self.half.device.type == "meta"
+        half = self.half if stays else self.half.on(self.device)
+        watched = report.progress is not None and not any(map(is_compiled, half.modules.values()))
+        report.expect(self.plan.flops, self.plan.passes)
+
+        def reference(x: Tensor) -> Tensor:
+            report.begin_pass()
+            return half.reference(x if stays else x.to(self.device, half.dtype))
+
+        results, start = [], 0
+        for count in self._parts(self.plan.items):
+            part = source.part(slice(start, start + count))
+            place = None if out is None else out[start : start + count]
+            start += count
+            with Watched(self.device, report) if watched else nullcontext() as watch:
+                results.append(self._reference_of(reference, part, place))
+            if watch is not None:
+                watch.finish()
+            if count_not_finite(results[-1]) and (damaged := half.find_damage()) is not None:
+                raise DamagedWeightError(damaged_message(damaged))
+        report.finish()
+        if out is not None:
+            return out
+        return results[0] if len(results) == 1 else torch.cat(results)
+
+    def _reference_of(self, reference: Callable[[Tensor], Tensor], part: Tensor, place: Tensor | None) -> Tensor:
+        """The reference path on a part of the batch, whole or in tiles, in its place if there is one."""
+        if self.way.name == "whole":
+            result = reference(part)
+            return result if place is None else place.copy_(result)
+        assert self.options.tiling is not None
+        pieces = blended_tiles(reference, part, self.options.tiling, self.half.in_unit, self.half.out_unit)
+        for piece, top, left in pieces:
+            if place is None:
+                place = piece.new_empty(len(part), *self.output_shape[1:])
+            place[:, :, top : top + piece.shape[2], left : left + piece.shape[3]].copy_(piece)
+        assert place is not None
+        return place
+
+
+_NO_LIMIT = 2**62
+
+
+def _budget(options: Options, device: torch.device, available: int | None) -> int | None:
+    """Bytes of working memory: what the options say, or a share of what is free; None where nothing is known."""
+    if options.memory_budget is not None:
+        return options.memory_budget
+    free = available_bytes(device) if available is None else available
+    return None if free is None else int(free * DEFAULT_SHARE)
+
+
+def prepare(
+    half: Half,
+    shape: Sequence[int],
+    options: Options | None = None,
+    device: torch.device | str | None = None,
+    available: int | None = None,
+) -> Job:
+    """Check, choose and plan a run.
+
+    Args:
+        shape: of the input, [B, C, H, W].
+        options: None for the defaults.
+        device: where it computes; None for where the weights are.
+        available: bytes of the device's memory to count on where the options have no budget; None for what is free now.
+
+    Raises:
+        ShapeError: inputs of this shape do not fit the model.
+        TilingError: circular axes for a patched model.
+        MemoryBudgetError: no way of running fits the budget.
+    """
+    half.check(shape)
+    options = Options() if options is None else options
+    place = half.device if device is None else torch.device(device)
+    batch, channels, height, width = map(int, shape)
+    request = _Request(half, (batch, channels, height, width), options, place, available)
+    return Job(request, options, place, "as planned", 0)
+
+
+def prepare_faster(half: Half, x: Tensor) -> Job | None:
+    """A job that gives the reference path's result for x sooner; None where there is none."""
+    if not may_stand_in(half, x) or not may_be_faster(half, x):
+        return None
+    job = prepare(half, x.shape)
+    return job if is_faster(job.plan.fast_share) else None

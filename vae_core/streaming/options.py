@@ -1,0 +1,90 @@
+"""How to run: the one record of it, which checks itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+
+from ..errors import ConfigError, MemoryBudgetError, TilingError
+from ..tiling.grid import TileSpec
+
+Circular = Literal["none", "x", "y", "both"]
+Precision = torch.dtype | Literal["auto"] | None
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Axes(NamedTuple):
+    """Along which axes an image continues at its other side, instead of ending in zeros."""
+
+    y: bool = False
+    x: bool = False
+
+
+NO_AXES = Axes()
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to encode or decode.
+
+    Args:
+        tiling: None for strips that suit each pass. See TileSpec.
+        memory_budget: bytes of working memory beside weights, input and output; feature maps beyond it are offloaded
+            to disk, or from an accelerator to CPU memory first. None: a share of what is free.
+        circular: axes along which the image continues at its other side, for seamless (tileable) textures.
+        dtype: precision of the arithmetic; None for that of the weights, "auto" for bfloat16 on accelerators that
+            are good at it and float32 elsewhere.
+
+    Raises:
+        TilingError: not a TileSpec, another name of axes, or blended tiles that are to be circular.
+        MemoryBudgetError: a budget that is not a positive whole number.
+        ConfigError: another precision.
+    """
+
+    tiling: TileSpec | None = None
+    memory_budget: int | None = None
+    circular: Circular = "none"
+    dtype: Precision = None
+
+    def __post_init__(self) -> None:
+        if self.tiling is not None and not isinstance(self.tiling, TileSpec):
+            raise TilingError(f"tiling is {self.tiling!r}; give a TileSpec, such as TileSpec(size=64), or None.")
+        if self.circular not in get_args(Circular):
+            raise TilingError(f"circular is {self.circular!r}; it is one of {', '.join(get_args(Circular))}.")
+        if self.blended and self.circular != "none":
+            raise TilingError("blended tiling cannot be circular; use exact tiling for a seamless texture.")
+        budget = self.memory_budget
+        if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget <= 0):
+            raise MemoryBudgetError(
+                f"a memory budget of {budget!r} bytes leaves nothing to work in; "
+                f"give a whole number, such as 2**30 for a GiB, or None."
+            )
+        if self.dtype is not None and self.dtype != "auto" and self.dtype not in PRECISIONS:
+            names = ", ".join(map(str, PRECISIONS))
+            raise ConfigError(f"dtype is {self.dtype!r}; the arithmetic can be in {names}, or 'auto', or None.")
+
+    @property
+    def blended(self) -> bool:
+        """Whether blended tiles are asked for, which are not exact."""
+        return self.tiling is not None and self.tiling.mode == "blended"
+
+    @property
+    def strip_latents(self) -> int | None:
+        """Most rows of latent pixels in a strip; None for what suits each pass."""
+        return None if self.tiling is None else self.tiling.size
+
+    @property
+    def axes(self) -> Axes:
+        """`circular` as a switch for each axis."""
+        return Axes(y=self.circular in ("y", "both"), x=self.circular in ("x", "both"))
+
+    def precision(self, weights: torch.dtype, device: torch.device) -> torch.dtype:
+        """The precision of the arithmetic on a device, for weights of a type."""
+        if self.dtype is None:
+            return weights
+        if isinstance(self.dtype, torch.dtype):
+            return self.dtype
+        good = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if good else torch.float32

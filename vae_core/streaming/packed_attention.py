@@ -1,0 +1,136 @@
+"""Attention for float32 on a CPU: products of oneDNN with keys and values packed as weights, on several threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import winograd
+from .kernel import Layout, PassInputs, Strip
+from .maps import FeatureMap
+from .program import Attend, AttentionWeights, Pass, PositionNorm
+from .softmax import OnlineSoftmax, chunks, folded, per_item
+from .stats import ChannelStats, StripStats
+
+_CPU = torch.device("cpu")
+_QUERIES = 256  # at most
+_STRIPS_OF_SCORES = 8  # the scores of a chunk may take so many times what a strip does
+PACKED_KEYS = 8192  # keys and values in one packed block
+_PACKED_LIMIT = 2**29  # bytes of packed keys and values beyond which they go to the store instead
+
+
+class PackedAttention:
+    """As StoredAttention, with keys and values beside the maps. A strip's rows are positions."""
+
+    parallel = True
+    fast = False
+    whole_batch = False
+
+    def __init__(self, inputs: PassInputs) -> None:
+        assert isinstance(inputs.step, Attend)
+        self.inputs = inputs
+        self.step = inputs.step
+        self.positions = inputs.source.shape[1] * inputs.source.shape[2]
+        block = min(PACKED_KEYS, self.positions)
+        self.scores_per_query = block * (2 if block % winograd.VECTOR else 1)  # a copy to fill vectors up
+        room = _STRIPS_OF_SCORES * inputs.strip_bytes // (12 * self.scores_per_query)
+        self.queries = max(8, min(_QUERIES, self.positions, room))
+        self.layout = inputs.layout or self._lay_out()
+        self._items: list[_PackedItem] = []
+
+    @staticmethod
+    def suits(step: Pass, source: FeatureMap, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether this kernel can compute a pass, and its keys and values are few enough to be held."""
+        if not isinstance(step, Attend) or isinstance(step.norm, PositionNorm):
+            return False
+        if device.type != "cpu" or dtype != torch.float32 or not winograd.products_available():
+            return False
+        return 2 * source.shape.numel() * dtype.itemsize <= _PACKED_LIMIT
+
+    def _lay_out(self) -> Layout:
+        return Layout(chunks(self.inputs.source.shape[0], 1), chunks(self.positions, self.queries), ((0, 1),))
+
+    def workspace(self) -> dict[str, int]:
+        """Keys and values, what they are packed from, and the scores of each thread."""
+        channels = self.step.channels
+        return {
+            "keys": 4 * (2 * self.inputs.source.shape.numel() + 2 * channels**2),
+            # A block of them as it is and laid out anew, and the projections; allocators keep that.
+            "packing": 4 * (2 * min(PACKED_KEYS, self.positions) * channels + 4 * channels**2),
+            "scores": 4 * self.inputs.workers * self.queries * (2 * self.scores_per_query + 6 * channels),
+        }
+
+    def packed_bytes(self) -> int:
+        return 0
+
+    def flops(self, strip: Strip) -> int:
+        return self.step.flops(self.positions) * strip.height // self.positions
+
+    def pack(self) -> None:
+        return None
+
+    def prepare(self, packed: None) -> None:
+        assert self.inputs.coefficients is not None
+        self._items = [
+            _PackedItem(self.step.weights, self.inputs.source.tokens().item(item), scale, shift, self.queries)
+            for item, (scale, shift) in enumerate(zip(*self.inputs.coefficients, strict=True))
+        ]
+
+    def compute(self, strip: Strip) -> tuple[int, StripStats]:
+        item, (start, stop) = strip.items[0], strip.rows
+        tokens = self.inputs.source.tokens().item(item).rows(start, stop)[0, :, 0]
+        result = self._items[item](tokens)
+        self.inputs.target.tokens().item(item).write(start, result[None, :, None])
+        return item, StripStats.of(result[None, None])
+
+    def combine(self, parts: Sequence[tuple[int, StripStats]]) -> ChannelStats:
+        return per_item(parts, self.inputs.source.shape[0])
+
+    def close(self) -> None:
+        self._items = []
+
+
+class _PackedItem:
+    """The attention of one map, of tokens [1, N, 1, C], for any of its positions [N, C]."""
+
+    def __init__(
+        self, weights: AttentionWeights, tokens: FeatureMap, scale: Tensor, shift: Tensor, queries: int
+    ) -> None:
+        dtype = tokens.dtype
+        _, positions, _, channels = tokens.shape
+        to_q, to_k, to_v = weights.query_key_value()
+        weight, bias = folded(to_q, scale, shift, _CPU, dtype)
+        self.query = _linear(weight * channels**-0.5, queries), bias * channels**-0.5
+        # Keys differ from one another by their weights alone: a bias common to all of them cancels in the softmax.
+        key_weight, _ = folded(to_k, scale, shift, _CPU, dtype)
+        value_weight, value_bias = folded(to_v, scale, shift, _CPU, dtype)
+        out_weight, out_bias = weights.output()
+        self.out = _linear(out_weight.detach().to(_CPU, dtype), queries), out_bias.detach().to(_CPU, dtype)
+        self.blocks = []
+        for span in chunks(positions, PACKED_KEYS):
+            block = tokens.rows(*span)[0, :, 0]
+            keys = _linear(F.linear(block, key_weight), queries)
+            values = _linear(F.linear(block, value_weight, value_bias).t(), queries)
+            self.blocks.append((keys, values))
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        query = _apply(tokens, *self.query)
+        softmax = OnlineSoftmax(len(tokens), tokens)
+        for keys, values in self.blocks:
+            softmax.add(_apply(query, keys), lambda weights, values=values: _apply(weights, values))
+        return _apply(softmax.result(), *self.out) + tokens
+
+
+def _linear(weight: Tensor, rows: int) -> winograd.PackedProducts:
+    """[K, C], packed."""
+    return winograd.PackedProducts.pack(weight[None], rows)
+
+
+def _apply(x: Tensor, products: winograd.PackedProducts, bias: Tensor | None = None) -> Tensor:
+    """x @ weight^T + bias for [rows, C]."""
+    x = winograd.padded(x, products.in_channels - x.shape[1])
+    result = products(x[:, None])[:, 0]
+    return result if bias is None else result.add_(bias)

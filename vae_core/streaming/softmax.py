@@ -1,0 +1,56 @@
+"""What both kernels of attention are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .kernel import Span
+from .program import Linear
+from .stats import ChannelStats, StripStats, join_items, merge_all
+
+
+class OnlineSoftmax:
+    """softmax(scores) @ values for rows of queries, from one block of keys after another.
+
+    Source: Milakov & Gimelshein, Online normalizer calculation for softmax, 2018.
+    """
+
+    def __init__(self, rows: int, like: Tensor) -> None:
+        self._attended: Tensor | float = 0.0
+        self._total = like.new_zeros(rows, 1)
+        self._largest = like.new_full((rows, 1), -torch.inf)
+
+    def add(self, scores: Tensor, weigh: Callable[[Tensor], Tensor]) -> None:
+        """Take in the scores [rows, keys] of a block, which are overwritten; `weigh` multiplies by its values."""
+        peak = torch.maximum(self._largest, scores.amax(dim=1, keepdim=True))
+        shrink = torch.exp(self._largest - peak)
+        scores.sub_(peak).exp_()
+        self._total.mul_(shrink).add_(scores.sum(dim=1, keepdim=True))
+        self._attended = weigh(scores).add_(self._attended * shrink)
+        self._largest = peak
+
+    def result(self) -> Tensor:
+        assert isinstance(self._attended, Tensor)
+        return self._attended.div_(self._total)
+
+
+def folded(layer: Linear, scale: Tensor, shift: Tensor, device: torch.device, dtype: torch.dtype) -> Linear:
+    """The linear layer of x * scale + shift as one of x: weight and bias."""
+    weight = layer[0].detach().double().cpu()
+    bias = layer[1].detach().double().cpu() + weight @ shift
+    return (weight * scale).to(device, dtype), bias.to(device, dtype)
+
+
+def per_item(parts: Sequence[tuple[int, StripStats]], items: int) -> ChannelStats:
+    """The statistics of a batch, from those of its strips, each with the number of its item."""
+    return join_items(
+        [merge_all([stats.finished() for item, stats in parts if item == index]) for index in range(items)]
+    )
+
+
+def chunks(positions: int, size: int) -> tuple[Span, ...]:
+    """[0, positions) in spans of at most `size`."""
+    return tuple((start, min(start + size, positions)) for start in range(0, positions, size))

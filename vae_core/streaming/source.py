@@ -1,0 +1,96 @@
+"""What goes into a run: one tensor, or parts of a batch one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ImageError, NonFiniteError, ShapeError
+from .half import Shape
+from .options import PRECISIONS
+
+
+@dataclass(frozen=True)
+class Source:
+    """A batch [B, C, H, W] in parts.
+
+    Attributes:
+        parts: [b, C, H, W] each, on any device.
+        what: "image" or "latent", for messages.
+    """
+
+    parts: tuple[Tensor, ...]
+    what: str
+
+    @classmethod
+    def of(cls, source: Tensor | Sequence[Tensor], shape: Shape, what: str) -> Source:
+        """Raise ShapeError or ImageError unless a source has the planned shape and real floating-point values."""
+        parts = (source,) if isinstance(source, Tensor) else tuple(source)
+        for part in parts:
+            check_tensor(part, what)
+        sizes = [tuple(part.shape) for part in parts]
+        fits = all(len(size) == 4 and size[1:] == shape[1:] for size in sizes)
+        if not fits or sum(size[0] for size in sizes) != shape[0]:
+            raise ShapeError(
+                f"this {what} has shape {' and '.join(map(str, sizes)) or 'nothing'}, but the job was prepared for "
+                f"{tuple(shape)}. Prepare one for this shape."
+            )
+        return cls(parts, what)
+
+    def part(self, items: slice) -> Tensor:
+        """Some items of the batch, [b, C, H, W], together on the device of the first."""
+        found, start = [], 0
+        for part in self.parts:
+            chosen = part[max(0, items.start - start) : max(0, items.stop - start)]
+            start += len(part)
+            if len(chosen):
+                found.append(chosen)
+        return found[0] if len(found) == 1 else torch.cat([each.to(found[0].device) for each in found])
+
+    def check_finite(self) -> None:
+        """Raise NonFiniteError if there are NaN or infinite values."""
+        bad = sum(count_not_finite(part) for part in self.parts)
+        if bad:
+            raise NonFiniteError(not_finite_message(self.what, bad, sum(part.numel() for part in self.parts)))
+
+    def check_output(self, out: Any, shape: Shape) -> None:
+        """Raise ShapeError unless `out` can take the result."""
+        if not isinstance(out, Tensor) or tuple(out.shape) != shape or out.dtype not in PRECISIONS:
+            found = f"{tuple(out.shape)} of {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
+            raise ShapeError(f"out is {found}; the result is {shape}, in a floating-point type. Give such a tensor.")
+
+
+def check_tensor(x: Any, what: str) -> None:
+    """Raise ShapeError or ImageError unless x is a dense tensor of real floating-point numbers."""
+    if not isinstance(x, Tensor):
+        raise ShapeError(f"this {what} is a {type(x).__name__}, not a tensor. Give a torch tensor [B, C, H, W].")
+    if x.layout != torch.strided or x.is_quantized or getattr(x, "is_nested", False):
+        raise ShapeError(f"this {what} is a tensor of layout {x.layout}; give a dense one, such as by to_dense().")
+    if x.dtype not in PRECISIONS:
+        name = str(x.dtype).removeprefix("torch.")
+        if what == "image" and not x.is_floating_point() and not x.is_complex():
+            raise ImageError(
+                f"this image has dtype {name}; the model takes floating point from -1 to 1. Convert it, such as by "
+                f"image / 127.5 - 1 for bytes from 0 to 255."
+            )
+        raise ShapeError(f"this {what} has dtype {name}; give float32, bfloat16, float16 or float64.")
+
+
+def count_not_finite(x: Tensor) -> int:
+    """How many values are NaN or infinite; nothing is made that is as large as x unless there are some."""
+    least, most = torch.aminmax(x.detach())  # NaN is both
+    if torch.isfinite(least) and torch.isfinite(most):
+        return 0
+    return x.numel() - int(torch.isfinite(x).sum())
+
+
+def not_finite_message(what: str, bad: int, count: int, where: str = "the VAE") -> str:
+    """The sentence for what has NaN or infinite values before it comes to `where`."""
+    return (
+        f"this {what} already has {bad} values that are NaN or infinite, of {count}. The fault is before {where}: look "
+        f"at what made the {what}."
+    )

@@ -1,0 +1,158 @@
+"""Attention over keys and values that are maps of the store: on any device, in any precision, of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .kernel import Layout, PassInputs, Strip
+from .maps import FeatureMap
+from .program import Attend, Linear, PositionNorm
+from .softmax import OnlineSoftmax, chunks, folded, per_item
+from .stats import ChannelStats, StripStats
+
+_QUERIES = 1024  # positions that attend at a time
+_ACCELERATOR_QUERIES = 4096  # where there is more to be busy with
+KEY_BLOCK = 8192  # keys and values on the device at a time, where they are elsewhere
+_SCORES_LIMIT = 2**29  # bytes of a kernel's scores in single precision, beyond which keys are taken in blocks too
+_MAKE_KEYS = (-1, -1)  # the rows of the strip that makes an item's keys and values
+
+
+class StoredAttention:
+    """Queries, some positions at a time, see the keys and values of all positions, so this is exact.
+
+    Its FLOPs grow with the square of the number of positions. Keys and values that do not fit on the device come to it
+    block by block. A strip's rows are positions; the first strip of each item makes its keys and values.
+    """
+
+    parallel = False
+    fast = False
+    whole_batch = False
+
+    def __init__(self, inputs: PassInputs) -> None:
+        assert isinstance(inputs.step, Attend)
+        self.inputs = inputs
+        self.step = inputs.step
+        batch, height, width, channels = inputs.source.shape
+        self.positions = height * width
+        self.queries = _QUERIES
+        if inputs.device.type != "cpu":  # as many as a strip has room for the scores of
+            self.queries = max(64, min(_ACCELERATOR_QUERIES, inputs.strip_bytes // (8 * KEY_BLOCK)))
+        self.layout = inputs.layout or self._lay_out()
+        self.keys = inputs.store.allocate((batch, self.positions, 1, channels), inputs.dtype)
+        try:
+            self.values = inputs.store.allocate((batch, self.positions, 1, channels), inputs.dtype)
+        except BaseException:
+            inputs.store.release(self.keys)
+            raise
+
+    def _lay_out(self) -> Layout:
+        items = chunks(self.inputs.source.shape[0], 1)
+        return Layout(items, (_MAKE_KEYS, *chunks(self.positions, self.queries)), ((0, 1),))
+
+    def workspace(self) -> dict[str, int]:
+        """Rows of queries and what they attend to, scores, and blocks of keys and values."""
+        channels = self.inputs.source.shape[3]
+        block = min(self.positions, KEY_BLOCK)
+        in_blocks, whole = 2 * block * self._in_blocks, self.positions * (not self._too_many)
+        terms = {
+            "queries": 64 * self.queries * channels,
+            "weights": 32 * channels**2,
+            "scores": 4 * self.queries * in_blocks,
+        }
+        if self.inputs.device.type != "cpu":
+            terms["scores"] = 4 * self.queries * max(in_blocks, whole)
+            terms["keys"] = 8 * block * channels
+        return terms
+
+    def packed_bytes(self) -> int:
+        return 0
+
+    def flops(self, strip: Strip) -> int:
+        channels = self.step.channels
+        projection = 4 * self.positions * channels**2
+        if strip.rows == _MAKE_KEYS:
+            return projection
+        return (self.step.flops(self.positions) - projection) // self.positions * strip.height
+
+    @property
+    def _too_many(self) -> bool:
+        """Whether the scores of all keys are too large, wherever keys are."""
+        return 4 * self.queries * self.positions > _SCORES_LIMIT
+
+    @property
+    def _in_blocks(self) -> bool:
+        """Whether keys are taken block by block; by their place, which a dry run does not know."""
+        if len(self.keys.bands) > 1:
+            return True
+        device = self.inputs.device.type
+        return device != "cpu" and (self._too_many or self.keys.devices != {device})
+
+    def pack(self) -> None:
+        return None
+
+    def prepare(self, packed: None) -> None:
+        weight, bias = self.step.weights.output()
+        device, dtype = self.inputs.device, self.inputs.dtype
+        self._output = weight.detach().to(device, dtype), bias.detach().to(device, dtype)
+        self._projections = self.step.weights.query_key_value()
+
+    def close(self) -> None:
+        self.inputs.store.release(self.keys)
+        self.inputs.store.release(self.values)
+
+    def compute(self, strip: Strip) -> tuple[int, StripStats] | None:
+        item, (start, stop) = strip.items[0], strip.rows
+        tokens, keys, values = (each.item(item) for each in (self.inputs.source.tokens(), self.keys, self.values))
+        if strip.rows == _MAKE_KEYS:
+            to_q, to_k, to_v = (self._of_normalized(layer, item) for layer in self._projections)
+            for layer, place in ((to_k, keys), (to_v, values)):
+                for begin, end in chunks(self.positions, self.queries):
+                    chunk = tokens.rows(begin, end).to(self.inputs.device)
+                    place.write(begin, F.linear(self._normalized(chunk), *layer))
+            self._query = to_q
+            return None
+        chunk = tokens.rows(start, stop).to(self.inputs.device)[0, :, 0]  # [Q, C]
+        query = F.linear(self._normalized(chunk), *self._query)
+        if self._in_blocks:
+            attended = attend_in_blocks(query, keys, values)
+        else:
+            key, value = keys.bands[0][:, None, :, 0], values.bands[0][:, None, :, 0]
+            attended = F.scaled_dot_product_attention(query[None, None], key, value)[0, 0]
+        result = F.linear(attended, *self._output) + chunk
+        self.inputs.target.tokens().item(item).write(start, result[None, :, None])
+        return item, StripStats.of(result[None, None])
+
+    def _of_normalized(self, layer: Linear, item: int) -> Linear:
+        """A projection of what `_normalized` leaves: a GroupNorm is part of its weights."""
+        device, dtype = self.inputs.device, self.inputs.dtype
+        if self.inputs.coefficients is not None:
+            scale, shift = self.inputs.coefficients
+            return folded(layer, scale[item], shift[item], device, dtype)
+        return layer[0].detach().to(device, dtype), layer[1].detach().to(device, dtype)
+
+    def _normalized(self, tokens: Tensor) -> Tensor:
+        norm = self.step.norm
+        return norm.apply(tokens) if isinstance(norm, PositionNorm) else tokens
+
+    def combine(self, parts: Sequence[tuple[int, StripStats] | None]) -> ChannelStats:
+        return per_item([part for part in parts if part is not None], self.inputs.source.shape[0])
+
+
+def attend_in_blocks(query: Tensor, keys: FeatureMap, values: FeatureMap) -> Tensor:
+    """Attention of queries [Q, C] over keys and values [1, N, 1, C] that may be on another device.
+
+    The softmax is in float32, or in float64 if they are.
+    """
+    device, dtype = query.device, query.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    query = query * query.shape[1] ** -0.5
+    softmax = OnlineSoftmax(len(query), query.to(wide))
+    for span in chunks(keys.shape[1], KEY_BLOCK):
+        block_of_keys, here = (each.rows(*span)[0, :, 0].to(device) for each in (keys, values))
+        scores = (query @ block_of_keys.t()).to(wide)
+        softmax.add(scores, lambda weights, here=here: (weights.to(dtype) @ here).to(wide))
+    return softmax.result().to(dtype)
