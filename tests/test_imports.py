@@ -37,6 +37,10 @@ ALLOWED: dict[str, set[str]] = {
     "outputs": {"posterior"},
     "encoder": {"blocks", "attention", "layers", "config", "errors"},
     "decoder": {"blocks", "attention", "layers", "config", "errors"},
+    "patched": {"blocks", "attention", "encoder", "decoder"},
+    "halves": {"patched", "blocks", "attention", "encoder", "decoder", "config", "streaming"},
+    "running": {"halves", "posterior", "streaming", "tiling.grid"},
+    "units": set(),
 }
 # These join the parts; nothing below them may import them.
 TOP = {"cli", "__main__", "loading", "autoencoder_kl", "checkpoints"}
@@ -118,16 +122,52 @@ def test_nothing_below_imports_what_joins_it(path: Path) -> None:
         assert not {name for name in inside if is_in(name, {"flax"})}
 
 
+@pytest.mark.parametrize("path", [path for path in FILES if is_in(module_name(path), {"streaming"})], ids=module_name)
+def test_the_engine_knows_no_model(path: Path) -> None:
+    _, inside = imports_of(path, at_import_time=False)
+    assert not {name for name in inside if not is_in(name, {"streaming", "tiling", "errors", "units"})}
+
+
+HOST = {"comfy", "comfy_extras", "comfy_execution", "folder_paths", "server", "execution"}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE.parent / "nodes").glob("*.py")), ids=lambda path: path.stem)
+def test_nodes_ask_the_host_in_one_file(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = {alias.name.split(".")[0] for node in imported if isinstance(node, ast.Import) for alias in node.names}
+    names |= {
+        (node.module or "").split(".")[0] for node in imported if isinstance(node, ast.ImportFrom) and not node.level
+    }
+    assert not names & HOST  # host.py itself imports it by name, when it is needed
+    named = {
+        node.value.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert path.stem == "host" or "import_module" not in path.read_text(encoding="utf-8") or not named & HOST
+
+
+def test_no_circle_of_imports_among_the_nodes() -> None:
+    folder = PACKAGE.parent / "nodes"
+    graph: dict[str, set[str]] = {}
+    for path in folder.glob("*.py"):
+        froms = [
+            node
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom) and node.level == 1
+        ]
+        graph[path.stem] = {node.module for node in froms if node.module}
+        graph[path.stem] |= {alias.name for node in froms if not node.module for alias in node.names}
+    assert circles(graph) == []
+
+
 @pytest.mark.parametrize("path", [path for path in FILES if is_in(module_name(path), {"flax"})], ids=module_name)
 def test_flax_computes_without_torch(path: Path) -> None:
     outside, inside = imports_of(path, at_import_time=False)
     on_files = module_name(path) in FLAX_FILES
     assert not {name for name in inside if not is_in(name, FLAX_FILES_ALLOWED if on_files else FLAX_ALLOWED)}
     assert on_files or "torch" not in outside
-
-
-# Modules that import one another, directly or by way of others, although none should.
-KNOWN_CIRCLES = [{"autoencoder_kl", "streaming.engine"}]
 
 
 def circles(graph: Mapping[str, set[str]]) -> list[set[str]]:
@@ -161,9 +201,7 @@ def circles(graph: Mapping[str, set[str]]) -> list[set[str]]:
 def test_no_circle_of_imports() -> None:
     """Those inside functions count, and those for types alone."""
     graph = {module_name(path): imports_of(path, at_import_time=False)[1] for path in FILES}
-    found = circles(graph)
-    assert [circle for circle in found if circle not in KNOWN_CIRCLES] == []
-    assert [circle for circle in KNOWN_CIRCLES if circle not in found] == [], "mended: take it off the list"
+    assert circles(graph) == []
 
 
 def test_circles_are_found() -> None:

@@ -397,7 +397,7 @@ def test_strips_in_any_order_and_some_of_them_twice(name: str) -> None:
 
 
 def prepare(kernel: Any) -> list[Any]:
-    kernel.prepare()
+    kernel.prepare(kernel.pack())
     return kernel.layout.strips()
 
 
