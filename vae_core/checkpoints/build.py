@@ -129,16 +129,15 @@ def _no_garbage_collection() -> Iterator[None]:
 def _build(
     model_class: Callable[..., Model], plan: Plan, wanted: torch.dtype, device: torch.device | str | None
 ) -> Model:
+    weights = read_weights(plan, weight_shapes(plan.config), wanted)
     with without_values():
         model = model_class(**plan.config)
     places = _places(model)  # in eval mode from here on
-    shapes = {key: tensor.shape for key, (_, _, tensor) in places.items()}
-    if set(shapes) - OPTIONAL != set(plan.keys) - OPTIONAL:
+    if set(places) - OPTIONAL != set(plan.keys) - OPTIONAL:
         raise CheckpointError(
             f"{model_class} has other weights than an AutoencoderKL of its config. Load an AutoencoderKL instead, and "
             f"take its state dict."
         )
-    weights = read_weights(plan, shapes, wanted)
     for key, weight in weights.items():
         holder, name, old = places[key]
         if device is not None or (weight.dtype is not wanted and weight.is_floating_point()):

@@ -21,8 +21,8 @@ from .rebuild import Array, NumpyType, Storage
 MAX_LINE = 1 << 16  # of an instruction that is written as a line of text
 MAX_INTEGER_BYTES = 64
 MAX_KEY_ITEMS = 8  # of a tuple that is a key
-COST_LIMIT = 64 << 20  # bytes that the objects of a program may take, its texts apart; full checkpoints take a tenth
-COST = 64  # of an instruction
+COST_LIMIT = 48 << 20  # bytes that the objects of a program may take, its texts apart; full checkpoints take a quarter
+COST = 96  # of an instruction
 
 
 class DamagedError(ValueError):
@@ -49,6 +49,7 @@ class Machine:
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.cost = 0
+        self.copies_left = size
         self.storages: dict[str, Storage] = {}
         self.views: dict[str, Storage] = {}
 
@@ -133,7 +134,9 @@ class Machine:
         if isinstance(kind, Dummy):
             return PLACEHOLDER
         if isinstance(kind, Rebuild):
-            self.charge(sum(len(each) for each in arguments if isinstance(each, str | bytes)) // 8)
+            self.copies_left -= sum(len(each) for each in arguments if isinstance(each, str | bytes))
+            if self.copies_left < 0:
+                self.refuse("copies more text than there is in it")
             return rebuild.call(kind.name, arguments)
         if isinstance(kind, type) and kind in CONTAINERS.values():
             return self._container(kind, arguments)
