@@ -1,4 +1,4 @@
-"""`inspect_vae(path).problem` is what `load_vae` would say, for every file that is refused and every one that is not."""
+"""`inspect_vae(path).problem` is what `load_vae` would say, of every file that is refused, and of every other one."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ CHANGES: dict[str, Any] = {
     "missing": _drop,
     "renamed": lambda weights, name: weights.__setitem__(f"{name}.x", weights.pop(name)),
     "a part more": lambda weights, name: weights.__setitem__(f"{name.rpartition('.')[0]}.extra", torch.zeros(1)),
-    "NaN": _set(lambda weight: torch.full_like(weight, float("nan"))),
-    "infinity": _set(lambda weight: torch.full_like(weight, float("inf"))),
+    "NaN": _set(lambda weight: torch.full_like(weight.float(), float("nan"))),
+    "infinity": _set(lambda weight: torch.full_like(weight.float(), float("inf"))),
     "int8": _set(lambda weight: weight.to(torch.int8)),
-    "bool": _set(lambda weight: weight > 0),
+    "bool": _set(lambda weight: weight.float() > 0),
     "int64": _set(lambda weight: weight.long()),
     "float64": _set(lambda weight: weight.double()),
     "8 bits": _set(lambda weight: weight.to(torch.float8_e4m3fn)),

@@ -107,6 +107,7 @@ def build_model(
     Raises:
         CheckpointError: a weight has the wrong shape or type, or weights are not finite.
     """
+    check_shapes(plan, weight_shapes(plan.config))  # first, as inspect_vae says it
     wanted = parse_dtype(dtype) or dtype_of(plan)
     if wanted.itemsize == 1:
         wanted = torch.bfloat16  # has every 8-bit float, which nothing can be computed with
