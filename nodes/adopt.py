@@ -92,9 +92,11 @@ class Autoencoder:
     def copy_on_cpu(self, dtype: torch.dtype | None = None) -> AutoencoderKL:
         """The model with its weights on the CPU, in another precision if one is given."""
         weights = self._weights()
-        return build(
+        copy = build(
             self.config, {k: w.to("cpu", dtype if w.is_floating_point() else None) for k, w in weights.items()}
         )
+        setattr(copy, "guesses", getattr(self.model, "guesses", {}))  # noqa: B010 (Module says that all are tensors)
+        return copy
 
     def _weight_bytes(self) -> int:
         return sum(weight.numel() * weight.element_size() for weight in self._weights().values())
@@ -220,6 +222,7 @@ def _recognise(first: nn.Module) -> _Shared | str:
     except VAEError as error:
         logger.debug("%s is not adopted: %s", type(first).__name__, error)
         return f"{type(first).__name__} is not an AutoencoderKL"
+    model.__dict__["guesses"] = plan.guesses
     return _Shared(weakref.ref(first), plan.keys, model.eval())
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..vae_core import save_single_file
 from ..vae_core.checkpoints.build import parse_dtype
+from ..vae_core.checkpoints.generation import guesses_of
 from ..vae_core.checkpoints.pretrained import write_folder
 from . import checks, inputs, prefix, show, unwrap
 from .adopt import open_vae
@@ -72,7 +73,8 @@ class VAESave:
             if format == "single_file":
                 save_single_file(model, path, overwrite=False)
             else:
-                write_folder(path, model.weights_to_save(), model.config, overwrite=False)
+                guessed = guesses_of(model)
+                write_folder(path, model.weights_to_save(), model.config, overwrite=False, guessed=guessed)
 
         path = show.save_numbered(name, ending, write)
         return {"ui": {"text": [str(path)]}, "result": (str(path),)}

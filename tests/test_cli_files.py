@@ -14,11 +14,12 @@ import pytest
 import torch
 from pairs import model
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from vaes import assert_same_weights, family_fields, fields, ldm, make
 
-from vae_core import AutoencoderKL, load_vae, save_single_file
+from vae_core import AutoencoderKL, inspect_vae, load_vae, save_single_file
 from vae_core.checkpoints.families import FAMILIES
 from vae_core.cli import main
 from vae_core.cli.outputs import file_stem
@@ -373,6 +374,52 @@ class TestConverting:
         wrong = "sdxl" if vae.config.latent_channels != 4 or family.levels != 4 else "flux1"
         assert run("convert", tmp_path / "bare.safetensors", tmp_path / "wrong", "--family", wrong) == 1
         assert "latent channels" in capsys.readouterr().err and not (tmp_path / "wrong").exists()
+
+    def test_a_guess_is_never_written_as_a_fact(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """SD 1.x, SD 2.x and SDXL have the same shapes: whichever way a bare file goes, its scale stays a guess."""
+        vae, bare = make(fields(32, 32, 32, 32)), tmp_path / "bare.safetensors"
+        save_file(ldm(vae), bare)
+        ways: dict[str, Any] = {
+            "command": lambda path: run("convert", bare, path),
+            "command.safetensors": lambda path: run("convert", bare, path),
+            "library": lambda path: load_vae(bare).save_pretrained(path),
+            "library.safetensors": lambda path: save_single_file(load_vae(bare), path),
+            "again": lambda path: run("convert", tmp_path / "library.safetensors", path),
+            "again.safetensors": lambda path: run("convert", tmp_path / "command", path),
+        }
+        for name, way in ways.items():
+            way(tmp_path / name)
+            info = inspect_vae(tmp_path / name)
+            assert info.scaling_factor == 0.18215 and info.family_is_guess
+            assert info.told_by["scaling_factor"].endswith("(a guess)")
+            assert info.told_by["latent_channels"] in ("config.json", "metadata")
+        said = capsys.readouterr().err
+        assert "scaling_factor 0.18215" in said and "pass --family" in said
+        assert "scaling_factor" in json.loads((tmp_path / "command" / "config.json").read_text())["_guessed"]
+        with safe_open(tmp_path / "command.safetensors", "pt") as file:
+            assert "modelspec.architecture" not in file.metadata()
+        for source in (bare, tmp_path / "command", tmp_path / "command.safetensors"):
+            known = tmp_path / f"known {source.name} folder"
+            options = ["--family", "sdxl", *(["--format", "diffusers"] if source.suffix else [])]
+            capsys.readouterr()
+            assert run("convert", source, known, *options) == 0
+            assert "scaling_factor" not in capsys.readouterr().err.partition("note: ")[2]
+            info = inspect_vae(known)
+            assert info.scaling_factor == 0.13025 and not info.family_is_guess
+            assert info.told_by["scaling_factor"] == "config.json"
+        loaded = load_vae(tmp_path / "command", scaling_factor=0.5)
+        loaded.save_pretrained(tmp_path / "given")
+        assert inspect_vae(tmp_path / "given").told_by["scaling_factor"] == "config.json"
+
+    def test_diffusers_reads_a_marked_config(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        import diffusers
+
+        save_file(ldm(make(fields(32, 32, 32, 32))), tmp_path / "bare.safetensors")
+        assert run("convert", tmp_path / "bare.safetensors", tmp_path / "vae") == 0
+        theirs, unused = diffusers.AutoencoderKL.load_config(tmp_path / "vae", return_unused_kwargs=True)
+        assert theirs["scaling_factor"] == 0.18215 and not unused
+        loaded: Any = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae")
+        assert loaded.config.scaling_factor == 0.18215
 
     def test_scale_shift_and_config(
         self, vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -15,6 +15,7 @@ import torch
 from .autoencoder_kl import AutoencoderKL
 from .checkpoints.build import build_model, check_weights, dtype_of, parse_dtype
 from .checkpoints.config_file import CONFIG_NAME
+from .checkpoints.generation import guesses_of
 from .checkpoints.identify import identify
 from .checkpoints.open_file import open_tensor_file
 from .checkpoints.plan import Plan, plain_names
@@ -186,7 +187,14 @@ def save_single_file(
     weights = vae.weights_to_save()
     if wanted is not None:
         weights = {key: w.to(wanted) if w.is_floating_point() else w for key, w in weights.items()}
-    write_single_file(checked_path(path), weights, vae.config, overwrite=overwrite, release=vae.release_files)
+    write_single_file(
+        checked_path(path),
+        weights,
+        vae.config,
+        overwrite=overwrite,
+        guessed=guesses_of(vae),
+        release=vae.release_files,
+    )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .atomic import Writer
 from .checkpoints.build import build_model, parse_dtype
+from .checkpoints.generation import guesses_of
 from .checkpoints.memory import memory_tensors
 from .checkpoints.open_file import open_tensor_file
 from .checkpoints.plain import plain_weights
@@ -208,6 +209,7 @@ class PretrainedMixin(ConfigMixin):
             max_shard_size=max_shard_size,
             variant=variant,
             others=others,
+            guessed=guesses_of(self),
             release=self.release_files,
         )
         if push_to_hub:

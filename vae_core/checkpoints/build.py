@@ -145,6 +145,7 @@ def _build(
             check_whole(plan, key, weight)  # it is read anyway
             weight = weight.to(device=device, dtype=wanted if weight.is_floating_point() else None)
         holder[name] = nn.Parameter(weight, old.requires_grad) if isinstance(old, nn.Parameter) else weight
+    model.__dict__["guesses"] = plan.guesses  # so that saving does not make facts of them
     return model
 
 

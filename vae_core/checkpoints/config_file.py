@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError, ConfigError
+from .generation import guessed_in
 from .open_file import check_link
 
 CONFIG_NAME = "config.json"
@@ -17,10 +18,11 @@ MAX_BYTES = 1_000_000  # real ones have one kilobyte
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """What a `config.json` says, and remarks on what of it was passed over."""
+    """What a `config.json` says, remarks on what of it was passed over, and the fields that it calls guesses."""
 
     config: AutoencoderKLConfig
     remarks: tuple[str, ...] = ()
+    guessed: tuple[str, ...] = ()
 
 
 def read_config_file(file: Path) -> ConfigFile:
@@ -40,9 +42,10 @@ def read_config_file(file: Path) -> ConfigFile:
     except (ConfigError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{file}: {error}") from None
     if not others:
-        return ConfigFile(config)
+        return ConfigFile(config, guessed=guessed_in(values))
     shown = ", ".join(name[:40] for name in others[:5]) + (", ..." if len(others) > 5 else "")
-    return ConfigFile(config, (f"passed over {shown} in {CONFIG_NAME}: an AutoencoderKL has no such fields.",))
+    remark = f"passed over {shown} in {CONFIG_NAME}: an AutoencoderKL has no such fields."
+    return ConfigFile(config, (remark,), guessed_in(values))
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from ..config import CLASS_NAME, FLUX2_CLASS_NAME
 from ..errors import CheckpointError
 
+GUESSED_KEY = "_guessed"  # beside a config's fields: the names of those that nothing told
+A_GUESS = " (a guess)"  # behind the source of such a field
 SAVE_KEY = "seamless_vae.save"  # in each shard's header: the same in all shards of one save
 OUR_CLASSES = (CLASS_NAME, FLUX2_CLASS_NAME, "FlaxAutoencoderKL")
 COMPARED = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "norm_num_groups", "act_fn")
@@ -41,6 +43,28 @@ def check_one_save(index: Path, seen: Mapping[str, str], shard: Path, metadata: 
             f"the shards that {index.name} names are of different saves: {shard.name} does not belong to those before "
             f"it. Save the model again, or copy all of its files anew."
         )
+
+
+def marked(fields: Mapping[str, Any], guessed: Collection[str]) -> dict[str, Any]:
+    """A config's fields as they are written, with those that are guesses named beside them."""
+    return {**fields, GUESSED_KEY: sorted(guessed)} if guessed else dict(fields)
+
+
+def guessed_in(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names that `marked` wrote."""
+    names = values.get(GUESSED_KEY)
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+
+def sources(fields: Iterable[str], source: str, guessed: Collection[str]) -> dict[str, str]:
+    """Field -> where its value comes from, if all come from one place that calls some of them guesses."""
+    return {name: f"{source}{A_GUESS}" if name in guessed else source for name in fields}
+
+
+def guesses_of(model: Any) -> tuple[str, ...]:
+    """The config fields of a model that were guessed when it was loaded, and have been left as they were."""
+    guesses: Mapping[str, Any] = model.__dict__.get("guesses", {})
+    return tuple(name for name, value in guesses.items() if model.config[name] == value)
 
 
 def differences(config: Mapping[str, Any], saved: Mapping[str, Any]) -> str | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError
+from .generation import A_GUESS
 from .identify import Identity, identify
 from .key_map import OPTIONAL, count_at_least, plain_name, spellings
 from .layouts import BESIDE_SCALES, SCALES, channels_first, check_scale
@@ -49,6 +51,16 @@ class Plan:
     told_by: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     scales: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def guesses(self) -> dict[str, Any]:
+        """The config fields whose values are guesses. A scale that is only a default is one."""
+        scale = ("scaling_factor", "shift_factor")
+        return {
+            name: self.config[name]
+            for name, source in self.told_by.items()
+            if source.endswith(A_GUESS) or (name in scale and source == "default")
+        }
 
     def info(self, key: str) -> TensorInfo:
         """What the file says of the weight with this diffusers key."""

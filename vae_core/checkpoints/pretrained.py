@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..errors import CheckpointError
 from .config_file import CONFIG_NAME, ConfigFile, read_config_file
 from .detect import DIFFUSERS, find_layout, find_prefixes
 from .families import family_of_config
-from .generation import SAVE_KEY, differences, fingerprint, other_model
+from .generation import SAVE_KEY, differences, fingerprint, marked, other_model, sources
 from .open_file import check_link, open_tensor_file
 from .plan import Plan, inner, match_keys, plain_names
 from .single_file import CONFIG_KEY, config_in_metadata
@@ -184,7 +184,8 @@ class Folder:
     def plan(self, overrides: Mapping[str, Any] | None = None) -> Plan:
         """How to load the autoencoder in it. Raises as `plan_folder`."""
         overrides = overrides or {}
-        told_by = dict.fromkeys(self.config_file.config, CONFIG_NAME) | dict.fromkeys(overrides, "override")
+        guessed = set(self.config_file.guessed)
+        told_by = sources(self.config_file.config, CONFIG_NAME, guessed) | dict.fromkeys(overrides, "override")
         config = self.config_file.config.replace(**overrides)
         plain = plain_names(self.source)
         part = inner(self.source, next(iter(find_prefixes(plain)), ""), plain)
@@ -199,7 +200,7 @@ class Folder:
             layout=find_layout(part.names) or DIFFUSERS,
             prefix=part.prefix,
             family=family.name if family else None,
-            family_is_guess=False,
+            family_is_guess="scaling_factor" in guessed - set(overrides),
             told_by=told_by,
             remarks=(
                 *self.remarks,
@@ -272,6 +273,7 @@ def write_folder(
     variant: str | None = None,
     overwrite: bool = True,
     others: Mapping[str, Writer] | None = None,
+    guessed: Collection[str] = (),
     release: Callable[[], None] | None = None,
 ) -> None:
     """Write `config.json` and the weights, all of them or none; see `atomic.write_together`.
@@ -280,6 +282,7 @@ def write_folder(
 
     Args:
         overwrite: False raises where a file would be replaced or removed.
+        guessed: names of the config's fields that are guesses, and are marked as such.
         others: names of more files that belong to this save, and what writes them.
 
     Raises:
@@ -295,8 +298,8 @@ def write_folder(
     stem = WEIGHTS_STEM if variant is None else f"{WEIGHTS_STEM}.{variant}"
     shards = split_into_shards(weights, parse_size(max_shard_size))
     single, index, *_ = _weight_names(variant, extension)
-    writers: dict[str, Writer] = {CONFIG_NAME: text(_json(config.to_dict()))}
-    metadata = {"format": "pt", CONFIG_KEY: json.dumps(dict(config))}
+    writers: dict[str, Writer] = {CONFIG_NAME: text(_json(marked(config.to_dict(), guessed)))}
+    metadata = {"format": "pt", CONFIG_KEY: json.dumps(marked(config, guessed))}
     if len(shards) == 1:
         files = {single: shards[0]}
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ..errors import CheckpointError, ConfigError
 from .config_file import CONFIG_NAME, read_config_file
 from .detect import DIFFUSERS, KNOWN_PREFIXES, SHOWN_FIELDS, fields_from_shapes, find_layout, find_prefixes, norm_groups
 from .families import Family, FamilyMatch, family_of_config, match_family
-from .generation import differences
+from .generation import differences, guessed_in, marked, sources
 from .key_map import is_attention_projection, ldm_names
 from .plan import Inner, Plan, inner, match_keys, not_an_autoencoder, plain_names
 from .tensor_file import TensorFile
@@ -107,7 +107,8 @@ def _given(part: Inner, layout: str, config: AutoencoderKLConfig | None) -> _Fou
             changed = differences(beside, saved)
             told_by = dict.fromkeys(beside, f"{CONFIG_NAME} beside the file")
             return _Found(beside, told_by, remarks=(*remarks, *([changed] if changed else [])))
-    return _Found(saved, dict.fromkeys(saved, "metadata"))
+    guessed = guessed_in(json.loads(part.source.metadata[CONFIG_KEY]))
+    return _Found(saved, sources(saved, "metadata", guessed), "scaling_factor" in guessed)
 
 
 def _shown_by(config: AutoencoderKLConfig) -> dict[str, Any]:
@@ -214,11 +215,14 @@ def ldm_state_dict(weights: Mapping[str, Tensor], config: AutoencoderKLConfig) -
     }
 
 
-def single_file_metadata(config: AutoencoderKLConfig) -> dict[str, str]:
-    """What a single file's header says: the whole config, and the architecture as the modelspec convention has it."""
-    metadata = {"format": "pt", CONFIG_KEY: json.dumps(dict(config))}
+def single_file_metadata(config: AutoencoderKLConfig, guessed: Collection[str] = ()) -> dict[str, str]:
+    """What a single file's header says: the whole config, and the architecture as the modelspec convention has it.
+
+    Fields that are guesses are marked, and an architecture that hangs on one is left out.
+    """
+    metadata = {"format": "pt", CONFIG_KEY: json.dumps(marked(config, guessed))}
     family = family_of_config(config)
-    if family is not None:
+    if family is not None and "scaling_factor" not in guessed:
         metadata["modelspec.sai_model_spec"] = "1.0.0"
         metadata["modelspec.architecture"] = f"{family.architectures[0]}/vae"
         metadata["modelspec.title"] = f"{family.name} VAE"
@@ -231,8 +235,9 @@ def write_single_file(
     config: AutoencoderKLConfig,
     *,
     overwrite: bool = True,
+    guessed: Collection[str] = (),
     release: Callable[[], None] | None = None,
 ) -> None:
     """Write weights (by diffusers keys) as one safetensors file with LDM keys. See `write_weights`."""
-    writer = safetensors(ldm_state_dict(weights, config), single_file_metadata(config))
+    writer = safetensors(ldm_state_dict(weights, config), single_file_metadata(config, guessed))
     write_weights(path, writer, overwrite=overwrite, release=release)

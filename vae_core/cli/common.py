@@ -93,11 +93,13 @@ def family(name: str) -> Family:
     raise argparse.ArgumentTypeError(f"{name!r} is not a family; choose from {', '.join(map(short, FAMILIES))}")
 
 
-def config_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The config fields that the options of `add_config_arguments` give."""
+def config_overrides(arguments: argparse.Namespace, path: str | Path) -> dict[str, Any]:
+    """The config fields that the options of `add_config_arguments` give for the VAE at a path."""
     found: dict[str, Any] = {}
     if arguments.family is not None:
         found = {name: arguments.family.fields.get(name) for name in SCALING}
+        if arguments.config is None and Path(path).is_file():
+            found["sample_size"] = arguments.family.fields["sample_size"]
     given = {"scaling_factor": arguments.scaling_factor, "shift_factor": arguments.shift_factor}
     found |= {name: value for name, value in given.items() if value is not None}
     for name, value in found.items():
@@ -144,7 +146,7 @@ def load_model(arguments: argparse.Namespace) -> AutoencoderKL:
     path, dtype = arguments.vae or DEMO, DTYPES[arguments.dtype]
     if not hasattr(arguments, "family"):
         return load_vae(path, dtype=dtype, device=device)
-    vae = load_vae(path, dtype=dtype, device=device, config=arguments.config, **config_overrides(arguments))
+    vae = load_vae(path, dtype=dtype, device=device, config=arguments.config, **config_overrides(arguments, path))
     check_family(vae.config, arguments)
     return vae
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from ..checkpoints.generation import guesses_of
 from ..checkpoints.open_file import open_tensor_file
 from ..checkpoints.pretrained import CONFIG_NAME, WEIGHTS_STEM, write_folder
 from ..checkpoints.single_file import ldm_state_dict
@@ -72,16 +74,34 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         check_folder(output, inputs, overwrite)
     vae = load_vae(
-        arguments.input, dtype=DTYPES.get(arguments.dtype), config=arguments.config, **config_overrides(arguments)
+        arguments.input,
+        dtype=DTYPES.get(arguments.dtype),
+        config=arguments.config,
+        **config_overrides(arguments, arguments.input),
     )
     check_family(vae.config, arguments)
     if not single:
-        write_folder(output, vae.weights_to_save(), vae.config, overwrite=overwrite, release=vae.release_files)
+        write_folder(
+            output,
+            vae.weights_to_save(),
+            vae.config,
+            overwrite=overwrite,
+            guessed=guesses_of(vae),
+            release=vae.release_files,
+        )
     elif ending in PICKLE_ENDINGS:
         weights = ldm_state_dict(vae.weights_to_save(), vae.config)
         write_weights(output, pickled(weights), overwrite=overwrite, release=vae.release_files)
     else:
         save_single_file(vae, output, overwrite=overwrite)
+    guessed = [f"{name} {vae.config[name]}" for name in guesses_of(vae)]
+    if guessed:
+        print(
+            f"note: {', '.join(guessed)}: nothing in {arguments.input} says so. OUT marks "
+            f"{'it as a guess' if len(guessed) == 1 else 'them as guesses'}, where its format can; pass --family, "
+            f"--scaling-factor or --config if you know it.",
+            file=sys.stderr,
+        )
     print(f"wrote {output}: {vae.num_parameters():,} parameters in {str(vae.dtype).removeprefix('torch.')}")
     return 0
 

@@ -16,7 +16,7 @@ from ..autoencoder_kl import AutoencoderKL
 from ..errors import DatasetError, VAEError
 from ..image import to_pil, write_image
 from ..metrics import psnr
-from ..streaming import decode
+from ..running import decode
 from .collection import Collection
 from .encode import fingerprint, generator
 from .prepare import Prepared, prepare

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..autoencoder_kl import AutoencoderKL
 from ..errors import NonFiniteError
 from ..posterior import DiagonalGaussianDistribution
-from ..streaming import encode
+from ..running import encode
 from .prepare import Prepared, Result
 from .settings import STORED, Failure, Scale, Settings
 
