@@ -21,12 +21,16 @@ from .streaming.program import Linear, Pass, ProgramBuilder
 class Autoencoder(Protocol):
     """What is needed of an AutoencoderKL."""
 
-    config: AutoencoderKLConfig
-    encoder: nn.Module
-    decoder: nn.Module
-    quant_conv: nn.Module | None
-    post_quant_conv: nn.Module | None
-
+    @property
+    def config(self) -> AutoencoderKLConfig: ...
+    @property
+    def encoder(self) -> nn.Module: ...
+    @property
+    def decoder(self) -> nn.Module: ...
+    @property
+    def quant_conv(self) -> nn.Module | None: ...
+    @property
+    def post_quant_conv(self) -> nn.Module | None: ...
     @property
     def device(self) -> torch.device: ...
     @property

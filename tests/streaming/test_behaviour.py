@@ -158,7 +158,7 @@ def test_a_choice_of_kernels_is_this_threads_own(vae: AutoencoderKL) -> None:
 # Progress.
 
 
-def reports_of(run: Callable[[Callable[[int, int], None]], Any]) -> list[tuple[int, int]]:
+def reports_of(run: Callable[[vae_core.streaming.ProgressCallback], Any]) -> list[tuple[int, int]]:
     reports: list[tuple[int, int]] = []
     run(lambda step: reports.append(step[:2]))
     return reports

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +34,9 @@ class _Weights(NamedTuple):
 class DirectConvolution:
     """conv2d of torch on channels-last strips of the whole batch: any device, any precision."""
 
-    parallel = False
-    fast = False
-    whole_batch = True
+    parallel: ClassVar[bool] = False
+    fast: ClassVar[bool] = False
+    whole_batch: ClassVar[bool] = True
 
     def __init__(self, inputs: PassInputs) -> None:
         assert isinstance(inputs.step, Convolve)
@@ -110,7 +110,10 @@ class DirectConvolution:
         self._transfers = Transfers(inputs.device)
         self._following = dict(pairwise(self.layout.strips())) if self._transfers.overlap else {}
         wide = torch.float64 if inputs.dtype == torch.float64 else torch.float32
-        self._coefficients = inputs.coefficients and tuple(each.to(inputs.device, wide) for each in inputs.coefficients)
+        self._coefficients: tuple[Tensor, Tensor] | None = None
+        if inputs.coefficients is not None:
+            scale, shift = inputs.coefficients
+            self._coefficients = scale.to(inputs.device, wide), shift.to(inputs.device, wide)
 
     def compute(self, strip: Strip) -> StripStats:
         assert self._transfers is not None

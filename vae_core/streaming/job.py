@@ -15,7 +15,7 @@ from ..errors import DamagedWeightError, MemoryBudgetError, NonFiniteError
 from ..tiling.blend import blended_tiles, cut_tiles
 from ..tiling.grid import TileSpec
 from ..units import GIB, MIB
-from .choose import REFERENCE_MAPS, choose_way, is_faster, kernel_mode, kernels, may_be_faster, may_stand_in
+from .choose import REFERENCE_MAPS, KernelMode, choose_way, is_faster, kernel_mode, kernels, may_be_faster, may_stand_in
 from .executor import Execution, Manner, PackedWeights, damaged_message
 from .half import Half, Shape
 from .memory import DEFAULT_SHARE, available_bytes
@@ -78,7 +78,7 @@ class Job:
         self.output_shape = self.half.output_shape(self.shape)
         self.dtype = options.precision(self.half.dtype, device)
         self._request, self._rung = request, rung
-        self._kernels = kernel_mode()
+        self._kernels: KernelMode = kernel_mode()
         self._program: list[Pass] | None = None
         self._program_plan: ProgramPlan | None = None
         self._choose_and_plan(_budget(options, device, request.available))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,9 @@ _PACKED_LIMIT = 2**29  # bytes of packed keys and values beyond which they go to
 class PackedAttention:
     """As StoredAttention, with keys and values beside the maps. A strip's rows are positions."""
 
-    parallel = True
-    fast = False
-    whole_batch = False
+    parallel: ClassVar[bool] = True
+    fast: ClassVar[bool] = False
+    whole_batch: ClassVar[bool] = False
 
     def __init__(self, inputs: PassInputs) -> None:
         assert isinstance(inputs.step, Attend)

@@ -150,10 +150,12 @@ def plan_program(
     """
 
     def dry_run(manner: Manner, limit: int | None, items: int = items, like: _DryRun | None = None) -> _DryRun:
-        ends = [torch.empty((items, *each[1:]), dtype=manner.dtype, device=_META) for each in (shape, output_shape)]
+        part, output = (
+            torch.empty((items, *each[1:]), dtype=manner.dtype, device=_META) for each in (shape, output_shape)
+        )
         found = _DryRun(MapStore(_META, limit, cpu_limit))
         execution = Execution(passes, manner, found.store, like=like and like.planned)
-        for step, kernel in execution.kernels(*ends, latent_rows):
+        for step, kernel in execution.kernels(part, output, latent_rows):
             found.add(step, kernel, execution.maps[step.target])
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +29,9 @@ class StoredAttention:
     block by block. A strip's rows are positions; the first strip of each item makes its keys and values.
     """
 
-    parallel = False
-    fast = False
-    whole_batch = False
+    parallel: ClassVar[bool] = False
+    fast: ClassVar[bool] = False
+    whole_batch: ClassVar[bool] = False
 
     def __init__(self, inputs: PassInputs) -> None:
         assert isinstance(inputs.step, Attend)

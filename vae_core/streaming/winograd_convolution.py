@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -36,9 +36,9 @@ class _Part(NamedTuple):
 class WinogradConvolution:
     """3x3 convolutions by Winograd, also after a doubling. Strips are independent and run on several threads."""
 
-    parallel = True
-    fast = True
-    whole_batch = False
+    parallel: ClassVar[bool] = True
+    fast: ClassVar[bool] = True
+    whole_batch: ClassVar[bool] = False
 
     def __init__(self, inputs: PassInputs) -> None:
         assert isinstance(inputs.step, Convolve)
@@ -130,8 +130,10 @@ class WinogradConvolution:
         inputs = self.inputs
         self._weights = packed
         # Arrays, because each operation on a tensor would release and take the interpreter lock.
-        both = inputs.coefficients and tuple(each.to(torch.float32).numpy() for each in inputs.coefficients)
-        self._coefficients = both
+        self._coefficients: tuple[np.ndarray, np.ndarray] | None = None
+        if inputs.coefficients is not None:
+            scale, shift = inputs.coefficients
+            self._coefficients = scale.float().numpy(), shift.float().numpy()
         self._sources, self._targets = (
             [_array(band) for band in each.bands] for each in (inputs.source, inputs.target)
         )
