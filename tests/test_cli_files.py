@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -524,6 +526,25 @@ class TestManners:
                 assert (result.returncode, result.stderr) == (0, b"")
                 assert b"wrote" in result.stdout
             assert os.path.exists(os.fsencode(folder) + b"/caf\xe9.png")
+
+    def test_an_interrupt_while_modules_are_imported(self) -> None:
+        """The command line is there before torch is, and takes an interrupt at any time from then on."""
+        script = (
+            "import sys; from vae_core.cli import main; assert 'torch' not in sys.modules;"
+            "print('ready', flush=True); sys.exit(main(['info']))"
+        )
+        codes = set()
+        for delay in (0, 0.05, 0.2, 0.6):
+            with subprocess.Popen(
+                [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True
+            ) as process:
+                assert process.stdout is not None and process.stdout.readline() == "ready\n"
+                time.sleep(delay)
+                process.send_signal(signal.SIGINT)
+                _, said = process.communicate(timeout=300)
+                codes.add(process.returncode)
+                assert "Traceback" not in said, said
+        assert 130 in codes and codes <= {0, 130}
 
     def test_a_pipe_that_nobody_reads(self) -> None:
         reading, writing = os.pipe()

@@ -215,3 +215,16 @@ def test_importing_vae_core_brings_nothing_foreign() -> None:
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_found_on_its_first_use() -> None:
+    script = (
+        "import sys, vae_core; assert 'torch' not in sys.modules;"
+        "assert vae_core.image.from_pil and vae_core.checkpoints.families.FAMILIES;"
+        "assert set(vae_core._HOMES) == set(vae_core.__all__) - {'__version__'};"
+        "assert set(vae_core.__all__) <= set(dir(vae_core));"
+        "[getattr(vae_core, name) for name in vae_core.__all__];"
+        "assert not hasattr(vae_core, 'nonsense') and not hasattr(vae_core, '__wrapped__')"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert result.returncode == 0, result.stderr

@@ -26,11 +26,9 @@ INTERRUPTED, BROKEN_PIPE = 130, 141
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. `argv` is without the program's name."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, ValueError):  # names of files that are not text in the stream's encoding
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     debug = False
     try:
+        _take_any_name()
         arguments = build_parser().parse_args(argv)
         debug = getattr(arguments, "debug", False)
         _log_to_stderr()
@@ -58,6 +56,13 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, (VAEError, OSError)):
         return message
     return f"{type(error).__name__}: {message} (unexpected; --debug shows where)"
+
+
+def _take_any_name() -> None:
+    """Let names of files be printed that are not text in the encoding of the streams."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def _close_stdout() -> None:
