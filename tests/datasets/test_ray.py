@@ -1,0 +1,150 @@
+"""The engine of many machines, on a Ray of this machine's own: the same bytes, whatever is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from collections_of_images import contents, encode, settings
+
+from vae_core import AutoencoderKL, DatasetError
+from vae_core.datasets import Engine, encode_dataset
+from vae_core.datasets.progress import Progress
+
+ray = pytest.importorskip("ray")
+TESTS = Path(__file__).resolve().parents[1]
+OPTIONS = {"keep": "sample", "flip": True, "shard_images": 3}
+ENGINE = Engine("ray", workers=1)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Ray, started once: the engine uses one that is there."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    os.environ["RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS"] = "0"
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=200_000_000)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def expected(images: Path, vae: AutoencoderKL, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the local engine writes."""
+    out = tmp_path_factory.mktemp("local") / "out"
+    encode(images, out, vae, **OPTIONS)
+    return contents(out)
+
+
+def test_the_same_bytes_as_locally(
+    cluster: None, images: Path, vae: AutoencoderKL, expected: dict[str, str], tmp_path: Path
+) -> None:
+    progress = Progress(show=False)
+    totals = encode(images, tmp_path / "out", vae, engine=ENGINE, progress=progress, **OPTIONS)
+    assert contents(tmp_path / "out") == expected
+    assert (progress.images, progress.failures, progress.shards) == (22, 2, totals["shards"])
+    assert progress.bytes == totals["bytes"] and progress.busy > 0
+
+
+def test_an_actor_that_is_killed_costs_a_retry(
+    cluster: None, images: Path, vae: AutoencoderKL, expected: dict[str, str], tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    class Killing(Progress):
+        """Kills the process that encodes as soon as a shard is written, twice."""
+
+        def committed(self, shards: int, size: int) -> None:
+            super().committed(shards, size)
+            if len(killed) < 2:
+                for each in encoders()[:1]:
+                    with contextlib.suppress(ProcessLookupError):  # it has just ended
+                        os.kill(each, signal.SIGKILL)
+                        killed.append(each)
+
+    encode(images, tmp_path / "out", vae, engine=ENGINE, progress=Killing(show=False), **OPTIONS)
+    assert killed, "there was an actor to kill"
+    assert contents(tmp_path / "out") == expected
+
+
+def encoders() -> list[int]:
+    """Processes of Ray's actors that encode."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if line.startswith("ray::") and "_Encode" in line:
+            found.append(process.pid)
+    return found
+
+
+def test_errors_are_sentences(cluster: None, images: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
+    """What fails on a worker is said as locally."""
+    out = tmp_path / "out"
+    (out / "shards").mkdir(parents=True)
+    (out / "shards" / "000").write_text("a file where a folder should be")
+    with pytest.raises(DatasetError, match=r"cannot write .*000000-0000\.safetensors.* with --resume\.$"):
+        encode(images, out, vae, engine=ENGINE, **OPTIONS)
+
+
+def test_no_cluster(images: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
+    script = (
+        "from vae_core.cli import main; import sys; "
+        f"sys.exit(main(['encode-dataset', {str(images)!r}, '--out', {str(tmp_path / 'out')!r}, '--size', '64', "
+        "'--engine', 'ray', '--ray-address', '127.0.0.1:1']))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "RAY_gcs_rpc_server_reconnect_timeout_s": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert result.returncode == 1
+    assert "no Ray cluster answers at 127.0.0.1:1" in result.stderr
+
+
+@pytest.mark.parametrize("moments", [1, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_driver_that_is_killed(
+    moments: int, cluster: None, images: Path, vae_folder: Path, expected: dict[str, str], vae: AutoencoderKL,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Killed at random moments by the command line's user, resumed until it is done: the same bytes."""
+    address = ray.get_runtime_context().gcs_address
+    script = tmp_path / "driver.py"
+    script.write_text(
+        "import sys, ray\n"
+        "from pathlib import Path\n"
+        "from collections_of_images import encode\n"
+        "from vae_core import load_vae\n"
+        "from vae_core.datasets import Engine\n"
+        f"ray.init({address!r}, log_to_driver=False)\n"
+        "print('ready', flush=True)\n"
+        f"encode({str(images)!r}, Path(sys.argv[1]), load_vae({str(vae_folder)!r}), resume=True,\n"
+        f"    engine=Engine('ray', workers=1), **{OPTIONS!r})\n"
+    )
+    chance, kills, finished, longest = random.Random(0), 0, 0, 20.0
+    while kills < moments:
+        out = tmp_path / str(finished)
+        driver = subprocess.Popen([sys.executable, str(script), str(out)], stdout=subprocess.PIPE, text=True)
+        assert driver.stdout is not None and driver.stdout.readline() == "ready\n"
+        began = time.monotonic()
+        timer = threading.Timer(chance.uniform(0, longest), driver.kill)
+        timer.start()
+        code = driver.wait()
+        timer.cancel()
+        if code == -signal.SIGKILL:
+            kills += 1
+            continue
+        assert code == 0
+        assert contents(out) == expected
+        finished, longest = finished + 1, time.monotonic() - began
+    out = tmp_path / str(finished)
+    encode_dataset(str(images), out, vae, settings(vae, **OPTIONS), engine=ENGINE, resume=True)
+    assert contents(out) == expected
