@@ -17,7 +17,8 @@ import pytest
 from collections_of_images import contents, encode, make_images
 
 from vae_core import AutoencoderKL, DatasetError
-from vae_core.datasets import Engine, verify_dataset
+from vae_core.datasets import Engine, collection, verify_dataset
+from vae_core.datasets.collection import sole_writer
 from vae_core.datasets.encode import Encoder
 
 FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
@@ -184,13 +185,30 @@ def test_what_cannot_be_resumed(images: Path, few: Path, vae: AutoencoderKL, tmp
     assert contents(tmp_path / "out") == before
 
 
-def test_two_runs_at_once(few: Path, vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_at_once(tmp_path: Path) -> None:
+    """In this process and in another; and a process that was forked meanwhile does not keep the lock."""
     pytest.importorskip("fcntl")
-    from vae_core.datasets import collection
+    assert FORK is not None
 
-    with collection.sole_writer(tmp_path), pytest.raises(DatasetError, match="another run"):  # noqa: SIM117
-        with collection.sole_writer(tmp_path, patience=0.3):
+    def try_it() -> None:
+        with sole_writer(tmp_path, patience=0.3):
             pass
+
+    def try_it_elsewhere() -> None:
+        collection._writing.clear()  # which a fork has of its parent
+        try_it()
+
+    with sole_writer(tmp_path):
+        with pytest.raises(DatasetError, match="another run"):
+            try_it()
+        assert in_a_process(try_it_elsewhere) == 1
+        reader = FORK.Process(target=time.sleep, args=(60,))
+        reader.start()
+    try:
+        assert in_a_process(try_it_elsewhere) == 0
+    finally:
+        reader.kill()
+        reader.join()
 
 
 @pytest.mark.parametrize(

@@ -248,38 +248,58 @@ def software() -> dict[str, str]:
 
 
 @contextmanager
-def sole_writer(records: Path, patience: float = 15.0) -> Iterator[None]:
+def sole_writer(records: Path, patience: float = 5.0) -> Iterator[None]:
     """Make sure that no other run writes to the collection, where the system has locks on files.
 
-    Readers of a run that was killed may keep its lock for some seconds: so long it is waited for.
+    The lock is the process's own: readers that outlive a run that was killed do not have it.
+
+    Raises:
+        DatasetError: another run has it, and keeps it for so many seconds.
     """
+    place = Path(os.path.realpath(records)) / ".lock"
+    if str(place) in _writing:
+        raise DatasetError(_OTHER_RUN.format(records))
+    _writing.add(str(place))
+    handle = None
+    try:
+        handle = _locked(place, time.monotonic() + patience)
+        yield
+    finally:
+        _writing.discard(str(place))
+        if handle is not None:
+            with suppress(OSError):
+                place.unlink()
+            os.close(handle)
+
+
+_writing: set[str] = set()  # by this process, which does not lock itself out
+_OTHER_RUN = "another run is writing to {}. Wait for it, or stop it first."
+
+
+def _locked(place: Path, deadline: float) -> int | None:
+    """A handle of the lock; None where there are no locks."""
     try:
         import fcntl
     except ImportError:
-        yield
-        return
-    records.mkdir(parents=True, exist_ok=True)
-    place, deadline = records / ".lock", time.monotonic() + patience
-    while True:
-        file = open(place, "wb")  # noqa: SIM115 (closed below, or by the next turn)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if place.exists() and os.path.samestat(os.fstat(file.fileno()), place.stat()):
-                break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                file.close()
-                raise DatasetError(f"another run is writing to {records}. Wait for it, or stop it first.") from None
-            time.sleep(0.2)
-        except OSError:  # a file system without locks
-            break
-        file.close()
+        return None
     try:
-        yield
-    finally:
-        with suppress(OSError):
-            place.unlink()
-        file.close()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if place.exists() and os.path.samestat(os.fstat(handle), place.stat()):
+                    return handle
+            except (BlockingIOError, PermissionError):  # somebody has it
+                if time.monotonic() > deadline:
+                    os.close(handle)
+                    raise DatasetError(_OTHER_RUN.format(place.parent)) from None
+                time.sleep(0.1)
+            except OSError:  # a file system without locks
+                return handle
+            os.close(handle)
+    except OSError as error:
+        raise DatasetError(f"cannot write to {place.parent}: {error.strerror or error}. Check the folder.") from None
 
 
 def _image_record(image: Encoded, settings: Settings) -> dict[str, Any]:

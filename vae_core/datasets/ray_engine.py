@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import re
+import socket
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,8 @@ def run(
         _quieten(data)
         rows = _pipeline(ray, data, collection, work, packed, encoders)
         for row in rows.iter_rows():
+            if row["trouble"]:
+                raise DatasetError(row["trouble"])
             progress.advance(int(row["images"] + row["failures"]), int(row["failures"]))
             progress.committed(1, int(row["bytes"]))
             progress.busy += float(row["seconds"])
@@ -68,14 +73,20 @@ def run(
 
 
 def _join(ray: Any, address: str | None) -> None:
+    if address is not None and (host := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)):
+        try:  # Ray itself would end this process
+            socket.create_connection((host[1], int(host[2])), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise DatasetError(_NO_CLUSTER.format(address, error)) from None
     # What a cluster's machines run is this very package, whatever they have installed.
     options = {"runtime_env": {"py_modules": [str(_PACKAGE)]}} if address else {"include_dashboard": False}
     try:
         ray.init(address=address, log_to_driver=False, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise DatasetError(
-            f"no Ray cluster answers at {address}: {error}. Start one with `ray start --head`."
-        ) from None
+        raise DatasetError(_NO_CLUSTER.format(address, error)) from None
+
+
+_NO_CLUSTER = "no Ray cluster answers at {}: {}. Start one with `ray start --head`."
 
 
 def _quieten(data: Any) -> None:
@@ -139,12 +150,12 @@ class _Read:
         self.group, self.settings = group, settings
 
     def __call__(self) -> Iterable[Any]:
-        import pyarrow
-
-        for work in self.group:
-            for chunk, first, raws, last in shards_of(work, self.settings):
-                row = pickle.dumps((work.split.number, chunk, first, raws, last))
-                yield pyarrow.table({"shard": pyarrow.array([row], pyarrow.large_binary())})
+        try:
+            for work in self.group:
+                for chunk, first, raws, last in shards_of(work, self.settings):
+                    yield _row((work.split.number, chunk, first, raws, last))
+        except VAEError as error:
+            yield _row(_Trouble(str(error)))
 
 
 def shards_of(work: Work, settings: Settings) -> Iterator[tuple[int, int, list[Raw], bool]]:
@@ -160,10 +171,20 @@ def shards_of(work: Work, settings: Settings) -> Iterator[tuple[int, int, list[R
         chunk, images = chunk + 1, following
 
 
-def _prepare(rows: dict[str, Any], settings: Settings, channels: int) -> dict[str, Any]:
-    split, chunk, first, raws, last = pickle.loads(rows["shard"][0])
+@dataclass(frozen=True)
+class _Trouble:
+    """What ends the run, passed on like a shard: of an exception, Ray would keep no more than its text."""
+
+    sentence: str
+
+
+def _prepare(rows: dict[str, Any], settings: Settings, channels: int) -> Any:
+    given = pickle.loads(rows["shard"][0])
+    if isinstance(given, _Trouble):
+        return _row(given)
+    split, chunk, first, raws, last = given
     results: list[Result] = list(prepare_all(raws, settings, channels, first))
-    return _row(pickle.dumps((split, chunk, results, last)))
+    return _row((split, chunk, results, last))
 
 
 class _Encode:
@@ -177,40 +198,51 @@ class _Encode:
         self.settings = settings
         self.encoder = Encoder(packed.unpack("cuda" if on_gpu else "cpu"), settings)
 
-    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        split, chunk, results, last = pickle.loads(rows["shard"][0])
+    def __call__(self, rows: dict[str, Any]) -> Any:
+        given = pickle.loads(rows["shard"][0])
+        if isinstance(given, _Trouble):
+            return _row(given)
+        split, chunk, results, last = given
         before = self.encoder.seconds
-        shard = Shard(split, chunk, self.settings, last=last).encode_all(results, self.encoder)
-        return _row(pickle.dumps((shard, self.encoder.seconds - before)))
+        try:
+            shard = Shard(split, chunk, self.settings, last=last).encode_all(results, self.encoder)
+        except VAEError as error:
+            return _row(_Trouble(str(error)))
+        return _row((shard, self.encoder.seconds - before))
 
 
 def _write(rows: dict[str, Any], out: str, manifest: dict[str, Any]) -> dict[str, Any]:
-    shard, seconds = pickle.loads(rows["shard"][0])
-    record = Collection(Path(out), manifest).commit(shard)
+    given = pickle.loads(rows["shard"][0])
+    try:
+        if isinstance(given, _Trouble):
+            raise DatasetError(given.sentence)
+        shard, seconds = given
+        record = Collection(Path(out), manifest).commit(shard)
+    except VAEError as error:
+        return {"images": [0], "failures": [0], "bytes": [0], "seconds": [0.0], "trouble": [str(error)]}
     size = sum(file["bytes"] for file in record["files"])
     return {
         "images": [len(record["images"])],
         "failures": [len(record["failures"])],
         "bytes": [size],
         "seconds": [seconds],
+        "trouble": [""],
     }
 
 
-def _row(data: bytes) -> dict[str, Any]:
+def _row(value: Any) -> Any:
+    """A block of one row: anything that can be pickled."""
     import pyarrow
 
-    return pyarrow.table({"shard": pyarrow.array([data], pyarrow.large_binary())})
+    return pyarrow.table({"shard": pyarrow.array([pickle.dumps(value)], pyarrow.large_binary())})
 
 
-def _cause(error: BaseException) -> Exception:
-    """The sentence of ours that Ray's error was made of, or one about it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, VAEError):
-            return DatasetError(str(seen.args[0] if seen.args else seen))
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    text = str(error).strip().splitlines()
+def _cause(error: BaseException) -> DatasetError:
+    """A sentence about what made Ray give up."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    named = (
+        [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)] or lines[-1:] or [type(error).__name__]
+    )
     return DatasetError(
-        f"Ray gave up: {text[-1] if text else type(error).__name__}. What was finished stays valid: "
-        f"run the same command with --resume."
+        f"Ray gave up: {named[-1].rstrip('.')}. What was finished stays valid: run the same command with --resume."
     )

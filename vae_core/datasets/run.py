@@ -75,15 +75,18 @@ def choose_settings(
     if out is not None and find_manifest(Path(out)) is not None:
         begun = Collection.open(out).settings
         if begun.buckets == buckets:
-            batch, memory_budget = batch or begun.batch, memory_budget or begun.memory_budget
-            shard_images, threads = shard_images or begun.shard_images, threads or begun.threads
-    memory_budget = memory_budget or automatic_budget(available_bytes(vae.device))
+            batch = begun.batch if batch is None else batch
+            memory_budget = begun.memory_budget if memory_budget is None else memory_budget
+            shard_images = begun.shard_images if shard_images is None else shard_images
+            threads = begun.threads if threads is None else threads
+    if memory_budget is None:
+        memory_budget = automatic_budget(available_bytes(vae.device))
     return Settings(
         buckets,
-        batch=batch or automatic_batch(buckets, memory_budget, vae.device),
+        batch=automatic_batch(buckets, memory_budget, vae.device) if batch is None else batch,
         memory_budget=memory_budget,
-        shard_images=shard_images or automatic_shard(buckets),
-        threads=threads or torch.get_num_threads(),
+        shard_images=automatic_shard(buckets) if shard_images is None else shard_images,
+        threads=torch.get_num_threads() if threads is None else threads,
         **others,
     )
 

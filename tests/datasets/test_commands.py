@@ -1,0 +1,209 @@
+"""The three commands as their users run them, and collections from end to end with a kill in the middle."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from collections_of_images import CONFIG, contents, encode, make_images, settings
+from PIL import Image
+from vaes import make
+
+from vae_core import AutoencoderKL, DatasetError
+from vae_core.cli import main
+from vae_core.datasets import Engine, LatentDataset, decode_dataset, verify_dataset
+from vae_core.datasets.dry_run import _sample, estimate
+from vae_core.datasets.progress import Progress, in_bytes, in_time
+from vae_core.datasets.sources import find_splits
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("options", "problem"),
+        [
+            (["--size", "100"], "multiple of 8"),
+            (["--size", "big"], "is not a size"),
+            (["--buckets", "64x64:16", "--batch", "0"], "batch is 0"),
+            (["--size", "64", "--batch", "two"], "batch is 0"),
+            (["--size", "64", "--workers", "-1"], "-1 workers"),
+            (["--size", "64", "--layout", "kohya", "--keep", "moments", "--kohya-family", "sd"], "not moments"),
+            (["--size", "64", "--kohya-family", "sd"], "for the layout shards"),
+            (["--size", "64", "--resume"], None),
+        ],
+    )
+    def test_are_one_line(
+        self, options: list[str], problem: str | None, images: Path, vae_folder: Path, tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        code = run("encode-dataset", images, "--out", tmp_path / "out", "--vae", vae_folder, "--workers", 0, *options)
+        said = capsys.readouterr().err
+        if problem is None:
+            assert code == 0, "resuming what was not begun begins it"
+            return
+        assert code == 1 and problem in said
+        assert said.startswith("seamless-vae: error: ") and said.count("\n") == 1
+        assert not (tmp_path / "out" / "manifest.json").exists()
+
+    def test_other_folders(self, tmp_path: Path, vae_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("verify-dataset", tmp_path) == 1
+        assert run("decode-dataset", tmp_path, "--out", tmp_path / "images", "--vae", vae_folder) == 1
+        assert capsys.readouterr().err.count("has no manifest.json") == 2
+
+    def test_verification_tells_by_its_exit_code(
+        self, images: Path, vae: AutoencoderKL, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        encode(images, tmp_path / "out", vae)
+        assert run("verify-dataset", tmp_path / "out") == 0
+        next((tmp_path / "out").rglob("*.safetensors")).unlink()
+        assert run("verify-dataset", tmp_path / "out") == 1
+        assert "is missing" in capsys.readouterr().out
+
+
+class TestDecode:
+    def test_images_come_back(self, images: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
+        """Each from its own latent: against the model's decode, and with the PSNR against the source."""
+        encode(images, tmp_path / "out", vae, keep="moments", batch=1)
+        decoded = {each.key: each for each in decode_dataset(tmp_path / "out", tmp_path / "images", vae)}
+        assert len(decoded) == 20
+        dataset = LatentDataset(tmp_path / "out")
+        for i in (0, 7, 19):
+            record = dataset.image(i)
+            with Image.open(decoded[record["key"]].file) as image:
+                assert list(image.size) == record["bucket"]
+        values = [each.psnr for each in decoded.values()]
+        assert all(value is not None and 0 < value < 60 for value in values)
+
+    def test_a_limit_and_a_source_that_is_gone(self, vae: AutoencoderKL, tmp_path: Path) -> None:
+        folder = make_images(tmp_path / "source", 5)
+        encode(folder, tmp_path / "out", vae)
+        changed, gone = sorted(place for place in folder.rglob("*") if place.is_file())[:2]
+        Image.new("RGB", (50, 50)).save(changed)
+        gone.unlink()
+        decoded = list(decode_dataset(tmp_path / "out", tmp_path / "images", vae, limit=3))
+        assert [each.psnr is None for each in decoded] == [True, True, False]
+
+    def test_another_vae_is_refused(self, images: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
+        encode(images, tmp_path / "out", vae)
+        with pytest.raises(DatasetError, match="encoded with another VAE"):
+            next(decode_dataset(tmp_path / "out", tmp_path / "images", make(CONFIG, seed=1)))
+        with pytest.raises(DatasetError, match="4 channels at 1/8, and this VAE decodes 4 at 1/4"):
+            levels = {**CONFIG, **{name: CONFIG[name][:3] for name in CONFIG if name.endswith(("types", "channels"))
+                                   and isinstance(CONFIG[name], tuple)}}  # fmt: skip
+            next(decode_dataset(tmp_path / "out", tmp_path / "images", make(levels)))
+
+    def test_names_stay_below_the_folder(self, vae: AutoencoderKL, tmp_path: Path) -> None:
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        data = next(make_images(tmp_path / "source", 1).rglob("*.png")).read_bytes()
+        rows = [{"bytes": data, "path": "../../../escaped.png"}, {"bytes": data, "path": "C:\\x\\y.png"}]
+        parquet.write_table(pyarrow.table({"image": rows}), tmp_path / "table.parquet")
+        encode(tmp_path / "table.parquet", tmp_path / "out", vae)
+        for each in decode_dataset(tmp_path / "out", tmp_path / "images", vae):
+            assert (tmp_path / "images").resolve() in each.file.resolve().parents
+
+
+class TestDryRun:
+    def test_says_what_will_be(self, images: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
+        chosen = settings(vae, flip=True)
+        found = estimate(str(images), vae, chosen, Engine(workers=0))
+        totals = encode(images, tmp_path / "out", vae, flip=True)
+        assert found.exact and found.images == totals["images"] + totals["failures"] == 22
+        assert found.shards == totals["shards"]
+        assert [key for key, _ in found.failures] == ["part0/not_an_image.jpg", "part1/truncated.jpg"]
+        latents = sum(
+            2 * 4 * item["latents"].numel() for item in (LatentDataset(tmp_path / "out")[i] for i in range(20))
+        )
+        assert abs(found.bytes - latents) < 0.01 * latents, "all images are in the sample"
+        assert abs(sum(found.buckets.values()) - 1) < 1e-9
+        text = str(found)
+        for part in ("22 images in 4 shards", "bucket ", "time ", "bytes ", "not_an_image.jpg"):
+            assert part in text
+
+    def test_writes_nothing(self, images: Path, vae_folder: Path, tmp_path: Path) -> None:
+        options = ["--vae", vae_folder, "--size", 64, "--dry-run"]
+        assert run("encode-dataset", images, "--out", tmp_path / "out", *options) == 0
+        assert not (tmp_path / "out").exists()
+
+    def test_samples_evenly(self, vae: AutoencoderKL, tmp_path: Path) -> None:
+        folder = tmp_path / "many"
+        folder.mkdir()
+        for i in range(200):
+            Image.new("RGB", (16, 16), (i, i, i)).save(folder / f"{i:03d}.png")
+        chosen = settings(vae)
+        keys = [int(raw.key[:3]) for raw in _sample(find_splits(str(folder), 6), chosen, 32)]
+        assert len(keys) == 32
+        assert max(b - a for a, b in itertools.pairwise(keys)) <= 7
+
+
+class TestProgress:
+    def test_lines_for_a_log(self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = [0.0]
+        monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+        with caplog.at_level(logging.WARNING, logger="seamless_vae"):
+            progress = Progress()
+            progress.start(1000, 100)
+            for _ in range(40):
+                clock[0] += 1
+                progress.advance(10, 1)
+                progress.committed(1, 500_000)
+            progress.close()
+        lines = [record.getMessage() for record in caplog.records]
+        assert len(lines) == 3, "every 15 seconds, and at the end"
+        assert lines[-1] == "500 of 1000 images, 10.0 images/s, 0:50 left, 40 failed, 20.0 MB written"
+
+    def test_units(self) -> None:
+        assert [in_bytes(count) for count in (0, 999, 1000, 1.5e6, 2.25e9, 3e12, 4e15)] == [
+            "0 B", "999 B", "1.0 kB", "1.5 MB", "2.2 GB", "3.0 TB", "4000.0 TB",
+        ]  # fmt: skip
+        assert [in_time(seconds) for seconds in (0, 61, 3599.6, 3723)] == ["0:00", "1:01", "1:00:00", "1:02:03"]
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_from_end_to_end_with_a_kill(
+    engine: str, count: int, vae_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Encoded by the command, killed in the middle, resumed, verified, decoded."""
+    if engine == "ray":
+        pytest.importorskip("ray")
+    source = make_images(tmp_path / "source", count, broken=True)
+    command = [
+        sys.executable, "-m", "vae_core", "encode-dataset", str(source), "--out", str(tmp_path / "out"),
+        "--vae", str(vae_folder), "--buckets", "64x64:16:32:128", "--shard-size", str(max(4, count // 20)),
+        "--keep", "moments", "--engine", engine, "--workers", "1", "--memory", "1", "--batch", "4", "--resume",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while len(list(tmp_path.glob("out/shards/*/*.json"))) < 3 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    done = {place: place.stat().st_mtime_ns for place in tmp_path.glob("out/shards/*/*.json")}
+    assert len(done) >= 3
+    assert not (tmp_path / "out" / "shards.jsonl").exists(), "it was killed before its end"
+    assert subprocess.run(command, env=environment, stderr=subprocess.DEVNULL).returncode == 0
+    assert {place: place.stat().st_mtime_ns for place in done} == done, "what was committed is not written again"
+    found = verify_dataset(tmp_path / "out")
+    assert (found.images, found.failures, found.faults) == (count, 2, ())
+    assert run("decode-dataset", tmp_path / "out", "--out", tmp_path / "images", "--vae", vae_folder, "--limit", 5) == 0
+    assert re.search(r"mean of 5, from .* dB\nwrote 5 images", capsys.readouterr().out)
+    whole = tmp_path / "whole"
+    command[command.index(str(tmp_path / "out"))] = str(whole)
+    command[command.index(engine)] = "local"
+    assert subprocess.run(command, env=environment, stderr=subprocess.DEVNULL).returncode == 0
+    assert contents(whole) == contents(tmp_path / "out")
