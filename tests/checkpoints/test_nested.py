@@ -1,0 +1,83 @@
+"""Checkpoints of training scripts: the model's weights in whatever dictionary, and files without any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from vaes import assert_same_weights, fields, ldm, make
+
+from vae_core import AutoencoderKL, CheckpointError, inspect_vae, load_vae
+
+Weights = dict[str, Tensor]
+OPTIMIZER = {"state": {0: {"exp_avg": torch.zeros(3), "step": torch.tensor(1.0)}}, "param_groups": [{"params": [0]}]}
+
+
+def part(weights: Weights, name: str) -> Weights:
+    return {key.removeprefix(f"{name}."): w for key, w in weights.items() if key.startswith(f"{name}.")}
+
+
+def prefixed(weights: Weights, prefix: str) -> Weights:
+    return {f"{prefix}{key}": weight for key, weight in weights.items()}
+
+
+HALVES = ("encoder", "decoder", "quant_conv", "post_quant_conv")
+# Where the weights w are, beside those of another model o, which are not to be taken.
+SAVED: dict[str, Callable[[Weights, Weights], Any]] = {
+    "plain": lambda w, o: w,
+    "a trainer's": lambda w, o: {"model_state_dict": w, "optimizer_state_dict": {}, "epoch": 3},
+    "Lightning's": lambda w, o: {"state_dict": prefixed(w, "first_stage_model."), "optimizer_states": [OPTIMIZER]},
+    "DeepSpeed's": lambda w, o: {"module": prefixed(w, "module."), "ds_version": "0.14", "buffer_names": []},
+    "a moving average": lambda w, o: {
+        "ema_model_state_dict": prefixed(w, "ema_model.") | {"initted": torch.tensor(True)}
+    },
+    "beside a moving average": lambda w, o: {"ema": o, "model": w, "opt": OPTIMIZER},
+    "the average first": lambda w, o: {"ema_model_state_dict": prefixed(o, "ema_model."), "model_state_dict": w},
+    "vae": lambda w, o: {"vae": w, "unet": {"time_embed.0.weight": torch.zeros(2)}},
+    "two levels down": lambda w, o: {"state": {"vae": {"params": w}}},
+    "any name": lambda w, o: {"what": w, "step": 5},
+    "halves apart": lambda w, o: {name: part(w, name) for name in HALVES},
+    "halves apart, deeper": lambda w, o: {"state_dict": {name: part(w, name) for name in HALVES}},
+    "a discriminator beside": lambda w, o: {"vae": w, "disc": {"blocks.0.weight": torch.zeros(2)}},
+    "compiled and parallel": lambda w, o: {"model": prefixed(w, "_orig_mod.module.")},
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+@pytest.mark.parametrize("names", ["LDM", "diffusers"])
+def test_weights_are_found_in_whatever_dictionary(name: str, names: str, tmp_path: Path) -> None:
+    vae, other = make(fields(32)), make(fields(32), seed=1)
+    weights, others = (ldm(m) if names == "LDM" else dict(m.state_dict()) for m in (vae, other))
+    torch.save(SAVED[name](weights, others), tmp_path / "a.pt")
+    assert_same_weights(load_vae(tmp_path / "a.pt"), vae)
+    assert_same_weights(AutoencoderKL.from_single_file(tmp_path / "a.pt"), vae)
+    several = [remark for remark in inspect_vae(tmp_path / "a.pt").remarks if "several models" in remark]
+    assert len(several) == (1 if name in ("beside a moving average", "the average first") else 0)
+
+
+WITHOUT: dict[str, tuple[Any, str]] = {
+    "an optimizer": (OPTIMIZER, "the state of an optimizer. Give the file of the model"),
+    "an optimizer, deeper": ({"optimizer": OPTIMIZER}, "the state of an optimizer"),
+    "SGD": ({"state": {0: {"momentum_buffer": torch.zeros(2)}}, "param_groups": []}, "the state of an optimizer"),
+    "an average without names": ({"shadow_params": [torch.zeros(3)], "decay": 0.9}, "a moving average without names"),
+    "a LoRA": ({"state_dict": {"a.lora_A.weight": torch.zeros(2, 2)}}, "a LoRA"),
+    "numbers": ({"epoch": 3, "loss": 0.1}, "has no tensors that belong to a model"),
+    "a tensor": (torch.zeros(3), "is a single tensor, not a state dict"),
+    "text": ("hello", "is a str, not a state dict"),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_files_without_a_model_say_what_they_are(name: str, tmp_path: Path) -> None:
+    content, message = WITHOUT[name]
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_vae(tmp_path / "a.pt")
+    try:
+        assert inspect_vae(tmp_path / "a.pt").problem == str(error.value)
+    except CheckpointError as same:
+        assert str(same) == str(error.value)
