@@ -167,7 +167,7 @@ def test_arguments_of_diffusers_callers(vae: AutoencoderKL, folder: Path) -> Non
         scaling_factor=0.5,
     )
     assert loaded.dtype == torch.float16 and loaded.config.scaling_factor == 0.5 and not loaded.training
-    with pytest.raises(CheckpointError, match="there is no folder stabilityai.sd-vae-ft-mse. Nothing is downloaded"):
+    with pytest.raises(CheckpointError, match="the folder stabilityai.sd-vae-ft-mse does not exist. Nothing is downloaded"):
         AutoencoderKL.from_pretrained("stabilityai/sd-vae-ft-mse")
     with pytest.raises(ConfigError, match="has no scaling"):
         AutoencoderKL.from_pretrained(folder, scaling=0.5)

@@ -126,7 +126,7 @@ def _levels(tensors: Mapping[str, TensorInfo], half: str, count: int | None = No
 
 def _shape(tensors: Mapping[str, TensorInfo], name: str, dimensions: int = 4) -> tuple[int, ...]:
     if name not in tensors:
-        raise CheckpointError(f"there is no {name}.")
+        raise CheckpointError(f"{name} is missing.")
     if len(tensors[name].shape) != dimensions:
         raise CheckpointError(f"{name} has the shape {tensors[name].shape}, which needs {dimensions} dimensions.")
     return tensors[name].shape

@@ -126,7 +126,7 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class FamilyMatch:
-    """A family (None: none known), what told it, and the families that it may as well be."""
+    """A family (None: none known), where it comes from, and the families that it may as well be."""
 
     family: Family | None
     told_by: str

@@ -1,4 +1,4 @@
-"""What a file is that is no whole AutoencoderKL: a phrase for the error message, and what to do."""
+"""What a file is that is not a whole AutoencoderKL: a phrase for the error message, and what to do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Identity:
 
 WHOLE_VAE = "Give the file of a whole VAE."
 OTHER_MODEL = "An AutoencoderKL loader cannot run it; use the nodes or classes made for it."
-NO_VAE = "There is no VAE in it. Give a VAE file, or a full checkpoint that contains one."
+NO_VAE = "It has no VAE in it. Give a VAE file, or a full checkpoint that contains one."
 
 
 def _any(pattern: str) -> Callable[[Tensors], bool]:
@@ -46,7 +46,7 @@ def _both(*tests: Callable[[Tensors], bool]) -> Callable[[Tensors], bool]:
 
 _is_autoencoder = _any(r"(^|\.)(en|de)coder\.")
 
-# The first that holds. What is most telling comes first; what other kinds share comes last.
+# The first that is true. What is most telling comes first; what other kinds share comes last.
 RULES: tuple[tuple[Callable[[Tensors], bool], Identity], ...] = (
     (
         _any(r"\.lora_(down|up|A|B)\.|(^|\.)lora_(unet|te\d?)_|\.hada_w1|\.lokr_w|\.oft_blocks"),

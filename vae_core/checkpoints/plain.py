@@ -23,7 +23,7 @@ def plain_weights(model: nn.Module, config: AutoencoderKLConfig) -> dict[str, Te
 
     Raises:
         CheckpointError: the weights are not those of an AutoencoderKL of this config: a LoRA that is not merged,
-            quantised weights, weights that are elsewhere, or modules that somebody has exchanged. Says what to do.
+            quantised weights, weights that are elsewhere, or exchanged modules. Says what to do.
     """
     found: dict[str, Tensor] = {}
     adapters: list[str] = []

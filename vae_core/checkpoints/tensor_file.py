@@ -101,7 +101,7 @@ def _arranged(tensor: Tensor, info: TensorInfo) -> Tensor:
 
 
 def read_mapped(path: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
-    """Views of the given tensors in a private map of the smallest range of the file that holds them all."""
+    """Views of the given tensors in a private map of the smallest range of the file with all of them."""
     for name, info in tensors.items():
         if info.dtype is None:
             raise CheckpointError(
