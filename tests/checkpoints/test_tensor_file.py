@@ -64,7 +64,7 @@ def test_files_that_are_no_checkpoint(message: str, tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere.safetensors does not exist.* nothing is downloaded"):
+    with pytest.raises(CheckpointError, match="nowhere.safetensors does not exist. Check the path"):
         load_vae(tmp_path / "nowhere.safetensors")
 
 

@@ -55,7 +55,7 @@ def _read_json(file: Path) -> dict[str, Any]:
             raise ValueError(f"it has more than {MAX_BYTES} bytes")
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{file} does not exist. Nothing is downloaded: give a folder or a config.json.") from None
+        raise CheckpointError(f"{file} does not exist. Give the path of a folder or of a config.json.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON: {error}. Download or copy it again.") from None
     if not isinstance(values, dict):

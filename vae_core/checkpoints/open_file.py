@@ -43,7 +43,7 @@ def open_tensor_file(path: Path) -> TensorFile:
     check_link(path)
     try:
         if not path.exists():
-            raise CheckpointError(f"{path} does not exist. Check the path; nothing is downloaded.")
+            raise CheckpointError(f"{path} does not exist. Check the path.")
         if not path.is_file():
             raise CheckpointError(f"{path} is not a file. Give the file of a VAE, or use load_vae for a folder.")
         return open_shards(path) if path.suffix == ".json" else _open_one(path)

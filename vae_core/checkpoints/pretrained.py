@@ -41,7 +41,7 @@ def find_folder(folder: Path, subfolder: str | None = None) -> Path:
     if subfolder:
         folder = folder / subfolder
     if not folder.is_dir():
-        raise CheckpointError(f"the folder {folder} does not exist. Nothing is downloaded: give the path of a folder on disk.")
+        raise CheckpointError(f"the folder {folder} does not exist. Give the path of a folder on disk.")
     for each in (folder, folder / "vae"):
         check_link(each / CONFIG_NAME)
         if (each / CONFIG_NAME).is_file():
