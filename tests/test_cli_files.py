@@ -462,6 +462,15 @@ class TestManners:
         expected = posterior.sample(torch.Generator().manual_seed(seed))
         torch.testing.assert_close(pair[:1], expected, rtol=0, atol=1e-4)
 
+    def test_seeds_of_jax(self) -> None:
+        jax = pytest.importorskip("jax")
+        from vae_core.cli.jax_model import _key
+
+        seeds = [0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**63 + 2**31, 2**64 - 2, 2**64 - 1]
+        assert len({tuple(_key(seed).tolist()) for seed in seeds}) == len(seeds)
+        for seed in seeds[:3]:
+            assert _key(seed).tolist() == jax.random.PRNGKey(seed).tolist()
+
     @pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, 1.5, "x", ""])
     def test_what_is_not_a_seed(self, seed: object) -> None:
         with pytest.raises(SystemExit):

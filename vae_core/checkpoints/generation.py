@@ -14,7 +14,7 @@ from torch import Tensor
 from ..config import CLASS_NAME, FLUX2_CLASS_NAME
 from ..errors import CheckpointError
 
-GUESSED_KEY = "_guessed"  # beside a config's fields: the names of those that nothing told
+GUESSED_KEY = "_guessed"  # beside a config's fields: the names of those that are guesses
 A_GUESS = " (a guess)"  # behind the source of such a field
 SAVE_KEY = "seamless_vae.save"  # in each shard's header: the same in all shards of one save
 OUR_CLASSES = (CLASS_NAME, FLUX2_CLASS_NAME, "FlaxAutoencoderKL")

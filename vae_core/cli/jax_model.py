@@ -77,8 +77,9 @@ def _key(seed: int) -> Any:
     import jax
 
     key = jax.random.PRNGKey(seed % 2**31)
-    for high in (seed >> 31 & 2**32 - 1, seed >> 63):
-        key = jax.random.fold_in(key, high) if high else key
+    if seed >= 2**31:
+        for part in (seed >> 31 & 2**32 - 1, seed >> 63):
+            key = jax.random.fold_in(key, part)
     return key
 
 
