@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
-import math
 import pickle
 import subprocess
 import sys
@@ -13,19 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders import autoencoder_kl as theirs_module
 from diffusers.models.modeling_utils import ModelMixin
-from pairs import images, latents, model, narrow
+from pairs import images, latents, model
 from torch import nn
 from torch.utils._pytree import tree_map
 
 import vae_core
 from vae_core import AutoencoderKL, ConfigError, MissingDependencyError, ShapeError
 from vae_core.blocks import ResnetBlock
-from vae_core.config import ReadOnlyConfigError
 
 THEIRS: Any = theirs_module.AutoencoderKL
 # Attributes of theirs that are not among ours, and parameters of theirs that a method of ours lacks.
@@ -148,139 +144,6 @@ from diffusers import AutoencoderKL
 assert isinstance(vae, AutoencoderKL) and issubclass(vae.__class__, AutoencoderKL)
 """
         subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(vae_core.__file__).parents[1])
-
-
-class TestConfig:
-    def test_a_config_json_is_taken_as_arguments(self, tmp_path: Path) -> None:
-        vae = model("f4")
-        vae.save_pretrained(tmp_path)
-        content = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-        for given in (content, {**content, "_diffusers_version": "0.26.3", "quantization_config": {"bits": 4}}):
-            assert AutoencoderKL(**given).config == vae.config
-        flux = model("flux2")
-        assert AutoencoderKL(**flux.config.to_dict()).config == flux.config
-        with pytest.raises(ConfigError, match="VQModel"):
-            AutoencoderKL(_class_name="VQModel")
-
-    def test_a_training_scripts_load_hook(self, tmp_path: Path) -> None:
-        vae = model("f4")
-        vae.save_pretrained(tmp_path / "ck" / "vae")
-        fields = AutoencoderKL.load_config(tmp_path / "ck", subfolder="vae")
-        fresh = AutoencoderKL(**narrow(16, 24, 32))
-        fresh.register_to_config(**fields)
-        assert fresh.config == vae.config and AutoencoderKL.from_config(fields).config == vae.config
-        assert fields["_class_name"] == "AutoencoderKL"
-
-    def test_load_config_as_diffusers(self, tmp_path: Path) -> None:
-        model("f4").save_pretrained(tmp_path)
-        theirs = THEIRS.load_config(str(tmp_path), return_unused_kwargs=True, return_commit_hash=True, extra=1)
-        assert (
-            AutoencoderKL.load_config(tmp_path, return_unused_kwargs=True, return_commit_hash=True, extra=1) == theirs
-        )
-        with pytest.warns(FutureWarning, match="load_config"):
-            assert AutoencoderKL.get_config_dict(tmp_path / "config.json") == theirs[0]
-        with pytest.raises(OSError, match=r"no file.*config\.json"):
-            AutoencoderKL.load_config(tmp_path / "nothing")
-
-    def test_unused_arguments_are_given_back(self, tmp_path: Path) -> None:
-        vae = model("f4")
-        vae.register_to_config(decay=0.99, optimization_step=7)
-        vae.save_pretrained(tmp_path)
-        made, unused = AutoencoderKL.from_config(tmp_path, return_unused_kwargs=True, extra=2)
-        assert isinstance(made, AutoencoderKL) and made.config == vae.config
-        assert unused == {"_class_name": "AutoencoderKL", "decay": 0.99, "optimization_step": 7, "extra": 2}
-        with pytest.raises(ConfigError, match="no extra"):
-            AutoencoderKL.from_config(tmp_path, extra=2)
-
-    def test_extract_init_dict(self) -> None:
-        content = {**narrow(16, 32), "_class_name": "AutoencoderKL", "decay": 0.9}
-        fields, unused, hidden = AutoencoderKL.extract_init_dict(content, latent_channels=8, other=1)
-        assert fields["latent_channels"] == 8 and fields["block_out_channels"] == (16, 32)
-        assert unused == {"decay": 0.9, "other": 1} and hidden == {"_class_name": "AutoencoderKL", "decay": 0.9}
-        assert AutoencoderKL(**fields).config.latent_channels == 8
-
-    def test_registered_values_take_effect_or_say_how(self, tmp_path: Path) -> None:
-        vae = model("f4")
-        vae.register_to_config(scaling_factor=0.5, decay=0.99, _name_or_path="x")
-        assert vae.config.scaling_factor == vae._internal_dict["scaling_factor"] == 0.5
-        assert vae.config.decay == vae.config["decay"] == 0.99 and vae.config._name_or_path == "x"
-        vae.register_to_config(**vae.config)  # what is equal may be registered
-        with pytest.raises(ConfigError, match=r"latent_channels is 4.*cannot become 8.*from_config"):
-            vae.register_to_config(latent_channels=8)
-        vae.save_config(tmp_path)
-        assert THEIRS.load_config(str(tmp_path))["decay"] == 0.99
-        vae._internal_dict = {**vae.config, "shift_factor": 0.25}
-        assert vae.config.shift_factor == 0.25 and vae.config.decay == 0.99
-        with pytest.warns(FutureWarning, match=r"model\.config\.decay"):
-            assert vae.decay == 0.99
-
-    @pytest.mark.parametrize(
-        "set_it", [lambda c: setattr(c, "scaling_factor", 2.0), lambda c: c.__setitem__("scaling_factor", 2.0)]
-    )
-    def test_a_field_set_in_place_says_how(self, set_it: Any) -> None:
-        vae = model("f4")
-        with pytest.raises(ReadOnlyConfigError, match=r"register_to_config\(scaling_factor=2.0\)") as caught:
-            set_it(vae.config)
-        assert isinstance(caught.value, AttributeError) and vae.config.scaling_factor == 0.18215
-        with pytest.raises(ReadOnlyConfigError, match="cannot be deleted"):
-            delattr(vae.config, "scaling_factor")
-
-    def test_json_is_what_is_saved(self, tmp_path: Path) -> None:
-        vae = model("f4")
-        vae.register_to_config(path=tmp_path, array=np.arange(2))
-        vae.to_json_file(tmp_path / "a.json")
-        vae.save_config(tmp_path / "folder")
-        content = json.loads(vae.to_json_string())
-        for file in (tmp_path / "a.json", tmp_path / "folder" / "config.json"):
-            assert json.loads(file.read_text(encoding="utf-8")) == content
-        assert content["array"] == [0, 1] and content["_class_name"] == "AutoencoderKL"
-
-    def test_a_subclass_of_yours_is_found_by_auto_model(self) -> None:
-        class Mine(AutoencoderKL):
-            pass
-
-        Mine.register_for_auto_class()
-        assert json.loads(Mine().to_json_string())["auto_map"] == {"AutoModel": "test_interface.Mine"}
-        assert AutoencoderKL._auto_class is None
-        with pytest.raises(ConfigError, match="AutoTokenizer"):
-            Mine.register_for_auto_class("AutoTokenizer")
-
-    @pytest.mark.parametrize(
-        "widths",
-        [(16, 32), [16, 32], np.array([16, 32]), tuple(np.array([16, 32])), torch.tensor([16, 32]), range(16, 48, 16)],
-    )
-    def test_any_sequence_of_whole_numbers(self, widths: Any) -> None:
-        config = AutoencoderKL(**{**narrow(16, 32), "block_out_channels": widths}).config
-        assert config.block_out_channels == (16, 32) and all(type(width) is int for width in config.block_out_channels)
-        assert json.loads(json.dumps(config.to_dict()))["block_out_channels"] == [16, 32]
-
-    @pytest.mark.parametrize(
-        ("fields", "says"),
-        [
-            *[
-                ({"scaling_factor": value}, "scaling_factor is")
-                for value in ("0.13025", 0.0, None, math.nan, math.inf, True)
-            ],
-            *[({"shift_factor": value}, "shift_factor is") for value in ("0", math.nan, [0.1])],
-            *[({"latents_std": value, "latents_mean": [0.0] * 4}, "latents_std") for value in ([0.0] * 4, "1111", 1.0)],
-            ({"latents_std": [1.0] * 4}, "latents_std is given without latents_mean"),
-            ({"latents_mean": [1.0] * 4}, "latents_mean is given without latents_std"),
-            ({"latents_mean": [math.nan] * 4, "latents_std": [1.0] * 4}, "latents_mean is"),
-            ({"batch_norm_eps": 0.0}, "batch_norm_eps is 0.0"),
-            ({"batch_norm_momentum": 2}, "batch_norm_momentum is 2"),
-            ({"patch_size": (2, 0.5)}, "patch_size is"),
-            ({"use_quant_conv": "yes"}, "use_quant_conv is 'yes'"),
-            ({"sample_size": 0.5}, "sample_size is 0.5"),
-            ({"block_out_channels": (16, True)}, "block_out_channels has a width of True"),
-        ],
-    )
-    def test_values_that_would_break_later(self, fields: dict[str, Any], says: str) -> None:
-        with pytest.raises(ConfigError, match=says):
-            AutoencoderKL(**{**narrow(16, 32), **fields})
-
-    @pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5)])
-    def test_numbers_of_other_libraries(self, number: Any) -> None:
-        assert type(AutoencoderKL(scaling_factor=number).config.scaling_factor) is float
 
 
 class TestOutputs:

@@ -17,7 +17,7 @@ from .decoder import Decoder
 from .encoder import Encoder
 from .errors import ConfigError, ShapeError
 from .halves import decoder_half, encoder_half
-from .hub import HubMixin
+from .hub_push import HubMixin
 from .layers import conv2d
 from .likeness import LikenessMeta, LikenessMixin, join_diffusers
 from .model_mixin import ModelMixin
@@ -67,7 +67,7 @@ class AutoencoderKL(
     Attributes:
         config: every argument, as attributes and as a mapping.
         use_slicing, use_tiling, tiling_mode: how `encode` and `decode` work; set by the `enable_*` methods.
-        tile_sample_min_size, tile_latent_min_size: side of a tile in pixels and in latent positions. Larger
+        tile_sample_min_size, tile_latent_min_size: side of a tile in pixels and in latent pixels. Larger
             inputs are tiled.
         tile_overlap_factor: share of a tile that the next one covers again.
     """
@@ -109,7 +109,7 @@ class AutoencoderKL(
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """Encode images [B, in_channels, H, W] in [-1, 1].
 
-        H and W of any size; what is over a multiple of the spatial ratio at the right and the bottom is dropped.
+        H and W of any size; what is over a multiple of the downscale factor at the right and the bottom is dropped.
 
         Returns:
             The posterior over z [B, latent_channels, H // ratio, W // ratio], as `.latent_dist`, or in a tuple.
@@ -155,7 +155,7 @@ class AutoencoderKL(
         return_dict: bool = True,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
-        """Encode and decode images, by the posterior's mode or by a draw from it (`sample_posterior`)."""
+        """Encode and decode images, by the posterior's mean or by a sample of it (`sample_posterior`)."""
         (posterior,) = self.encode(sample, return_dict=False)
         z = posterior.sample(generator) if sample_posterior else posterior.mode()
         return self.decode(z, return_dict=return_dict)

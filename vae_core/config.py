@@ -204,7 +204,7 @@ class AutoencoderKLConfig(Mapping[str, Any]):
 
     @property
     def spatial_ratio(self) -> int:
-        """Pixels along one side of one latent position: 8 for an f8 model."""
+        """Pixels along one side of one latent pixel: 8 for an f8 model."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     @property

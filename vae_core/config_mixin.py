@@ -15,7 +15,8 @@ from torch import nn
 
 from .config import SETTABLE_FIELDS, AutoencoderKLConfig, is_field
 from .errors import CheckpointError, ConfigError
-from .hub import HubOptions, commit_of, on_disk, push_after_saving
+from .hub import HubOptions, commit_of, on_disk
+from .hub_push import push_after_saving
 
 logger = logging.getLogger("seamless_vae")
 
@@ -128,7 +129,7 @@ class ConfigMixin:
         try:
             values = json.loads(Path(json_file).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise CheckpointError(f"there is no file {json_file}. Give a folder or a {cls.config_name}.") from None
+            raise CheckpointError(f"{json_file} does not exist. Give a folder or a {cls.config_name}.") from None
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{json_file} cannot be read as JSON: {error}. Get it again.") from None
         if not isinstance(values, dict):

@@ -12,13 +12,12 @@ import json
 import os
 import re
 import struct
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError
 from .optional import optional_import
 
 PathLike = str | os.PathLike[str]
@@ -145,11 +144,11 @@ class _Repository:
     def __init__(self, name: HubName, options: HubOptions) -> None:
         if importlib.util.find_spec("huggingface_hub") is None and not _is_address(name):
             raise CheckpointError(
-                f"there is no {name} on this disk. If it is a name on the Hugging Face Hub, "
+                f"{name} does not exist on this disk. If it is a name on the Hugging Face Hub, "
                 f'install the extra for it: pip install "seamless-vae[hub]"'
             )
         self.hub = optional_import("huggingface_hub", "Names on the Hugging Face Hub", "hub")
-        self.api = _api(self.hub)
+        self.api = client(self.hub)
         self.name = name
         self.unreachable: _NotCachedError | None = None
         self.options = options if options.revision else dataclasses.replace(options, revision=name.revision)
@@ -270,16 +269,16 @@ class _Repository:
         except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
             raise _NotCachedError(
                 f"{file} of {repo} is not in the Hub's cache, and the Hub is not asked or cannot be reached "
-                f"({_first_line(error)}). Connect to the network, or give a path on this disk."
+                f"({first_line(error)}). Connect to the network, or give a path on this disk."
             ) from error
         except errors.EntryNotFoundError as error:
             raise _NoSuchFileError(
                 f"the repository {repo} has no file {file}. Check the name, and the revision."
             ) from error
         except errors.HFValidationError as error:
-            raise CheckpointError(f"{self.name} is not a name on the Hub: {_first_line(error)}") from error
+            raise CheckpointError(f"{self.name} is not a name on the Hub: {first_line(error)}") from error
         except Exception as error:  # of the network below it, of any kind
-            raise CheckpointError(f"{file} of {repo} cannot be fetched from the Hub: {_first_line(error)}") from error
+            raise CheckpointError(f"{file} of {repo} cannot be fetched from the Hub: {first_line(error)}") from error
 
 
 class _NoSuchFileError(CheckpointError):
@@ -290,7 +289,7 @@ class _NotCachedError(CheckpointError):
     """A file that is not in the cache, while the Hub is not asked."""
 
 
-def _api(hub: Any) -> Any:
+def client(hub: Any) -> Any:
     """huggingface_hub's client for the Hub that the environment names now."""
     return hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="seamless-vae")
 
@@ -321,7 +320,8 @@ def _write_header(found: Any, path: Path) -> Path:
     return path
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, without its details."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -332,81 +332,3 @@ def _is_address(name: HubName) -> bool:
 def _endpoint_host() -> str:
     """The host that huggingface_hub asks, where it is another one (HF_ENDPOINT)."""
     return re.sub(r"^https?://", "", os.environ.get("HF_ENDPOINT", "")).strip("/")
-
-
-# Pushing.
-
-
-class HubMixin:
-    """diffusers' method for putting a model onto the Hub."""
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        create_pr: bool = False,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        subfolder: str | None = None,
-    ) -> Any:
-        """Save the model and upload it to a repository on the Hub, which is made if need be.
-
-        Returns:
-            What huggingface_hub says of the commit.
-
-        Raises:
-            MissingDependencyError: huggingface_hub is not installed.
-            CheckpointError: it cannot be saved or uploaded.
-        """
-        hub = optional_import("huggingface_hub", "Repositories on the Hugging Face Hub", "hub")
-        with tempfile.TemporaryDirectory() as folder:
-            save: Any = self
-            save.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
-            return _push(hub, Path(folder), repo_id, commit_message, private, token, create_pr, subfolder)
-
-
-def push_after_saving(folder: Path, arguments: Mapping[str, Any]) -> Any:
-    """Upload a folder that was just saved, with the arguments of `push_to_hub`.
-
-    Without a `repo_id`, the repository has the folder's name, in your own namespace.
-
-    Raises:
-        ConfigError: an argument that does not exist.
-        MissingDependencyError, CheckpointError: as of `push_to_hub`.
-    """
-    names = ("repo_id", "commit_message", "private", "token", "create_pr", "subfolder")
-    unknown = sorted(set(arguments) - set(names))
-    if unknown:
-        raise ConfigError(f"push_to_hub has no argument {', '.join(unknown)}; it takes {', '.join(names)}.")
-    hub = optional_import("huggingface_hub", "Repositories on the Hugging Face Hub", "hub")
-    return _push(hub, folder, **{"repo_id": folder.resolve().name, **arguments})
-
-
-def _push(
-    hub: Any,
-    folder: Path,
-    repo_id: str,
-    commit_message: str | None = None,
-    private: bool | None = None,
-    token: str | None = None,
-    create_pr: bool = False,
-    subfolder: str | None = None,
-) -> Any:
-    api = _api(hub)
-    try:
-        repo = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-        return api.upload_folder(
-            repo_id=repo,
-            folder_path=folder,
-            path_in_repo=subfolder,
-            commit_message=commit_message or "Upload AutoencoderKL",
-            token=token,
-            create_pr=create_pr,
-        )
-    except Exception as error:  # of the network below it, of any kind
-        raise CheckpointError(
-            f"{folder.name} is saved, but cannot be pushed to {repo_id} on the Hub: {_first_line(error)} "
-            f"Log in with `hf auth login` or pass a token that may write there."
-        ) from error

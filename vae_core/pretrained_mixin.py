@@ -23,7 +23,8 @@ from .checkpoints.write import checked_path
 from .config import AutoencoderKLConfig
 from .config_mixin import ConfigMixin
 from .errors import CheckpointError, ConfigError
-from .hub import HubOptions, hub_name, on_disk, push_after_saving
+from .hub import HubOptions, hub_name, on_disk
+from .hub_push import push_after_saving
 
 Self = TypeVar("Self", bound="PretrainedMixin")
 PathLike = str | os.PathLike[str]

@@ -1,0 +1,87 @@
+"""Putting a model onto the Hugging Face Hub, by huggingface_hub (the extra `hub`)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckpointError, ConfigError
+from .hub import client, first_line
+from .optional import optional_import
+
+
+class HubMixin:
+    """diffusers' method for putting a model onto the Hub."""
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+    ) -> Any:
+        """Save the model and upload it to a repository on the Hub, which is made if need be.
+
+        Returns:
+            What huggingface_hub says of the commit.
+
+        Raises:
+            MissingDependencyError: huggingface_hub is not installed.
+            CheckpointError: it cannot be saved or uploaded.
+        """
+        hub = optional_import("huggingface_hub", "Repositories on the Hugging Face Hub", "hub")
+        with tempfile.TemporaryDirectory() as folder:
+            save: Any = self
+            save.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            return _push(hub, Path(folder), repo_id, commit_message, private, token, create_pr, subfolder)
+
+
+def push_after_saving(folder: Path, arguments: Mapping[str, Any]) -> Any:
+    """Upload a folder that was just saved, with the arguments of `push_to_hub`.
+
+    Without a `repo_id`, the repository has the folder's name, in your own namespace.
+
+    Raises:
+        ConfigError: an argument that does not exist.
+        MissingDependencyError, CheckpointError: as of `push_to_hub`.
+    """
+    names = ("repo_id", "commit_message", "private", "token", "create_pr", "subfolder")
+    unknown = sorted(set(arguments) - set(names))
+    if unknown:
+        raise ConfigError(f"push_to_hub has no argument {', '.join(unknown)}; it takes {', '.join(names)}.")
+    hub = optional_import("huggingface_hub", "Repositories on the Hugging Face Hub", "hub")
+    return _push(hub, folder, **{"repo_id": folder.resolve().name, **arguments})
+
+
+def _push(
+    hub: Any,
+    folder: Path,
+    repo_id: str,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+    subfolder: str | None = None,
+) -> Any:
+    api = client(hub)
+    try:
+        repo = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        return api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            path_in_repo=subfolder,
+            commit_message=commit_message or "Upload AutoencoderKL",
+            token=token,
+            create_pr=create_pr,
+        )
+    except Exception as error:  # of the network below it, of any kind
+        raise CheckpointError(
+            f"{folder.name} is saved, but cannot be pushed to {repo_id} on the Hub: {first_line(error)} "
+            f"Log in with `hf auth login` or pass a token that may write there."
+        ) from error
