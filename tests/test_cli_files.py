@@ -511,6 +511,8 @@ class TestManners:
             ["convert", "", "x"],
             ["convert", "x", ""],
             ["roundtrip", ""],
+            ["roundtrip", "--vae", ""],
+            ["info", ""],
             ["roundtrip", "--out", ""],
         ],
     )

@@ -22,7 +22,7 @@ from ..image import FittedImage
 from ..loading import load_vae
 from ..running import decode, encode
 from ..streaming import Progress, ProgressCallback
-from .outputs import path_argument
+from .outputs import name_argument, path_argument
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
 DEMO_PHOTOGRAPH = DEMO / "chelsea.png"
@@ -48,6 +48,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the model")
     group.add_argument(
         "--vae",
+        type=name_argument,
         metavar="PATH",
         help="a VAE in any format: a safetensors, ckpt or pt file, a whole checkpoint, a diffusers folder "
         "(default: the small one that is bundled)",

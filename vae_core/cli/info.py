@@ -7,6 +7,7 @@ import sys
 
 from ..loading import VAEInfo, inspect_vae
 from .common import DEMO, add_command
+from .outputs import name_argument
 
 EXAMPLES = """\
   seamless-vae info                         the bundled VAE
@@ -29,7 +30,12 @@ def add(subparsers) -> argparse.ArgumentParser:
         EXAMPLES,
     )
     parser.add_argument(
-        "path", nargs="?", default=DEMO, metavar="PATH", help="a file or a folder (default: the bundled VAE)"
+        "path",
+        nargs="?",
+        type=name_argument,
+        default=DEMO,
+        metavar="PATH",
+        help="a file or a folder (default: the bundled VAE)",
     )
     return parser
 
