@@ -40,7 +40,7 @@ FOREIGN = {
     "has a broken safetensors header ('a', of shape (2,) and type F32, is in 4 bytes)": raw_safetensors(
         {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, bytes(4)
     ),
-    "has a broken safetensors header (a number is '-1'": raw_safetensors(
+    "has a broken safetensors header (it has a negative number": raw_safetensors(
         {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}, bytes(4)
     ),
     "but its header describes": raw_safetensors(

@@ -166,7 +166,7 @@ def _beside(
 
     What the file itself says of its family wins over a neighbour that scales latents in another way.
     """
-    if not source.files:
+    if source.container == "memory":
         return None, []
     try:
         found = read_config_file(source.path.parent / CONFIG_NAME)
