@@ -17,7 +17,9 @@ from torch import Tensor
 from ..autoencoder_kl import AutoencoderKL
 from ..errors import NonFiniteError
 from ..posterior import DiagonalGaussianDistribution
-from ..running import encode
+from ..running import prepare_encode
+from ..streaming.job import Job
+from ..streaming.options import Options
 from .prepare import Prepared, Result
 from .settings import STORED, Failure, Scale, Settings
 
@@ -50,6 +52,7 @@ class Encoder:
         self.vae, self.settings = vae, settings
         self.scale = Scale.of(settings, vae.config)
         self.seconds = 0.0
+        self._jobs: dict[tuple[int, ...], Job] = {}  # prepared once for each shape of a batch
 
     def __call__(self, batch: list[Prepared]) -> list[Encoded | Failure]:
         """Encode images of one size, at most `settings.batch` of them."""
@@ -82,14 +85,17 @@ class Encoder:
         return list(kept.to(STORED[self.settings.stored]))
 
     def _posterior(self, images: Tensor) -> DiagonalGaussianDistribution:
-        dtype = None if self.settings.dtype == "weights" else getattr(torch, self.settings.dtype)
+        shape = tuple(images.shape)
+        if shape not in self._jobs:
+            dtype = None if self.settings.dtype == "weights" else getattr(torch, self.settings.dtype)
+            options = Options(memory_budget=self.settings.memory_budget, dtype=dtype)
+            self._jobs[shape] = prepare_encode(self.vae, shape, options)
         try:
-            posterior = encode(self.vae, images, memory_budget=self.settings.memory_budget, dtype=dtype)
+            moments = self._jobs[shape].run(images)
         except NonFiniteError as error:
             logger.warning("%s", error)
-            shape = (images.shape[0], 2 * self.vae.config.latent_channels, 1, 1)
-            return DiagonalGaussianDistribution(torch.full(shape, torch.nan))
-        return DiagonalGaussianDistribution(posterior.parameters.float().cpu())
+            moments = torch.full((shape[0], 2 * self.vae.config.latent_channels, 1, 1), torch.nan)
+        return DiagonalGaussianDistribution(moments.float().cpu())
 
 
 def generator(sha256: str, flipped: bool = False, epoch: int = 0) -> torch.Generator:
