@@ -1,0 +1,60 @@
+"""The simulation of docs/scale.md, against what can be worked out by hand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import scale
+
+FAST_STORE = {"bytes_in": 1.0, "bytes_out": 1.0, "store": 1e15, "latency": 0.0}
+
+
+@pytest.mark.parametrize("devices", [1, 8, 64])
+def test_devices_alone_decide(devices: int) -> None:
+    """Where all else is fast, every device is at work, but while the first shard comes and the last one goes."""
+    found = scale.simulate(scale.Costs(512, 1e-6, 1e-6, 0.01, **FAST_STORE), devices, 4)
+    assert found.bottleneck == "encoding"
+    assert found.images == pytest.approx(devices / 0.01, rel=0.01)
+    assert found.at_work["encoding"] == pytest.approx(1, abs=0.01)
+
+
+def test_readers_alone_decide() -> None:
+    """Three readers (the fourth CPU writes) of 0.04 s an image give 75 images/s, whatever the device could do."""
+    costs = scale.Costs(512, 0.04, 1e-6, 1e-5, **FAST_STORE)
+    found = scale.simulate(costs, 1, 4, shards_a_device=300)
+    assert found.bottleneck == "reading and resizing"
+    assert found.images == pytest.approx(3 / 0.04, rel=0.02)
+
+
+def test_the_store_alone_decides() -> None:
+    """1 GB/s of files of 1 MB are 1000 images/s for a thousand devices too."""
+    costs = scale.Costs(512, 1e-6, 1e-6, 1e-3, bytes_in=1e6, bytes_out=1.0, store=1e9, latency=0.0)
+    found = scale.simulate(costs, 100, 4, shards_a_device=60)
+    assert found.bottleneck == "store, reading"
+    assert found.images == pytest.approx(1000, rel=0.05)
+
+
+def test_back_pressure() -> None:
+    """A stage in the middle that is slow stops those before it: nothing piles up, and all shards arrive."""
+    end, busy = scale._run([("a", 1, 1.0), ("b", 1, 10.0), ("c", 1, 1.0)], 20)
+    assert end == pytest.approx(1 + 20 * 10 + 1)
+    assert busy == [20.0, 200.0, 20.0]
+
+
+def test_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = tmp_path / "scale.md"
+    document.write_text(scale.DOCUMENT.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(scale, "DOCUMENT", document)
+    monkeypatch.setattr(scale, "DEVICES", (1, 8))
+    monkeypatch.setattr(scale, "plot", lambda costs, place: None)
+    costs = [scale.Costs(512, 0.01, 0.001, 0.02, 2e5, 6e4)]
+    scale.write_document(costs)
+    once = document.read_text()
+    scale.write_document(costs)
+    assert document.read_text() == once
+    assert once.count("| 512 |") == 1 + 2 * len(scale.CPUS_A_DEVICE)
