@@ -176,6 +176,23 @@ class TestOutputs:
         assert type(doubled) is type(output) and torch.equal(doubled.sample, 2 * output.sample)
 
 
+class TestPosterior:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    @pytest.mark.parametrize("logvar", [-40.0, -12.0, 0.0, 11.0, 25.0])
+    def test_divergences_are_finite_in_any_precision(self, dtype: torch.dtype, logvar: float) -> None:
+        moments = torch.cat([torch.full((2, 4, 3, 3), 0.5), torch.full((2, 4, 3, 3), logvar)], dim=1)
+        posterior, exact = (vae_core.DiagonalGaussianDistribution(moments.to(each)) for each in (dtype, torch.float64))
+        other = vae_core.DiagonalGaussianDistribution(torch.zeros_like(moments).to(dtype))
+        sample = torch.zeros(2, 4, 3, 3, dtype=dtype)
+        for ours, expected in (
+            (posterior.kl(), exact.kl()),
+            (posterior.kl(other), exact.kl()),
+            (posterior.nll(sample), exact.nll(sample.double())),
+        ):
+            assert ours.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+            assert torch.allclose(ours.double(), expected, rtol=1e-5)
+
+
 class TestBlocks:
     def test_arguments_that_packs_pass_along(self) -> None:
         vae: Any = model("attention in the levels")

@@ -72,24 +72,36 @@ class DiagonalGaussianDistribution:
     def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
         """Kullback-Leibler divergence to `other`, or to the standard normal: nats, summed per item, [B].
 
+        Computed in float32 at least: a half-precision variance overflows long before the clamp at exp(20).
         Kingma & Welling, Auto-Encoding Variational Bayes, appendix B.
         """
         if self.deterministic:
             return self.mean.new_zeros(1)
         dims = tuple(range(1, self.mean.ndim))
+        mean, logvar = _wide(self.mean), _wide(self.logvar)
         if other is None:
-            return 0.5 * torch.sum(self.mean.pow(2) + self.var - 1.0 - self.logvar, dim=dims)
+            return 0.5 * torch.sum(mean.pow(2) + logvar.exp() - 1.0 - logvar, dim=dims)
+        other_mean, other_logvar = _wide(other.mean), _wide(other.logvar)
         return 0.5 * torch.sum(
-            (self.mean - other.mean).pow(2) / other.var + self.var / other.var - 1.0 - self.logvar + other.logvar,
+            (mean - other_mean).pow(2) / other_logvar.exp()
+            + (logvar - other_logvar).exp()
+            - 1.0
+            - logvar
+            + other_logvar,
             dim=dims,
         )
 
     def nll(self, sample: Tensor, dims: Sequence[int] = (1, 2, 3)) -> Tensor:
-        """Negative log-likelihood of `sample` [B, C, h, w] in nats, summed over `dims`."""
+        """Negative log-likelihood of `sample` [B, C, h, w] in nats, summed over `dims`, in float32 at least."""
         if self.deterministic:
             return self.mean.new_zeros(1)
-        squared = (sample - self.mean).pow(2) / self.var
-        return 0.5 * torch.sum(math.log(2.0 * math.pi) + self.logvar + squared, dim=tuple(dims))
+        logvar = _wide(self.logvar)
+        squared = (_wide(sample) - _wide(self.mean)).pow(2) / logvar.exp()
+        return 0.5 * torch.sum(math.log(2.0 * math.pi) + logvar + squared, dim=tuple(dims))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def randn_like(like: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None) -> Tensor:
