@@ -1,12 +1,14 @@
-"""Weights that are not finite numbers: a damaged file, or a training run that failed."""
+"""Weights that are not finite numbers: a damaged file, or a training run that failed.
+
+What loading does not read is not looked at here; a run that makes NaN of finite numbers finds the weight.
+"""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CheckpointError
-from .key_map import plain_name
 from .plan import Plan
 
 
@@ -34,21 +36,6 @@ def check_whole(plan: Plan, key: str, weight: Tensor) -> None:
     """Raise CheckpointError if a weight has NaN or infinity. For weights that are read anyway: it reads all of it."""
     if not is_finite(weight):
         raise CheckpointError(f"{plan.source.path.name}: {key} {_what(weight)}. Get another copy.")
-
-
-def find_non_finite(model: nn.Module, prefix: str = "") -> str | None:
-    """The key of the first weight of a model with NaN or infinity in it, without what wrappers put in; None if none.
-
-    For a run that turned finite numbers into NaN: a file of one damaged number loads, and nothing reads all of its
-    weights before they are used.
-
-    Args:
-        prefix: put before the keys, such as "decoder." for a model's decoder alone.
-    """
-    for name, weight in (*model.named_parameters(), *model.named_buffers()):
-        if not weight.is_meta and not is_finite(weight):
-            return plain_name(f"{prefix}{name}")
-    return None
 
 
 @torch.no_grad()
