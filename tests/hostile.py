@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+import time
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from vae_core import CheckpointError, inspect_vae, load_vae
 from vae_core.checkpoints import pickled
+from vae_core.checkpoints.open_file import open_tensor_file
 
 STOP, MARK, NONE = b".", b"(", b"N"
 
@@ -149,3 +155,35 @@ class Zip:
             "<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, len(self.directory), len(prefix + self.body), len(comment)
         )
         return prefix + self.body + self.directory + between + end + comment
+
+
+SECONDS, BYTES = 2, 64 << 20  # that a refusal may take beside the file itself
+
+
+def refused(path: Path, kind: type[CheckpointError] = CheckpointError) -> str:
+    """What is said of a file that is refused: the same by all functions, as one sentence with its name."""
+    with pytest.raises(kind) as error:
+        open_tensor_file(path)
+    for function in (load_vae, inspect_vae):
+        with pytest.raises(kind) as same:
+            function(path)
+        assert str(same.value) == str(error.value)
+    message = str(error.value)
+    assert path.name in message and message.endswith(".") and len(message) < 700
+    return message
+
+
+def bounded(path: Path) -> str:
+    """The same within two seconds and 64 MiB beyond the file."""
+    tracemalloc.start()
+    start = time.process_time()
+    try:
+        with pytest.raises(CheckpointError) as error:
+            open_tensor_file(path)
+        seconds, peak = time.process_time() - start, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < BYTES + path.stat().st_size, f"{peak / 2**20:.0f} MiB"
+    assert seconds < SECONDS * 5, f"{seconds:.1f} s"  # tracing takes four fifths of it
+    assert len(str(error.value)) < 700
+    return str(error.value)
