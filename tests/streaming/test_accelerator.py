@@ -52,10 +52,10 @@ def test_a_plan_for_an_accelerator(vae: AutoencoderKL, monkeypatch: pytest.Monke
 def test_on_an_accelerator_the_plain_modules_run_where_they_fit(vae: AutoencoderKL) -> None:
     shape = (2, 4, 64, 64)
     largest = 128 * 128 * 32 * 4  # of one item, which is what runs at once; float32
-    plan = vae_core.plan_decode(vae, shape, device="cuda", memory_budget=4 * largest)
-    assert (plan.passes, plan.strips, plan.peak_bytes) == (2, 0, 4 * largest)
+    plan = vae_core.plan_decode(vae, shape, device="cuda", memory_budget=6 * largest)
+    assert (plan.passes, plan.strips, plan.peak_bytes) == (2, 0, 6 * largest)
     assert plan.pass_flops == (plan.flops // 2,) * 2
-    for options in ({"memory_budget": 4 * largest - 1}, {"dtype": torch.float16}, {"tiling": TileSpec(size=None)}):
+    for options in ({"memory_budget": 6 * largest - 1}, {"dtype": torch.float16}, {"tiling": TileSpec(size=None)}):
         assert vae_core.plan_decode(vae, shape, **{"device": "cuda", "memory_budget": 2**40, **options}).strips > 0
 
 

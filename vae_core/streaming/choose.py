@@ -111,9 +111,9 @@ class Way(NamedTuple):
     reason: str
 
 
-# The reference path has so many of the largest map at once: the block's input, its norm, its activation, and what the
-# convolution's kernel needs.
-REFERENCE_MAPS = 4
+# The reference path has so many of the largest map at once: the input of the last level and of its last block, the
+# result of the block's first convolution, its norm, its activation, and what the convolution's kernel needs.
+REFERENCE_MAPS = 6
 
 
 def choose_way(
@@ -139,7 +139,7 @@ def choose_way(
         assert tiling is not None and tiling.size is not None
         if max(latent_size) <= tiling.size:
             return Way("whole", "the image is not larger than one blended tile")
-        return Way("tiles", "blended tiles are asked for")
+        return Way("tiles", "you chose blended tiles")
     if patch is not None:
         if options.circular != "none":
             raise TilingError(
@@ -148,13 +148,13 @@ def choose_way(
             )
         return Way("whole", f"the model is patched ({patch})")
     if tiling is not None:
-        return Way("strips", "strips are asked for")
+        return Way("strips", "you chose the size of strips")
     if options.circular != "none":
-        return Way("strips", "circular axes are asked for")
+        return Way("strips", "you chose circular axes")
     if device.type in ("cpu", "meta"):
         return Way("strips", "on a CPU strips are the fastest way")
     if dtype != weights:
-        return Way("strips", "another precision than that of the weights is asked for")
+        return Way("strips", "you chose another precision than that of the weights")
     if dtype == torch.float16:
         return Way("strips", "in float16 every pass is checked for values out of range")
     if fits:

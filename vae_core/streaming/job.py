@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DamagedWeightError, MemoryBudgetError, NonFiniteError
-from ..tiling.blend import blended_tiles, cut_tiles
+from ..tiling.blend import blended_tiles
 from ..tiling.grid import TileSpec
 from ..units import GIB, MIB
 from .choose import REFERENCE_MAPS, KernelMode, choose_way, is_faster, kernel_mode, kernels, may_be_faster, may_stand_in
@@ -20,9 +20,9 @@ from .executor import Execution, Manner, PackedWeights, damaged_message
 from .half import Half, Shape
 from .memory import DEFAULT_SHARE, available_bytes
 from .options import Options
-from .plan import Places, Plan, ProgramPlan, plan_program
+from .plan import Places, Plan, ProgramPlan, parts_of, plan_program, plan_reference
 from .pool import worker_pool
-from .program import Pass, largest_map, program_flops
+from .program import Pass, largest_map
 from .progress import ProgressCallback, Report, Watched, is_compiled
 from .source import Source, count_not_finite
 from .store import MapStore
@@ -118,40 +118,10 @@ class Job:
             )
             self.plan = self._program_plan.plan
         else:
-            self.plan = self._plan_of_reference(items, whole_peak)
+            tiling = self.options.tiling if self.way.name == "tiles" else None
+            self.plan = plan_reference(self._program, self.shape, items, tiling, half.in_unit, whole_peak)
         places, carried = self.plan.places, self._carried
         self.bytes = Places(self.plan.peak_bytes + carried, places.cpu, places.disk)
-
-    def _plan_of_reference(self, items: int, peak: int) -> Plan:
-        """The plan of the reference path on whole images or on tiles."""
-        assert self._program is not None
-        runs, tiles = -(-self.shape[0] // items), 0
-        if self.way.name == "tiles":
-            assert self.options.tiling is not None
-            sizes = cut_tiles(self.shape[2:], self.options.tiling, self.half.in_unit)
-            tiles, flops = sum(sizes.values()) * runs, 0
-            for (height, width), count in sizes.items():
-                flops += count * program_flops(self._program, (self.shape[0], self.shape[1], height, width))
-        else:
-            flops = program_flops(self._program, self.shape)
-        passes = tiles or runs
-        return Plan(
-            passes=passes,
-            strips=0,
-            tiles=tiles,
-            places=Places(peak),
-            peak_bytes=peak,
-            terms={"maps": peak},
-            flops=flops,
-            pass_flops=() if tiles else tuple(flops // self.shape[0] * count for count in self._parts(items)),
-            fast_share=0.0,
-            items=items,
-        )
-
-    def _parts(self, items: int) -> list[int]:
-        """How many items each part of the batch has."""
-        full, rest = divmod(self.shape[0], items)
-        return [items] * full + [rest] * (rest > 0)
 
     @property
     def _carried(self) -> int:
@@ -189,9 +159,11 @@ class Job:
             if number <= self._rung:
                 continue
             try:
-                return self._made(rung, number)
+                made = self._made(rung, number)
             except MemoryBudgetError:
                 continue
+            if made.device != self.device or made.bytes.device <= self.bytes.device:
+                return made
         raise MemoryBudgetError(
             f"Out of memory: smaller strips, disk offload and the CPU were all tried; the smallest attempt needed "
             f"about {self._smallest / GIB:.2f} GiB. Close other programs, or work on a smaller image."
@@ -323,7 +295,7 @@ class Job:
             return half.reference(x if stays else x.to(self.device, half.dtype))
 
         results, start = [], 0
-        for count in self._parts(self.plan.items):
+        for count in parts_of(self.shape[0], self.plan.items):
             part = source.part(slice(start, start + count))
             place = None if out is None else out[start : start + count]
             start += count

@@ -10,13 +10,15 @@ from typing import NamedTuple
 import torch
 
 from ..errors import MemoryBudgetError
+from ..tiling.blend import cut_tiles
+from ..tiling.grid import TileSpec
 from ..units import MIB
 from .executor import Execution, Manner, PlannedPass
 from .half import Shape
 from .kernel import Kernel
 from .maps import FeatureMap
 from .memory import DEFAULT_SHARE, available_bytes
-from .program import Pass
+from .program import Pass, program_flops
 from .store import MapStore
 
 _SMALLEST_STRIP = 2**18  # bytes
@@ -197,6 +199,46 @@ def plan_program(
         items=items,
     )
     return ProgramPlan(plan, manner, tuple(found.planned), tuple(last.planned), limit, cpu_limit, packed)
+
+
+def plan_reference(
+    passes: list[Pass], shape: Shape, items: int, tiling: TileSpec | None, in_unit: int, peak: int
+) -> Plan:
+    """The plan of the reference path, on whole images or on blended tiles.
+
+    Args:
+        passes: the program of the unmodified modules, to count FLOPs.
+        shape: of the input, [B, C, H, W].
+        items: how many of the batch run at once.
+        tiling: None for whole images.
+        in_unit: pixels along one side of a latent pixel in the input.
+        peak: bytes of working memory.
+    """
+    parts, tiles = parts_of(shape[0], items), 0
+    if tiling is None:
+        flops = program_flops(passes, shape)
+    else:
+        sizes = cut_tiles(shape[2:], tiling, in_unit)
+        tiles = sum(sizes.values()) * len(parts)
+        flops = sum(count * program_flops(passes, (*shape[:2], *size)) for size, count in sizes.items())
+    return Plan(
+        passes=tiles or len(parts),
+        strips=0,
+        tiles=tiles,
+        places=Places(peak),
+        peak_bytes=peak,
+        terms={"maps": peak},
+        flops=flops,
+        pass_flops=() if tiles else tuple(flops // shape[0] * count for count in parts),
+        fast_share=0.0,
+        items=items,
+    )
+
+
+def parts_of(batch: int, items: int) -> list[int]:
+    """How many items each part of a batch has."""
+    full, rest = divmod(batch, items)
+    return [items] * full + [rest] * (rest > 0)
 
 
 def _reserve(size: int, manner: Manner) -> int:

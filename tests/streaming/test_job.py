@@ -1,0 +1,390 @@
+"""A run is one object: what is decided and planned is what is run, once, for the whole batch."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from small import CONFIG, image, latent
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from vaes import make
+
+import vae_core
+from vae_core import AutoencoderKL, ImageError, MemoryBudgetError, Options, ShapeError, TileSpec
+from vae_core.halves import decoder_half
+from vae_core.streaming import job as job_module
+from vae_core.streaming import prepare, winograd
+from vae_core.streaming.direct import DirectConvolution
+from vae_core.streaming.job import Job
+from vae_core.streaming.packed_attention import PackedAttention
+from vae_core.streaming.stored_attention import StoredAttention
+from vae_core.streaming.winograd_convolution import WinogradConvolution
+
+BLENDED = TileSpec(size=8, overlap=2, mode="blended")
+KERNELS = (DirectConvolution, WinogradConvolution, StoredAttention, PackedAttention)
+META = torch.device("meta")
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """How often each step of a run is made, in this thread and in workers."""
+    seen: Counter[str] = Counter()
+    lock = threading.Lock()
+
+    def count(owner: Any, name: str, what: str, only: Any = lambda *_: True) -> None:
+        real = getattr(owner, name)
+
+        def spy(*args: Any, **kwargs: Any) -> Any:
+            if only(*args):
+                with lock:
+                    seen[what] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, spy)
+
+    count(job_module, "worker_pool", "pools")
+    count(job_module, "MapStore", "stores")
+    count(job_module, "plan_program", "plans")
+    count(job_module.Source, "check_finite", "looks for NaN")
+    for kernel in KERNELS:
+        count(kernel, "_lay_out", "layouts")
+        count(kernel, "pack", "packed")
+        count(kernel, "compute", "strips")
+        count(kernel, "combine", "passes")
+    yield seen
+
+
+def counted_half(vae: AutoencoderKL, seen: Counter[str]) -> Any:
+    """The decoder, whose shape checks and programs are counted."""
+    half = decoder_half(vae)
+
+    def check(shape: Any) -> None:
+        seen["shape checks"] += 1
+        half.check(shape)
+
+    def program() -> Any:
+        seen["programs"] += 1
+        return half.program()
+
+    return replace(half, check=check, program=program)
+
+
+# Once.
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_batch_in_parts_is_planned_and_packed_once(vae: AutoencoderKL, counts: Counter[str]) -> None:
+    z = latent(8, 40, 40)  # two at once
+    prepared = prepare(counted_half(vae, counts), z.shape)
+    assert (prepared.plan.items, len(prepared._program_plan.planned)) == (2, prepared.plan.passes // 4)  # type: ignore[union-attr]
+    result = prepared.run(z)
+    passes = prepared.plan.passes // 4
+    assert counts["shape checks"] == counts["programs"] == counts["plans"] == counts["looks for NaN"] == 1
+    assert counts["pools"] == counts["stores"] == 1
+    assert counts["layouts"] == counts["packed"] == passes
+    assert (counts["passes"], counts["strips"]) == (prepared.plan.passes, prepared.plan.strips)
+    alone = torch.cat([vae_core.decode(vae, item[None]) for item in z])
+    assert (result - alone).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5])
+@pytest.mark.parametrize("options", [Options(), Options(tiling=TileSpec(size=5)), Options(circular="x")])
+def test_a_plan_in_strips_is_what_is_run(
+    batch: int, options: Options, vae: AutoencoderKL, counts: Counter[str]
+) -> None:
+    z = latent(batch, 40, 40)
+    prepared = vae_core.prepare_decode(vae, z.shape, options)
+    assert prepared.way.name == "strips" and prepared.plan.tiles == 0
+    counts.clear()
+    steps: list[vae_core.Progress] = []
+    prepared.run(z, progress=steps.append)
+    assert (counts["passes"], counts["strips"]) == (prepared.plan.passes, prepared.plan.strips)
+    assert counts["layouts"] == 0  # as planned
+    assert steps[-1] == (prepared.plan.flops, prepared.plan.flops, prepared.plan.passes, prepared.plan.passes)
+    assert sorted({step.pass_index for step in steps}) == list(range(1, prepared.plan.passes + 1))
+
+
+def test_a_plan_under_a_budget_takes_the_steps_that_it_needs(vae: AutoencoderKL, counts: Counter[str]) -> None:
+    free = vae_core.plan_decode(vae, (1, 4, 96, 96))
+    counts.clear()
+    prepared = vae_core.prepare_decode(vae, (1, 4, 96, 96), Options(memory_budget=free.peak_bytes * 2 // 3))
+    assert counts["plans"] == 1 and counts["layouts"] > prepared.plan.passes
+    counts.clear()
+    prepared.run(latent(1, 96, 96))
+    assert counts["layouts"] == counts["plans"] == 0 and counts["strips"] == prepared.plan.strips
+
+
+def test_layouts_do_not_depend_on_the_thread_that_asks(vae: AutoencoderKL) -> None:
+    """They once did: three strips in a thread where torch has four threads, one in a worker."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        prepared = vae_core.prepare_decode(vae, (1, 4, 24, 24))
+        seen: list[int] = []
+
+        def run() -> None:
+            torch.set_num_threads(1)
+            strips = Counter[str]()
+            for planned in prepared._program_plan.planned:  # type: ignore[union-attr]
+                strips[planned.kernel.__name__] += len(planned.layout)
+            seen.append(sum(strips.values()))
+            prepared.run(latent())
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        assert seen == [prepared.plan.strips]
+    finally:
+        torch.set_num_threads(before)
+
+
+# Ways.
+
+
+def patched(vae: AutoencoderKL) -> AutoencoderKL:
+    vae.decoder.conv_out.register_forward_hook(lambda *_: None)
+    return vae
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_plan_in_tiles_is_what_is_run(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, calls = make(CONFIG), []
+    vae.decoder.register_forward_pre_hook(lambda module, args: calls.append(tuple(args[0].shape)))
+    z = latent(batch, 21, 30)
+    prepared = vae_core.prepare_decode(vae, z.shape, Options(tiling=BLENDED))
+    assert prepared.way.name == "tiles" and prepared.plan.strips == 0
+    steps: list[vae_core.Progress] = []
+    prepared.run(z, progress=steps.append)
+    assert len(calls) == prepared.plan.tiles == prepared.plan.passes > 4
+    assert steps[-1].done == steps[-1].total == prepared.plan.flops
+    assert vae_core.plan_decode(vae, z.shape, tiling=BLENDED) == prepared.plan
+
+
+def test_a_plan_of_a_patched_model_is_what_is_run() -> None:
+    vae, calls = make(CONFIG), []
+    vae.decoder.register_forward_pre_hook(lambda module, args: calls.append(tuple(args[0].shape)))
+    prepared = vae_core.prepare_decode(vae, (5, 4, 40, 40))
+    assert prepared.way.name == "whole" and "has a hook" in prepared.way.reason
+    assert (prepared.plan.passes, prepared.plan.strips, prepared.plan.tiles) == (3, 0, 0)
+    z = latent(5, 40, 40)
+    assert torch.equal(prepared.run(z), torch.cat([vae.decode_plain(part) for part in z.split(2)]))
+    assert calls[:3] == [(2, 4, 40, 40), (2, 4, 40, 40), (1, 4, 40, 40)]
+
+
+def test_an_image_within_one_blended_tile_runs_whole(vae: AutoencoderKL) -> None:
+    z, calls = latent(1, 8, 7), []
+    prepared = vae_core.prepare_decode(vae, z.shape, Options(tiling=BLENDED))
+    assert prepared.way.name == "whole" and prepared.plan.passes == 1
+    with torch.no_grad():
+        assert torch.equal(prepared.run(z), vae.decode_plain(z))
+    assert not calls
+
+
+class Living(TorchDispatchMode):
+    """The most bytes of tensors alive at once that were made within the block, each storage counted once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, Any] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {each.untyped_storage()._cdata for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        for each in tree_leaves(result):
+            if isinstance(each, Tensor) and each.untyped_storage()._cdata not in given:
+                storage = each.untyped_storage()
+                self.storages[id(storage)] = (weakref.ref(each), storage.nbytes())
+        self.storages = {key: found for key, found in self.storages.items() if found[0]() is not None}
+        self.most = max(self.most, sum(size for _, size in self.storages.values()))
+        return result
+
+
+@pytest.mark.parametrize("options", [Options(), Options(tiling=replace(BLENDED, size=16))], ids=["whole", "tiles"])
+def test_the_planned_peak_of_the_reference_path_bounds_its_tensors(options: Options) -> None:
+    vae = patched(make(CONFIG))
+    prepared = vae_core.prepare_decode(vae, (1, 4, 48, 48), options)
+    out = torch.empty(prepared.output_shape)
+    with Living() as living:
+        prepared.run(latent(1, 48, 48), out)
+    row = 2 * 96 * 32 * 3 * 4  # tiles [3, 32, 32] of float32 across the image, of which the next row needs the last
+    blends = 2 * row if prepared.way.name == "tiles" else 0
+    assert 0.5 * prepared.plan.peak_bytes < living.most < prepared.plan.peak_bytes + blends
+
+
+# Input and output.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("options", [Options(), Options(tiling=BLENDED), Options(tiling=TileSpec(size=5))])
+def test_the_result_goes_into_the_callers_memory(options: Options, dtype: torch.dtype, vae: AutoencoderKL) -> None:
+    z = latent(3, 40, 40)
+    prepared = vae_core.prepare_decode(vae, z.shape, options)
+    want = prepared.run(z)
+    images = torch.full((3, 80, 80, 4), -7.0, dtype=dtype)  # an image [B, H, W, C] of one channel more
+    result = prepared.run(z, images[..., :3].permute(0, 3, 1, 2))
+    assert result.data_ptr() == images.data_ptr()
+    assert torch.equal(images[..., :3], want.permute(0, 2, 3, 1).to(dtype))
+    assert (images[..., 3] == -7).all()
+
+
+def test_moments_go_into_the_callers_memory() -> None:
+    vae = make({**CONFIG, "latent_channels": 16, "use_quant_conv": False})  # the last pass has a fast kernel
+    x = image(2)
+    prepared = vae_core.prepare_encode(vae, x.shape)
+    want, out = prepared.run(x), torch.empty(2, 24, 24, 32).permute(0, 3, 1, 2)
+    assert torch.equal(prepared.run(x, out), want)
+    half = torch.empty(2, 32, 24, 24, dtype=torch.bfloat16)
+    assert torch.equal(prepared.run(x, half), want.bfloat16())
+
+
+def test_a_batch_may_come_in_parts(vae: AutoencoderKL) -> None:
+    z = latent(5, 40, 40)
+    prepared = vae_core.prepare_decode(vae, z.shape)
+    assert torch.equal(prepared.run(z.split([1, 3, 1])), prepared.run(z))
+    with pytest.raises(ShapeError, match="prepared for"):
+        prepared.run(z.split([1, 3, 1])[:2])
+
+
+WRONG = {
+    "uint8": (torch.zeros(1, 3, 48, 48, dtype=torch.uint8), ImageError, "dtype uint8.*127.5"),
+    "int64": (torch.zeros(1, 3, 48, 48, dtype=torch.int64), ImageError, "dtype int64"),
+    "bool": (torch.zeros(1, 3, 48, 48, dtype=torch.bool), ImageError, "dtype bool"),
+    "complex": (torch.zeros(1, 3, 48, 48, dtype=torch.complex64), ShapeError, "complex64"),
+    "float8": (torch.zeros(1, 3, 48, 48).to(torch.float8_e4m3fn), ShapeError, "float8"),
+    "sparse": (torch.zeros(1, 3, 48, 48).to_sparse(), ShapeError, "sparse"),
+    "numpy": (torch.zeros(1, 3, 48, 48).numpy(), ShapeError, "ndarray, not a tensor"),
+    "None": (None, ShapeError, "NoneType, not a tensor"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_not_an_image(name: str, vae: AutoencoderKL) -> None:
+    given, error, said = WRONG[name]
+    with pytest.raises(error, match=said):
+        vae_core.encode(vae, given)  # type: ignore[arg-type]
+    with pytest.raises(error, match=said):
+        vae_core.prepare_encode(vae, (1, 3, 48, 48)).run(given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "out", [torch.empty(1, 3, 48, 47), torch.empty(1, 3, 48, 48, dtype=torch.uint8), None.__class__]
+)
+def test_memory_that_cannot_take_the_result(out: Any, vae: AutoencoderKL) -> None:
+    with pytest.raises(ShapeError, match="out is"):
+        vae_core.prepare_decode(vae, (1, 4, 24, 24)).run(latent(), out)
+
+
+# Weights.
+
+
+def test_a_model_is_planned_before_it_has_its_weights(vae: AutoencoderKL) -> None:
+    with META:
+        empty = AutoencoderKL(**vae.config)
+    prepared = vae_core.prepare_decode(empty.eval(), (1, 4, 24, 24), device="cpu")
+    empty.load_state_dict(vae.state_dict(), assign=True)
+    assert torch.equal(prepared.run(latent()), vae_core.decode(vae, latent()))
+
+
+@pytest.mark.parametrize(
+    "name", ["decoder.up_blocks.1.resnets.0.conv1.weight", "post_quant_conv.bias", "decoder.conv_norm_out.weight"]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("options", [Options(), Options(tiling=BLENDED)], ids=["strips", "tiles"])
+def test_a_damaged_weight_is_named(name: str, value: float, options: Options) -> None:
+    vae = make(CONFIG)
+    with torch.no_grad():
+        vae.get_parameter(name).view(-1)[3 % vae.get_parameter(name).numel()] = value
+    with pytest.raises(vae_core.DamagedWeightError, match=name.replace(".", r"\.") + ".*damaged"):
+        vae_core.prepare_decode(vae, (1, 4, 24, 24), options).run(latent())
+
+
+# Less memory.
+
+
+def rungs(first: Job) -> list[Job]:
+    found = [first]
+    while True:
+        try:
+            found.append(found[-1].smaller())
+        except MemoryBudgetError as error:
+            assert "smaller strips, disk offload and the CPU were all tried" in str(error)
+            return found
+
+
+def test_each_smaller_job_needs_less_and_gives_the_same(vae: AutoencoderKL) -> None:
+    z = latent(2, 64, 64)
+    found = rungs(vae_core.prepare_decode(vae, z.shape))
+    assert [each.how.split(" ")[0] for each in found] == ["as", "in", "with", "with"]
+    assert found[2].bytes.disk and found[3].bytes.disk > found[2].bytes.disk
+    assert found[3].bytes.device < found[2].bytes.device < found[0].bytes.device
+    want = found[0].run(z)
+    for each in found[1:]:
+        assert (each.run(z) - want).abs().max() < 1e-5
+
+
+def test_the_ladder_of_an_accelerator_ends_on_the_cpu(vae: AutoencoderKL) -> None:
+    found = rungs(vae_core.prepare_decode(vae, (1, 4, 192, 192), device="cuda", available=2**30))
+    assert found[0].way == ("whole", "it fits into the device's memory")
+    assert found[-1].how == "on the CPU" and found[-1].device.type == "cpu"
+    assert any(each.bytes.cpu for each in found[:-1])
+    z = latent(1, 192, 192)
+    assert (found[-1].run(z) - vae_core.decode(vae, z)).abs().max() < 1e-5
+
+
+def test_a_patched_model_stays_patched_on_the_cpu() -> None:
+    vae, calls = make(CONFIG), []
+    vae.decoder.register_forward_hook(lambda *_: calls.append("called"))
+    found = rungs(vae_core.prepare_decode(vae, (1, 4, 24, 24), device="cuda", available=2**30))
+    assert [each.how for each in found] == ["as planned", "on the CPU"]
+    found[-1].run(latent())
+    assert calls == ["called"]
+
+
+def test_a_job_within_what_is_free(vae: AutoencoderKL) -> None:
+    first = vae_core.prepare_decode(vae, (1, 4, 128, 128), device="cuda", available=2**40)
+    assert first.within(first.bytes.device) is first
+    less = first.within(first.bytes.device * 2 // 3)
+    assert less.bytes.device <= first.bytes.device * 2 // 3 and less.way.name == "strips"
+    on_cpu = vae_core.prepare_decode(vae, (1, 4, 128, 128))
+    assert on_cpu.within(1) is on_cpu  # hosts make no room there
+
+
+# Memory, term by term.
+
+
+def test_the_terms_of_a_fast_kernel_are_its_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not winograd.compiled():
+        pytest.skip("numba is not installed")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seen: list[tuple[WinogradConvolution, dict[str, int], int]] = []
+    real = WinogradConvolution.compute
+
+    def compute(self: WinogradConvolution, strip: Any) -> Any:
+        part = real(self, strip)
+        kept = {name: each.nbytes for name, each in winograd._scratch.kept.items()}
+        seen.append((self, kept, sum(each.weight.numel() * 4 for each in self._weights.products)))
+        return part
+
+    monkeypatch.setattr(WinogradConvolution, "compute", compute)
+    try:
+        vae = make({**CONFIG, "block_out_channels": (64, 64)})
+        vae_core.decode(vae, latent(1, 64, 64))
+    finally:
+        torch.set_num_threads(before)
+    assert seen
+    for kernel, kept, weights in seen:
+        terms = kernel.workspace()
+        assert weights <= terms["weights"] == kernel.packed_bytes() or kernel.step.shortcut is not None
+        if "products" in terms:
+            assert kept["left"] + kept["results"] == terms["products"]
+            assert kept["ring"] <= terms["ring"]
