@@ -16,8 +16,7 @@ from torch import Tensor
 from ..vae_core.errors import ConfigError, ImageError, MemoryBudgetError, NonFiniteError
 from ..vae_core.masks import fit_mask
 from ..vae_core.streaming.source import count_not_finite, not_finite_message
-
-GIB = 2**30
+from ..vae_core.units import GIB
 
 
 def checked_image(image: Any, dimensions: Sequence[int] = (4,)) -> Tensor:
@@ -72,7 +71,7 @@ def check_batches(**counts: int) -> None:
 
 
 def check_finite(values: Tensor, what: str) -> None:
-    """Raise NonFiniteError if a latent, an image, a mask or a posterior holds NaN or infinite values."""
+    """Raise NonFiniteError if a mask or a posterior has NaN or infinite values; images and latents a job checks."""
     bad = count_not_finite(values)
     if bad:
         raise NonFiniteError(not_finite_message(what, bad, values.numel(), "this node"))

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from . import inputs, latents, unwrap
-from .watch import Watch
+from . import coding, inputs, latents
+from .status import NodeStatus
 
 
 class VAEDecode:
@@ -34,8 +34,8 @@ class VAEDecode:
     def decode(
         self, samples: latents.Latent, vae: Any, clamp: bool = True, unique_id: str | None = None, **tiling: Any
     ) -> tuple[Tensor]:
-        opened, how = unwrap.opened(vae, **tiling)
-        return (unwrap.decode(opened, samples, how, Watch(unique_id), clamp),)
+        opened, options = coding.opened(vae, **tiling)
+        return (coding.decode(opened, samples, options, NodeStatus(unique_id), clamp),)
 
 
 class VAEDecodeTiled(VAEDecode):

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ..vae_core.image import FittedImage
-from . import checks, inputs, latents, unwrap
-from .watch import Watch
+from . import checks, coding, inputs, latents
+from .status import NodeStatus
 
 
 class VAEEncode:
@@ -57,15 +57,16 @@ class VAEEncode:
         **tiling: Any,
     ) -> tuple[latents.Latent, latents.Latent, Tensor]:
         checks.check_choice("sample_mode", sample_mode, inputs.SAMPLE_MODES)
-        opened, how = unwrap.opened(vae, **tiling)
+        opened, options = coding.opened(vae, **tiling)
         if sample_mode == "sample":
-            unwrap.model_of(opened, "sampling", "Set sample_mode to mean, or load another file with Seamless VAE Load")
-        posterior, picture = unwrap.encode(opened, pixels, fit, how, Watch(unique_id))
-        samples = posterior["samples"]
+            opened.require_autoencoder(
+                "sampling", "Set sample_mode to mean, or load another file with Seamless VAE Load"
+            )
+        encoded = coding.encode(opened, pixels, fit, options, NodeStatus(unique_id))
+        samples = None
         if sample_mode == "sample":
-            samples = latents.sample(latents.posterior_of(posterior), seed, range(len(samples)))
-        latent = {key: value for key, value in posterior.items() if key != "logvar"}
-        return {**latent, "samples": samples}, posterior, transparency(picture)
+            samples = latents.sample(encoded.distribution, seed, range(len(encoded.distribution.mean)))
+        return encoded.latent(samples), encoded.posterior(), transparency(encoded.image)
 
 
 class VAEEncodeTiled(VAEEncode):
@@ -85,8 +86,8 @@ class VAEEncodeTiled(VAEEncode):
         return found
 
 
-def transparency(picture: FittedImage) -> Tensor:
+def transparency(image: FittedImage) -> Tensor:
     """[B, H, W], 1 where the image is transparent, as the host's loaders give it."""
-    if picture.alpha is not None:
-        return 1.0 - picture.alpha
-    return picture.pixels.new_zeros((picture.pixels.shape[0], *picture.size))
+    if image.alpha is not None:
+        return 1.0 - image.alpha
+    return image.pixels.new_zeros((image.pixels.shape[0], *image.size))

@@ -13,7 +13,7 @@ from . import latents
 
 
 class Regularization(nn.Module):
-    """Moments to z, as the host's own: the mode, or a draw if `sample` is set."""
+    """Moments to z, as the host's own: the mean, or a sample if `sample` is set."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -107,6 +107,11 @@ def total_memory(device: torch.device) -> int | None:
     return int(ask(device)) if ask is not None else None
 
 
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that a plan counts on: all of an accelerator, where the host makes room; None for what is free on a CPU."""
+    return None if device.type == "cpu" else total_memory(device)
+
+
 def memory_in_use(device: torch.device) -> int | None:
     """Bytes allocated by torch on an accelerator, or by this process on the CPU; None if unknown."""
     if device.type == "cuda":

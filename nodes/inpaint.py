@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..vae_core import masks
-from . import checks, inputs, latents, unwrap
-from .watch import Watch
+from . import checks, coding, inputs, latents
+from .status import NodeStatus
 
 
 class VAEInpaintEncode:
@@ -65,15 +65,15 @@ class VAEInpaintEncode:
     def encode(
         self, pixels: Tensor, vae: Any, mask: Tensor, grow: int = 6, feather: int = 0, unique_id: str | None = None
     ) -> tuple[latents.Latent]:
-        opened, how = unwrap.opened(vae)
+        opened, options = coding.opened(vae)
         checks.check_at_least(0, grow=grow, feather=feather)
         checks.checked_image(pixels)
         grown = masks.grow_mask(checks.checked_mask(mask, pixels), grow, feather)
-        latent, picture = unwrap.encode(opened, pixels, "pad", how, Watch(unique_id))
-        latent.pop("logvar")
+        encoded = coding.encode(opened, pixels, "pad", options, NodeStatus(unique_id))
+        latent = encoded.latent()
         if len(grown) > len(latent["samples"]):  # one image, to be inpainted in several places
             latent = latents.repeat(latent, len(grown))
-        noise_mask = masks.extend_mask(grown, *picture.pixels.shape[-2:])
+        noise_mask = masks.extend_mask(grown, *encoded.image.pixels.shape[-2:])
         return ({**latent, "noise_mask": noise_mask[:, None]},)
 
 
@@ -110,11 +110,13 @@ class VAEInpaintComposite:
     ) -> tuple[Tensor]:
         checks.checked_image(original)
         weights = checks.checked_mask(mask, original)
-        opened, how = unwrap.opened(vae)
+        opened, options = coding.opened(vae)
         checks.check_batches(images=len(original), latents=len(latents.samples_of(samples)), masks=len(weights))
-        shape = unwrap.decoded_shape(opened, samples)
-        if shape is not None:  # sizes that do not match are refused before anything is decoded
-            painted = torch.empty(shape, device="meta")
-            masks.paste(original.to("meta"), painted, weights.to("meta"), unwrap.ratio_of(opened))
-        image = unwrap.decode(opened, samples, how, Watch(unique_id))
-        return (masks.paste(original, image, weights, unwrap.ratio_of(opened)),)
+        decoding = opened.prepare_decode(samples, options)
+        if decoding.shape is not None:  # sizes that do not match are refused before anything is decoded
+            batch, height, width, channels = decoding.shape
+            size = batch, *latents.fitted_size(samples, height, width), channels
+            inpainted = torch.empty(size, device="meta")
+            masks.paste(original.to("meta"), inpainted, weights.to("meta"), opened.downscale_factor)
+        image = latents.restore_fit(samples, decoding.run(NodeStatus(unique_id)))
+        return (masks.paste(original, image, weights, opened.downscale_factor),)

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..vae_core import AutoencoderKL
+from ..vae_core import AutoencoderKL, AutoencoderKLConfig
 from ..vae_core.errors import ShapeError
 from ..vae_core.image import FittedImage
-from ..vae_core.latent import from_diffusion, logvar_to_diffusion, to_diffusion, unpack
+from ..vae_core.latent import from_diffusion, logvar_to_diffusion, to_diffusion
 from ..vae_core.posterior import DiagonalGaussianDistribution
 
 Latent = dict[str, Any]
 
-# Of an image that was padded: its height and width, and those of the latent for which they hold.
+# Of an image that was padded: its height and width, and those of the latent to which they apply.
 FIT_KEY = "seamless_fit"
 RATIO_KEY = "downscale_ratio_spacial"  # the host's own, with its spelling: pixels along one side of a latent pixel
 MAX_SEED = 2**64 - 1  # the largest that a generator of torch takes
@@ -59,61 +59,51 @@ def samples_of(latent: Mapping[str, Any], dimensions: Sequence[int] = (4,)) -> T
     return samples
 
 
-def replaced(latent: Mapping[str, Any], **changes: Any) -> Latent:
-    """A copy with other values; all other keys travel on."""
-    return {**latent, **changes}
+def is_packed(config: AutoencoderKLConfig) -> bool:
+    """Whether the wire carries this family's latents packed and normalised: FLUX.2."""
+    return config.has_batch_norm
 
 
-def is_packed(model: AutoencoderKL) -> bool:
-    """Whether the wire carries this model's latents packed and normalised: FLUX.2."""
-    return model.config.has_batch_norm
+def wire_channels(config: AutoencoderKLConfig) -> int:
+    """Channels of latents on the wire."""
+    rows, columns = config.patch_size or (1, 1)
+    return config.latent_channels * rows * columns
 
 
-def wire_channels(model: AutoencoderKL) -> int:
-    """Channels of this model's latents on the wire."""
-    rows, columns = model.config.patch_size or (1, 1)
-    return model.config.latent_channels * rows * columns
+def wire_factor(config: AutoencoderKLConfig) -> int:
+    """The downscale factor of latents on the wire: pixels along one side of a latent pixel."""
+    return config.spatial_ratio * (config.patch_size or (1, 1))[0]
 
 
-def wire_ratio(model: AutoencoderKL) -> int:
-    """The downscale factor of this model on the wire: pixels along one side of a latent pixel."""
-    return model.config.spatial_ratio * (model.config.patch_size or (1, 1))[0]
+def raw_shape(config: AutoencoderKLConfig, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of raw z, for a shape [B, C, h, w] on the wire. FLUX.2's may be raw already, as its channels tell."""
+    batch, channels, height, width = shape
+    if not is_packed(config) or channels != wire_channels(config):
+        return tuple(shape)
+    rows, columns = config.patch_size or (1, 1)
+    return batch, config.latent_channels, height * rows, width * columns
 
 
 def to_wire(model: AutoencoderKL, z: Tensor) -> Tensor:
     """Raw z as the wire carries it."""
-    if not is_packed(model):
+    if not is_packed(model.config):
         return z
     return to_diffusion(z, model.config, model.bn.running_mean, model.bn.running_var)
 
 
 def from_wire(model: AutoencoderKL, samples: Tensor) -> Tensor:
-    """Raw z from the wire. FLUX.2's may be raw already, which its number of channels tells.
-
-    Raises:
-        ShapeError: latents of another family.
-    """
-    if is_packed(model) and samples.shape[1] == wire_channels(model):
-        return from_diffusion(samples, model.config, model.bn.running_mean, model.bn.running_var)
-    model.check_latent(samples)
-    return samples
+    """Raw z from the wire; see `raw_shape`."""
+    if not is_packed(model.config) or samples.shape[1] != wire_channels(model.config):
+        return samples
+    return from_diffusion(samples, model.config, model.bn.running_mean, model.bn.running_var)
 
 
-def check(model: AutoencoderKL, samples: Tensor) -> None:
-    """Raise ShapeError unless the model decodes these, without computing anything."""
-    place = samples.to("meta")
-    if is_packed(model) and samples.shape[1] == wire_channels(model):
-        assert model.config.patch_size is not None
-        place = unpack(place, model.config.patch_size)
-    model.check_latent(place)
-
-
-def posterior_to_wire(model: AutoencoderKL, posterior: DiagonalGaussianDistribution) -> tuple[Tensor, Tensor]:
-    """(mean, logvar) as the wire carries them, from the model's own moments."""
-    if not is_packed(model):
-        return posterior.mean, posterior.logvar
-    variance = model.bn.running_var
-    return to_wire(model, posterior.mean), logvar_to_diffusion(posterior.logvar, model.config, variance)
+def posterior_to_wire(model: AutoencoderKL, posterior: DiagonalGaussianDistribution) -> DiagonalGaussianDistribution:
+    """The posterior of raw z as that of what the wire carries."""
+    if not is_packed(model.config):
+        return posterior
+    logvar = logvar_to_diffusion(posterior.logvar, model.config, model.bn.running_var)
+    return DiagonalGaussianDistribution(torch.cat([to_wire(model, posterior.mean), logvar], dim=1))
 
 
 def posterior_of(latent: Mapping[str, Any]) -> DiagonalGaussianDistribution:
@@ -131,6 +121,11 @@ def posterior_of(latent: Mapping[str, Any]) -> DiagonalGaussianDistribution:
             f"posterior output of Seamless VAE Encode."
         )
     return DiagonalGaussianDistribution(torch.cat([mean.float(), logvar.to(mean.device).float()], dim=1))
+
+
+def mean_of(posterior: Mapping[str, Any]) -> Latent:
+    """A VAE_POSTERIOR as the latent of its mean."""
+    return {key: value for key, value in posterior.items() if key != "logvar"}
 
 
 def sample(posterior: DiagonalGaussianDistribution, seed: int, indices: Sequence[int]) -> Tensor:
@@ -154,7 +149,7 @@ def repeat(latent: Mapping[str, Any], count: int) -> Latent:
         return dict(latent)
     samples, indices = latent["samples"], batch_indices(latent)
     step = max(indices) - min(indices) + 1
-    found = replaced(latent, samples=samples.repeat(count, 1, 1, 1))
+    found: Latent = {**latent, "samples": samples.repeat(count, 1, 1, 1)}
     found["batch_index"] = [index + step * turn for turn in range(count) for index in indices]
     mask = latent.get("noise_mask")
     if isinstance(mask, Tensor) and mask.shape[0] == len(samples) > 1:
@@ -162,11 +157,11 @@ def repeat(latent: Mapping[str, Any], count: int) -> Latent:
     return found
 
 
-def remember_fit(latent: Latent, picture: FittedImage) -> Latent:
-    """Note the size of an image that was padded, so that decoding gives it back."""
-    if picture.size == tuple(picture.pixels.shape[-2:]):
-        return latent
-    return {**latent, FIT_KEY: (*picture.size, *latent["samples"].shape[-2:])}
+def fit_keys(image: FittedImage, samples: Tensor) -> Latent:
+    """What a latent remembers of an image that was padded, so that decoding removes the padding."""
+    if image.size == tuple(image.pixels.shape[-2:]):
+        return {}
+    return {FIT_KEY: (*image.size, *samples.shape[-2:])}
 
 
 def restore_fit(latent: Mapping[str, Any], image: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class VAESamplePosterior:
         checks.check_at_least(0, temperature=temperature)
         checks.check_at_least(1, count=count)
         found = latents.posterior_of(posterior)
-        repeated = latents.repeat({key: value for key, value in posterior.items() if key != "logvar"}, count)
+        repeated = latents.repeat(latents.mean_of(posterior), count)
         indices = latents.batch_indices(repeated)
         if sample_mode == "mean" or temperature == 0:
             return (repeated,)

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from ..vae_core.metrics import SSIM_WINDOW, psnr, ssim
 from ..vae_core.preview import error_map
-from . import inputs, show, unwrap
-from .swap import DECODE_SHARE
-from .watch import Watch
+from . import coding, inputs, show
+from .status import NodeStatus
 
 
 class VAERoundTrip:
@@ -44,11 +43,12 @@ class VAERoundTrip:
         }
 
     def round_trip(self, pixels: Tensor, vae: Any, unique_id: str | None = None) -> dict[str, Any]:
-        opened, how = unwrap.opened(vae)
-        watch = Watch(unique_id, stages=(1 - DECODE_SHARE, DECODE_SHARE))
-        latent, picture = unwrap.encode(opened, pixels, "pad", how, watch)
-        image = unwrap.decode(opened, latent, how, watch)
-        original = unwrap.unit_pixels(picture)
+        opened, options = coding.opened(vae)
+        status = NodeStatus(unique_id, stages=(1 - coding.DECODE_SHARE, coding.DECODE_SHARE))
+        encoded = coding.encode(opened, pixels, "pad", options, status)
+        image = coding.decode(opened, encoded.latent(), options, status)
+        fitted = encoded.image
+        original = fitted.restore(fitted.pixels).add(1.0).div(2.0)
         count = min(len(original), len(image))  # VAEs of video drop frames that fill no whole group
         image, original = image[:count], original[:count]
         kept = image.movedim(-1, 1).to(original)
@@ -61,6 +61,6 @@ class VAERoundTrip:
         )
         if count < len(pixels):
             text += f", over the first {count} of {len(pixels)} frames: this VAE encodes frames in groups"
-        pictures = {"original": original.movedim(1, -1), "reconstruction": image, "error": error}
-        shown = [shown for name, batch in pictures.items() for shown in show.images(batch, name)]
+        rows = {"original": original.movedim(1, -1), "reconstruction": image, "error": error}
+        shown = [shown for name, batch in rows.items() for shown in show.images(batch, name)]
         return {"ui": {"images": shown, "text": [text]}, "result": (image, error, quality, similarity)}

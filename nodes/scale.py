@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..vae_core.latent import from_diffusion, to_diffusion
-from . import checks, inputs, latents, unwrap
-from .adopt import open_vae
+from . import checks, inputs, latents
+from .vaes import open_vae
 
 SCALES = ["diffusion", "raw"]
 
@@ -42,11 +42,12 @@ class LatentScale:
 
     def scale(self, samples: latents.Latent, vae: Any, to: str = "diffusion") -> tuple[latents.Latent]:
         checks.check_choice("to", to, SCALES)
-        opened = unwrap.model_of(open_vae(vae), "scaling")
-        z = latents.samples_of(samples)
-        latents.check(opened.model, z)
-        if opened.config.has_batch_norm and z.shape[1] == latents.wire_channels(opened.model) and to == "diffusion":
+        opened = open_vae(vae).require_autoencoder("scaling")
+        z, config = latents.samples_of(samples), opened.config
+        opened.model.check_latent_shape(latents.raw_shape(config, z.shape))
+        if latents.is_packed(config) and z.shape[1] == latents.wire_channels(config) and to == "diffusion":
             return (samples,)  # the wire carries this family's latents as the diffusion model sees them
-        statistics = opened.statistics()
         convert = to_diffusion if to == "diffusion" else from_diffusion
-        return ({**samples, "samples": convert(z.float(), opened.config, *statistics)},)
+        with opened.weights() as model:
+            statistics = (model.bn.running_mean, model.bn.running_var) if latents.is_packed(config) else ()
+            return ({**samples, "samples": convert(z.float(), config, *statistics)},)

@@ -6,10 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from . import inputs, latents, unwrap
-from .watch import Watch
-
-DECODE_SHARE = 0.7  # of the FLOPs of a decode and an encode, for the published models
+from . import coding, inputs, latents
+from .status import NodeStatus
 
 
 class VAESwap:
@@ -40,13 +38,12 @@ class VAESwap:
     def swap(
         self, samples: latents.Latent, from_vae: Any, to_vae: Any, unique_id: str | None = None
     ) -> tuple[latents.Latent, Tensor]:
-        (source, decoding), (target, encoding) = unwrap.opened(from_vae), unwrap.opened(to_vae)
-        unwrap.check_encodes(target)
-        watch = Watch(unique_id, stages=(DECODE_SHARE, 1 - DECODE_SHARE))
-        image = unwrap.decode(source, samples, decoding, watch)
-        encoded, _ = unwrap.encode(target, image, "pad", encoding, watch)
-        encoded.pop("logvar")
+        (source, decoding), (target, encoding) = coding.opened(from_vae), coding.opened(to_vae)
+        target.image_channels()  # an audio VAE is refused before anything is decoded
+        status = NodeStatus(unique_id, stages=(coding.DECODE_SHARE, 1 - coding.DECODE_SHARE))
+        image = coding.decode(source, samples, decoding, status)
+        encoded = coding.encode(target, image, "pad", encoding, status)
         others = {key: value for key, value in samples.items() if key != latents.FIT_KEY}
         if latents.RATIO_KEY in others:
-            others[latents.RATIO_KEY] = unwrap.ratio_of(target)
-        return {**others, **encoded}, image
+            others[latents.RATIO_KEY] = target.downscale_factor
+        return {**others, **encoded.latent()}, image

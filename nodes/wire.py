@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..vae_core import AutoencoderKL, TileSpec
+from ..vae_core import AutoencoderKL, Options, TileSpec
 from ..vae_core.checkpoints.single_file import ldm_state_dict
 from ..vae_core.errors import CheckpointError
 from ..vae_core.image import from_image
-from . import host, latents, run
-from .adopt import Autoencoder
+from . import host, latents
+from .autoencoder import Autoencoder
 from .checks import checked_image
 from .first_stage import FirstStage
-from .watch import Watch
+from .status import NodeStatus
 
 FRAMES = (4, 5)  # dimensions, of images and of a video's frames
 
@@ -40,7 +40,7 @@ class WireMethods:
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
         """IMAGE [B, H, W, C], cropped evenly to a multiple of the downscale factor, to raw latents: the mean."""
-        return self._encode(pixel_samples, run.Options())
+        return self._encode(checked_image(pixel_samples, FRAMES), Options())
 
     def encode_tiled(
         self,
@@ -52,14 +52,12 @@ class WireMethods:
         overlap_t: int | None = None,
     ) -> Tensor:
         """As `encode`, in strips about as large as a tile of so many pixels; the result is that of `encode`."""
-        ratio = latents.wire_ratio(self.first_stage_model.autoencoder)
-        pixel_samples = checked_image(pixel_samples, FRAMES)
-        options = self._strips(tile_x, tile_y, pixel_samples.shape[-2], ratio)
-        return self._encode(pixel_samples, options)
+        pixels = checked_image(pixel_samples, FRAMES)
+        return self._encode(pixels, self._strips(tile_x, tile_y, pixels.shape[-2], self._autoencoder.downscale_factor))
 
     def decode(self, samples_in: Tensor, vae_options: Any = None, **_: Any) -> Tensor:
         """Raw latents to IMAGE [B, H, W, C] in [0, 1]."""
-        return self._decode(samples_in, run.Options())
+        return self._decode(_frame(samples_in), Options())
 
     def decode_tiled(
         self,
@@ -71,32 +69,31 @@ class WireMethods:
         overlap_t: int | None = None,
     ) -> Tensor:
         """As `decode`, in strips about as large as a tile of so many latent pixels; equal to `decode`."""
-        samples = latents.samples_of({"samples": samples}, FRAMES)
+        samples = _frame(samples)
         return self._decode(samples, self._strips(tile_x, tile_y, samples.shape[-1], 1))
 
-    def _encode(self, pixels: Tensor, options: run.Options) -> Tensor:
-        model, pixels = self.first_stage_model.autoencoder, checked_image(pixels, FRAMES)
+    def _encode(self, pixels: Tensor, options: Options) -> Tensor:
+        vae = self._autoencoder
         if pixels.ndim == 5:  # frames of a video, one by one
             pixels = pixels.flatten(0, 1)
-        picture = from_image(pixels, channels=model.config.in_channels, multiple=latents.wire_ratio(model), fit="crop")
-        mean, _ = run.encode(Autoencoder(self, model), picture.pixels, options, Watch())
-        return mean.to(self.vae_output_dtype())
+        image = from_image(pixels, channels=vae.image_channels(), multiple=vae.downscale_factor, fit="crop")
+        return vae.encode(image, options, NodeStatus()).mean.to(self.vae_output_dtype())
 
-    def _decode(self, samples: Tensor, options: run.Options) -> Tensor:
-        samples = latents.samples_of({"samples": samples}, FRAMES)
-        if samples.ndim == 5 and samples.shape[2] == 1:  # one frame
-            samples = samples[:, :, 0]
-        samples = latents.samples_of({"samples": samples})
-        image = run.decode(Autoencoder(self, self.first_stage_model.autoencoder), samples, options, Watch())
+    def _decode(self, samples: Tensor, options: Options) -> Tensor:
+        image = self._autoencoder.prepare_decode({"samples": samples}, options).run_to_model_range(NodeStatus())
         result = self.process_output(image)
         return image if result is None else result
 
-    def _strips(self, tile_x: int | None, tile_y: int | None, width: int, unit: int) -> run.Options:
+    def _strips(self, tile_x: int | None, tile_y: int | None, width: int, unit: int) -> Options:
         if tile_x is None and tile_y is None:
-            return run.Options()
+            return Options()
         columns, rows = tile_x or tile_y or 1, tile_y or tile_x or 1
-        patch = latents.wire_ratio(self.first_stage_model.autoencoder) // self._model.config.spatial_ratio
-        return run.Options(TileSpec(size=max(1, patch * (columns * rows) // (max(1, width) * unit))))
+        patch = self._autoencoder.downscale_factor // self._autoencoder.tile_unit
+        return Options(TileSpec(size=max(1, patch * (columns * rows) // (max(1, width) * unit))))
+
+    @property
+    def _autoencoder(self) -> Autoencoder:
+        return Autoencoder(self, self._model)
 
     @property
     def _model(self) -> AutoencoderKL:
@@ -106,18 +103,15 @@ class WireMethods:
 
     def memory_used_encode(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """Bytes that encoding images [B, C, H, W] will use beside the weights."""
-        height, width = (max(1, side // self._model.config.spatial_ratio) for side in shape[-2:])
-        ratio = self._model.config.spatial_ratio
-        return self._memory_used((shape[0], self._model.config.in_channels, height * ratio, width * ratio), True)
+        factor = self._model.config.spatial_ratio
+        height, width = (max(1, side // factor) * factor for side in shape[-2:])
+        return self._autoencoder.encode_job((shape[0], self._model.config.in_channels, height, width)).bytes.device
 
     def memory_used_decode(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """Bytes that decoding latents [B, C, h, w] will use beside the weights."""
-        rows, columns = self._model.config.patch_size or (1, 1)
-        size = max(1, shape[-2]) * rows, max(1, shape[-1]) * columns
-        return self._memory_used((shape[0], self._model.config.latent_channels, *size), False)
-
-    def _memory_used(self, shape: tuple[int, ...], encoding: bool) -> int:
-        return run.memory_required(Autoencoder(self, self._model), shape, encoding, run.Options())
+        config = self._model.config
+        wire_shape = shape[0], latents.wire_channels(config), max(1, shape[-2]), max(1, shape[-1])
+        return self._autoencoder.decode_job(latents.raw_shape(config, wire_shape)).bytes.device
 
     def model_size(self) -> int:
         """Bytes of weights."""
@@ -126,10 +120,10 @@ class WireMethods:
     # What it is.
 
     def spacial_compression_encode(self) -> int:
-        return latents.wire_ratio(self._model)
+        return latents.wire_factor(self._model.config)
 
     def spacial_compression_decode(self) -> int:
-        return latents.wire_ratio(self._model)
+        return latents.wire_factor(self._model.config)
 
     def temporal_compression_decode(self) -> None:
         return None  # images, not video
@@ -149,6 +143,14 @@ class WireMethods:
         return ldm_state_dict(self._model.weights_to_save(), self._model.config)
 
 
+def _frame(samples: Any) -> Tensor:
+    """Latents of images [B, C, h, w], also of a video of one frame."""
+    samples = latents.samples_of({"samples": samples}, FRAMES)
+    if samples.ndim == 5 and samples.shape[2] == 1:
+        samples = samples[:, :, 0]
+    return latents.samples_of({"samples": samples})
+
+
 def wrap(model: AutoencoderKL, device: torch.device | None = None) -> Any:
     """A model as an object for the VAE wire, under the host's memory management.
 
@@ -156,13 +158,13 @@ def wrap(model: AutoencoderKL, device: torch.device | None = None) -> Any:
         device: to run on; None for the one that the host gives to VAEs.
     """
     vae = _wire_class(host.vae_class())()
-    ratio = latents.wire_ratio(model)
+    factor = latents.wire_factor(model.config)
     vae.first_stage_model = FirstStage(model)
     vae.device = host.vae_device() if device is None else device
     vae.vae_dtype = model.dtype
     vae.output_device = host.intermediate_device()
-    vae.downscale_ratio = vae.upscale_ratio = ratio
-    vae.latent_channels = latents.wire_channels(model)
+    vae.downscale_ratio = vae.upscale_ratio = factor
+    vae.latent_channels = latents.wire_channels(model.config)
     vae.output_channels = model.config.out_channels
     vae.disable_offload = True  # its layers are torch's own: they run whole or not at all
     offload_device = torch.device("cpu") if vae.device.type == "cpu" else host.vae_offload_device()

@@ -228,3 +228,53 @@ def test_every_public_name_is_found_on_its_first_use() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert result.returncode == 0, result.stderr
+
+
+# The nodes.
+
+NODES = PACKAGE.parent / "nodes"
+# module of nodes -> modules of nodes that it may import; every node's own file may import all of these.
+NODES_ALLOWED: dict[str, set[str]] = {
+    "host": set(),
+    "latents": set(),
+    "previews": set(),
+    "answers": set(),
+    "adopt": set(),
+    "prefix": set(),
+    "checks": set(),
+    "inputs": {"latents"},
+    "first_stage": {"latents"},
+    "report": {"host", "latents"},
+    "status": {"host", "answers"},
+    "catalogue": {"host", "checks"},
+    "show": {"host", "checks"},
+    "tiling": {"checks", "inputs"},
+    "run": {"host", "status"},
+    "third_party": {"host", "latents", "status"},
+    "autoencoder": {"host", "latents", "status", "adopt", "checks", "previews", "report", "run"},
+    "vaes": {"adopt", "autoencoder", "first_stage", "status", "third_party"},
+    "coding": {"checks", "latents", "status", "tiling", "vaes"},
+    "wire": {"autoencoder", "checks", "first_stage", "host", "latents", "status"},
+    "questions": {"answers", "catalogue", "host", "latents", "tiling"},
+    "routes": {"host", "questions"},
+}
+
+
+def imports_among_nodes(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(NODES.glob("*.py")), ids=lambda path: path.stem)
+def test_direction_among_nodes(path: Path) -> None:
+    """And no circle: what a module may import is written before it, and no node imports another."""
+    before = list(NODES_ALLOWED)
+    if path.stem in NODES_ALLOWED:
+        allowed = NODES_ALLOWED[path.stem]
+        assert allowed <= set(before[: before.index(path.stem)])
+    else:
+        allowed = set(before) if path.stem != "__init__" else {each.stem for each in NODES.glob("*.py")}
+    assert imports_among_nodes(path) <= allowed

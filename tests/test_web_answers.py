@@ -95,18 +95,18 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 @pytest.mark.parametrize("name", ["demo", "SDXL.safetensors", "FLUX.1.safetensors", "FLUX.2.safetensors"])
 def test_a_vae_is_described_as_the_page_expects(host: Host, pack: Pack, name: str) -> None:
-    assert differences(pack.module("nodes.routes").describe(name), "FileInfo") == []
+    assert differences(pack.module("nodes.questions").describe_file(name), "FileInfo") == []
 
 
 @pytest.mark.parametrize("name", ["clip.safetensors", "broken.safetensors", "missing.safetensors", "../x"])
 def test_what_cannot_be_loaded_is_described_as_the_page_expects(host: Host, pack: Pack, name: str) -> None:
-    assert differences(pack.module("nodes.routes").describe(name), "UnusableFile") == []
+    assert differences(pack.module("nodes.questions").describe_file(name), "UnusableFile") == []
 
 
 def plan(pack: Pack, **question: Any) -> dict[str, Any]:
-    routes = pack.module("nodes.routes")
+    questions = pack.module("nodes.questions")
     body = {"name": "demo", "direction": "decode", "width": 512, "height": 512, "device": "cpu", **question}
-    return routes.plan(routes.Question.read(body))
+    return questions.plan(questions.Question.read(body))
 
 
 @pytest.mark.parametrize("direction", ["encode", "decode"])
@@ -134,13 +134,13 @@ def test_why_there_is_no_plan_is_as_the_page_expects(host: Host, pack: Pack, que
 
 
 def test_the_question_is_the_one_that_the_route_reads(pack: Pack) -> None:
-    read = {field.name for field in fields(pack.module("nodes.routes").Question)}
+    read = {field.name for field in fields(pack.module("nodes.questions").Question)}
     assert INTERFACES["PlanQuestion"].keys() - {"direction"} == read - {"encode"}
 
 
 def test_progress_is_as_the_page_expects(host: Host, pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     makers = Makers(pack)
-    monkeypatch.setattr(pack.module("nodes.watch"), "STATUS_SECONDS", 0)
+    monkeypatch.setattr(pack.module("nodes.status"), "STATUS_SECONDS", 0)
     pack.run("SeamlessVAEDecode", samples=makers.latent(1, 4, 20, 20), vae=makers.vae(), unique_id="12")
     events = [data for name, data in host.events if name == "seamless_vae.status"]
     assert len(events) > 3

@@ -1,6 +1,6 @@
 """Brings the texts about the nodes up to date: `python tools/texts.py`.
 
-What the nodes say of themselves is written in `nodes/` alone. From it come `locales/en/nodeDefs.json`, whole, and the
+The texts of the nodes are written in `nodes/` alone. From it come `locales/en/nodeDefs.json`, whole, and the
 tables of inputs and outputs in the help pages, `web/docs/<NodeId>.md` and `web/docs/<NodeId>/zh.md`; those of the
 Chinese pages from `locales/zh/nodeDefs.json`, which is written by hand.
 """
@@ -37,13 +37,13 @@ def load_nodes() -> Nodes:
 
 
 def inputs_of(node: type[Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """The inputs of a node that a person sees, in their order."""
+    """The inputs of a node that the user sees, in their order."""
     groups = node.INPUT_TYPES()
     return {**groups.get("required", {}), **groups.get("optional", {})}
 
 
 def english(nodes: Nodes) -> Texts:
-    """What `locales/en/nodeDefs.json` holds."""
+    """The content of `locales/en/nodeDefs.json`."""
     return {
         name: {
             "display_name": node.DISPLAY_NAME,
@@ -69,7 +69,7 @@ def as_json(texts: Texts) -> str:
 
 
 def page_path(node_id: str, language: str) -> Path:
-    """Where the front end looks for a node's help: in the person's language, then for the page without one."""
+    """Where the front end looks for a node's help: in the user's language first, then without one."""
     return DOCS / f"{node_id}.md" if language == "en" else DOCS / node_id / f"{language}.md"
 
 

@@ -31,10 +31,12 @@ class Recognised:
     Attributes:
         config: as far as the weights and `known` tell.
         keys: diffusers key -> the module's name of that weight.
+        guesses: config fields that are guessed; see `Plan`.
     """
 
     config: AutoencoderKLConfig
     keys: Mapping[str, str]
+    guesses: Mapping[str, Any]
 
 
 def recognise(module: nn.Module, known: Mapping[str, Any] | None = None) -> Recognised:
@@ -60,7 +62,7 @@ def recognise(module: nn.Module, known: Mapping[str, Any] | None = None) -> Reco
     check_shapes(plan, shapes)
     if set(shapes) - OPTIONAL != set(plan.keys) - OPTIONAL or len(plan.keys) != len(tensors):
         raise CheckpointError(f"{name} has other weights than an AutoencoderKL. Use it as it is.")
-    return Recognised(plan.config, plan.keys)
+    return Recognised(plan.config, plan.keys, plan.guesses)
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ class Keep:
 
 
 class Memory:
-    """Tells how many bytes the process holds once what comes in is there."""
+    """Shows how many bytes the process has allocated once its input is there."""
 
     CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "test", "tell", (), True
 
@@ -244,8 +244,8 @@ class RandomCheckpoint:
         return torch.empty(shape).normal_(0, scale, generator=generator).half()
 
 
-class ForeignVAE:
-    """A VAE of the host's own that is no AutoencoderKL, with random weights: one of small images, one of video."""
+class ThirdPartyVAE:
+    """A VAE of the host's own that is not an AutoencoderKL, with random weights: one of small images, one of video."""
 
     CATEGORY, FUNCTION, RETURN_TYPES = "test", "make", ("VAE",)
     WAN = {  # noqa: RUF012
@@ -307,7 +307,7 @@ NODE_CLASS_MAPPINGS = {
     "TestAlive": Alive,
     "TestConditioning": Conditioning,
     "TestControlHint": ControlHint,
-    "TestForeignVAE": ForeignVAE,
+    "TestThirdPartyVAE": ThirdPartyVAE,
     "TestLatentControlNet": LatentControlNet,
     "TestRandomCheckpoint": RandomCheckpoint,
     "TestCopiedVAE": CopiedVAE,

@@ -19,7 +19,7 @@ FILES = sorted(FOLDER.glob("*.json"))
 NEEDS_A_MODEL = "tiled_upscale_with_sampler"
 # An image of 2048x2048 takes minutes on two cores.
 SLOW = {"tiled_upscale"}
-PICTURE = "example.png"
+SOURCE_IMAGE = "example.png"
 VIRTUAL = {"MarkdownNote", "Note", "Reroute", "PrimitiveNode"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
@@ -64,12 +64,12 @@ def to_prompt(saved: dict[str, Any], definitions: dict[str, Any]) -> Workflow:
 
 @pytest.fixture(scope="session")
 def definitions(comfy: Comfy) -> dict[str, Any]:
-    shutil.copy(Path(os.environ["COMFYUI_PATH"]) / "input" / PICTURE, comfy.folder / "input" / PICTURE)
+    shutil.copy(Path(os.environ["COMFYUI_PATH"]) / "input" / SOURCE_IMAGE, comfy.folder / "input" / SOURCE_IMAGE)
     return comfy.get("/object_info")
 
 
-def pictures(comfy: Comfy, run: Run, saved: dict[str, Any], type_: str) -> list[Image.Image]:
-    """What the nodes of a type showed."""
+def shown_images(comfy: Comfy, run: Run, saved: dict[str, Any], type_: str) -> list[Image.Image]:
+    """What the nodes of a type have shown."""
     ids = [str(node["id"]) for node in saved["nodes"] if node["type"] == type_]
     files = [file for node_id in ids for file in run.shown[node_id]["images"]]
     folders = [comfy.folder / file["type"] / file["subfolder"] / file["filename"] for file in files]
@@ -150,25 +150,25 @@ def test_the_workflow_with_a_model_runs(comfy: Comfy, definitions: dict[str, Any
 )
 def test_a_workflow_runs(comfy: Comfy, definitions: dict[str, Any], name: str) -> None:
     saved, run = open_and_run(comfy, definitions, name)
-    original = Image.open(comfy.folder / "input" / PICTURE).convert("RGB")
+    original = Image.open(comfy.folder / "input" / SOURCE_IMAGE).convert("RGB")
     if name == "encode_and_decode":
-        ours, core = pictures(comfy, run, saved, "PreviewImage")
+        ours, core = shown_images(comfy, run, saved, "PreviewImage")
         assert difference(ours, original) < 6 and difference(ours, core) < 0.01
     elif name == "tiled_upscale":
-        (large,) = pictures(comfy, run, saved, "SaveImage")
+        (large,) = shown_images(comfy, run, saved, "SaveImage")
         assert large.size == (2048, 2048) and difference(large.resize(original.size), original) < 6
     elif name == "swap_vae":
-        between, shown = pictures(comfy, run, saved, "PreviewImage")
+        between, shown = shown_images(comfy, run, saved, "PreviewImage")
         assert difference(between, original) < 6 and difference(shown, original) < 9
     elif name == "posterior_grid":
-        draws = pictures(comfy, run, saved, "PreviewImage")
-        assert len(draws) == 9 and difference(draws[0], draws[1]) > 1
+        samples = shown_images(comfy, run, saved, "PreviewImage")
+        assert len(samples) == 9 and difference(samples[0], samples[1]) > 1
     elif name == "inpaint_with_composite":
-        (shown,) = pictures(comfy, run, saved, "PreviewImage")
+        (shown,) = shown_images(comfy, run, saved, "PreviewImage")
         assert difference(shown, original, (0, 0, 768, 300)) == 0
         assert difference(shown, original, (240, 320, 528, 576)) > 1
     else:
         assert name == "seamless_texture"
-        (shown,) = pictures(comfy, run, saved, "PreviewImage")
+        (shown,) = shown_images(comfy, run, saved, "PreviewImage")
         assert shown.size == (384, 1024)
         assert difference(shown.crop((0, 0, 384, 512)), shown.crop((0, 512, 384, 1024))) == 0

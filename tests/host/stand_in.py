@@ -1,6 +1,6 @@
-"""A stand-in for the host: the modules that the pack asks, in two ages. It keeps what it was told, and obeys tests.
+"""A stand-in for the host: the modules that the pack asks, in two ages. It records questions; tests set the answers.
 
-"old" answers as ComfyUI 0.3.64 does, "new" as 0.33.0 where it differs: a cancellation that is no `Exception`, a
+"old" answers as ComfyUI 0.3.64 does, "new" as 0.33.0 where it differs: a cancellation that is not an `Exception`, a
 precision between nodes, errors that tell by a code that memory ran out, a VAE whose images are put into range in
 place and cropped by itself, more attributes and methods on VAEs.
 """
@@ -29,11 +29,11 @@ STUBS = (
 
 
 class OldInterruptError(Exception):
-    """How the old host says that somebody has cancelled."""
+    """What the old host raises when the user has cancelled."""
 
 
 class NewInterruptError(BaseException):
-    """How the new host does."""
+    """What the new host raises."""
 
 
 class Patcher:
@@ -92,7 +92,7 @@ class Host:
         progress: (value, total, preview, node) of every update of a progress bar.
         events: (name, data) of what was sent to the page.
         loads: (patcher, memory_required) of every call to load a model.
-        cancel_after: so many updates or questions until somebody cancels; None for never.
+        cancel_after: so many updates or questions until the user cancels; None for never.
         cleared: how often the new host was shown an error whose code says that memory ran out.
     """
 
@@ -324,7 +324,7 @@ def _instead(modules: Mapping[str, types.ModuleType | None]) -> Iterator[None]:
 
 
 class Pack:
-    """The pack as the host loads it: from its file, under a name that is no Python name."""
+    """The pack as the host loads it: from its file, under a name that is not a Python name."""
 
     def __init__(self) -> None:
         self.name = f"custom_nodes/seamless-vae {uuid.uuid4().hex[:6]}"

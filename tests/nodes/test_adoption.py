@@ -35,11 +35,12 @@ def test_the_same_image_and_latent(theirs: Any, pack: Pack, make: Makers) -> Non
 
 
 def test_no_weight_is_copied(theirs: Any, pack: Pack) -> None:
-    opened = pack.module("nodes.adopt").open_vae(theirs)
+    opened = pack.module("nodes.vaes").open_vae(theirs)
     own = {weight.data_ptr() for weight in theirs.first_stage_model.parameters()}
-    with opened.loaded(0) as model:
+    with opened.weights() as model:
         used = [weight.data_ptr() for weight in model.parameters()]
     assert set(used) == own and len(used) == len(own)
+    assert model is opened.model and all(weight.is_meta for weight in model.parameters())
 
 
 def test_nothing_is_held_after_a_run(theirs: Any, host: Host, pack: Pack, make: Makers) -> None:
@@ -117,7 +118,7 @@ def patched(first: AutoencoderKL) -> None:
 
 
 @pytest.mark.parametrize("change", [hooked, circular, patched])
-def test_what_somebody_changed_is_run_as_it_is(theirs: Any, host: Host, pack: Pack, make: Makers, change: Any) -> None:
+def test_a_patched_model_is_run_as_it_is(theirs: Any, host: Host, pack: Pack, make: Makers, change: Any) -> None:
     latent = make.latent()
     (before,) = pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)
     change(theirs.first_stage_model)
@@ -139,7 +140,7 @@ def test_weights_of_another_kind_are_left_to_their_own_layers(
     latent = make.latent()
     (image,) = pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)
     torch.testing.assert_close(image, theirs.decode(latent["samples"]), rtol=0, atol=0)
-    assert "the weights of AutoencoderKL are quantized or of a custom tensor type" in host.texts[-1]
+    assert "the weights of AutoencoderKL are quantised or of a type of their own" in host.texts[-1]
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def test_choices(pack: Pack, node_id: str, name: str) -> None:
 
 def test_the_defaults_of_tiles_are_those_of_the_function(pack: Pack, make: Makers) -> None:
     declared = inputs_of(pack.root.NODE_CLASS_MAPPINGS["SeamlessVAEDecodeTiled"])
-    parameters = inspect.signature(pack.module("nodes.unwrap").tiling_options).parameters
+    parameters = inspect.signature(pack.module("nodes.tiling").options_of).parameters
     for name in TILED.split():
         assert parameters[name].default == declared[name][1]["default"]
 

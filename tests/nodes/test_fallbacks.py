@@ -1,4 +1,4 @@
-"""Memory that runs out, and somebody who cancels: every step by fault injection."""
+"""Out of memory, and cancelling: every step by fault injection."""
 
 from __future__ import annotations
 
@@ -19,31 +19,42 @@ ACCELERATOR = torch.device("meta")  # stands for a device whose memory is small:
 
 
 class Fault:
-    """Lets the engine fail with an error as long as a condition on its arguments holds."""
+    """Makes runs fail with an error as long as a condition on their job holds."""
 
-    def __init__(self, pack: Pack, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-        self.calls: list[dict[str, Any]] = []
+    def __init__(self, pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.jobs: list[Any] = []
         self.ballast: Callable[[], torch.Tensor | None] = lambda: None
         self.error: Callable[[], BaseException] = torch.cuda.OutOfMemoryError
-        self.fails: Callable[[dict[str, Any]], bool] = lambda call: True
-        core = pack.module("vae_core")
-        original = getattr(core, name)
+        self.fails: Callable[[Any], bool] = lambda job: True
+        job_class = pack.module("vae_core").Job
+        original = job_class.run
 
-        def faulty(model: Any, x: Any, **options: Any) -> Any:
-            call = {**options, "device": model.device, "model": model}
-            self.calls.append(call)
+        def faulty(job: Any, source: Any, out: Any = None, progress: Any = None) -> Any:
+            self.jobs.append(job)
             ballast = torch.zeros(10)
             self.ballast = weakref.ref(ballast)
-            if self.fails(call):
+            if self.fails(job):
                 raise self.error()
-            return original(model, x, **options)
+            return original(job, source, out, progress)
 
-        monkeypatch.setattr(core, name, faulty)
+        monkeypatch.setattr(job_class, "run", faulty)
+
+    @property
+    def budgets(self) -> list[int | None]:
+        return [job.options.memory_budget for job in self.jobs]
 
 
 @pytest.fixture
 def fault(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> Fault:
-    return Fault(pack, monkeypatch, "decode")
+    return Fault(pack, monkeypatch)
+
+
+def untiled(job: Any) -> bool:
+    return job.options.tiling is None
+
+
+def unlimited(job: Any) -> bool:
+    return job.options.memory_budget is None
 
 
 def decode(pack: Pack, make: Makers, vae: Any, **options: Any) -> torch.Tensor:
@@ -65,13 +76,13 @@ def test_smaller_strips_first(
     host: Host, pack: Pack, make: Makers, fault: Fault, caplog: pytest.LogCaptureFixture, error: str
 ) -> None:
     vae = make.vae()
-    fault.fails = lambda call: False
+    fault.fails = lambda job: False
     expected = decode(pack, make, vae)
-    fault.calls.clear()
-    fault.error, fault.fails = ERRORS[error], lambda call: call["tiling"] is None
+    fault.jobs.clear()
+    fault.error, fault.fails = ERRORS[error], untiled
     with caplog.at_level(logging.WARNING, "seamless_vae"):
         image = decode(pack, make, vae)
-    assert [None if call["tiling"] is None else call["tiling"].size for call in fault.calls] == [None, 4]
+    assert [None if untiled(job) else job.options.tiling.size for job in fault.jobs] == [None, 4]
     torch.testing.assert_close(image, expected, **CLOSE)
     assert "Memory ran out as planned; now in smaller strips. The result is the same." in caplog.text
 
@@ -83,88 +94,77 @@ class CodedError(RuntimeError):
 
 
 def test_new_hosts_know_codes_and_clear_the_device(new_host: Host, pack: Pack, make: Makers, fault: Fault) -> None:
-    fault.error, fault.fails = lambda: CodedError("CUDA error"), lambda call: call["tiling"] is None
+    fault.error, fault.fails = lambda: CodedError("CUDA error"), untiled
     decode(pack, make, make.vae())
-    assert len(fault.calls) == 2 and new_host.cleared == 1
+    assert len(fault.jobs) == 2 and new_host.cleared == 1
 
 
-class Accelerator:
-    """A VAE on a device that computes nothing here: what the engine is told, and zeros for what it would give."""
-
-    def __init__(self, pack: Pack, make: Makers, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.vae, self.budgets = make.vae(), []
-        self.vae.patcher.load_device = ACCELERATOR
-
-        def told(model: Any, z: torch.Tensor, **options: Any) -> torch.Tensor:
-            assert model.device == z.device == ACCELERATOR
-            self.budgets.append(options["memory_budget"])
-            return torch.zeros(z.shape[0], 3, 2 * z.shape[2], 2 * z.shape[3])
-
-        monkeypatch.setattr(pack.module("vae_core"), "decode", told)
-
-
-def test_the_engine_works_in_what_the_host_made_room_for(
+def test_a_job_works_in_what_the_host_made_room_for(
     host: Host, pack: Pack, make: Makers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not in a share of what is free, for a host frees what it was asked for and no more."""
-    on = Accelerator(pack, make, monkeypatch)
-    decode(pack, make, on.vae)
+    """On an accelerator that computes nothing here. Another program may have taken some of what the host freed."""
+    vae, jobs = make.vae(), []
+    vae.patcher.load_device = ACCELERATOR
+
+    def run(job: Any, source: torch.Tensor, out: torch.Tensor, progress: Any) -> None:
+        assert job.device == ACCELERATOR and source.device.type == "cpu"
+        assert out.shape == job.output_shape and out.movedim(1, -1).is_contiguous()
+        jobs.append(job)
+        out.zero_()
+
+    monkeypatch.setattr(pack.module("vae_core").Job, "run", run)
+    decode(pack, make, vae)
     ((_, required),) = host.loads
-    carried = 80 * 40 * (3 * 4 + 8) * 4  # the image, the latent
-    assert on.budgets == [required - carried]
-    host.free = required - 1000  # another program took some
-    decode(pack, make, on.vae)
-    assert on.budgets[1] == required - carried - 1000
-    decode(pack, make, on.vae, memory_budget=0.25)
-    assert on.budgets[2] == 2**28, "a person's budget is kept to"
+    assert jobs[0].options.memory_budget is None and jobs[0].bytes.device == required > jobs[0].plan.peak_bytes
+    host.free = required - 1000
+    decode(pack, make, vae)
+    assert jobs[1].bytes.device <= host.free and host.loads[1][1] == required
+    decode(pack, make, vae, memory_budget=0.25)
+    assert jobs[2].options.memory_budget == 2**28, "the user's budget is kept to"
 
 
-def test_then_maps_in_a_file(host: Host, pack: Pack, make: Makers, fault: Fault) -> None:
+def test_then_feature_maps_on_disk(host: Host, pack: Pack, make: Makers, fault: Fault) -> None:
     vae = make.vae()
-    fault.fails = lambda call: False
+    fault.fails = lambda job: False
     expected = decode(pack, make, vae)
-    fault.calls.clear()
-    fault.fails = lambda call: call["memory_budget"] is None
+    fault.jobs.clear()
+    fault.fails = unlimited
     image = decode(pack, make, vae)
-    budgets = [call["memory_budget"] for call in fault.calls]
-    model, core = vae.first_stage_model.autoencoder, pack.module("vae_core")
-    strips = core.TileSpec(size=4)
-    peak = core.plan_decode(model, SHAPE, tiling=strips, memory_budget=2**60).peak_bytes
-    assert budgets[:2] == [None, None] and len(budgets) == 3 and budgets[2] < peak
-    assert core.plan_decode(model, SHAPE, tiling=strips, memory_budget=budgets[2]).places.disk > 0
+    assert len(fault.jobs) == 3 and [unlimited(job) for job in fault.jobs] == [True, True, False]
+    strips, last = fault.jobs[1:]
+    assert last.plan.places.disk > 0 == strips.plan.places.disk and last.bytes.device < strips.bytes.device
     torch.testing.assert_close(image, expected, **CLOSE)
 
 
 def test_then_the_cpu(host: Host, pack: Pack, make: Makers, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = make.vae()
-    fault.fails = lambda call: False
+    fault.fails = lambda job: False
     expected = decode(pack, make, vae)
     weights = {id(weight) for weight in vae.first_stage_model.autoencoder.parameters()}
-
-    autoencoder = pack.module("nodes.adopt").Autoencoder
-    monkeypatch.setattr(autoencoder, "device", ACCELERATOR)  # where it is meant to run
-    fault.calls.clear()
-    fault.fails = lambda call: call["model"] is vae.first_stage_model.autoencoder
+    monkeypatch.setattr(pack.module("nodes.autoencoder").Autoencoder, "device", ACCELERATOR)  # where it should run
+    fault.jobs.clear()
+    host.loads.clear()
+    fault.fails = lambda job: job.device == ACCELERATOR
     image = decode(pack, make, vae)
-    assert fault.calls[-1]["device"].type == "cpu" and fault.calls[-1]["tiling"] is None
-    assert len(fault.calls) > 3
+    assert len(fault.jobs) > 3 and len(host.loads) == len(fault.jobs) - 1, "nothing is brought to it for the CPU"
+    assert fault.jobs[-1].device.type == "cpu" and untiled(fault.jobs[-1])
     torch.testing.assert_close(image, expected, **CLOSE)
     assert {id(weight) for weight in vae.first_stage_model.autoencoder.parameters()} == weights
 
 
-def test_an_end_that_says_so(host: Host, pack: Pack, make: Makers, fault: Fault) -> None:
+def test_the_last_error_says_so(host: Host, pack: Pack, make: Makers, fault: Fault) -> None:
     with pytest.raises(
         MemoryError, match="Out of memory: smaller strips, disk offload and the CPU were all tried; .* smaller image"
     ):
         decode(pack, make, make.vae())
-    assert len(fault.calls) == 4, "as planned, in strips, and with two smaller budgets"
-    assert fault.calls[2]["memory_budget"] > fault.calls[3]["memory_budget"]
+    assert len(fault.jobs) == 4, "as planned, in strips, and with two smaller budgets"
+    assert fault.jobs[2].options.memory_budget > fault.jobs[3].options.memory_budget
 
 
 def test_nothing_of_a_failed_attempt_is_held_in_the_next(host: Host, pack: Pack, make: Makers, fault: Fault) -> None:
     held = []
 
-    def fails(call: dict[str, Any]) -> bool:
+    def fails(job: Any) -> bool:
         held.append(fault.ballast)
         gc.collect()
         return len(held) < 3 and not (len(held) > 1 and held[-2]() is not None)
@@ -174,12 +174,12 @@ def test_nothing_of_a_failed_attempt_is_held_in_the_next(host: Host, pack: Pack,
     assert len(held) == 3 and held[0]() is None and held[1]() is None
 
 
-def test_a_budget_of_the_person_is_not_exceeded(host: Host, pack: Pack, make: Makers, fault: Fault) -> None:
-    fault.fails = lambda call: call["tiling"] is None or call["memory_budget"] == given
+def test_the_users_budget_is_not_exceeded(host: Host, pack: Pack, make: Makers, fault: Fault) -> None:
     given = 2**24
+    fault.fails = lambda job: untiled(job) or job.options.memory_budget == given
     decode(pack, make, make.vae(), memory_budget=given / 2**30)
-    budgets = [call["memory_budget"] for call in fault.calls]
-    assert len(budgets) == 3 and budgets[:2] == [given, given] and budgets[2] < given
+    *first, last = fault.budgets
+    assert first == [given, given] and last is not None and last < given
 
 
 def test_a_budget_that_is_too_small_says_what_is_needed(host: Host, pack: Pack, make: Makers) -> None:
@@ -189,9 +189,9 @@ def test_a_budget_that_is_too_small_says_what_is_needed(host: Host, pack: Pack, 
 
 def test_the_hosts_tiled_and_plain_calls_fall_back_too(host: Host, make: Makers, fault: Fault) -> None:
     vae, z = make.vae(), make.latent(*SHAPE)["samples"]
-    fault.fails = lambda call: False
+    fault.fails = lambda job: False
     expected = vae.decode(z)
-    fault.fails = lambda call: call["tiling"] is None or call["tiling"].size > 4
+    fault.fails = lambda job: untiled(job) or job.options.tiling.size > 4
     torch.testing.assert_close(vae.decode(z), expected, **CLOSE)
     torch.testing.assert_close(vae.decode_tiled(z, tile_x=16, tile_y=16, overlap=4), expected, **CLOSE)
 
@@ -199,17 +199,17 @@ def test_the_hosts_tiled_and_plain_calls_fall_back_too(host: Host, make: Makers,
 def test_encoding_falls_back(host: Host, pack: Pack, make: Makers, monkeypatch: pytest.MonkeyPatch) -> None:
     vae, pixels = make.vae(), make.image(1, 160, 80, 3)
     expected = vae.encode(pixels)
-    fault = Fault(pack, monkeypatch, "encode")
-    fault.fails = lambda call: call["memory_budget"] is None
+    fault = Fault(pack, monkeypatch)
+    fault.fails = unlimited
     torch.testing.assert_close(vae.encode(pixels), expected, **CLOSE)
-    assert len(fault.calls) == 3
+    assert len(fault.jobs) == 3
 
 
 def test_other_errors_are_not_swallowed(host: Host, pack: Pack, make: Makers, fault: Fault) -> None:
     fault.error = lambda: RuntimeError("something else")
     with pytest.raises(RuntimeError, match="something else"):
         decode(pack, make, make.vae())
-    assert len(fault.calls) == 1
+    assert len(fault.jobs) == 1
 
 
 # Cancelling.
@@ -239,9 +239,9 @@ def test_cancelling_a_core_node(host: Host, make: Makers) -> None:
 
 
 def test_progress_and_status(host: Host, pack: Pack, make: Makers, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = pack.module("nodes.watch")
-    monkeypatch.setattr(watch, "BAR_SECONDS", 0)
-    monkeypatch.setattr(watch, "STATUS_SECONDS", 0)
+    status = pack.module("nodes.status")
+    monkeypatch.setattr(status, "BAR_SECONDS", 0)
+    monkeypatch.setattr(status, "STATUS_SECONDS", 0)
     vae, latent = make.vae(), make.latent(3, 4, 40, 40)
     pack.run("SeamlessVAEDecode", samples=latent, vae=vae, unique_id="12")
     values = [value for value, *_ in host.progress]
@@ -250,12 +250,13 @@ def test_progress_and_status(host: Host, pack: Pack, make: Makers, monkeypatch: 
     previews = [preview for _, _, preview, _ in host.progress if preview is not None]
     assert len(previews) == 1 and previews[0][0] == "JPEG" and previews[0][1].size == (240, 240)
     events = [data for name, data in host.events if name == "seamless_vae.status"]
-    plan = pack.module("vae_core").plan_decode(vae.first_stage_model.autoencoder, (2, 4, 40, 40))
+    plan = pack.module("vae_core").plan_decode(vae.first_stage_model.autoencoder, (3, 4, 40, 40))
     for event in events:
-        assert event["node"] == "12" and 0 < event["done"] <= event["total"]
-        assert 1 <= event["pass"] <= event["passes"] == 2 * plan.passes
+        assert event.keys() == pack.module("nodes.answers").StatusEvent.__annotations__.keys()
+        assert event["node"] == "12" and 0 < event["done"] <= event["total"] == plan.flops
+        assert 1 <= event["pass"] <= event["passes"] == plan.passes
     passes = [event["pass"] for event in events]
-    assert passes == sorted(passes) and passes[0] <= 2 and passes[-1] == 2 * plan.passes
+    assert passes == sorted(passes) and passes[0] <= 2 and passes[-1] == plan.passes
     assert events[-1]["seconds_left"] == 0
 
 
@@ -274,17 +275,18 @@ def test_status_at_most_four_times_a_second(
         now[0] += 0.01
         return now[0]
 
-    watch = pack.module("nodes.watch").Watch("1")
-    monkeypatch.setattr(pack.module("nodes.watch").time, "monotonic", clock)
-    watch.stage()
+    status = pack.module("nodes.status")
+    reporter = status.NodeStatus("1")
+    monkeypatch.setattr(status.time, "monotonic", clock)
+    reporter.stage()
     for done in range(1, 401):
-        watch(done, 400)
+        reporter(pack.module("vae_core").Progress(done, 400, 1, 1))
     assert 14 <= len(host.events) <= 4 * 4 + 1
     assert 35 <= len(host.progress) <= 42
 
 
 def test_two_stages_share_one_bar(host: Host, pack: Pack, make: Makers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack.module("nodes.watch"), "BAR_SECONDS", 0)
+    monkeypatch.setattr(pack.module("nodes.status"), "BAR_SECONDS", 0)
     vae = make.vae()
     pack.run("SeamlessVAESwap", samples=make.latent(1, 4, 30, 30), from_vae=vae, to_vae=vae)
     values = [value for value, *_ in host.progress]

@@ -202,7 +202,7 @@ def test_one_image_with_several_masks(pack: Pack, make: Makers) -> None:
     (many,) = pack.run("SeamlessVAEInpaintEncode", mask=masks, **inpaint)
     (one,) = pack.run("SeamlessVAEInpaintEncode", mask=masks[1:2], **inpaint)
     assert many["samples"].shape == (3, 4, 11, 12) and many["noise_mask"].shape == (3, 1, 22, 24)
-    assert many["batch_index"] == [0, 1, 2], "each is drawn by its own noise"
+    assert many["batch_index"] == [0, 1, 2], "each is sampled with its own noise"
     assert torch.equal(many["samples"][1:2], one["samples"])
     assert torch.equal(many["noise_mask"][1:2], one["noise_mask"])
     (images,) = pack.run("SeamlessVAEInpaintComposite", samples=many, vae=vae, original=pixels, mask=masks)

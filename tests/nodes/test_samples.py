@@ -1,4 +1,4 @@
-"""Draws from the posterior: noise that depends on the seed and the item alone."""
+"""Samples from the posterior: noise that depends on the seed and the item alone."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from node_makers import CLOSE, Makers, encode
 pytestmark = pytest.mark.usefixtures("host")
 
 
-def test_a_draw_depends_on_seed_and_item_alone(pack: Pack, make: Makers) -> None:
+def test_a_sample_depends_on_seed_and_item_alone(pack: Pack, make: Makers) -> None:
     vae, pixels = make.vae(), make.image(3, 20, 24, 3)
-    drawn, posterior, _ = encode(pack, vae, pixels, sample_mode="sample", seed=40)
+    sampled, posterior, _ = encode(pack, vae, pixels, sample_mode="sample", seed=40)
     for item in range(3):
         alone, *_ = encode(pack, vae, pixels[item : item + 1], sample_mode="sample", seed=40 + item)
-        torch.testing.assert_close(drawn["samples"][item : item + 1], alone["samples"], **CLOSE)
+        torch.testing.assert_close(sampled["samples"][item : item + 1], alone["samples"], **CLOSE)
     tiled, *_ = pack.run("SeamlessVAEEncodeTiled", pixels=pixels, vae=vae, sample_mode="sample", seed=40, tile_size=4)
-    torch.testing.assert_close(tiled["samples"], drawn["samples"], **CLOSE)
+    torch.testing.assert_close(tiled["samples"], sampled["samples"], **CLOSE)
     (again,) = pack.run("SeamlessVAESamplePosterior", posterior=posterior, seed=40)
-    assert torch.equal(again["samples"], drawn["samples"])
+    assert torch.equal(again["samples"], sampled["samples"])
     noise = torch.randn(1, 4, 10, 12, generator=torch.Generator().manual_seed(41))
     expected = posterior["samples"][1:2] + torch.exp(0.5 * posterior["logvar"][1:2]) * noise
-    torch.testing.assert_close(drawn["samples"][1:2], expected, **CLOSE)
+    torch.testing.assert_close(sampled["samples"][1:2], expected, **CLOSE)
 
 
 def test_noise_is_the_same_in_another_precision(pack: Pack, make: Makers) -> None:
     vae, pixels = make.vae(), make.image()
     vae.first_stage_model.to(torch.bfloat16)
-    drawn, posterior, _ = encode(pack, vae, pixels, sample_mode="sample", seed=3)
-    noise = (drawn["samples"] - posterior["samples"]) / torch.exp(0.5 * posterior["logvar"])
+    sampled, posterior, _ = encode(pack, vae, pixels, sample_mode="sample", seed=3)
+    noise = (sampled["samples"] - posterior["samples"]) / torch.exp(0.5 * posterior["logvar"])
     expected = torch.randn(1, 4, 10, 12, generator=torch.Generator().manual_seed(3))
-    assert drawn["samples"].dtype == torch.float32
+    assert sampled["samples"].dtype == torch.float32
     torch.testing.assert_close(noise, expected, rtol=0, atol=1e-5)
 
 
-def test_several_draws(pack: Pack, make: Makers) -> None:
+def test_several_samples(pack: Pack, make: Makers) -> None:
     _, posterior, _ = encode(pack, make.vae(), make.image(2, 20, 24, 3))
     posterior["kept"], posterior["noise_mask"] = "yes", torch.rand(2, 1, 20, 24)
     (many,) = pack.run("SeamlessVAESamplePosterior", posterior=posterior, seed=9, count=3)
@@ -54,8 +54,8 @@ def test_temperature(pack: Pack, make: Makers) -> None:
     _, posterior, _ = encode(pack, make.vae(), make.image())
     results = {}
     for temperature in (0.0, 0.5, 1.0, 2.0):
-        (drawn,) = pack.run("SeamlessVAESamplePosterior", posterior=posterior, seed=1, temperature=temperature)
-        results[temperature] = drawn["samples"] - posterior["samples"]
+        (sampled,) = pack.run("SeamlessVAESamplePosterior", posterior=posterior, seed=1, temperature=temperature)
+        results[temperature] = sampled["samples"] - posterior["samples"]
     assert not results[0.0].any()
     for temperature in (0.5, 2.0):
         torch.testing.assert_close(results[temperature], temperature * results[1.0], **CLOSE)
@@ -69,5 +69,9 @@ def test_a_number_in_the_batch_goes_with_its_noise(pack: Pack, make: Makers) -> 
     assert torch.equal(one["samples"], all_["samples"][2:])
 
 
-def test_the_largest_seed(pack: Pack, make: Makers) -> None:
-    encode(pack, make.vae(), make.image(2, 20, 24, 3), sample_mode="sample", seed=2**64 - 1)
+def test_the_seed_after_the_largest_is_the_first(pack: Pack, make: Makers) -> None:
+    vae, pixels = make.vae(), make.image(2, 20, 24, 3)
+    last, *_ = encode(pack, vae, pixels, sample_mode="sample", seed=pack.module("nodes.latents").MAX_SEED)
+    first, *_ = encode(pack, vae, pixels.flip(0), sample_mode="sample", seed=0)
+    torch.testing.assert_close(last["samples"][1], first["samples"][0], **CLOSE)
+    assert (last["samples"][0] - first["samples"][1]).abs().max() > 1e-3

@@ -124,14 +124,13 @@ def test_patcher(vae: Any, host: Host) -> None:
 def test_memory_is_what_the_plan_says(vae: Any, pack: Pack, host: Host, make: Makers) -> None:
     z = make.latent(1, 4, 40, 40)["samples"]
     model, core = vae.first_stage_model.autoencoder, pack.module("vae_core")
-    peak = core.plan_decode(model, z.shape, memory_budget=2**60).peak_bytes
-    carried = 40 * 40 * (3 * 4 + 8) * 4  # the image, the latent
-    assert vae.memory_used_decode(z.shape, torch.float32) == peak + carried
+    job = core.prepare_decode(model, z.shape)
+    assert job.bytes.device == job.plan.peak_bytes + 40 * 40 * (3 * 4 + 4) * 4  # the image, the latent
+    assert vae.memory_used_decode(z.shape, torch.float32) == job.bytes.device
     vae.decode(z)
-    assert host.loads == [(vae.patcher, peak + carried)]
+    assert host.loads == [(vae.patcher, job.bytes.device)]
     pixels = (1, 3, 80, 80)
-    peak = core.plan_encode(model, pixels, memory_budget=2**60).peak_bytes
-    assert vae.memory_used_encode(pixels, torch.float32) == peak + carried
+    assert vae.memory_used_encode(pixels, torch.float32) == core.prepare_encode(model, pixels).bytes.device
     assert vae.memory_used_decode((1, 4, 160, 160), torch.float32) < 2178 * 160 * 160 * 64 * 4  # the host's own guess
 
 
@@ -170,8 +169,8 @@ def test_a_second_one_for_another_device(new_host: Host, pack: Pack, make: Maker
     assert theirs is not ours and theirs.dtype == torch.bfloat16
     for one, other in zip(theirs.parameters(), ours.parameters(), strict=True):
         assert torch.equal(one, other) and one.data_ptr() != other.data_ptr()
-    assert pack.module("nodes.adopt").open_vae(twin).device == elsewhere
-    assert pack.module("nodes.adopt").open_vae(vae).device == torch.device("cpu")
+    assert pack.module("nodes.vaes").open_vae(twin).device == elsewhere
+    assert pack.module("nodes.vaes").open_vae(vae).device == torch.device("cpu")
 
 
 def test_precision_between_nodes(new_host: Host, make: Makers) -> None:

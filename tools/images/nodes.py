@@ -80,8 +80,8 @@ def inpaint_encode_graph() -> Columns:
 
 def sample() -> Columns:
     values = {"control_after_generate": "fixed", "temperature": 20.0, "count": 4, "seed": 5}
-    draws = Node("draws", "SeamlessVAESamplePosterior", {"posterior": ("encode", 1)}, values)
-    return [inputs(), [encode()], [draws, decode("draws")], [shown(size=(440, 380))]]
+    samples = Node("samples", "SeamlessVAESamplePosterior", {"posterior": ("encode", 1)}, values)
+    return [inputs(), [encode()], [samples, decode("samples")], [shown(size=(440, 380))]]
 
 
 def scale() -> Columns:
@@ -135,7 +135,7 @@ SEEN: dict[str, tuple[str, ...]] = {
     "SeamlessVAEDecode": ("decode", "shown"),
     "SeamlessVAEEncodeTiled": ("encode", "shown"),
     "SeamlessVAEDecodeTiled": ("decode", "shown"),
-    "SeamlessVAESamplePosterior": ("draws", "shown"),
+    "SeamlessVAESamplePosterior": ("samples", "shown"),
     "SeamlessVAESwap": ("swap", "shown"),
     "SeamlessVAEInpaintEncode": ("encode", "shown"),
     "SeamlessVAEInpaintComposite": ("composite", "shown"),

@@ -192,8 +192,8 @@ def posterior_grid() -> Columns:
             Node("posterior", "SeamlessPosteriorPreview", {"posterior": ("encode", 1)}, size=(340, 300)),
         ],
         [
-            Node("draws", "SeamlessVAESamplePosterior", {"posterior": ("encode", 1)}, values),
-            decoded("decode", "draws"),
+            Node("samples", "SeamlessVAESamplePosterior", {"posterior": ("encode", 1)}, values),
+            decoded("decode", "samples"),
         ],
         [preview("shown", "decode", title="Nine samples", size=(480, 520))],
     ]

@@ -1,4 +1,4 @@
-// What the pack's routes and events carry, as nodes/routes.py and nodes/watch.py write it. tests/web/test_types.py
+// What the pack's routes and events carry, as nodes/questions.py and nodes/status.py write it. tests/test_web_answers.py
 // compares these interfaces with real answers: one property a line, of the types that it knows.
 
 /** The answer of `GET /seamless_vae/info` on a file that cannot be loaded. */

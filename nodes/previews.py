@@ -1,0 +1,26 @@
+"""What the host's progress bar shows of a run: what goes in, small."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..vae_core.image import to_pil
+from ..vae_core.preview import latent_colours
+
+_LATENT_SIDE, _IMAGE_SIDE = 256, 512
+
+
+def latent_preview(samples: Tensor) -> Image.Image:
+    """The first latent of [B, C, h, w] as colours, enlarged."""
+    height, width = samples.shape[-2:]
+    factor = max(1, _LATENT_SIDE // max(width, height))
+    image = to_pil(latent_colours(samples[:1].float()) * 2 - 1)[0]
+    return image.resize((width * factor, height * factor), Image.Resampling.BICUBIC)
+
+
+def thumbnail(pixels: Tensor) -> Image.Image:
+    """The first image of [B, C, H, W] in [-1, 1], with every n-th pixel."""
+    step = max(1, max(pixels.shape[-2:]) // _IMAGE_SIDE)
+    return to_pil(torch.nan_to_num(pixels[:1, :, ::step, ::step].float()))[0].convert("RGB")

@@ -1,0 +1,161 @@
+"""A run through a node is one job: checked, planned and laid out once, into the very image that the node returns."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from host.ldm import AutoencoderKL
+from host.stand_in import Host, Pack
+from node_makers import CLOSE, Makers
+from torch.utils._python_dispatch import TorchDispatchMode
+
+BATCH = 8
+
+
+class Calls:
+    """Counts calls of functions of the pack, which go on as they are."""
+
+    def __init__(self, pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pack, self.monkeypatch = pack, monkeypatch
+
+    def of(self, module: str, *names: str) -> list[str]:
+        """A list that grows with every call of these, such as ("vae_core.halves", "decoder_program")."""
+        made: list[str] = []
+        owner = self.pack.module(module)
+        for part in names[:-1]:
+            owner = getattr(owner, part)
+        original: Callable[..., Any] = getattr(owner, names[-1])
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            made.append(names[-1])
+            return original(*args, **kwargs)
+
+        self.monkeypatch.setattr(owner, names[-1], counted)
+        return made
+
+
+@pytest.fixture
+def calls(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> Calls:
+    return Calls(pack, monkeypatch)
+
+
+KERNELS = {
+    "direct": "DirectConvolution",
+    "winograd_convolution": "WinogradConvolution",
+    "stored_attention": "StoredAttention",
+    "packed_attention": "PackedAttention",
+}
+
+
+@pytest.mark.parametrize("batch", [1, BATCH])
+@pytest.mark.parametrize("memory_budget", [0.0, 0.03])
+def test_everything_is_done_once(
+    new_host: Host, pack: Pack, make: Makers, calls: Calls, batch: int, memory_budget: float
+) -> None:
+    vae, latent = make.vae(), make.latent(batch, 4, 48, 40)
+    checked = calls.of("vae_core.autoencoder_kl", "_check_shape")
+    looked_at = calls.of("vae_core.streaming.source", "count_not_finite")
+    built = calls.of("vae_core.halves", "decoder_program")
+    planned = calls.of("vae_core.streaming.job", "plan_program")
+    dry = calls.of("vae_core.streaming.plan", "Execution")
+    laid_out = [calls.of(f"vae_core.streaming.{module}", name, "_lay_out") for module, name in KERNELS.items()]
+    stores = calls.of("vae_core.streaming.job", "MapStore")
+    pools = calls.of("vae_core.streaming.job", "worker_pool")
+    pack.run("SeamlessVAEDecodeTiled", samples=latent, vae=vae, memory_budget=memory_budget)
+    assert len(checked) == len(looked_at) == len(built) == len(planned) == 1
+    assert len(stores) == len(pools) == 1
+    assert memory_budget or len(dry) == 1
+    dry_runs, layouts = len(dry), sum(map(len, laid_out))
+    passes = len(pack.module("vae_core").plan_decode(vae.first_stage_model.autoencoder, (1, 4, 48, 40)).pass_flops)
+    assert layouts == dry_runs * passes, "laid out by the dry run, and run so"
+
+
+def is_dense(each: Any) -> bool:
+    return isinstance(each, torch.Tensor) and each.layout == torch.strided and not each.is_meta
+
+
+class Alive(TorchDispatchMode):
+    """How many tensors of one size in bytes are alive at once, at most."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.most = size, 0
+        self._alive: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else (result,):
+            if is_dense(each) and each.untyped_storage().nbytes() == self.size:
+                self._alive[each.untyped_storage().data_ptr()] = weakref.ref(each.untyped_storage())
+        found = {key for key, storage in self._alive.items() if storage() is not None}
+        self._alive = {key: self._alive[key] for key in found}
+        self.most = max(self.most, len(found))
+        return result
+
+
+def test_no_second_image(new_host: Host, pack: Pack, make: Makers) -> None:
+    """Of the size of the result, there is never another tensor: strips go to their places in the node's own image."""
+    vae, latent = make.vae(), make.latent(2, 4, 64, 60)
+    with Alive(2 * 3 * 128 * 120 * 4) as alive:
+        (image,) = pack.run("SeamlessVAEDecode", samples=latent, vae=vae)
+    assert image.shape == (2, 128, 120, 3) and image.is_contiguous()
+    assert alive.most == 1
+
+
+def test_a_second_image_would_be_seen() -> None:
+    with Alive(4000) as alive:
+        image = torch.zeros(10, 100)
+        copy = image.t().contiguous()
+        view = image.t()
+    assert alive.most == 2 and copy.shape == view.shape
+
+
+def test_one_job_for_borrowed_weights(new_host: Host, pack: Pack, make: Makers, calls: Calls) -> None:
+    """It is planned without weights, and run by the very object that was planned."""
+    torch.manual_seed(3)
+    theirs, latent = new_host.vae(AutoencoderKL()), make.latent(1, 4, 20, 20)
+    pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)  # recognised
+    built, loaded = calls.of("vae_core.halves", "decoder_program"), calls.of("vae_core", "AutoencoderKL", "__init__")
+    pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)
+    assert len(built) == 1 and not loaded
+    opened = pack.module("nodes.vaes").open_vae(theirs)
+    assert all(weight.is_meta for weight in opened.model.state_dict().values())
+
+
+def test_borrowed_weights_in_several_threads(new_host: Host, pack: Pack, make: Makers) -> None:
+    torch.manual_seed(3)
+    theirs, latent = new_host.vae(AutoencoderKL()), make.latent(1, 4, 60, 60)
+    (expected,) = pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)
+    images: list[torch.Tensor] = []
+
+    def decode() -> None:
+        for _ in range(3):
+            images.append(pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)[0])
+
+    threads = [threading.Thread(target=decode) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(images) == 12
+    for image in images:
+        torch.testing.assert_close(image, expected, **CLOSE)
+    opened = pack.module("nodes.vaes").open_vae(theirs)
+    assert all(weight.is_meta for weight in opened.model.parameters())
+    gc.collect()
+
+
+def test_weights_are_given_back_after_a_failure(new_host: Host, pack: Pack, make: Makers) -> None:
+    torch.manual_seed(3)
+    theirs, latent = new_host.vae(AutoencoderKL()), make.latent()
+    latent["samples"][0, 0, 0, 0] = float("nan")
+    with pytest.raises(ArithmeticError, match="this latent already has 1 values"):
+        pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)
+    opened = pack.module("nodes.vaes").open_vae(theirs)
+    assert all(weight.is_meta for weight in opened.model.parameters())
