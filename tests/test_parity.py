@@ -66,8 +66,13 @@ def test_full_size_sd() -> None:
     ours = ours_like(theirs)
     assert ours.num_parameters() == theirs.num_parameters() == 83_653_863
     x, z = images(1, 32, 48), latents(1, 4, 6)
-    assert_same(ours.encode(x).latent_dist.parameters, theirs.encode(x).latent_dist.parameters)
-    assert_same(ours.decode(z).sample, theirs.decode(z).sample)
+    found = [(each.encode(x).latent_dist.parameters, each.decode(z).sample) for each in (ours, theirs)]
+    exact = ours.double()
+    wanted = exact.encode(x.double()).latent_dist.parameters, exact.decode(z.double()).sample
+    for by_ours, by_theirs, value in zip(*found, wanted, strict=True):
+        # Sums over 512 channels: how far from float64 either of them is depends on the processor.
+        assert_same(by_ours, by_theirs, FORWARD_TOLERANCE)
+        assert (by_ours - value).abs().max() <= 1.5 * (by_theirs - value).abs().max() < FORWARD_TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["sd", "sd3", "attention in the levels"])

@@ -27,7 +27,7 @@ from .pretrained_mixin import PretrainedMixin
 from .running import bring_weights_in
 from .streaming.choose import may_stand_in
 from .streaming.half import Half
-from .streaming.job import prepare, prepare_faster
+from .streaming.job import prepare, prepare_faster, run_reference
 from .streaming.options import Options
 from .tiling.blend import blend, run_blended
 from .tiling.grid import TileSpec
@@ -190,7 +190,7 @@ class AutoencoderKL(
         if tiled and may_stand_in(half, x):
             return prepare(half, x.shape, Options(tiling=TileSpec(size=self.tile_latent_min_size))).run(x)
         job = None if tiled else prepare_faster(half, x)
-        return half.reference(x) if job is None else job.run(x)
+        return run_reference(half, x) if job is None else job.run(x)
 
     def check_image(self, x: Tensor) -> None:
         """Raise ShapeError unless `encode` takes this image."""

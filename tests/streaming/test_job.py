@@ -388,3 +388,13 @@ def test_the_terms_of_a_fast_kernel_are_its_buffers(monkeypatch: pytest.MonkeyPa
         if "products" in terms:
             assert kept["left"] + kept["results"] == terms["products"]
             assert kept["ring"] <= terms["ring"]
+
+
+@torch.no_grad()
+def test_a_damaged_weight_is_named_by_the_models_own_methods() -> None:
+    vae = make(CONFIG)
+    vae.decoder.conv_norm_out.weight[1] = float("nan")
+    with pytest.raises(vae_core.DamagedWeightError, match="decoder.conv_norm_out.weight"):
+        vae.decode(latent(1, 4, 4))  # by the reference path
+    with vae_core.kernels("plain"), pytest.raises(vae_core.DamagedWeightError):
+        vae.decode(latent())

@@ -162,19 +162,26 @@ def choose_way(
     return Way("strips", "it does not fit into the device's memory whole")
 
 
+def is_watched(x: Tensor) -> bool:
+    """Whether somebody looks at each operation on x: a compiler, a tracer, a transformation, its own kind of tensor."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor or x.is_meta:
+        return True
+    return is_transformed()
+
+
 def may_stand_in(half: Half, x: Tensor) -> bool:
     """Whether a job may stand in for the reference path on this input.
 
     It may not where gradients, autocasting, tracing or another kind of tensor are at work, where a module is patched,
     where plain kernels are asked for, or where weights and input differ in device or precision.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or kernel_mode() == "plain" or type(x) is not Tensor:
+    if is_watched(x) or kernel_mode() == "plain":
         return False
     if torch.is_grad_enabled():
         weights = (weight for module in half.modules.values() for weight in module.parameters())
         if x.requires_grad or any(weight.requires_grad for weight in weights):
             return False
-    if is_transformed() or half.dtype != x.dtype or half.device != x.device or torch.is_autocast_enabled(x.device.type):
+    if half.dtype != x.dtype or half.device != x.device or torch.is_autocast_enabled(x.device.type):
         return False
     return half.find_patch() is None
 

@@ -15,7 +15,17 @@ from ..errors import DamagedWeightError, MemoryBudgetError, NonFiniteError
 from ..tiling.blend import blended_tiles
 from ..tiling.grid import TileSpec
 from ..units import GIB, MIB
-from .choose import REFERENCE_MAPS, KernelMode, choose_way, is_faster, kernel_mode, kernels, may_be_faster, may_stand_in
+from .choose import (
+    REFERENCE_MAPS,
+    KernelMode,
+    choose_way,
+    is_faster,
+    is_watched,
+    kernel_mode,
+    kernels,
+    may_be_faster,
+    may_stand_in,
+)
 from .executor import Execution, Manner, PackedWeights, damaged_message
 from .half import Half, Shape
 from .memory import DEFAULT_SHARE, available_bytes
@@ -303,8 +313,7 @@ class Job:
                 results.append(self._reference_of(reference, part, place))
             if watch is not None:
                 watch.finish()
-            if count_not_finite(results[-1]) and (damaged := half.find_damage()) is not None:
-                raise DamagedWeightError(damaged_message(damaged))
+            _check_result(half, results[-1])
         report.finish()
         if out is not None:
             return out
@@ -362,6 +371,23 @@ def prepare(
     batch, channels, height, width = map(int, shape)
     request = _Request(half, (batch, channels, height, width), options, place, available)
     return Job(request, options, place, "as planned", 0)
+
+
+def run_reference(half: Half, x: Tensor) -> Tensor:
+    """The reference path's result for x, as gradients, compilers and transformations of functions see it.
+
+    Raises:
+        DamagedWeightError: a result without gradients is not finite, because a weight is not.
+    """
+    result = half.reference(x)
+    if not (result.requires_grad or is_watched(x)):
+        _check_result(half, result)
+    return result
+
+
+def _check_result(half: Half, result: Tensor) -> None:
+    if count_not_finite(result) and (damaged := half.find_damage()) is not None:
+        raise DamagedWeightError(damaged_message(damaged))
 
 
 def prepare_faster(half: Half, x: Tensor) -> Job | None:

@@ -29,7 +29,7 @@ class Source:
     @classmethod
     def of(cls, source: Tensor | Sequence[Tensor], shape: Shape, what: str) -> Source:
         """Raise ShapeError or ImageError unless a source has the planned shape and real floating-point values."""
-        parts = tuple(source) if isinstance(source, list | tuple) else (source,)
+        parts: tuple[Any, ...] = tuple(source) if isinstance(source, list | tuple) else (source,)
         for part in parts:
             check_tensor(part, what)
         sizes = [tuple(part.shape) for part in parts]
