@@ -186,7 +186,16 @@ def test_what_is_installed_is_what_the_project_needs() -> None:
     assert [line for line in lines if line and not line.startswith("#")] == needed
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", "docs/troubleshooting.md"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md",
+        "README.zh-CN.md",
+        "vae_core/README.md",
+        "CONTRIBUTING.md",
+        *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+    ],
+)
 def test_links_lead_somewhere(name: str) -> None:
     page = (ROOT / name).read_text(encoding="utf-8")
     links = re.findall(r'\]\(([^)#\s]+)[^)]*\)|src="([^"]+)"', page)
@@ -194,10 +203,10 @@ def test_links_lead_somewhere(name: str) -> None:
         assert path.startswith("http") or (ROOT / name).parent.joinpath(path).exists(), path
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
-def test_the_readme_shows_every_node(name: str) -> None:
+@pytest.mark.parametrize(("name", "ending"), [("README.md", ".md"), ("README.zh-CN.md", "/zh.md")])
+def test_the_readme_names_every_node(name: str, ending: str) -> None:
     page = (ROOT / name).read_text(encoding="utf-8")
     for node_id in NODES:
-        assert f"images/{node_id}.webp" in page
+        assert f"](web/docs/{node_id}{ending})" in page
     for file in EXAMPLES:
         assert f"`{file.stem}`" in page
