@@ -17,7 +17,7 @@ import pytest
 from collections_of_images import contents, encode, make_images
 
 from vae_core import AutoencoderKL, DatasetError
-from vae_core.datasets import Engine, collection, verify_dataset
+from vae_core.datasets import Buckets, Engine, collection, verify_dataset
 from vae_core.datasets.collection import sole_writer
 from vae_core.datasets.encode import Encoder
 
@@ -99,6 +99,33 @@ def test_random_moments(moments: int, images: Path, vae: AutoencoderKL, tmp_path
             kills += 1
     encode(images, out / str(finished), vae, resume=True, **OPTIONS)
     assert contents(out / str(finished)) == expected
+
+
+def test_readers_end_with_a_run_that_is_killed(vae: AutoencoderKL, tmp_path: Path) -> None:
+    """Even those that wait to hand over what they have read: of many images, before the first is asked for."""
+    psutil = pytest.importorskip("psutil")
+    assert FORK is not None
+    source = make_images(tmp_path / "source", 120)
+
+    def work() -> None:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Encoder, "__call__", lambda self, batch: time.sleep(60))
+            encode(source, tmp_path / "out", vae, engine=Engine(workers=2), buckets=Buckets.parse("512"))
+
+    run = FORK.Process(target=work)
+    run.start()
+    deadline, readers = time.monotonic() + 60, []
+    while len(readers) < 2 and time.monotonic() < deadline:
+        readers = psutil.Process(run.pid).children()
+        time.sleep(0.1)
+    assert len(readers) == 2
+    time.sleep(3)  # they have filled what they hand over by
+    run.kill()
+    run.join()
+    _, alive = psutil.wait_procs(readers, timeout=10)
+    for reader in alive:
+        reader.kill()
+    assert not alive
 
 
 def test_nothing_is_encoded_twice(

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import queue
-import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ from ..autoencoder_kl import AutoencoderKL
 from ..errors import DatasetError, VAEError
 from . import local
 from .collection import Collection
-from .local import Work
+from .local import Work, end_with_parent
 from .progress import Progress
 from .weights import PackedVAE
 
@@ -87,7 +84,7 @@ def _encode(
     out: Path, manifest: dict[str, Any], work: list[Work], packed: PackedVAE, device: str, workers: int, events: Any
 ) -> None:
     """The process of one device."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     told = _Told(events)
     try:
         local.run(Collection(out, manifest), work, packed.unpack(device), workers, told)
@@ -96,10 +93,3 @@ def _encode(
         events.put(("error", str(error)))
     except Exception as error:
         events.put(("error", f"on {device}: {type(error).__name__}: {error}"))
-
-
-def _end_with(parent: int) -> None:
-    """End this process when the one that started it is killed: another run may be resuming the collection."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)

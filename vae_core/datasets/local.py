@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -131,6 +134,8 @@ class _Reading(IterableDataset):
 
     def __iter__(self) -> Iterator[_Part | _Stopped]:
         info = get_worker_info()
+        if info is not None:
+            end_with_parent()
         first, step = (0, 1) if info is None else (info.id, info.num_workers)
         try:
             for work, part in self.tasks[first::step]:
@@ -176,6 +181,21 @@ def _parts(work: Sequence[Work], settings: Settings, channels: int, workers: int
             "a process that reads images was killed, perhaps because memory ran out. What was finished stays valid: "
             "run the same command with --resume, and with fewer --workers."
         ) from error
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it is killed.
+
+    A device's process would go on writing, and a reader would wait for ever to hand over what it has read.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="seamless-vae-parent", daemon=True).start()
 
 
 def _as_it_is(part: Any) -> Any:
