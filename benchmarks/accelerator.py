@@ -1,10 +1,10 @@
-"""The engine on an accelerator beside the plain modules: time, device memory, exactness. Needs CUDA.
+"""The engine on an accelerator beside the reference path: time, device memory, exactness. Needs CUDA.
 
     python benchmarks/accelerator.py [--sizes 1024 2048 4096] [--dtype bfloat16] [--budgets 0 1024 512]
 
-A decoder of SD's size with random weights decodes random latents. For every size: the plain modules in channels_last,
+A decoder of SD's size with random weights decodes random latents. For every size: the reference path in channels_last,
 then the engine under each budget (in MiB; 0 for none). Told are medians of seconds in turns, the growth of the
-device's memory beside the image, the budget, and the largest difference to the plain modules in float32. Ends with
+device's memory beside the image, the budget, and the largest difference to the reference path in float32. Ends with
 status 1 if a budget is exceeded by more than 15 %, or if the engine without a budget takes more than 1.1 times the
 plain time.
 """
@@ -65,7 +65,7 @@ def main() -> None:
         z = torch.randn(1, config.latent_channels, side, side, device="cuda")
         truth = vae_core.decode(reference, z, memory_budget=4 * 2**30, tiling=vae_core.TileSpec(size=None)).cpu()
         half = z.to(dtype)
-        runs: dict[str, tuple[int, Callable[[], Tensor]]] = {"plain modules": (0, partial(vae.decode_plain, half))}
+        runs: dict[str, tuple[int, Callable[[], Tensor]]] = {"reference path": (0, partial(vae.decode_reference, half))}
         for budget in options.budgets:
             name = f"budget {budget} MiB" if budget else "no budget"
             runs[name] = (budget, partial(vae_core.decode, vae, half, memory_budget=budget * 2**20 or None))
@@ -82,7 +82,7 @@ def main() -> None:
             print(f"{size} {name}: {seconds[name]:.3f} s, {memory}, difference {difference:.1e}", flush=True)
             if budget and grown > ALLOWED_MEMORY * budget * 2**20:
                 failures.append(f"{size}: {name} was exceeded")
-        plain = seconds.get("plain modules")
+        plain = seconds.get("reference path")
         if plain and seconds.get("no budget", 0.0) > ALLOWED_TIME * plain:
             failures.append(f"{size}: {seconds['no budget'] / plain:.2f} times the plain time")
     if failures:

@@ -1,4 +1,4 @@
-"""JAX on this machine beside torch: the streaming engine and the plain modules, on the same weights and inputs.
+"""JAX on this machine beside torch: the streaming engine and the reference path, on the same weights and inputs.
 
     python benchmarks/flax_backend.py [--rows NAME ...] [--runs 3] [--threads 2] [--quick]
 

@@ -95,7 +95,7 @@ def _run_once(system: str, config_name: str, size: int, direction: str, budget: 
     thread = threading.Thread(target=warm_up)
     thread.start()
     thread.join()
-    if not system.startswith(("Seamless", "plain")):
+    if not system.startswith(("Seamless", "reference")):
         ours.cache_clear()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)

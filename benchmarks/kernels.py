@@ -9,7 +9,7 @@ follows the rule: for each number of channels the smallest map where Winograd wi
 the geometric mean of both sides) and in FLOPs, which is what _WINOGRAD_POSITIONS_PER_CHANNEL and
 _WINOGRAD_FLOPS are set by.
 
-Models: whole decodes and encodes by the engine and by the plain modules, at small sizes, and what share of the
+Models: whole decodes and encodes by the engine and by the reference path, at small sizes, and what share of the
 FLOPs that the fast kernels would take: where the engine begins to be the faster is what _SMALLEST and _FAST_SHARE in
 `choose.py` are set by.
 """
@@ -120,16 +120,16 @@ def passes(scale: Scale, widths: list[tuple[int, int]], sides: list[int], turns:
 
 @torch.inference_mode()
 def models(latent_sides: list[int], turns: int) -> None:
-    """Print how many times faster the engine is than the plain modules, for whole models."""
+    """Print how many times faster the engine is than the reference path, for whole models."""
     print(
-        f"\nwhole models: times faster than plain modules\n{'latent':>16}" + "".join(f"{s:>10}" for s in latent_sides)
+        f"\nwhole models: times faster than reference path\n{'latent':>16}" + "".join(f"{s:>10}" for s in latent_sides)
     )
     for name in ("full", "narrow"):
         config = CONFIGS[name]
         vae = ours(config)
         for direction in ("decode", "encode"):
             engine = vae_core.decode if direction == "decode" else vae_core.encode
-            plain = vae.decode_plain if direction == "decode" else vae.encode_plain
+            plain = vae.decode_reference if direction == "decode" else vae.encode_reference
             line = ""
             for side in latent_sides:
                 channels, pixels = config.in_channels, side * config.spatial_ratio

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMFYUI_TILE, COMFYUI_OVERLAP = 512, 64
 OURS_TILE = TileSpec(size=64)  # latents: 512 pixels, as the peers
 
-OURS, OURS_TILED, OURS_BUDGET, PLAIN = "Seamless VAE", "Seamless VAE, tiled", "Seamless VAE, budget", "plain modules"
+OURS, OURS_TILED, OURS_BUDGET, PLAIN = "Seamless VAE", "Seamless VAE, tiled", "Seamless VAE, budget", "reference path"
 DIFFUSERS, CHANNELS_LAST, COMFYUI = "diffusers", "diffusers, channels_last", "ComfyUI"
 DIFFUSERS_TILED, COMFYUI_TILED = "diffusers, channels_last, tiled", "ComfyUI, tiled"
 SYSTEMS = (
@@ -99,7 +99,7 @@ def build(name: str, config: AutoencoderKLConfig, budget: int) -> System:
     if name in (COMFYUI, COMFYUI_TILED):
         return _comfyui(name, vae)
     if name == PLAIN:
-        return System(name, lambda x: vae.encode_plain(x).chunk(2, dim=1)[0], vae.decode_plain)
+        return System(name, lambda x: vae.encode_reference(x).chunk(2, dim=1)[0], vae.decode_reference)
     if name == OURS:
         return System(name, lambda x: vae.encode(x).latent_dist.mode(), lambda z: vae.decode(z).sample)
     options: dict[str, Any] = {"tiling": OURS_TILE} if name == OURS_TILED else {"memory_budget": budget}

@@ -21,7 +21,7 @@ from peers import (
 BEGIN, END = "<!-- begin: written by benchmarks/engine.py -->", "<!-- end -->"
 # The column of each system. A row is either tiled or not, and says so.
 COLUMNS = {
-    "plain modules": (PLAIN,),
+    "reference path": (PLAIN,),
     "diffusers": (DIFFUSERS,),
     "diffusers, channels_last": (CHANNELS_LAST, DIFFUSERS_TILED),
     "ComfyUI": (COMFYUI, COMFYUI_TILED),

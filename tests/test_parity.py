@@ -15,7 +15,7 @@ from pairs import CONFIGS, FULL_SIZE_SD, images, latents, ours_like, pair, their
 
 from vae_core import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussianDistribution
 
-# Outputs are of order one; the plain kernels differ in the order of a few additions at most.
+# Outputs are of order one; they differ in the order of a few additions at most.
 TOLERANCE = 1e-5
 # Through both halves the encoder's rounding goes on into the decoder, and both are about 1e-5 from float64.
 FORWARD_TOLERANCE = 3e-5

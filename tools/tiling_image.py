@@ -3,7 +3,7 @@
     pip install matplotlib
     python tools/tiling_image.py [--photograph FILE] [--enlarge 2] [--tile 256]
 
-The photograph's latent is decoded by the bundled VAE whole, by plain modules in double precision; by diffusers'
+The photograph's latent is decoded by the bundled VAE whole, by the reference path in double precision; by diffusers'
 blended tiles, by blended tiles of ComfyUI's kind, and by exact ones, all with tiles of the same size. Below each is
 its difference to the whole, amplified.
 """
@@ -124,12 +124,12 @@ def main() -> None:
     results = {
         "blended tiles, as diffusers": vae_core.decode(vae, z, tiling=TileSpec(size, overlap, "blended")),
         "three blended tilings, as ComfyUI": averaged_tilings(
-            vae.decode_plain, z, size, overlap, ratio, vae.config.out_channels
+            vae.decode_reference, z, size, overlap, ratio, vae.config.out_channels
         ),
         "exact tiles": vae_core.decode(vae, z, tiling=TileSpec(size)),
     }
     # Last, for it changes the model. In double precision, so that what is seen is the tiles' doing alone.
-    results = {reference: vae.double().decode_plain(z.double()).float(), **results}
+    results = {reference: vae.double().decode_reference(z.double()).float(), **results}
     panels = {name: ((result[0] + 1) / 2).clamp(0, 1) for name, result in results.items()}
     draw(panels, reference, options.out)
     for name, panel in panels.items():

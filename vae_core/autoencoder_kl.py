@@ -171,7 +171,7 @@ class AutoencoderKL(
             return self._tiled_encode(x)
         return self._run(encoder_half(self), x, tiled)
 
-    def encode_plain(self, x: Tensor) -> Tensor:
+    def encode_reference(self, x: Tensor) -> Tensor:
         """Images to moments by the reference path: the modules themselves, as gradients need them."""
         return encoder_half(self).reference(x)
 
@@ -181,7 +181,7 @@ class AutoencoderKL(
             return self._tiled_decode(z)
         return self._run(decoder_half(self), z, tiled)
 
-    def decode_plain(self, z: Tensor) -> Tensor:
+    def decode_reference(self, z: Tensor) -> Tensor:
         """Latents to images by the reference path: the modules themselves, as gradients need them."""
         return decoder_half(self).reference(z)
 
@@ -270,12 +270,12 @@ class AutoencoderKL(
         ratio = self.config.spatial_ratio
         size = max(1, self.tile_sample_min_size // ratio)
         stride = int(self.tile_sample_min_size * (1 - self.tile_overlap_factor)) // ratio
-        return run_blended(self.encode_plain, x, _tile(size, stride), in_unit=ratio, out_unit=1)
+        return run_blended(self.encode_reference, x, _tile(size, stride), in_unit=ratio, out_unit=1)
 
     def _tiled_decode(self, z: Tensor) -> Tensor:
         size = self.tile_latent_min_size
         stride = int(size * (1 - self.tile_overlap_factor))
-        return run_blended(self.decode_plain, z, _tile(size, stride), in_unit=1, out_unit=self.config.spatial_ratio)
+        return run_blended(self.decode_reference, z, _tile(size, stride), in_unit=1, out_unit=self.config.spatial_ratio)
 
 
 # The families whose latents have so many channels; 128 is FLUX.2's latent packed by 2x2.

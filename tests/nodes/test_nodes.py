@@ -46,7 +46,7 @@ def test_load_chooses(pack: Pack, make: Makers, host: Host) -> None:
 def test_encode(pack: Pack, make: Makers) -> None:
     vae, pixels = make.vae(), make.image(2, 20, 24, 3)
     latent, posterior, mask = encode(pack, vae, pixels)
-    expected = vae.first_stage_model.autoencoder.encode_plain(pixels.movedim(-1, 1) * 2 - 1)
+    expected = vae.first_stage_model.autoencoder.encode_reference(pixels.movedim(-1, 1) * 2 - 1)
     torch.testing.assert_close(posterior["samples"], expected[:, :4], **CLOSE)
     torch.testing.assert_close(posterior["logvar"], expected[:, 4:], **CLOSE)
     assert latent.keys() == {"samples"} and torch.equal(latent["samples"], posterior["samples"])
@@ -271,7 +271,7 @@ def test_flux2_scale_sample_and_decode(pack: Pack, make: Makers) -> None:
     torch.testing.assert_close(packed["samples"], latent["samples"], **CLOSE)
     images = [pack.run("SeamlessVAEDecode", samples=each, vae=vae)[0] for each in (latent, raw)]
     torch.testing.assert_close(*images, **CLOSE)
-    moments = vae.first_stage_model.autoencoder.encode_plain(make.image(1, 24, 32, 3).movedim(-1, 1) * 2 - 1)
+    moments = vae.first_stage_model.autoencoder.encode_reference(make.image(1, 24, 32, 3).movedim(-1, 1) * 2 - 1)
     variance = (moments[:, 8:].exp()).reshape(1, 8, 6, 2, 8, 2).permute(0, 1, 3, 5, 2, 4).reshape(1, 32, 6, 8)
     scale = vae.first_stage_model.bn.running_var[:, None, None] + 1e-4
     torch.testing.assert_close(posterior["logvar"].exp(), variance / scale, rtol=1e-4, atol=0)

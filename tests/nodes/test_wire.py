@@ -18,7 +18,7 @@ def vae(host: Host, make: Makers) -> Any:
 
 def plain(vae: Any, z: torch.Tensor) -> torch.Tensor:
     """The image that the modules themselves make, as the wire carries it."""
-    image = vae.first_stage_model.autoencoder.decode_plain(z)
+    image = vae.first_stage_model.autoencoder.decode_reference(z)
     return (image / 2 + 0.5).clamp(0, 1).movedim(1, -1)
 
 
@@ -41,7 +41,7 @@ def test_encode_is_the_mode_of_the_middle(vae: Any, make: Makers) -> None:
     pixels = make.image(2, 21, 25, 4)  # newer hosts hand on every channel, older ones three
     z = vae.encode(pixels)
     cut = pixels[:, :20, :24, :3].movedim(-1, 1) * 2 - 1
-    moments = vae.first_stage_model.autoencoder.encode_plain(cut)
+    moments = vae.first_stage_model.autoencoder.encode_reference(cut)
     torch.testing.assert_close(z, moments.chunk(2, dim=1)[0], **CLOSE)
     torch.testing.assert_close(vae.encode(pixels[..., :3]), z, rtol=0, atol=0)
 
@@ -229,7 +229,7 @@ def test_flux2_is_packed_on_the_wire(host: Host, make: Makers) -> None:
     assert (vae.latent_channels, vae.downscale_ratio) == (32, 4)
     z = vae.encode(make.image(1, 21, 26, 3))
     assert z.shape == (1, 32, 5, 6)
-    raw = model.encode_plain(make.image(1, 21, 26, 3)[:, :20, 1:25].movedim(-1, 1) * 2 - 1)[:, :8]
+    raw = model.encode_reference(make.image(1, 21, 26, 3)[:, :20, 1:25].movedim(-1, 1) * 2 - 1)[:, :8]
     std = torch.sqrt(model.bn.running_var + model.config.batch_norm_eps)
     packed = raw.reshape(1, 8, 5, 2, 6, 2).permute(0, 1, 3, 5, 2, 4).reshape(1, 32, 5, 6)
     expected = (packed - model.bn.running_mean[:, None, None]) / std[:, None, None]

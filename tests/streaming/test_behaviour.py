@@ -48,8 +48,8 @@ def test_without_gradients_the_engine_runs(mode: Any, vae: AutoencoderKL, engine
         decoded = vae.decode(latent()).sample
         moments = vae.encode(image()).latent_dist.parameters
         assert engine_calls == ["decode", "encode"]
-        assert (decoded - vae.decode_plain(latent())).abs().max() < 1e-4
-        assert (moments - vae.encode_plain(image())).abs().max() < 1e-4
+        assert (decoded - vae.decode_reference(latent())).abs().max() < 1e-4
+        assert (moments - vae.encode_reference(image())).abs().max() < 1e-4
         assert decoded.is_inference() == moments.is_inference() == (mode is torch.inference_mode)
 
 
@@ -88,14 +88,14 @@ def test_tracing_sees_the_modules(engine_calls: list[str]) -> None:
     traced = torch.jit.trace(lambda z: vae.decode(z).sample, (latent(),), check_trace=False)
     assert not engine_calls
     other = latent(seed=7)
-    assert (traced(other) - vae.decode_plain(other)).abs().max() < 1e-4  # type: ignore[operator]
+    assert (traced(other) - vae.decode_reference(other)).abs().max() < 1e-4  # type: ignore[operator]
 
 
 @torch.no_grad()
 def test_compiling_sees_the_modules(vae: AutoencoderKL, engine_calls: list[str]) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lambda z: vae.decode(z).sample, fullgraph=True, backend="eager")
-    assert (compiled(latent()) - vae.decode_plain(latent())).abs().max() < 1e-4
+    assert (compiled(latent()) - vae.decode_reference(latent())).abs().max() < 1e-4
     assert not engine_calls
 
 
@@ -127,17 +127,17 @@ def test_forward_mode_gradients() -> None:
     vae.set_default_attn_processor()  # torch's fused attention has no forward mode
     with torch.autograd.forward_ad.dual_level():
         z = torch.autograd.forward_ad.make_dual(latent(), torch.ones_like(latent()))
-        want = torch.autograd.forward_ad.unpack_dual(vae.decode_plain(z)).tangent
+        want = torch.autograd.forward_ad.unpack_dual(vae.decode_reference(z)).tangent
         tangent = torch.autograd.forward_ad.unpack_dual(vae.decode(z).sample).tangent
     assert want is not None and want.abs().max() > 0
     assert tangent is not None and torch.equal(tangent, want)
 
 
 @torch.no_grad()
-def test_plain_kernels_are_the_modules_themselves(vae: AutoencoderKL, engine_calls: list[str]) -> None:
-    with vae_core.kernels("plain"):
-        assert torch.equal(vae.decode(latent()).sample, vae.decode_plain(latent()))
-        assert torch.equal(vae.encode(image()).latent_dist.parameters, vae.encode_plain(image()))
+def test_the_reference_path_is_the_modules_themselves(vae: AutoencoderKL, engine_calls: list[str]) -> None:
+    with vae_core.kernels("reference"):
+        assert torch.equal(vae.decode(latent()).sample, vae.decode_reference(latent()))
+        assert torch.equal(vae.encode(image()).latent_dist.parameters, vae.encode_reference(image()))
         with vae_core.kernels("winograd"):
             pass
         vae.decode(latent())
@@ -148,7 +148,7 @@ def test_plain_kernels_are_the_modules_themselves(vae: AutoencoderKL, engine_cal
 
 def test_a_choice_of_kernels_is_this_threads_own(vae: AutoencoderKL) -> None:
     seen = []
-    with vae_core.kernels("plain"):
+    with vae_core.kernels("reference"):
         other = threading.Thread(target=lambda: seen.append(kernel_mode()))
         other.start()
         other.join()
@@ -221,7 +221,7 @@ def test_what_progress_raises_ends_the_call(
     assert not workers()
     (used,) = stores
     assert not used._lent
-    assert (vae_core.decode(vae, z) - vae.decode_plain(z)).abs().max() < 1e-4  # and the next call works
+    assert (vae_core.decode(vae, z) - vae.decode_reference(z)).abs().max() < 1e-4  # and the next call works
 
 
 def test_maps_are_gone_once_an_error_is_dealt_with(vae: AutoencoderKL, stores: list[store.MapStore]) -> None:
@@ -306,7 +306,7 @@ def test_inputs_of_any_layout(layout: str, vae: AutoencoderKL) -> None:
         "every second": latent(1, 2 * SIZE, 2 * SIZE)[:, :, ::2, ::2],
         "expanded": latent(1, 1, 1).expand(2, 4, 9, 9),
     }[layout]
-    assert (vae_core.decode(vae, z) - vae.decode_plain(z)).abs().max() < 1e-4
+    assert (vae_core.decode(vae, z) - vae.decode_reference(z)).abs().max() < 1e-4
 
 
 @torch.no_grad()
@@ -325,5 +325,5 @@ def test_two_calls_at_once(vae: AutoencoderKL, threads: int) -> None:
     for call in calls:
         call.join()
     for index, z in enumerate(latents):
-        assert (results[index] - vae.decode_plain(z)).abs().max() < 1e-4
+        assert (results[index] - vae.decode_reference(z)).abs().max() < 1e-4
     assert not workers()

@@ -1,4 +1,4 @@
-"""The engine against the plain modules: every cut, size, batch, budget and kernel gives the same numbers."""
+"""The engine against the reference path: every cut, size, batch, budget and kernel gives the same numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vae_core import AutoencoderKL, TileSpec
 from vae_core.blocks import Downsample
 
 # The bound that the documentation promises, for images and for moments in units of their standard deviation. The
-# plain pass itself is about 1e-5 from float64 on these models.
+# reference path itself is about 1e-5 from float64 on these models.
 TOLERANCE = 1e-4
 
 CONFIGS = {
@@ -55,13 +55,13 @@ def image(vae: AutoencoderKL, batch: int, height: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def assert_decodes_alike(vae: AutoencoderKL, z: Tensor, **options) -> None:
-    difference = vae_core.decode(vae, z, **options) - vae.decode_plain(z)
+    difference = vae_core.decode(vae, z, **options) - vae.decode_reference(z)
     assert difference.abs().max() < TOLERANCE
 
 
 @torch.no_grad()
 def assert_encodes_alike(vae: AutoencoderKL, x: Tensor, **options) -> None:
-    want = vae.encode_plain(x)
+    want = vae.encode_reference(x)
     difference = vae_core.encode(vae, x, **options).parameters - want
     assert difference.abs().max() < TOLERANCE * want.std()
 
@@ -88,7 +88,7 @@ def test_any_shape(vae, size):
     width=st.integers(1, 24),
     size=st.none() | st.integers(1, 24),
     budget=st.none() | st.integers(1, 40),
-    kernels=st.sampled_from(["winograd", "plain"]),
+    kernels=st.sampled_from(["winograd", "reference"]),
 )
 def test_any_combination(batch, height, width, size, budget, kernels):
     vae = SHARED
@@ -138,9 +138,9 @@ def test_half_precision_is_no_further_from_float32_than_the_plain_pass(dtype):
     vae = make(CONFIGS["f8"])
     z = latent(vae, 1, 12, 10)
     with torch.no_grad():
-        want = vae.decode_plain(z)
+        want = vae.decode_reference(z)
         half = make(CONFIGS["f8"]).to(dtype)
-        plain = (half.decode_plain(z.to(dtype)).float() - want).abs()
+        plain = (half.decode_reference(z.to(dtype)).float() - want).abs()
         ours = (vae_core.decode(half, z.to(dtype)).float() - want).abs()
     assert ours.mean() <= plain.mean() and ours.max() <= 1.2 * plain.max()  # the largest of few is noisy
 
@@ -150,9 +150,9 @@ def test_half_precision_is_no_further_from_float32_than_the_plain_pass(dtype):
 def test_double_precision_is_double_throughout(name):
     vae = make(CONFIGS[name]).double()
     z, ratio = latent(vae, 2, 11, 9).double(), vae.config.spatial_ratio
-    assert (vae_core.decode(vae, z) - vae.decode_plain(z)).abs().max() < 1e-12
+    assert (vae_core.decode(vae, z) - vae.decode_reference(z)).abs().max() < 1e-12
     x = image(vae, 1, 7 * ratio, 5 * ratio).double()
-    assert (vae_core.encode(vae, x).parameters - vae.encode_plain(x)).abs().max() < 1e-12
+    assert (vae_core.encode(vae, x).parameters - vae.encode_reference(x)).abs().max() < 1e-12
 
 
 class CircularConv(nn.Module):
@@ -192,7 +192,7 @@ def made_circular(vae: AutoencoderKL, x: bool, y: bool) -> AutoencoderKL:
 
 
 @pytest.mark.usefixtures("transforms")
-@pytest.mark.parametrize("kernels", ["winograd", "plain"])
+@pytest.mark.parametrize("kernels", ["winograd", "reference"])
 @pytest.mark.parametrize("circular", ["none", "x", "y", "both"])
 @pytest.mark.parametrize("name", ["f4", "f8"])
 @torch.no_grad()
@@ -205,8 +205,8 @@ def test_circular_axes(circular, kernels, name):
     with vae_core.kernels(kernels):
         decoded = vae_core.decode(vae, z, circular=circular, tiling=TileSpec(size=3))
         moments = vae_core.encode(vae, x, circular=circular, tiling=TileSpec(size=3)).parameters
-    assert (decoded - reference.decode_plain(z)).abs().max() < TOLERANCE
-    want = reference.encode_plain(x)
+    assert (decoded - reference.decode_reference(z)).abs().max() < TOLERANCE
+    want = reference.encode_reference(x)
     assert (moments - want).abs().max() < TOLERANCE * want.std()
 
 

@@ -175,7 +175,7 @@ def test_a_plan_of_a_patched_model_is_what_is_run() -> None:
     assert prepared.way.name == "whole" and "has a hook" in prepared.way.reason
     assert (prepared.plan.passes, prepared.plan.strips, prepared.plan.tiles) == (3, 0, 0)
     z = latent(5, 40, 40)
-    assert torch.equal(prepared.run(z), torch.cat([vae.decode_plain(part) for part in z.split(2)]))
+    assert torch.equal(prepared.run(z), torch.cat([vae.decode_reference(part) for part in z.split(2)]))
     assert calls[:3] == [(2, 4, 40, 40), (2, 4, 40, 40), (1, 4, 40, 40)]
 
 
@@ -184,7 +184,7 @@ def test_an_image_within_one_blended_tile_runs_whole(vae: AutoencoderKL) -> None
     prepared = vae_core.prepare_decode(vae, z.shape, Options(tiling=BLENDED))
     assert prepared.way.name == "whole" and prepared.plan.passes == 1
     with torch.no_grad():
-        assert torch.equal(prepared.run(z), vae.decode_plain(z))
+        assert torch.equal(prepared.run(z), vae.decode_reference(z))
     assert not calls
 
 
@@ -396,5 +396,5 @@ def test_a_damaged_weight_is_named_by_the_models_own_methods() -> None:
     vae.decoder.conv_norm_out.weight[1] = float("nan")
     with pytest.raises(vae_core.DamagedWeightError, match="decoder.conv_norm_out.weight"):
         vae.decode(latent(1, 4, 4))  # by the reference path
-    with vae_core.kernels("plain"), pytest.raises(vae_core.DamagedWeightError):
+    with vae_core.kernels("reference"), pytest.raises(vae_core.DamagedWeightError):
         vae.decode(latent())

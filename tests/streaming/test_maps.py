@@ -113,7 +113,7 @@ def latent(model: AutoencoderKL, batch: int, height: int, width: int) -> Tensor:
 
 
 @pytest.mark.usefixtures("small_bands", "transforms", "threads")
-@pytest.mark.parametrize("kernels", ["winograd", "plain"])
+@pytest.mark.parametrize("kernels", ["winograd", "reference"])
 @pytest.mark.parametrize("size", [None, 5])
 @torch.no_grad()
 def test_bands_change_nothing(model: AutoencoderKL, kernels: Any, size: int | None) -> None:
@@ -123,8 +123,8 @@ def test_bands_change_nothing(model: AutoencoderKL, kernels: Any, size: int | No
     with vae_core.kernels(kernels):
         decoded = vae_core.decode(model, z, tiling=TileSpec(size=size))
         moments = vae_core.encode(model, x, tiling=TileSpec(size=size)).parameters
-    assert (decoded - model.decode_plain(z)).abs().max() < 1e-4
-    want = model.encode_plain(x)
+    assert (decoded - model.decode_reference(z)).abs().max() < 1e-4
+    want = model.encode_reference(x)
     assert (moments - want).abs().max() < 1e-4 * want.std()
 
 
@@ -144,10 +144,10 @@ def test_bands_change_nothing_along_circular_axes(
 @torch.no_grad()
 def test_bands_in_half_precision(model: AutoencoderKL) -> None:
     z = latent(model, 1, 19, 13)
-    want = model.decode_plain(z)
+    want = model.decode_reference(z)
     got = vae_core.decode(model, z, dtype=torch.bfloat16).float()
     plain = make(CONFIG if len(model.config.block_out_channels) == 2 else ATTENTION_EVERYWHERE).bfloat16()
-    assert (got - want).abs().mean() <= (plain.decode_plain(z.bfloat16()).float() - want).abs().mean()
+    assert (got - want).abs().mean() <= (plain.decode_reference(z.bfloat16()).float() - want).abs().mean()
 
 
 def test_a_budget_is_filled_to_the_last_band(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +219,6 @@ def test_nothing_is_made_that_is_as_large_as_a_map(
         monkeypatch.setattr(f"vae_core.streaming.{name}", 2**8)
     z = torch.randn(1, 4, 128, 128)
     largest_map = 256 * 256 * 32  # elements
-    with LargestResult() as seen, vae_core.kernels("plain" if direct else "winograd"):
+    with LargestResult() as seen, vae_core.kernels("reference" if direct else "winograd"):
         result = vae_core.decode(vae, z, tiling=TileSpec(size=4))
     assert result.numel() == 256 * 256 * 3 <= seen.elements < largest_map // 4

@@ -22,16 +22,16 @@ pytestmark = pytest.mark.skipif(not winograd.products_available(), reason="torch
 
 
 def runs(vae: AutoencoderKL, encoding: bool) -> tuple[Half, Callable[[], Tensor], tuple[Callable[[], Tensor], ...]]:
-    """A half of the model, the plain pass through it, and the two ways that may take the engine."""
+    """A half of the model, the reference path through it, and the two ways that may take the engine."""
     if encoding:
         x = image()
         return (
             vae.encoder,
-            lambda: vae.encode_plain(x),
+            lambda: vae.encode_reference(x),
             (lambda: vae.encode(x).latent_dist.parameters, lambda: vae_core.encode(vae, x).parameters),
         )
     z = latent()
-    return vae.decoder, lambda: vae.decode_plain(z), (lambda: vae.decode(z).sample, lambda: vae_core.decode(vae, z))
+    return vae.decoder, lambda: vae.decode_reference(z), (lambda: vae.decode(z).sample, lambda: vae_core.decode(vae, z))
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_fused_projection_that_was_changed() -> None:
 @torch.no_grad()
 def test_offloaded_weights() -> None:
     accelerate = pytest.importorskip("accelerate")
-    want = make(CONFIG).decode_plain(latent())
+    want = make(CONFIG).decode_reference(latent())
     vae = make(CONFIG)
     accelerate.cpu_offload(vae, torch.device("cpu"))
     assert (vae.decode(latent()).sample - want).abs().max() < 1e-4

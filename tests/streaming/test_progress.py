@@ -71,11 +71,11 @@ def test_another_kind_of_attention_is_counted() -> None:
 
 def test_a_compiled_model_is_not_looked_into() -> None:
     vae, seen = make(CONFIG), []
-    want = vae.decode_plain(latent())
+    want = vae.decode_reference(latent())
     vae.decoder.compile(backend="eager")
     try:
         with torch.no_grad():
-            vae.decode_plain(latent())
+            vae.decode_reference(latent())
         got = vae_core.decode(vae, latent(), progress=lambda step: seen.append(step[:2]))
     finally:
         torch._dynamo.reset()

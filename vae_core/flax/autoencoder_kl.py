@@ -62,9 +62,9 @@ class FlaxAutoencoderKL(FlaxPretrainedMixin, TilingMixin, FlaxNetwork):
         whole = self._is_whole(deterministic)
         tile = None if whole else self._encode_tile(sample)
         if tile is None and (whole or not self.use_slicing):
-            moments = self.encode_plain(sample, deterministic)
+            moments = self.encode_reference(sample, deterministic)
         else:
-            moments = self._in_pieces(FlaxAutoencoderKL.encode_plain, sample, tile, self.config.spatial_ratio, 1)
+            moments = self._in_pieces(FlaxAutoencoderKL.encode_reference, sample, tile, self.config.spatial_ratio, 1)
         posterior = FlaxDiagonalGaussianDistribution(moments)
         return FlaxAutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
@@ -87,9 +87,9 @@ class FlaxAutoencoderKL(FlaxPretrainedMixin, TilingMixin, FlaxNetwork):
         whole = self._is_whole(deterministic)
         tile = None if whole else self._decode_tile(latents)
         if tile is None and (whole or not self.use_slicing):
-            sample = self.decode_plain(latents, deterministic)
+            sample = self.decode_reference(latents, deterministic)
         else:
-            sample = self._in_pieces(FlaxAutoencoderKL.decode_plain, latents, tile, 1, self.config.spatial_ratio)
+            sample = self._in_pieces(FlaxAutoencoderKL.decode_reference, latents, tile, 1, self.config.spatial_ratio)
         return FlaxDecoderOutput(sample=sample) if return_dict else (sample,)
 
     def __call__(

@@ -99,16 +99,16 @@ class FlaxNetwork(nn.Module):
         return initial_values(rng, jax.eval_shape(init, {"params": rng}, sample)["params"])
 
     def _roundtrip_plain(self, sample: Array) -> Array:
-        mean, _ = jnp.split(self.encode_plain(sample), 2, axis=1)
-        return self.decode_plain(mean)
+        mean, _ = jnp.split(self.encode_reference(sample), 2, axis=1)
+        return self.decode_reference(mean)
 
-    def encode_plain(self, sample: Array, deterministic: bool = True) -> Array:
+    def encode_reference(self, sample: Array, deterministic: bool = True) -> Array:
         """Images to moments [B, 2 * latent_channels, h, w] at once, whatever tiling and slicing say."""
         x = self.encoder(jnp.transpose(jnp.asarray(sample, self.dtype), CHANNELS_LAST), deterministic=deterministic)
         moments = x if self.quant_conv is None else self.quant_conv(x)
         return jnp.transpose(moments, CHANNELS_FIRST)
 
-    def decode_plain(self, latents: Array, deterministic: bool = True) -> Array:
+    def decode_reference(self, latents: Array, deterministic: bool = True) -> Array:
         """Latents to images at once, whatever tiling and slicing say."""
         z = jnp.transpose(jnp.asarray(latents, self.dtype), CHANNELS_LAST)
         z = z if self.post_quant_conv is None else self.post_quant_conv(z)

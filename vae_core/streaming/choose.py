@@ -25,7 +25,7 @@ from .winograd_convolution import WinogradConvolution
 
 # Kernels.
 
-KernelMode = Literal["auto", "plain", "direct", "winograd"]
+KernelMode = Literal["auto", "reference", "direct", "winograd"]
 _mode: ContextVar[KernelMode] = ContextVar("seamless_vae_kernels", default="auto")
 
 # Where Winograd is the faster, as `benchmarks/kernels.py` measures it. Below so many FLOPs (of a direct convolution)
@@ -43,9 +43,9 @@ def kernels(mode: KernelMode) -> Iterator[None]:
     """Choose the kernels of jobs that are prepared in a `with` block.
 
     Args:
-        mode: "auto", the fastest for each pass; "direct", torch's own convolution and attention alone; "plain", the
-            same, and AutoencoderKL's own methods run their modules as they are, with torch's own rounding; "winograd",
-            few multiplications wherever such a kernel can compute a pass, faster or not.
+        mode: "auto", the fastest for each pass; "direct", torch's own convolution and attention alone; "reference", the
+            same, and AutoencoderKL's own methods take the reference path, with torch's own rounding; "winograd", few
+            multiplications wherever such a kernel can compute a pass, faster or not.
 
     Raises:
         ConfigError: another mode.
@@ -69,7 +69,7 @@ def choose_kernel(
 ) -> type[Kernel]:
     """The kernel of a pass: the fastest one by its shapes, or what `kernels` asks for."""
     mode = kernel_mode()
-    torchs_own = mode in ("plain", "direct")
+    torchs_own = mode in ("reference", "direct")
     if isinstance(step, Attend):
         packed = not torchs_own and PackedAttention.suits(step, source, dtype, device)
         return PackedAttention if packed else StoredAttention
@@ -173,9 +173,9 @@ def may_stand_in(half: Half, x: Tensor) -> bool:
     """Whether a job may stand in for the reference path on this input.
 
     It may not where gradients, autocasting, tracing or another kind of tensor are at work, where a module is patched,
-    where plain kernels are asked for, or where weights and input differ in device or precision.
+    where the reference path is asked for, or where weights and input differ in device or precision.
     """
-    if is_watched(x) or kernel_mode() == "plain":
+    if is_watched(x) or kernel_mode() == "reference":
         return False
     if torch.is_grad_enabled():
         weights = (weight for module in half.modules.values() for weight in module.parameters())
