@@ -210,3 +210,17 @@ def test_the_readme_names_every_node(name: str, ending: str) -> None:
         assert f"](web/docs/{node_id}{ending})" in page
     for file in EXAMPLES:
         assert f"`{file.stem}`" in page
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", "docs/troubleshooting.md"])
+def test_the_messages_in_the_guides_are_the_pack_s(name: str) -> None:
+    said = [text for path in CODE for text in messages(path)]
+    for file in (ROOT / "locales").glob("*/main.json"):
+        said += strings(json.loads(file.read_text(encoding="utf-8")))
+    page = (ROOT / name).read_text(encoding="utf-8")
+    tables = re.findall(r"^\| (?:message|it says|提示信息) \|.*\n\| ---.*\n((?:\|.*\n)+)", page, re.MULTILINE)
+    rows = [line.split(" | ")[0].removeprefix("| ") for table in tables for line in table.splitlines()]
+    assert len(rows) > 5
+    for row in rows:
+        for part in re.split(r"…|;| / ", row):
+            assert any(part.strip(" .,:()") in text for text in said), row
