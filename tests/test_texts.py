@@ -224,3 +224,17 @@ def test_the_messages_in_the_guides_are_the_pack_s(name: str) -> None:
     for row in rows:
         for part in re.split(r"…|;| / ", row):
             assert any(part.strip(" .,:()") in text for text in said), row
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/streaming.md", "docs/benchmarks.md", "vae_core/README.md"])
+def test_what_the_documents_name_is_there(name: str) -> None:
+    """Files, and private names, which nobody else keeps."""
+    words = re.findall(r"`([^`\n]+)`", (ROOT / name).read_text(encoding="utf-8"))
+    folders = ("vae_core", "nodes", "tests", "benchmarks", "tools", "web", "locales")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in files if path.suffix == ".py")
+    for word in words:
+        if re.fullmatch(r"[\w/]+\.(py|js|ts)", word) and not word.startswith(("comfy/", "folder_paths")):  # the host's
+            assert any(path.as_posix().endswith(f"/{word}") for path in files), word
+        elif re.fullmatch(r"_[A-Za-z]\w+|test_\w+", word):
+            assert re.search(rf"\b{word}\b", code), word

@@ -188,7 +188,7 @@ def card(vae: AutoencoderKL, scores: list[Score], steps: int, hours: float | Non
 A small AutoencoderKL, trained from nothing on freely licensed photographs, so that everything here can be tried without
 a download. It is a genuine one of its kind: f{ratio}, {config.latent_channels} latent channels, {vae.num_parameters():,} \
 parameters, widths {", ".join(str(width) for width in config.block_out_channels)}, {weights.stat().st_size / 1e6:.1f} MB in \
-half precision. It is no replacement for the VAE of any diffusion model, whose latents only its own VAE reads.
+half precision. It does not replace the VAE of any diffusion model, whose latents only its own VAE reads.
 
 ```python
 from vae_core import load_vae
