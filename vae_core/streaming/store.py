@@ -8,6 +8,7 @@ import math
 import mmap
 import os
 import tempfile
+from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,7 +59,9 @@ class MapStore:
         self.limits: dict[Place, int | None] = {"device": limit, "cpu": cpu_limit, "disk": None}
         self.used: dict[Place, int] = dict.fromkeys(PLACES, 0)
         self.peak: dict[Place, int] = dict.fromkeys(PLACES, 0)
-        self._free: list[_Buffer] = []
+        # Idle buffers, the oldest first, by the number of their place and their bytes: large maps have many of few sizes.
+        self._idle: dict[tuple[int, int], deque[_Buffer]] = {}
+        self._idle_bytes: dict[Place, int] = dict.fromkeys(PLACES, 0)
         self._lent: dict[int, _Buffer] = {}
 
     def allocate(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> FeatureMap:
@@ -96,30 +99,36 @@ class MapStore:
         return tensor
 
     def _take_back(self, band: Tensor) -> None:
-        self._free.append(self._lent.pop(id(band)))
+        buffer = self._lent.pop(id(band))
+        self._idle.setdefault((PLACES.index(buffer.place), buffer.bytes), deque()).append(buffer)
+        self._idle_bytes[buffer.place] += buffer.bytes
 
     def drop_free(self) -> None:
         """Give buffers that are not lent back to the system."""
-        for buffer in self._free:
-            self.used[buffer.place] -= buffer.bytes
-            if buffer.registered:
-                _unregister(buffer.data)
-        self._free.clear()
+        for buffers in self._idle.values():
+            for buffer in buffers:
+                if buffer.registered:
+                    _unregister(buffer.data)
+        for place in PLACES:
+            self.used[place] -= self._idle_bytes[place]
+            self._idle_bytes[place] = 0
+        self._idle.clear()
 
     def _reusable(self, size: int) -> _Buffer | None:
-        fitting = [buffer for buffer in self._free if size <= buffer.bytes <= _REUSE_LIMIT * size]
-        best = min(fitting, key=lambda buffer: (PLACES.index(buffer.place), buffer.bytes), default=None)
-        if best is not None and PLACES.index(best.place) <= PLACES.index(self._nearest(size)):
-            self._free.remove(best)
-            return best
-        return None
+        best = min((key for key in self._idle if size <= key[1] <= _REUSE_LIMIT * size), default=None)
+        if best is None or best[0] > PLACES.index(self._nearest(size)):
+            return None
+        buffer = self._idle[best].popleft()
+        self._idle_bytes[buffer.place] -= buffer.bytes
+        if not self._idle[best]:
+            del self._idle[best]
+        return buffer
 
     def _nearest(self, size: int) -> Place:
         """The first place that has room, if what is idle were dropped."""
         for place in PLACES:
-            idle = sum(buffer.bytes for buffer in self._free if buffer.place == place)
             limit = self.limits[place]
-            if limit is None or self.used[place] - idle + size <= limit:
+            if limit is None or self.used[place] - self._idle_bytes[place] + size <= limit:
                 return place
         raise AssertionError("the disk has no limit")
 
