@@ -29,7 +29,7 @@ from torch import nn
 import vae_core
 from vae_core.streaming.choose import choose_kernel
 from vae_core.streaming.direct import DirectConvolution
-from vae_core.streaming.kernel import STRIP_BYTES, PassInputs
+from vae_core.streaming.kernel import STRIP_BYTES, Kernel, PassInputs
 from vae_core.streaming.maps import FeatureMap
 from vae_core.streaming.options import NO_AXES
 from vae_core.streaming.pool import run_strips, worker_pool
@@ -74,13 +74,13 @@ def compare(inputs: PassInputs, turns: int) -> tuple[float, float]:
     """Median seconds of the direct and of the Winograd kernel."""
     with worker_pool(inputs.workers) as pool:
 
-        def run(kernel_class: type[DirectConvolution] | type[WinogradConvolution]) -> None:
+        def run(kernel_class: type[Kernel]) -> None:
             kernel = kernel_class(inputs)
             kernel.prepare(kernel.pack())
             kernel.combine(run_strips(kernel, pool, lambda flops: None))
             kernel.close()
 
-        kernels = (DirectConvolution, WinogradConvolution)
+        kernels: tuple[type[Kernel], ...] = (DirectConvolution, WinogradConvolution)
         for kernel in kernels:
             run(kernel)
         direct, winograd = in_turns([partial(run, kernel) for kernel in kernels], turns, LIMIT, short=0.5)

@@ -59,7 +59,7 @@ class MapStore:
         self.limits: dict[Place, int | None] = {"device": limit, "cpu": cpu_limit, "disk": None}
         self.used: dict[Place, int] = dict.fromkeys(PLACES, 0)
         self.peak: dict[Place, int] = dict.fromkeys(PLACES, 0)
-        # Idle buffers, the oldest first, by the number of their place and their bytes: large maps have many of few sizes.
+        # Idle buffers, the oldest first, by the number of their place and their bytes: many are of few sizes.
         self._idle: dict[tuple[int, int], deque[_Buffer]] = {}
         self._idle_bytes: dict[Place, int] = dict.fromkeys(PLACES, 0)
         self._lent: dict[int, _Buffer] = {}
