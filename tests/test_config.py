@@ -128,7 +128,7 @@ class TestConfig:
         [
             *[
                 ({"scaling_factor": value}, "scaling_factor is")
-                for value in ("0.13025", 0.0, None, math.nan, math.inf, True)
+                for value in ("0.13025", 0.0, None, math.nan, math.inf, 10**400, True)
             ],
             *[({"shift_factor": value}, "shift_factor is") for value in ("0", math.nan, [0.1])],
             *[({"latents_std": value, "latents_mean": [0.0] * 4}, "latents_std") for value in ([0.0] * 4, "1111", 1.0)],

@@ -178,6 +178,8 @@ class TestNumpy:
             from_numpy(np.array([[0.0, 255.0]]))
         with pytest.raises(ImageError, match="int64 has no known range"):
             from_numpy(np.zeros((8, 8), dtype=np.int64))
+        with pytest.raises(ImageError, match="Tensor; give a numpy array, or use from_image"):
+            from_numpy(torch.zeros(8, 8, 3))  # type: ignore[arg-type]
         with pytest.raises(ImageError, match=r"\(8,\) is not an image"):
             from_numpy(np.zeros(8))
         with pytest.raises(ImageError, match="is not a batch"):

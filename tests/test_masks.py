@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,21 @@ def test_every_shape_and_type(layout: str, dtype: torch.dtype, size: tuple[int, 
     white = 255 if dtype in (torch.uint8, torch.int64) else 1
     expected = plane.expand(LAYOUTS[layout].get("b", 1), *size)
     assert torch.equal(fit_mask((mask * white).to(dtype), size), expected)
+
+
+@pytest.mark.parametrize("shape", [(20, 24, 3), (10, 12, 3), (20, 24, 1), (10, 12, 1)])
+def test_one_mask_with_its_channels_last_is_one(shape: tuple[int, ...]) -> None:
+    mask = torch.zeros(shape)
+    mask[:, : shape[1] // 2] = 1
+    found = fit_mask(mask, (20, 24))
+    assert found.shape == (1, 20, 24) and found[0, :, :11].eq(1).all() and found[0, :, 13:].eq(0).all()
+    assert fit_mask(torch.rand(1, 5, 1), (20, 24))[0, :, 0].unique().numel() > 5  # an item, 5 rows, 1 column
+
+
+@pytest.mark.parametrize("shape", [(20, 24, 4), (2, 20, 24, 4), (10, 12, 4)])
+def test_an_image_with_alpha_is_not_a_mask(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ImageError, match=rf"{re.escape(str(shape))} has 4 channels"):
+        fit_mask(torch.zeros(shape), (20, 24))
 
 
 def test_one_mask_of_another_size_is_one() -> None:

@@ -113,6 +113,8 @@ def from_numpy(array: np.ndarray, *, channels: int = 3, multiple: int = 8, fit: 
     Raises:
         ImageError: another type or shape, floats outside [0, 1], and what `from_image` raises.
     """
+    if not isinstance(array, np.ndarray):
+        raise ImageError(f"an image is {type(array).__name__}; give a numpy array, or use from_image for a tensor.")
     if array.ndim not in (2, 3, 4):
         raise ImageError(f"an array of shape {array.shape} is not an image; give [H, W], [H, W, C] or [B, H, W, C].")
     if array.ndim == 2:

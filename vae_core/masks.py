@@ -17,8 +17,8 @@ def fit_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """A mask of any size as [B, height, width] in float32, scaled bilinearly.
 
     Args:
-        mask: [H, W], [H, W, 1], [B, H, W], [B, 1, H, W] or [B, H, W, 1]; three channels count as one if they are equal.
-            Booleans, bytes (0 to 255, or 0 and 1 alone) or floats in [0, 1].
+        mask: [H, W], [B, H, W], or with one channel: [H, W, 1], [B, 1, H, W], [B, H, W, 1]; three channels count as one
+            if they are equal. Booleans, bytes (0 to 255, or 0 and 1 alone) or floats in [0, 1].
         size: (height, width), which also decides between two readings of a shape.
 
     Raises:
@@ -39,18 +39,20 @@ def _one_channel(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """[B, H, W] of a mask whose channel may be anywhere."""
     if mask.ndim == 2:
         return mask[None]
+    given, size = tuple(mask.shape), tuple(size)
     if mask.ndim == 3:
-        if tuple(mask.shape) == (*size, 1):
-            return mask[None, ..., 0]
-        return mask
+        # A width of 1, 3 or 4 is that of channels, unless the image is as narrow.
+        if given[2] not in (1, 3, 4) or (given[:2] != size and (given[2] == size[1] or given[0] == 1)):
+            return mask
+        mask = mask[None]
     first, last = mask.shape[1], mask.shape[-1]
-    channels_last = first not in (1, 3) or (last in (1, 3) and tuple(mask.shape[1:3]) == tuple(size))
-    if channels_last:
+    channels_last = first not in (1, 3) or (last in (1, 3, 4) and tuple(mask.shape[1:3]) == size)
+    if mask.ndim != len(given) or channels_last:
         mask = mask.movedim(-1, 1)
     if mask.shape[1] not in (1, 3) or not (mask == mask[:, :1]).all():
         what = "channels that differ" if mask.shape[1] == 3 else f"{mask.shape[1]} channels"
         raise ImageError(
-            f"a mask of shape {tuple(mask.shape)} has {what}; a mask has one. Make one of the image's channels a mask."
+            f"a mask of shape {given} has {what}; a mask has one. Make one of the image's channels a mask."
         )
     return mask[:, 0]
 

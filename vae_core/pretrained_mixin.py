@@ -121,6 +121,7 @@ class PretrainedMixin(ConfigMixin):
         torch_dtype: torch.dtype | str | None = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        device_map: Any = None,
         use_safetensors: bool | None = None,
         **kwargs: Any,
     ) -> Self:
@@ -133,6 +134,7 @@ class PretrainedMixin(ConfigMixin):
                 Without it the config comes from the file's metadata, its tensor shapes and its family.
             torch_dtype, dtype: a floating-point type or its name; "auto" keeps the file's. None is float32, as in
                 diffusers.
+            device, device_map: a device for the whole model.
             use_safetensors: True refuses a pickle; otherwise the file says what it is.
             kwargs: config fields to override; and for the Hub `revision`, `token`, `cache_dir`, `force_download`,
                 `local_files_only`, `local_dir`.
@@ -154,6 +156,7 @@ class PretrainedMixin(ConfigMixin):
             if use_safetensors and source.container == "pickle":
                 raise CheckpointError(f"{path.name} is a pickle, and use_safetensors=True allows none. Leave it out.")
             plan = plan_single_file(source, _overrides(rest), given_config(config))
+            device = _one_device(device_map) if device is None else device
             model = build_model(cls, plan, _one_dtype(torch_dtype, dtype), device)  # type: ignore[type-var]
         _keep_in_fp32(model, cls)
         return model

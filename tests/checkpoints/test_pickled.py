@@ -179,6 +179,8 @@ def test_training_objects_are_passed_over_and_not_imported(vae: AutoencoderKL, t
         "epoch": 3,
         "state_dict": {**ldm(vae), "loss.logvar": torch.zeros(()), "model_ema.decay": torch.ones(1)},
         "hyper_parameters": argparse.Namespace(lr=1e-4, path=pathlib.PurePosixPath("a")),
+        "counts": defaultdict(int, a=1),
+        "numbers": [1 + 2j, range(3), slice(1), {1, 2}, bytearray(b"a")],
         "optimizer_states": [{"state": defaultdict(dict, a={}), "lr": np.float64(0.1), "betas": np.arange(2)}],
         "set": {1, 2},
         "bytes": b"abc",
