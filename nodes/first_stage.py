@@ -24,10 +24,14 @@ class Regularization(nn.Module):
         return (posterior.sample() if self.sample else posterior.mode()), None
 
 
+_PARTS = ("encoder", "decoder", "quant_conv", "post_quant_conv", "bn")
+
+
 class FirstStage(nn.Module):
     """An AutoencoderKL as the host's `first_stage_model`: `encode` and `decode` take and give tensors.
 
-    Its children are the model's own, so that what moves the one moves the other. `device` is the host's to set.
+    Its children are the model's own, so that what moves the one moves the other, and one that is exchanged here, for a
+    compiled decoder say, is exchanged in the model, too. `device` is the host's to set.
     """
 
     def __init__(self, autoencoder: AutoencoderKL) -> None:
@@ -42,6 +46,12 @@ class FirstStage(nn.Module):
         self.device: torch.device | None = None
         self.__dict__["_autoencoder"] = autoencoder  # no child, whose weights would count twice
         self.eval()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        model = self.__dict__.get("_autoencoder")
+        if model is not None and name in _PARTS:
+            setattr(model, name, value)
 
     @property
     def autoencoder(self) -> AutoencoderKL:

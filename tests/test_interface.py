@@ -196,18 +196,19 @@ class TestPosterior:
 class TestBlocks:
     def test_arguments_that_packs_pass_along(self) -> None:
         vae: Any = model("attention in the levels")
-        for block, channels in (
-            (vae.decoder.mid_block, 32),
-            (vae.decoder.mid_block.resnets[0], 32),
-            (vae.decoder.mid_block.attentions[0], 32),
-            (vae.decoder.up_blocks[0], 32),
-            (vae.decoder.up_blocks[0].upsamplers[0], 32),
-            (vae.encoder.down_blocks[0], 16),
-            (vae.encoder.down_blocks[0].downsamplers[0], 16),
-            (vae.decoder, 4),
+        for block, channels, name in (
+            (vae.decoder.mid_block, 32, "hidden_states"),
+            (vae.decoder.mid_block.resnets[0], 32, "input_tensor"),
+            (vae.decoder.mid_block.attentions[0], 32, "hidden_states"),
+            (vae.decoder.up_blocks[0], 32, "hidden_states"),
+            (vae.decoder.up_blocks[0].upsamplers[0], 32, "hidden_states"),
+            (vae.encoder.down_blocks[0], 16, "hidden_states"),
+            (vae.encoder.down_blocks[0].downsamplers[0], 16, "hidden_states"),
+            (vae.decoder, 4, "sample"),
         ):
             x = latents(1, 8, 8, channels)
             assert torch.equal(block(x, None), block(x))
+            assert torch.equal(block(**{name: x}), block(x))
         up = vae.decoder.up_blocks[0].upsamplers[0]
         assert up(latents(1, 8, 8, 32), (15, 17)).shape == (1, 32, 15, 17)
         assert torch.equal(vae.decoder(latents(), latent_embeds=None), vae.decoder(latents()))
@@ -364,6 +365,8 @@ class TestSavingAndLoading:
         vae_core.save_single_file(vae, path)
         for loaded in (
             AutoencoderKL.from_single_file(path, use_safetensors=True, low_cpu_mem_usage=False),
+            AutoencoderKL.from_single_file(path, device_map=None),
+            AutoencoderKL.from_single_file(path, device_map={"": "cpu"}),
             AutoencoderKL.from_single_file(vae.state_dict(), norm_num_groups=8),
             AutoencoderKL.from_single_file({"state_dict": vae.state_dict()}, config=vae.config, torch_dtype="auto"),
         ):

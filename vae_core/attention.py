@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigError
 from .layers import group_norm, linear
+from .ldm_names import LDMAttention
 from .optional import optional_import
 
 NORM_EPS = 1e-6  # of every GroupNorm in the model, the attention's included
@@ -73,7 +74,7 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)).squeeze(1)
 
 
-class Attention(nn.Module):
+class Attention(LDMAttention, nn.Module):
     """x + project(attention(norm(x))) on a map [B, C, H, W].
 
     The attributes after `to_out` are those that diffusers' processors ask of their Attention; they are

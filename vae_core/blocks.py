@@ -1,7 +1,7 @@
 """The blocks that encoder and decoder are made of. Attribute names are diffusers', because they name the weights.
 
-So are the further arguments of `forward`, which packs and processors pass along: a time embedding (`temb`) or latent
-embeddings (`latent_embeds`), which are None for an AutoencoderKL.
+So are the parameters of `forward`, which packs and processors pass by name. Two of them are None for an AutoencoderKL:
+a time embedding (`temb`) and latent embeddings (`latent_embeds`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from .attention import NORM_EPS, Attention
 from .errors import ShapeError
 from .layers import conv2d, group_norm
+from .ldm_names import LDMLevel, LDMMiddle, LDMResample, LDMResnetBlock, Part
 
 ACTIVATION_MODULES: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
@@ -31,7 +32,7 @@ CHECKPOINT: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
 DOWNSAMPLE_PADDING = (0, 1, 0, 1)
 
 
-class ResnetBlock(nn.Module):
+class ResnetBlock(LDMResnetBlock, nn.Module):
     """shortcut(x) + conv2(act(norm2(conv1(act(norm1(x)))))) on [B, C, H, W]."""
 
     def __init__(self, in_channels: int, out_channels: int, norm_num_groups: int, act_fn: str = "silu") -> None:
@@ -43,38 +44,40 @@ class ResnetBlock(nn.Module):
         self.nonlinearity = ACTIVATION_MODULES[act_fn]()
         self.conv_shortcut = conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, input_tensor: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         check_no_embedding(temb)
-        h = self.conv1(self.nonlinearity(self.norm1(x)))
+        h = self.conv1(self.nonlinearity(self.norm1(input_tensor)))
         h = self.conv2(self.nonlinearity(self.norm2(h)))
-        return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
+        return (input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)) + h
 
 
-class Downsample(nn.Module):
+class Downsample(LDMResample, nn.Module):
     """Halve a map: [B, C, H, W] -> [B, C, H // 2, W // 2]. An odd last row or column is dropped."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.conv(F.pad(x, DOWNSAMPLE_PADDING))
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.conv(F.pad(hidden_states, DOWNSAMPLE_PADDING))
 
 
-class Upsample(nn.Module):
+class Upsample(LDMResample, nn.Module):
     """Double a map: nearest neighbour, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, output_size: tuple[int, int] | None = None, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, output_size: tuple[int, int] | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
         """[B, C, H, W] -> [B, C, 2H, 2W], or of `output_size` rows and columns."""
         factor = 2.0 if output_size is None else None
-        return self.conv(F.interpolate(x, size=output_size, scale_factor=factor, mode="nearest"))
+        return self.conv(F.interpolate(hidden_states, size=output_size, scale_factor=factor, mode="nearest"))
 
 
-class Level(nn.Module):
+class Level(LDMLevel, nn.Module):
     """Resnet blocks at one resolution, each followed by an attention where `add_attention` is set."""
 
     def __init__(
@@ -95,8 +98,9 @@ class Level(nn.Module):
         )
         self.resnets = nn.ModuleList(ResnetBlock(width, out_channels, norm_num_groups, act_fn) for width in widths)
 
-    def forward(self, x: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         check_no_embedding(temb)
+        x = hidden_states
         for i, resnet in enumerate(self.resnets):
             x = resnet(x)
             if self.attentions is not None:
@@ -107,28 +111,32 @@ class Level(nn.Module):
 class DownBlock(Level):
     """A level of the encoder, with a downsampling after it unless it is the last."""
 
+    downsample = Part("downsamplers", 0)
+
     def __init__(self, *args, add_downsample: bool, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.downsamplers = nn.ModuleList([Downsample(self.channels)]) if add_downsample else None
 
-    def forward(self, x: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        x = super().forward(x, temb)
+    def forward(self, hidden_states: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        x = super().forward(hidden_states, temb)
         return x if self.downsamplers is None else self.downsamplers[0](x)
 
 
 class UpBlock(Level):
     """A level of the decoder, with an upsampling after it unless it is the last."""
 
+    upsample = Part("upsamplers", 0)
+
     def __init__(self, *args, add_upsample: bool, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.upsamplers = nn.ModuleList([Upsample(self.channels)]) if add_upsample else None
 
-    def forward(self, x: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        x = super().forward(x, temb)
+    def forward(self, hidden_states: Tensor, temb: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        x = super().forward(hidden_states, temb)
         return x if self.upsamplers is None else self.upsamplers[0](x)
 
 
-class UNetMidBlock2D(nn.Module):  # diffusers' name, which training scripts look for
+class UNetMidBlock2D(LDMMiddle, nn.Module):  # diffusers' name, which training scripts look for
     """Two resnet blocks at the lowest resolution, with an attention between them if asked for.
 
     Attributes:
@@ -143,9 +151,9 @@ class UNetMidBlock2D(nn.Module):  # diffusers' name, which training scripts look
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func = CHECKPOINT
 
-    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
+    def forward(self, hidden_states: Tensor, temb: Tensor | None = None) -> Tensor:
         check_no_embedding(temb)
-        x = self.resnets[0](x)
+        x = self.resnets[0](hidden_states)
         for block in (*self.attentions, self.resnets[1]):
             x = run_block(self, block, x)
         return x

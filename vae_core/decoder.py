@@ -8,9 +8,10 @@ from .attention import NORM_EPS
 from .blocks import CHECKPOINT, UNetMidBlock2D, UpBlock, check_no_embedding, run_block
 from .config import AutoencoderKLConfig
 from .layers import conv2d, group_norm
+from .ldm_names import LDMDecoder
 
 
-class Decoder(nn.Module):
+class Decoder(LDMDecoder, nn.Module):
     """[B, latent_channels, h, w] -> [B, out_channels, h * ratio, w * ratio], about [-1, 1], not clamped."""
 
     def __init__(self, config: AutoencoderKLConfig) -> None:

@@ -8,9 +8,10 @@ from .attention import NORM_EPS
 from .blocks import CHECKPOINT, DownBlock, UNetMidBlock2D, run_block
 from .config import AutoencoderKLConfig
 from .layers import conv2d, group_norm
+from .ldm_names import LDMEncoder
 
 
-class Encoder(nn.Module):
+class Encoder(LDMEncoder, nn.Module):
     """[B, in_channels, H, W] in [-1, 1] -> [B, 2 * latent_channels, H // ratio, W // ratio].
 
     Kingma & Welling's recognition model in the form of Esser et al., Taming Transformers, appendix A.

@@ -235,3 +235,42 @@ def test_flux2_is_packed_on_the_wire(host: Host, make: Makers) -> None:
     expected = (packed - model.bn.running_mean[:, None, None]) / std[:, None, None]
     torch.testing.assert_close(z, expected, **CLOSE)
     torch.testing.assert_close(vae.decode(z), plain(vae, raw), **CLOSE)
+
+
+class Brighter(torch.nn.Module):
+    """A half in which somebody has put another one: a compiled decoder, say."""
+
+    def __init__(self, half: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = half
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) + 0.25
+
+
+@pytest.mark.parametrize("half", ["decoder", "encoder", "post_quant_conv", "quant_conv"])
+def test_a_half_that_is_exchanged_is_what_runs(vae: Any, half: str, pack: Pack, make: Makers) -> None:
+    """On `first_stage_model`, as packs do; by the host's calls and by our nodes. Undoing it brings the engine back."""
+    first, original = vae.first_stage_model, getattr(vae.first_stage_model, half)
+    decodes = half in ("decoder", "post_quant_conv")
+    latent, pixels = make.latent(), make.image(1, 20, 24, 3)
+
+    def results() -> list[torch.Tensor]:
+        if decodes:
+            return [vae.decode(latent["samples"]), pack.run("SeamlessVAEDecode", samples=latent, vae=vae)[0]]
+        there = {"pixels": pixels, "vae": vae, "sample_mode": "mean", "seed": 0, "fit": "crop"}
+        return [vae.encode(pixels), pack.run("SeamlessVAEEncode", **there)[0]["samples"]]
+
+    before, weights = results(), list(vae.get_sd())
+    setattr(first, half, Brighter(original))
+    exchanged = results()
+    setattr(first, half, torch.compile(original, backend="eager"))
+    compiled, compiled_weights = results(), list(vae.get_sd())
+    setattr(first, half, original)
+    assert all(torch.equal(a, b) for a, b in zip(results(), before, strict=True))
+    assert pack.module("vae_core.patched").find_patch(getattr(first.autoencoder, half)) is None
+    for now, same, then in zip(exchanged, compiled, before, strict=True):
+        assert (now - then).abs().max() > 0.01
+        torch.testing.assert_close(same, then, **CLOSE)
+    torch.testing.assert_close(exchanged[1], exchanged[0], **CLOSE)
+    assert compiled_weights == weights

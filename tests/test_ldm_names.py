@@ -1,0 +1,92 @@
+"""LDM's names for the parts of a VAE: what walks a model by them gets what the model itself gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pairs import CONFIGS, images, model
+from torch import Tensor, nn
+
+NAMES = [name for name, fields in CONFIGS.items() if "patch_size" not in fields]
+
+
+def resnet(block: Any, x: Tensor) -> Tensor:
+    h = block.conv1(block.swish(block.norm1(x)))
+    h = block.conv2(block.swish(block.norm2(h)))
+    if block.in_channels != block.out_channels:
+        x = block.conv_shortcut(x) if block.use_conv_shortcut else block.nin_shortcut(x)
+    return x + h
+
+
+def attention(block: Any, x: Tensor) -> Tensor:
+    h = block.norm(x)
+    q, k, v = (layer(h).flatten(2).transpose(1, 2) for layer in (block.q, block.k, block.v))
+    h = ((q @ k.transpose(1, 2)) * block.in_channels**-0.5).softmax(dim=-1) @ v
+    return x + block.proj_out(h.transpose(1, 2).reshape(x.shape))
+
+
+def level(part: Any, count: int, x: Tensor) -> Tensor:
+    assert len(part.block) == count
+    for i in range(count):
+        x = resnet(part.block[i], x)
+        if len(part.attn) > 0:
+            x = attention(part.attn[i], x)
+    return x
+
+
+def middle(mid: Any, x: Tensor) -> Tensor:
+    x = resnet(mid.block_1, x)
+    if hasattr(mid, "attn_1"):
+        x = attention(mid.attn_1, x)
+    return resnet(mid.block_2, x)
+
+
+def decode(net: Any, z: Tensor) -> Tensor:
+    x = middle(net.mid, net.conv_in(z))
+    for i in reversed(range(net.num_resolutions)):
+        x = level(net.up[i], net.num_res_blocks + 1, x)
+        assert hasattr(net.up[i], "upsample") == (i != 0)
+        if i != 0:
+            x = net.up[i].upsample(x)
+    assert not net.give_pre_end and not net.tanh_out
+    return net.conv_out(F.silu(net.norm_out(x)))
+
+
+def encode(net: Any, x: Tensor) -> Tensor:
+    x = net.conv_in(x)
+    for i in range(net.num_resolutions):
+        x = level(net.down[i], net.num_res_blocks, x)
+        assert hasattr(net.down[i], "downsample") == (i != net.num_resolutions - 1)
+        if hasattr(net.down[i], "downsample"):
+            x = net.down[i].downsample(x)
+    return net.conv_out(F.silu(net.norm_out(middle(net.mid, x))))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_a_walk_by_ldms_names(name: str) -> None:
+    vae: Any = model(name)
+    torch.manual_seed(1)
+    z = torch.randn(1, vae.config.latent_channels, 5, 6)
+    torch.testing.assert_close(decode(vae.decoder, z), vae.decoder(z), rtol=1e-4, atol=1e-5)
+    x = torch.randn(1, vae.config.in_channels, 32, 48)
+    torch.testing.assert_close(encode(vae.encoder, x), vae.encoder(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_names_are_views() -> None:
+    vae: Any = model("f4")
+    keys = list(vae.state_dict())
+    decoder = vae.decoder
+    assert decoder.mid.attn_1.q.weight.data_ptr() == decoder.mid_block.attentions[0].to_q.weight.data_ptr()
+    assert decoder.mid.attn_1.proj_out.weight.shape == (32, 32, 1, 1)
+    assert decoder.up[0].block[0] is decoder.up_blocks[-1].resnets[0] and decoder.norm_out is decoder.conv_norm_out
+    decoder.mid_block.resnets[0] = nn.Identity()  # a part that is exchanged is seen by both names
+    assert decoder.mid.block_1 is decoder.mid_block.resnets[0]
+    vae = model("f4")
+    _ = vae.decoder.mid, vae.decoder.up, vae.encoder.down
+    assert list(vae.state_dict()) == keys and vae.encode(images()).latent_dist is not None
+    with pytest.raises(AttributeError, match="no attribute 'nin_shortcut'"):
+        _ = vae.decoder.mid.block_1.nin_shortcut
