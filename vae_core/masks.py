@@ -39,14 +39,14 @@ def _one_channel(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """[B, H, W] of a mask whose channel may be anywhere."""
     if mask.ndim == 2:
         return mask[None]
-    given, size = tuple(mask.shape), tuple(size)
+    given = tuple(mask.shape)
     if mask.ndim == 3:
         # A width of 1, 3 or 4 is that of channels, unless the image is as narrow.
-        if given[2] not in (1, 3, 4) or (given[:2] != size and (given[2] == size[1] or given[0] == 1)):
+        if given[2] not in (1, 3, 4) or (given[:2] != tuple(size) and (given[2] == size[1] or given[0] == 1)):
             return mask
         mask = mask[None]
     first, last = mask.shape[1], mask.shape[-1]
-    channels_last = first not in (1, 3) or (last in (1, 3, 4) and tuple(mask.shape[1:3]) == size)
+    channels_last = first not in (1, 3) or (last in (1, 3, 4) and tuple(mask.shape[1:3]) == tuple(size))
     if mask.ndim != len(given) or channels_last:
         mask = mask.movedim(-1, 1)
     if mask.shape[1] not in (1, 3) or not (mask == mask[:, :1]).all():
