@@ -8,7 +8,8 @@ import diffusers
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
-from pairs import CONFIGS, images, latents, model, theirs_of
+from given.inputs import image, latent
+from given.pairs import CONFIGS, model, theirs_of
 from torch import nn
 
 import vae_core
@@ -30,7 +31,7 @@ def test_the_same_weights_and_the_same_numbers(name: str) -> None:
         for key, value in theirs.config.items()
         if key in ours.config and not key.startswith("_")
     }
-    z, x = latents(channels=ours.config.latent_channels), images(channels=ours.config.in_channels)
+    z, x = latent(channels=ours.config.latent_channels), image(channels=ours.config.in_channels)
     with torch.no_grad():
         assert torch.allclose(ours.decode(z).sample, theirs.decode(z).sample, atol=1e-5)
         assert torch.allclose(ours.encode(x).latent_dist.mean, theirs.encode(x).latent_dist.mean, atol=1e-5)
@@ -58,7 +59,7 @@ def test_everything_else_is_kept() -> None:
 
 
 def test_processors_and_fused_projections() -> None:
-    theirs, z = theirs_of(CONFIGS["f4"]), latents()
+    theirs, z = theirs_of(CONFIGS["f4"]), latent()
     expected = theirs.decode(z).sample
     theirs.fuse_qkv_projections()
     ours = from_diffusers(theirs)
@@ -71,7 +72,7 @@ def test_processors_and_fused_projections() -> None:
 
 
 def test_exact_tiling_and_a_budget() -> None:
-    ours, z = from_diffusers(theirs_of(CONFIGS["sd"])), latents(1, 24, 24)
+    ours, z = from_diffusers(theirs_of(CONFIGS["sd"])), latent(1, 24, 24)
     whole = ours.decode(z).sample
     ours.enable_tiling()
     assert torch.allclose(ours.decode(z).sample, whole, atol=1e-5)
@@ -130,5 +131,5 @@ def test_a_pipeline_saves_it_as_its_own(tmp_path: Any) -> None:
     ours = from_diffusers(theirs_of(CONFIGS["sd"]))
     ours.save_pretrained(tmp_path)
     again: Any = diffusers.AutoencoderKL.from_pretrained(tmp_path)
-    assert torch.allclose(again.decode(latents()).sample, ours.decode(latents()).sample, atol=1e-5)
+    assert torch.allclose(again.decode(latent()).sample, ours.decode(latent()).sample, atol=1e-5)
     assert model("sd").config == ours.config

@@ -16,9 +16,10 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from given.files import assert_same_weights
+from given.models import fields, make
 from safetensors import safe_open
 from safetensors.torch import load_file
-from vaes import assert_same_weights, fields, make
 
 from vae_core import AutoencoderKL, atomic, load_vae, save_single_file, temporaries
 from vae_core.checkpoints.pretrained import write_folder

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pairs import model
+from given.pairs import model
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pairs import model
+from given.files import assert_same_weights, ldm
+from given.models import family_fields, fields, make
+from given.pairs import model
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from vaes import assert_same_weights, family_fields, fields, ldm, make
 
 from vae_core import AutoencoderKL, inspect_vae, load_vae, save_single_file
 from vae_core.checkpoints.families import FAMILIES

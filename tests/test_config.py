@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders import autoencoder_kl as theirs_module
-from pairs import model, narrow
+from given.pairs import model, narrow
 
 from vae_core import AutoencoderKL, ConfigError
 from vae_core.config import ReadOnlyConfigError

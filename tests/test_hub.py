@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from pairs import latents, model
-from small_hub import COMMIT, SmallHub, running_hub
+from given.hub import COMMIT, SmallHub, running_hub
+from given.inputs import latent
+from given.pairs import model
 
 import vae_core
 from vae_core import AutoencoderKL, CheckpointError, ConfigError, inspect_vae, load_vae, save_single_file
@@ -58,7 +59,7 @@ def cache(tmp_path: Path) -> dict[str, Any]:
 
 
 def same(loaded: AutoencoderKL, vae: AutoencoderKL) -> bool:
-    z = latents()
+    z = latent()
     return loaded.config.block_out_channels == vae.config.block_out_channels and torch.equal(
         loaded.decode(z).sample, vae.decode(z).sample
     )

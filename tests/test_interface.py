@@ -15,7 +15,8 @@ import pytest
 import torch
 from diffusers.models.autoencoders import autoencoder_kl as theirs_module
 from diffusers.models.modeling_utils import ModelMixin
-from pairs import images, latents, model
+from given.inputs import image, latent
+from given.pairs import model
 from torch import nn
 from torch.utils._pytree import tree_map
 
@@ -126,7 +127,7 @@ class TestLikeness:
 
     def test_a_copy_and_a_pickle_are_whole(self) -> None:
         vae = model("f4")
-        z = latents()
+        z = latent()
         expected = vae.decode(z).sample
         for other in (copy.deepcopy(vae), pickle.loads(pickle.dumps(vae)), copy.copy(vae)):
             assert type(other) is AutoencoderKL and other.config == vae.config
@@ -148,7 +149,7 @@ assert isinstance(vae, AutoencoderKL) and issubclass(vae.__class__, AutoencoderK
 
 class TestOutputs:
     def test_they_are_mappings_with_attributes(self) -> None:
-        output = model("f4").decode(latents())
+        output = model("f4").decode(latent())
         assert list(output) == list(output.keys()) == ["sample"] and len(output) == 1
         assert next(iter(output.values())) is output.sample is output.to_tuple()[0] is output[:1][0] is output[-1]
         assert {**output}["sample"] is dict(output)["sample"] is output["sample"]
@@ -157,7 +158,7 @@ class TestOutputs:
             output["nothing"]
 
     def test_fields_are_set_and_never_removed(self) -> None:
-        output = model("f4").decode(latents())
+        output = model("f4").decode(latent())
         output.sample = torch.zeros(1)
         assert output["sample"] is output.sample and output.sample.numel() == 1
         output["sample"] = torch.ones(2)
@@ -169,7 +170,7 @@ class TestOutputs:
             del output["sample"]
 
     def test_they_are_copied_and_looked_into(self) -> None:
-        output = model("f4").decode(latents())
+        output = model("f4").decode(latent())
         for other in (copy.copy(output), pickle.loads(pickle.dumps(output))):
             assert type(other) is type(output) and torch.equal(other.sample, output.sample)
         doubled = tree_map(lambda tensor: 2 * tensor, output)
@@ -206,26 +207,26 @@ class TestBlocks:
             (vae.encoder.down_blocks[0].downsamplers[0], 16, "hidden_states"),
             (vae.decoder, 4, "sample"),
         ):
-            x = latents(1, 8, 8, channels)
+            x = latent(1, 8, 8, channels)
             assert torch.equal(block(x, None), block(x))
             assert torch.equal(block(**{name: x}), block(x))
         up = vae.decoder.up_blocks[0].upsamplers[0]
-        assert up(latents(1, 8, 8, 32), (15, 17)).shape == (1, 32, 15, 17)
-        assert torch.equal(vae.decoder(latents(), latent_embeds=None), vae.decoder(latents()))
+        assert up(latent(1, 8, 8, 32), (15, 17)).shape == (1, 32, 15, 17)
+        assert torch.equal(vae.decoder(latent(), latent_embeds=None), vae.decoder(latent()))
 
     def test_an_embedding_is_refused(self) -> None:
         vae: Any = model("f4")
         for block, channels in ((vae.decoder, 4), (vae.decoder.mid_block, 32), (vae.decoder.up_blocks[0], 32)):
             with pytest.raises(ShapeError, match=r"\(1, 128\).*take none"):
-                block(latents(1, 8, 8, channels), torch.zeros(1, 128))
+                block(latent(1, 8, 8, channels), torch.zeros(1, 128))
 
     def test_half_of_a_decoder_in_half_precision(self) -> None:
         """As SDXL's pipelines do for an old torch: everything before the up blocks in float16 or bfloat16."""
         vae: Any = model("f4")
-        expected = vae.decode(latents()).sample
+        expected = vae.decode(latent()).sample
         for part in (vae.post_quant_conv, vae.decoder.conv_in, vae.decoder.mid_block):
             part.to(torch.bfloat16)
-        sample = vae.decode(latents().to(torch.bfloat16)).sample
+        sample = vae.decode(latent().to(torch.bfloat16)).sample
         assert sample.dtype == torch.float32
         assert 0 < (sample - expected).abs().max() < 0.1 * expected.abs().max()
 
@@ -244,14 +245,14 @@ class TestBlocks:
         vae.decoder.mid_block.gradient_checkpointing = True
         vae.decoder.mid_block._gradient_checkpointing_func = checkpoint
         assert vae.is_gradient_checkpointing
-        vae.decode(latents())
+        vae.decode(latent())
         assert calls == ["Attention", "ResnetBlock"]
         vae.enable_gradient_checkpointing(checkpoint)
         calls.clear()
-        vae.encode(images(1, 16, 16))
+        vae.encode(image(1, 16, 16))
         assert calls[:4] == ["DownBlock"] * 3 + ["UNetMidBlock2D"]
         vae.enable_gradient_checkpointing()
-        vae.decode(latents()).sample.sum().backward()
+        vae.decode(latent()).sample.sum().backward()
         assert all(p.grad is not None for p in vae.decoder.parameters())
 
 
@@ -281,7 +282,7 @@ class TestModel:
         assert vae.attn_processors == processors
 
     def test_an_attention_backend(self) -> None:
-        vae, z = model("f4"), latents()
+        vae, z = model("f4"), latent()
         expected = vae.decode(z).sample
         vae.set_attention_backend("native")
         try:
@@ -355,13 +356,11 @@ class TestSavingAndLoading:
         vae = model("f4")
         vae.save_pretrained(tmp_path, save_function=save, safe_serialization=False)
         assert written == list(vae.state_dict()) and not list(tmp_path.glob("*.safetensors"))
-        assert torch.equal(
-            AutoencoderKL.from_pretrained(tmp_path).decode(latents()).sample, vae.decode(latents()).sample
-        )
+        assert torch.equal(AutoencoderKL.from_pretrained(tmp_path).decode(latent()).sample, vae.decode(latent()).sample)
 
     def test_a_state_dict_and_sd_nexts_call(self, tmp_path: Path) -> None:
         vae = model("f4")
-        z, path = latents(), tmp_path / "s.safetensors"
+        z, path = latent(), tmp_path / "s.safetensors"
         vae_core.save_single_file(vae, path)
         for loaded in (
             AutoencoderKL.from_single_file(path, use_safetensors=True, low_cpu_mem_usage=False),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import Flux2Pipeline
-from pairs import latents
+from given.inputs import latent
 
 from vae_core import AutoencoderKLConfig, ConfigError, ShapeError
 from vae_core.latent import from_diffusion, logvar_to_diffusion, pack, to_diffusion, unpack
@@ -30,13 +30,13 @@ def statistics() -> dict[str, torch.Tensor]:
 
 def test_scale() -> None:
     assert torch.equal(to_diffusion(torch.full((1, 4, 1, 1), 2.0), SD), torch.full((1, 4, 1, 1), 0.3643))
-    z = latents(2, 3, 5)
+    z = latent(2, 3, 5)
     assert torch.equal(to_diffusion(z, SD), z * 0.18215)
     assert torch.equal(from_diffusion(z, SD), z / 0.18215)
 
 
 def test_shift_comes_off_before_scaling() -> None:
-    z = latents(2, 3, 5, 16)
+    z = latent(2, 3, 5, 16)
     assert torch.equal(to_diffusion(z, SD3), (z - 0.0609) * 1.5305)
     assert torch.equal(from_diffusion(z, SD3), z / 1.5305 + 0.0609)
 
@@ -56,11 +56,11 @@ def test_packing_order() -> None:
     assert packed[0, :, 0, 0].tolist() == [0, 1, 4, 5, 16, 17, 20, 21]
     assert packed[0, :, 1, 0].tolist() == [8, 9, 12, 13, 24, 25, 28, 29]
     assert torch.equal(unpack(packed), z)
-    assert torch.equal(unpack(pack(latents(2, 6, 9, 5), (3, 1)), (3, 1)), latents(2, 6, 9, 5))
+    assert torch.equal(unpack(pack(latent(2, 6, 9, 5), (3, 1)), (3, 1)), latent(2, 6, 9, 5))
 
 
 def test_flux2_is_diffusers() -> None:
-    z, stats = latents(2, 6, 10, 3), statistics()
+    z, stats = latent(2, 6, 10, 3), statistics()
     assert torch.equal(pack(z), Flux2Pipeline._patchify_latents(z))
     assert torch.equal(unpack(pack(z)), Flux2Pipeline._unpatchify_latents(pack(z)))
     std = torch.sqrt(stats["running_var"].view(1, -1, 1, 1) + 1e-4)
@@ -75,12 +75,12 @@ def test_flux2_epsilon_matters() -> None:
 
 
 def test_flux2_is_what_the_batch_norm_of_the_model_does() -> None:
-    from pairs import model
+    from given.pairs import model
 
     vae: Any = model("flux2")
     vae.bn.running_mean.normal_()
     vae.bn.running_var.uniform_(0.5, 2)
-    z = latents(1, 4, 6, 8)
+    z = latent(1, 4, 6, 8)
     result = to_diffusion(z, vae.config, vae.bn.running_mean, vae.bn.running_var)
     torch.testing.assert_close(result, vae.bn(pack(z)), rtol=1e-5, atol=1e-6)
 
@@ -88,34 +88,34 @@ def test_flux2_is_what_the_batch_norm_of_the_model_does() -> None:
 @pytest.mark.parametrize("config", [SD, SD3, PLAYGROUND, FLUX2], ids=["sd", "sd3", "playground", "flux2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_there_and_back(config: AutoencoderKLConfig, dtype: torch.dtype) -> None:
-    z = latents(2, 4, 6, config.latent_channels).to(dtype)
+    z = latent(2, 4, 6, config.latent_channels).to(dtype)
     stats = statistics() if config.patch_size else {}
-    latent = to_diffusion(z, config, **stats)
-    again = from_diffusion(latent, config, **stats)
-    assert latent.dtype == again.dtype == dtype
+    scaled = to_diffusion(z, config, **stats)
+    again = from_diffusion(scaled, config, **stats)
+    assert scaled.dtype == again.dtype == dtype
     largest = max(float(z.abs().max()), *(abs(mean) for mean in config.latents_mean or (0.0,)))
     assert (again - z).abs().max() <= 4 * torch.finfo(dtype).eps * largest  # four roundings
-    assert torch.equal(z, latents(2, 4, 6, config.latent_channels).to(dtype)), "the argument is left as it was"
+    assert torch.equal(z, latent(2, 4, 6, config.latent_channels).to(dtype)), "the argument is left as it was"
 
 
 def test_errors() -> None:
     with pytest.raises(ShapeError, match=r"\(1, 16, 8, 8\).*\[B, 4, h, w\]"):
-        to_diffusion(latents(channels=16), SD)
+        to_diffusion(latent(channels=16), SD)
     with pytest.raises(ShapeError, match=r"\[B, 12, h, w\]"):
-        from_diffusion(latents(channels=3), FLUX2, **statistics())
+        from_diffusion(latent(channels=3), FLUX2, **statistics())
     with pytest.raises(ShapeError, match="7 by 8 pixels cannot be packed by 2x2"):
-        pack(latents(1, 7, 8))
+        pack(latent(1, 7, 8))
     with pytest.raises(ShapeError, match="6 channels, which is not a multiple of 4"):
-        unpack(latents(channels=6))
+        unpack(latent(channels=6))
     with pytest.raises(ConfigError, match=r"vae\.bn\.running_mean"):
-        to_diffusion(latents(1, 4, 4, 3), FLUX2)
+        to_diffusion(latent(1, 4, 4, 3), FLUX2)
 
 
 @pytest.mark.parametrize("config", [SD, SD3, PLAYGROUND, FLUX2], ids=["SD", "SD3", "Playground", "FLUX.2"])
 def test_log_variance_goes_with_its_latent(config: AutoencoderKLConfig) -> None:
     """Deviations scale as differences of latents do."""
     given = statistics() if config.has_batch_norm else {}
-    mean, logvar = (latents(channels=config.latent_channels, seed=seed) for seed in (1, 2))
+    mean, logvar = (latent(channels=config.latent_channels, seed=seed) for seed in (1, 2))
     moved = to_diffusion(mean + torch.exp(0.5 * logvar), config, **given) - to_diffusion(mean, config, **given)
     found = logvar_to_diffusion(logvar, config, given.get("running_var"))
     torch.testing.assert_close(torch.exp(0.5 * found), moved, rtol=1e-4, atol=1e-5)

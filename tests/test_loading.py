@@ -11,19 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from given.files import BARE, SELF_DESCRIBING, assert_same_weights, ldm
+from given.models import BY_NAME, MODELS, family_fields, fields, make
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from vaes import (
-    BARE,
-    BY_NAME,
-    MODELS,
-    SELF_DESCRIBING,
-    assert_same_weights,
-    family_fields,
-    fields,
-    ldm,
-    make,
-)
 
 from vae_core import CheckpointError, ConfigError, inspect_vae, load_vae, save_single_file
 

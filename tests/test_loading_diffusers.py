@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from vaes import MODELS, assert_same_weights, make
+from given.files import assert_same_weights
+from given.models import MODELS, make
 
 from vae_core import AutoencoderKL, save_single_file
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from pairs import images, latents, model, narrow
+from given.inputs import image, latent
+from given.pairs import model, narrow
 
 from vae_core import (
     AutoencoderKL,
@@ -77,16 +78,16 @@ class TestShapes:
     @pytest.mark.parametrize(
         ("call", "says"),
         [
-            (lambda vae: vae.encode(images()[0]), "3 dimensions.*4 are needed"),
-            (lambda vae: vae.encode(images(channels=4)), "4 channels, but this VAE takes 3"),
+            (lambda vae: vae.encode(image()[0]), "3 dimensions.*4 are needed"),
+            (lambda vae: vae.encode(image(channels=4)), "4 channels, but this VAE takes 3"),
             (
-                lambda vae: vae.decode(latents(channels=16)),
+                lambda vae: vae.decode(latent(channels=16)),
                 r"16 channels \(SD3, FLUX.1\), but this VAE takes 4 channels \(SD",
             ),
-            (lambda vae: vae.encode(images(0)), "at least one item"),
-            (lambda vae: vae.encode(images(1, 7, 64)), "8 by 8"),
-            (lambda vae: vae.decode(latents(1, 0, 5)), "1 by 1"),
-            (lambda vae: vae.tiled_decode(latents(channels=3)), "3 channels"),
+            (lambda vae: vae.encode(image(0)), "at least one item"),
+            (lambda vae: vae.encode(image(1, 7, 64)), "8 by 8"),
+            (lambda vae: vae.decode(latent(1, 0, 5)), "1 by 1"),
+            (lambda vae: vae.tiled_decode(latent(channels=3)), "3 channels"),
         ],
     )
     def test_errors_are_sentences(self, call: Callable[[AutoencoderKL], Any], says: str) -> None:
@@ -97,7 +98,7 @@ class TestShapes:
     @pytest.mark.parametrize("size", [(8, 8), (9, 15), (16, 17), (23, 24), (25, 31)])
     def test_what_is_over_a_whole_latent_is_dropped(self, size: tuple[int, int]) -> None:
         vae = model("sd")
-        x = images(1, *size)
+        x = image(1, *size)
         with torch.no_grad():
             z = vae.encode(x).latent_dist.mode()
             assert z.shape == (1, 4, size[0] // 8, size[1] // 8)
@@ -105,11 +106,11 @@ class TestShapes:
 
     def test_outputs_read_by_name_key_and_place(self) -> None:
         vae = model("f4")
-        output = vae.decode(latents())
+        output = vae.decode(latent())
         assert output.sample is output["sample"] is output[0] is next(iter(output.values())) is output.to_tuple()[0]
-        assert isinstance(vae.decode(latents(), return_dict=False), tuple)
-        assert isinstance(vae.encode(images(), return_dict=False)[0], DiagonalGaussianDistribution)
-        assert torch.equal(vae.decode(latents(), generator=torch.Generator()).sample, output.sample)
+        assert isinstance(vae.decode(latent(), return_dict=False), tuple)
+        assert isinstance(vae.encode(image(), return_dict=False)[0], DiagonalGaussianDistribution)
+        assert torch.equal(vae.decode(latent(), generator=torch.Generator()).sample, output.sample)
 
 
 class TestConstants:
@@ -137,7 +138,7 @@ class TestSlicingAndTiling:
     @pytest.mark.parametrize("name", ["sd", "sd3"])
     def test_slices_are_the_batch(self, name: str) -> None:
         vae = model(name)
-        x, z = images(3, 16, 24), latents(3, 2, 3, vae.config.latent_channels)
+        x, z = image(3, 16, 24), latent(3, 2, 3, vae.config.latent_channels)
         with torch.no_grad():
             together = vae.encode(x).latent_dist.parameters, vae.decode(z).sample
             vae.enable_slicing()
@@ -153,7 +154,7 @@ class TestSlicingAndTiling:
         vae = model("sd")
         vae.enable_tiling(mode="blended")
         with torch.no_grad():
-            z = vae.encode(images(1, *size)).latent_dist.mode()
+            z = vae.encode(image(1, *size)).latent_dist.mode()
         assert z.shape[2:] == (size[0] // 8, size[1] // 8)
 
     @pytest.mark.parametrize("overlap", [0.0, 0.1, 1 / 3, 0.5, 0.9])
@@ -163,8 +164,8 @@ class TestSlicingAndTiling:
         vae.enable_tiling(mode="blended")
         vae.tile_sample_min_size, vae.tile_latent_min_size, vae.tile_overlap_factor = tile, tile // 8, overlap
         with torch.no_grad():
-            assert vae.encode(images(1, 48, 72)).latent_dist.mode().shape == (1, 16, 6, 9)
-            assert vae.decode(latents(1, 6, 9, 16)).sample.shape == (1, 3, 48, 72)
+            assert vae.encode(image(1, 48, 72)).latent_dist.mode().shape == (1, 16, 6, 9)
+            assert vae.decode(latent(1, 6, 9, 16)).sample.shape == (1, 3, 48, 72)
 
     def test_tile_sizes_come_from_the_config(self) -> None:
         vae = AutoencoderKL(**narrow(16, 16, 16, 16, sample_size=(512, 768)))
@@ -178,7 +179,7 @@ class TestSlicingAndTiling:
 
     def test_exact_tiling_is_the_default_and_changes_nothing(self) -> None:
         vae = model("sd")
-        x, z = images(2, 72, 48), latents(2, 9, 6)
+        x, z = image(2, 72, 48), latent(2, 9, 6)
         with torch.no_grad():
             untiled = vae.encode(x).latent_dist.parameters, vae.decode(z).sample
             vae.enable_tiling()
@@ -193,12 +194,12 @@ class TestSlicingAndTiling:
         vae = model("sd")
         vae.tile_overlap_factor = -0.5
         with pytest.raises(TilingError, match="overlap of -2"):
-            vae.tiled_decode(latents(1, 8, 8))
+            vae.tiled_decode(latent(1, 8, 8))
 
 
 class TestPosterior:
     def distributions(self) -> tuple[DiagonalGaussianDistribution, DiagonalGaussianDistribution]:
-        return tuple(DiagonalGaussianDistribution(latents(2, 3, 5, 8, seed)) for seed in (1, 2))  # type: ignore
+        return tuple(DiagonalGaussianDistribution(latent(2, 3, 5, 8, seed)) for seed in (1, 2))  # type: ignore
 
     def normal(self, posterior: DiagonalGaussianDistribution) -> torch.distributions.Normal:
         return torch.distributions.Normal(posterior.mean, posterior.std)
@@ -221,7 +222,7 @@ class TestPosterior:
 
     def test_nll_is_torchs(self) -> None:
         posterior, _ = self.distributions()
-        sample = latents(2, 3, 5, 4, seed=6)
+        sample = latent(2, 3, 5, 4, seed=6)
         expected = -self.normal(posterior).log_prob(sample)
         torch.testing.assert_close(posterior.nll(sample), expected.sum((1, 2, 3)), rtol=1e-5, atol=0)
         torch.testing.assert_close(posterior.nll(sample, dims=[2, 3]), expected.sum((2, 3)), rtol=1e-5, atol=1e-5)

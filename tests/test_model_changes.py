@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from pairs import images, latents, model
+from given.inputs import image, latent
+from given.pairs import model
 
 from vae_core import (
     AutoencoderKL,
@@ -16,7 +17,7 @@ from vae_core import (
 
 class TestTraining:
     def loss(self, vae: AutoencoderKL) -> torch.Tensor:
-        x = images(2, 32, 32)
+        x = image(2, 32, 32)
         posterior = vae.encode(x).latent_dist
         output = vae.decode(posterior.sample(torch.Generator().manual_seed(0))).sample
         return (output - x).abs().mean() + 1e-3 * posterior.kl().mean()
@@ -94,7 +95,7 @@ class TestAttention:
 
     def test_fusing_twice_and_unfusing_twice(self) -> None:
         vae = model("sd")
-        z = latents()
+        z = latent()
         with torch.no_grad():
             plain, processors, keys = vae.decode(z).sample, vae.attn_processors, list(vae.state_dict())
             vae.fuse_qkv_projections()
@@ -112,11 +113,11 @@ class TestAttention:
 
         vae = model("sd")
         with torch.no_grad():
-            plain = vae.decode(latents()).sample
+            plain = vae.decode(latent()).sample
             vae.set_attn_processor(Skip())
-            assert (vae.decode(latents()).sample - plain).abs().max() > 1e-3
+            assert (vae.decode(latent()).sample - plain).abs().max() > 1e-3
             vae.set_default_attn_processor()
-            torch.testing.assert_close(vae.decode(latents()).sample, plain, rtol=0, atol=1e-5)
+            torch.testing.assert_close(vae.decode(latent()).sample, plain, rtol=0, atol=1e-5)
 
 
 class TestHooks:
@@ -133,21 +134,21 @@ class TestHooks:
         vae, hook = model("f4"), Counting()
         add_hook_to_module(vae, hook)
         with torch.no_grad():
-            vae.encode(images())
+            vae.encode(image())
             assert hook.calls == 1
-            vae.decode(latents())
+            vae.decode(latent())
             assert hook.calls == 2
-            vae(images())
+            vae(image())
         assert hook.calls == 5  # forward itself, and the two within it, as in diffusers
         remove_hook_from_module(vae)
-        vae.decode(latents())
+        vae.decode(latent())
         assert hook.calls == 5
 
     def test_weights_offloaded_by_accelerate(self) -> None:
         from accelerate import cpu_offload
 
         vae = model("sd")
-        x, z = images(), latents()
+        x, z = image(), latent()
         with torch.no_grad():
             expected = vae.encode(x).latent_dist.parameters, vae.decode(z).sample, vae(x).sample
             cpu_offload(vae, execution_device=torch.device("cpu"))
@@ -160,7 +161,7 @@ class TestHooks:
 class TestCompilation:
     def check(self, backend: str, tolerance: float, **options: Any) -> None:
         vae = model("sd")
-        x, z = images(1, 32, 48), latents(1, 3, 2)
+        x, z = image(1, 32, 48), latent(1, 3, 2)
         with torch.no_grad():
             expected = vae.encode(x).latent_dist.parameters, vae.decode(z).sample
             torch._dynamo.reset()
@@ -184,8 +185,8 @@ class TestCompilation:
     def test_whole_module(self) -> None:
         vae = model("f4")
         with torch.no_grad():
-            expected = vae(images()).sample
+            expected = vae(image()).sample
             torch._dynamo.reset()
-            result = torch.compile(vae, fullgraph=True, backend="eager")(images()).sample
+            result = torch.compile(vae, fullgraph=True, backend="eager")(image()).sample
         torch._dynamo.reset()
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from diffusers.models import attention_processor as their_processors
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution as TheirDistribution
-from pairs import CONFIGS, FULL_SIZE_SD, images, latents, ours_like, pair, theirs_of
+from given.inputs import image, latent
+from given.pairs import CONFIGS, FULL_SIZE_SD, ours_like, pair, theirs_of
 
 from vae_core import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussianDistribution
 
@@ -39,8 +40,8 @@ def inputs(theirs: Any, batch: int = 2, size: tuple[int, int] = (3, 5)) -> tuple
     ratio = 2 ** (len(theirs.config.block_out_channels) - 1)
     height, width = size
     return (
-        images(batch, height * ratio, width * ratio, theirs.config.in_channels),
-        latents(batch, height, width, theirs.config.latent_channels),
+        image(batch, height * ratio, width * ratio, theirs.config.in_channels),
+        latent(batch, height, width, theirs.config.latent_channels),
     )
 
 
@@ -65,7 +66,7 @@ def test_full_size_sd() -> None:
     theirs = theirs_of(FULL_SIZE_SD)
     ours = ours_like(theirs)
     assert ours.num_parameters() == theirs.num_parameters() == 83_653_863
-    x, z = images(1, 32, 48), latents(1, 4, 6)
+    x, z = image(1, 32, 48), latent(1, 4, 6)
     found = [(each.encode(x).latent_dist.parameters, each.decode(z).sample) for each in (ours, theirs)]
     exact = ours.double()
     wanted = exact.encode(x.double()).latent_dist.parameters, exact.decode(z.double()).sample
@@ -98,7 +99,7 @@ def enable_blended(model: Any) -> None:
 @pytest.mark.parametrize("name", ["sd", "sd3"])
 def test_blended_tiling_encodes(name: str, size: tuple[int, int]) -> None:
     ours, theirs = pair(name)
-    x = images(1, *size)
+    x = image(1, *size)
     untiled = ours.encode(x).latent_dist.parameters
     for model in (ours, theirs):
         enable_blended(model)
@@ -112,7 +113,7 @@ def test_blended_tiling_encodes(name: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("name", ["sd", "sd3"])
 def test_blended_tiling_decodes(name: str, size: tuple[int, int]) -> None:
     ours, theirs = pair(name)
-    z = latents(1, *size, channels=theirs.config.latent_channels)
+    z = latent(1, *size, channels=theirs.config.latent_channels)
     untiled = ours.decode(z).sample
     for model in (ours, theirs):
         enable_blended(model)
@@ -142,7 +143,7 @@ def test_blended_tiling_with_other_tiles(tile: int, overlap: float) -> None:
 
 def test_blend_functions() -> None:
     ours, theirs = pair("f4")
-    a, b = images(2, 6, 9), images(2, 6, 9, seed=5)
+    a, b = image(2, 6, 9), image(2, 6, 9, seed=5)
     for extent in (0, 1, 4, 6, 20):
         for method in ("blend_v", "blend_h"):
             expected = getattr(theirs, method)(a, b.clone(), extent)  # diffusers writes into its argument
@@ -293,19 +294,19 @@ def test_signatures_are_theirs() -> None:
     assert ours.num_parameters() == other.num_parameters()
     assert ours.dtype == other.dtype and ours.device == other.device
     other_copy = copy.deepcopy(ours)  # pipelines copy their parts
-    assert torch.equal(other_copy.decode(latents()).sample, ours.decode(latents()).sample)
+    assert torch.equal(other_copy.decode(latent()).sample, ours.decode(latent()).sample)
 
 
 class TestPosterior:
     def distributions(self, deterministic: bool = False) -> tuple[DiagonalGaussianDistribution, Any]:
-        moments = latents(2, 5, 3, channels=8) * 20  # far enough for both ends of the clamp
+        moments = latent(2, 5, 3, channels=8) * 20  # far enough for both ends of the clamp
         return (
             DiagonalGaussianDistribution(moments, deterministic),
             TheirDistribution(moments.clone(), deterministic),
         )
 
     def moderate(self) -> tuple[DiagonalGaussianDistribution, Any]:
-        moments = latents(2, 5, 3, channels=8, seed=9)
+        moments = latent(2, 5, 3, channels=8, seed=9)
         return DiagonalGaussianDistribution(moments), TheirDistribution(moments.clone())
 
     @pytest.mark.parametrize("deterministic", [False, True])
@@ -329,7 +330,7 @@ class TestPosterior:
 
     def test_divergence_and_likelihood(self) -> None:
         (ours, theirs), (our_other, their_other) = self.distributions(), self.moderate()
-        sample = latents(2, 5, 3, seed=4)
+        sample = latent(2, 5, 3, seed=4)
         torch.testing.assert_close(ours.kl(), theirs.kl(), rtol=1e-6, atol=0)
         torch.testing.assert_close(ours.kl(our_other), theirs.kl(their_other), rtol=1e-6, atol=0)
         torch.testing.assert_close(our_other.nll(sample), their_other.nll(sample), rtol=1e-6, atol=0)

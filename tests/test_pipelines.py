@@ -24,7 +24,8 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from pairs import images, narrow, ours_like, theirs_of
+from given.inputs import image
+from given.pairs import narrow, ours_like, theirs_of
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from vae_core import AutoencoderKL, from_diffusers
@@ -134,7 +135,7 @@ def image_to_image(pipe: Any) -> np.ndarray:
     pipe.set_progress_bar_config(disable=True)
     return pipe(
         "a b c",
-        image=images(1, 72, 64) / 2 + 0.5,
+        image=image(1, 72, 64) / 2 + 0.5,
         strength=0.6,
         num_inference_steps=4,
         generator=torch.Generator().manual_seed(0),
@@ -190,7 +191,7 @@ def test_a_pipeline_moves_and_converts_our_vae(parts: dict[str, Any], vaes: tupl
     assert again.vae is pipe.vae
 
 
-IMAGE = images(1, 64, 64) / 2 + 0.5
+IMAGE = image(1, 64, 64) / 2 + 0.5
 MASK = torch.zeros(1, 1, 64, 64).index_fill_(3, torch.arange(20, 44), 1.0)
 
 
@@ -213,7 +214,7 @@ def kinds_of_pipelines(parts: dict[str, Any]) -> dict[str, tuple[Any, dict[str, 
             {"image": IMAGE, "mask_image": MASK, "height": 64, "width": 64},
         ),
         "ControlNet": (StableDiffusionControlNetPipeline, {**parts, "controlnet": control}, {"image": IMAGE}),
-        "upscale": (StableDiffusionUpscalePipeline, upscaling, {"image": images(1, 32, 32) / 2 + 0.5}),
+        "upscale": (StableDiffusionUpscalePipeline, upscaling, {"image": image(1, 32, 32) / 2 + 0.5}),
         "SDXL": (StableDiffusionXLPipeline, xl_parts(parts), {"height": 64, "width": 64}),
         "SDXL img2img": (StableDiffusionXLImg2ImgPipeline, xl_parts(parts), change),
     }

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pairs import CONFIGS, theirs_of
+from given.pairs import CONFIGS, theirs_of
 from PIL import Image
 
 import vae_core

@@ -9,7 +9,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from pairs import CONFIGS, images, latents, model, ours_like, theirs_of
+from given.inputs import image, latent
+from given.pairs import CONFIGS, model, ours_like, theirs_of
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
@@ -23,7 +24,7 @@ LORA = LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to
 def one_step(vae: Any) -> float:
     """Train on one image; the loss."""
     optimizer = torch.optim.SGD([p for p in vae.parameters() if p.requires_grad], lr=0.1)
-    x = images(1, 16, 16)
+    x = image(1, 16, 16)
     vae.train()
     posterior = vae.encode(x).latent_dist
     loss = (vae.decode(posterior.mode()).sample - x).pow(2).mean() + 1e-6 * posterior.kl().mean()
@@ -55,14 +56,14 @@ class TestLora:
         weights = [get_peft_model_state_dict(vae) for vae in (ours, theirs)]
         assert weights[0].keys() == weights[1].keys() and weights[0]
         assert all(torch.allclose(weights[0][key], weights[1][key], atol=1e-5) for key in weights[0])
-        z = latents()
+        z = latent()
         with torch.no_grad():
             assert torch.allclose(ours.decode(z).sample, theirs.decode(z).sample, atol=1e-5)
         assert ours.active_adapters() == theirs.active_adapters() == ["default"]
 
     def test_it_is_saved_and_loaded(self, tmp_path: Path) -> None:
         ours, _ = self.adapted()
-        z = latents()
+        z = latent()
         ours.save_lora_adapter(tmp_path)
         with torch.no_grad():
             expected = ours.decode(z).sample
@@ -81,7 +82,7 @@ class TestLora:
 
     def test_it_is_fused_unfused_and_unloaded(self, tmp_path: Path) -> None:
         ours, _ = self.adapted()
-        z = latents()
+        z = latent()
         with torch.no_grad():
             expected = ours.decode(z).sample
             ours.fuse_lora()
@@ -100,7 +101,7 @@ class TestLora:
 
 class TestHooks:
     def test_layerwise_casting(self) -> None:
-        both, z = pair(), latents()
+        both, z = pair(), latent()
         for vae in both:
             vae.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
             assert vae.dtype == torch.float32 and vae.decoder.conv_in.weight.dtype == torch.bfloat16
@@ -112,7 +113,7 @@ class TestHooks:
     @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
     def test_group_offloading(self, kind: str) -> None:
         ours, theirs = pair()
-        z, x = latents(), images(1, 16, 16)
+        z, x = latent(), image(1, 16, 16)
         with torch.no_grad():
             expected = [ours.decode(z).sample, ours.encode(x).latent_dist.mean]
             for vae in (ours, theirs):
@@ -123,7 +124,7 @@ class TestHooks:
         assert ours.to("cpu") is ours
 
     def test_tiling_with_hooks_runs_the_modules(self) -> None:
-        ours, z = pair()[0], latents(1, 24, 24)
+        ours, z = pair()[0], latent(1, 24, 24)
         with torch.no_grad():
             expected = ours.decode(z).sample
             ours.enable_layerwise_casting(storage_dtype=torch.float16, compute_dtype=torch.float32)
@@ -145,7 +146,7 @@ class TestScripts:
         loaded = AutoencoderKL.from_pretrained(tmp_path)
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), average.shadow_params, strict=True))
         again.copy_to(vae.parameters())
-        assert torch.equal(vae.decode(latents()).sample, loaded.decode(latents()).sample)
+        assert torch.equal(vae.decode(latent()).sample, loaded.decode(latent()).sample)
 
     def test_accelerates_hooks_for_saving_and_loading(self, tmp_path: Path) -> None:
         accelerator = Accelerator(cpu=True)
@@ -167,12 +168,12 @@ class TestScripts:
 
         accelerator.register_save_state_pre_hook(save)
         accelerator.register_load_state_pre_hook(load)
-        expected = vae.decode(latents()).sample
+        expected = vae.decode(latent()).sample
         accelerator.save_state(str(tmp_path))
         one_step(vae)
-        assert (vae.decode(latents()).sample - expected).abs().max() > 1e-5
+        assert (vae.decode(latent()).sample - expected).abs().max() > 1e-5
         accelerator.load_state(str(tmp_path))
-        assert torch.equal(vae.decode(latents()).sample, expected)
+        assert torch.equal(vae.decode(latent()).sample, expected)
 
     def test_both_classes_train_alike(self) -> None:
         losses = [[one_step(vae) for _ in range(3)] for vae in pair()]

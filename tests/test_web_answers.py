@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from given.models import BY_NAME, family_fields, make
+from given.nodes import Makers
 from host.stand_in import Host, Pack, installed
-from node_makers import Makers
 from safetensors.torch import save_file
 from torch import zeros
-from vaes import BY_NAME, family_fields, make
 
 from vae_core import save_single_file
 

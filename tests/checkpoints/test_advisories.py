@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from hostile import (
+from given.files import assert_same_weights, ldm
+from given.hostile import (
     MARK,
     NONE,
     STOP,
@@ -26,7 +27,7 @@ from hostile import (
     text,
     zipped,
 )
-from vaes import assert_same_weights, fields, ldm, make
+from given.models import fields, make
 
 from vae_core import CheckpointError, UnsafeCheckpointError, inspect_vae, load_vae
 from vae_core.checkpoints.open_file import open_tensor_file

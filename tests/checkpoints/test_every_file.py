@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from given.files import assert_same_weights, ldm
+from given.models import MODELS, fields, make
 from safetensors.torch import save_file
 from torch import Tensor
-from vaes import MODELS, assert_same_weights, fields, ldm, make
 
 import vae_core
 from vae_core import (

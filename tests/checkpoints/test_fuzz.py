@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from hostile import Zip, dictionary, header, integer, legacy, named, storage, tensor, text, zipped
+from given.files import ldm
+from given.hostile import Zip, dictionary, header, integer, legacy, named, storage, tensor, text, zipped
+from given.models import fields, make
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from vaes import fields, ldm, make
 
 from vae_core import VAEError, inspect_vae, load_vae
 from vae_core.checkpoints.open_file import open_tensor_file

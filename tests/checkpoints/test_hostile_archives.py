@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from hostile import (
+from given.files import ldm
+from given.hostile import (
     SECONDS,
     STOP,
     Zip,
@@ -26,8 +27,8 @@ from hostile import (
     tensor,
     text,
 )
+from given.models import fields, make
 from safetensors import SafetensorError, safe_open
-from vaes import fields, ldm, make
 
 from vae_core import CheckpointError, VAEError, inspect_vae, load_vae
 from vae_core.checkpoints.open_file import open_tensor_file

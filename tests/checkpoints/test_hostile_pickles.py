@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import (
+from given.hostile import (
     MARK,
     NONE,
     STOP,

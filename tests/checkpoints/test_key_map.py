@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from vaes import ATTENTION_EVERYWHERE, FLUX2_SMALL_DECODER, deprecated, family_fields, fields, ldm, make
+from given.files import deprecated, ldm
+from given.models import ATTENTION_EVERYWHERE, FLUX2_SMALL_DECODER, family_fields, fields, make
 
 from vae_core import AutoencoderKL
 from vae_core.checkpoints.families import FAMILIES

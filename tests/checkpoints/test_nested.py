@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from given.files import assert_same_weights, ldm
+from given.models import fields, make
 from torch import Tensor
-from vaes import assert_same_weights, fields, ldm, make
 
 from vae_core import AutoencoderKL, CheckpointError, inspect_vae, load_vae
 

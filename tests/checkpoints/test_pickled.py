@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from given.files import assert_same_weights, ldm
+from given.models import fields, make
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from vaes import assert_same_weights, fields, ldm, make
 
 from vae_core import AutoencoderKL, CheckpointError, UnsafeCheckpointError, VAEError, inspect_vae, load_vae
 from vae_core.checkpoints import allowed, pickled, unpickler

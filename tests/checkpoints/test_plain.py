@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from given.files import assert_same_weights, ldm
+from given.models import fields, make
 from safetensors.torch import load_file
 from torch import nn
-from vaes import assert_same_weights, fields, ldm, make
 
 from vae_core import AutoencoderKL, CheckpointError, load_vae, save_single_file
 

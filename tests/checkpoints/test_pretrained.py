@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from vaes import assert_same_weights, fields, make
+from given.files import assert_same_weights
+from given.models import fields, make
 
 from vae_core import AutoencoderKL, CheckpointError, ConfigError, inspect_vae, load_vae, save_single_file
 from vae_core.checkpoints.pretrained import parse_size, split_into_shards

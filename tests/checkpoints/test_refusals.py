@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from given.files import ldm
+from given.models import fields, make
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
-from vaes import fields, ldm, make
 
 from vae_core import VAEError, inspect_vae, load_vae
 

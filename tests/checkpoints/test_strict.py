@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from given.files import assert_same_weights, ldm
+from given.models import fields, make
 from safetensors.torch import save_file
 from torch import Tensor
-from vaes import fields, ldm, make
 
 from vae_core import AutoencoderKL, CheckpointError, inspect_vae, load_vae, save_single_file
 
@@ -39,11 +40,12 @@ def test_ignorable_keys(weights: dict[str, Tensor], tmp_path: Path) -> None:
         "model_ema.decay": torch.zeros(()),
         "model_ema.encoderconv_inweight": torch.zeros(2),
     }
+    save_file(weights, tmp_path / "plain.safetensors")
     save_file({**weights, **beside}, tmp_path / "vae.safetensors")
-    load_vae(tmp_path / "vae.safetensors")
+    assert_same_weights(load_vae(tmp_path / "plain.safetensors"), load_vae(tmp_path / "vae.safetensors"))
     prefixed = {f"first_stage_model.{k}": v for k, v in {**weights, **beside}.items()}
     save_file({**prefixed, "anything.at.all": torch.zeros(1)}, tmp_path / "vae.safetensors")
-    load_vae(tmp_path / "vae.safetensors")
+    assert_same_weights(load_vae(tmp_path / "plain.safetensors"), load_vae(tmp_path / "vae.safetensors"))
 
 
 def test_missing(weights: dict[str, Tensor], tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from given.files import assert_same_weights, ldm
+from given.models import fields, make
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from vaes import assert_same_weights, fields, ldm, make
 
 from vae_core import CheckpointError, VAEError, inspect_vae, load_vae, save_single_file
 from vae_core.checkpoints.open_file import open_tensor_file

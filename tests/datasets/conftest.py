@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from collections_of_images import make_images, small_vae
+from given.collection import make_images, small_vae
 
 from vae_core import AutoencoderKL
 

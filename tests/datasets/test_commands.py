@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from collections_of_images import CONFIG, contents, encode, make_images, settings
+from given.collection import CONFIG, contents, encode, make_images, settings
+from given.models import make
 from PIL import Image
-from vaes import make
 
 from vae_core import AutoencoderKL, DatasetError
 from vae_core.cli import main

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from collections_of_images import make_images
+from given.collection import make_images
 
 from vae_core import AutoencoderKL, save_single_file
 from vae_core.cli import main

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from collections_of_images import contents, encode, settings
+from given.collection import contents, encode, settings
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from collections_of_images import contents, encode, make_images
+from given.collection import contents, encode, make_images
 from PIL import Image
 
 from vae_core import AutoencoderKL, ConfigError, DatasetError

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from collections_of_images import contents, encode, settings
+from given.collection import contents, encode, settings
 
 from vae_core import AutoencoderKL, DatasetError
 from vae_core.datasets import Engine, encode_dataset
@@ -121,7 +121,7 @@ def test_a_driver_that_is_killed(
     script.write_text(
         "import sys, ray\n"
         "from pathlib import Path\n"
-        "from collections_of_images import encode\n"
+        "from given.collection import encode\n"
         "from vae_core import load_vae\n"
         "from vae_core.datasets import Engine\n"
         f"ray.init({address!r}, log_to_driver=False)\n"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from collections_of_images import encode
+from given.collection import encode
 from torch.utils.data import DataLoader
 
 from vae_core import AutoencoderKL, ConfigError, DatasetError

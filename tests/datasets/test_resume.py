@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from collections_of_images import contents, encode, make_images
+from given.collection import contents, encode, make_images
 
 from vae_core import AutoencoderKL, DatasetError
 from vae_core.datasets import Buckets, Engine, collection, verify_dataset

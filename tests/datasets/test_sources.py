@@ -15,7 +15,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from collections_of_images import contents, encode, make_images
+from given.collection import contents, encode, make_images
 
 from vae_core import AutoencoderKL, DatasetError, MissingDependencyError
 from vae_core.datasets import LatentDataset

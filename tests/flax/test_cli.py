@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pairs import model
+from given.pairs import model
 from PIL import Image
 
 from vae_core.cli import main

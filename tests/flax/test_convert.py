@@ -11,9 +11,9 @@ import pytest
 import torch
 from flax.core import freeze
 from flax.traverse_util import flatten_dict
-from pairs import CONFIGS, model
-from twins import same_tree
-from vaes import deprecated, ldm
+from given.files import deprecated, ldm
+from given.pairs import CONFIGS, model
+from given.twins import same_tree
 
 from vae_core import CheckpointError
 from vae_core.flax import FlaxAutoencoderKL, from_torch, to_torch

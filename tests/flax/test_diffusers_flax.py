@@ -15,8 +15,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from pairs import images, latents
-from twins import same_tree, twins
+from given.inputs import image, latent
+from given.twins import same_tree, twins
 
 from vae_core.flax import FlaxAutoencoderKL
 
@@ -31,7 +31,7 @@ def test_their_class_on_our_parameters(name: str, tmp_path: Path) -> None:
     _, model, params = twins(name)
     model.save_pretrained(tmp_path / "ours", params, safe_serialization=False)
     ratio = model.config.spatial_ratio
-    x, z = images(2, 3 * ratio, 5 * ratio).numpy(), latents(2, 3, 5).numpy()
+    x, z = image(2, 3 * ratio, 5 * ratio).numpy(), latent(2, 3, 5).numpy()
     np.savez(tmp_path / "inputs.npz", image=x, z=z)
     script = Path(__file__).with_name("diffusers_flax.py")
     arguments = (tmp_path / "ours", tmp_path / "inputs.npz", tmp_path / "results.npz", tmp_path / "theirs")

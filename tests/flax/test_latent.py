@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from pairs import latents
+from given.inputs import latent
 
 import vae_core.latent
 from vae_core import AutoencoderKLConfig, ConfigError, ShapeError
@@ -25,7 +25,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_ways(family: str) -> None:
     config = AutoencoderKLConfig(**FAMILIES[family])
-    z = latents(2, 4, 6)
+    z = latent(2, 4, 6)
     mean, variance = torch.linspace(-1, 1, 16), torch.linspace(0.5, 2, 16)
     params = {"bn": {"running_mean": jnp.asarray(mean.numpy()), "running_var": jnp.asarray(variance.numpy())}}
     ours, expected = (
@@ -42,8 +42,8 @@ def test_types_stay(family: str) -> None:
     """As in torch: z in bfloat16 is not widened by constants or statistics in float32."""
     config = AutoencoderKLConfig(**FAMILIES[family])
     params = {"bn": {"running_mean": jnp.zeros(16), "running_var": jnp.ones(16)}}
-    latent = to_diffusion(jnp.asarray(latents(2, 4, 6).numpy(), jnp.bfloat16), config, params)
-    assert latent.dtype == from_diffusion(latent, config, params).dtype == jnp.bfloat16
+    scaled = to_diffusion(jnp.asarray(latent(2, 4, 6).numpy(), jnp.bfloat16), config, params)
+    assert scaled.dtype == from_diffusion(scaled, config, params).dtype == jnp.bfloat16
 
 
 def test_what_does_not_fit() -> None:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from pairs import CONFIGS, FULL_SIZE_SD, images, latents
+from given.inputs import image, latent
+from given.pairs import CONFIGS, FULL_SIZE_SD
+from given.twins import difference, jitted, twin_of, twins
 from PIL import Image
-from twins import difference, jitted, twin_of, twins
 
 import vae_core.flax.attention
 import vae_core.flax.layers
@@ -39,7 +40,7 @@ def no_gradients():
 def test_encode_decode_forward(name: str) -> None:
     vae, model, params = twins(name)
     ratio = vae.config.spatial_ratio
-    x, z = images(2, 3 * ratio, 5 * ratio, vae.config.in_channels), latents(2, 3, 5, vae.config.latent_channels)
+    x, z = image(2, 3 * ratio, 5 * ratio, vae.config.in_channels), latent(2, 3, 5, vae.config.latent_channels)
 
     @jax.jit
     def run(x: Any, z: Any) -> tuple[Any, Any, Any]:
@@ -57,7 +58,7 @@ def test_float64_is_double_throughout() -> None:
     """Far closer than float32 could be: neither norms nor scores nor fresh parameters pass through another type."""
     vae, model, _ = twins("attention in the levels")
     vae = vae.double()
-    x, z = images(1, 8, 12).double(), latents(1, 3, 5).double()
+    x, z = image(1, 8, 12).double(), latent(1, 3, 5).double()
     before = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
     jax.config.update("jax_enable_x64", True)
     try:
@@ -87,7 +88,7 @@ def test_the_demo_vae_on_its_photograph() -> None:
 def test_full_size_sd() -> None:
     vae = AutoencoderKL(**FULL_SIZE_SD).eval()
     model, params = twin_of(vae)
-    x, z = images(1, 64, 96), latents(1, 8, 12)
+    x, z = image(1, 64, 96), latent(1, 8, 12)
     assert (
         difference(jitted(model, "encode")(params, x.numpy()), vae.encode(x).latent_dist.parameters) <= WIDE_TOLERANCE
     )
@@ -96,7 +97,7 @@ def test_full_size_sd() -> None:
 
 def test_sides_that_are_no_multiple() -> None:
     vae, model, params = twins("f4")
-    x = images(1, 27, 34)
+    x = image(1, 27, 34)
     assert difference(jitted(model, "encode")(params, x.numpy()), vae.encode(x).latent_dist.parameters) <= TOLERANCE
 
 
@@ -107,7 +108,7 @@ def test_a_wrong_epsilon_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
         if any(layer in name for layer in ("conv_in", "conv2", "to_out")):
             parameter.mul_(1e-3)
     model, params = twin_of(vae)
-    x = images(1, 24, 40)
+    x = image(1, 24, 40)
     expected = vae.encode(x).latent_dist.parameters
     assert difference(jitted(model, "encode")(params, x.numpy()), expected) <= TOLERANCE
     monkeypatch.setattr(vae_core.flax.layers, "NORM_EPS", 1e-5)
@@ -127,7 +128,7 @@ def test_norms_keep_their_digits_far_from_zero() -> None:
 
 
 def test_attention_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = [latents(2, 5, 7, channels=6, seed=i).flatten(2).mT for i in range(3)]  # [2, 35, 6]
+    tensors = [latent(2, 5, 7, channels=6, seed=i).flatten(2).mT for i in range(3)]  # [2, 35, 6]
     query, key, value = (jnp.asarray(tensor.numpy()) for tensor in tensors)
 
     def loss(query: Any, key: Any, value: Any) -> Any:
@@ -149,7 +150,7 @@ def test_attention_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_bfloat16_is_as_close_as_torchs(name: str) -> None:
     """Both round differently; neither may be further from the result in float32 than the other by much."""
     vae, model, params = twins(name)
-    x, z = images(2, 24, 40), latents(2, 3, 5, vae.config.latent_channels)
+    x, z = image(2, 24, 40), latent(2, 3, 5, vae.config.latent_channels)
     exact = {"encode": vae.encode(x).latent_dist.parameters, "decode": vae.decode(z).sample}
     vae, half = vae.to(torch.bfloat16), model.clone(dtype=jnp.bfloat16)
     theirs = {"encode": vae.encode(x.bfloat16()).latent_dist.parameters, "decode": vae.decode(z.bfloat16()).sample}
@@ -169,7 +170,7 @@ class TestTiling:
     @pytest.mark.parametrize("size", [(64, 64), (33, 71)])
     def test_blended_encodes(self, size: tuple[int, int]) -> None:
         vae, model, params = twins("no mid attention", sample_size=32)
-        x = images(1, *size)
+        x = image(1, *size)
         untiled = vae.encode(x).latent_dist.parameters
         vae.enable_tiling(mode="blended")
         ours = jitted(model.enable_tiling(), "encode")(params, x.numpy())
@@ -179,7 +180,7 @@ class TestTiling:
     @pytest.mark.parametrize("size", [(4, 5), (10, 10)])
     def test_blended_decodes(self, size: tuple[int, int]) -> None:
         vae, model, params = twins("no mid attention")
-        z = latents(1, *size)
+        z = latent(1, *size)
         untiled = vae.decode(z).sample
         vae.enable_tiling(mode="blended")
         ours = jitted(model.enable_tiling(), "decode")(params, z.numpy())
@@ -194,7 +195,7 @@ class TestTiling:
         for name, value in sizes.items():
             setattr(vae, name, value)
         model = model.clone(**sizes).enable_tiling().enable_slicing()
-        x, z = images(2, 20, 8), latents(2, 8, 4)
+        x, z = image(2, 20, 8), latent(2, 8, 4)
         assert difference(jitted(model, "encode")(params, x.numpy()), vae.encode(x).latent_dist.parameters) <= TOLERANCE
         assert difference(jitted(model, "decode")(params, z.numpy()), vae.decode(z).sample) <= TOLERANCE
 
@@ -208,7 +209,7 @@ class TestTiling:
 
     def test_slices(self) -> None:
         vae, model, params = twins("attention in the levels")
-        x = images(3, 12, 20)
+        x = image(3, 12, 20)
         run = jitted(model.enable_slicing(), "__call__")
         assert difference(run(params, x.numpy()), vae(x).sample) <= TOLERANCE
 
@@ -252,7 +253,7 @@ def test_what_images_are_no_images() -> None:
 
 def test_arrays_of_other_libraries_and_other_ways_to_call() -> None:
     vae, model, params = twins("f4")
-    z = latents(1, 2, 3)
+    z = latent(1, 2, 3)
     expected = vae.decode(z).sample
     bound = model.bind({"params": params})
     for given in (z, z.numpy(), z.double().numpy(), z.tolist(), jnp.asarray(z.numpy())):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from pairs import latents
+from given.inputs import latent
 
 from vae_core import DiagonalGaussianDistribution, ShapeError
 from vae_core.flax import FlaxAutoencoderKLOutput, FlaxDecoderOutput, FlaxDiagonalGaussianDistribution
@@ -20,7 +20,7 @@ KEY = jax.random.PRNGKey(3)
 def both(
     scale: float = 1.0, seed: int = 2, deterministic: bool = False
 ) -> tuple[FlaxDiagonalGaussianDistribution, DiagonalGaussianDistribution]:
-    moments = latents(2, 5, 3, channels=8, seed=seed) * scale
+    moments = latent(2, 5, 3, channels=8, seed=seed) * scale
     ours = FlaxDiagonalGaussianDistribution(jnp.asarray(moments.numpy()), deterministic)
     return ours, DiagonalGaussianDistribution(moments, deterministic)
 
@@ -36,7 +36,7 @@ def test_attributes(deterministic: bool) -> None:
 
 def test_divergence_and_likelihood() -> None:
     (ours, theirs), (our_other, their_other) = both(scale=20), both(seed=9)
-    sample = latents(2, 5, 3, seed=4)
+    sample = latent(2, 5, 3, seed=4)
     array = jnp.asarray(sample.numpy())
     for mine, other in (
         (ours.kl(), theirs.kl()),

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from pairs import images, latents, narrow
-from twins import Model, Params, same_tree
+from given.inputs import image, latent
+from given.pairs import narrow
+from given.twins import Model, Params, same_tree
 
 from vae_core import ConfigError
 from vae_core.flax import FlaxAutoencoderKL
@@ -70,12 +71,12 @@ def test_jit_traces_once_per_shape(model: Model, params: Params) -> None:
         return model.apply({"params": params}, x)
 
     for seed in range(3):
-        x = images(1, 8, 8, seed=seed).numpy()
+        x = image(1, 8, 8, seed=seed).numpy()
         result = roundtrip(params, x)
         np.testing.assert_allclose(result.sample, model.apply({"params": params}, x).sample, atol=1e-5)
     roundtrip(jax.tree_util.tree_map(lambda leaf: leaf * 0.5, params), x)
     assert traced == [(1, 3, 8, 8)]
-    roundtrip(params, images(1, 8, 12).numpy())
+    roundtrip(params, image(1, 8, 12).numpy())
     assert traced == [(1, 3, 8, 8), (1, 3, 8, 12)]
 
 
@@ -87,14 +88,14 @@ def test_the_module_is_a_static_argument(model: Model, params: Params) -> None:
         return model.apply({"params": params}, x, method=model.encode, return_dict=False)
 
     compiled = jax.jit(encode, static_argnums=0)
-    x = images(1, 8, 8).numpy()
+    x = image(1, 8, 8).numpy()
     for each in (model, FlaxAutoencoderKL.from_config(SMALL), model.enable_tiling().disable_tiling()):
         assert len(compiled(each, params, x)) == 1
     assert len(traced) == 1
 
 
 def test_a_training_step_lowers_the_loss(model: Model, params: Params) -> None:
-    x = images(4, 8, 8).numpy()
+    x = image(4, 8, 8).numpy()
 
     def loss(params: Any, key: Any) -> Any:
         variables = {"params": params}
@@ -122,7 +123,7 @@ def test_a_training_step_lowers_the_loss(model: Model, params: Params) -> None:
 
 
 def test_vmap(model: Model, params: Params) -> None:
-    x = images(6, 8, 8).numpy()
+    x = image(6, 8, 8).numpy()
 
     @jax.jit
     def both(x: Any) -> Any:
@@ -139,7 +140,7 @@ def test_vmap(model: Model, params: Params) -> None:
 
 
 def test_draws_take_their_key(model: Model, params: Params) -> None:
-    x = images(1, 8, 8).numpy()
+    x = image(1, 8, 8).numpy()
 
     @jax.jit
     def draw(key: Any) -> Any:
@@ -155,7 +156,7 @@ def test_draws_take_their_key(model: Model, params: Params) -> None:
 
 def test_dropout(model: Model, params: Params) -> None:
     """Only if asked for by both the rate and the flag; then by its key."""
-    z = latents(1, 4, 4).numpy()
+    z = latent(1, 4, 4).numpy()
 
     def decode(model: Model, seed: int | None, deterministic: bool = False) -> np.ndarray:
         rngs = None if seed is None else {"dropout": jax.random.PRNGKey(seed)}

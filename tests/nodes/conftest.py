@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from given.nodes import Makers
 from host.stand_in import PROFILES, Host, Pack, hidden, installed
-from node_makers import Makers
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from given.nodes import CLOSE, Makers
 from host.ldm import AutoencoderKL, Tiny
 from host.stand_in import Host, Pack
-from node_makers import CLOSE, Makers
 from torch import nn
 
 THERE = {"vae": None, "sample_mode": "mean", "seed": 0, "fit": "crop"}

@@ -7,8 +7,8 @@ import inspect
 from typing import Any
 
 import pytest
+from given.nodes import Makers
 from host.stand_in import ROOT, Host, Pack
-from node_makers import Makers
 
 TILED = "mode tile_size overlap memory_budget circular"
 CONTRACT = {

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from given.nodes import CLOSE, Makers
 from host.stand_in import Host, Pack
-from node_makers import CLOSE, Makers
 
 SHAPE = (1, 4, 80, 40)
 ACCELERATOR = torch.device("meta")  # stands for a device whose memory is small: nothing is computed on it here

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from given.nodes import Makers
 from host.stand_in import Host, Pack
-from node_makers import Makers
 
 
 @pytest.fixture

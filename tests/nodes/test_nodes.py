@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from given.nodes import CLOSE, Makers, encode
 from host.stand_in import Host, Pack
-from node_makers import CLOSE, Makers, encode
 from PIL import Image
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -369,4 +369,5 @@ def test_results_can_be_told_to_the_page(pack: Pack, make: Makers) -> None:
         ("SeamlessVAEInspect", {"vae": make.vae()}),
         ("SeamlessVAESave", {"vae": make.vae()}),
     ):
-        json.dumps(pack.execute(node, **inputs)["ui"])
+        told = pack.execute(node, **inputs)["ui"]
+        assert told and json.loads(json.dumps(told)) == told

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from given.nodes import CLOSE, Makers
 from host.ldm import AutoencoderKL
 from host.stand_in import Host, Pack
-from node_makers import CLOSE, Makers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 BATCH = 8

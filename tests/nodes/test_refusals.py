@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from given.nodes import Makers
 from host.stand_in import Host, Pack
-from node_makers import Makers
 
 pytestmark = pytest.mark.usefixtures("host")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from given.nodes import CLOSE, Makers, encode
 from host.stand_in import Pack
-from node_makers import CLOSE, Makers, encode
 
 pytestmark = pytest.mark.usefixtures("host")
 

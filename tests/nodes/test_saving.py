@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from given.nodes import Makers
 from host.stand_in import Host, Pack
-from node_makers import Makers
 
 NOW = datetime(2025, 3, 9, 7, 5, 2)
 PROMPT: dict[str, Any] = {

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from given.nodes import CLOSE, Makers
 from host.stand_in import Host, Pack
-from node_makers import CLOSE, Makers
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from small import CONFIG
-from vaes import make
+from given.models import SMALL, make
 
 import vae_core
 from vae_core import AutoencoderKL
@@ -22,7 +21,7 @@ def fast_kernels_for_narrow_models() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def vae() -> AutoencoderKL:
-    return make(CONFIG)
+    return make(SMALL)
 
 
 @pytest.fixture(params=[True, False], ids=["compiled", "torch"])

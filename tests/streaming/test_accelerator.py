@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from small import latent
+from given.inputs import latent
 from torch import nn
 
 import vae_core

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from small import CONFIG, SIZE, StoppedError, filing_budget, image, latent, workers
+from given.inputs import image, latent
+from given.models import SMALL, make
+from given.runs import SIZE, StoppedError, filing_budget, workers
 from torch import Tensor
-from vaes import make
 
 import vae_core
 from vae_core import AutoencoderKL, TileSpec
@@ -45,31 +46,31 @@ def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_gradients_the_engine_runs(mode: Any, vae: AutoencoderKL, engine_calls: list[str]) -> None:
     with mode():
-        decoded = vae.decode(latent()).sample
-        moments = vae.encode(image()).latent_dist.parameters
+        decoded = vae.decode(latent(1, SIZE)).sample
+        moments = vae.encode(image(1, 2 * SIZE)).latent_dist.parameters
         assert engine_calls == ["decode", "encode"]
-        assert (decoded - vae.decode_reference(latent())).abs().max() < 1e-4
-        assert (moments - vae.encode_reference(image())).abs().max() < 1e-4
+        assert (decoded - vae.decode_reference(latent(1, SIZE))).abs().max() < 1e-4
+        assert (moments - vae.encode_reference(image(1, 2 * SIZE))).abs().max() < 1e-4
         assert decoded.is_inference() == moments.is_inference() == (mode is torch.inference_mode)
 
 
 @needs_fast_kernels
 def test_frozen_weights_and_a_plain_input_need_no_gradients(engine_calls: list[str]) -> None:
-    vae = make(CONFIG).requires_grad_(False)
-    assert not vae.decode(latent()).sample.requires_grad
+    vae = make(SMALL).requires_grad_(False)
+    assert not vae.decode(latent(1, SIZE)).sample.requires_grad
     assert engine_calls == ["decode"]
 
 
 def test_gradients_flow_to_weights(vae: AutoencoderKL, engine_calls: list[str]) -> None:
-    vae.decode(latent()).sample.sum().backward()
+    vae.decode(latent(1, SIZE)).sample.sum().backward()
     assert not engine_calls
     assert vae.decoder.conv_in.weight.grad is not None and vae.decoder.conv_in.weight.grad.abs().max() > 0
     vae.zero_grad()
 
 
 def test_gradients_flow_to_the_input(engine_calls: list[str]) -> None:
-    vae = make(CONFIG).requires_grad_(False)
-    z = latent().requires_grad_()
+    vae = make(SMALL).requires_grad_(False)
+    z = latent(1, SIZE).requires_grad_()
     vae.decode(z).sample.sum().backward()
     assert not engine_calls
     assert z.grad is not None and z.grad.abs().max() > 0
@@ -78,16 +79,16 @@ def test_gradients_flow_to_the_input(engine_calls: list[str]) -> None:
 @torch.no_grad()
 def test_autocast_is_obeyed(vae: AutoencoderKL, engine_calls: list[str]) -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        assert vae.decode(latent()).sample.dtype == torch.bfloat16
+        assert vae.decode(latent(1, SIZE)).sample.dtype == torch.bfloat16
     assert not engine_calls
 
 
 @torch.no_grad()
 def test_tracing_sees_the_modules(engine_calls: list[str]) -> None:
-    vae = make(CONFIG).requires_grad_(False)  # weights become constants of the trace
-    traced = torch.jit.trace(lambda z: vae.decode(z).sample, (latent(),), check_trace=False)
+    vae = make(SMALL).requires_grad_(False)  # weights become constants of the trace
+    traced = torch.jit.trace(lambda z: vae.decode(z).sample, (latent(1, SIZE),), check_trace=False)
     assert not engine_calls
-    other = latent(seed=7)
+    other = latent(1, SIZE, seed=7)
     assert (traced(other) - vae.decode_reference(other)).abs().max() < 1e-4  # type: ignore[operator]
 
 
@@ -95,7 +96,7 @@ def test_tracing_sees_the_modules(engine_calls: list[str]) -> None:
 def test_compiling_sees_the_modules(vae: AutoencoderKL, engine_calls: list[str]) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lambda z: vae.decode(z).sample, fullgraph=True, backend="eager")
-    assert (compiled(latent()) - vae.decode_reference(latent())).abs().max() < 1e-4
+    assert (compiled(latent(1, SIZE)) - vae.decode_reference(latent(1, SIZE))).abs().max() < 1e-4
     assert not engine_calls
 
 
@@ -105,7 +106,7 @@ class Marked(Tensor):
 
 @torch.no_grad()
 def test_another_kind_of_tensor_stays_what_it_is(vae: AutoencoderKL, engine_calls: list[str]) -> None:
-    assert isinstance(vae.decode(latent().as_subclass(Marked)).sample, Marked)
+    assert isinstance(vae.decode(latent(1, SIZE).as_subclass(Marked)).sample, Marked)
     assert not engine_calls
 
 
@@ -118,15 +119,15 @@ def test_vmap_sees_the_modules(vae: AutoencoderKL) -> None:
         seen.append(may_stand_in(decoder_half(vae), z[None]))
         return z
 
-    torch.vmap(item_of)(latent(batch=2))
-    assert seen == [False] and may_stand_in(decoder_half(vae), latent())
+    torch.vmap(item_of)(latent(2, SIZE))
+    assert seen == [False] and may_stand_in(decoder_half(vae), latent(1, SIZE))
 
 
 def test_forward_mode_gradients() -> None:
-    vae = make(CONFIG).requires_grad_(False)
+    vae = make(SMALL).requires_grad_(False)
     vae.set_default_attn_processor()  # torch's fused attention has no forward mode
     with torch.autograd.forward_ad.dual_level():
-        z = torch.autograd.forward_ad.make_dual(latent(), torch.ones_like(latent()))
+        z = torch.autograd.forward_ad.make_dual(latent(1, SIZE), torch.ones_like(latent(1, SIZE)))
         want = torch.autograd.forward_ad.unpack_dual(vae.decode_reference(z)).tangent
         tangent = torch.autograd.forward_ad.unpack_dual(vae.decode(z).sample).tangent
     assert want is not None and want.abs().max() > 0
@@ -136,11 +137,13 @@ def test_forward_mode_gradients() -> None:
 @torch.no_grad()
 def test_the_reference_path_is_the_modules_themselves(vae: AutoencoderKL, engine_calls: list[str]) -> None:
     with vae_core.kernels("reference"):
-        assert torch.equal(vae.decode(latent()).sample, vae.decode_reference(latent()))
-        assert torch.equal(vae.encode(image()).latent_dist.parameters, vae.encode_reference(image()))
+        assert torch.equal(vae.decode(latent(1, SIZE)).sample, vae.decode_reference(latent(1, SIZE)))
+        assert torch.equal(
+            vae.encode(image(1, 2 * SIZE)).latent_dist.parameters, vae.encode_reference(image(1, 2 * SIZE))
+        )
         with vae_core.kernels("winograd"):
             pass
-        vae.decode(latent())
+        vae.decode(latent(1, SIZE))
     assert not engine_calls
     with pytest.raises(vae_core.ConfigError, match="fast"), vae_core.kernels("fast"):  # type: ignore[arg-type]
         pass
@@ -183,7 +186,7 @@ def test_progress_is_even_and_ends_at_its_total(batch: int, side: int, vae: Auto
 
 def test_progress_of_blended_tiles(vae: AutoencoderKL) -> None:
     tiling = TileSpec(size=8, overlap=2, mode="blended")
-    assert_even(reports_of(lambda report: vae_core.decode(vae, latent(), progress=report, tiling=tiling)), 0.2)
+    assert_even(reports_of(lambda report: vae_core.decode(vae, latent(1, SIZE), progress=report, tiling=tiling)), 0.2)
 
 
 @pytest.fixture
@@ -232,7 +235,7 @@ def test_maps_are_gone_once_an_error_is_dealt_with(vae: AutoencoderKL, stores: l
         raise StoppedError
 
     with pytest.raises(StoppedError):
-        vae_core.decode(vae, latent(), progress=progress)
+        vae_core.decode(vae, latent(1, SIZE), progress=progress)
     stores.clear()
     gc.collect()
     assert buffers and not any(buffer() is not None for buffer in buffers)
@@ -270,16 +273,16 @@ def test_settings_of_torch_stay(end: str, vae: AutoencoderKL, threads: int) -> N
 
     for _ in range(2):
         try:
-            vae_core.decode(vae, latent(), progress=progress)
-            vae_core.encode(vae, image(), progress=progress)
+            vae_core.decode(vae, latent(1, SIZE), progress=progress)
+            vae_core.encode(vae, image(1, 2 * SIZE), progress=progress)
         except StoppedError:
             assert end == "error"
         assert settings_of_torch() == before
 
 
 def test_the_model_and_its_input_stay(threads: int) -> None:
-    vae = make(CONFIG).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    z, x = latent(), image()
+    vae = make(SMALL).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    z, x = latent(1, SIZE), image(1, 2 * SIZE)
     before = {
         name: (weight, weight.clone(), weight.stride(), weight.requires_grad)
         for name, weight in (*vae.named_parameters(), *vae.named_buffers())
@@ -301,9 +304,9 @@ def test_the_model_and_its_input_stay(threads: int) -> None:
 @torch.no_grad()
 def test_inputs_of_any_layout(layout: str, vae: AutoencoderKL) -> None:
     z = {
-        "channels last": latent().contiguous(memory_format=torch.channels_last),
-        "transposed": latent().mT,
-        "every second": latent(1, 2 * SIZE, 2 * SIZE)[:, :, ::2, ::2],
+        "channels last": latent(1, SIZE).contiguous(memory_format=torch.channels_last),
+        "transposed": latent(1, SIZE).mT,
+        "every second": latent(1, 2 * SIZE)[:, :, ::2, ::2],
         "expanded": latent(1, 1, 1).expand(2, 4, 9, 9),
     }[layout]
     assert (vae_core.decode(vae, z) - vae.decode_reference(z)).abs().max() < 1e-4
@@ -311,7 +314,7 @@ def test_inputs_of_any_layout(layout: str, vae: AutoencoderKL) -> None:
 
 @torch.no_grad()
 def test_two_calls_at_once(vae: AutoencoderKL, threads: int) -> None:
-    latents = [latent(seed=seed) for seed in range(4)]
+    latents = [latent(1, SIZE, seed=seed) for seed in range(4)]
     results: dict[int, Tensor] = {}
 
     def work(index: int) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from given.inputs import image, latent
+from given.models import ATTENTION_EVERYWHERE, fields, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from vaes import ATTENTION_EVERYWHERE, fields, make
 
 import vae_core
 from vae_core import AutoencoderKL, TileSpec
@@ -43,16 +44,6 @@ def vae(request) -> AutoencoderKL:
     return make(CONFIGS[request.param])
 
 
-def latent(vae: AutoencoderKL, batch: int, height: int, width: int) -> Tensor:
-    generator = torch.Generator().manual_seed(height * 1000 + width)
-    return torch.randn(batch, vae.config.latent_channels, height, width, generator=generator)
-
-
-def image(vae: AutoencoderKL, batch: int, height: int, width: int) -> Tensor:
-    generator = torch.Generator().manual_seed(height * 1000 + width)
-    return torch.rand(batch, vae.config.in_channels, height, width, generator=generator) * 2 - 1
-
-
 @torch.no_grad()
 def assert_decodes_alike(vae: AutoencoderKL, z: Tensor, **options) -> None:
     difference = vae_core.decode(vae, z, **options) - vae.decode_reference(z)
@@ -69,16 +60,16 @@ def assert_encodes_alike(vae: AutoencoderKL, x: Tensor, **options) -> None:
 @pytest.mark.usefixtures("transforms")
 @pytest.mark.parametrize("size", [None, 1, 2, 5, 13, 64])
 def test_any_strip(vae, size):
-    assert_decodes_alike(vae, latent(vae, 2, 13, 17), tiling=TileSpec(size=size))
+    assert_decodes_alike(vae, latent(2, 13, 17, model=vae), tiling=TileSpec(size=size))
     ratio = vae.config.spatial_ratio
-    assert_encodes_alike(vae, image(vae, 2, 13 * ratio + 1, 17 * ratio - 1), tiling=TileSpec(size=size))
+    assert_encodes_alike(vae, image(2, 13 * ratio + 1, 17 * ratio - 1, model=vae), tiling=TileSpec(size=size))
 
 
 @pytest.mark.usefixtures("transforms")
 @pytest.mark.parametrize("size", [(1, 4), (4, 1), (1, 9), (9, 1), (2, 3), (4, 4), (5, 4), (31, 33)])
 def test_any_shape(vae, size):
-    assert_decodes_alike(vae, latent(vae, 1, *size))
-    assert_encodes_alike(vae, image(vae, 1, *(side * vae.config.spatial_ratio for side in size)))
+    assert_decodes_alike(vae, latent(1, *size, model=vae))
+    assert_encodes_alike(vae, image(1, *(side * vae.config.spatial_ratio for side in size), model=vae))
 
 
 @settings(max_examples=25, deadline=None)
@@ -92,7 +83,7 @@ def test_any_shape(vae, size):
 )
 def test_any_combination(batch, height, width, size, budget, kernels):
     vae = SHARED
-    z = latent(vae, batch, height, width)
+    z = latent(batch, height, width, model=vae)
     with vae_core.kernels(kernels):
         try:
             budget_bytes = None if budget is None else budget * 2**20
@@ -105,7 +96,7 @@ SHARED = make(CONFIGS["f4"])
 
 
 def test_a_budget_sends_maps_to_a_file_and_changes_nothing():
-    z = latent(SHARED, 1, 64, 64)
+    z = latent(1, 64, 64, model=SHARED)
     free = vae_core.plan_decode(SHARED, z.shape)
     assert not free.places.disk
     for tenths in range(9, 0, -1):  # smaller strips come first
@@ -120,14 +111,14 @@ def test_a_budget_sends_maps_to_a_file_and_changes_nothing():
 
 
 def test_the_number_of_threads_changes_nothing(threads):
-    z = latent(SHARED, 2, 24, 24)
+    z = latent(2, 24, 24, model=SHARED)
     result = vae_core.decode(SHARED, z)
     torch.set_num_threads(2)
     assert (result - vae_core.decode(SHARED, z)).abs().max() < 1e-5  # some of torch's products depend on threads
 
 
 def test_a_batch_equals_its_items():
-    z = latent(SHARED, 5, 16, 12)
+    z = latent(5, 16, 12, model=SHARED)
     together = vae_core.decode(SHARED, z)
     alone = torch.cat([vae_core.decode(SHARED, item[None]) for item in z])
     assert (together - alone).abs().max() < 1e-5
@@ -136,7 +127,7 @@ def test_a_batch_equals_its_items():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_no_further_from_float32_than_the_plain_pass(dtype):
     vae = make(CONFIGS["f8"])
-    z = latent(vae, 1, 12, 10)
+    z = latent(1, 12, 10, model=vae)
     with torch.no_grad():
         want = vae.decode_reference(z)
         half = make(CONFIGS["f8"]).to(dtype)
@@ -149,9 +140,9 @@ def test_half_precision_is_no_further_from_float32_than_the_plain_pass(dtype):
 @torch.no_grad()
 def test_double_precision_is_double_throughout(name):
     vae = make(CONFIGS[name]).double()
-    z, ratio = latent(vae, 2, 11, 9).double(), vae.config.spatial_ratio
+    z, ratio = latent(2, 11, 9, model=vae).double(), vae.config.spatial_ratio
     assert (vae_core.decode(vae, z) - vae.decode_reference(z)).abs().max() < 1e-12
-    x = image(vae, 1, 7 * ratio, 5 * ratio).double()
+    x = image(1, 7 * ratio, 5 * ratio, model=vae).double()
     assert (vae_core.encode(vae, x).parameters - vae.encode_reference(x)).abs().max() < 1e-12
 
 
@@ -199,9 +190,9 @@ def made_circular(vae: AutoencoderKL, x: bool, y: bool) -> AutoencoderKL:
 def test_circular_axes(circular, kernels, name):
     vae = make(CONFIGS[name])
     reference = made_circular(make(CONFIGS[name]), x=circular in ("x", "both"), y=circular in ("y", "both"))
-    z = latent(vae, 1, 10, 13)
+    z = latent(1, 10, 13, model=vae)
     ratio = vae.config.spatial_ratio
-    x = image(vae, 1, 6 * ratio, 9 * ratio)
+    x = image(1, 6 * ratio, 9 * ratio, model=vae)
     with vae_core.kernels(kernels):
         decoded = vae_core.decode(vae, z, circular=circular, tiling=TileSpec(size=3))
         moments = vae_core.encode(vae, x, circular=circular, tiling=TileSpec(size=3)).parameters

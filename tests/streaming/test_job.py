@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from small import CONFIG, image, latent
+from given.inputs import image, latent
+from given.models import SMALL, make
+from given.runs import SIZE
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from vaes import make
 
 import vae_core
 from vae_core import AutoencoderKL, ImageError, MemoryBudgetError, Options, ShapeError, TileSpec
@@ -136,7 +137,7 @@ def test_layouts_do_not_depend_on_the_thread_that_asks(vae: AutoencoderKL) -> No
             for planned in prepared._program_plan.planned:  # type: ignore[union-attr]
                 strips[planned.kernel.__name__] += len(planned.layout)
             seen.append(sum(strips.values()))
-            prepared.run(latent())
+            prepared.run(latent(1, SIZE))
 
         thread = threading.Thread(target=run)
         thread.start()
@@ -156,7 +157,7 @@ def patched(vae: AutoencoderKL) -> AutoencoderKL:
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_plan_in_tiles_is_what_is_run(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    vae, calls = make(CONFIG), []
+    vae, calls = make(SMALL), []
     vae.decoder.register_forward_pre_hook(lambda module, args: calls.append(tuple(args[0].shape)))
     z = latent(batch, 21, 30)
     prepared = vae_core.prepare_decode(vae, z.shape, Options(tiling=BLENDED))
@@ -169,7 +170,7 @@ def test_a_plan_in_tiles_is_what_is_run(batch: int, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_plan_of_a_patched_model_is_what_is_run() -> None:
-    vae, calls = make(CONFIG), []
+    vae, calls = make(SMALL), []
     vae.decoder.register_forward_pre_hook(lambda module, args: calls.append(tuple(args[0].shape)))
     prepared = vae_core.prepare_decode(vae, (5, 4, 40, 40))
     assert prepared.way.name == "whole" and "has a hook" in prepared.way.reason
@@ -210,7 +211,7 @@ class Living(TorchDispatchMode):
 
 @pytest.mark.parametrize("options", [Options(), Options(tiling=replace(BLENDED, size=16))], ids=["whole", "tiles"])
 def test_the_planned_peak_of_the_reference_path_bounds_its_tensors(options: Options) -> None:
-    vae = patched(make(CONFIG))
+    vae = patched(make(SMALL))
     prepared = vae_core.prepare_decode(vae, (1, 4, 48, 48), options)
     out = torch.empty(prepared.output_shape)
     with Living() as living:
@@ -237,8 +238,8 @@ def test_the_result_goes_into_the_callers_memory(options: Options, dtype: torch.
 
 
 def test_moments_go_into_the_callers_memory() -> None:
-    vae = make({**CONFIG, "latent_channels": 16, "use_quant_conv": False})  # the last pass has a fast kernel
-    x = image(2)
+    vae = make({**SMALL, "latent_channels": 16, "use_quant_conv": False})  # the last pass has a fast kernel
+    x = image(2, 2 * SIZE)
     prepared = vae_core.prepare_encode(vae, x.shape)
     want, out = prepared.run(x), torch.empty(2, 24, 24, 32).permute(0, 3, 1, 2)
     assert torch.equal(prepared.run(x, out), want)
@@ -280,7 +281,7 @@ def test_what_is_not_an_image(name: str, vae: AutoencoderKL) -> None:
 )
 def test_memory_that_cannot_take_the_result(out: Any, vae: AutoencoderKL) -> None:
     with pytest.raises(ShapeError, match="out is"):
-        vae_core.prepare_decode(vae, (1, 4, 24, 24)).run(latent(), out)
+        vae_core.prepare_decode(vae, (1, 4, 24, 24)).run(latent(1, SIZE), out)
 
 
 # Weights.
@@ -291,7 +292,7 @@ def test_a_model_is_planned_before_it_has_its_weights(vae: AutoencoderKL) -> Non
         empty = AutoencoderKL(**vae.config)
     prepared = vae_core.prepare_decode(empty.eval(), (1, 4, 24, 24), device="cpu")
     empty.load_state_dict(vae.state_dict(), assign=True)
-    assert torch.equal(prepared.run(latent()), vae_core.decode(vae, latent()))
+    assert torch.equal(prepared.run(latent(1, SIZE)), vae_core.decode(vae, latent(1, SIZE)))
 
 
 @pytest.mark.parametrize(
@@ -300,11 +301,11 @@ def test_a_model_is_planned_before_it_has_its_weights(vae: AutoencoderKL) -> Non
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("options", [Options(), Options(tiling=BLENDED)], ids=["strips", "tiles"])
 def test_a_damaged_weight_is_named(name: str, value: float, options: Options) -> None:
-    vae = make(CONFIG)
+    vae = make(SMALL)
     with torch.no_grad():
         vae.get_parameter(name).view(-1)[3 % vae.get_parameter(name).numel()] = value
     with pytest.raises(vae_core.DamagedWeightError, match=name.replace(".", r"\.") + ".*damaged"):
-        vae_core.prepare_decode(vae, (1, 4, 24, 24), options).run(latent())
+        vae_core.prepare_decode(vae, (1, 4, 24, 24), options).run(latent(1, SIZE))
 
 
 # Less memory.
@@ -341,11 +342,11 @@ def test_the_ladder_of_an_accelerator_ends_on_the_cpu(vae: AutoencoderKL) -> Non
 
 
 def test_a_patched_model_stays_patched_on_the_cpu() -> None:
-    vae, calls = make(CONFIG), []
+    vae, calls = make(SMALL), []
     vae.decoder.register_forward_hook(lambda *_: calls.append("called"))
     found = rungs(vae_core.prepare_decode(vae, (1, 4, 24, 24), device="cuda", available=2**30))
     assert [each.how for each in found] == ["as planned", "on the CPU"]
-    found[-1].run(latent())
+    found[-1].run(latent(1, SIZE))
     assert calls == ["called"]
 
 
@@ -377,7 +378,7 @@ def test_the_terms_of_a_fast_kernel_are_its_buffers(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(WinogradConvolution, "compute", compute)
     try:
-        vae = make({**CONFIG, "block_out_channels": (64, 64)})
+        vae = make({**SMALL, "block_out_channels": (64, 64)})
         vae_core.decode(vae, latent(1, 64, 64))
     finally:
         torch.set_num_threads(before)
@@ -392,9 +393,9 @@ def test_the_terms_of_a_fast_kernel_are_its_buffers(monkeypatch: pytest.MonkeyPa
 
 @torch.no_grad()
 def test_a_damaged_weight_is_named_by_the_models_own_methods() -> None:
-    vae = make(CONFIG)
+    vae = make(SMALL)
     vae.decoder.conv_norm_out.weight[1] = float("nan")
     with pytest.raises(vae_core.DamagedWeightError, match="decoder.conv_norm_out.weight"):
         vae.decode(latent(1, 4, 4))  # by the reference path
     with vae_core.kernels("reference"), pytest.raises(vae_core.DamagedWeightError):
-        vae.decode(latent())
+        vae.decode(latent(1, SIZE))

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from given.inputs import image, latent
+from given.models import ATTENTION_EVERYWHERE, fields, make
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from vaes import ATTENTION_EVERYWHERE, fields, make
 
 import vae_core
 from vae_core import AutoencoderKL, TileSpec
@@ -108,18 +109,14 @@ def model(request: pytest.FixtureRequest) -> AutoencoderKL:
     return make(CONFIG if request.param == "narrow" else ATTENTION_EVERYWHERE)
 
 
-def latent(model: AutoencoderKL, batch: int, height: int, width: int) -> Tensor:
-    return torch.randn(batch, 4, height, width, generator=torch.Generator().manual_seed(height))
-
-
 @pytest.mark.usefixtures("small_bands", "transforms", "threads")
 @pytest.mark.parametrize("kernels", ["winograd", "reference"])
 @pytest.mark.parametrize("size", [None, 5])
 @torch.no_grad()
 def test_bands_change_nothing(model: AutoencoderKL, kernels: Any, size: int | None) -> None:
-    z = latent(model, 2, 19, 13)
+    z = latent(2, 19, 13)
     ratio = model.config.spatial_ratio
-    x = torch.rand(1, 3, 17 * ratio, 11 * ratio) * 2 - 1
+    x = image(1, 17 * ratio, 11 * ratio)
     with vae_core.kernels(kernels):
         decoded = vae_core.decode(model, z, tiling=TileSpec(size=size))
         moments = vae_core.encode(model, x, tiling=TileSpec(size=size)).parameters
@@ -134,7 +131,7 @@ def test_bands_change_nothing(model: AutoencoderKL, kernels: Any, size: int | No
 def test_bands_change_nothing_along_circular_axes(
     model: AutoencoderKL, circular: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    z = latent(model, 1, 19, 13)
+    z = latent(1, 19, 13)
     want = vae_core.decode(model, z, circular=circular)
     monkeypatch.setattr(maps, "BAND_BYTES", 2**12)
     assert (vae_core.decode(model, z, circular=circular) - want).abs().max() < 1e-5
@@ -143,7 +140,7 @@ def test_bands_change_nothing_along_circular_axes(
 @pytest.mark.usefixtures("small_bands")
 @torch.no_grad()
 def test_bands_in_half_precision(model: AutoencoderKL) -> None:
-    z = latent(model, 1, 19, 13)
+    z = latent(1, 19, 13)
     want = model.decode_reference(z)
     got = vae_core.decode(model, z, dtype=torch.bfloat16).float()
     plain = make(CONFIG if len(model.config.block_out_channels) == 2 else ATTENTION_EVERYWHERE).bfloat16()
@@ -217,7 +214,7 @@ def test_nothing_is_made_that_is_as_large_as_a_map(
     monkeypatch.setattr("vae_core.streaming.winograd._OPERAND_BYTES", 2**18)
     for name in ("packed_attention.PACKED_KEYS", "stored_attention.KEY_BLOCK"):
         monkeypatch.setattr(f"vae_core.streaming.{name}", 2**8)
-    z = torch.randn(1, 4, 128, 128)
+    z = latent(1, 128)
     largest_map = 256 * 256 * 32  # elements
     with LargestResult() as seen, vae_core.kernels("reference" if direct else "winograd"):
         result = vae_core.decode(vae, z, tiling=TileSpec(size=4))

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import StoppedError, filing_budget, image, latent, workers
+from given.inputs import image, latent
+from given.runs import SIZE, StoppedError, filing_budget, workers
 
 import vae_core
 from vae_core import AutoencoderKL, MemoryBudgetError
@@ -60,7 +61,9 @@ import sys, time
 sys.path[:0] = sys.argv[1:3]
 import torch
 torch.set_num_threads(1)
-from small import filing_budget, latent, small_vae
+from given.inputs import latent
+from given.models import SMALL, make
+from given.runs import filing_budget
 import vae_core
 from vae_core.streaming import store
 def mapped(size, real=store._mapped_file):
@@ -68,7 +71,7 @@ def mapped(size, real=store._mapped_file):
     print("mapped", flush=True)
     return result
 store._mapped_file = mapped
-vae, z = small_vae(), latent(1, 32, 32)
+vae, z = make(SMALL), latent(1, 32, 32)
 vae_core.decode(vae, z, memory_budget=filing_budget(vae, z.shape), progress=lambda step: time.sleep(0.2))
 """
 
@@ -108,8 +111,8 @@ def test_a_full_disk(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("budget", [0, -1])
 def test_a_budget_of_nothing(budget: int, vae: AutoencoderKL) -> None:
     for run in (
-        lambda: vae_core.decode(vae, latent(), memory_budget=budget),
-        lambda: vae_core.encode(vae, image(), memory_budget=budget),
+        lambda: vae_core.decode(vae, latent(1, SIZE), memory_budget=budget),
+        lambda: vae_core.encode(vae, image(1, 2 * SIZE), memory_budget=budget),
         lambda: vae_core.plan_decode(vae, (1, 4, 8, 8), memory_budget=budget),
         lambda: vae_core.plan_encode(vae, (1, 3, 16, 16), memory_budget=budget),
     ):
@@ -155,7 +158,7 @@ def test_a_plan_grows_with_the_image(vae: AutoencoderKL) -> None:
 
 
 def test_progress_passes_through_the_costs_of_the_passes(vae: AutoencoderKL) -> None:
-    z = torch.randn(1, 4, 24, 16)
+    z = latent(1, 24, 16)
     plan = vae_core.plan_decode(vae, z.shape)
     assert len(plan.pass_flops) == plan.passes and sum(plan.pass_flops) == plan.flops
     seen: list[int] = []
@@ -168,7 +171,7 @@ import ctypes, sys, threading, time
 sys.path[:0] = sys.argv[1:3]
 import torch
 torch.set_num_threads(2)
-from vaes import fields, make
+from given.models import fields, make
 import vae_core
 widths, side, budget, encoding = map(eval, sys.argv[3:])
 vae = make(fields(*widths, layers_per_block=1)).requires_grad_(False)

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from changes import CHANGES, SILENT, Change, Half, conv_of, forward_hook
-from small import CONFIG, image, latent
+from given.changes import CHANGES, SILENT, Change, Half, conv_of, forward_hook
+from given.inputs import image, latent
+from given.models import SMALL, make
+from given.runs import SIZE
 from torch import Tensor, nn
-from vaes import make
 
 import vae_core
 from vae_core import AutoencoderKL
@@ -24,13 +25,13 @@ pytestmark = pytest.mark.skipif(not winograd.products_available(), reason="torch
 def runs(vae: AutoencoderKL, encoding: bool) -> tuple[Half, Callable[[], Tensor], tuple[Callable[[], Tensor], ...]]:
     """A half of the model, the reference path through it, and the two ways that may take the engine."""
     if encoding:
-        x = image()
+        x = image(1, 2 * SIZE)
         return (
             vae.encoder,
             lambda: vae.encode_reference(x),
             (lambda: vae.encode(x).latent_dist.parameters, lambda: vae_core.encode(vae, x).parameters),
         )
-    z = latent()
+    z = latent(1, SIZE)
     return vae.decoder, lambda: vae.decode_reference(z), (lambda: vae.decode(z).sample, lambda: vae_core.decode(vae, z))
 
 
@@ -51,7 +52,7 @@ def engine_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("encoding", [False, True], ids=["decode", "encode"])
 @torch.no_grad()
 def test_an_unchanged_model_takes_the_engine(encoding: bool, engine_runs: list[str]) -> None:
-    half, plain, ways = runs(make(CONFIG), encoding)
+    half, plain, ways = runs(make(SMALL), encoding)
     assert find_patch(half) is None
     for way in ways:
         engine_runs.clear()
@@ -64,7 +65,7 @@ def test_an_unchanged_model_takes_the_engine(encoding: bool, engine_runs: list[s
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @torch.no_grad()
 def test_a_change_is_never_ignored(change: Change, encoding: bool, engine_runs: list[str]) -> None:
-    half, plain, ways = runs(make(CONFIG), encoding)
+    half, plain, ways = runs(make(SMALL), encoding)
     before, calls = plain(), []
     with change(half, calls):
         assert find_patch(half)
@@ -80,7 +81,7 @@ def test_a_change_is_never_ignored(change: Change, encoding: bool, engine_runs: 
 @pytest.mark.parametrize("encoding", [False, True], ids=["decode", "encode"])
 @torch.no_grad()
 def test_a_change_that_was_undone_is_forgotten(encoding: bool, engine_runs: list[str]) -> None:
-    half, _, ways = runs(make(CONFIG), encoding)
+    half, _, ways = runs(make(SMALL), encoding)
     with forward_hook(half, []):
         ways[0]()
     assert not engine_runs and find_patch(half) is None
@@ -91,7 +92,7 @@ def test_a_change_that_was_undone_is_forgotten(encoding: bool, engine_runs: list
 @pytest.mark.parametrize("encoding", [False, True], ids=["decode", "encode"])
 @torch.no_grad()
 def test_the_convolutions_beside_the_halves_are_looked_at_too(encoding: bool) -> None:
-    vae = make(CONFIG)
+    vae = make(SMALL)
     conv = vae.quant_conv if encoding else vae.post_quant_conv
     assert conv is not None
     conv.register_forward_hook(lambda module, args, output: output * 1.5)  # type: ignore[operator]
@@ -102,7 +103,7 @@ def test_the_convolutions_beside_the_halves_are_looked_at_too(encoding: bool) ->
 
 @torch.no_grad()
 def test_a_fused_projection_that_was_changed() -> None:
-    vae = make(CONFIG)
+    vae = make(SMALL)
     vae.fuse_qkv_projections()
     vae.decoder.mid_block.attentions[0].to_qkv.weight.mul_(3.0)  # type: ignore[union-attr, operator]
     _, plain, ways = runs(vae, False)
@@ -113,20 +114,20 @@ def test_a_fused_projection_that_was_changed() -> None:
 @torch.no_grad()
 def test_offloaded_weights() -> None:
     accelerate = pytest.importorskip("accelerate")
-    want = make(CONFIG).decode_reference(latent())
-    vae = make(CONFIG)
+    want = make(SMALL).decode_reference(latent(1, SIZE))
+    vae = make(SMALL)
     accelerate.cpu_offload(vae, torch.device("cpu"))
-    assert (vae.decode(latent()).sample - want).abs().max() < 1e-4
-    assert (vae_core.decode(vae, latent()) - want).abs().max() < 1e-4
+    assert (vae.decode(latent(1, SIZE)).sample - want).abs().max() < 1e-4
+    assert (vae_core.decode(vae, latent(1, SIZE)) - want).abs().max() < 1e-4
 
 
 @torch.no_grad()
 def test_a_change_in_one_half_leaves_the_engine_to_the_other(engine_runs: list[str]) -> None:
-    vae = make(CONFIG)
+    vae = make(SMALL)
     with forward_hook(vae.encoder, []):
-        vae.encode(image())
+        vae.encode(image(1, 2 * SIZE))
         assert not engine_runs
-        vae.decode(latent())
+        vae.decode(latent(1, SIZE))
         assert engine_runs
 
 
@@ -158,7 +159,7 @@ def test_what_the_engine_knows_is_followed(
     change: Callable[[Half], None], encoding: bool, engine_runs: list[str]
 ) -> None:
     """Values of stock modules are read at each call, not remembered."""
-    half, plain, ways = runs(make(CONFIG), encoding)
+    half, plain, ways = runs(make(SMALL), encoding)
     ways[1]()
     change(half)
     for way in ways:
@@ -169,15 +170,15 @@ def test_what_the_engine_knows_is_followed(
 
 @torch.no_grad()
 def test_a_changed_model_cannot_be_circular_by_itself() -> None:
-    vae = make(CONFIG)
+    vae = make(SMALL)
     with forward_hook(vae.decoder, []), pytest.raises(vae_core.TilingError, match="a hook.*circular none"):
-        vae_core.decode(vae, latent(), circular="x")
+        vae_core.decode(vae, latent(1, SIZE), circular="x")
 
 
 @torch.no_grad()
 def test_a_changed_model_is_told_of_and_reports_its_end(caplog: pytest.LogCaptureFixture) -> None:
-    vae, calls = make(CONFIG), []
+    vae, calls = make(SMALL), []
     with forward_hook(vae.decoder, []):
-        vae_core.decode(vae, latent(), progress=lambda step: calls.append(step[:2]))
+        vae_core.decode(vae, latent(1, SIZE), progress=lambda step: calls.append(step[:2]))
     assert "conv_out has a hook" in caplog.text
     assert calls and calls[-1][0] == calls[-1][1]

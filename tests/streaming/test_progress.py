@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small import CONFIG, StoppedError, image, latent
+from given.inputs import image, latent
+from given.models import ATTENTION_EVERYWHERE, SMALL, make
+from given.runs import SIZE, StoppedError
 from torch import nn
-from vaes import ATTENTION_EVERYWHERE, make
 
 import vae_core
 from vae_core import AutoencoderKL
@@ -21,23 +22,23 @@ from vae_core.streaming.progress import _IN_FLIGHT, Report, Watched
 CPU = torch.device("cpu")
 
 
-def changed(config: dict[str, Any] = CONFIG) -> AutoencoderKL:
+def changed(config: dict[str, Any] = SMALL) -> AutoencoderKL:
     vae = make(config)
     for half in (vae.encoder, vae.decoder):
         half.conv_out.register_forward_hook(lambda *_: None)
     return vae
 
 
-@pytest.mark.parametrize("config", [CONFIG, ATTENTION_EVERYWHERE], ids=["small", "attention in the levels"])
+@pytest.mark.parametrize("config", [SMALL, ATTENTION_EVERYWHERE], ids=["small", "attention in the levels"])
 @pytest.mark.parametrize("encoding", [False, True])
 def test_a_changed_model_tells_how_far_it_is(config: dict[str, Any], encoding: bool) -> None:
     vae, seen = changed(config), []
     if encoding:
-        plan = vae_core.plan_encode(vae, image(2).shape)
-        vae_core.encode(vae, image(2), progress=lambda step: seen.append(step[:2]))
+        plan = vae_core.plan_encode(vae, image(2, 2 * SIZE).shape)
+        vae_core.encode(vae, image(2, 2 * SIZE), progress=lambda step: seen.append(step[:2]))
     else:
-        plan = vae_core.plan_decode(vae, latent(2).shape)
-        vae_core.decode(vae, latent(2), progress=lambda step: seen.append(step[:2]))
+        plan = vae_core.plan_decode(vae, latent(2, SIZE).shape)
+        vae_core.decode(vae, latent(2, SIZE), progress=lambda step: seen.append(step[:2]))
     done = [step for step, _ in seen]
     total = seen[0][1]
     assert {each for _, each in seen} == {total} and done == sorted(done) and done[-1] == total
@@ -54,9 +55,9 @@ def test_what_progress_raises_ends_a_plain_run(monkeypatch: pytest.MonkeyPatch) 
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        vae_core.decode(vae, latent(), progress=stop)
+        vae_core.decode(vae, latent(1, SIZE), progress=stop)
     assert not called
-    vae_core.decode(vae, latent())
+    vae_core.decode(vae, latent(1, SIZE))
     assert called  # and the next one is whole
 
 
@@ -65,18 +66,18 @@ def test_another_kind_of_attention_is_counted() -> None:
     vae.set_attn_processor(AttnProcessor())
     seen: list[tuple[int, int]] = []
     vae.decoder.conv_out.register_forward_hook(lambda *_: None)
-    vae_core.decode(vae, latent(), progress=lambda step: seen.append(step[:2]))
+    vae_core.decode(vae, latent(1, SIZE), progress=lambda step: seen.append(step[:2]))
     assert 0.95 * seen[-1][1] < seen[-2][0] <= seen[-1][1]  # counted, and not just closed
 
 
 def test_a_compiled_model_is_not_looked_into() -> None:
-    vae, seen = make(CONFIG), []
-    want = vae.decode_reference(latent())
+    vae, seen = make(SMALL), []
+    want = vae.decode_reference(latent(1, SIZE))
     vae.decoder.compile(backend="eager")
     try:
         with torch.no_grad():
-            vae.decode_reference(latent())
-        got = vae_core.decode(vae, latent(), progress=lambda step: seen.append(step[:2]))
+            vae.decode_reference(latent(1, SIZE))
+        got = vae_core.decode(vae, latent(1, SIZE), progress=lambda step: seen.append(step[:2]))
     finally:
         torch._dynamo.reset()
     assert (got - want).abs().max() < 1e-4

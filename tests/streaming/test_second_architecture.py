@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from given_decoder import GivenDecoder
+from given.decoder import GivenDecoder
 
 from vae_core import TileSpec, kernels
 from vae_core.streaming import Options, prepare

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from pairs import model as torch_model
 
+from given.pairs import model as torch_model
 from vae_core import AutoencoderKL
 from vae_core.flax import FlaxAutoencoderKL, from_torch
 

@@ -1,34 +1,17 @@
-"""The small model of the engine's tests, and what goes into it."""
+"""What tests of runs share: a size, a budget, an error to stop with, and the threads that work."""
 
 from __future__ import annotations
 
 import threading
 
-import torch
-from torch import Tensor
-from vaes import fields, make
-
 import vae_core
 from vae_core import AutoencoderKL
 
-CONFIG = fields(32, 32, layers_per_block=1)
-SIZE = 24  # latent positions along a side: enough for the engine to take it
+SIZE = 24  # latent pixels along a side: enough for the engine to take it
 
 
 class StoppedError(Exception):
     """What a callback of a test raises."""
-
-
-def small_vae() -> AutoencoderKL:
-    return make(CONFIG)
-
-
-def latent(batch: int = 1, height: int = SIZE, width: int = SIZE, seed: int = 1) -> Tensor:
-    return torch.randn(batch, 4, height, width, generator=torch.Generator().manual_seed(seed))
-
-
-def image(batch: int = 1, height: int = 2 * SIZE, width: int = 2 * SIZE, seed: int = 2) -> Tensor:
-    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def filing_budget(vae: AutoencoderKL, shape: tuple[int, ...]) -> int:

@@ -32,7 +32,8 @@ class Makers:
 
     def latent(self, *shape: int, **others: Any) -> dict[str, Any]:
         shape = shape or (1, 4, 10, 12)
-        return {"samples": torch.randn(shape, generator=torch.Generator().manual_seed(1)), **others}
+        generator = torch.Generator().manual_seed(1)  # of four axes, or of five as a host gives video
+        return {"samples": torch.randn(shape, generator=generator), **others}
 
     def image(self, *shape: int) -> torch.Tensor:
         shape = shape or (1, 20, 24, 3)

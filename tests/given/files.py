@@ -1,9 +1,9 @@
-"""Narrow models of every published family, and the ways to write them to disk."""
+"""The ways to write a model to disk, and whether one read again is the same."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,50 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vae_core import AutoencoderKL, save_single_file
-from vae_core.checkpoints.families import FAMILIES, Family
 from vae_core.checkpoints.single_file import ldm_state_dict
-
-DOWN, UP = "DownEncoderBlock2D", "UpDecoderBlock2D"
-BY_NAME = {family.name: family for family in FAMILIES}
-
-
-def fields(*widths: int, **others: Any) -> dict[str, Any]:
-    """Constructor arguments of a model with these widths."""
-    return {
-        "block_out_channels": widths,
-        "down_block_types": (DOWN,) * len(widths),
-        "up_block_types": (UP,) * len(widths),
-        **others,
-    }
-
-
-def family_fields(family: Family) -> dict[str, Any]:
-    """A family's config with narrow levels."""
-    shapes = {
-        "latent_channels": family.latent_channels,
-        "use_quant_conv": family.quant_convs,
-        "use_post_quant_conv": family.quant_convs,
-        **({"patch_size": (2, 2)} if family.batch_norm else {}),
-    }
-    return fields(*(32, 32, 64, 32)[: family.levels], **shapes, **family.fields)
-
-
-FLUX2_SMALL_DECODER = {**family_fields(BY_NAME["FLUX.2"]), "decoder_block_out_channels": (32, 32, 32, 64)}
-ATTENTION_EVERYWHERE = {
-    **fields(32, 64),
-    "down_block_types": (DOWN, "AttnDownEncoderBlock2D"),
-    "up_block_types": ("AttnUpDecoderBlock2D", UP),
-}
-
-
-def make(config: Mapping[str, Any], seed: int = 0) -> AutoencoderKL:
-    """A model with random weights, batch norm statistics included."""
-    torch.manual_seed(seed)
-    model = AutoencoderKL(**config).eval()
-    for name, tensor in model.named_buffers():
-        if tensor.is_floating_point():
-            tensor.copy_(torch.rand_like(tensor) + 0.5 if name.endswith("var") else torch.randn_like(tensor))
-    return model
 
 
 def ldm(model: AutoencoderKL, prefix: str = "") -> dict[str, Tensor]:
@@ -140,17 +97,3 @@ def assert_same_weights(a: AutoencoderKL, b: AutoencoderKL) -> None:
     for key, weight in left.items():
         assert weight.dtype == right[key].dtype, key
         assert torch.equal(weight, right[key]), key
-
-
-# Every family, and architectures that none of them has.
-MODELS = {family.name: family_fields(family) for family in FAMILIES} | {
-    "FLUX.2 with a small decoder": FLUX2_SMALL_DECODER,
-    "attention in the levels": ATTENTION_EVERYWHERE,
-    "f4": fields(32, 64, 64, scaling_factor=0.3),
-    "f16, 8 channels": fields(32, 32, 32, 32, 32, latent_channels=8),
-    "grey, 3 layers, no mid attention": fields(
-        32, 32, in_channels=1, out_channels=1, layers_per_block=3, mid_block_add_attention=False
-    ),
-    "rgba": fields(32, 64, in_channels=4, out_channels=4, norm_num_groups=16, act_fn="mish", force_upcast=False),
-    "one quant conv": fields(32, use_quant_conv=False),
-}

@@ -8,22 +8,14 @@ import diffusers
 import torch
 from torch import nn
 
+from given.models import DOWN, UP, fields
 from vae_core import AutoencoderKL
 
-DOWN, UP = "DownEncoderBlock2D", "UpDecoderBlock2D"
 
-
-def narrow(*widths: int, **fields: Any) -> dict[str, Any]:
+def narrow(*widths: int, **others: Any) -> dict[str, Any]:
     """A config of these widths, small enough to run in milliseconds."""
-    return {
-        "block_out_channels": widths,
-        "down_block_types": (DOWN,) * len(widths),
-        "up_block_types": (UP,) * len(widths),
-        "norm_num_groups": 8,
-        "layers_per_block": 1,
-        "sample_size": 4 * 2 ** (len(widths) - 1),  # a tile of 4 latents
-        **fields,
-    }
+    tile = 4 * 2 ** (len(widths) - 1)  # of 4 latent pixels
+    return fields(*widths, **{"norm_num_groups": 8, "layers_per_block": 1, "sample_size": tile, **others})
 
 
 FLUX2_FIELDS = {"latent_channels": 8, "patch_size": (2, 2)}
@@ -81,27 +73,16 @@ def ours_like(theirs: Any) -> AutoencoderKL:
     return ours.eval()
 
 
-def pair(name: str = "sd", seed: int = 0, **fields: Any) -> tuple[AutoencoderKL, Any]:
+def pair(name: str = "sd", seed: int = 0, **others: Any) -> tuple[AutoencoderKL, Any]:
     """(ours, diffusers') for an entry of CONFIGS, some fields changed."""
-    theirs = theirs_of({**CONFIGS[name], **fields}, seed)
+    theirs = theirs_of({**CONFIGS[name], **others}, seed)
     return ours_like(theirs), theirs
 
 
-def model(name: str = "sd", seed: int = 0, **fields: Any) -> AutoencoderKL:
+def model(name: str = "sd", seed: int = 0, **others: Any) -> AutoencoderKL:
     """Ours alone, with random weights."""
-    config = {**CONFIGS[name], **fields}
+    config = {**CONFIGS[name], **others}
     class_name = "AutoencoderKLFlux2" if "patch_size" in config else "AutoencoderKL"
     ours = AutoencoderKL.from_config({**config, "_class_name": class_name})
     randomize(ours, seed)
     return ours.eval()
-
-
-def images(batch: int = 1, height: int = 64, width: int = 64, channels: int = 3, seed: int = 1) -> torch.Tensor:
-    """Random images in [-1, 1]."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(batch, channels, height, width, generator=generator) * 2 - 1
-
-
-def latents(batch: int = 1, height: int = 8, width: int = 8, channels: int = 4, seed: int = 2) -> torch.Tensor:
-    """Random latents."""
-    return torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(seed))

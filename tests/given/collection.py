@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from vaes import fields, make
 
+from given.models import fields, make
 from vae_core import AutoencoderKL
 from vae_core.datasets import Buckets, Engine, Settings, choose_settings, encode_dataset
 

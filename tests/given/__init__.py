@@ -1,0 +1,9 @@
+"""What tests are given: models, inputs, files, and what people do to them.
+
+models      narrow models of every family (`make`)          inputs      `latent()` and `image()`, for every test
+pairs       ours and diffusers', with the same weights       twins       ours in torch and in Flax
+files       the ways to write a model to disk                hostile     pieces of files that mean harm
+changes     what people do to a model's modules              decoder     a decoder of another architecture
+runs        budgets, threads, an error to stop with          nodes       what the pack's nodes take
+collection  images and settings of a collection              hub         a Hugging Face Hub on the loopback address
+"""
