@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from pairs import CONFIGS, images, model
+from given.inputs import image
+from given.pairs import CONFIGS, model
 from torch import Tensor, nn
 
 NAMES = [name for name, fields in CONFIGS.items() if "patch_size" not in fields]
@@ -87,6 +88,6 @@ def test_the_names_are_views() -> None:
     assert decoder.mid.block_1 is decoder.mid_block.resnets[0]
     vae = model("f4")
     _ = vae.decoder.mid, vae.decoder.up, vae.encoder.down
-    assert list(vae.state_dict()) == keys and vae.encode(images()).latent_dist is not None
+    assert list(vae.state_dict()) == keys and vae.encode(image()).latent_dist is not None
     with pytest.raises(AttributeError, match="no attribute 'nin_shortcut'"):
         _ = vae.decoder.mid.block_1.nin_shortcut
