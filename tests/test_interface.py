@@ -376,6 +376,15 @@ class TestSavingAndLoading:
         with pytest.raises(vae_core.CheckpointError, match="state dict has no tensors"):
             AutoencoderKL.from_single_file({"a": 1})
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_model_loaded_under_inference_mode_is_as_any_other(self, dtype: torch.dtype, tmp_path: Path) -> None:
+        vae_core.save_single_file(model("f4"), tmp_path / "a.safetensors")
+        with torch.inference_mode():
+            vae = AutoencoderKL.from_single_file(tmp_path / "a.safetensors", torch_dtype=dtype)
+        vae.to(torch.float32).decode(latents()).sample.mean().backward()
+        assert all(weight.grad is not None for weight in vae.decoder.parameters())
+        vae_core.save_single_file(vae, tmp_path / "b.safetensors")
+
     def test_what_stays_in_float32(self, tmp_path: Path, monkeypatch: Any) -> None:
         model("f4").save_pretrained(tmp_path)
         monkeypatch.setattr(AutoencoderKL, "_keep_in_fp32_modules", ["conv_norm_out"])

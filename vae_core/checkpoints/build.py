@@ -111,7 +111,8 @@ def build_model(
     wanted = parse_dtype(dtype) or dtype_of(plan)
     if wanted.itemsize == 1:
         wanted = torch.bfloat16  # has every 8-bit float, which nothing can be computed with
-    with _no_garbage_collection():
+    # Weights made under inference_mode could never be trained, moved or saved after it.
+    with torch.inference_mode(False), _no_garbage_collection():
         return _build(model_class, plan, wanted, device)
 
 
