@@ -381,7 +381,7 @@ class TestSavingAndLoading:
         vae_core.save_single_file(model("f4"), tmp_path / "a.safetensors")
         with torch.inference_mode():
             vae = AutoencoderKL.from_single_file(tmp_path / "a.safetensors", torch_dtype=dtype)
-        vae.to(torch.float32).decode(latents()).sample.mean().backward()
+        vae.to(torch.float32).decode(latent()).sample.mean().backward()
         assert all(weight.grad is not None for weight in vae.decoder.parameters())
         vae_core.save_single_file(vae, tmp_path / "b.safetensors")
 
