@@ -27,8 +27,9 @@ from .pretrained_mixin import PretrainedMixin
 from .running import bring_weights_in
 from .streaming.choose import may_stand_in
 from .streaming.half import Half
-from .streaming.job import prepare, prepare_faster, run_reference
+from .streaming.job import prepare, prepare_faster
 from .streaming.options import Options
+from .streaming.reference import run_reference
 from .tiling.blend import blend, run_blended
 from .tiling.grid import TileSpec
 

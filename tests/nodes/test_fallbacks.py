@@ -84,7 +84,7 @@ def test_smaller_strips_first(
         image = decode(pack, make, vae)
     assert [None if untiled(job) else job.options.tiling.size for job in fault.jobs] == [None, 4]
     torch.testing.assert_close(image, expected, **CLOSE)
-    assert "Memory ran out as planned; now in smaller strips. The result is the same." in caplog.text
+    assert "Memory ran out in the first attempt; now in smaller strips. The result is the same." in caplog.text
 
 
 class CodedError(RuntimeError):
@@ -157,7 +157,7 @@ def test_the_last_error_says_so(host: Host, pack: Pack, make: Makers, fault: Fau
         MemoryError, match="Out of memory: smaller strips, disk offload and the CPU were all tried; .* smaller image"
     ):
         decode(pack, make, make.vae())
-    assert len(fault.jobs) == 4, "as planned, in strips, and with two smaller budgets"
+    assert len(fault.jobs) == 4, "the first attempt, in strips, and with two smaller budgets"
     assert fault.jobs[2].options.memory_budget > fault.jobs[3].options.memory_budget
 
 

@@ -57,12 +57,11 @@ class Half:
             x = module(x)
         return x
 
-    def on(self, device: torch.device) -> Half:
-        """The same with its weights on a device: itself, or copies of the modules, whatever was done to them."""
-        here, dtype = self.placement()
-        if here == device:
+    def on(self, device: torch.device, dtype: torch.dtype) -> Half:
+        """The same with weights on a device and of a type: itself, or copies of the modules, patches included."""
+        if self.placement() == (device, dtype):
             return self
-        modules = {name: copy.deepcopy(module).to(device) for name, module in self.modules.items()}
+        modules = {name: copy.deepcopy(module).to(device, dtype) for name, module in self.modules.items()}
         return replace(self, modules=modules, placement=lambda: (device, dtype))
 
     def find_damage(self) -> str | None:

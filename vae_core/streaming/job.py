@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -11,8 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import DamagedWeightError, MemoryBudgetError, NonFiniteError
-from ..tiling.blend import blended_tiles
+from ..errors import MemoryBudgetError, NonFiniteError
 from ..tiling.grid import TileSpec
 from ..units import GIB, MIB
 from .choose import (
@@ -20,13 +20,12 @@ from .choose import (
     KernelMode,
     choose_way,
     is_faster,
-    is_watched,
     kernel_mode,
     kernels,
     may_be_faster,
     may_stand_in,
 )
-from .executor import Execution, Manner, PackedWeights, damaged_message
+from .executor import Execution, Manner, PackedWeights
 from .half import Half, Shape
 from .memory import DEFAULT_SHARE, available_bytes
 from .options import Options
@@ -34,7 +33,8 @@ from .plan import Places, Plan, ProgramPlan, parts_of, plan_program, plan_refere
 from .pool import worker_pool
 from .program import Pass, largest_map
 from .progress import ProgressCallback, Report, Watched, is_compiled
-from .source import Source, count_not_finite
+from .reference import check_result, run_tiles
+from .source import Source
 from .store import MapStore
 from .winograd import drop_scratch
 
@@ -79,7 +79,7 @@ class Job:
         way: how it runs, and why.
         plan: what it will do.
         bytes: what to ask a host for, by place: working memory, and input and output of the items that run at once.
-        how: what sets it apart from the job that was asked for, such as "in smaller strips"; "as planned" for that.
+        how: what sets it apart from the job that was asked for, such as "in smaller strips", for a log.
     """
 
     def __init__(self, request: _Request, options: Options, device: torch.device, how: str, rung: int) -> None:
@@ -147,18 +147,21 @@ class Job:
     # Less memory.
 
     def within(self, free: int) -> Job:
-        """The same job in so many bytes of an accelerator's memory: itself if it fits, or if its budget was given.
+        """The same job in so many bytes of an accelerator's memory.
+
+        It is itself if it fits, if its budget was given, or if it cannot be cut to fit: in blended tiles, or patched.
 
         Raises:
             MemoryBudgetError: no way of running fits.
         """
-        if self.device.type == "cpu" or self.options.memory_budget is not None or self.bytes.device <= free:
+        given = self.options.memory_budget is not None
+        if self.device.type == "cpu" or given or not self._in_strips or self.bytes.device <= free:
             return self
         options = replace(self.options, memory_budget=max(1, free - self._carried))
         return self._made(_Rung(self.how, options, self.device), self._rung)
 
     def smaller(self) -> Job:
-        """The next job that needs less of the device's memory; its result is the same.
+        """The next job that needs less of the device's memory, or has more strips; its result is the same.
 
         First smaller strips, then maps offloaded to CPU memory and to disk, at last the CPU.
 
@@ -172,12 +175,28 @@ class Job:
                 made = self._made(rung, number)
             except MemoryBudgetError:
                 continue
-            if made.device != self.device or made.bytes.device <= self.bytes.device:
+            # Plans are estimates: of the same size, that of more strips may still fit.
+            sizes = [(each.bytes.device, -each.plan.strips) for each in (made, self)]
+            if made.device != self.device or sizes[0] < sizes[1]:
                 return made
-        raise MemoryBudgetError(
-            f"Out of memory: smaller strips, disk offload and the CPU were all tried; the smallest attempt needed "
-            f"about {self._smallest / GIB:.2f} GiB. Close other programs, or work on a smaller image."
-        )
+        raise MemoryBudgetError(self._out_of_memory())
+
+    def _out_of_memory(self) -> str:
+        size = self._smallest
+        about = f"about {size / GIB:.2f} GiB" if size >= GIB / 10 else f"about {size / MIB:.0f} MiB"
+        if self._in_strips:
+            found = (
+                f"Out of memory: smaller strips, disk offload and the CPU were all tried; the smallest attempt needed "
+                f"{about}"
+            )
+        else:
+            found = f"Out of memory: {self.way.reason}, so this run cannot be cut smaller; it needed {about}"
+        return f"{found}. Close other programs, or work on a smaller image."
+
+    @property
+    def _in_strips(self) -> bool:
+        """Whether the job runs in strips, or could."""
+        return self._patch is None and not self.options.blended
 
     def _made(self, rung: _Rung, number: int) -> Job:
         with kernels(self._kernels):
@@ -187,7 +206,7 @@ class Job:
 
     def _ladder(self) -> Iterator[_Rung]:
         request = self._request
-        if self.way.name == "strips" or (self.way.name == "whole" and self._patch is None and not self.options.blended):
+        if self._in_strips:
             strips = self._in_smaller_strips(request.options)
             yield _Rung("in smaller strips", strips, request.device)
             for budget in self._offloading_budgets(strips):
@@ -253,27 +272,30 @@ class Job:
         report = Report(progress)
         if self._patch is not None and self.way.name == "whole":
             logger.warning("%s, so its own modules run it whole.", self.way.reason)
+        if self.way.name != "strips" and self.options.memory_budget is not None:
+            logger.warning("the memory budget is not kept to: %s, and only strips can be cut to fit.", self.way.reason)
+        try:
+            return self._execute(given, out, report)
+        except NonFiniteError as error:
+            options = replace(self.options, dtype="auto")
+            wider = self._made(_Rung(self.how, options, self.device), self._rung)
+            logger.warning("%s It is now run in %s.", error, str(wider.dtype).removeprefix("torch."))
+        result = wider._execute(given, out, report)
+        return result if out is not None else result.to(self.dtype)
+
+    def _execute(self, source: Source, out: Tensor | None, report: Report) -> Tensor:
+        """Raise NonFiniteError if values go out of float16's range."""
         if self.way.name != "strips":
-            return self._run_reference(given, out, report)
+            return self._run_reference(source, out, report)
         if out is None:
             out = torch.empty(self.output_shape, dtype=self.dtype, device=self.device)
-        self._run_program(given, out, report)
+        self._stream(source, out, report)
         return out
 
-    def _run_program(self, source: Source, out: Tensor, report: Report) -> None:
-        assert self._program_plan is not None
-        try:
-            self._stream(self._program_plan, source, out, report)
-            return
-        except NonFiniteError as error:
-            wider = replace(self.options, dtype="auto")
-            logger.warning("%s It is now run in %s.", error, str(wider.precision(self.half.dtype, self.device))[6:])
-        again = self._made(_Rung(self.how, wider, self.device), self._rung)
-        again._stream(again._program_plan, source, out, report)  # type: ignore[arg-type]
-
-    def _stream(self, planned: ProgramPlan, source: Source, out: Tensor, report: Report) -> None:
+    def _stream(self, source: Source, out: Tensor, report: Report) -> None:
         """Fill `out` strip by strip: one store, one pool, and weights packed once for all parts of the batch."""
-        assert self._program is not None
+        planned = self._program_plan
+        assert self._program is not None and planned is not None
         manner, items = planned.manner, planned.plan.items
         store = MapStore(self.device, planned.map_limit, planned.cpu_limit)
         weights = PackedWeights(planned.packed_limit)
@@ -296,7 +318,7 @@ class Job:
     def _run_reference(self, source: Source, out: Tensor | None, report: Report) -> Tensor:
         # Where an offloading hook has the weights, it moves what comes in.
         stays = self.half.device.type == "meta"
-        half = self.half if stays else self.half.on(self.device)
+        half = self.half if stays else self.half.on(self.device, self.dtype)
         watched = report.progress is not None and not any(map(is_compiled, half.modules.values()))
         report.expect(self.plan.flops, self.plan.passes)
 
@@ -310,28 +332,23 @@ class Job:
             place = None if out is None else out[start : start + count]
             start += count
             with Watched(self.device, report) if watched else nullcontext() as watch:
-                results.append(self._reference_of(reference, part, place))
+                results.append(self._placed(reference, part, place))
             if watch is not None:
                 watch.finish()
-            _check_result(half, results[-1])
+            check_result(half, results[-1], self.dtype)
         report.finish()
         if out is not None:
             return out
         return results[0] if len(results) == 1 else torch.cat(results)
 
-    def _reference_of(self, reference: Callable[[Tensor], Tensor], part: Tensor, place: Tensor | None) -> Tensor:
+    def _placed(self, reference: Callable[[Tensor], Tensor], part: Tensor, place: Tensor | None) -> Tensor:
         """The reference path on a part of the batch, whole or in tiles, in its place if there is one."""
         if self.way.name == "whole":
             result = reference(part)
             return result if place is None else place.copy_(result)
         assert self.options.tiling is not None
-        pieces = blended_tiles(reference, part, self.options.tiling, self.half.in_unit, self.half.out_unit)
-        for piece, top, left in pieces:
-            if place is None:
-                place = piece.new_empty(len(part), *self.output_shape[1:])
-            place[:, :, top : top + piece.shape[2], left : left + piece.shape[3]].copy_(piece)
-        assert place is not None
-        return place
+        shape = (len(part), *self.output_shape[1:])
+        return run_tiles(reference, part, self.options.tiling, (self.half.in_unit, self.half.out_unit), shape, place)
 
 
 _NO_LIMIT = 2**62
@@ -368,26 +385,9 @@ def prepare(
     half.check(shape)
     options = Options() if options is None else options
     place = half.device if device is None else torch.device(device)
-    batch, channels, height, width = map(int, shape)
+    batch, channels, height, width = map(operator.index, shape)
     request = _Request(half, (batch, channels, height, width), options, place, available)
-    return Job(request, options, place, "as planned", 0)
-
-
-def run_reference(half: Half, x: Tensor) -> Tensor:
-    """The reference path's result for x, as gradients, compilers and transformations of functions see it.
-
-    Raises:
-        DamagedWeightError: the result is not finite, because a weight is not.
-    """
-    result = half.reference(x)
-    if not is_watched(x):
-        _check_result(half, result)
-    return result
-
-
-def _check_result(half: Half, result: Tensor) -> None:
-    if count_not_finite(result) and (damaged := half.find_damage()) is not None:
-        raise DamagedWeightError(damaged_message(damaged))
+    return Job(request, options, place, "in the first attempt", 0)
 
 
 def prepare_faster(half: Half, x: Tensor) -> Job | None:

@@ -90,13 +90,13 @@ class FeatureMap:
         """The rows [first, stop): a view where they lie in one band, else a copy."""
         return joined(self.pieces(first, stop))
 
-    def around(self, first: int, stop: int, wrap: bool) -> tuple[list[Tensor], int]:
+    def around(self, first: int, stop: int, circular: bool) -> tuple[list[Tensor], int]:
         """Pieces of the rows [first, stop) as far as they exist, and the number of the first one.
 
-        With `wrap` the map continues at its other side, so all of them exist.
+        With `circular` the map continues at its other side, so all of them exist.
         """
         height = self.shape[1]
-        if not wrap:
+        if not circular:
             first = max(first, 0)
             return self.pieces(first, min(stop, height)), first
         pieces, row = [], first

@@ -15,7 +15,7 @@ DEFAULT_SHARE = 0.7
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Free memory of the device, or of the host for the CPU; None where the system does not say."""
+    """Free memory of the device; None where the system does not say."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for its next maps
         return torch.cuda.mem_get_info(device)[0] + kept

@@ -32,7 +32,8 @@ class Options:
     Args:
         tiling: None for strips that suit each pass. See TileSpec.
         memory_budget: bytes of working memory beside weights, input and output; feature maps beyond it are offloaded
-            to disk, or from an accelerator to CPU memory first. None: a share of what is free.
+            to disk, or from an accelerator to CPU memory first. None: a share of what is free. Strips keep to it; the
+            reference path, which runs blended tiles and patched models, cannot, and a warning says so.
         circular: axes along which the image continues at its other side, for seamless (tileable) textures.
         dtype: precision of the arithmetic; None for that of the weights, "auto" for bfloat16 on accelerators that
             are good at it and float32 elsewhere.

@@ -1,4 +1,4 @@
-"""Strips on their way between maps in the host's memory and the device, beside the arithmetic where CUDA allows it."""
+"""Strips on their way between maps in CPU memory and the device, beside the arithmetic where CUDA allows it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Transfers:
     """Uploads and downloads of one pass. Anywhere but on CUDA they happen at once.
 
     On CUDA each direction has a stream of its own, so the next strip's upload and the last one's download run while
-    a strip is computed, if the maps are page-locked. The host runs at most `_IN_FLIGHT` strips ahead, which bounds
+    a strip is computed, if the maps are page-locked. The CPU runs at most `_IN_FLIGHT` strips ahead, which bounds
     the device's memory.
     """
 
@@ -87,7 +87,7 @@ class Transfers:
             self._finished.popleft().synchronize()
 
     def finish(self) -> None:
-        """Wait until nothing is on its way, also uploads that nobody came for: the host's maps may go after this."""
+        """Wait until nothing is on its way, also uploads that nobody came for: maps in CPU memory may go after this."""
         for stream in (self._up, self._down):
             if stream is not None:
                 stream.synchronize()

@@ -15,9 +15,9 @@ class TileSpec:
     """How an image is cut.
 
     Args:
-        size: in latent positions. Exact mode works in strips of at most so many latent rows; None lets each pass
+        size: in latent pixels. Exact mode works in strips of at most so many latent rows; None lets each pass
             choose. Blended mode works in square tiles of this side.
-        overlap: latent positions that two neighbouring tiles share in blended mode; at least 0, less than `size`.
+        overlap: latent pixels that two neighbouring tiles share in blended mode; at least 0, less than `size`.
         mode: "exact", equal to a run without tiles, or "blended", diffusers' cross-faded tiles.
 
     Raises:
@@ -35,19 +35,18 @@ class TileSpec:
             if self.mode == "blended":
                 raise TilingError("blended tiling needs a tile size; give TileSpec(size=64, overlap=16).")
             return
-        if not isinstance(self.size, int) or self.size < 1:
-            raise TilingError(
-                f"a tile of size {self.size!r} holds nothing; give a whole number, at least 1 latent position."
-            )
-        if self.mode == "blended" and not 0 <= self.overlap < self.size:
+        if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
+            raise TilingError(f"a tile of size {self.size!r} is empty; give a whole number, at least 1 latent pixel.")
+        whole = isinstance(self.overlap, int) and not isinstance(self.overlap, bool)
+        if self.mode == "blended" and not (whole and 0 <= self.overlap < self.size):
             raise TilingError(
                 f"an overlap of {self.overlap} does not fit tiles of size {self.size}; "
-                f"give 0 to {self.size - 1} latent positions."
+                f"give 0 to {self.size - 1} latent pixels."
             )
 
     @property
     def stride(self) -> int:
-        """From the start of one blended tile to the start of the next, in latent positions."""
+        """From the start of one blended tile to the start of the next, in latent pixels."""
         assert self.size is not None
         return self.size - self.overlap
 
