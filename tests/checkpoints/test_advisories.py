@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._utils
 from given.files import assert_same_weights, ldm
 from given.hostile import (
     MARK,

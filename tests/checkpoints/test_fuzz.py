@@ -31,7 +31,7 @@ thousand = settings(
     deadline=None,
     derandomize=True,
     database=None,
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=list(HealthCheck),  # type: ignore[arg-type]
 )
 
 
@@ -175,7 +175,7 @@ def test_zip_archives(data: st.DataObject, path: Path) -> None:
     for i, name in enumerate(names):
         content = HONEST if i == 0 else bytes(16)
         lies = data.draw(st.fixed_dictionaries({}, optional=LIES)) if i == liar else {}
-        archive.add(name, content, **lies)
+        archive.add(name, content, **lies)  # type: ignore[arg-type]
     raw = bytearray(
         archive.bytes(
             prefix=data.draw(st.sampled_from([b"", b"", b"", b"PK\x03\x04", b"\x80\x02}."])),

@@ -46,10 +46,11 @@ class GivenDecoder(nn.Module):
         for level, (up, first, second) in enumerate(
             zip(self.convs[::3], self.convs[1::3], self.convs[2::3], strict=True)
         ):
-            build.convolve(up, scale="up")
+            build.convolve(up, scale="up")  # type: ignore[arg-type]
             x = build.current
-            build.convolve(first, norm=self.rms_norm(2 * level + 1), act=silu)
-            build.convolve(second, norm=self.rms_norm(2 * level + 2), act=silu, residual=x, in_place=True)
+            norms = self.rms_norm(2 * level + 1), self.rms_norm(2 * level + 2)
+            build.convolve(first, norm=norms[0], act=silu)  # type: ignore[arg-type]
+            build.convolve(second, norm=norms[1], act=silu, residual=x, in_place=True)  # type: ignore[arg-type]
         build.convolve(self.conv_out, norm=self.rms_norm(len(self.gammas) - 1), act=silu)
         return build.finish()
 
