@@ -112,7 +112,7 @@ def _fill(slots: list[_Slot], weights: Mapping[str, Tensor], dtype: torch.dtype 
     for slot in slots:
         weight = weights.get(slot.key)
         if weight is None:  # a counter of batch norm, which few files have
-            slot.fill(torch.zeros(slot.value.shape, dtype=torch.int64))
+            slot.fill(torch.zeros(slot.value.shape, dtype=torch.int64, device="cpu"))
         else:
             slot.fill(weight.to(dtype) if weight.is_floating_point() else weight)
 

@@ -6,7 +6,7 @@ import gc
 import itertools
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -330,3 +330,36 @@ def test_two_calls_at_once(vae: AutoencoderKL, threads: int) -> None:
     for index, z in enumerate(latents):
         assert (results[index] - vae.decode_reference(z)).abs().max() < 1e-4
     assert not workers()
+
+
+@pytest.fixture(params=["device", "dtype", "deterministic"])
+def global_state(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A setting of torch's that somebody else has chosen for all of the process."""
+    if request.param == "device":
+        torch.set_default_device("meta")
+    elif request.param == "dtype":
+        torch.set_default_dtype(torch.float64)
+    else:
+        torch.use_deterministic_algorithms(True)
+    yield request.param
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("transforms")
+@pytest.mark.parametrize("kernels", ["winograd", "direct"])
+def test_settings_of_torch_change_nothing(kernels: Any, global_state: str, vae: AutoencoderKL) -> None:
+    with torch.device("cpu"):
+        z, x = latent(1, SIZE).float(), image(1, 2 * SIZE).float()
+    with vae_core.kernels(kernels):
+        decoded, moments = vae_core.decode(vae, z, circular="x"), vae_core.encode(vae, x).parameters
+        budget = vae_core.plan_decode(vae, z.shape).peak_bytes
+        again = vae_core.decode(vae, z, circular="x", memory_budget=budget)
+    assert {each.device.type for each in (decoded, moments, again)} == {"cpu"}
+    assert {each.dtype for each in (decoded, moments, again)} == {torch.float32}
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+    with vae_core.kernels(kernels):
+        assert (decoded - vae_core.decode(vae, z, circular="x")).abs().max() < 1e-5
+        assert (moments - vae_core.encode(vae, x).parameters).abs().max() < 1e-5

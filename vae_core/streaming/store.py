@@ -156,7 +156,7 @@ class MapStore:
 def _pages(size: int) -> Tensor:
     """`size` bytes of fresh memory, in large pages where the system has them: it clears those several times faster."""
     if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(size, dtype=torch.uint8)
+        return torch.empty(size, dtype=torch.uint8, device="cpu")
     try:
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:

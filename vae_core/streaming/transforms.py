@@ -28,7 +28,7 @@ Matrix = tuple[tuple[Fraction, ...], ...]
 
 def as_tensor(matrix: Matrix, dtype: torch.dtype = torch.float64) -> Tensor:
     """A matrix of fractions, each rounded once."""
-    return torch.tensor([[float(each) for each in row] for row in matrix], dtype=torch.float64).to(dtype)
+    return torch.tensor([[float(each) for each in row] for row in matrix], dtype=torch.float64, device="cpu").to(dtype)
 
 
 @dataclass(frozen=True, eq=False)

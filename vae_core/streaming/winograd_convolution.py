@@ -177,7 +177,7 @@ class WinogradConvolution:
         if found is not None:
             return found, None
         place = target.rows(top, bottom)[item]  # the output is laid out by channels, or elsewhere
-        return winograd.Rows.of(torch.empty(place.shape), top), place
+        return winograd.Rows.of(torch.empty(place.shape, dtype=torch.float32, device="cpu"), top), place
 
     def _residual(self, item: int, strip: Strip) -> tuple[Tensor | None, bool]:
         """What is added to a strip, or whether it is what is there."""
@@ -208,7 +208,8 @@ class WinogradConvolution:
 
 
 def _bias(conv: nn.Conv2d) -> Tensor:
-    return torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach().float().cpu()
+    none = torch.zeros(conv.out_channels, dtype=torch.float32, device="cpu")
+    return none if conv.bias is None else conv.bias.detach().float().cpu()
 
 
 def _array(band: Tensor) -> np.ndarray | None:

@@ -43,7 +43,7 @@ def transform_inputs(
     padded = torch.from_numpy(buffer("padded", high, wide, channels)).zero_()
     rows = slice(max(0, y), min(source.shape[0], y + high))
     if circular_x:
-        columns = torch.arange(x, x + wide) % source.shape[1]
+        columns = torch.arange(x, x + wide, device=source.device) % source.shape[1]
         place, part = padded[rows.start - y : rows.stop - y], source[rows].index_select(1, columns)
     else:
         columns = slice(max(0, x), min(source.shape[1], x + wide))
