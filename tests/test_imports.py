@@ -50,7 +50,7 @@ LOW = set(ALLOWED) | {"tiling.blend"}
 # the readers and writers of checkpoints too.
 FLAX_ALLOWED = {"flax", "config", "errors", "tiling.grid"}
 FLAX_FILES = {"flax.convert", "flax.files", "flax.pretrained_mixin", "flax.loading"}
-FLAX_FILES_ALLOWED = FLAX_ALLOWED | {"checkpoints", "loading", "pretrained_mixin"}
+FLAX_FILES_ALLOWED = FLAX_ALLOWED | {"checkpoints", "hub", "loading", "pretrained_mixin"}
 
 
 def module_name(path: Path) -> str:

@@ -58,7 +58,7 @@ def test_options(photo: Path, vae_folder: Path, tmp_path: Path) -> None:
 
 def test_what_it_cannot(photo: Path, vae_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, says in (
-        (["--memory", 1], "--memory is kept to by --backend torch alone"),
+        (["--memory", 1], "--memory works with --backend torch only"),
         (["--device", "abacus"], "JAX has no device 'abacus' here; it has cpu:0"),
         (["--device", "cpu:9"], "JAX has no device 'cpu:9' here"),
     ):

@@ -58,10 +58,12 @@ def read_msgpack(file: Path, config: AutoencoderKLConfig, param_dtype: Any) -> d
     """
     wanted = None if param_dtype is None else floating_type(param_dtype, "param_dtype")
     try:
-        content: Any = msgpack_restore(file.read_bytes())
-        arrays = {path: jnp.asarray(value) for path, value in flat(content).items()}
+        found = file.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}. Check the path.") from None
+    try:
+        content: Any = msgpack_restore(found)
+        arrays = {path: jnp.asarray(value) for path, value in flat(content).items()}
     except Exception as error:  # msgpack has many, and other files raise still others
         raise CheckpointError(
             f"{file.name} does not contain Flax parameters ({type(error).__name__}: {error}). If it is a git-lfs "

@@ -13,6 +13,7 @@ from ..checkpoints.plan import Plan
 from ..checkpoints.pretrained import find_folder, plan_folder, read_config
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError
+from ..hub import HubOptions
 from ..loading import plan_checkpoint
 from ..pretrained_mixin import IGNORED_ARGUMENTS, given_config
 from . import files
@@ -207,4 +208,6 @@ class FlaxPretrainedMixin:
 
 
 def _overrides(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if name not in IGNORED_ARGUMENTS}
+    """Config fields among arguments; those that concern downloads are passed over, because nothing is downloaded."""
+    _, others = HubOptions.split(kwargs)
+    return {name: value for name, value in others.items() if name not in IGNORED_ARGUMENTS}
