@@ -16,6 +16,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from train import CONFIG, CROPS, KL_WEIGHT
+from train import CONFIG, KL_WEIGHT, LARGE_CROPS, SMALL_CROPS
 
 from vae_core import AutoencoderKL, load_vae
 from vae_core.cli import main as seamless_vae
@@ -36,6 +37,7 @@ MAX_BYTES = 12_000_000
 LATENT_SIDE = 520  # longer side of the photographs over which latents are measured
 NOTABLE_SHIFT = 0.05  # of the deviation
 SHEET_WIDTH, SHEET_COLUMNS, GAP = 360, 2, 6
+EDGE = 16  # pixels
 SMOOTHING = 100  # steps of the loss curve that are averaged
 
 CREDITS = {
@@ -53,6 +55,23 @@ LICENCES = {
 }
 
 
+class Edges(NamedTuple):
+    """PSNR in dB of the outermost `EDGE` pixels at each side of an image, and of the rest."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+    inside: float
+
+    @classmethod
+    def of(cls, original: np.ndarray, kept: np.ndarray) -> Edges:
+        """Compare bytes [H, W, 3]."""
+        error = np.square(original.astype(np.float64) - kept)
+        parts = error[:, :EDGE], error[:, -EDGE:], error[:EDGE], error[-EDGE:], error[EDGE:-EDGE, EDGE:-EDGE]
+        return cls(*(10 * np.log10(255**2 / part.mean()) for part in parts))
+
+
 @dataclass(frozen=True)
 class Score:
     """How well one held-out photograph is kept."""
@@ -61,6 +80,7 @@ class Score:
     size: tuple[int, int]
     psnr: float
     ssim: float
+    edges: Edges
 
 
 @torch.no_grad()
@@ -68,8 +88,8 @@ def latent_statistics(vae: AutoencoderKL) -> tuple[float, float]:
     """(mean, deviation) of all latent values over the training photographs."""
     values = []
     for path in tqdm(training_paths(), desc="latents", unit="photograph"):
-        picture = from_pil(Image.fromarray(pyramid(path, (LATENT_SIDE,))[0]))
-        values.append(vae.encode(picture.pixels).latent_dist.sample(torch.Generator().manual_seed(0)).flatten())
+        fitted = from_pil(Image.fromarray(pyramid(path, (LATENT_SIDE,))[0]))
+        values.append(vae.encode(fitted.pixels).latent_dist.sample(torch.Generator().manual_seed(0)).flatten())
     everything = torch.cat(values).double()
     return everything.mean().item(), everything.std().item()
 
@@ -93,9 +113,9 @@ def ship(run: Path, demo: Path) -> int:
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     """(original, reconstruction) as bytes [H, W, 3], of the size that came in."""
-    picture = from_pil(image, multiple=vae.config.spatial_ratio)
-    decoded = picture.restore(vae(picture.pixels).sample)
-    return to_numpy(picture.restore(picture.pixels))[0], to_numpy(decoded)[0]
+    fitted = from_pil(image, multiple=vae.config.spatial_ratio)
+    decoded = fitted.restore(vae(fitted.pixels).sample)
+    return to_numpy(fitted.restore(fitted.pixels))[0], to_numpy(decoded)[0]
 
 
 def judge(vae: AutoencoderKL, sheet: Path) -> list[Score]:
@@ -106,7 +126,7 @@ def judge(vae: AutoencoderKL, sheet: Path) -> list[Score]:
         pairs.append(both)
         original, kept = (torch.from_numpy(values.astype(np.float64)).movedim(-1, 0)[None] for values in both)
         noise, similarity = psnr(kept, original, 255).item(), ssim(kept, original, 255).item()
-        scores.append(Score(name, image.size, noise, similarity))
+        scores.append(Score(name, image.size, noise, similarity, Edges.of(*both)))
     write_image(contact_sheet(pairs), sheet)
     return scores
 
@@ -177,7 +197,11 @@ def card(vae: AutoencoderKL, scores: list[Score], steps: int, hours: float | Non
         for package, (_, names) in WALLPAPERS.items()
     )
     ratio = config.spatial_ratio
-    crops = " or ".join(f"{batch} crops of {side}x{side}" for side, batch in dict.fromkeys(CROPS))
+    small, large = (
+        " or ".join(f"{batch} of {side}x{side}" for side, batch in dict.fromkeys(crops))
+        for crops in (SMALL_CROPS, LARGE_CROPS)
+    )
+    edges = " | ".join(f"{np.mean(side):.2f}" for side in zip(*(score.edges for score in scores), strict=True))
     scale = f"`scaling_factor` {config.scaling_factor}"
     if config.shift_factor is not None:
         scale += f", after `shift_factor` {config.shift_factor} has been taken off,"
@@ -205,11 +229,17 @@ Photographs that it never saw, whole, with the weights as shipped run in float32
 {table}
 | **mean** | | **{mean_psnr:.2f}** | **{mean_ssim:.3f}** | |
 
+Mean PSNR in dB of the outermost {EDGE} pixels at each side, and of the rest:
+
+| left | right | top | bottom | inside |
+| --- | --- | --- | --- | --- |
+| {edges} |
+
 ![Each original with its reconstruction to the right](../../docs/images/demo_reconstructions.png)
 
 ## How it was trained
 
-`tools/demo/train.py`, {steps:,} steps of {crops}, in turn; Muon for the kernels, Adam for norms and biases; an average \
+`tools/demo/train.py`, {steps:,} steps of crops: {small}, in turn, then {large}; Muon for the kernels, Adam for norms and biases; an average \
 of the weights over time is what is shipped.{time} The loss is L1 and squared error at four scales, the L1 of differences \
 between neighbours, and {KL_WEIGHT:g} times the KL divergence from the standard normal per latent value. No perceptual \
 network and no adversary had a part in it. Crops are flipped and turned, and three in four get other colours: channels \
@@ -234,8 +264,8 @@ shipped here, `chelsea.png`, is by Stefan van der Walt, who gave it to the publi
 - Trained with a loss that asks for the right value of every pixel: fine texture that the latent cannot hold (grass, \
 fur, foliage, small print) comes back smooth, not invented.
 - Few faces, people and drawings were among the photographs; flat graphics and text lose their sharpest edges.
-- Plain areas within about 30 pixels of the right edge show faint upright lines: the encoder pads there alone.
-- Trained on crops of 64 and 128 pixels. Larger images work, for the model is a convolution but for one attention.
+- Trained on crops of at most {max(side for side, _ in LARGE_CROPS)} pixels. Larger images work, because the model is a convolution but for one \
+attention.
 - Its latents suit no published diffusion model.
 
 The weights are under the licence of this repository, Apache-2.0.

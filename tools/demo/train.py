@@ -1,9 +1,12 @@
 """Train the demo VAE. Resumes by itself from the run folder; Ctrl-C loses at most a minute.
 
     python tools/demo/train.py RUN_FOLDER [--steps 8000]
+    python tools/demo/train.py RUN_FOLDER --start vae_core/demo [--steps 2000]      # train a finished model on
 
-Every loss is in the log (`log.csv`); `card.py` makes the shipped files and the model card of it. The last quarter of
-the steps lets the learning rate fall to zero; to end a run early, start it again with fewer --steps.
+Every loss is in the log (`log.csv`); `card.py` makes the shipped files and the model card of it. The last third of the
+steps sees large crops, the last quarter lets the learning rate fall to zero; a model that is trained on sees large
+crops alone, at a third of the learning rate, which falls to zero from its first step. To end a run early, start it
+again with fewer --steps.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import csv
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from vae_core import AutoencoderKL, DiagonalGaussianDistribution
+from vae_core import AutoencoderKL, DiagonalGaussianDistribution, load_vae
 from vae_core.attention import Attention
 from vae_core.blocks import ResnetBlock
 
@@ -43,23 +47,53 @@ CONFIG = {
 MATRIX_LEARNING_RATE = 0.02
 VECTOR_LEARNING_RATE = 3e-3
 WARMUP_STEPS = 100
-DECAY_SHARE = 0.25
 EMA_DECAY = 0.9995
-KL_WEIGHT = 2e-4  # per latent value in nats, against errors per colour value in [-1, 1]
-CROPS = ((64, 16), (128, 4))  # (side, batch) of successive steps: the same number of pixels
+KL_WEIGHT = 1e-4  # per latent value in nats, against errors per colour value in [-1, 1]
+# (side, batch) of successive steps: the same number of pixels.
+SMALL_CROPS = ((64, 16), (128, 4))
+LARGE_CROPS = ((256, 1), (128, 4), (256, 1))
 EVALUATE_EVERY = 250
 SAVE_EVERY_SECONDS = 60
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """What a run does when.
+
+    Attributes:
+        steps: how many there are.
+        large_from: the share of them before large crops.
+        decay_share: over the last share of them the learning rate falls to zero.
+        rate: share of the full learning rate at most.
+    """
+
+    steps: int
+    large_from: float = 2 / 3
+    decay_share: float = 0.25
+    rate: float = 1.0
+
+    def crop(self, step: int) -> tuple[int, int]:
+        """Side and number of the crops of a step."""
+        crops = SMALL_CROPS if step < self.large_from * self.steps else LARGE_CROPS
+        return crops[step % len(crops)]
+
+    def learning_rate(self, step: int) -> float:
+        """The share of the full learning rate at a step: a short rise, a plateau, a fall to zero."""
+        decay = max(0.0, min(1.0, (self.steps - step) / (self.decay_share * self.steps)))
+        return self.rate * min(1.0, (step + 1) / WARMUP_STEPS) * decay
+
+
 def random_crops(levels: list[list[np.ndarray]], side: int, batch: int, rng: np.random.Generator) -> Tensor:
     """Crops [batch, 3, side, side] in [-1, 1]: any photograph, any size, turned, flipped, in other colours."""
+    large = [[image for image in sizes if min(image.shape[:2]) >= side] for sizes in levels]
+    large = [sizes for sizes in large if sizes]
     crops = []
     for _ in range(batch):
-        sizes = levels[rng.integers(len(levels))]
-        picture = sizes[rng.integers(len(sizes))]
-        top = rng.integers(picture.shape[0] - side + 1)
-        left = rng.integers(picture.shape[1] - side + 1)
-        crop = np.rot90(picture[top : top + side, left : left + side], int(rng.integers(4)))
+        sizes = large[rng.integers(len(large))]
+        image = sizes[rng.integers(len(sizes))]
+        top = rng.integers(image.shape[0] - side + 1)
+        left = rng.integers(image.shape[1] - side + 1)
+        crop = np.rot90(image[top : top + side, left : left + side], int(rng.integers(4)))
         if rng.random() < 0.5:
             crop = crop[:, ::-1]
         crop = crop.astype(np.float32) / 127.5 - 1
@@ -119,12 +153,6 @@ def start_near_identity(model: AutoencoderKL) -> None:
         bias[1::size] = -2.0
 
 
-def schedule(step: int, steps: int) -> float:
-    """The share of the full learning rate at a step: a short rise, a plateau, a fall to zero."""
-    decay = max(0.0, min(1.0, (steps - step) / (DECAY_SHARE * steps)))
-    return min(1.0, (step + 1) / WARMUP_STEPS) * decay
-
-
 @torch.inference_mode()
 def evaluate(model: AutoencoderKL) -> dict[str, float]:
     """PSNR in dB of each held-out photograph, cropped to whole latents, rounded to bytes."""
@@ -153,10 +181,20 @@ def save(path: Path, **state: object) -> None:
     os.replace(path.with_suffix(".new"), path)
 
 
-def train(folder: Path, steps: int) -> None:
+def has_fast_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16; others would do so in many more steps than float32."""
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+def train(folder: Path, schedule: Schedule, beginning: Path | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    model = AutoencoderKL(**CONFIG).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    model, steps = AutoencoderKL(**CONFIG), schedule.steps
+    if beginning is None:
+        start_near_identity(model)
+    else:
+        model.load_state_dict(load_vae(beginning, dtype=torch.float32).state_dict())
+    model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     average = AutoencoderKL(**CONFIG).requires_grad_(False).eval()
     average.load_state_dict(model.state_dict())
     matrices = Muon((each for each in model.parameters() if each.ndim > 1), MATRIX_LEARNING_RATE)
@@ -176,7 +214,7 @@ def train(folder: Path, steps: int) -> None:
     forget_after(folder / "log.csv", start)
     forget_after(folder / "psnr.csv", start + 1)
 
-    levels = [pyramid(path) for path in training_paths()]
+    levels, half = [pyramid(path) for path in training_paths()], has_fast_bfloat16()
     with (
         open(folder / "log.csv", "a", newline="") as log_file,
         open(folder / "psnr.csv", "a", newline="") as psnr_file,
@@ -185,12 +223,12 @@ def train(folder: Path, steps: int) -> None:
         log, psnr = csv.writer(log_file), csv.writer(psnr_file)
         saved = time.monotonic()
         for step in range(start, steps):
-            side, batch = CROPS[step % len(CROPS)]
+            side, batch = schedule.crop(step)
             x = random_crops(levels, side, batch, np.random.default_rng((0, step)))
             x = x.contiguous(memory_format=torch.channels_last)
-            matrices.param_groups[0]["lr"] = MATRIX_LEARNING_RATE * schedule(step, steps)
-            vectors.param_groups[0]["lr"] = VECTOR_LEARNING_RATE * schedule(step, steps)
-            with torch.autocast("cpu", torch.bfloat16):
+            matrices.param_groups[0]["lr"] = MATRIX_LEARNING_RATE * schedule.learning_rate(step)
+            vectors.param_groups[0]["lr"] = VECTOR_LEARNING_RATE * schedule.learning_rate(step)
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 (posterior,) = model.encode(x, return_dict=False)
                 posterior = DiagonalGaussianDistribution(posterior.parameters.float())
                 (output,) = model.decode(posterior.sample(), return_dict=False)
@@ -229,5 +267,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where checkpoint and log are kept")
     parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--start", type=Path, help="a finished model to train on")
     arguments = parser.parse_args()
-    train(arguments.folder, arguments.steps)
+    if arguments.start is None:
+        schedule = Schedule(arguments.steps)
+    else:
+        schedule = Schedule(arguments.steps, large_from=0, decay_share=1, rate=0.3)
+    train(arguments.folder, schedule, arguments.start)
