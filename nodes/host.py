@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from ..vae_core.errors import VAEError
+from ..vae_core.streaming import devices
 from ..vae_core.streaming.memory import available_bytes
 
 logger = logging.getLogger("seamless_vae")
@@ -61,12 +62,7 @@ def filenames(kind: str) -> list[str]:
 
 def accelerators() -> list[str]:
     """Devices other than the CPU that torch can use, such as cuda:0."""
-    found = []
-    for kind in ("cuda", "xpu", "npu", "mlu"):
-        backend = getattr(torch, kind, None)
-        if backend is not None and backend.is_available():
-            found += [f"{kind}:{index}" for index in range(backend.device_count())]
-    return [*found, "mps"] if torch.backends.mps.is_available() else found
+    return devices.accelerators()
 
 
 def vae_device() -> torch.device:
@@ -114,8 +110,8 @@ def available_memory(device: torch.device) -> int | None:
 
 def memory_in_use(device: torch.device) -> int | None:
     """Bytes allocated by torch on an accelerator, or by this process on the CPU; None if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
+    if device.type != "cpu":
+        return devices.allocated_bytes(device)
     psutil = module("psutil")
     return None if psutil is None else int(psutil.Process().memory_info().rss)
 

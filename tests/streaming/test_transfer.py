@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import mmap
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from vae_core.streaming import store, transfer
+from vae_core.streaming import devices, internals, memory, transfer
 from vae_core.streaming.kernel import PassInputs
 from vae_core.streaming.maps import FeatureMap
 from vae_core.streaming.memory import available_bytes
-from vae_core.streaming.options import NO_AXES
+from vae_core.streaming.options import NO_AXES, Options
 from vae_core.streaming.program import Attend
 from vae_core.streaming.store import MapStore
 from vae_core.streaming.stored_attention import StoredAttention
@@ -47,12 +48,13 @@ class Stream:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def gpu() -> SimpleNamespace:
     """Transfers for a GPU whose memory is the CPU's, so that every map counts as lying on it."""
     streams = SimpleNamespace(current=Stream("current"), up=Stream("up"), down=Stream("down"))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: streams.current)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     transfers = Transfers(CPU)
+    transfers._module = SimpleNamespace(
+        current_stream=lambda device: streams.current, stream=lambda stream: contextlib.nullcontext()
+    )
     transfers._up, transfers._down = streams.up, streams.down
     streams.transfers = transfers
     return streams
@@ -108,10 +110,10 @@ def test_a_refused_page_lock_leaves_no_error_behind(code: int, monkeypatch: pyte
         cudaHostUnregister=lambda address: calls.append("unregister") or code,
     )
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
-    monkeypatch.setattr(store, "_take_cuda_error", lambda: calls.append("take"))
+    monkeypatch.setattr(internals, "_take_cuda_error", lambda: calls.append("take"))
     data = torch.empty(8, dtype=torch.uint8)
-    assert store._register(data) == (code == 0)
-    store._unregister(data)
+    assert internals.page_lock(data, torch.device("cuda:0")) == (code == 0)
+    internals.unlock(data)
     assert calls == (["register", "take", "unregister", "take"] if code else ["register", "unregister"])
 
 
@@ -121,11 +123,87 @@ def test_memory_that_the_system_refuses_is_a_memory_error() -> None:
         MapStore(CPU).allocate((1, 1, 2**60, 1), torch.float32)
 
 
-def test_what_torch_keeps_of_a_gpu_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = {"mem_get_info": (100, 1000), "memory_reserved": 70, "memory_allocated": 30}
-    for name, value in numbers.items():
-        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-    assert available_bytes(torch.device("cuda:0")) == 140
+KINDS: dict[str, tuple[SimpleNamespace, int | None, int | None]] = {
+    "cuda": (
+        SimpleNamespace(
+            mem_get_info=lambda device: (100, 1000),
+            memory_reserved=lambda device: 70,
+            memory_allocated=lambda device: 30,
+        ),
+        140,
+        30,
+    ),
+    "xpu": (  # one whose driver does not say what is free
+        SimpleNamespace(
+            mem_get_info=lambda device: (_ for _ in ()).throw(RuntimeError("doesn't support querying")),
+            memory_reserved=lambda device: 70,
+            memory_allocated=lambda device: 30,
+            get_device_properties=lambda device: SimpleNamespace(total_memory=1000),
+        ),
+        970,
+        30,
+    ),
+    "mps": (SimpleNamespace(recommended_max_memory=lambda: 100, current_allocated_memory=lambda: 30), 70, 30),
+    "vulkan": (SimpleNamespace(), None, None),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_of_every_kind_of_device(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, free, allocated = KINDS[kind]
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    assert available_bytes(torch.device(kind)) == free
+    assert devices.allocated_bytes(torch.device(kind)) == allocated
+
+
+def test_apples_memory_is_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = SimpleNamespace(recommended_max_memory=lambda: 2**60, current_allocated_memory=lambda: 0)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    monkeypatch.setattr(memory, "_available_on_cpu", lambda: 1000)
+    assert available_bytes(torch.device("mps")) == 1000
+    assert memory.offload_bytes(torch.device("mps")) == memory.offload_bytes(CPU) == 0
+    assert memory.offload_bytes(torch.device("cuda")) == 700
+
+
+@pytest.mark.parametrize(
+    ("names", "streams"),
+    [(("Stream", "current_stream", "stream"), True), (("Event",), False), (("Stream", "stream"), False), ((), False)],
+)
+def test_streams_where_a_kind_of_device_has_them(
+    names: tuple[str, ...], streams: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = SimpleNamespace(**dict.fromkeys(names))
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    assert devices.with_streams(torch.device("xpu")) is (module if streams else None)
+    assert devices.with_streams(CPU) is None
+    if not streams:
+        assert not Transfers(torch.device("xpu")).overlap
+
+
+@pytest.mark.parametrize(
+    ("answers", "good"),
+    [
+        (lambda including_emulation=True: including_emulation, False),
+        (lambda including_emulation=True: True, True),
+        (lambda: True, True),  # without the argument
+        (lambda: False, False),
+        (None, False),
+    ],
+)
+def test_bfloat16_where_a_device_computes_in_it(answers: Any, good: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = SimpleNamespace() if answers is None else SimpleNamespace(is_bf16_supported=answers)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    wanted = torch.bfloat16 if good else torch.float32
+    assert Options(dtype="auto").precision(torch.float16, torch.device("xpu:0")) == wanted
+    assert Options(dtype="auto").precision(torch.float16, CPU) == torch.float32
+
+
+def test_a_device_has_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices.numbered(CPU) == CPU
+    assert devices.numbered(torch.device("mps")) == torch.device("mps:0")
+    assert devices.numbered(torch.device("cuda:2")) == torch.device("cuda:2")
+    monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(current_device=lambda: 3))
+    assert devices.numbered(torch.device("xpu")) == torch.device("xpu:3")
 
 
 def attention(positions: int, device: str, store: MapStore) -> StoredAttention:

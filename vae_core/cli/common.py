@@ -22,6 +22,7 @@ from ..image import FittedImage
 from ..loading import load_vae
 from ..running import decode, encode
 from ..streaming import Progress, ProgressCallback
+from ..streaming.devices import accelerators
 from .outputs import name_argument, path_argument
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
@@ -169,9 +170,7 @@ def checked_device(name: str) -> str:
 
 def pick_device() -> str:
     """The accelerator, if there is one."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    return next(iter(accelerators()), "cpu")
 
 
 def encode_image(

@@ -113,7 +113,7 @@ class DirectConvolution:
         self._coefficients: tuple[Tensor, Tensor] | None = None
         if inputs.coefficients is not None:
             scale, shift = inputs.coefficients
-            self._coefficients = scale.to(inputs.device, wide), shift.to(inputs.device, wide)
+            self._coefficients = scale.to(wide).to(inputs.device), shift.to(wide).to(inputs.device)
 
     def compute(self, strip: Strip) -> StripStats:
         assert self._transfers is not None

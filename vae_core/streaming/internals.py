@@ -10,6 +10,9 @@ torch (2.4 to 2.13)
     `torch.autograd.forward_ad._current_level`, `torch._C._functorch.peek_interpreter_stack`: whether a transformation
     of functions is at work, which strips must not be part of: `tests/streaming/test_behaviour.py` would notice.
 
+    `torch.cuda.cudart()` with `cudaHostRegister` and `cudaHostUnregister`, which ROCm has under the same names: memory
+    is locked where it is, see `page_lock`. Where they are missing, copies take longer.
+
 numba (0.60 to 0.68)
     `numba.core.caching.FunctionCache` with its `_impl` (`locator`, `filename_base`, `reduce`, `rebuild`,
     `check_cachable`), `_index_key` and `_cache_file`, `Dispatcher._cache`, and `numba.core.serialize.dumps`: see
@@ -24,6 +27,7 @@ llvmlite, through numba
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -77,6 +81,36 @@ def add_products(y: Tensor, x: Tensor, packed: Tensor, groups: int) -> None:
     torch.ops.mkldnn._convolution_pointwise_(
         y, x, packed, None, [0, 0], [1, 1], [1, 1], groups, "add", 1.0, None, [], None
     )
+
+
+# torch: memory for copies beside the arithmetic.
+
+
+def page_lock(data: Tensor, device: torch.device) -> bool:
+    """Lock CPU memory for copies that run beside the arithmetic of a device. Without that they work, but wait.
+
+    torch's own page-locked memory is given out in powers of two, up to twice of what is asked for, and kept. So memory
+    is locked for CUDA and ROCm alone, which can lock any.
+    """
+    if device.type != "cuda":
+        return False
+    failed = int(torch.cuda.cudart().cudaHostRegister(data.data_ptr(), data.numel(), 0))  # type: ignore[union-attr]
+    if failed:
+        logger.info("%d MiB of memory could not be page-locked; copies take longer.", data.numel() // 2**20)
+        _take_cuda_error()
+    return not failed
+
+
+def unlock(data: Tensor) -> None:
+    """End what `page_lock` began."""
+    if int(torch.cuda.cudart().cudaHostUnregister(data.data_ptr())):  # type: ignore[union-attr]
+        _take_cuda_error()
+
+
+def _take_cuda_error() -> None:
+    """Clear the error that CUDA keeps of a call whose failure is handled; the next kernel would be blamed for it."""
+    with contextlib.suppress(RuntimeError):
+        torch.empty(1, device="cuda").fill_(0)  # the kernel to be blamed
 
 
 # numba: compiled functions, and what is kept of them on disk.

@@ -25,6 +25,7 @@ from .choose import (
     may_be_faster,
     may_stand_in,
 )
+from .devices import numbered
 from .executor import Execution, Manner, PackedWeights
 from .half import Half, Shape
 from .memory import DEFAULT_SHARE, available_bytes
@@ -384,7 +385,7 @@ def prepare(
     """
     half.check(shape)
     options = Options() if options is None else options
-    place = half.device if device is None else torch.device(device)
+    place = numbered(half.device if device is None else torch.device(device))
     batch, channels, height, width = map(operator.index, shape)
     request = _Request(half, (batch, channels, height, width), options, place, available)
     return Job(request, options, place, "in the first attempt", 0)

@@ -10,17 +10,31 @@ from collections.abc import Callable
 
 import torch
 
+from . import devices
+
 # Of what is free when a run starts, so much may be used where no budget is given.
 DEFAULT_SHARE = 0.7
 
 
 def available_bytes(device: torch.device) -> int | None:
     """Free memory of the device; None where the system does not say."""
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for its next maps
-        return torch.cuda.mem_get_info(device)[0] + kept
-    if device.type != "cpu":
-        return None
+    if device.type == "cpu":
+        return _available_on_cpu()
+    free = devices.free_bytes(device)
+    if free is None or not devices.has_cpu_memory(device):
+        return free
+    on_cpu = _available_on_cpu()
+    return free if on_cpu is None else min(free, on_cpu)
+
+
+def offload_bytes(device: torch.device) -> int:
+    """CPU memory for the maps that do not fit on a device; 0 where it would be the same memory."""
+    if devices.has_cpu_memory(device):
+        return 0
+    return int((available_bytes(torch.device("cpu")) or 0) * DEFAULT_SHARE)
+
+
+def _available_on_cpu() -> int | None:
     if sys.platform == "win32":
         return _available_on_windows()
     try:

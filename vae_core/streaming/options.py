@@ -9,6 +9,7 @@ import torch
 
 from ..errors import ConfigError, MemoryBudgetError, TilingError
 from ..tiling.grid import TileSpec
+from .devices import good_at_bfloat16
 
 Circular = Literal["none", "x", "y", "both"]
 Precision = torch.dtype | Literal["auto"] | None
@@ -87,5 +88,4 @@ class Options:
             return weights
         if isinstance(self.dtype, torch.dtype):
             return self.dtype
-        good = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if good else torch.float32
+        return torch.bfloat16 if good_at_bfloat16(device) else torch.float32

@@ -17,7 +17,7 @@ from .executor import Execution, Manner, PlannedPass
 from .half import Shape
 from .kernel import Kernel
 from .maps import FeatureMap
-from .memory import DEFAULT_SHARE, available_bytes
+from .memory import offload_bytes
 from .program import Pass, program_flops
 from .store import MapStore
 
@@ -163,9 +163,7 @@ def plan_program(
 
     full, rest = divmod(shape[0], items)
     runs = full + (rest > 0)
-    cpu_limit = 0
-    if manner.device.type != "cpu":
-        cpu_limit = int((available_bytes(torch.device("cpu")) or 0) * DEFAULT_SHARE)
+    cpu_limit = offload_bytes(manner.device)
     limit, found = None, dry_run(manner, None)
     peak = found.peak + _reserve(found.peak, manner)
     if budget is not None and peak > budget:

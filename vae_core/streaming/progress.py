@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .devices import module_of
+
 # Operations that an accelerator may still have before it when the next one is queued: enough to keep it busy, and few
 # enough that what is reported is true, and that an end comes soon.
 _IN_FLIGHT = 2
@@ -94,8 +96,8 @@ class Watched(TorchFunctionMode):
         return result
 
     def _add(self, cost: int) -> None:
-        runtime = getattr(torch, self.device.type, None)
-        if self.device.type == "cpu" or not hasattr(runtime, "Event"):
+        runtime = None if self.device.type == "cpu" else module_of(self.device)
+        if not hasattr(runtime, "Event"):
             self.advance(cost)
             return
         event = runtime.Event()  # type: ignore[union-attr]

@@ -39,9 +39,9 @@ class OnlineSoftmax:
 
 def folded(layer: Linear, scale: Tensor, shift: Tensor, device: torch.device, dtype: torch.dtype) -> Linear:
     """The linear layer of x * scale + shift as one of x: weight and bias."""
-    weight = layer[0].detach().double().cpu()
-    bias = layer[1].detach().double().cpu() + weight @ shift
-    return (weight * scale).to(device, dtype), bias.to(device, dtype)
+    weight = layer[0].detach().cpu().double()
+    bias = layer[1].detach().cpu().double() + weight @ shift
+    return (weight * scale).to(dtype).to(device), bias.to(dtype).to(device)  # there may be no float64 there
 
 
 def per_item(parts: Sequence[tuple[int, StripStats]], items: int) -> ChannelStats:

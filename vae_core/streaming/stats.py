@@ -49,8 +49,8 @@ class ChannelStats:
         # The variance of a group: within its channels, plus that of the channels' means.
         variance = (self.m2.unflatten(1, (groups, -1)) / self.count + (per_channel - mean).square()).mean(2, True)
         inverse = torch.rsqrt(variance + norm.eps)
-        weight = norm.weight.detach().double().cpu().unflatten(0, (groups, -1))
-        bias = norm.bias.detach().double().cpu().unflatten(0, (groups, -1))
+        weight = norm.weight.detach().cpu().double().unflatten(0, (groups, -1))
+        bias = norm.bias.detach().cpu().double().unflatten(0, (groups, -1))
         scale = weight * inverse
         return scale.flatten(1), (bias - mean * scale).flatten(1)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import MemoryBudgetError
 from . import maps
+from .internals import page_lock, unlock
 from .maps import FeatureMap
 from .memory import give_back_freed
 
@@ -37,7 +38,7 @@ class _Buffer:
     bytes: int
     data: Tensor  # uint8
     place: Place
-    registered: bool = False  # with CUDA, for copies beside the arithmetic
+    locked: bool = False  # see page_lock
 
 
 class MapStore:
@@ -46,9 +47,9 @@ class MapStore:
     Args:
         device: of the arithmetic; "meta" makes a store that only counts, for planning.
         limit: bytes of maps to hold on the device; None for no limit.
-        cpu_limit: bytes of what does not fit there to offload to CPU memory, which is page-locked for CUDA; 0 where
-            the device is the CPU. What does not fit either is offloaded to disk, to a file that has no name where the
-            system allows that, and is deleted with its map everywhere.
+        cpu_limit: bytes of what does not fit there to offload to CPU memory, which is page-locked where that can be;
+            0 where it is the same memory. What does not fit either is offloaded to disk, to a file that has no name
+            where the system allows that, and is deleted with its map everywhere.
 
     Attributes:
         used, peak: bytes now and at most, by place.
@@ -107,8 +108,8 @@ class MapStore:
         """Give buffers that are not lent back to the system."""
         for buffers in self._idle.values():
             for buffer in buffers:
-                if buffer.registered:
-                    _unregister(buffer.data)
+                if buffer.locked:
+                    unlock(buffer.data)
         for place in PLACES:
             self.used[place] -= self._idle_bytes[place]
             self._idle_bytes[place] = 0
@@ -149,7 +150,7 @@ class MapStore:
             give_back_freed()
         if place == "cpu" or self.device.type == "cpu":
             data = _pages(size)
-            return _Buffer(size, data, place, registered=self.device.type == "cuda" and _register(data))
+            return _Buffer(size, data, place, locked=page_lock(data, self.device))
         return _Buffer(size, torch.empty(size, dtype=torch.uint8, device=self.device), place)
 
 
@@ -164,29 +165,6 @@ def _pages(size: int) -> Tensor:
     with contextlib.suppress(OSError):  # a kernel without them
         pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=torch.uint8)
-
-
-def _register(data: Tensor) -> bool:
-    """Lock memory for copies beside the arithmetic. Without that they work, one after the other.
-
-    torch's own page-locked memory is given out in powers of two, up to twice of what is asked for.
-    """
-    failed = int(torch.cuda.cudart().cudaHostRegister(data.data_ptr(), data.numel(), 0))  # type: ignore[union-attr]
-    if failed:
-        logger.info("%d MiB of memory could not be page-locked; copies take longer.", data.numel() // 2**20)
-        _take_cuda_error()
-    return not failed
-
-
-def _take_cuda_error() -> None:
-    """Clear the error that CUDA keeps of a call whose failure is handled; the next kernel would be blamed for it."""
-    with contextlib.suppress(RuntimeError):
-        torch.empty(1, device="cuda").fill_(0)  # the kernel to be blamed
-
-
-def _unregister(data: Tensor) -> None:
-    if int(torch.cuda.cudart().cudaHostUnregister(data.data_ptr())):  # type: ignore[union-attr]
-        _take_cuda_error()
 
 
 def _mapped_file(size: int) -> Tensor:

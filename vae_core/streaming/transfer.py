@@ -1,4 +1,4 @@
-"""Strips on their way between maps in CPU memory and the device, beside the arithmetic where CUDA allows it."""
+"""Strips on their way between maps in CPU memory and the device, beside the arithmetic where the device allows it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .devices import with_streams
 from .maps import joined
 
 _IN_FLIGHT = 2  # strips that may be computed or on their way back before the next one is begun
@@ -20,29 +21,30 @@ class Arriving:
     """A strip's tensors on the device, or on their way there."""
 
     tensors: tuple[Tensor, ...]
-    event: Any = None  # None where all of them lay on the device before
+    event: Any = None  # None where all of them were on the device before
+    current: Any = None  # the current stream, where there is an event
 
     def here(self) -> tuple[Tensor, ...]:
         """The tensors, for use on the current stream."""
         if self.event is not None:
-            stream = torch.cuda.current_stream(self.tensors[0].device)
-            stream.wait_event(self.event)
+            self.current.wait_event(self.event)
             for tensor in self.tensors:
-                tensor.record_stream(stream)
+                tensor.record_stream(self.current)
         return self.tensors
 
 
 class Transfers:
-    """Uploads and downloads of one pass. Anywhere but on CUDA they happen at once.
+    """Uploads and downloads of one pass. Where a device has one queue alone, they happen in it.
 
-    On CUDA each direction has a stream of its own, so the next strip's upload and the last one's download run while
-    a strip is computed, if the maps are page-locked. The CPU runs at most `_IN_FLIGHT` strips ahead, which bounds
-    the device's memory.
+    Where it has streams (CUDA, ROCm, XPU, NPU) each direction has one of its own, so the next strip's upload and the
+    last one's download run while a strip is computed, if the maps are page-locked. The CPU runs at most `_IN_FLIGHT`
+    strips ahead, which bounds the device's memory.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._up, self._down = _streams(device) if device.type == "cuda" else (None, None)
+        self._module = with_streams(device)
+        self._up, self._down = (None, None) if self._module is None else _streams(device)
         self._finished: deque[Any] = deque()
 
     @property
@@ -58,28 +60,29 @@ class Transfers:
                 tuple(joined([piece.to(self.device) for piece in pieces]).contiguous() for pieces in windows)
             )
         # Not before the work that is queued, so that strips which wait for theirs do not fill the device.
-        self._up.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._up):
+        current = self._module.current_stream(self.device)
+        self._up.wait_stream(current)
+        with self._module.stream(self._up):
             copies = [
                 None if stays else _copied(pieces, self.device) for pieces, stays in zip(windows, here, strict=True)
             ]
-        # What lies on the device stays on the current stream, whose memory the other one must not read unseen.
+        # What is on the device stays on the current stream, whose memory the other one must not read unseen.
         both = zip(windows, copies, strict=True)
         tensors = tuple(joined(pieces).contiguous() if copy is None else copy for pieces, copy in both)
-        return Arriving(tensors, self._up.record_event())
+        return Arriving(tensors, self._up.record_event(), current)
 
     def download(self, result: Tensor, target: Tensor) -> None:
         """target[:] = result, sooner or later; `finish` waits for it."""
         if self._down is None:
             target.copy_(result)
             return
-        current = torch.cuda.current_stream(self.device)
+        current = self._module.current_stream(self.device)
         if target.device == self.device:
             target.copy_(result)
             self._finished.append(current.record_event())
         else:
             self._down.wait_stream(current)
-            with torch.cuda.stream(self._down):
+            with self._module.stream(self._down):
                 _copy_items(result, target)
                 result.record_stream(self._down)
             self._finished.append(self._down.record_event())
@@ -97,7 +100,8 @@ class Transfers:
 @functools.cache
 def _streams(device: torch.device) -> tuple[Any, Any]:
     """Two streams for all passes: what torch keeps of memory that one has used serves no other."""
-    return torch.cuda.Stream(device), torch.cuda.Stream(device)
+    module = with_streams(device)
+    return module.Stream(device), module.Stream(device)
 
 
 def _copied(pieces: list[Tensor], device: torch.device) -> Tensor:
@@ -110,6 +114,6 @@ def _copied(pieces: list[Tensor], device: torch.device) -> Tensor:
 
 
 def _copy_items(source: Tensor, target: Tensor) -> None:
-    """Item by item: whole rows of one item lie in one piece, and only such copies run beside the arithmetic."""
+    """Item by item: whole rows of one item are in one piece, and only such copies run beside the arithmetic."""
     for here, there in zip(source, target, strict=True):
         there.copy_(here, non_blocking=True)

@@ -1,0 +1,103 @@
+"""What torch offers on a device of any kind, found out by asking its module: streams, free memory, bfloat16.
+
+CUDA and ROCm are "cuda" to torch; Intel's are "xpu", Apple's "mps", Huawei's "npu". Whatever a kind does not have is
+None here, and the engine does without: one queue instead of three, or no budget where nobody says what is free.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_KINDS = ("cuda", "xpu", "npu", "mlu", "mps")
+_STREAMS = ("Stream", "current_stream", "stream")
+_HAVE_CPU_MEMORY = ("mps",)  # kinds whose memory is the CPU's
+
+
+def module_of(device: torch.device) -> Any:
+    """torch's module for a kind of device, such as torch.cuda; None for one without."""
+    try:
+        return torch.get_device_module(device.type)
+    except (RuntimeError, AttributeError):
+        return None
+
+
+def numbered(device: torch.device) -> torch.device:
+    """The same device with its number, as tensors on it have: the current one where none is named.
+
+    "cuda" and "cuda:0" are one device, but not equal.
+    """
+    if device.index is not None or device.type in ("cpu", "meta"):
+        return device
+    if device.type == "mps":
+        return torch.device("mps", 0)
+    current = getattr(module_of(device), "current_device", None)
+    try:
+        return device if current is None else torch.device(device.type, int(current()))
+    except (RuntimeError, AssertionError):  # a plan for a device that this machine does not have
+        return device
+
+
+def with_streams(device: torch.device) -> Any:
+    """The module of a device that has several queues; None where there is one."""
+    module = None if device.type in ("cpu", "meta") else module_of(device)
+    return module if all(hasattr(module, name) for name in _STREAMS) else None
+
+
+def has_cpu_memory(device: torch.device) -> bool:
+    """Whether a device's memory is the CPU's, so that nothing is gained by moving something from one to the other."""
+    return device.type == "cpu" or device.type in _HAVE_CPU_MEMORY
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Free memory of an accelerator, with what torch keeps of it for the next tensors; None where nobody says."""
+    module = module_of(device)
+    ask = getattr(module, "mem_get_info", None)
+    if ask is not None:
+        kept = module.memory_reserved(device) - module.memory_allocated(device)
+        try:
+            return ask(device)[0] + kept
+        except RuntimeError:  # some of Intel's cannot tell
+            return module.get_device_properties(device).total_memory - module.memory_allocated(device)
+    most = getattr(module, "recommended_max_memory", None)
+    return None if most is None else max(0, most() - module.current_allocated_memory())
+
+
+def allocated_bytes(device: torch.device) -> int | None:
+    """Memory of an accelerator that torch's tensors have; None where nobody says."""
+    module = module_of(device)
+    ask = getattr(module, "memory_allocated", None)
+    if ask is not None:
+        return int(ask(device))
+    ask = getattr(module, "current_allocated_memory", None)
+    return None if ask is None else int(ask())
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for all that is queued on a device."""
+    wait: Callable[..., None] | None = getattr(module_of(device), "synchronize", None)
+    if wait is not None and device.type != "cpu":
+        wait() if device.type == "mps" else wait(device)
+
+
+def good_at_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 by itself, not by an emulation."""
+    ask = getattr(module_of(device), "is_bf16_supported", None)
+    if ask is None or device.type == "cpu":
+        return False
+    known = inspect.signature(ask).parameters
+    return bool(ask(including_emulation=False) if "including_emulation" in known else ask())
+
+
+def accelerators() -> list[str]:
+    """Devices other than the CPU that torch can use, such as cuda:0."""
+    found = []
+    for kind in _KINDS:
+        module = getattr(torch, kind, None)
+        if module is None or not (torch.backends.mps if kind == "mps" else module).is_available():
+            continue
+        found += [kind] if kind == "mps" else [f"{kind}:{index}" for index in range(module.device_count())]
+    return found
