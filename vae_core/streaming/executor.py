@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,7 @@ from .kernel import ACCELERATOR_STRIP_BYTES, STRIP_BYTES, Kernel, Layout, PassIn
 from .maps import FeatureMap
 from .memory import give_back_freed
 from .options import NO_AXES, Axes
-from .pool import run_strips
+from .pool import WorkerPool, run_strips
 from .program import INPUT, OUTPUT, Attend, Convolve, Pass
 from .progress import Report
 from .stats import ChannelStats, StripStats
@@ -118,7 +117,7 @@ class Execution:
         part: Tensor,
         output: Tensor,
         latent_rows: int,
-        pool: ThreadPoolExecutor | None,
+        pool: WorkerPool | None,
         report: Report,
         weights: PackedWeights,
     ) -> None:

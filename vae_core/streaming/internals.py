@@ -13,6 +13,10 @@ torch (2.4 to 2.13)
     `torch.cuda.cudart()` with `cudaHostRegister` and `cudaHostUnregister`, which ROCm has under the same names: memory
     is locked where it is, see `page_lock`. Where they are missing, copies take longer.
 
+    `omp_set_num_threads` and `MKL_Set_Num_Threads_Local` in `libtorch_cpu`, or what it is linked with: the number of
+    threads of one thread alone. Where they are missing, as on Windows and macOS, `torch.set_num_threads` is called,
+    and its other effect, on threads to come, put right again: `tests/streaming/test_pool.py` would notice.
+
 numba (0.60 to 0.68)
     `numba.core.caching.FunctionCache` with its `_impl` (`locator`, `filename_base`, `reduce`, `rebuild`,
     `check_cachable`), `_index_key` and `_cache_file`, `Dispatcher._cache`, and `numba.core.serialize.dumps`: see
@@ -28,6 +32,7 @@ llvmlite, through numba
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import importlib.util
@@ -53,6 +58,57 @@ def is_transformed() -> bool:
     """Whether forward-mode gradients or a transformation of functorch's, such as vmap, is at work."""
     functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     return torch.autograd.forward_ad._current_level >= 0 or functorch.peek_interpreter_stack() is not None
+
+
+# torch: the number of threads of one thread.
+
+
+def set_threads_of_this_thread(count: int) -> None:
+    """Let torch use so many threads for what the calling thread computes. For others, and those to come, it stays."""
+    if torch.get_num_threads() == count:  # asked first: a thread takes over the default when it is first asked
+        return
+    for setter in _thread_setters():
+        setter(count)
+    if torch.get_num_threads() != count:
+        _set_and_put_default_back(count)
+
+
+@functools.cache
+def _thread_setters() -> list[Any]:
+    if sys.platform != "linux":
+        return []
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+        return [library.omp_set_num_threads, *filter(None, [getattr(library, "MKL_Set_Num_Threads_Local", None)])]
+    except (OSError, AttributeError):
+        return []
+
+
+_setting = threading.Lock()
+
+
+def _set_and_put_default_back(count: int) -> None:
+    """By torch.set_num_threads, which sets the default of threads to come as well: another thread puts that back."""
+    known, done = threading.Event(), threading.Event()
+
+    def put_back() -> None:
+        default = torch.get_num_threads()
+        known.set()
+        done.wait()
+        torch.set_num_threads(default)
+
+    with _setting:
+        other = threading.Thread(target=put_back, name="seamless-vae-default")
+        try:
+            other.start()
+        except (RuntimeError, MemoryError, OSError):  # then this thread keeps its number
+            return
+        try:
+            known.wait()
+            torch.set_num_threads(count)
+        finally:
+            done.set()
+            other.join()
 
 
 # torch: grouped 1x1 convolutions of oneDNN on weights that it has laid out in advance.

@@ -2,45 +2,174 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+import time
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from types import TracebackType
 from typing import Any
 
 import torch
 
+from . import internals
 from .kernel import Kernel
 from .memory import give_back_freed
 from .winograd import drop_scratch
 
+logger = logging.getLogger("seamless_vae")
 
-@contextmanager
-def worker_pool(count: int) -> Iterator[ThreadPoolExecutor | None]:
-    """So many threads, each of which lets torch use one itself; None for one.
+_PATIENCE = 0.05  # seconds between two looks at what the workers have done
+_LAST_PATIENCE = 0.25  # seconds that a thread may take to begin whose start was interrupted
 
-    torch keeps its number of threads per thread, with a common default for threads to come, which is put back.
+Tasks = SimpleQueue[Callable[[], None] | None]
+
+
+class WorkerPool:
+    """A context with so many threads, each of which lets torch use one itself; none for one.
+
+    If not all of them can be started, those that could do the work, or the calling thread does; a warning says so. The
+    numbers of threads that torch uses in other threads, and in those to come, stay as they are. Whatever is raised, and
+    whenever, the threads end with the context.
+
+    Attributes:
+        size: how many threads are at work; 0 if the calling thread computes.
     """
-    if count == 1:
-        yield None
-        return
-    before = torch.get_num_threads()
-    ready = threading.Barrier(count + 1)
 
-    def start() -> None:
-        torch.set_num_threads(1)
-        ready.wait()
+    def __init__(self, count: int) -> None:
+        self.size = 0
+        self._wanted = count if count > 1 else 0
+        self._tasks: Tasks = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._threads_here: int | None = None  # that torch used in this thread, if it has to do with one
+        self._ended = threading.Event()  # for workers that begin only after they were told to end
+        self._gate = threading.Event()
 
-    with ThreadPoolExecutor(count, thread_name_prefix="seamless-vae", initializer=start) as pool:
-        for _ in range(count):
-            pool.submit(int)
-        ready.wait()
-        torch.set_num_threads(before)
-        yield pool
+    def __enter__(self) -> WorkerPool:
+        try:
+            self._start()
+        except BaseException:
+            self._stop_whatever_comes()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop_whatever_comes()
+
+    def __del__(self) -> None:  # an interruption may come just before `__exit__`
+        if hasattr(self, "_gate"):
+            self._tell_to_end()
+
+    @property
+    def alive(self) -> bool:
+        """Whether a worker is."""
+        return any([thread.is_alive() for thread in self._threads])
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Have every worker run this; it must not raise."""
+        for _ in range(self.size):
+            self._tasks.put(work)
+
+    def _start(self) -> None:
+        serve = [lambda number=number: self._begin(f"seamless-vae-{number}", _serve) for number in range(self._wanted)]
+        ready = self._wanted
+        for number, begin in enumerate(serve):
+            if not begin():
+                ready = number
+                break
+        # The calling thread starts some too: OpenMP does, for torch, and ends the process if it cannot. So the same
+        # number is tried, all at once.
+        spare = min(self._wanted, torch.get_num_threads()) - 1
+        enough = ready == self._wanted and all(
+            self._begin(f"seamless-vae-spare-{number}", _wait) for number in range(spare)
+        )
+        self._gate.set()
+        self.size = ready
+        if not enough:
+            self._threads_here = torch.get_num_threads()
+            internals.set_threads_of_this_thread(1)
+            _warn_of_missing_threads(ready, self._wanted)
+
+    def _begin(self, name: str, run: Callable[[Tasks, threading.Event, threading.Event], None]) -> bool:
+        """Start a thread; False if it cannot be."""
+        thread = threading.Thread(target=run, args=(self._tasks, self._gate, self._ended), name=name)
+        self._threads.append(thread)  # first: an interruption may come while it starts
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError, OSError):  # "can't start new thread"
+            self._threads.pop()
+            return False
+        return True
+
+    def _stop_whatever_comes(self) -> None:
+        """Stop, even if this is interrupted once."""
+        try:
+            self._stop()
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._tell_to_end()
+        for thread in self._threads:
+            _join(thread)
+        self._threads.clear()
+        self.size = 0
+        if self._threads_here is not None:
+            internals.set_threads_of_this_thread(self._threads_here)
+            self._threads_here = None
+
+    def _tell_to_end(self) -> None:
+        self._ended.set()
+        self._gate.set()
+        for _ in self._threads:
+            self._tasks.put(None)
+
+
+def worker_pool(count: int) -> WorkerPool:
+    """A context with so many threads for `run_strips`, or as many as can be started."""
+    return WorkerPool(count)
+
+
+def _serve(tasks: Tasks, gate: threading.Event, ended: threading.Event) -> None:
+    """What a worker does. It holds no pool: one that is forgotten ends its workers."""
+    internals.set_threads_of_this_thread(1)
+    while not ended.is_set() and (task := tasks.get()) is not None:
+        task()
+        del task
+
+
+def _wait(tasks: Tasks, gate: threading.Event, ended: threading.Event) -> None:
+    gate.wait()
+
+
+def _join(thread: threading.Thread) -> None:
+    """Wait for a thread to end; briefly, if its start was interrupted, which may have been before it began."""
+    latest = time.monotonic() + _LAST_PATIENCE
+    while not thread.ident and time.monotonic() < latest:
+        time.sleep(0.001)
+    if thread.ident:
+        thread.join()
+
+
+_warned = threading.Event()
+
+
+def _warn_of_missing_threads(started: int, wanted: int) -> None:
+    if not _warned.is_set():
+        _warned.set()
+        logger.warning(
+            "the system does not allow %d threads more (%d could be started), so this takes longer. Raise the limit of "
+            "processes or of memory (ulimit -u, ulimit -v, or that of the container), or close other programs.",
+            wanted,
+            started,
+        )
 
 
 def run_strips(
-    kernel: Kernel, pool: ThreadPoolExecutor | None, advance: Callable[[int], None], trim: bool = False
+    kernel: Kernel, pool: WorkerPool | None, advance: Callable[[int], None], trim: bool = False
 ) -> list[Any]:
     """Results of all strips of a pass, in their order.
 
@@ -48,9 +177,9 @@ def run_strips(
         advance: called with the FLOPs done; what it raises ends the pass within a strip.
         trim: give freed memory back to the system after every strip.
     """
-    if pool is None or not kernel.parallel or len(kernel.layout) == 1:
+    if pool is None or not pool.size or not kernel.parallel or len(kernel.layout) == 1:
         return _one_after_another(kernel, advance, trim)
-    return _in_threads(kernel, pool, advance)
+    return _InThreads(kernel).run(pool, advance)
 
 
 def _one_after_another(kernel: Kernel, advance: Callable[[int], None], trim: bool) -> list[Any]:
@@ -66,39 +195,66 @@ def _one_after_another(kernel: Kernel, advance: Callable[[int], None], trim: boo
     return parts
 
 
-def _in_threads(kernel: Kernel, pool: ThreadPoolExecutor, advance: Callable[[int], None]) -> list[Any]:
-    strips = kernel.layout.strips()
-    results: list[Any] = [None] * len(strips)
-    stopped = threading.Event()
-    queue = iter(range(len(strips)))
-    lock = threading.Lock()
-    done: list[int] = []
-    inference = torch.is_inference_mode_enabled()  # these modes are each thread's own
+class _InThreads:
+    """The strips of a pass, handed out one by one to whichever worker is free."""
 
-    @torch.inference_mode(inference)
-    @torch.no_grad()
-    def work() -> None:
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.strips = kernel.layout.strips()
+        self.results: list[Any] = [None] * len(self.strips)
+        # Lists and deques are the messages between threads: they are appended to and popped from atomically.
+        self.left = deque(range(len(self.strips)))
+        self.at_work: list[None] = []
+        self.computed: list[int] = []
+        self.flops: deque[int] = deque()
+        self.errors: list[BaseException] = []
+        self.stopped = False
+        self.news = threading.Event()
+        self.inference = torch.is_inference_mode_enabled()  # these modes are each thread's own
+
+    def run(self, pool: WorkerPool, advance: Callable[[int], None]) -> list[Any]:
         try:
-            while not stopped.is_set():
-                with lock:
-                    index = next(queue, None)
-                if index is None:
-                    return
-                results[index] = kernel.compute(strips[index])
-                done.append(kernel.flops(strips[index]))  # append and pop are atomic
+            pool.submit(self._work)
+            while len(self.computed) < len(self.strips) and not self.errors:
+                self.news.wait(_PATIENCE)
+                if not pool.alive:
+                    raise MemoryError("the threads that compute strips have ended before their work.")
+                while self.flops:
+                    advance(self.flops.popleft())
         finally:
-            drop_scratch()
+            try:
+                self._wait_until_idle()
+            finally:  # that may be interrupted, and maps go only after the last strip
+                self._wait_until_idle()
+        if self.errors:
+            try:
+                raise self.errors[0]
+            finally:
+                self.errors.clear()  # their tracebacks have frames with maps
+        while self.flops:
+            advance(self.flops.popleft())
+        return self.results
 
-    workers: set[Future[None]] = {pool.submit(work) for _ in range(pool._max_workers)}
-    try:
-        pending = workers
-        while pending:
-            finished, pending = wait(pending, timeout=0.05, return_when=FIRST_COMPLETED)
-            for future in finished:
-                future.result()
-            while done:
-                advance(done.pop())
-    finally:
-        stopped.set()
-        wait(workers)
-    return results
+    def _wait_until_idle(self) -> None:
+        self.stopped = True
+        while self.at_work:
+            self.news.wait(_PATIENCE)
+
+    def _work(self) -> None:
+        with torch.inference_mode(self.inference), torch.no_grad():
+            self.at_work.append(None)  # first: nobody who sees that none is at work may then see one begin
+            try:
+                while not self.stopped and not self.errors:
+                    try:
+                        index = self.left.popleft()
+                    except IndexError:
+                        break
+                    self.results[index] = self.kernel.compute(self.strips[index])
+                    self.flops.append(self.kernel.flops(self.strips[index]))
+                    self.computed.append(index)
+            except BaseException as error:
+                self.errors.append(error)
+            finally:
+                drop_scratch()
+                self.at_work.pop()
+                self.news.set()
