@@ -6,7 +6,6 @@ without any.
 
 from __future__ import annotations
 
-import errno
 import gc
 import importlib
 import inspect
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from ..vae_core.errors import VAEError
-from ..vae_core.streaming import devices
+from ..vae_core.streaming import devices, shortage
 from ..vae_core.streaming.memory import available_bytes
 
 logger = logging.getLogger("seamless_vae")
@@ -148,18 +147,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means out of memory. False for errors of this pack, which say what to do themselves."""
     if isinstance(error, VAEError):
         return False
-    kinds = [MemoryError, torch.cuda.OutOfMemoryError]
     own = _management("OOM_EXCEPTION")
     if isinstance(own, type) and own not in (Exception, BaseException):  # as it is with old releases of torch
-        kinds.append(own)
         if _call("is_oom", error, default=False):  # newer hosts check codes, and clear the device's error state
             return True
-    if isinstance(error, tuple(kinds)) or getattr(error, "errno", None) == errno.ENOMEM:
-        return True
-    if isinstance(error, RuntimeError):
-        text = str(error).lower()
-        return any(part in text for part in ("out of memory", "not enough memory", "alloc_failed", "can't allocate"))
-    return False
+        if isinstance(error, own):
+            return True
+    return shortage.is_out_of_memory(error)
 
 
 # The VAE's class.

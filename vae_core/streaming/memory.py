@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from . import devices
+from .limits import free_within_limits
 
 # Of what is free when a run starts, so much may be used where no budget is given.
 DEFAULT_SHARE = 0.7
@@ -35,6 +36,12 @@ def offload_bytes(device: torch.device) -> int:
 
 
 def _available_on_cpu() -> int | None:
+    """The smallest of what the machine has free and of what this process may still take."""
+    known = [free for free in (_free_of_machine(), free_within_limits()) if free is not None]
+    return min(known, default=None)
+
+
+def _free_of_machine() -> int | None:
     if sys.platform == "win32":
         return _available_on_windows()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -16,6 +17,7 @@ import torch
 from . import internals
 from .kernel import Kernel
 from .memory import give_back_freed
+from .shortage import is_out_of_memory
 from .winograd import drop_scratch
 
 logger = logging.getLogger("seamless_vae")
@@ -99,8 +101,10 @@ class WorkerPool:
         self._threads.append(thread)  # first: an interruption may come while it starts
         try:
             thread.start()
-        except (RuntimeError, MemoryError, OSError):  # "can't start new thread"
+        except (RuntimeError, MemoryError, OSError) as error:
             self._threads.pop()
+            if not is_out_of_memory(error) and getattr(error, "errno", None) != errno.EAGAIN:
+                raise
             return False
         return True
 
