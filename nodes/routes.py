@@ -39,6 +39,6 @@ def register() -> None:
     async def plan(request: web.Request) -> web.Response:
         try:
             question = questions.Question.read(await request.json())
-        except ValueError as error:
+        except (ValueError, LookupError, RecursionError) as error:  # no JSON, an unknown charset, brackets without end
             return web.Response(status=400, text=str(error))
         return await answered(questions.plan, question)

@@ -81,7 +81,15 @@ def check_tensor(x: Any, what: str) -> None:
 
 
 def count_not_finite(x: Tensor) -> int:
-    """How many values are NaN or infinite; nothing is made that is as large as x unless there are some."""
+    """How many values are NaN or infinite, of any type of number.
+
+    Nothing is made that is as large as x unless there are some, or torch has no order for its type.
+    """
+    x = torch.view_as_real(x) if x.is_complex() else x
+    if not x.is_floating_point():
+        return 0
+    if x.dtype.itemsize == 1:
+        x = x.float()
     least, most = torch.aminmax(x.detach())  # NaN is both
     if torch.isfinite(least) and torch.isfinite(most):
         return 0

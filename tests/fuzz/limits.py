@@ -1,0 +1,72 @@
+"""What a case may take: two seconds and 64 MiB beyond its file, whatever comes of it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+SECONDS, BYTES = 2, 64 << 20
+STATUS, PEAK_RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@contextmanager
+def limits(size: int = 0) -> Iterator[None]:
+    """Fail if the block takes more than a case may.
+
+    Seconds are those of the processor, so that a busy machine is not taken for a slow case. The peak is the process's
+    own high-water mark, where the system tells it: what a case takes and gives back counts too.
+
+    Args:
+        size: bytes of the file or the tensors that the case consists of.
+    """
+    peak, resident = _memory()
+    start = time.process_time()
+    yield
+    seconds = time.process_time() - start
+    assert seconds < SECONDS, f"{seconds:.1f} s"
+    now, _ = _memory()
+    if now > peak:
+        assert now - resident < BYTES + size, f"{(now - resident) / 2**20:.0f} MiB for a case of {size} bytes"
+
+
+def reset_peak() -> None:
+    """Let the high-water mark begin at what is resident now."""
+    if PEAK_RESET.exists():
+        PEAK_RESET.write_text("5")
+
+
+def _memory() -> tuple[int, int]:
+    """Bytes of the high-water mark and of what is resident; zeros where the system does not tell."""
+    if not STATUS.exists():
+        return 0, 0
+    found = {line[:6]: line for line in STATUS.read_text().splitlines()}
+    peak, resident = (int(found[name].split()[1]) << 10 for name in ("VmHWM:", "VmRSS:"))
+    return peak, resident
+
+
+recorded: dict[bytes, None] | None = None  # the files that were put, for whoever wants them as a corpus
+
+
+def put(name: str, raw: bytes | bytearray) -> Path:
+    """A case's file in `folder()`."""
+    path = folder() / name
+    path.write_bytes(raw)
+    if recorded is not None:
+        recorded[bytes(raw)] = None
+    return path
+
+
+@cache
+def folder() -> Path:
+    """A folder for the files of this process's cases, removed at its end."""
+    made = tempfile.mkdtemp(prefix="seamless-fuzz-")
+    owner = os.getpid()
+    atexit.register(lambda: shutil.rmtree(made, ignore_errors=True) if os.getpid() == owner else None)
+    return Path(made)
