@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -44,16 +45,12 @@ def encoder_half(vae: Autoencoder) -> Half:
     config = vae.config
     modules = _present(encoder=vae.encoder, quant_conv=vae.quant_conv)
 
-    def nominal_program() -> list[Pass]:
-        with torch.device("meta"):
-            return encoder_program(Encoder(config), None)
-
     return Half(
         takes="image",
         modules=modules,
         placement=lambda: (vae.device, vae.dtype),
         program=lambda: encoder_program(vae.encoder, vae.quant_conv),  # type: ignore[arg-type]
-        nominal_program=nominal_program,
+        nominal_program=lambda: _nominal_encoder(config),
         find_patch=lambda: _find_patch(modules),
         check=vae.check_image_shape,
         out_channels=2 * config.latent_channels,
@@ -67,22 +64,30 @@ def decoder_half(vae: Autoencoder) -> Half:
     config = vae.config
     modules = _present(post_quant_conv=vae.post_quant_conv, decoder=vae.decoder)
 
-    def nominal_program() -> list[Pass]:
-        with torch.device("meta"):
-            return decoder_program(Decoder(config), None)
-
     return Half(
         takes="latent",
         modules=modules,
         placement=lambda: (vae.device, vae.dtype),
         program=lambda: decoder_program(vae.decoder, vae.post_quant_conv),  # type: ignore[arg-type]
-        nominal_program=nominal_program,
+        nominal_program=lambda: _nominal_decoder(config),
         find_patch=lambda: _find_patch(modules),
         check=vae.check_latent_shape,
         out_channels=config.out_channels,
         in_unit=1,
         out_unit=config.spatial_ratio,
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _nominal_encoder(config: AutoencoderKLConfig) -> list[Pass]:
+    with torch.device("meta"):
+        return encoder_program(Encoder(config), None)
+
+
+@functools.lru_cache(maxsize=8)
+def _nominal_decoder(config: AutoencoderKLConfig) -> list[Pass]:
+    with torch.device("meta"):
+        return decoder_program(Decoder(config), None)
 
 
 def _present(**modules: nn.Module | None) -> dict[str, nn.Module]:

@@ -13,11 +13,12 @@ from torch import nn
 
 from vae_core.streaming import devices, internals, memory, transfer
 from vae_core.streaming.kernel import PassInputs
-from vae_core.streaming.maps import FeatureMap
+from vae_core.streaming.ledger import PlannedStore
+from vae_core.streaming.maps import FeatureMap, PlannedMap
 from vae_core.streaming.memory import available_bytes
 from vae_core.streaming.options import NO_AXES, Options
 from vae_core.streaming.program import Attend
-from vae_core.streaming.store import MapStore
+from vae_core.streaming.store import MapStore, Store
 from vae_core.streaming.stored_attention import StoredAttention
 from vae_core.streaming.transfer import _IN_FLIGHT, Transfers
 
@@ -206,9 +207,9 @@ def test_a_device_has_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices.numbered(torch.device("xpu")) == torch.device("xpu:3")
 
 
-def attention(positions: int, device: str, store: MapStore) -> StoredAttention:
+def attention(positions: int, device: str, store: Store) -> StoredAttention:
     """The kernel of an attention over one row of positions, of 8 channels."""
-    source = FeatureMap.of(torch.empty(1, positions, 1, 8, device=store.device))
+    source = PlannedMap.whole((1, positions, 1, 8))
     step = Attend("map", "map", 8, nn.GroupNorm(1, 8), None)  # type: ignore[arg-type]
     return StoredAttention(
         PassInputs(
@@ -245,7 +246,7 @@ def test_keys_without_values_are_given_back() -> None:
 
 @pytest.mark.parametrize("positions", [20_000, 2**15, 2**15 + 1])
 def test_a_dry_run_counts_scores_for_keys_on_the_device(positions: int) -> None:
-    kernel = attention(positions, "cuda", MapStore(torch.device("meta")))
+    kernel = attention(positions, "cuda", PlannedStore())
     assert kernel.queries == 4096
     # Up to 2**29 bytes of them may be made at once; beyond that, those of a block, twice.
     assert kernel.workspace()["scores"] >= (4 * 4096 * positions if positions <= 2**15 else 4 * 4096 * 2 * 8192)

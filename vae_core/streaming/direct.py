@@ -57,7 +57,7 @@ class DirectConvolution:
         within = self.inputs.target.band_rows
         if self.inputs.device.type != "cpu":  # where a new shape costs a search for its fastest kernel
             rows = even_size(within, rows, multiple)
-        return Layout(((0, batch),), cut(height, rows, multiple, within), ((0, width),))
+        return Layout(cut(batch, batch), cut(height, rows, multiple, within), cut(width, width))
 
     def workspace(self) -> dict[str, int]:
         """The window that a strip reads, its result, and the weights."""
@@ -74,7 +74,7 @@ class DirectConvolution:
             target += itemsize // 4  # a phase
         if device.type != "cpu":  # strips on their way, to the device and back
             source, target = source + 3 * itemsize, target + 4 * itemsize
-        elif self.inputs.circular.y or len(self.inputs.source.bands) > 1:
+        elif self.inputs.circular.y or self.inputs.source.band_count > 1:
             source += itemsize  # a window of several pieces
         per_position = {"up": 0.25, "down": 4.0}.get(self.step.scale, 1.0)  # source positions for one of the target
         halo = 1 + 2 / strip.height

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from ..errors import DamagedWeightError, NonFiniteError
 from .choose import choose_kernel
 from .kernel import ACCELERATOR_STRIP_BYTES, STRIP_BYTES, Kernel, Layout, PassInputs
-from .maps import FeatureMap
+from .maps import FeatureMap, PlannedMap
 from .memory import give_back_freed
 from .options import NO_AXES, Axes
 from .pool import WorkerPool, run_strips
 from .program import INPUT, OUTPUT, Attend, Convolve, Pass
 from .progress import Report
 from .stats import ChannelStats, StripStats
-from .store import MapStore
+from .store import Store
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Execution:
         self,
         passes: Sequence[Pass],
         manner: Manner,
-        store: MapStore,
+        store: Store,
         planned: Sequence[PlannedPass] | None = None,
         like: Sequence[PlannedPass] | None = None,
         find_damage: Callable[[], str | None] = lambda: None,
@@ -131,7 +131,8 @@ class Execution:
         Raises:
             NonFiniteError: a weight is not finite; or a value went out of range, and the manner asks to look for it.
         """
-        for index, (step, kernel) in enumerate(self.kernels(part, output, latent_rows)):
+        source, target = (FeatureMap.of(each.permute(0, 2, 3, 1)) for each in (part, output))
+        for index, (step, kernel) in enumerate(self.kernels(source, target, latent_rows)):
             report.begin_pass()
             kernel.prepare(weights.of(index, kernel))
             stats = kernel.combine(run_strips(kernel, pool, report, self.manner.trim))
@@ -149,13 +150,14 @@ class Execution:
         if self.manner.check_finite:
             raise NonFiniteError(_overflow_message(index, len(self.passes), self.manner.dtype))
 
-    def kernels(self, part: Tensor, output: Tensor, latent_rows: int) -> Generator[tuple[Pass, Kernel], None, None]:
+    def kernels(
+        self, source: FeatureMap, target: FeatureMap, latent_rows: int
+    ) -> Generator[tuple[Pass, Kernel], None, None]:
         """Each pass with its kernel, its maps allocated; maps that no later pass reads are released after it.
 
-        With tensors and a store on the device "meta" this is a dry run that computes nothing.
+        With planned maps and a planned store this is a dry run that computes nothing.
         """
-        ends = {INPUT: part, OUTPUT: output}
-        self.maps = {name: FeatureMap.of(each.permute(0, 2, 3, 1)) for name, each in ends.items()}
+        self.maps = {INPUT: source, OUTPUT: target}
         last_use = {name: index for index, step in enumerate(self.passes) for name in step.reads}
         try:
             for index, step in enumerate(self.passes):
@@ -194,7 +196,7 @@ class Execution:
 
     def _coefficients(self, step: Pass) -> tuple[Tensor, Tensor] | None:
         """A GroupNorm of the source as scale and shift [B, C] in float64; None for others and in a dry run."""
-        if not isinstance(step.norm, nn.GroupNorm) or self.store.device.type == "meta":
+        if not isinstance(step.norm, nn.GroupNorm) or isinstance(self.maps[step.source], PlannedMap):
             return None
         if step.source not in self.stats:  # the input, which no pass has written
             self.stats[step.source] = StripStats.of(self.maps[step.source].bands[0]).finished()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -14,7 +14,7 @@ from .maps import FeatureMap
 from .options import Axes
 from .program import Pass
 from .stats import ChannelStats
-from .store import MapStore
+from .store import Store
 
 Span = tuple[int, int]
 STRIP_BYTES = 2**22  # of a strip on a CPU, where the kernel leaves it open and no budget says otherwise
@@ -42,12 +42,45 @@ class Strip(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Spans:
+    """[0, length) cut into spans, none of which is listed before it is asked for.
+
+    Attributes:
+        size: of a span; the last one may be shorter.
+        within: no span goes across a multiple of this. The last one before it may be shorter, too.
+        before: a span of its own meaning that comes before the others, if there is one.
+    """
+
+    length: int
+    size: int
+    within: int
+    before: Span | None = None
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.length, self.within)
+        return full * -(-self.within // self.size) + -(-rest // self.size) + (self.before is not None)
+
+    def __iter__(self) -> Iterator[Span]:
+        if self.before is not None:
+            yield self.before
+        for first in range(0, self.length, self.within):
+            stop = min(first + self.within, self.length)
+            for start in range(first, stop, self.size):
+                yield start, min(start + self.size, stop)
+
+    @property
+    def largest(self) -> Span:
+        """The first one that is cut; no other is larger."""
+        return 0, min(self.size, self.within, self.length)
+
+
+@dataclass(frozen=True)
 class Layout:
     """How a target is cut: every combination of a span of items, of rows and of columns is a strip, in this order."""
 
-    items: tuple[Span, ...]
-    rows: tuple[Span, ...]
-    columns: tuple[Span, ...]
+    items: Spans
+    rows: Spans
+    columns: Spans
 
     def __len__(self) -> int:
         return len(self.items) * len(self.rows) * len(self.columns)
@@ -55,20 +88,19 @@ class Layout:
     @property
     def first(self) -> Strip:
         """None is larger than this one."""
-        return Strip(self.items[0], self.rows[0], self.columns[0])
+        return Strip(self.items.largest, self.rows.largest, self.columns.largest)
 
     def strips(self) -> list[Strip]:
         return [Strip(*spans) for spans in itertools.product(self.items, self.rows, self.columns)]
 
     def clipped(self, items: int) -> Layout:
         """The layout for the first so many items alone: the last ones of a batch may be fewer than the others."""
-        spans = tuple((start, min(stop, items)) for start, stop in self.items if start < items)
-        return self if spans == self.items else replace(self, items=spans)
+        return replace(self, items=replace(self.items, length=min(items, self.items.length)))
 
 
 @dataclass(frozen=True)
 class PassInputs:
-    """What a kernel works on: maps [B, H, W, C], where the store has put them, or on "meta" for a dry run.
+    """What a kernel works on: maps [B, H, W, C], where the store has put them, or planned ones for a dry run.
 
     Attributes:
         dtype: precision of the arithmetic and of all maps but the output, which may be of another.
@@ -93,7 +125,7 @@ class PassInputs:
     strip_bytes: int
     device: torch.device
     workers: int
-    store: MapStore
+    store: Store
     layout: Layout | None = None
 
 
@@ -150,18 +182,21 @@ class Kernel(Protocol):
         ...
 
 
-def cut(length: int, size: int, multiple: int = 1, within: int | None = None) -> tuple[Span, ...]:
+def cut(length: int, size: int, multiple: int = 1, within: int | None = None) -> Spans:
     """[0, length) in spans of at most `size` rounded down to a multiple, but never under one.
 
     No span goes across a multiple of `within`.
     """
-    size, within = max(multiple, size // multiple * multiple), within or length
-    bands = ((start, min(start + within, length)) for start in range(0, length, within))
-    return tuple((start, min(start + size, stop)) for first, stop in bands for start in range(first, stop, size))
+    return Spans(length, max(multiple, size // multiple * multiple), within or length)
 
 
 def even_size(length: int, size: int, multiple: int = 1) -> int:
     """The largest size up to `size`, and of at least half of it, that cuts a length into equal spans; else `size`."""
     size = min(size, length)
-    fitting = (each for each in range(size, size // 2, -1) if length % each == 0 == each % multiple)
-    return next(fitting, size)
+    # By the number of spans, or by their size, whichever are fewer to try.
+    if length < size * size // 2:
+        counts = range(-(-length // size), -(-length // (size // 2)))
+        sizes = (length // count for count in counts if length % count == 0)
+    else:
+        sizes = (each for each in range(size, size // 2, -1) if length % each == 0)
+    return next((each for each in sizes if each % multiple == 0), size)

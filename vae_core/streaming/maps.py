@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,10 @@ class FeatureMap:
     @property
     def band_rows(self) -> int:
         return self.bands[0].shape[1]
+
+    @property
+    def band_count(self) -> int:
+        return len(self.bands)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -112,3 +117,37 @@ class FeatureMap:
         for piece in self.pieces(first, first + values.shape[1]):
             piece.copy_(values[:, : piece.shape[1]])
             values = values[:, piece.shape[1] :]
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedMap(FeatureMap):
+    """A map of a dry run: how large it is and how it is cut into bands, but no memory.
+
+    Attributes:
+        rows_of_a_band: of all bands but the last.
+        lots: the buffers of its bands; see `ledger.Ledger`.
+    """
+
+    rows_of_a_band: int = 0
+    lots: tuple[Any, ...] = ()
+
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> PlannedMap:
+        """[B, H, W, C] in one band."""
+        return cls((), torch.Size(shape), shape[1])
+
+    @property
+    def band_rows(self) -> int:
+        return self.rows_of_a_band
+
+    @property
+    def band_count(self) -> int:
+        return -(-self.shape[1] // self.rows_of_a_band)
+
+    @property
+    def devices(self) -> set[str]:
+        """Not known before the run."""
+        return set()
+
+    def narrowed(self, channels: int) -> PlannedMap:
+        return replace(self, shape=torch.Size((*self.shape[:3], channels)))

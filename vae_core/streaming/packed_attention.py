@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import winograd
-from .kernel import Layout, PassInputs, Strip
+from .kernel import Layout, PassInputs, Strip, cut
 from .maps import FeatureMap
 from .program import Attend, AttentionWeights, Pass, PositionNorm
-from .softmax import OnlineSoftmax, chunks, folded, per_item
+from .softmax import OnlineSoftmax, folded, per_item
 from .stats import ChannelStats, StripStats
 
 _CPU = torch.device("cpu")
@@ -52,7 +52,7 @@ class PackedAttention:
         return 2 * source.shape.numel() * dtype.itemsize <= _PACKED_LIMIT
 
     def _lay_out(self) -> Layout:
-        return Layout(chunks(self.inputs.source.shape[0], 1), chunks(self.positions, self.queries), ((0, 1),))
+        return Layout(cut(self.inputs.source.shape[0], 1), cut(self.positions, self.queries), cut(1, 1))
 
     def workspace(self) -> dict[str, int]:
         """Keys and values, what they are packed from, and the scores of each thread."""
@@ -111,7 +111,7 @@ class _PackedItem:
         out_weight, out_bias = weights.output()
         self.out = _linear(out_weight.detach().to(_CPU, dtype), queries), out_bias.detach().to(_CPU, dtype)
         self.blocks = []
-        for span in chunks(positions, PACKED_KEYS):
+        for span in cut(positions, PACKED_KEYS):
             block = tokens.rows(*span)[0, :, 0]
             keys = _linear(F.linear(block, key_weight), queries)
             values = _linear(F.linear(block, value_weight, value_bias).t(), queries)

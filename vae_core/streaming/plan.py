@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-import torch
-
 from ..errors import MemoryBudgetError
 from ..tiling.blend import cut_tiles
 from ..tiling.grid import TileSpec
@@ -16,17 +14,16 @@ from ..units import MIB
 from .executor import Execution, Manner, PlannedPass
 from .half import Shape
 from .kernel import Kernel
-from .maps import FeatureMap
+from .ledger import PlannedStore
+from .maps import FeatureMap, PlannedMap
 from .memory import offload_bytes
 from .program import Pass, program_flops
-from .store import MapStore
 
 _SMALLEST_STRIP = 2**18  # bytes
 # Memory that allocators keep between uses, as `benchmarks/memory.py` measures it: a quarter of what is planned up to
 # a limit in bytes, and a share. It is less where passes give back what they have freed.
 _KEPT_LIMIT, _KEPT_SHARE = 16 * MIB, 0.05
 _TRIMMED_LIMIT, _TRIMMED_SHARE = 12 * MIB, 0.03
-_META = torch.device("meta")
 
 
 class Places(NamedTuple):
@@ -103,7 +100,7 @@ class _DryRun:
         packed: bytes of packed weights of all passes.
     """
 
-    store: MapStore
+    store: PlannedStore
     planned: list[PlannedPass] = field(default_factory=list)
     pass_flops: list[int] = field(default_factory=list)
     fast: int = 0
@@ -152,12 +149,10 @@ def plan_program(
     """
 
     def dry_run(manner: Manner, limit: int | None, items: int = items, like: _DryRun | None = None) -> _DryRun:
-        part, output = (
-            torch.empty((items, *each[1:]), dtype=manner.dtype, device=_META) for each in (shape, output_shape)
-        )
-        found = _DryRun(MapStore(_META, limit, cpu_limit))
+        ends = (PlannedMap.whole((items, each[2], each[3], each[1])) for each in (shape, output_shape))
+        found = _DryRun(PlannedStore(limit, cpu_limit))
         execution = Execution(passes, manner, found.store, like=like and like.planned)
-        for step, kernel in execution.kernels(part, output, latent_rows):
+        for step, kernel in execution.kernels(*ends, latent_rows):
             found.add(step, kernel, execution.maps[step.target])
         return found
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .kernel import Span
 from .program import Linear
 from .stats import ChannelStats, StripStats, join_items, merge_all
 
@@ -49,8 +48,3 @@ def per_item(parts: Sequence[tuple[int, StripStats]], items: int) -> ChannelStat
     return join_items(
         [merge_all([stats.finished() for item, stats in parts if item == index]) for index in range(items)]
     )
-
-
-def chunks(positions: int, size: int) -> tuple[Span, ...]:
-    """[0, positions) in spans of at most `size`."""
-    return tuple((start, min(start + size, positions)) for start in range(0, positions, size))

@@ -10,42 +10,42 @@ import os
 import tempfile
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import MemoryBudgetError
-from . import maps
 from .internals import page_lock, unlock
+from .ledger import Ledger, Lot, Place, bands_of
 from .maps import FeatureMap
 from .memory import give_back_freed
 
 logger = logging.getLogger("seamless_vae")
 
-# A buffer that is at most so many times larger than needed is used again instead of a fresh one, whose pages the
-# system would have to clear.
-_REUSE_LIMIT = 4
 _HUGE_PAGE = 2**21
 _LARGE = 2**26  # bytes of a map that is worth some milliseconds spent on finding memory for it
-
-Place = Literal["device", "cpu", "disk"]
-PLACES: tuple[Place, ...] = ("device", "cpu", "disk")
 
 
 @dataclass(eq=False)  # found by identity: tensors do not compare to one truth
 class _Buffer:
-    bytes: int
+    lot: Lot  # of it alone
     data: Tensor  # uint8
-    place: Place
     locked: bool = False  # see page_lock
+
+
+class Store(Protocol):
+    """Lends maps and takes them back."""
+
+    def allocate(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> FeatureMap: ...
+    def release(self, lent: Any) -> None: ...
 
 
 class MapStore:
     """Hands out maps and takes them back, within limits of memory.
 
     Args:
-        device: of the arithmetic; "meta" makes a store that only counts, for planning.
+        device: of the arithmetic.
         limit: bytes of maps to hold on the device; None for no limit.
         cpu_limit: bytes of what does not fit there to offload to CPU memory, which is page-locked where that can be;
             0 where it is the same memory. What does not fit either is offloaded to disk, to a file that has no name
@@ -57,12 +57,9 @@ class MapStore:
 
     def __init__(self, device: torch.device, limit: int | None = None, cpu_limit: int = 0) -> None:
         self.device = device
-        self.limits: dict[Place, int | None] = {"device": limit, "cpu": cpu_limit, "disk": None}
-        self.used: dict[Place, int] = dict.fromkeys(PLACES, 0)
-        self.peak: dict[Place, int] = dict.fromkeys(PLACES, 0)
-        # Idle buffers, the oldest first, by the number of their place and their bytes: many are of few sizes.
-        self._idle: dict[tuple[int, int], deque[_Buffer]] = {}
-        self._idle_bytes: dict[Place, int] = dict.fromkeys(PLACES, 0)
+        self._ledger = Ledger(limit, cpu_limit)
+        self.used, self.peak = self._ledger.used, self._ledger.peak
+        self._idle: dict[tuple[Place, int], deque[_Buffer]] = {}  # the oldest first
         self._lent: dict[int, _Buffer] = {}
 
     def allocate(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> FeatureMap:
@@ -72,13 +69,12 @@ class MapStore:
             MemoryBudgetError: the temporary folder has no room for what the memory limits keep out.
         """
         batch, height, width, channels = shape
-        rows = maps.band_rows(shape, dtype)
+        rows, wanted = bands_of(shape, dtype)
+        sizes = [size for size, count in wanted for _ in range(count)]
         bands: list[Tensor] = []
         try:
-            for first in range(0, height, rows):
-                bands.append(
-                    self._band((batch, min(rows, height - first), width, channels), dtype, first + rows < height)
-                )
+            for first, size in zip(range(0, height, rows), sizes, strict=True):
+                bands.append(self._band((batch, min(rows, height - first), width, channels), dtype, size))
         except BaseException:
             for band in bands:
                 self._take_back(band)
@@ -90,19 +86,25 @@ class MapStore:
         for band in lent.bands:
             self._take_back(band)
 
-    def _band(self, shape: tuple[int, ...], dtype: torch.dtype, more: bool) -> Tensor:
-        size = math.prod(shape) * dtype.itemsize
-        # Bands that others follow are of one size whatever the map's width, so that each can serve for any other.
-        capacity = max(size, maps.BAND_BYTES) if more else size
-        buffer = self._reusable(capacity) or self._fresh(capacity)
-        tensor = buffer.data[:size].view(dtype).view(shape)
+    def _band(self, shape: tuple[int, ...], dtype: torch.dtype, capacity: int) -> Tensor:
+        buffer = self._buffer(self._ledger.next_lot(capacity))
+        tensor = buffer.data[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
         self._lent[id(tensor)] = buffer
         return tensor
 
+    def _buffer(self, lot: Lot) -> _Buffer:
+        if lot.fresh:
+            self.drop_free()
+            buffer = self._made(lot.bytes, lot.place)
+        else:
+            buffer = self._idle[lot.place, lot.bytes].popleft()
+        self._ledger.take(lot)
+        return buffer
+
     def _take_back(self, band: Tensor) -> None:
         buffer = self._lent.pop(id(band))
-        self._idle.setdefault((PLACES.index(buffer.place), buffer.bytes), deque()).append(buffer)
-        self._idle_bytes[buffer.place] += buffer.bytes
+        self._idle.setdefault((buffer.lot.place, buffer.lot.bytes), deque()).append(buffer)
+        self._ledger.take_back(buffer.lot)
 
     def drop_free(self) -> None:
         """Give buffers that are not lent back to the system."""
@@ -110,48 +112,19 @@ class MapStore:
             for buffer in buffers:
                 if buffer.locked:
                     unlock(buffer.data)
-        for place in PLACES:
-            self.used[place] -= self._idle_bytes[place]
-            self._idle_bytes[place] = 0
         self._idle.clear()
-
-    def _reusable(self, size: int) -> _Buffer | None:
-        best = min((key for key in self._idle if size <= key[1] <= _REUSE_LIMIT * size), default=None)
-        if best is None or best[0] > PLACES.index(self._nearest(size)):
-            return None
-        buffer = self._idle[best].popleft()
-        self._idle_bytes[buffer.place] -= buffer.bytes
-        if not self._idle[best]:
-            del self._idle[best]
-        return buffer
-
-    def _nearest(self, size: int) -> Place:
-        """The first place that has room, if what is idle were dropped."""
-        for place in PLACES:
-            limit = self.limits[place]
-            if limit is None or self.used[place] - self._idle_bytes[place] + size <= limit:
-                return place
-        raise AssertionError("the disk has no limit")
-
-    def _fresh(self, size: int) -> _Buffer:
-        self.drop_free()
-        place = self._nearest(size)
-        buffer = self._made(size, place)
-        self.used[place] += size
-        self.peak[place] = max(self.peak[place], self.used[place])
-        return buffer
+        self._ledger.drop_idle()
 
     def _made(self, size: int, place: Place) -> _Buffer:
-        if self.device.type == "meta":
-            return _Buffer(size, torch.empty(size, dtype=torch.uint8, device="meta"), place)
+        lot = Lot(place, size, 1, True)
         if place == "disk":
-            return _Buffer(size, _mapped_file(size), place)
+            return _Buffer(lot, _mapped_file(size))
         if size >= _LARGE:
             give_back_freed()
         if place == "cpu" or self.device.type == "cpu":
             data = _pages(size)
-            return _Buffer(size, data, place, locked=page_lock(data, self.device))
-        return _Buffer(size, torch.empty(size, dtype=torch.uint8, device=self.device), place)
+            return _Buffer(lot, data, locked=page_lock(data, self.device))
+        return _Buffer(lot, torch.empty(size, dtype=torch.uint8, device=self.device))
 
 
 def _pages(size: int) -> Tensor:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kernel import Layout, PassInputs, Strip
+from .kernel import Layout, PassInputs, Strip, cut
 from .maps import FeatureMap
 from .program import Attend, Linear, PositionNorm
-from .softmax import OnlineSoftmax, chunks, folded, per_item
+from .softmax import OnlineSoftmax, folded, per_item
 from .stats import ChannelStats, StripStats
 
 _QUERIES = 1024  # positions that attend at a time
@@ -51,8 +52,8 @@ class StoredAttention:
             raise
 
     def _lay_out(self) -> Layout:
-        items = chunks(self.inputs.source.shape[0], 1)
-        return Layout(items, (_MAKE_KEYS, *chunks(self.positions, self.queries)), ((0, 1),))
+        rows = replace(cut(self.positions, self.queries), before=_MAKE_KEYS)
+        return Layout(cut(self.inputs.source.shape[0], 1), rows, cut(1, 1))
 
     def workspace(self) -> dict[str, int]:
         """Rows of queries and what they attend to, scores, and blocks of keys and values."""
@@ -87,7 +88,7 @@ class StoredAttention:
     @property
     def _in_blocks(self) -> bool:
         """Whether keys are taken block by block; by their place, which a dry run does not know."""
-        if len(self.keys.bands) > 1:
+        if self.keys.band_count > 1:
             return True
         device = self.inputs.device.type
         return device != "cpu" and (self._too_many or self.keys.devices != {device})
@@ -111,7 +112,7 @@ class StoredAttention:
         if strip.rows == _MAKE_KEYS:
             to_q, to_k, to_v = (self._of_normalized(layer, item) for layer in self._projections)
             for layer, place in ((to_k, keys), (to_v, values)):
-                for begin, end in chunks(self.positions, self.queries):
+                for begin, end in cut(self.positions, self.queries):
                     chunk = tokens.rows(begin, end).to(self.inputs.device)
                     place.write(begin, F.linear(self._normalized(chunk), *layer))
             self._query = to_q
@@ -152,7 +153,7 @@ def attend_in_blocks(query: Tensor, keys: FeatureMap, values: FeatureMap) -> Ten
     wide = torch.promote_types(dtype, torch.float32)
     query = query * query.shape[1] ** -0.5
     softmax = OnlineSoftmax(len(query), query.to(wide))
-    for span in chunks(keys.shape[1], KEY_BLOCK):
+    for span in cut(keys.shape[1], KEY_BLOCK):
         block_of_keys, here = (each.rows(*span)[0, :, 0].to(device) for each in (keys, values))
         scores = (query @ block_of_keys.t()).to(wide)
         softmax.add(scores, lambda weights, here=here: (weights.to(dtype) @ here).to(wide))

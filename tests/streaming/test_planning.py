@@ -1,0 +1,168 @@
+"""Plans cost the same for every size: nothing is listed that grows with the image."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from given.models import fields
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vae_core
+from vae_core import AutoencoderKL, MemoryBudgetError, Options, TileSpec
+from vae_core.streaming import maps
+from vae_core.streaming.kernel import Layout, Spans, cut, even_size
+from vae_core.streaming.ledger import Ledger, PlannedStore
+from vae_core.streaming.store import MapStore
+
+GIB = 2**30
+SECONDS = 0.05
+# Pixels and latent pixels.
+SIDES = (1024, 16384, 8 * 16384)
+
+
+@pytest.fixture(scope="module")
+def full_size() -> AutoencoderKL:
+    with torch.device("meta"):
+        return AutoencoderKL(**fields(128, 256, 512, 512, layers_per_block=2)).eval().requires_grad_(False)
+
+
+OPTIONS = {
+    "free": Options(),
+    "budget": Options(memory_budget=GIB),
+    "large budget": Options(memory_budget=2**40),
+    "strips": Options(tiling=TileSpec(size=1)),
+    "tiles": Options(tiling=TileSpec(size=64, overlap=16, mode="blended")),
+    "small tiles": Options(tiling=TileSpec(size=2, overlap=1, mode="blended")),
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_plan_of_any_size_is_made_at_once(name: str, device: str, full_size: AutoencoderKL) -> None:
+    for prepare, channels, unit in ((vae_core.prepare_decode, 4, 8), (vae_core.prepare_encode, 3, 1)):
+        for side in SIDES:
+            shape = (1, channels, side // unit, side // unit)
+            plan = functools.partial(prepare, full_size, shape, OPTIONS[name], device=device, available=8 * GIB)
+            assert least_seconds(plan) < SECONDS, side
+
+
+def least_seconds(plan: Callable[[], Any]) -> float:
+    """Of this thread's own time, in a few tries: other programs take none of it."""
+    found = []
+    for _ in range(4):
+        start = time.thread_time()
+        with contextlib.suppress(MemoryBudgetError):  # that takes planning, too
+            plan()
+        found.append(time.thread_time() - start)
+    return min(found)
+
+
+# Spans.
+
+
+def listed(length: int, size: int, within: int) -> list[tuple[int, int]]:
+    found = []
+    for first in range(0, length, within):
+        start = first
+        while start < min(first + within, length):
+            found.append((start, min(start + size, first + within, length)))
+            start += size
+    return found
+
+
+@given(length=st.integers(1, 80), size=st.integers(1, 40), within=st.integers(1, 90))
+def test_spans_are_counted_as_they_are_listed(length: int, size: int, within: int) -> None:
+    spans = Spans(length, size, within)
+    want = listed(length, size, within)
+    assert list(spans) == want and len(spans) == len(want)
+    assert spans.largest == max(want, key=lambda span: (span[1] - span[0], -span[0]))
+    assert list(replace(spans, before=(-1, -1))) == [(-1, -1), *want]
+    assert len(replace(spans, before=(-1, -1))) == len(want) + 1
+
+
+@given(batch=st.integers(1, 5), rows=st.integers(1, 9), columns=st.integers(1, 9), items=st.integers(1, 5))
+def test_a_layout_for_fewer_items(batch: int, rows: int, columns: int, items: int) -> None:
+    layout = Layout(cut(batch, 1), cut(rows, 2), cut(columns, 3))
+    clipped = layout.clipped(items)
+    assert clipped.strips() == [strip for strip in layout.strips() if strip.items[1] <= items]
+    assert len(clipped) == len(clipped.strips())
+
+
+@given(length=st.integers(1, 3000), size=st.integers(1, 3000), multiple=st.integers(1, 4))
+def test_an_even_size(length: int, size: int, multiple: int) -> None:
+    size = min(size, length)
+    fitting = [each for each in range(size, size // 2, -1) if length % each == 0 == each % multiple]
+    assert even_size(length, size, multiple) == (fitting[0] if fitting else size)
+
+
+# Buffers.
+
+REQUESTS = st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(1, 12)), max_size=24)
+
+
+@given(requests=REQUESTS, limit=st.none() | st.integers(0, 60), cpu_limit=st.integers(0, 40))
+@settings(deadline=None)
+def test_buffers_in_lots_are_those_one_by_one(
+    requests: list[tuple[bool, int, int]], limit: int | None, cpu_limit: int
+) -> None:
+    """Size 2**i and number of what is taken, or which of what was taken comes back."""
+    together, single = Ledger(limit, cpu_limit), Ledger(limit, cpu_limit)
+    lent: list[tuple[list[Any], list[Any]]] = []
+    for taking, number, count in requests:
+        if taking:
+            lent.append((take(together, 2**number, count, count), take(single, 2**number, count, 1)))
+        elif lent:
+            for ledger, lots in zip((together, single), lent.pop(number % len(lent)), strict=True):
+                for lot in lots:
+                    ledger.take_back(lot)
+        assert together.used == single.used and together.peak == single.peak
+        assert +together._idle == +single._idle
+
+
+def take(ledger: Ledger, size: int, count: int, at_once: int) -> list[Any]:
+    lots = []
+    while count:
+        lot = ledger.next_lot(size, min(count, at_once))
+        if lot.fresh:
+            ledger.drop_idle()
+        ledger.take(lot)
+        lots.append(lot)
+        count -= lot.count
+    return lots
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(1, 6)), min_size=1, max_size=6),
+    limit=st.none() | st.integers(0, 2**13),
+    keep=st.integers(0, 3),
+)
+@settings(deadline=None, max_examples=50)
+def test_a_planned_store_counts_what_a_store_lends(
+    sizes: list[tuple[int, int, int]], limit: int | None, keep: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(maps, "BAND_BYTES", 2**9)
+        patch.setattr("vae_core.streaming.store._mapped_file", lambda size: torch.empty(size, dtype=torch.uint8))
+        stores = MapStore(torch.device("cpu"), limit), PlannedStore(limit)
+        lent: list[list[Any]] = [[], []]
+        for height, width, channels in sizes:
+            for store, mine in zip(stores, lent, strict=True):
+                mine.append(store.allocate((1, height, width, channels), torch.float32))
+            real, planned = lent[0][-1], lent[1][-1]
+            assert (real.shape, real.band_rows, real.band_count) == (
+                planned.shape,
+                planned.band_rows,
+                planned.band_count,
+            )
+            if len(lent[0]) > keep:
+                for store, mine in zip(stores, lent, strict=True):
+                    store.release(mine.pop(0))
+            assert stores[0].used == stores[1].used and stores[0].peak == stores[1].peak
