@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..vae_core import AutoencoderKL
+from ..vae_core import AutoencoderKL, Options, TileSpec, prepare_decode, prepare_encode
 from ..vae_core.posterior import DiagonalGaussianDistribution
 from . import latents
 
@@ -25,6 +26,20 @@ class Regularization(nn.Module):
 
 
 _PARTS = ("encoder", "decoder", "quant_conv", "post_quant_conv", "bn")
+
+
+def strips_of(tile_x: int | None, tile_y: int | None, latent_width: int, width: int) -> Options:
+    """Strips of about as many pixels as a tile has; the options of a whole run where no tile is given.
+
+    Args:
+        tile_x, tile_y: sides of the tile, in the unit of `width`.
+        latent_width: of what is run, in raw latent pixels; `width` is the same in the caller's unit.
+    """
+    if tile_x is None and tile_y is None:
+        return Options()
+    columns, rows = tile_x or tile_y or 1, tile_y or tile_x or 1
+    unit = max(1, width) / max(1, latent_width)  # of the caller's, in a latent pixel
+    return Options(TileSpec(size=max(1, int(columns * rows / (max(1, width) * unit)))))
 
 
 class FirstStage(nn.Module):
@@ -58,14 +73,52 @@ class FirstStage(nn.Module):
         """The model itself."""
         return self.__dict__["_autoencoder"]
 
-    def encode(self, x: Tensor, **_: Any) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] to what the LATENT wire carries."""
-        moments = self.autoencoder.encode(x, return_dict=False)[0].parameters
-        return latents.to_wire(self.autoencoder, self.regularization(moments)[0])
+    def encode(self, x: Tensor, device: torch.device | None = None, **_: Any) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1] to what the LATENT wire carries.
 
-    def decode(self, z: Tensor, **_: Any) -> Tensor:
-        """What the LATENT wire carries to images [B, C, H, W], about [-1, 1]."""
-        return self.autoencoder.decode(latents.from_wire(self.autoencoder, z), return_dict=False)[0]
+        Args:
+            device: where it is computed, by hosts that leave moving the images to the model.
+        """
+        x = x if device is None else x.to(device)
+        moments = self.autoencoder.encode(x, return_dict=False)[0].parameters
+        return self._to_wire(moments)
+
+    def decode(self, z: Tensor, output_buffer: Tensor | None = None, **_: Any) -> Tensor:
+        """What the LATENT wire carries to images [B, C, H, W], about [-1, 1].
+
+        Args:
+            output_buffer: memory for the images, on any device, by hosts that make it beforehand.
+        """
+        z = latents.from_wire(self.autoencoder, z)
+        if output_buffer is None:
+            return self.autoencoder.decode(z, return_dict=False)[0]
+        return prepare_decode(self.autoencoder, z.shape, device=z.device).run(z, out=output_buffer)
+
+    # What newer hosts ask of a model that cuts its work to pieces itself.
+
+    comfy_has_chunked_io = True  # `output_buffer` and `device` above
+    comfy_decode_estimate_is_reliable = True  # it is the plan's
+
+    def decode_output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of images [B, C, H, W], for one of latents [B, C, h, w] on the wire."""
+        config = self.autoencoder.config
+        batch, _, height, width = latents.raw_shape(config, shape)
+        return batch, config.out_channels, height * config.spatial_ratio, width * config.spatial_ratio
+
+    def decode_tiled(self, z: Tensor, tile_x: int | None = None, tile_y: int | None = None, **_: Any) -> Tensor:
+        """As `decode`, in strips about as large as a tile of so many latent pixels."""
+        raw = latents.from_wire(self.autoencoder, z)
+        options = strips_of(tile_x, tile_y, raw.shape[-1], z.shape[-1])
+        return prepare_decode(self.autoencoder, raw.shape, options, device=raw.device).run(raw)
+
+    def encode_tiled(self, x: Tensor, tile_x: int | None = None, tile_y: int | None = None, **_: Any) -> Tensor:
+        """As `encode`, in strips about as large as a tile of so many pixels."""
+        latent_width = x.shape[-1] // self.autoencoder.config.spatial_ratio
+        options = strips_of(tile_x, tile_y, latent_width, x.shape[-1])
+        return self._to_wire(prepare_encode(self.autoencoder, x.shape, options, device=x.device).run(x))
+
+    def _to_wire(self, moments: Tensor) -> Tensor:
+        return latents.to_wire(self.autoencoder, self.regularization(moments)[0])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..vae_core import AutoencoderKL, Options, TileSpec
+from ..vae_core import AutoencoderKL, Options
 from ..vae_core.checkpoints.single_file import ldm_state_dict
 from ..vae_core.errors import CheckpointError
 from ..vae_core.image import from_image
 from . import host, latents
 from .autoencoder import Autoencoder
 from .checks import checked_image
-from .first_stage import FirstStage
+from .first_stage import FirstStage, strips_of
 from .status import NodeStatus
 
 FRAMES = (4, 5)  # dimensions, of images and of a video's frames
@@ -38,7 +38,7 @@ class WireMethods:
 
     # Images and latents, as the host's nodes pass them.
 
-    def encode(self, pixel_samples: Tensor) -> Tensor:
+    def encode(self, pixel_samples: Tensor, not_video: bool | None = None) -> Tensor:
         """IMAGE [B, H, W, C], cropped evenly to a multiple of the downscale factor, to raw latents: the mean."""
         return self._encode(checked_image(pixel_samples, FRAMES), Options())
 
@@ -50,10 +50,12 @@ class WireMethods:
         overlap: int | None = None,
         tile_t: int | None = None,
         overlap_t: int | None = None,
+        not_video: bool | None = None,
     ) -> Tensor:
         """As `encode`, in strips about as large as a tile of so many pixels; the result is that of `encode`."""
         pixels = checked_image(pixel_samples, FRAMES)
-        return self._encode(pixels, self._strips(tile_x, tile_y, pixels.shape[-2], self._autoencoder.downscale_factor))
+        width = pixels.shape[-2]
+        return self._encode(pixels, strips_of(tile_x, tile_y, width // self._model.config.spatial_ratio, width))
 
     def decode(self, samples_in: Tensor, vae_options: Any = None, **_: Any) -> Tensor:
         """Raw latents to IMAGE [B, H, W, C] in [0, 1]."""
@@ -70,7 +72,8 @@ class WireMethods:
     ) -> Tensor:
         """As `decode`, in strips about as large as a tile of so many latent pixels; equal to `decode`."""
         samples = _frame(samples)
-        return self._decode(samples, self._strips(tile_x, tile_y, samples.shape[-1], 1))
+        raw_width = latents.raw_shape(self._model.config, samples.shape)[-1]
+        return self._decode(samples, strips_of(tile_x, tile_y, raw_width, samples.shape[-1]))
 
     def _encode(self, pixels: Tensor, options: Options) -> Tensor:
         vae = self._autoencoder
@@ -83,13 +86,6 @@ class WireMethods:
         image = self._autoencoder.prepare_decode({"samples": samples}, options).run_to_model_range(NodeStatus())
         result = self.process_output(image)
         return image if result is None else result
-
-    def _strips(self, tile_x: int | None, tile_y: int | None, width: int, unit: int) -> Options:
-        if tile_x is None and tile_y is None:
-            return Options()
-        columns, rows = tile_x or tile_y or 1, tile_y or tile_x or 1
-        patch = self._autoencoder.downscale_factor // self._autoencoder.tile_unit
-        return Options(TileSpec(size=max(1, patch * (columns * rows) // (max(1, width) * unit))))
 
     @property
     def _autoencoder(self) -> Autoencoder:
@@ -166,6 +162,8 @@ def wrap(model: AutoencoderKL, device: torch.device | None = None) -> Any:
     vae.downscale_ratio = vae.upscale_ratio = factor
     vae.latent_channels = latents.wire_channels(model.config)
     vae.output_channels = model.config.out_channels
+    if hasattr(vae, "handles_tiling"):  # a newer host's own tiled methods then call those of the model
+        vae.handles_tiling = True
     vae.disable_offload = True  # its layers are torch's own: they run whole or not at all
     offload_device = torch.device("cpu") if vae.device.type == "cpu" else host.vae_offload_device()
     vae.patcher = host.model_patcher(vae.first_stage_model, vae.device, offload_device)

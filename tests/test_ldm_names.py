@@ -16,7 +16,7 @@ NAMES = [name for name, fields in CONFIGS.items() if "patch_size" not in fields]
 
 def resnet(block: Any, x: Tensor) -> Tensor:
     h = block.conv1(block.swish(block.norm1(x)))
-    h = block.conv2(block.swish(block.norm2(h)))
+    h = block.conv2(block.dropout(block.swish(block.norm2(h))))
     if block.in_channels != block.out_channels:
         x = block.conv_shortcut(x) if block.use_conv_shortcut else block.nin_shortcut(x)
     return x + h
@@ -26,7 +26,10 @@ def attention(block: Any, x: Tensor) -> Tensor:
     h = block.norm(x)
     q, k, v = (layer(h).flatten(2).transpose(1, 2) for layer in (block.q, block.k, block.v))
     h = ((q @ k.transpose(1, 2)) * block.in_channels**-0.5).softmax(dim=-1) @ v
-    return x + block.proj_out(h.transpose(1, 2).reshape(x.shape))
+    h = h.transpose(1, 2).reshape(x.shape)
+    maps = (layer(block.norm(x)) for layer in (block.q, block.k, block.v))
+    torch.testing.assert_close(block.optimized_attention(*maps), h, rtol=1e-4, atol=1e-5)  # ComfyUI's own
+    return x + block.proj_out(h)
 
 
 def level(part: Any, count: int, x: Tensor) -> Tensor:

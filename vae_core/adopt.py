@@ -16,6 +16,7 @@ from .checkpoints.plan import check_shapes
 from .config import AutoencoderKLConfig, is_field
 from .errors import CheckpointError
 from .layers import without_values
+from .patched import is_replaced
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PATCHABLE = ("forward", "encode", "decode", "_conv_forward")
@@ -88,7 +89,7 @@ def find_patch(module: nn.Module) -> str | None:
             return f"{where} has a hook"
         if hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook"):
             return f"{where} has a hook for offloading or casting"
-        if any(method in part.__dict__ for method in _PATCHABLE):
+        if any(is_replaced(part, method) for method in _PATCHABLE):
             return f"{where} has a patched method"
         if hasattr(part, "base_layer"):
             return f"{where} has a LoRA or another adapter"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -54,6 +55,7 @@ class LDMResnetBlock:
     """Names of LDM's ResnetBlock. `nin_shortcut` is there where the widths differ."""
 
     conv1: nn.Conv2d
+    dropout = nn.Identity()
     use_conv_shortcut = False
     nin_shortcut = Part("conv_shortcut")
     swish = Part("nonlinearity")
@@ -96,11 +98,18 @@ class LDMAttention:
     def proj_out(self) -> Projection:
         return Projection(self.to_out[0])  # type: ignore[arg-type]
 
+    @staticmethod
+    def optimized_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """softmax(Q^T K / sqrt(channels)) V of maps [B, C, H, W], every pixel a token: ComfyUI's name for it."""
+        tokens = (rearrange(each, "b c h w -> b 1 (h w) c") for each in (query, key, value))
+        return rearrange(F.scaled_dot_product_attention(*tokens), "b 1 (h w) c -> b c h w", h=query.shape[-2])
+
 
 class LDMResample:
     """Names of LDM's Upsample and Downsample."""
 
     with_conv = True
+    scale_factor = 2.0
 
 
 class LDMLevel:
@@ -121,6 +130,8 @@ class LDMMiddle:
 
 
 class _Half:
+    conv_in: nn.Conv2d
+    conv_out: nn.Conv2d
     temb_ch = 0
     mid = Part("mid_block")
     norm_out = Part("conv_norm_out")
@@ -131,6 +142,14 @@ class LDMEncoder(_Half):
 
     down_blocks: nn.ModuleList
     down = Part("down_blocks")
+
+    @property
+    def ch(self) -> int:
+        return self.conv_in.out_channels
+
+    @property
+    def in_channels(self) -> int:
+        return self.conv_in.in_channels
 
     @property
     def num_resolutions(self) -> int:
@@ -146,6 +165,10 @@ class LDMDecoder(_Half):
 
     up_blocks: nn.ModuleList
     give_pre_end = tanh_out = False
+
+    @property
+    def ch(self) -> int:
+        return self.conv_out.in_channels
 
     @property
     def up(self) -> list[nn.Module]:

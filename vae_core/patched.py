@@ -37,6 +37,14 @@ def find_patch(module: nn.Module) -> str | None:
     return None
 
 
+def is_replaced(module: nn.Module, name: str) -> bool:
+    """Whether a method was set on an instance. Its own method, as it is put back after a patch, counts as none."""
+    found = module.__dict__.get(name)
+    if found is None:
+        return False
+    return getattr(found, "__self__", None) is not module or found.__func__ is not getattr(type(module), name, None)
+
+
 def _patch_of(module: nn.Module) -> str | None:
     cls = type(module)
     if cls not in _CLASSES:
@@ -45,7 +53,7 @@ def _patch_of(module: nn.Module) -> str | None:
         return f"a patched {cls.__name__}.forward"
     if any(getattr(module, name, None) for name in _HOOKS):
         return "a hook"
-    if any(name in module.__dict__ for name in _PATCHABLE):
+    if any(is_replaced(module, name) for name in _PATCHABLE):
         return "a patched method"
     if getattr(module, "_compiled_call_impl", None) is not None:
         return "been compiled"

@@ -247,9 +247,22 @@ def vae_class(host: Host) -> type:
                 height, width = (side // self.downscale_ratio * self.downscale_ratio for side in pixels.shape[1:3])
                 top, left = ((side - kept) // 2 for side, kept in zip(pixels.shape[1:3], (height, width), strict=True))
                 pixels = pixels[:, top : top + height, left : left + width, : self.output_channels]
-            return self.first_stage_model.encode(self.process_input(pixels).movedim(-1, 1))
+            options = {}
+            if host.is_new and getattr(self.first_stage_model, "comfy_has_chunked_io", False):
+                options = {"device": self.device}  # the model moves them itself
+            return self.first_stage_model.encode(self.process_input(pixels).movedim(-1, 1), **options)
 
         def decode(self, z: Tensor, vae_options: Any = None) -> Tensor:
+            first = self.first_stage_model
+            needed = self.memory_used_decode(z.shape, torch.float32)
+            is_reliable = host.is_new and getattr(first, "comfy_decode_estimate_is_reliable", False)
+            if is_reliable and needed > host.free:
+                return VAE.decode_tiled(self, z, tile_x=4, tile_y=4, overlap=1)
+            if host.is_new and getattr(first, "comfy_has_chunked_io", False):
+                image = torch.empty(first.decode_output_shape(z.shape))
+                first.decode(z, output_buffer=image)
+                self.process_output(image)
+                return image.movedim(1, -1)
             return ((self.first_stage_model.decode(z) + 1) / 2).clamp(0, 1).movedim(1, -1)
 
         def encode_tiled(self, pixels: Tensor, tile_x=None, tile_y=None, overlap=None, **_: Any) -> Tensor:
@@ -258,6 +271,10 @@ def vae_class(host: Host) -> type:
 
         def decode_tiled(self, z: Tensor, tile_x=None, tile_y=None, overlap=None, **_: Any) -> Tensor:
             self.tiles = (tile_x, tile_y, overlap)
+            if host.is_new and self.handles_tiling:
+                image = self.first_stage_model.decode_tiled(z, tile_x=tile_x, tile_y=tile_y, overlap=overlap)
+                self.process_output(image)
+                return image.movedim(1, -1)
             return self.decode(z)
 
         def get_sd(self) -> dict[str, Tensor]:

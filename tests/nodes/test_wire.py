@@ -152,7 +152,7 @@ def test_process_output_works_in_place_in_new_hosts(new_host: Host, make: Makers
 
 def test_what_only_new_hosts_have(new_host: Host, make: Makers) -> None:
     vae, shape = make.vae(), (1, 4, 40, 40)
-    assert vae.handles_tiling is False and vae.format_encoded is None and vae.pad_channel_value is None
+    assert vae.handles_tiling is True and vae.format_encoded is None and vae.pad_channel_value is None
     needed = vae.memory_used_decode(shape, vae.vae_dtype)
     assert vae.prepare_decode(shape) == 2**33 // needed > 1
     assert new_host.loads == [(vae.patcher, needed)]
