@@ -91,7 +91,8 @@ def load(name: str, dtype: str = AUTO, device: str = AUTO, latent_scale: str = A
     overrides = {} if latent_scale == AUTO else catalogue.family_fields(latent_scale)
     with torch.inference_mode(False):  # where the host runs nodes; weights made in it could not be moved later
         try:
-            model = load_vae(path, dtype=precision, **overrides)
+            # Copies: a file that is downloaded again over the old one must not end the host or change images.
+            model = load_vae(path, dtype=precision, disable_mmap=True, **overrides)
         except VAEError as error:
             if latent_scale == AUTO or not isinstance(error, ConfigError):
                 raise

@@ -25,7 +25,7 @@ _USUAL = AutoencoderKLConfig(
     up_block_types=("UpDecoderBlock2D",) * 4,
     layers_per_block=2,
 )
-_MAX_SIDE, _MAX_BATCH = 2**17, 2**16  # pixels, images
+_MAX_SIDE, _MAX_PIXELS, _MAX_BATCH = 2**17, 2**30, 2**16  # pixels, of one image; images
 _MAX_BUDGET = 2**20  # GiB
 _MAX_TILES = 1024  # that are listed one by one
 
@@ -126,6 +126,8 @@ class Question:
         sides = (question.width, question.height)
         if not all(0 < side <= _MAX_SIDE for side in sides) or not 0 < question.batch <= _MAX_BATCH:
             raise ValueError(f"{sides[0]}x{sides[1]} in a batch of {question.batch} is not a valid size of images.")
+        if question.width * question.height > _MAX_PIXELS:
+            raise ValueError(f"{sides[0]}x{sides[1]} is too large to plan on the page: more than {_MAX_PIXELS} pixels.")
         if question.tile_size < 0 or question.overlap < 0 or not 0 <= question.memory_budget < _MAX_BUDGET:
             raise ValueError("tile_size, overlap and memory_budget must not be negative.")
         return question

@@ -257,7 +257,8 @@ NODES_ALLOWED: dict[str, set[str]] = {
     "coding": {"checks", "latents", "status", "tiling", "vaes"},
     "wire": {"autoencoder", "checks", "first_stage", "host", "latents", "status"},
     "questions": {"answers", "catalogue", "host", "latents", "tiling"},
-    "routes": {"host", "questions"},
+    "answering": set(),
+    "routes": {"host", "questions", "answering"},
 }
 
 

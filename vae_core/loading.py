@@ -85,12 +85,16 @@ def load_vae(
     device: torch.device | str | None = None,
     variant: str | None = None,
     config: AutoencoderKLConfig | Mapping[str, Any] | PathLike | None = None,
+    disable_mmap: bool = False,
     **overrides: Any,
 ) -> AutoencoderKL:
     """Load an AutoencoderKL from any checkpoint, in eval mode.
 
     Weights stay in a private memory map of the file: nothing is read before it is used, and training does not
-    change the file.
+    change the file. While the model is in use the file must stay as it is: the system ends a process (SIGBUS) that
+    uses a map of a file that was cut short, and a file that is written over in place changes the model. (Files that
+    are replaced, as this package saves them, do neither.) A program that must not depend on that passes
+    `disable_mmap=True`, as the nodes for ComfyUI do.
 
     Args:
         path: a diffusers folder, a pipeline's folder with `vae/`, a single file (safetensors or pickle, LDM's or
@@ -101,6 +105,7 @@ def load_vae(
         variant: of a folder's weights, such as "fp16".
         config: for a single file: an AutoencoderKLConfig, its fields, a `config.json` or the folder of one. Without
             it, a `config.json` beside the file is used if the file has the shapes that it says.
+        disable_mmap: copy the weights into memory, all of them at once.
         overrides: config fields that win over what the checkpoint says, such as scaling_factor; and for the Hub
             `subfolder`, `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
 
@@ -113,7 +118,8 @@ def load_vae(
     options, overrides = HubOptions.split(overrides)
     path = on_disk(path, options, variant=variant)
     with reading(path):
-        return build_model(AutoencoderKL, plan_checkpoint(path, variant, config, overrides), dtype, device)
+        plan = plan_checkpoint(path, variant, config, overrides)
+        return build_model(AutoencoderKL, plan, dtype, device, mapped=not disable_mmap)
 
 
 def inspect_vae(path: PathLike, *, variant: str | None = None, **overrides: Any) -> VAEInfo:

@@ -32,7 +32,7 @@ PathLike = str | os.PathLike[str]
 # What callers of diffusers pass that says how a file is read: always by a memory map, weight by weight.
 IGNORED_ARGUMENTS = frozenset(
     (
-        *("low_cpu_mem_usage", "disable_mmap", "from_flax", "dduf_entries", "ignore_mismatched_sizes"),
+        *("low_cpu_mem_usage", "from_flax", "dduf_entries", "ignore_mismatched_sizes"),
         *("offload_folder", "offload_state_dict", "max_memory", "keep_in_fp32_modules", "original_config"),
         *("original_config_file", "image_size", "use_flashpack", "parallel_config", "local_dir_use_symlinks"),
     )
@@ -69,6 +69,7 @@ class PretrainedMixin(ConfigMixin):
         variant: str | None = None,
         use_safetensors: bool | None = None,
         device_map: Any = None,
+        disable_mmap: bool = False,
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
@@ -82,6 +83,7 @@ class PretrainedMixin(ConfigMixin):
             variant: such as "fp16" for `diffusion_pytorch_model.fp16.safetensors`.
             use_safetensors: True for safetensors alone, False for `.bin` alone, None for what is there.
             device_map: a device for the whole model.
+            disable_mmap: copy the weights into memory, so that the file may change; see `load_vae`.
             output_loading_info: return a tuple of the model and a dictionary of the keys that were missing or not
                 expected: none, because anything else is an error.
             kwargs: config fields to override; and for the Hub `revision`, `token`, `cache_dir`, `force_download`,
@@ -104,7 +106,8 @@ class PretrainedMixin(ConfigMixin):
                 folder if is_remote else find_folder(path, subfolder), variant, _overrides(rest), use_safetensors
             )
             _check_variant(plan.source.path, variant)
-            model = build_model(cls, plan, _one_dtype(torch_dtype, dtype), _one_device(device_map))  # type: ignore[type-var]
+            place, mapped = _one_device(device_map), not disable_mmap
+            model = build_model(cls, plan, _one_dtype(torch_dtype, dtype), place, mapped)  # type: ignore[type-var]
         _keep_in_fp32(model, cls)
         model.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         if output_loading_info:
@@ -123,6 +126,7 @@ class PretrainedMixin(ConfigMixin):
         device: torch.device | str | None = None,
         device_map: Any = None,
         use_safetensors: bool | None = None,
+        disable_mmap: bool = False,
         **kwargs: Any,
     ) -> Self:
         """Load a VAE file or a full checkpoint, in eval mode; weights stay mapped from the file (see `load_vae`).
@@ -136,6 +140,7 @@ class PretrainedMixin(ConfigMixin):
                 diffusers.
             device, device_map: a device for the whole model.
             use_safetensors: True refuses a pickle; otherwise the file says what it is.
+            disable_mmap: copy the weights into memory, so that the file may change; see `load_vae`.
             kwargs: config fields to override; and for the Hub `revision`, `token`, `cache_dir`, `force_download`,
                 `local_files_only`, `local_dir`.
 
@@ -157,7 +162,8 @@ class PretrainedMixin(ConfigMixin):
                 raise CheckpointError(f"{path.name} is a pickle, and use_safetensors=True allows none. Leave it out.")
             plan = plan_single_file(source, _overrides(rest), given_config(config))
             device = _one_device(device_map) if device is None else device
-            model = build_model(cls, plan, _one_dtype(torch_dtype, dtype), device)  # type: ignore[type-var]
+            wanted, mapped = _one_dtype(torch_dtype, dtype), not disable_mmap
+            model = build_model(cls, plan, wanted, device, mapped)  # type: ignore[type-var]
         _keep_in_fp32(model, cls)
         return model
 

@@ -1,4 +1,4 @@
-"""Files as people have them: names half converted, helpers beside the model, scales, other layouts, neighbours."""
+"""Files as people have them: names half converted, helpers beside the model, neighbours, damaged numbers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from given.files import assert_same_weights, ldm
+from given.files import assert_same_weights, ldm, renamed, write
 from given.models import MODELS, fields, make
-from safetensors.torch import save_file
 from torch import Tensor
 
 import vae_core
@@ -41,20 +40,6 @@ def vae() -> AutoencoderKL:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "vae.safetensors"
-
-
-def write(weights: Weights, path: Path, metadata: dict[str, str] | None = None) -> Path:
-    save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, path, metadata=metadata)
-    return path
-
-
-def renamed(weights: Weights, *pairs: tuple[str, str]) -> Weights:
-    result = {}
-    for name, weight in weights.items():
-        for old, new in pairs:
-            name = name.replace(old, new)
-        result[name] = weight
-    return result
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -285,129 +270,6 @@ def test_fields_of_others_are_passed_over_with_a_remark(others: dict, vae: Autoe
     assert_same_weights(AutoencoderKL.from_pretrained(tmp_path), vae)
     with pytest.raises(ConfigError, match="has no decay"):
         load_vae(tmp_path, decay=0.9)
-
-
-# Layouts.
-
-
-def eight_bit(vae: AutoencoderKL, ending: str, per_output: bool = False) -> tuple[Weights, Weights]:
-    """A file of scaled 8-bit floats, and the weights that it stands for."""
-    stored, meant = {}, {}
-    for name, weight in ldm(vae).items():
-        if weight.ndim < 4:
-            stored[name] = meant[name] = weight
-            continue
-        largest = weight.abs().amax((1, 2, 3)) if per_output else weight.abs().max()
-        scale = largest / 448
-        spread = scale[:, None, None, None] if per_output else scale
-        stored[name] = (weight / spread).to(torch.float8_e4m3fn)
-        stored[name.removesuffix(".weight") + ending] = scale
-        meant[name] = stored[name].float() * spread
-    return stored, meant
-
-
-@pytest.mark.parametrize("per_output", [False, True])
-@pytest.mark.parametrize("ending", [".scale_weight", ".weight_scale"])
-def test_scales_of_8_bit_floats_are_applied(ending: str, per_output: bool, vae: AutoencoderKL, file: Path) -> None:
-    stored, meant = eight_bit(vae, ending, per_output)
-    beside = {"scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn), "decoder.conv_in.scale_input": torch.ones(())}
-    write({**stored, **beside}, file)
-    loaded, told = load_vae(file), inspect_vae(file)
-    assert told.problem is None and told.dtype == torch.float32 and told.remarks == load_vae_remarks(file)
-    for name, weight in ldm(loaded).items():
-        assert weight.dtype == torch.float32
-        assert torch.equal(weight.reshape(meant[name].shape), meant[name]), name
-    half = load_vae(file, dtype="float16")
-    assert torch.equal(half.decoder.conv_in.weight, meant["decoder.conv_in.weight"].half())
-
-
-def load_vae_remarks(path: Path) -> tuple[str, ...]:
-    return tuple(remark for remark in inspect_vae(path).remarks if "scale_input" not in remark)
-
-
-def test_scales_that_cannot_be_are_refused(vae: AutoencoderKL, file: Path) -> None:
-    stored, _ = eight_bit(vae, ".scale_weight")
-    for change, message in (
-        ({"decoder.conv_in.scale_weight": torch.ones(7)}, "one for each output"),
-        (
-            {"decoder.conv_in.weight": torch.zeros(64, 4, 3, 3, dtype=torch.int8)},
-            "quantised in a way that is not known",
-        ),
-        ({"decoder.conv_in.scale_weight": torch.tensor(float("nan"))}, "decoder.conv_in.weight"),
-    ):
-        write({**stored, **change}, file)
-        with pytest.raises(CheckpointError, match=message) as error:
-            load_vae(file)
-        assert inspect_vae(file).problem == str(error.value)
-
-
-@pytest.mark.parametrize("model", ["SD 1.x", "grey, 3 layers, no mid attention", "FLUX.2 with a small decoder"])
-@pytest.mark.parametrize("metadata", [{"format": "mlx"}, None])
-def test_kernels_with_channels_last_are_turned(model: str, metadata: dict[str, str] | None, file: Path) -> None:
-    vae = make(MODELS[model])
-    turned = {k: w.permute(0, 2, 3, 1) if w.ndim == 4 else w for k, w in vae.state_dict().items()}
-    write(turned, file, metadata)
-    assert inspect_vae(file).problem is None
-    given = {name: vae.config[name] for name in ("scaling_factor", "shift_factor", "sample_size")}
-    loaded = load_vae(file, **given)
-    assert_same_weights(loaded, vae)
-    assert all(weight.is_contiguous() for weight in loaded.parameters())
-    vae.save_pretrained(file.parent / "folder")
-    write(turned, file.parent / "folder" / f"{STEM}.safetensors", metadata)
-    assert_same_weights(load_vae(file.parent / "folder"), vae)
-
-
-# Folders.
-
-
-def test_a_folder_with_one_file_of_any_name(vae: AutoencoderKL, tmp_path: Path) -> None:
-    path = write(ldm(vae), tmp_path / "my vae.safetensors")
-    assert_same_weights(load_vae(tmp_path), vae)  # no config.json
-    assert inspect_vae(tmp_path).path == path
-    vae.save_pretrained(tmp_path / "vae")
-    (tmp_path / "vae" / f"{STEM}.safetensors").rename(tmp_path / "vae" / "model.safetensors")
-    assert "took model.safetensors" in inspect_vae(tmp_path / "vae").remarks[0]
-    assert_same_weights(AutoencoderKL.from_pretrained(tmp_path / "vae"), vae)
-    write(ldm(vae), tmp_path / "vae" / "second.safetensors")
-    with pytest.raises(CheckpointError, match=r"Give the path of one of its files: model.safetensors, second.safe"):
-        load_vae(tmp_path / "vae")
-
-
-def test_two_variants_ask_which(vae: AutoencoderKL, tmp_path: Path) -> None:
-    vae.save_pretrained(tmp_path, variant="fp16")
-    vae.save_pretrained(tmp_path, variant="ema")
-    with pytest.raises(CheckpointError, match=r"variants ema, fp16.*Pass variant='ema' or variant='fp16'") as error:
-        load_vae(tmp_path)
-    with pytest.raises(CheckpointError) as same:
-        inspect_vae(tmp_path)
-    assert str(same.value) == str(error.value)
-
-
-@pytest.mark.parametrize("name", ["config.json", f"{STEM}.safetensors"])
-def test_broken_links_are_named(name: str, vae: AutoencoderKL, tmp_path: Path) -> None:
-    vae.save_pretrained(tmp_path)
-    blob = tmp_path / "blobs" / name
-    blob.parent.mkdir()
-    (tmp_path / name).rename(blob)
-    (tmp_path / name).symlink_to(blob)
-    assert_same_weights(load_vae(tmp_path), vae)
-    blob.unlink()
-    for path in (tmp_path, tmp_path / name):
-        with pytest.raises(CheckpointError, match=rf"{name} is a link to .*blobs.*, which is not there. Download it"):
-            load_vae(path)
-
-
-def test_a_folder_of_the_hubs_cache(vae: AutoencoderKL, tmp_path: Path) -> None:
-    folder = tmp_path / "models--org--name"
-    vae.save_pretrained(folder / "snapshots" / "a1" / "vae")
-    assert_same_weights(load_vae(folder), vae)
-    other = make(fields(32, 64), seed=1)
-    other.save_pretrained(folder / "snapshots" / "b2")
-    with pytest.raises(CheckpointError, match="several snapshots and no refs/main"):
-        load_vae(folder)
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("b2", encoding="utf-8")
-    assert_same_weights(load_vae(folder), other)
 
 
 # Damaged numbers.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,22 @@ def ldm(model: AutoencoderKL, prefix: str = "") -> dict[str, Tensor]:
     """A model's weights by LDM keys."""
     weights = ldm_state_dict(model.state_dict(), model.config)
     return {f"{prefix}{key}": weight.contiguous() for key, weight in weights.items()}
+
+
+def write(weights: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> Path:
+    """Tensors as a safetensors file, whatever their strides."""
+    save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, path, metadata=metadata)
+    return path
+
+
+def renamed(weights: Mapping[str, Tensor], *pairs: tuple[str, str]) -> dict[str, Tensor]:
+    """Weights with parts of their names replaced."""
+    result = {}
+    for name, weight in weights.items():
+        for old, new in pairs:
+            name = name.replace(old, new)
+        result[name] = weight
+    return result
 
 
 def deprecated(model: AutoencoderKL) -> dict[str, Tensor]:

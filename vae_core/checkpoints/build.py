@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 from ..layers import without_values
 from .finite import check_small, check_whole
 from .key_map import OPTIONAL, weight_shapes
-from .layouts import scaled
+from .layouts import is_length, of_length, scaled
 from .plan import Plan, check_shapes
 
 logger = logging.getLogger("seamless_vae")
@@ -58,7 +58,9 @@ def dtype_of(plan: Plan) -> torch.dtype:
         CheckpointError: the weights are not floating-point numbers.
     """
     dtypes = {
-        plan.info(key).dtype for key in plan.keys if key not in plan.scales and not key.endswith("num_batches_tracked")
+        plan.info(key).dtype
+        for key in plan.keys
+        if (key not in plan.scales or is_length(plan.scales[key])) and not key.endswith("num_batches_tracked")
     }
     if plan.scales and not any(dtype is not None and dtype.itemsize > 1 for dtype in dtypes):
         dtypes.add(torch.float32)
@@ -101,8 +103,12 @@ def build_model(
     plan: Plan,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
+    mapped: bool = True,
 ) -> Model:
     """The model of a plan, in eval mode, its weights mapped from the file where neither type nor device changes.
+
+    Args:
+        mapped: False for weights that are copies; see `tensor_file`.
 
     Raises:
         CheckpointError: a weight has the wrong shape or type, or weights are not finite.
@@ -113,7 +119,7 @@ def build_model(
         wanted = torch.bfloat16  # has every 8-bit float, which nothing can be computed with
     # Weights made under inference_mode could never be trained, moved or saved after it.
     with torch.inference_mode(False), _no_garbage_collection():
-        return _build(model_class, plan, wanted, device)
+        return _build(model_class, plan, wanted, device, mapped)
 
 
 @contextmanager
@@ -129,9 +135,9 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _build(
-    model_class: Callable[..., Model], plan: Plan, wanted: torch.dtype, device: torch.device | str | None
+    model_class: Callable[..., Model], plan: Plan, wanted: torch.dtype, device: torch.device | str | None, mapped: bool
 ) -> Model:
-    weights = read_weights(plan, weight_shapes(plan.config), wanted)
+    weights = read_weights(plan, weight_shapes(plan.config), wanted, mapped)
     with without_values():
         model = model_class(**plan.config)
     places = _places(model)  # in eval mode from here on
@@ -140,7 +146,8 @@ def _build(
             f"{model_class} has other weights than an AutoencoderKL of its config. Load an AutoencoderKL instead, and "
             f"take its state dict."
         )
-    for key, weight in weights.items():
+    for key in list(weights):
+        weight = weights.pop(key)  # so that a copy that is converted is not kept
         holder, name, old = places[key]
         if device is not None or (weight.dtype is not wanted and weight.is_floating_point()):
             check_whole(plan, key, weight)  # it is read anyway
@@ -151,13 +158,14 @@ def _build(
 
 
 def read_weights(
-    plan: Plan, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype | None = None
+    plan: Plan, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype | None = None, mapped: bool = True
 ) -> dict[str, Tensor]:
     """A plan's weights by their diffusers keys, in the shapes that a model has: views of the file
     where it has them row after row.
 
     Args:
         dtype: of 8-bit floats that have scales, which are multiplied by them; None for that of the other weights.
+        mapped: False for copies.
 
     Raises:
         CheckpointError: a weight has another shape, or weights are not finite.
@@ -166,10 +174,13 @@ def read_weights(
     check_shapes(plan, shapes)
     for remark in plan.remarks:
         logger.warning("%s: %s", plan.source.path.name, remark)
-    read = plan.source.read([*plan.keys.values(), *plan.scales.values()])
-    weights = {key: read[name] for key, name in plan.keys.items()}
+    read = plan.source.read([*plan.keys.values(), *plan.scales.values()], mapped)
+    weights = {key: read.pop(name) for key, name in plan.keys.items()}
     for key, name in plan.scales.items():
-        weights[key] = scaled(weights[key], read[name], dtype or dtype_of(plan))
+        one = weights[key]
+        weights[key] = (
+            of_length(one, read[name]) if is_length(name) else scaled(one, read[name], dtype or dtype_of(plan))
+        )
     for key in OPTIONAL & shapes.keys() - weights.keys():
         weights[key] = torch.zeros(shapes[key], dtype=torch.int64)
     for key, weight in weights.items():

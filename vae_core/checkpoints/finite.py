@@ -16,19 +16,22 @@ def check_small(plan: Plan) -> None:
     """Raise CheckpointError if a bias or a norm has NaN or infinity, or a scale of 8-bit weights.
 
     Those are a thousandth of the weights, and every layer has one, so that the check reads next to nothing of the
-    file; a training run that diverged, or a file of NaN, spoils all of them.
+    file; a training run that diverged, or a file of NaN, spoils all of them. They are copied, because a file may be cut
+    short while a server looks at it.
     """
-    names = {key: plan.keys[key] for key in plan.keys if len(plan.info(key).shape) == 1} | dict(plan.scales)
-    read = plan.source.read(set(names.values()))
-    small = {key: read[name] for key, name in names.items()}
+    named = {key: plan.keys[key] for key in plan.keys if len(plan.info(key).shape) == 1}
+    named |= {real: real for real in plan.scales.values()}
+    read = plan.source.read(set(named.values()), mapped=False)
+    small = {name: read[real] for name, real in named.items()}
     same = [(weight if weight.dtype == torch.float32 else weight.float()).reshape(-1) for weight in small.values()]
     if not same or is_finite(torch.cat(same)):
         return
-    bad = [key for key, weight in small.items() if not weight.float().isfinite().all()]
+    bad = [name for name, weight in small.items() if not weight.float().isfinite().all()]
     if bad:
+        kinds = "biases, norms and scales" if plan.scales else "biases and norms"
         raise CheckpointError(
-            f"{plan.source.path.name} has weights that are not finite ({len(bad)} of the {len(small)} biases "
-            f"and norms, such as {bad[0]}): the file is damaged or its training failed. Get another copy."
+            f"{plan.source.path.name} has weights that are not finite ({len(bad)} of the {len(small)} {kinds}, such as "
+            f"{bad[0]}): the file is damaged or its training failed. Get another copy."
         )
 
 

@@ -49,8 +49,28 @@ _is_autoencoder = _any(r"(^|\.)(en|de)coder\.")
 # The first that is true. What is most telling comes first; what other kinds share comes last.
 RULES: tuple[tuple[Callable[[Tensors], bool], Identity], ...] = (
     (
-        _any(r"\.lora_(down|up|A|B)\.|(^|\.)lora_(unet|te\d?)_|\.hada_w1|\.lokr_w|\.oft_blocks"),
-        Identity("a LoRA", NO_VAE),
+        _any(
+            r"\.lora_(down|up|A|B|embedding_[AB]|magnitude_vector)(\.|$)|(^|\.)lora_(unet|te\d?|vae)_|\.dora_scale$|"
+            r"\.(hada_w1|lokr_w|b?oft_(blocks|[RS])|ia3_l|vera_lambda)"
+        ),
+        Identity("a LoRA or another adapter", "Load the VAE that it was made for, and put the adapter on that."),
+    ),
+    (
+        _any(
+            r"\.(qweight|qzeros|weight_packed|weight_zero_point|weight_scale_2|SCB|weight_format)$|"
+            r"\.weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+|SCB|_data|_scale)$"
+        ),
+        Identity(
+            "quantised (by bitsandbytes, GPTQ, quanto or the like)", "Get the VAE in float16, bfloat16 or float32."
+        ),
+    ),
+    (
+        _any(r"\.weight_(orig|u)$|\.parametrizations\.\w+\.\d+\.\w+$"),
+        Identity(
+            "a model under training with parametrizations (spectral norm or the like)",
+            "Remove them where the model was made (torch.nn.utils.parametrize.remove_parametrizations), and save it "
+            "anew.",
+        ),
     ),
     (
         _any(

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ..config import AutoencoderKLConfig
+from .layouts import DIRECTIONS
 
 # One part of a name: diffusers' word, LDM's, then others that files have had. A single word is everybody's.
 Words = tuple[str, ...]
@@ -23,7 +24,7 @@ ATTENTION: tuple[tuple[Words, bool], ...] = (  # and whether it is a projection,
     (("to_q", "q", "query"), True),
     (("to_k", "k", "key"), True),
     (("to_v", "v", "value"), True),
-    (("to_out.0", "proj_out", "proj_attn"), True),
+    (("to_out.0", "proj_out", "proj_attn", "to_out"), True),
 )
 OPTIONAL = frozenset({"bn.num_batches_tracked"})  # counts training steps; no output depends on it
 
@@ -46,9 +47,19 @@ class Layer(NamedTuple):
     parts: Mapping[str, tuple[int, ...]]
 
 
-def plain_name(name: str) -> str:
+def without_wrappers(name: str) -> str:
     """A weight's name without what wrappers of modules put into it: `decoder._orig_mod.conv_in.weight`."""
     return _WRAPPERS.sub("", name)
+
+
+def plain_name(name: str) -> str:
+    """The name of a file's weight without what wrappers of modules put into it.
+
+    The direction of a weight with weight norm has the weight's own name: its length is beside it.
+    """
+    name = without_wrappers(name)
+    direction = next((ending for ending in DIRECTIONS if name.endswith(ending)), None)
+    return name if direction is None else f"{name.removesuffix(direction)}.weight"
 
 
 def ldm_names(config: AutoencoderKLConfig) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from .detect import find_prefixes
 from .key_map import plain_name
-from .rebuild import InlineTensor, StoredTensor
+from .rebuild import Array, InlineTensor, StoredTensor
 
 AnyTensor = StoredTensor | InlineTensor
 
@@ -112,6 +112,8 @@ def _flat(content: Mapping[Any, Any], steps: _Steps, depth: int = MAX_DEPTH) -> 
             full = f"{prefix}{name}"
             if isinstance(value, StoredTensor | InlineTensor):
                 found[full] = value
+            elif isinstance(value, Array) and value.has_numbers:
+                found[full] = InlineTensor(value.tensor())
             elif level < depth and (type(value) in (list, tuple) or isinstance(value, Mapping)):
                 waiting.append((f"{full}.", level + 1, value))
     return found

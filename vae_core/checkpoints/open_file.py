@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from torch import Tensor
@@ -22,6 +23,11 @@ FORMATS = {
     b"version https://git-lfs": "is a git-lfs pointer, not the weights. Run `git lfs pull` in its repository.",
     b"GGUF": f"is a GGUF file, whose weights are quantised. {GET_SAFETENSORS}",
     b"\x89HDF": f"is an HDF5 (Keras) file. {GET_SAFETENSORS}",
+    b"ftrt": f"is a TensorRT engine, which runs on one kind of GPU alone. {GET_SAFETENSORS}",
+    b"\x7fELF": f"is a compiled library, not weights. {GET_SAFETENSORS}",
+    b"7767517": f"is a model of ncnn. {GET_SAFETENSORS}",
+    b"lmgg": f"is a GGML file, whose weights are quantised. {GET_SAFETENSORS}",
+    b"tjgg": f"is a GGML file, whose weights are quantised. {GET_SAFETENSORS}",
     b"\x89PNG": "is a PNG image, not weights. Give the file of a VAE.",
     b"\xff\xd8\xff": "is a JPEG image, not weights. Give the file of a VAE.",
     b"\x93NUMPY": f"is a NumPy array, not a file of named weights. {GET_SAFETENSORS}",
@@ -31,6 +37,12 @@ FORMATS = {
     b"\xfd7zXZ": "is compressed (xz). Unpack it first.",
     b"(\xb5/\xfd": "is compressed (Zstandard). Unpack it first.",
 }
+
+
+# Messages of protobuf. ONNX: its version, then the name of who made it, or the graph. Core ML: its version, then a
+# description that begins with an input.
+_ONNX = re.compile(rb"\x08[\x01-\x20](?:\x12.[\x20-\x7e]{2}|\x3a[\x80-\xff])", re.DOTALL)
+_CORE_ML = re.compile(rb"\x08[\x01-\x20]\x12[\x80-\xff]*[\x00-\x7f]\x0a", re.DOTALL)
 
 
 def open_tensor_file(path: Path) -> TensorFile:
@@ -87,6 +99,16 @@ def _open_one(path: Path) -> TensorFile:
 def _not_a_checkpoint(start: bytes) -> str | None:
     """What a file is whose first bytes are those of a well-known other format."""
     text = start.lstrip()[:64].lower()
+    if text.startswith(b"<?xml") and b"<net " in start:
+        return f"is a model of OpenVINO. {GET_SAFETENSORS}"
+    if start[4:8] == b"TFL3":
+        return f"is a TensorFlow Lite model. {GET_SAFETENSORS}"
+    if start[4:8] in (b"ET12", b"ET13"):
+        return f"is an ExecuTorch program. {GET_SAFETENSORS}"
+    if _ONNX.match(start):
+        return f"is an ONNX model (a program with its weights). {GET_SAFETENSORS}"
+    if _CORE_ML.match(start):
+        return f"is a Core ML model. {GET_SAFETENSORS}"
     if not start:
         return "is empty (0 bytes). Download or copy it again."
     if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):

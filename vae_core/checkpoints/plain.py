@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError
-from .key_map import OPTIONAL, plain_name, weight_shapes
+from .key_map import OPTIONAL, weight_shapes, without_wrappers
 from .plan import LORA
 
 FUSED = ".to_qkv."  # made of three others by `fuse_qkv_projections`
@@ -33,7 +33,7 @@ def plain_weights(model: nn.Module, config: AutoencoderKLConfig) -> dict[str, Te
         if LORA.fullmatch(name):
             adapters.append(name)
         else:
-            found[plain_name(name)] = weight
+            found[without_wrappers(name)] = weight
     if adapters and not _is_merged(model):
         raise CheckpointError(
             f"the model has a LoRA that is not merged into its weights ({adapters[0]} and {len(adapters) - 1} more). "

@@ -12,7 +12,17 @@ from ..errors import CheckpointError
 from .generation import A_GUESS
 from .identify import Identity, identify
 from .key_map import OPTIONAL, count_at_least, plain_name, spellings
-from .layouts import BESIDE_SCALES, SCALES, channels_first, check_scale
+from .layouts import (
+    BESIDE_SCALES,
+    DIRECTIONS,
+    LENGTHS,
+    SCALES,
+    channels_first,
+    check_scale,
+    is_length,
+    unfused,
+    why_not,
+)
 from .tensor_file import TensorFile, TensorInfo
 
 # What an AutoencoderKL's own weights begin with. Whatever else is beside them cannot change what it computes, if all
@@ -38,7 +48,8 @@ class Plan:
         keys: diffusers key of a weight -> the key it has in the file.
         told_by: config field -> where its value comes from.
         remarks: sentences on what was guessed or passed over.
-        scales: diffusers key of an 8-bit weight -> the file's key of the number or numbers that it is multiplied by.
+        scales: diffusers key of an 8-bit weight -> the file's key of the number or numbers that it is multiplied by;
+            of a weight with weight norm, that of its lengths.
     """
 
     source: TensorFile
@@ -107,6 +118,7 @@ def inner(source: TensorFile, prefix: str, plain: Mapping[str, str] | None = Non
     """The part of a file under a prefix of its plain names (see `plain_names`)."""
     plain = plain_names(source) if plain is None else plain
     names = {name.removeprefix(prefix): real for name, real in plain.items() if name.startswith(prefix)}
+    source, names = unfused(source, names)
     part = channels_first({name: source.tensors[real] for name, real in names.items()})
     tensors = {**source.tensors, **{real: part[name] for name, real in names.items()}}
     return Inner(replace(source, tensors=tensors), prefix, names)
@@ -140,12 +152,15 @@ def match_keys(part: Inner, config: AutoencoderKLConfig) -> Matched:
                 )
             keys[key] = real
         elif (scaled := _scaled_weight(name, table)) is not None:
-            if name.endswith(SCALES):
+            if name.endswith((*SCALES, *LENGTHS)):
                 scales[scaled] = real
         elif name.partition(".")[0] in OWN:
             unknown.append(real)
         elif not USUAL.fullmatch(name):
             beside.append(real)
+    unknown += [
+        real for key, real in keys.items() if real.endswith(DIRECTIONS) and not is_length(scales.get(key, ""))
+    ]  # directions without their lengths
     needed = set(table.values())
     missing = sorted(needed - OPTIONAL - set(keys))
     codebook = [real for name, real in part.names.items() if CODEBOOK.fullmatch(name)]
@@ -164,7 +179,7 @@ def match_keys(part: Inner, config: AutoencoderKLConfig) -> Matched:
 
 def _scaled_weight(name: str, table: Mapping[str, str]) -> str | None:
     """diffusers key of the weight that a scale, or what is beside one, belongs to."""
-    for ending in (*SCALES, *BESIDE_SCALES):
+    for ending in (*SCALES, *BESIDE_SCALES, *LENGTHS):
         if name.endswith(ending):
             return table.get(f"{name.removesuffix(ending)}.weight")
     return None
@@ -182,8 +197,7 @@ def mismatch(
     if codebook and not parts:
         parts.append(f"has a codebook ({_some(codebook)}), which no AutoencoderKL has")
     lora = unknown and not missing and all(LORA.fullmatch(name) for name in unknown)
-    identity = None if lora else identify(part.tensors)
-    what = _it_seems(identity) if identity else _remedy(missing, unknown, bool(lora))
+    what = _remedy(missing, unknown, bool(lora)) if lora else _what(part, _remedy(missing, unknown, bool(lora)))
     return CheckpointError(f"{part.source.path.name} {' and '.join(parts)}. {what}")
 
 
@@ -212,11 +226,9 @@ def check_shapes(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> None:
             wrong.append(f"{name} is {_size(found)} where {_size(expected)} is needed")
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        identity = identify(inner(plan.source, plan.prefix).tensors)
-        what = (
-            _it_seems(identity)
-            if identity
-            else "Use the config that belongs to these weights, or leave out the overrides that contradict them."
+        what = _what(
+            inner(plan.source, plan.prefix),
+            "Use the config that belongs to these weights, or leave out the overrides that contradict them.",
         )
         raise CheckpointError(f"{plan.source.path.name}: {'; '.join(wrong[:3])}{more}. {what}")
 
@@ -234,14 +246,17 @@ def not_an_autoencoder(source: TensorFile, prefix: str = "", because: str = "") 
         return CheckpointError(
             f"{source.path.name} has no tensors that belong to a model. Give the file of a VAE, or save one anew."
         )
-    identity = identify(inner(source, prefix).tensors)
     reason = because.rstrip(".") or f"found {len(source.tensors)} tensors, such as {_some(list(source.tensors))}"
-    what = (
-        _it_seems(identity)
-        if identity
-        else "Give a VAE with LDM's or diffusers' names, or a full checkpoint that contains one."
+    what = _what(
+        inner(source, prefix), "Give a VAE with LDM's or diffusers' names, or a full checkpoint that contains one."
     )
     return CheckpointError(f"{source.path.name} has no AutoencoderKL in it ({reason}). {what}")
+
+
+def _what(part: Inner, otherwise: str) -> str:
+    """What a file is that does not load, and what to do, as sentences."""
+    identity = identify(part.tensors)
+    return why_not(part.tensors) or (_it_seems(identity) if identity else otherwise)
 
 
 def _it_seems(identity: Identity) -> str:

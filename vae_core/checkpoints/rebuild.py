@@ -73,6 +73,14 @@ class Array:
 
     def __init__(self) -> None:
         self.state: tuple[tuple[int, ...], NumpyType, bool, bytes] | None = None
+        self._tensor: Tensor | None = None
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether it has numbers of a type that torch has."""
+        return (
+            self.state is not None and self.state[1].code.lstrip("<|=") in NUMPY_DTYPES and self.state[1].order != ">"
+        )
 
     def set_state(self, state: Any) -> None:
         """(version, shape, type, whether columns come first, numbers); others are of arrays that are passed over."""
@@ -83,7 +91,12 @@ class Array:
             self.state = _sizes(shape), kind, fortran, raw
 
     def tensor(self) -> Tensor:
-        """The array's numbers, copied."""
+        """The array's numbers, copied once."""
+        if self._tensor is None:
+            self._tensor = self._made()
+        return self._tensor
+
+    def _made(self) -> Tensor:
         if self.state is None:
             raise ValueError("an array without numbers")
         shape, kind, fortran, raw = self.state

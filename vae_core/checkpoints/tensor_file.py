@@ -1,4 +1,9 @@
-"""Named tensors in a file: listed from the header, read from a private memory map of just the bytes asked for."""
+"""Named tensors in a file: listed from the header, then mapped into memory privately, or copied.
+
+A map is of just the bytes asked for, and reads nothing before it is used. It is a view of the file as it is then: a
+file that is cut short meanwhile ends the process (SIGBUS), and one that is written over changes the tensors. A copy
+depends on nothing.
+"""
 
 from __future__ import annotations
 
@@ -67,10 +72,13 @@ class TensorFile:
         in_memory = 0 if self.files else sum(value.numel() * value.element_size() for value in self.values.values())
         return in_memory + sum(file.stat().st_size for file in set(self.files.values()))
 
-    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The tensors of these names. They are copy-on-write views of the file: nothing is read before it is used.
+    def read(self, names: Iterable[str], mapped: bool = True) -> dict[str, Tensor]:
+        """The tensors of these names: copy-on-write views of the file, of which nothing is read before it is used.
 
         Each has a storage of its own, so that saving one does not save its neighbours.
+
+        Args:
+            mapped: False for copies.
 
         Raises:
             CheckpointError: a file is shorter than its header says, or is gone.
@@ -83,7 +91,8 @@ class TensorFile:
             else:
                 by_file.setdefault(self.files[name], []).append(name)
         for file, group in by_file.items():
-            read.update(read_mapped(file, {name: self.tensors[name] for name in group}))
+            infos = {name: self.tensors[name] for name in group}
+            read.update(read_mapped(file, infos) if mapped else read_copies(file, infos))
         return read
 
 
@@ -100,13 +109,41 @@ def _arranged(tensor: Tensor, info: TensorInfo) -> Tensor:
     return tensor.contiguous().flatten().as_strided(info.shape, info.stride or ())
 
 
-def read_mapped(path: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
-    """Views of the given tensors in a private map of the smallest range of the file with all of them."""
+def _check_types(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
     for name, info in tensors.items():
         if info.dtype is None:
             raise CheckpointError(
                 f"{path.name}: {name} has a number type that torch does not have. Convert the file to float16 first."
             )
+
+
+def read_copies(path: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
+    """The given tensors in memory of their own, read from the file in its order."""
+    _check_types(path, tensors)
+    read: dict[str, Tensor] = {}
+    try:
+        with open(path, "rb", buffering=0) as file:
+            for name, info in sorted(tensors.items(), key=lambda item: item[1].start):
+                buffer, done = bytearray(info.size), 0
+                file.seek(info.start)
+                while done < len(buffer):
+                    count = file.readinto(memoryview(buffer)[done:])
+                    if not count:
+                        raise CheckpointError(
+                            f"{path.name} ends before its last tensor: truncated. Download or copy it again."
+                        )
+                    done += count
+                read[name] = _view(buffer, info, 0)
+    except OSError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}. Check it and its disk.") from None
+    return read
+
+
+def read_mapped(path: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
+    """Views of the given tensors in a private map of the smallest range of the file with all of them."""
+    _check_types(path, tensors)
     starts, ends = [], []
     for info in tensors.values():
         if size := info.size:

@@ -1,0 +1,91 @@
+"""How the front end's questions are answered beside the host's own work: few at a time, each bounded, none for nobody.
+
+The host runs everything else in the event loop and in its default executor, so nothing here uses either for work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+MAX_BODY = 1 << 16  # bytes of a question; one of the page has some hundred
+MAX_DEPTH = 8  # of JSON in JSON
+SECONDS = 30.0  # that an answer may take
+LOOK_AGAIN = 0.25  # seconds between two looks at whether the page still waits
+WORKERS = 2
+WAITING = 64  # questions at a time; a page asks one for each of its panels
+
+
+class RefusedError(Exception):
+    """A question that is not answered: the status of HTTP, and a sentence."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class Answering:
+    """Threads of its own for questions."""
+
+    def __init__(self, seconds: float = SECONDS, workers: int = WORKERS, waiting: int = WAITING) -> None:
+        self._seconds, self._waiting = seconds, waiting
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="seamless_vae")
+        self._asked = 0
+
+    async def answer(self, work: Callable[..., Any], *arguments: Any, is_gone: Callable[[], bool]) -> Any:
+        """The result of `work`, in a thread of its own.
+
+        Args:
+            is_gone: whether whoever asked has gone; what has not begun by then is never done.
+
+        Raises:
+            RefusedError: too many questions wait, or the answer takes too long.
+        """
+        if self._asked >= self._waiting:
+            raise RefusedError(503, f"{self._asked} questions are being answered already. Ask again later.")
+        self._asked += 1
+        future: Future[Any] = self._pool.submit(work, *arguments)
+        future.add_done_callback(self._one_less)
+        try:
+            return await self._result(future, is_gone)
+        finally:  # also if the request itself is cancelled
+            future.cancel()
+
+    def _one_less(self, _: Future[Any]) -> None:
+        self._asked -= 1
+
+    async def _result(self, future: Future[Any], is_gone: Callable[[], bool]) -> Any:
+        waiting, until = asyncio.wrap_future(future), asyncio.get_running_loop().time() + self._seconds
+        while True:
+            done, _ = await asyncio.wait([waiting], timeout=LOOK_AGAIN)
+            if done:
+                return waiting.result()
+            if is_gone():
+                raise RefusedError(499, "Whoever asked has gone.")
+            if asyncio.get_running_loop().time() > until:
+                raise RefusedError(503, f"The answer takes more than {self._seconds:g} seconds, so it was given up.")
+
+
+async def read_json(request: Any) -> Any:
+    """The body of a request (aiohttp's) as JSON.
+
+    Raises:
+        RefusedError: it is too long, or not JSON as a page writes it.
+    """
+    raw = b""
+    while chunk := await request.content.read(MAX_BODY + 1 - len(raw)):
+        raw += chunk
+        if len(raw) > MAX_BODY:
+            raise RefusedError(413, f"The question has more than {MAX_BODY} bytes.")
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
+        raise RefusedError(400, f"The question has more than {MAX_DEPTH} lists and objects in it.")
+    charset = request.charset or "utf-8"
+    try:
+        return json.loads(raw.decode(charset))
+    except LookupError:
+        raise RefusedError(415, f"The charset {charset[:40]!r} is not known. Send UTF-8.") from None
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(400, f"The body of the request is not JSON: {str(error)[:200]}.") from None

@@ -1,0 +1,70 @@
+"""Folders as people have them: one file of any name, two variants, broken links, the Hub's cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from given.files import assert_same_weights, ldm, write
+from given.models import fields, make
+from torch import Tensor
+
+from vae_core import AutoencoderKL, CheckpointError, inspect_vae, load_vae
+
+STEM = "diffusion_pytorch_model"
+Weights = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    return make(fields(32, 64))
+
+
+def test_a_folder_with_one_file_of_any_name(vae: AutoencoderKL, tmp_path: Path) -> None:
+    path = write(ldm(vae), tmp_path / "my vae.safetensors")
+    assert_same_weights(load_vae(tmp_path), vae)  # no config.json
+    assert inspect_vae(tmp_path).path == path
+    vae.save_pretrained(tmp_path / "vae")
+    (tmp_path / "vae" / f"{STEM}.safetensors").rename(tmp_path / "vae" / "model.safetensors")
+    assert "took model.safetensors" in inspect_vae(tmp_path / "vae").remarks[0]
+    assert_same_weights(AutoencoderKL.from_pretrained(tmp_path / "vae"), vae)
+    write(ldm(vae), tmp_path / "vae" / "second.safetensors")
+    with pytest.raises(CheckpointError, match=r"Give the path of one of its files: model.safetensors, second.safe"):
+        load_vae(tmp_path / "vae")
+
+
+def test_two_variants_ask_which(vae: AutoencoderKL, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path, variant="fp16")
+    vae.save_pretrained(tmp_path, variant="ema")
+    with pytest.raises(CheckpointError, match=r"variants ema, fp16.*Pass variant='ema' or variant='fp16'") as error:
+        load_vae(tmp_path)
+    with pytest.raises(CheckpointError) as same:
+        inspect_vae(tmp_path)
+    assert str(same.value) == str(error.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", f"{STEM}.safetensors"])
+def test_broken_links_are_named(name: str, vae: AutoencoderKL, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path)
+    blob = tmp_path / "blobs" / name
+    blob.parent.mkdir()
+    (tmp_path / name).rename(blob)
+    (tmp_path / name).symlink_to(blob)
+    assert_same_weights(load_vae(tmp_path), vae)
+    blob.unlink()
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(CheckpointError, match=rf"{name} is a link to .*blobs.*, which is not there. Download it"):
+            load_vae(path)
+
+
+def test_a_folder_of_the_hubs_cache(vae: AutoencoderKL, tmp_path: Path) -> None:
+    folder = tmp_path / "models--org--name"
+    vae.save_pretrained(folder / "snapshots" / "a1" / "vae")
+    assert_same_weights(load_vae(folder), vae)
+    other = make(fields(32, 64), seed=1)
+    other.save_pretrained(folder / "snapshots" / "b2")
+    with pytest.raises(CheckpointError, match="several snapshots and no refs/main"):
+        load_vae(folder)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("b2", encoding="utf-8")
+    assert_same_weights(load_vae(folder), other)

@@ -1,0 +1,267 @@
+"""How tensors lie in files: scales of 8-bit floats, channels last, fused projections, weight norm; other formats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from given.files import assert_same_weights, ldm, write
+from given.models import MODELS, fields, make
+from torch import Tensor
+
+from vae_core import AutoencoderKL, CheckpointError, inspect_vae, load_vae
+
+STEM = "diffusion_pytorch_model"
+Weights = dict[str, Tensor]
+EIGHT_BITS = torch.float8_e4m3fn
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    return make(fields(32, 64))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "vae.safetensors"
+
+
+def refusal(path: Path) -> str:
+    """What both load_vae and inspect_vae say of a file."""
+    with pytest.raises(CheckpointError) as error:
+        load_vae(path)
+    try:
+        assert inspect_vae(path).problem == str(error.value)
+    except CheckpointError as same:
+        assert str(same) == str(error.value)
+    return str(error.value)
+
+
+def eight_bit(vae: AutoencoderKL, ending: str, per_output: bool = False) -> tuple[Weights, Weights]:
+    """A file of scaled 8-bit floats, and the weights that it stands for."""
+    stored, meant = {}, {}
+    for name, weight in ldm(vae).items():
+        if weight.ndim < 4:
+            stored[name] = meant[name] = weight
+            continue
+        largest = weight.abs().amax((1, 2, 3)) if per_output else weight.abs().max()
+        scale = largest / 448
+        spread = scale[:, None, None, None] if per_output else scale
+        stored[name] = (weight / spread).to(torch.float8_e4m3fn)
+        stored[name.removesuffix(".weight") + ending] = scale
+        meant[name] = stored[name].float() * spread
+    return stored, meant
+
+
+@pytest.mark.parametrize("per_output", [False, True])
+@pytest.mark.parametrize("ending", [".scale_weight", ".weight_scale", ".weight_scale_inv"])
+def test_scales_of_8_bit_floats_are_applied(ending: str, per_output: bool, vae: AutoencoderKL, file: Path) -> None:
+    stored, meant = eight_bit(vae, ending, per_output)
+    beside = {"scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn), "decoder.conv_in.scale_input": torch.ones(())}
+    write({**stored, **beside}, file)
+    loaded, told = load_vae(file), inspect_vae(file)
+    assert told.problem is None and told.dtype == torch.float32 and told.remarks == load_vae_remarks(file)
+    for name, weight in ldm(loaded).items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight.reshape(meant[name].shape), meant[name]), name
+    half = load_vae(file, dtype="float16")
+    assert torch.equal(half.decoder.conv_in.weight, meant["decoder.conv_in.weight"].half())
+
+
+def load_vae_remarks(path: Path) -> tuple[str, ...]:
+    return tuple(remark for remark in inspect_vae(path).remarks if "scale_input" not in remark)
+
+
+def test_scales_that_cannot_be_are_refused(vae: AutoencoderKL, file: Path) -> None:
+    stored, _ = eight_bit(vae, ".scale_weight")
+    q = "decoder.mid.attn_1.q"
+    for change, message in (
+        ({"decoder.conv_in.scale_weight": torch.ones(7)}, "one for each output"),
+        ({f"{q}.weight": torch.zeros(64, 64).to(EIGHT_BITS), f"{q}.scale_weight": torch.ones(1, 64)}, "each output"),
+        (
+            {"decoder.conv_in.weight": torch.zeros(64, 4, 3, 3, dtype=torch.int8)},
+            "quantised in a way that is not known",
+        ),
+        ({"decoder.conv_in.scale_weight": torch.tensor(float("nan"))}, "norms and scales, such as decoder.conv_in.sc"),
+    ):
+        write({**stored, **change}, file)
+        with pytest.raises(CheckpointError, match=message) as error:
+            load_vae(file)
+        assert inspect_vae(file).problem == str(error.value)
+
+
+@pytest.mark.parametrize("model", ["SD 1.x", "grey, 3 layers, no mid attention", "FLUX.2 with a small decoder"])
+@pytest.mark.parametrize("metadata", [{"format": "mlx"}, None])
+def test_kernels_with_channels_last_are_turned(model: str, metadata: dict[str, str] | None, file: Path) -> None:
+    vae = make(MODELS[model])
+    turned = {k: w.permute(0, 2, 3, 1) if w.ndim == 4 else w for k, w in vae.state_dict().items()}
+    write(turned, file, metadata)
+    assert inspect_vae(file).problem is None
+    given = {name: vae.config[name] for name in ("scaling_factor", "shift_factor", "sample_size")}
+    loaded = load_vae(file, **given)
+    assert_same_weights(loaded, vae)
+    assert all(weight.is_contiguous() for weight in loaded.parameters())
+    vae.save_pretrained(file.parent / "folder")
+    write(turned, file.parent / "folder" / f"{STEM}.safetensors", metadata)
+    assert_same_weights(load_vae(file.parent / "folder"), vae)
+
+
+def test_scales_of_blocks_are_applied(file: Path) -> None:
+    """One for 128 by 128 numbers of a matrix, the last ones smaller."""
+    vae = make(fields(32, 160))
+    stored, meant = dict(ldm(vae)), dict(ldm(vae))
+    name = "decoder.mid.attn_1.q"
+    scales = torch.tensor([[0.5, 2.0], [3.0, 0.25]])
+    stored[f"{name}.weight"] = stored[f"{name}.weight"].to(torch.float8_e4m3fn)
+    stored[f"{name}.weight_scale_inv"] = scales
+    spread = scales.repeat_interleave(128, 0)[:160].repeat_interleave(128, 1)[:, :160]
+    meant[f"{name}.weight"] = stored[f"{name}.weight"].float() * spread[:, :, None, None]
+    assert torch.equal(ldm(load_vae(write(stored, file)))[f"{name}.weight"], meant[f"{name}.weight"])
+
+
+# Channels.
+
+
+def as_keras(weights: Weights) -> Weights:
+    return {k: w.permute(2, 3, 1, 0) if w.ndim == 4 else w for k, w in weights.items()}
+
+
+def test_kernels_of_keras_are_turned(vae: AutoencoderKL, file: Path) -> None:
+    assert_same_weights(load_vae(write(as_keras(ldm(vae)), file)), vae)
+    text = refusal(write(as_keras(vae.state_dict()), file))  # with matrices
+    assert "nothing tells whether its matrices are turned" in text
+
+
+@pytest.mark.parametrize("turned", ["encoder.", "decoder.mid.block_1"])
+def test_a_file_that_is_turned_in_part_is_named(turned: str, vae: AutoencoderKL, file: Path) -> None:
+    mixed = {k: w.permute(0, 2, 3, 1) if k.startswith(turned) and w.ndim == 4 else w for k, w in ldm(vae).items()}
+    assert "some last, and nothing tells which" in refusal(write(mixed, file))
+
+
+# Attention.
+
+
+def fused(weights: Weights, word: str, keep: bool) -> Weights:
+    found = dict(weights)
+    for name in [name for name in weights if name.endswith((".to_q.weight", ".q.weight"))]:
+        base, _, first = name.removesuffix(".weight").rpartition(".")
+        three = [first.removesuffix("q") + letter for letter in "qkv"]
+        for part in ("weight", "bias"):
+            found[f"{base}.{word}.{part}"] = torch.cat([weights[f"{base}.{each}.{part}"] for each in three])
+            for each in () if keep else three:
+                del found[f"{base}.{each}.{part}"]
+    return found
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["beside the three", "alone"])
+@pytest.mark.parametrize("kind", ["LDM", "diffusers"])
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_fused_projections(kind: str, keep: bool, ending: str, vae: AutoencoderKL, tmp_path: Path) -> None:
+    weights = fused(ldm(vae) if kind == "LDM" else dict(vae.state_dict()), "qkv" if kind == "LDM" else "to_qkv", keep)
+    path = tmp_path / f"vae.{ending}"
+    write(weights, path) if ending == "safetensors" else torch.save(weights, path)
+    assert_same_weights(load_vae(path), vae)
+    assert inspect_vae(path).problem is None
+    assert_same_weights(AutoencoderKL.from_single_file(weights), vae)
+
+
+def test_projections_without_a_number(vae: AutoencoderKL, file: Path) -> None:
+    weights = {name.replace("to_out.0.", "to_out."): weight for name, weight in vae.state_dict().items()}
+    assert_same_weights(load_vae(write(weights, file)), vae)
+
+
+# Weight norm.
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["weight_g", "parametrizations"])
+def test_weight_norm_is_folded(old: bool, file: Path) -> None:
+    vae = make(fields(32, 64))
+    z = torch.randn(1, 4, 5, 5)
+    norm = torch.nn.utils.weight_norm if old else torch.nn.utils.parametrizations.weight_norm
+    weights = dict(vae.state_dict())
+    for name, module in vae.named_modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            alone = torch.nn.utils.skip_init(type(module), **_arguments(module))
+            alone.load_state_dict(module.state_dict())
+            del weights[f"{name}.weight"]
+            weights |= {f"{name}.{key}": each * 1.0 for key, each in norm(alone).state_dict().items()}
+    weights["decoder.conv_in.weight_g" if old else "decoder.conv_in.parametrizations.weight.original0"] *= 2
+    with torch.no_grad():
+        vae.decoder.conv_in.weight *= 2
+    loaded = load_vae(write(weights, file))
+    torch.testing.assert_close(loaded.decode(z).sample, vae.decode(z).sample, rtol=1e-4, atol=1e-5)
+    lengths = [name for name in weights if name.endswith(("weight_g", "original0"))]
+    del weights[lengths[0]]
+    assert "decoder" in refusal(write(weights, file)) or "encoder" in refusal(file)
+
+
+def _arguments(module: torch.nn.Module) -> dict:
+    names = ("in_features", "out_features", "in_channels", "out_channels", "kernel_size")
+    return {name: getattr(module, name) for name in names if hasattr(module, name)}
+
+
+# What is not a file of weights, or not one of a VAE.
+
+FORMATS = {
+    "ONNX": b"\x08\x08\x12\x07pytorch\x1a\x052.4.0:\xf4\x85",
+    "ONNX model": b"\x08\x0a:\xd2\xa1\x09\x0a\x1d\x0a\x05image",
+    "TensorRT": b"ftrt\0\0\0\0\xef\x00\x00\x00",
+    "Core ML": b"\x08\x04\x12\xb9\x01\x0a\x1e\x0a\x05image\x12",
+    "TensorFlow Lite": b"\x1c\0\0\0TFL3\x14\0\x20\0",
+    "HDF5": b"\x89HDF\r\n\x1a\n\0\0\0\0",
+    "OpenVINO": b'<?xml version="1.0"?>\n<net name="vae" version="11">',
+    "ncnn": b"7767517\n123 140\nInput in0 0 1 in0\n",
+    "ExecuTorch": b"\x30\0\0\0ET12\0\0\0\0",
+    "GGUF": b"GGUF\x03\0\0\0\x10\0\0\0",
+    "compiled": b"\x7fELF\x02\x01\x01\0\0\0\0\0",
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_files_of_other_formats_are_named(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "vae.bin"
+    path.write_bytes(FORMATS[name] + bytes(range(256)) * 4)
+    text = refusal(path)
+    assert name in text and "Get the VAE as safetensors" in text
+
+
+def test_arrays_of_numpy_in_a_torch_file(vae: AutoencoderKL, tmp_path: Path) -> None:
+    path = tmp_path / "vae.pt"
+    torch.save({name: weight.numpy() for name, weight in ldm(vae).items()}, path)
+    assert_same_weights(load_vae(path), vae)
+
+
+BESIDE: dict[str, Callable[[Weights], Weights]] = {
+    "a LoRA or another adapter": lambda w: {
+        "decoder.mid_block.attentions.0.to_q.lora_A.weight": torch.zeros(4, 64),
+        "decoder.mid_block.attentions.0.to_q.lora_B.weight": torch.zeros(64, 4),
+    },
+    "another adapter": lambda w: {"lora_vae_decoder_conv_in.alpha": torch.ones(()), "lora_vae_x.diff": torch.ones(2)},
+    "bitsandbytes": lambda w: {
+        **w,
+        "decoder.mid.attn_1.q.weight": torch.zeros(2048, 1, dtype=torch.uint8),
+        "decoder.mid.attn_1.q.weight.absmax": torch.zeros(64),
+        "decoder.mid.attn_1.q.weight.quant_map": torch.zeros(16),
+    },
+    "GPTQ": lambda w: {**w, "decoder.mid.attn_1.q.qweight": torch.zeros(8, 64, dtype=torch.int32)},
+    "spectral norm": lambda w: {
+        **w,
+        "decoder.conv_in.weight_orig": torch.zeros(1),
+        "decoder.conv_in.weight_u": torch.zeros(1),
+    },
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_adapters_and_quantised_files_are_named(name: str, vae: AutoencoderKL, file: Path) -> None:
+    assert name in refusal(write(BESIDE[name](dict(ldm(vae))), file))
+
+
+def test_an_onnx_folder_says_what_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(FORMATS["ONNX"])
+    (tmp_path / "config.json").write_text(json.dumps(make(fields(32)).config.to_dict()))
+    with pytest.raises(CheckpointError, match="has no weights at all"):
+        load_vae(tmp_path)
