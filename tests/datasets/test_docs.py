@@ -113,6 +113,7 @@ def test_commands(
     }
 
 
+@pytest.mark.slow  # starts a cluster by the command line; `test_ray.py` runs the engine on one by default
 def test_commands_of_ray(
     place: Path, address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,6 +54,7 @@ def test_the_same_bytes_as_locally(
     assert progress.bytes == totals["bytes"] and progress.busy > 0
 
 
+@pytest.mark.slow  # minutes, most of them Ray's; that retries give the same bytes, local kills show by default
 def test_an_actor_that_is_killed_costs_a_retry(
     cluster: None, images: Path, vae: AutoencoderKL, expected: dict[str, str], tmp_path: Path
 ) -> None:
@@ -110,7 +111,8 @@ def test_no_cluster(images: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
     assert "no Ray cluster answers at 127.0.0.1:1" in result.stderr
 
 
-@pytest.mark.parametrize("moments", [1, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("moments", [1, 30])
 def test_a_driver_that_is_killed(
     moments: int, cluster: None, images: Path, vae_folder: Path, expected: dict[str, str], vae: AutoencoderKL,
     tmp_path: Path,

@@ -47,10 +47,11 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 OPTIONS = {"keep": "sample", "shard_images": 3, "batch": 2}
 
 
-def test_every_step_of_writing(few: Path, vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed before the n-th time that a file is flushed or renamed, for every n."""
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_step_of_writing(step: int, few: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
+    """Killed before the n-th time that a file is flushed or renamed, for every n; by default for every fifth."""
     encode(few, tmp_path / "whole", vae, **OPTIONS)
-    for n in range(1, 200):
+    for n in range(1, 200, step):
         out = tmp_path / "out" / str(n)
         if in_a_process(lambda out=out, n=n: encode_and_die(n, few, out, vae)) == 0:
             break

@@ -47,6 +47,7 @@ def test_the_same_image_as_torchs(
     assert np.abs(ours - torchs).max() <= 1  # one step of a byte, where rounding falls the other way
 
 
+@pytest.mark.slow  # three compilations; the command itself is in the test above
 def test_options(photo: Path, vae_folder: Path, tmp_path: Path) -> None:
     results = []
     for i, options in enumerate((["--seed", 0], ["--seed", 1, "--dtype", "bfloat16", "--device", "cpu:0"])):

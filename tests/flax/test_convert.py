@@ -26,7 +26,16 @@ def shapes(tree: Any) -> dict[Any, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in leaves.items()}
 
 
-@pytest.mark.parametrize(("name", "dtype"), [(name, torch.float32) for name in CONFIGS] + OTHER_TYPES)
+QUICK = ("sd", "flux2 small decoder", "attention in the levels", "grey")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=() if name in QUICK or dtype == torch.float16 else pytest.mark.slow)
+        for name, dtype in [(name, torch.float32) for name in CONFIGS] + OTHER_TYPES
+    ],
+)
 def test_there_and_back(name: str, dtype: torch.dtype) -> None:
     vae = model(name).to(dtype)
     if name.startswith("flux2"):

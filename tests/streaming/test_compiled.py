@@ -41,6 +41,7 @@ print(sum(sum(each.stats.cache_hits.values()) for each in functions), sum(len(ea
 """
 
 
+@pytest.mark.slow  # all functions are compiled; the next tests have each kind of damage for one that compiles at once
 def test_compiled_code_is_found_under_another_name_and_mended_where_it_is_damaged(tmp_path: Path) -> None:
     package, cache = tmp_path / "vae_core", tmp_path / "cache"
     shutil.copytree(ROOT / "vae_core", package, ignore=shutil.ignore_patterns("__pycache__", "demo"))

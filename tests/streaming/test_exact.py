@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 import torch.nn.functional as F
 from given.inputs import image, latent
 from given.models import ATTENTION_EVERYWHERE, fields, make
+from given.thinned import thinned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 import vae_core
 from vae_core import AutoencoderKL, TileSpec
 from vae_core.blocks import Downsample
+from vae_core.streaming import winograd
 
 # The bound that the documentation promises, for images and for moments in units of their standard deviation. The
 # reference path itself is about 1e-5 from float64 on these models.
@@ -31,17 +35,24 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(params=[1, 3], autouse=True)
-def threads(request):
+@cache
+def vae_of(name: str) -> AutoencoderKL:
+    return make(CONFIGS[name])
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
+    yield
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
-def vae(request) -> AutoencoderKL:
-    return make(CONFIGS[request.param])
+def set_up(monkeypatch: pytest.MonkeyPatch, threads: int, transforms: str) -> None:
+    """So many threads, and the fast kernels with or without numba."""
+    torch.set_num_threads(threads)
+    if transforms == "compiled" and not winograd.compiled():
+        pytest.skip("numba is not installed")
+    monkeypatch.setattr(winograd, "compiled", lambda: transforms == "compiled")
 
 
 @torch.no_grad()
@@ -57,17 +68,22 @@ def assert_encodes_alike(vae: AutoencoderKL, x: Tensor, **options) -> None:
     assert difference.abs().max() < TOLERANCE * want.std()
 
 
-@pytest.mark.usefixtures("transforms")
-@pytest.mark.parametrize("size", [None, 1, 2, 5, 13, 64])
-def test_any_strip(vae, size):
+WAYS = {"threads": [1, 3], "transforms": ["compiled", "torch"]}
+
+
+@thinned(name=CONFIGS, size=[None, 1, 2, 5, 13, 64], **WAYS)
+def test_any_strip(name, size, threads, transforms, monkeypatch):
+    set_up(monkeypatch, threads, transforms)
+    vae = vae_of(name)
     assert_decodes_alike(vae, latent(2, 13, 17, model=vae), tiling=TileSpec(size=size))
     ratio = vae.config.spatial_ratio
     assert_encodes_alike(vae, image(2, 13 * ratio + 1, 17 * ratio - 1, model=vae), tiling=TileSpec(size=size))
 
 
-@pytest.mark.usefixtures("transforms")
-@pytest.mark.parametrize("size", [(1, 4), (4, 1), (1, 9), (9, 1), (2, 3), (4, 4), (5, 4), (31, 33)])
-def test_any_shape(vae, size):
+@thinned(name=CONFIGS, size=[(1, 4), (4, 1), (1, 9), (9, 1), (2, 3), (4, 4), (5, 4), (31, 33)], **WAYS)
+def test_any_shape(name, size, threads, transforms, monkeypatch):
+    set_up(monkeypatch, threads, transforms)
+    vae = vae_of(name)
     assert_decodes_alike(vae, latent(1, *size, model=vae))
     assert_encodes_alike(vae, image(1, *(side * vae.config.spatial_ratio for side in size), model=vae))
 
@@ -110,7 +126,9 @@ def test_a_budget_sends_maps_to_a_file_and_changes_nothing():
     assert difference.abs().max() < 1e-5  # matrix products round by where their operands lie
 
 
+@pytest.mark.parametrize("threads", WAYS["threads"])
 def test_the_number_of_threads_changes_nothing(threads):
+    torch.set_num_threads(threads)
     z = latent(2, 24, 24, model=SHARED)
     result = vae_core.decode(SHARED, z)
     torch.set_num_threads(2)
@@ -182,12 +200,10 @@ def made_circular(vae: AutoencoderKL, x: bool, y: bool) -> AutoencoderKL:
     return vae
 
 
-@pytest.mark.usefixtures("transforms")
-@pytest.mark.parametrize("kernels", ["winograd", "reference"])
-@pytest.mark.parametrize("circular", ["none", "x", "y", "both"])
-@pytest.mark.parametrize("name", ["f4", "f8"])
+@thinned(circular=["none", "x", "y", "both"], kernels=["winograd", "reference"], name=["f4", "f8"], **WAYS)
 @torch.no_grad()
-def test_circular_axes(circular, kernels, name):
+def test_circular_axes(circular, kernels, name, threads, transforms, monkeypatch):
+    set_up(monkeypatch, threads, transforms)
     vae = make(CONFIGS[name])
     reference = made_circular(make(CONFIGS[name]), x=circular in ("x", "both"), y=circular in ("y", "both"))
     z = latent(1, 10, 13, model=vae)

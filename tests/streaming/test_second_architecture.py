@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from given.decoder import GivenDecoder
+from given.runs import threads
+from given.thinned import thinned
 
 from vae_core import TileSpec, kernels
 from vae_core.streaming import Options, prepare
 
 
-@pytest.mark.parametrize("mode", ["auto", "direct", "winograd"])
-@pytest.mark.parametrize("size", [None, 3, 64])
-@pytest.mark.usefixtures("threads")
+@thinned(mode=["auto", "direct", "winograd"], size=[None, 3, 64], count=[1, 2])
 @torch.no_grad()
-def test_another_architecture_streams_exactly(mode: str, size: int | None) -> None:
+def test_another_architecture_streams_exactly(mode: str, size: int | None, count: int) -> None:
     torch.manual_seed(0)
     decoder, z = GivenDecoder().eval(), torch.randn(3, 4, 19, 26)
     want = decoder.double()(z.double())
     decoder.float()
-    with kernels(mode):  # type: ignore[arg-type]
+    with kernels(mode), threads(count):  # type: ignore[arg-type]
         job = prepare(decoder.half(), z.shape, Options(tiling=TileSpec(size=size)))
+        result = job.run(z)
     assert job.way.name == "strips" and job.plan.strips > job.plan.passes
-    assert (job.run(z) - want).abs().max() < 1e-5 * want.abs().max()
+    assert (result - want).abs().max() < 1e-5 * want.abs().max()
 
 
 @torch.no_grad()
