@@ -5,6 +5,8 @@ from .decode import VAEDecode, VAEDecodeTiled
 from .encode import VAEEncode, VAEEncodeTiled
 from .inpaint import VAEInpaintComposite, VAEInpaintEncode
 from .inspect_vae import VAEInspect
+from .latent_load import LatentLoad
+from .latent_save import LatentSave
 from .load import VAELoad
 from .posterior import PosteriorPreview, VAESamplePosterior
 from .round_trip import VAERoundTrip
@@ -27,6 +29,8 @@ NODES: tuple[type, ...] = (
     PosteriorPreview,
     VAEInspect,
     VAESave,
+    LatentLoad,
+    LatentSave,
 )
 
 routes.register()

@@ -1,15 +1,17 @@
-"""What Seamless VAE Load can choose from: VAEs by name, families of latents, devices."""
+"""What can be chosen from: VAEs by name, families of latents, devices, folders of latents."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 
 from ..vae_core.checkpoints.families import FAMILIES
-from ..vae_core.errors import CheckpointError, ConfigError
+from ..vae_core.datasets.folders import has_latents
+from ..vae_core.errors import CheckpointError, ConfigError, DatasetError
 from . import host
 from .checks import check_choice, stays_inside
 
@@ -20,6 +22,10 @@ DEMO_PATH = Path(__file__).resolve().parents[1] / "vae_core" / "demo"
 FOLDER_MARK, DIFFUSERS_MARK, CHECKPOINT_MARK = " [folder]", " [diffusers]", " [checkpoint]"
 _KIND_OF_MARK = {FOLDER_MARK: "vae", DIFFUSERS_MARK: "diffusers", CHECKPOINT_MARK: "checkpoints"}
 _DIFFUSERS_DEPTH = 3
+# Folders of latents: the host's own, and what extra_model_paths.yaml registers under the last name.
+DEMO_LATENTS = DEMO_PATH / "latents"
+_LATENT_ROOTS = ("input", "output", "latents")
+_LATENT_DEPTH = 3
 _SCALE_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
@@ -79,6 +85,56 @@ def _diffusers_folders(kind: str) -> list[str]:
 def _is_vae_folder(path: Path) -> bool:
     # os.path answers False for a folder that may not be entered, such as lost+found.
     return os.path.isfile(path / "config.json") and any(path.glob("diffusion_pytorch_model*"))
+
+
+def latent_folders() -> list[str]:
+    """The folders that have latents, `demo` first; each marked with where it is, such as `photos [output]`."""
+    found = [DEMO_NAME]
+    for kind in _LATENT_ROOTS:
+        names = {name for root in _latent_roots(kind) for name in _latent_folders(root, PurePath(), _LATENT_DEPTH)}
+        found += [f"{name} [{kind}]" for name in sorted(names)]
+    return found
+
+
+def latent_folder(name: str) -> Path:
+    """The folder of a name of `latent_folders`, which may come from anywhere.
+
+    Raises:
+        DatasetError: no such folder, or a name that points out of the host's folders.
+    """
+    if name == DEMO_NAME:
+        return DEMO_LATENTS
+    kind = next((kind for kind in _LATENT_ROOTS if isinstance(name, str) and name.endswith(f" [{kind}]")), None)
+    inner = name.removesuffix(f" [{kind}]") if kind else ""
+    if kind is None or not inner or not stays_inside(inner):
+        raise DatasetError(f"{name!r} is not the name of a folder of latents. Choose one from the list.")
+    roots = _latent_roots(kind)
+    for root in roots:
+        for path in (root / inner, root / inner.replace("\\", "/")):  # as workflows made on Windows name them
+            if os.path.isdir(path):
+                return path
+    places = " or ".join(str(root) for root in roots) or f"a {kind} folder, which does not exist"
+    raise DatasetError(f"cannot find a folder named {inner!r} in {places}. Refresh the page, and choose another one.")
+
+
+def _latent_roots(kind: str) -> list[Path]:
+    roots = host.folder_paths(kind) if kind == "latents" else [host.directory(kind)]
+    return [root for root in roots if os.path.isdir(root)]
+
+
+def _latent_folders(root: Path, inner: PurePath, depth: int) -> Iterator[str]:
+    """The folders with latents in one that is so many levels from the deepest, by their names below the root."""
+    try:
+        with os.scandir(root / inner) as entries:
+            kinds = {entry.name: entry.is_dir() for entry in entries}
+    except OSError:  # one that may not be entered
+        return
+    if has_latents(root / inner, [name for name, is_folder in kinds.items() if not is_folder]):
+        yield inner.as_posix()
+        return
+    if depth:
+        for name in sorted(name for name, is_folder in kinds.items() if is_folder and not name.startswith(".")):
+            yield from _latent_folders(root, inner / name, depth - 1)
 
 
 def family_names() -> list[str]:

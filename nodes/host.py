@@ -236,9 +236,15 @@ def notify(node_id: str | None, text: str) -> None:
 
 
 def directory(kind: str) -> Path:
-    """The host's folder for "output" or "temp"."""
+    """The host's folder for "input", "output" or "temp"."""
     ask = getattr(module("folder_paths"), f"get_{kind}_directory", None)
     return Path(ask()) if ask is not None else Path(kind).resolve()
+
+
+def user_directory() -> Path | None:
+    """The host's folder for what belongs to its users; None without a host."""
+    ask = getattr(module("folder_paths"), "get_user_directory", None)
+    return None if ask is None else Path(ask())
 
 
 def _call(name: str, *arguments: Any, default: Any = None) -> Any:

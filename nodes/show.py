@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..vae_core.errors import CheckpointError
+from ..vae_core.errors import CheckpointError, VAEError
 from ..vae_core.image import to_pil, write_image
 from . import host
 from .checks import stays_inside
@@ -41,7 +41,7 @@ def save_numbered(prefix: str, ending: str, write: Callable[[Path], object]) -> 
         try:
             write(path)
             return path
-        except CheckpointError as error:
+        except VAEError as error:
             if not isinstance(error.__cause__, FileExistsError):
                 raise
 

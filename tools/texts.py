@@ -19,7 +19,7 @@ HEADINGS = {"en": ("## Inputs", "## Outputs"), "zh": ("## 输入", "## 输出")}
 COLUMNS = {"en": ("input", "output", "type", "default", "what it is"), "zh": ("输入", "输出", "类型", "默认值", "说明")}
 # Choices that depend on the machine and its files.
 OPEN_CHOICES = {"en": "a list", "zh": "列表"}
-OPEN = ("vae_name", "device")
+OPEN = ("vae_name", "device", "folder")
 
 Nodes = dict[str, type[Any]]
 Texts = dict[str, dict[str, Any]]

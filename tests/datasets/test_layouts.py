@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from given.collection import contents, encode, make_images
+from given.collection import CONFIG, contents, encode, make_images
+from given.models import make
 from PIL import Image
 
 from vae_core import AutoencoderKL, ConfigError, DatasetError
-from vae_core.datasets import Collection, Engine, LatentDataset
+from vae_core.datasets import Buckets, Collection, Engine, LatentDataset
 from vae_core.datasets.kohya import family_of, read_file
 
 FLIPPED = {"flip": True, "alpha_mask": True}
+CHANNELS = {"sd": 4, "sdxl": 4, "flux": 16, "sd3": 16}
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,19 @@ def shards(tmp_path_factory: pytest.TempPathFactory, few: Path, vae: Autoencoder
     """The same images as safetensors shards, by key."""
     out = tmp_path_factory.mktemp("shards") / "out"
     encode(few, out, vae, keep="sample", **FLIPPED)
+    return {item["key"]: item for item in LatentDataset(out)}
+
+
+@pytest.fixture(scope="module")
+def wide() -> AutoencoderKL:
+    """A VAE with as many channels as those of FLUX.1 and SD3."""
+    return make({**CONFIG, "latent_channels": 16})
+
+
+@pytest.fixture(scope="module")
+def wide_shards(tmp_path_factory: pytest.TempPathFactory, few: Path, wide: AutoencoderKL) -> dict[str, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("wide") / "out"
+    encode(few, out, wide, keep="sample", **FLIPPED)
     return {item["key"]: item for item in LatentDataset(out)}
 
 
@@ -69,11 +84,11 @@ def same_items(items: Any, expected: dict[str, dict[str, Any]], tolerance: float
 
 
 class TestKohya:
-    @pytest.mark.parametrize("family", ["sd", "sdxl", "flux", "sd3"])
-    def test_names_and_arrays(
-        self, family: str, few: Path, shards: dict[str, dict[str, Any]], vae: AutoencoderKL, tmp_path: Path
-    ) -> None:
+    @pytest.mark.parametrize("family", CHANNELS)
+    def test_names_and_arrays(self, family: str, few: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
         """Against the documented names, beside each image in a copy of the tree."""
+        kind = "wide" if CHANNELS[family] == 16 else "vae"
+        vae, shards = (request.getfixturevalue(name) for name in (kind, {"vae": "shards"}.get(kind, "wide_shards")))
         encode(few, tmp_path / "out", vae, layout="kohya", kohya=family, keep="sample", **FLIPPED)
         for key, item in shards.items():
             with Image.open(few / key) as image:
@@ -108,15 +123,22 @@ class TestKohya:
         encode(folder, folder, vae, layout="kohya", kohya="sdxl", keep="sample", resume=True)
         assert contents(folder) == after
 
-    def test_two_resolutions_in_one_file(self, vae: AutoencoderKL, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("family", CHANNELS)
+    def test_latents_that_its_trainers_cannot_take(
+        self, family: str, few: Path, vae: AutoencoderKL, wide: AutoencoderKL, tmp_path: Path
+    ) -> None:
+        other = vae if CHANNELS[family] == 16 else wide
+        with pytest.raises(ConfigError, match=f"latents of {family} have {CHANNELS[family]} channels at 1/8"):
+            encode(few, tmp_path / "out", other, layout="kohya", kohya=family, keep="sample")
+        assert not list((tmp_path / "out").rglob("*.npz"))
+
+    def test_two_resolutions_in_one_file(self, wide: AutoencoderKL, tmp_path: Path) -> None:
         folder = make_images(tmp_path / "images", 3)
         options = {"layout": "kohya", "kohya": "flux", "keep": "sample"}
-        encode(folder, tmp_path / "out", vae, **options)
+        encode(folder, tmp_path / "out", wide, **options)
         first = {place: read_file(place) for place in (tmp_path / "out").rglob("*.npz")}
         (tmp_path / "out" / ".seamless_vae").rename(tmp_path / "records")
-        from vae_core.datasets import Buckets
-
-        encode(folder, tmp_path / "out", vae, buckets=Buckets.parse("128"), **options)
+        encode(folder, tmp_path / "out", wide, buckets=Buckets.parse("128"), **options)
         for place, old in first.items():
             assert read_file(place).latents.shape[-2:] == (16, 16), "the largest, unless a size is asked for"
             assert torch.equal(read_file(place, tuple(old.latents.shape[-2:])).latents, old.latents)  # type: ignore[arg-type]
@@ -159,8 +181,8 @@ class TestKohya:
             read_file(place)
 
 
-@pytest.mark.parametrize("family", ["sd", "sdxl", "flux", "sd3"])
-def test_kohyas_own_reader(family: str, few: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", CHANNELS)
+def test_kohyas_own_reader(family: str, few: Path, vae: AutoencoderKL, wide: AutoencoderKL, tmp_path: Path) -> None:
     """Where a checkout of sd-scripts is named by KOHYA_SD_SCRIPTS and can be imported: its strategy finds our files,
     finds them complete, and reads what we read."""
     checkout = os.environ.get("KOHYA_SD_SCRIPTS")
@@ -175,7 +197,7 @@ def test_kohyas_own_reader(family: str, few: Path, vae: AutoencoderKL, tmp_path:
     first = (family == "sd",) if name.startswith("SdSdxl") else ()
     strategy = getattr(module, name)(*first, True, 1, False)
     options = {"layout": "kohya", "kohya": family, "keep": "sample", **FLIPPED}
-    encode(few, tmp_path / "out", vae, engine=Engine(workers=0), **options)
+    encode(few, tmp_path / "out", wide if CHANNELS[family] == 16 else vae, engine=Engine(workers=0), **options)
     count = 0
     for record in Collection.open(tmp_path / "out").all_records():
         for image in record["images"]:

@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from e2e.conftest import HOST_VAE
 from e2e.real_host import ROOT, Comfy, Run, Workflow
 from PIL import Image, ImageStat
+
+from vae_core import load_vae
+from vae_core.cli.common import DEMO
+from vae_core.datasets import LatentDataset, verify_dataset
 
 FOLDER = ROOT / "example_workflows"
 FILES = sorted(FOLDER.glob("*.json"))
@@ -167,6 +172,22 @@ def test_a_workflow_runs(comfy: Comfy, definitions: dict[str, Any], name: str) -
         (shown,) = shown_images(comfy, run, saved, "PreviewImage")
         assert difference(shown, original, (0, 0, 768, 300)) == 0
         assert difference(shown, original, (240, 320, 528, 576)) > 1
+    elif name == "compare_vaes":
+        (row,) = shown_images(comfy, run, saved, "PreviewImage")
+        width = original.width + 8
+        assert row.size == (4 * width - 8, original.height)
+        parts = [row.crop((width * i, 0, width * i + original.width, original.height)) for i in range(4)]
+        assert difference(parts[0], original) == 0
+        assert all(0 < difference(part, original) < 6 for part in parts[1:]) and difference(parts[1], parts[2]) > 0
+    elif name == "extract_vae":
+        (text,) = [shown["text"] for shown in run.shown.values() if "text" in shown and "output" in shown["text"][0]]
+        found = load_vae(text[0]).state_dict()
+        expected = load_vae(DEMO).state_dict()
+        assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+    elif name == "dataset_latents":
+        assert len(shown_images(comfy, run, saved, "PreviewImage")) == 6
+        (folder,) = (comfy.folder / "output" / "latents").iterdir()
+        assert not verify_dataset(folder).faults and len(LatentDataset(folder)) == 1
     else:
         assert name == "seamless_texture"
         (shown,) = shown_images(comfy, run, saved, "PreviewImage")

@@ -62,6 +62,7 @@ def host_modules(data: Path, routes: web.RouteTableDef) -> None:
         "get_folder_paths": lambda kind: [str(folders[kind])],
         "get_input_directory": lambda: str(data / "input"),
         "get_output_directory": lambda: str(data / "output"),
+        "get_user_directory": lambda: str(data / "user"),
         "get_temp_directory": lambda: str(data / "temp"),
     }
     folder_paths.__dict__.update(contents)

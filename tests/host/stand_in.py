@@ -202,7 +202,9 @@ class Host:
         return {
             "get_folder_paths": lambda kind: [str(path) for path in self.folders[kind]],
             "get_filename_list": files,
+            "get_input_directory": lambda: str(self.folder / "input"),
             "get_output_directory": lambda: str(self.folder / "output"),
+            "get_user_directory": lambda: str(self.folder / "user"),
             "get_temp_directory": lambda: str(self.folder / "temp"),
             "models_dir": str(self.folder / "models"),
         }

@@ -26,6 +26,8 @@ CONTRACT = {
     "SeamlessPosteriorPreview": ("posterior", "IMAGE"),
     "SeamlessVAEInspect": ("vae samples", "STRING"),
     "SeamlessVAESave": ("vae filename_prefix format dtype", "STRING"),
+    "SeamlessLatentLoad": ("folder start count join sample_mode seed flipped vae", "LATENT STRING STRING"),
+    "SeamlessLatentSave": ("samples vae filename_prefix layout kohya_family dtype names", "STRING STRING"),
 }
 CHOICES = {
     ("SeamlessVAELoad", "dtype"): ["auto", "float32", "bfloat16", "float16"],
@@ -37,6 +39,11 @@ CHOICES = {
     ("SeamlessLatentScale", "to"): ["diffusion", "raw"],
     ("SeamlessVAESave", "format"): ["diffusers", "single_file"],
     ("SeamlessVAESave", "dtype"): ["auto", "float32", "bfloat16", "float16"],
+    ("SeamlessLatentLoad", "join"): ["batch", "list"],
+    ("SeamlessLatentLoad", "sample_mode"): ["mean", "sample"],
+    ("SeamlessLatentSave", "layout"): ["shards", "webdataset", "kohya"],
+    ("SeamlessLatentSave", "kohya_family"): ["auto", "sd", "sdxl", "flux", "sd3"],
+    ("SeamlessLatentSave", "dtype"): ["float32", "float16", "bfloat16"],
 }
 
 

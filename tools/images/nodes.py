@@ -127,6 +127,16 @@ GRAPHS: dict[str, Callable[[], Columns]] = {
     ],
     "SeamlessVAEInspect": on_vae("SeamlessVAEInspect", (400, 330)),
     "SeamlessVAESave": on_vae("SeamlessVAESave"),
+    "SeamlessLatentLoad": lambda: [
+        [vae(), Node("load", "SeamlessLatentLoad", values={"count": 6, "control_after_generate": "fixed"})],
+        [decode("load")],
+        [shown()],
+    ],
+    "SeamlessLatentSave": lambda: [
+        inputs(),
+        [encode()],
+        [Node("save", "SeamlessLatentSave", {"samples": ("encode", 1), "vae": ("vae", 0)})],
+    ],
 }
 # What is seen of a graph: mostly the node and the last one.
 SEEN: dict[str, tuple[str, ...]] = {
@@ -144,6 +154,8 @@ SEEN: dict[str, tuple[str, ...]] = {
     "SeamlessPosteriorPreview": ("encode", "preview"),
     "SeamlessVAEInspect": ("vae", "node"),
     "SeamlessVAESave": ("vae", "node"),
+    "SeamlessLatentLoad": ("load", "shown"),
+    "SeamlessLatentSave": ("encode", "save"),
 }
 
 

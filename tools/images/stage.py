@@ -14,8 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -32,7 +31,7 @@ from host.frontend import VERSIONS, static_files  # noqa: E402
 
 PHOTOGRAPH = ROOT / "vae_core" / "demo" / "chelsea.png"
 VIEW = (1600, 1000)
-RUN_SECONDS = 600
+RUN_SECONDS = 1800
 BUILD = """async (columns) => {
     const workflow = app.extensionManager.workflow.activeWorkflow
     const empty = {last_node_id: 0, last_link_id: 0, nodes: [], links: [], groups: [], config: {}, extra: {}, version: 0.4}
@@ -61,7 +60,7 @@ BUILD = """async (columns) => {
     }
     app.nodeOutputs = {}
 }"""
-LAYOUT = """([columns, gap]) => {
+LAYOUT = """([columns, gap, roomy]) => {
     const nodes = app.canvas.graph._nodes
     let x = 0, index = 0
     for (const column of columns) {
@@ -72,7 +71,7 @@ LAYOUT = """([columns, gap]) => {
             const [w, h] = each.size ?? [Math.max(least[0], 300), Math.max(least[1], node.imgs ? node.size[1] : 0)]
             node.setSize([w, Math.max(h, each.size ? 0 : least[1])])
             node.pos = [x, y]
-            y += node.size[1] + LiteGraph.NODE_TITLE_HEIGHT + gap
+            y += node.size[1] + LiteGraph.NODE_TITLE_HEIGHT + gap + (roomy ? each.room : 0)
             width = Math.max(width, node.size[0])
         }
         x += width + gap
@@ -102,9 +101,18 @@ FRAME = """([view, margin]) => {
     const box = app.canvas.canvas.getBoundingClientRect()
     return {x: box.left + 70, y: box.top + 70, width: width * scale, height: height * scale}
 }"""
+# By how much nodes grow in a run, over images of its progress and reports: in pixels, in whatever renderer.
+PROGRESS, REPORT = 300, 120
+ROOM = {
+    **dict.fromkeys(("SeamlessVAEEncode", "SeamlessVAEDecode", "SeamlessVAEEncodeTiled"), PROGRESS),
+    **dict.fromkeys(("SeamlessVAEDecodeTiled", "SeamlessVAESwap", "SeamlessVAEInpaintEncode"), PROGRESS),
+    **dict.fromkeys(("SeamlessVAEInpaintComposite", "SeamlessVAERoundTrip", "VAEDecode", "KSampler"), PROGRESS),
+    **dict.fromkeys(("SeamlessVAEInspect", "SeamlessLatentLoad", "SeamlessLatentSave", "SeamlessVAELoad"), REPORT),
+    **dict.fromkeys(("SeamlessPosteriorPreview", "PreviewImage", "SaveImage", "LoadImage"), REPORT),
+}
 # What lies over the canvas and is not part of the graph.
 HIDE = """
-    .side-tool-bar-container, .sidebar-content-container, .comfyui-menu, .p-toast, .p-button-group, .actionbar,
+    .side-tool-bar-container, .sidebar-content-container, .comfyui-menu, .p-toast, .p-button-group, .p-buttongroup, .actionbar,
     .comfy-menu-button-wrapper, .workflow-tabs-container, .splitter-overlay-root, .graph-canvas-menu,
     .minimap-main-container, .p-splitter, .floating-menu, [data-testid="canvas-menu"] { visibility: hidden !important }
 """
@@ -144,26 +152,33 @@ class Stage:
         self.comfy, self.front_end = comfy, front_end
         self._laid_out: list[Any] = []
 
-    def build(self, columns: Columns, gap: int = 44) -> None:
-        """A new graph of columns of nodes."""
-        described = [[vars(node) for node in column] for column in columns]
+    def build(self, columns: Columns, gap: int = 44, roomy: bool = False) -> None:
+        """A new graph of columns of nodes.
+
+        Args:
+            roomy: leave below each node the room that it takes in a run.
+        """
+        described = [[{**vars(node), "room": ROOM.get(node.type, 0)} for node in column] for column in columns]
         self.front_end.js(BUILD, described)
         self._laid_out = [described, gap]
-        self.arrange()
-        self.arrange()
+        self.arrange(roomy)
+        self.arrange(roomy)
 
-    def arrange(self) -> None:
+    def arrange(self, roomy: bool = False) -> None:
         """Put the nodes side by side: what is shown in them grows once it is there."""
         self.front_end.page.wait_for_timeout(1000)
-        self.front_end.js(LAYOUT, self._laid_out)
+        self.front_end.js(LAYOUT, [*self._laid_out, roomy])
 
     def focus(self, *keys: str) -> None:
         """Put these nodes side by side, and the others and all links out of sight."""
         order = [node["key"] for column in self._laid_out[0] for node in column]
         self.front_end.js(FOCUS, [[order.index(key) for key in keys], self._laid_out[1] // 2])
 
-    def run(self) -> None:
+    def run(self, meanwhile: Callable[[], object] | None = None) -> None:
         """Run the graph and wait until its results are shown.
+
+        Args:
+            meanwhile: called about twice a second until then.
 
         Raises:
             RuntimeError: it failed.
@@ -171,7 +186,9 @@ class Stage:
         before = set(self.comfy.get("/history"))
         self.front_end.js("() => app.queuePrompt(0)")
         for _ in range(RUN_SECONDS * 2):
-            time.sleep(0.5)
+            if meanwhile is not None:
+                meanwhile()
+            self.front_end.page.wait_for_timeout(500)
             done = {key: each for key, each in self.comfy.get("/history").items() if key not in before}
             if done:
                 break

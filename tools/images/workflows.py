@@ -1,7 +1,8 @@
-"""Writes `example_workflows/`: `python tools/images/workflows.py [NAME ...]`.
+"""Writes `example_workflows/`: `python tools/images/workflows.py [NAME ...] [--no-run] [--shots=FOLDER]`.
 
 Each workflow is built in the front end of ComfyUI 0.3.64, saved as that saves it, and run if it needs no model. Its
-thumbnail is made from its result. `stage.py` tells what is needed.
+thumbnail is made from its result; with `--no-run` only new ones get a thumbnail, of the graph before a run. `stage.py`
+tells what is needed.
 """
 
 # ruff: noqa: E501 - prose and JavaScript
@@ -267,11 +268,95 @@ def seamless_texture() -> Columns:
     ]
 
 
+def compare_vaes() -> Columns:
+    text = (
+        "## Several VAEs on one image\n\nEach **Round Trip** encodes and decodes the same image with the VAE above it, and "
+        "shows PSNR and SSIM below: higher is better. Drag the slider over a detail, or switch to the error.\n\n- All "
+        "loaders are set to `demo` in three precisions, so that this runs without a download. Choose your VAEs, and copy a "
+        f"column for one more.\n- At the right the results are side by side, the original first.\n- {ANY_IMAGE}"
+    )
+    stitch = {"direction": "right", "match_image_size": True, "spacing_width": 8, "spacing_color": "white"}
+    kinds = ("float32", "bfloat16", "float16")
+    columns = [
+        [
+            Node(
+                f"vae{i}", "SeamlessVAELoad", values={"vae_name": "demo", "dtype": kind}, title=f"VAE {i + 1}: {kind}"
+            ),
+            Node(
+                *(f"round{i}", "SeamlessVAERoundTrip", {"pixels": ("image", 0), "vae": (f"vae{i}", 0)}),
+                size=(340, 460),
+            ),
+        ]
+        for i, kind in enumerate(kinds)
+    ]
+    joins = [
+        Node(
+            *(f"joined{i}", "ImageStitch", {"image1": left, "image2": (f"round{i}", 0)}, stitch),
+            title=f"Beside VAE {i + 1}",
+        )
+        for i, left in enumerate((("image", 0), ("joined0", 0), ("joined1", 0)))
+    ]
+    return [
+        [note("note", text, (300, 330)), source_image()],
+        *columns,
+        joins,
+        [preview("shown", "joined2", title="Original, VAE 1, VAE 2, VAE 3", size=(620, 260))],
+    ]
+
+
+def extract_vae() -> Columns:
+    text = (
+        "## The VAE inside a checkpoint\n\nA checkpoint has a VAE baked in. **Load** reads it alone, without the rest of the "
+        "file; **Inspect** says what it is, and **Save** writes it to `output/vae` as one file that ComfyUI, A1111 and "
+        "diffusers read.\n\n- Choose your checkpoint in *Load*: entries that end in `[checkpoint]`. It is set to `demo`, so "
+        "that this runs without a download.\n- *Round Trip* shows what the VAE preserves of an image.\n- Set `format` to "
+        f"*diffusers* for a folder, and `dtype` to halve the file.\n- {ANY_IMAGE}"
+    )
+    of_vae = {"vae": ("vae", 0)}
+    return [
+        [note("note", text, (300, 360)), source_image()],
+        [vae(title="Choose your checkpoint"), Node("inspect", "SeamlessVAEInspect", of_vae, size=(400, 330))],
+        [
+            Node("save", "SeamlessVAESave", of_vae, {"format": "single_file", "filename_prefix": "vae/extracted"}),
+            Node("round", "SeamlessVAERoundTrip", {"pixels": ("image", 0), **of_vae}, size=(340, 460)),
+        ],
+    ]
+
+
+def dataset_latents() -> Columns:
+    text = (
+        "## Latents of a dataset\n\n**Latent Load** reads latents that `seamless-vae encode-dataset`, *Latent Save* or "
+        "kohya's trainers wrote, as raw latents like all others here, and says how their scale was converted. Below, an image "
+        "is encoded and its posterior saved as a collection of one, in `output/latents`.\n\n- `demo` is a collection of six "
+        "photographs that comes with the pack. Yours appear in the list once they are in ComfyUI's `input` or `output` folder; "
+        "press *R*.\n- To go through a collection, set `count` to 1 and connect an *Int* node, set to increment, to `start`.\n- Decode with the VAE that the "
+        f"latents were encoded with.\n- {ANY_IMAGE}"
+    )
+    return [
+        [note("note", text, (300, 390)), source_image()],
+        [
+            Node(
+                "load", "SeamlessLatentLoad", values={"folder": "demo", "count": 6, "control_after_generate": "fixed"}
+            ),
+            vae(),
+        ],
+        [
+            decoded("decode", "load"),
+            encoded("image"),
+        ],
+        [
+            preview("shown", "decode", title="Six photographs", size=(420, 420)),
+            Node("save", "SeamlessLatentSave", {"samples": ("encode", 1), "vae": ("vae", 0)}),
+        ],
+    ]
+
+
 WORKFLOWS: dict[str, tuple[Callable[[], Columns], bool]] = {
     each.__name__: (each, each is not tiled_upscale_with_sampler)
     for each in (
         *(encode_and_decode, tiled_upscale, tiled_upscale_with_sampler, swap_vae),
         *(posterior_grid, inpaint_with_composite, seamless_texture),
+        *(compare_vaes, extract_vae, dataset_latents),
     )
 }
 
@@ -285,17 +370,19 @@ def thumbnail(shot: Image.Image) -> Image.Image:
     return page
 
 
-def write(stage: Stage, name: str, shots: Path | None) -> None:
+def write(stage: Stage, name: str, run: bool, shots: Path | None) -> None:
     make, runs = WORKFLOWS[name]
-    stage.build(make())
+    stage.build(make(), roomy=True)
     saved = stage.saved()
     saved["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, f"seamless-vae/{name}"))
     saved["extra"] = {"ds": {"scale": 0.7, "offset": [60, 80]}}
     file = FOLDER / f"{name}.json"
     file.write_text(json.dumps(saved, ensure_ascii=False, indent=2) + "\n", encoding="utf-8", newline="\n")
-    if runs:
+    if not run and file.with_suffix(".jpg").exists():
+        return
+    if run and runs:
         stage.run()
-        stage.arrange()
+    stage.arrange()
     shot = stage.shot()
     if shots is not None:
         shot.save(shots / f"{name}.png")
@@ -304,15 +391,14 @@ def write(stage: Stage, name: str, shots: Path | None) -> None:
 
 def main() -> None:
     arguments = sys.argv[1:]
-    shots = (
-        Path(arguments.pop().removeprefix("--shots=")) if arguments and arguments[-1].startswith("--shots=") else None
-    )
+    names = [each for each in arguments if not each.startswith("--")]
+    shots = next((Path(each.removeprefix("--shots=")) for each in arguments if each.startswith("--shots=")), None)
     with opened(scale=1.0) as stage:
         checkpoints = stage.comfy.folder / "models" / "checkpoints"
         (checkpoints / CHECKPOINT["name"]).touch()  # so that the list offers it; it is not read
         stage.front_end.load()
-        for name in arguments or WORKFLOWS:
-            write(stage, name, shots)
+        for name in names or WORKFLOWS:
+            write(stage, name, "--no-run" not in arguments, shots)
 
 
 if __name__ == "__main__":

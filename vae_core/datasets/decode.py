@@ -68,7 +68,7 @@ def decode_dataset(
         for image, tensors in zip(wanted, collection.read_images(record, wanted), strict=True):
             z = raw_z(tensors, collection, image["sha256"])
             pixels = decode(vae, z[None].to(vae.device, vae.dtype), memory_budget=memory_budget).float().cpu()
-            file = Path(images) / f"{_safe(image['key'])}.png"
+            file = Path(images) / f"{safe_name(image['key'])}.png"
             write_image(to_pil(pixels)[0], file)
             yield Decoded(image["key"], file, _psnr(pixels, sources.get(image["position"]), image["sha256"]))
         count += len(wanted)
@@ -140,7 +140,7 @@ def _psnr(pixels: Tensor, source: Prepared | None, sha256: str) -> float | None:
     return float(psnr(pixels.clamp(-1, 1), reference, data_range=2.0))
 
 
-def _safe(key: str) -> str:
+def safe_name(key: str) -> str:
     """A key as a path below a folder, whatever it has in it."""
     parts = [part for part in key.replace("\\", "/").replace(":", "_").split("/") if part not in ("", ".", "..")]
     return "/".join(parts) or "image"

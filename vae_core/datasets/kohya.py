@@ -20,15 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoints.families import FAMILIES
 from ..config import AutoencoderKLConfig
-from ..errors import DatasetError
+from ..errors import ConfigError, DatasetError
 from .buckets import kohya_crop
 from .encode import Encoded, Shard
+from .settings import Scale
 
 SUFFIX = ".npz"
 MULTIRESOLUTION = ("flux", "sd3")
 _NAME = re.compile(r"_(\d{4,})x(\d{4,})_(sd|sdxl|flux|sd3)\.npz$")
 _FAMILIES = {"SD 1.x": "sd", "SD 2.x": "sd", "SDXL": "sdxl", "FLUX.1": "flux", "SD3": "sd3"}
+_FACTOR = 8  # the downscale factor of all of them
 _NAMES = ("latents", "original_size", "crop_ltrb", "latents_flipped", "alpha_mask")
 
 
@@ -51,9 +54,43 @@ def file_name(key: str, size: tuple[int, int], family: str) -> str:
     return f"{os.path.splitext(key)[0]}_{size[0]:04d}x{size[1]:04d}_{family}{SUFFIX}"
 
 
+def check_family(family: str, config: AutoencoderKLConfig) -> None:
+    """Raise ConfigError for a VAE whose latents the trainers of a family cannot take."""
+    channels = next(each.latent_channels for each in FAMILIES if _FAMILIES.get(each.name) == family)
+    if (config.latent_channels, config.spatial_ratio) != (channels, _FACTOR):
+        raise ConfigError(
+            f"latents of {family} have {channels} channels at 1/{_FACTOR} of the size, and those of this VAE have "
+            f"{config.latent_channels} at 1/{config.spatial_ratio}. Use the VAE of that model, or another family."
+        )
+
+
+def scale_of(family: str | None) -> Scale:
+    """How the files of a family are scaled; of one that no file name tells, not at all."""
+    if family != "flux":
+        return Scale("raw", 1.0)
+    fields = next(each.fields for each in FAMILIES if _FAMILIES.get(each.name) == family)
+    return Scale("diffusion", fields["scaling_factor"], fields["shift_factor"])
+
+
+def is_cache_name(name: str) -> bool:
+    """Whether a file has the name of a cache file."""
+    return _NAME.search(name) is not None
+
+
+def family_in(name: str) -> str | None:
+    """The family in the name of a cache file; None if it has none."""
+    match = _NAME.search(name)
+    return match[3] if match else None
+
+
+def image_name(name: str) -> str:
+    """The name of a cache file's image, without its ending."""
+    return _NAME.sub("", name)
+
+
 def family_of(name: str | None, config: AutoencoderKLConfig) -> str | None:
     """kohya's name for a family of checkpoints, where it has one for it."""
-    return _FAMILIES.get(name or "") if config.spatial_ratio == 8 else None
+    return _FAMILIES.get(name or "") if config.spatial_ratio == _FACTOR else None
 
 
 def check_names(keys: Iterable[str], below: Mapping[str, str]) -> None:
@@ -134,7 +171,6 @@ def read_file(file: Path, size: tuple[int, int] | None = None) -> KohyaLatent:
         )
     ending = max(endings, key=lambda each: arrays[f"latents{each}"].size)
     found = {name: arrays[f"{name}{ending}"] for name in _NAMES if f"{name}{ending}" in arrays}
-    match = _NAME.search(file.name)
     latents = found["latents"]
     if latents.ndim != 3 or "original_size" not in found or "crop_ltrb" not in found:
         raise DatasetError(
@@ -148,7 +184,7 @@ def read_file(file: Path, size: tuple[int, int] | None = None) -> KohyaLatent:
         tuple(float(side) for side in found["crop_ltrb"]),
         _tensor(found.get("latents_flipped")),
         _tensor(found.get("alpha_mask")),
-        match.group(3) if match else None,
+        family_in(file.name),
     )
 
 

@@ -6,6 +6,7 @@ import bisect
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ..latent import to_diffusion
 from .collection import Collection
 from .decode import sample_moments
 from .encode import generator
+from .settings import Scale
 
 _WINDOW = 32  # shards that are shuffled together
 
@@ -38,7 +40,8 @@ class LatentDataset(Dataset):
     """
 
     def __init__(self, out: str | os.PathLike[str], *, scaled: bool = False) -> None:
-        self.collection, self.scaled, self.epoch = _open(out), scaled, 0
+        self.collection, self.scaled = _open(out), scaled
+        self.epoch: int | None = 0
         self._records = [record for record in self.collection.all_records() if record["images"]]
         self._starts = [0]
         for record in self._records:
@@ -47,9 +50,21 @@ class LatentDataset(Dataset):
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch whose samples of moments are given."""
+    def set_epoch(self, epoch: int | None) -> None:
+        """The epoch whose samples of moments are given; None for their mean."""
         self.epoch = epoch
+
+    def files(self, index: int) -> list[Path]:
+        """The files that an image's latents are read from, the record first."""
+        record, i = self._find(index)
+        kohya = record["images"][i].get("file")
+        split, _, chunk = record["name"].partition("-")
+        files = [kohya] if kohya else [file["path"] for file in record["files"]]
+        return [self.collection.record_path(int(split), int(chunk)), *(self.collection.out / file for file in files)]
+
+    def scale(self, index: int) -> Scale:
+        """How the latents in an image's file are scaled."""
+        return self.collection.scale
 
     def image(self, index: int) -> dict[str, Any]:
         """What is known of an image: key, sha256, size, crop, bucket, shape."""
@@ -198,12 +213,13 @@ def _rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 
 def _item(
-    collection: Collection, image: Mapping[str, Any], tensors: Mapping[str, Tensor], epoch: int, scaled: bool
+    collection: Collection, image: Mapping[str, Any], tensors: Mapping[str, Tensor], epoch: int | None, scaled: bool
 ) -> dict[str, Any]:
     item: dict[str, Any] = {}
     for ending, flipped in (("", False), ("_flipped", True)):
         if f"moments{ending}" in tensors:
-            z = sample_moments(tensors[f"moments{ending}"], generator(image["sha256"], flipped, epoch))
+            source = None if epoch is None else generator(image["sha256"], flipped, epoch)
+            z = sample_moments(tensors[f"moments{ending}"], source)
         elif f"latents{ending}" in tensors:
             z = collection.scale.undo(tensors[f"latents{ending}"].float())
         else:

@@ -143,6 +143,7 @@ def _begin(source: str, out: Path, vae: AutoencoderKL, settings: Settings, resum
         return collection
     splits = find_splits(source, settings.shard_images)
     if settings.layout == "kohya":
+        kohya.check_family(str(settings.kohya), vae.config)
         _check_kohya(source, splits)
     remove_leftovers(records_folder(out, settings.layout))
     return Collection.begin(out, source, splits, settings, vae)

@@ -135,10 +135,13 @@ class Scale:
         """What the files have as raw z."""
         return latents if self.convention == "raw" else latents / self.scaling_factor + self.shift_factor
 
+    @property
+    def formula(self) -> str:
+        """What `apply` computes."""
+        return "z" if self.convention == "raw" else f"{self.scaling_factor:g} * (z - {self.shift_factor:g})"
+
     def __str__(self) -> str:
-        if self.convention == "raw":
-            return "raw z, not scaled"
-        return f"scaled: {self.scaling_factor:g} * (z - {self.shift_factor:g})"
+        return "raw z, not scaled" if self.convention == "raw" else f"scaled: {self.formula}"
 
 
 def automatic_shard(buckets: Buckets) -> int:

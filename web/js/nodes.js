@@ -1,9 +1,9 @@
 // The one table of the pack's nodes: what the web side adds to each, and which core node does the same.
 import { addCompare } from './panels/compare.js'
 import { addInfo } from './panels/info.js'
-import { addInspect } from './panels/inspect.js'
 import { addPlan } from './panels/plan.js'
 import { addPosterior } from './panels/posterior.js'
+import { addReport } from './panels/report.js'
 
 /**
  * @import { GraphNode } from './host/types'
@@ -40,5 +40,7 @@ export const NODES = {
   SeamlessVAEInpaintComposite: { progress: true },
   SeamlessVAERoundTrip: { panel: addCompare, progress: true },
   SeamlessPosteriorPreview: { panel: addPosterior },
-  SeamlessVAEInspect: { panel: addInspect }
+  SeamlessVAEInspect: { panel: (node) => addReport(node, 'inspectEmpty', 190) },
+  SeamlessLatentLoad: { panel: (node) => addReport(node, 'loadEmpty', 90) },
+  SeamlessLatentSave: { panel: (node) => addReport(node, 'saveEmpty', 70) }
 }
