@@ -49,6 +49,14 @@ class PlacesAnswer(TypedDict):
     disk: int
 
 
+class SecondsAnswer(TypedDict):
+    """How long a run will take: likely, and from `low` to `high`."""
+
+    likely: float
+    low: float
+    high: float
+
+
 class NoPlanAnswer(TypedDict):
     """On a run that is not possible: why, and whether the VAE was assumed."""
 
@@ -67,6 +75,7 @@ class PlanAnswer(TypedDict):
         count, columns, rows: of tiles, or of strips of a given size; else 0.
         peak_bytes: working memory, beside weights, input and output.
         cost: FLOPs as a multiple of those of an untiled run.
+        seconds: by the last runs on this machine; None as long as there were none of the kind.
     """
 
     problem: None
@@ -88,6 +97,7 @@ class PlanAnswer(TypedDict):
     free_bytes: int | None
     cost: float
     flops: int
+    seconds: SecondsAnswer | None
 
 
 # `pass` is a word of Python.

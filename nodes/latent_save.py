@@ -72,7 +72,6 @@ class LatentSave:
                 "names": (
                     "STRING",
                     {
-                        "default": "",
                         "forceInput": True,
                         "tooltip": "Names of the images without their endings, one a line, such as the names output of "
                         "Seamless Latent Load. Without them the images are numbered.",

@@ -14,7 +14,7 @@ from .. import vae_core
 from ..vae_core import AutoencoderKL, AutoencoderKLConfig, Job, Options, TileSpec, VAEError, VAEInfo
 from ..vae_core.checkpoints.build import parse_dtype
 from ..vae_core.tiling.grid import spans
-from . import catalogue, host, latents
+from . import catalogue, host, latents, speeds
 from .answers import FileAnswer, NoPlanAnswer, PlanAnswer, UnusableFileAnswer
 from .tiling import options_of
 
@@ -169,6 +169,7 @@ def _planned(question: Question, config: AutoencoderKLConfig, assumed: bool) -> 
     one_tile = Options(TileSpec(size=max(rows, columns), overlap=0, mode="blended"))  # planned at once, at any size
     untiled = job_of(one_tile) if job.way.name == "tiles" else job
     bands, across = _cuts(options, rows, columns)
+    expected = speeds.estimate(job)
     count, places = len(bands) * len(across), job.plan.places
     return {
         "problem": None,
@@ -190,6 +191,7 @@ def _planned(question: Question, config: AutoencoderKLConfig, assumed: bool) -> 
         "free_bytes": host.free_memory(device),
         "cost": job.plan.flops / untiled.plan.flops,
         "flops": job.plan.flops,
+        "seconds": None if expected is None else {"likely": expected[0], "low": expected[1], "high": expected[2]},
     }
 
 

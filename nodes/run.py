@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..vae_core import Job
 from ..vae_core.errors import MemoryBudgetError
-from . import host
+from . import host, speeds
 from .status import NodeStatus
 
 logger = logging.getLogger("seamless_vae")
@@ -39,7 +40,10 @@ def run(
         status.begin(job.device)
         try:
             with loaded_for(job):
-                _within_free_memory(job).run(source, out=out, progress=status)
+                made = _within_free_memory(job)
+                began = time.monotonic()
+                made.run(source, out=out, progress=status)
+                speeds.record(made, time.monotonic() - began)
             return
         except MemoryBudgetError:
             if budget is not None and job.options.memory_budget == budget:  # the message says what budget to set

@@ -66,6 +66,8 @@ def fits(value: Any, kind: str) -> bool:
 def differences(answer: Any, interface: str) -> list[str]:
     """What of an answer is not as the interface says; as JSON carries it."""
     answer, expected = json.loads(json.dumps(answer)), INTERFACES[interface]
+    if not isinstance(answer, dict):
+        return [f"{answer!r} is not an object"]
     missing = {name for name, each in expected.items() if not each.optional} - answer.keys()
     found = [f"{name} is missing" for name in sorted(missing)]
     found += [f"{name} is not in the interface" for name in sorted(answer.keys() - expected.keys())]

@@ -49,7 +49,7 @@ def to_prompt(saved: dict[str, Any], definitions: dict[str, Any]) -> Workflow:
         groups = definitions[node["type"]]["input"]
         values, inputs = list(node.get("widgets_values") or []), {}
         for name, (kind, *options) in {**groups.get("required", {}), **groups.get("optional", {})}.items():
-            if isinstance(kind, list) or kind in WIDGETS:
+            if (isinstance(kind, list) or kind in WIDGETS) and not (options and options[0].get("forceInput")):
                 inputs[name] = values.pop(0)
                 extra = options[0] if options else {}
                 if extra.get("control_after_generate") or name in ("seed", "noise_seed") or extra.get("image_upload"):

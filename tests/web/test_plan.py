@@ -36,7 +36,20 @@ def asked(ui: FrontEnd) -> list[dict[str, Any]]:
 
 def test_what_matters_is_said_first(ui: FrontEnd) -> None:
     names = decode_graph(ui).locator("dt")
-    assert names.all_text_contents() == ["Memory", "Offload", "Strips", "Compute"]
+    assert names.all_text_contents() == ["Memory", "Disk", "Time", "Strips", "Compute"]
+
+
+def test_details_are_behind_a_click(ui: FrontEnd) -> None:
+    """And stay open while the plan follows the widgets."""
+    panel = decode_graph(ui)
+    expect(row(panel, "Memory")).to_be_visible()
+    expect(row(panel, "Strips")).to_be_hidden()
+    panel.get_by_text("Details", exact=True).click()
+    expect(row(panel, "Strips")).to_be_visible()
+    ui.set(3, "tile_size", 256)
+    expect(panel.locator(".seamless-tile")).to_have_count(4)
+    expect(row(panel, "Strips")).to_be_visible()
+    expect(row(panel, "Time")).to_have_text("known after the first run")
 
 
 def test_strips_follow_the_widgets(ui: FrontEnd) -> None:
@@ -64,9 +77,9 @@ def test_blended_tiles_are_counted_and_cost_more(ui: FrontEnd) -> None:
 
 def test_a_budget_offloads_to_disk(ui: FrontEnd) -> None:
     panel = decode_graph(ui)
-    expect(row(panel, "Offload")).to_have_text("none")
+    expect(row(panel, "Disk")).to_have_text("not used")
     ui.set(3, "memory_budget", 0.2)
-    expect(row(panel, "Offload to disk")).to_have_text(re.compile(r"^[\d.]+\s[MG]iB$"))
+    expect(row(panel, "Disk")).to_have_text(re.compile(r"^[\d.]+\s[MG]iB$"))
     expect(row(panel, "Memory")).to_have_text(re.compile(r"^(\d\d|1\d\d|20[0-5])\sMiB, [\d.]+\s[MG]iB free$"))
     ui.set(1, "vae_name", "sd15.safetensors [checkpoint]")
     ui.set(3, "memory_budget", 0.05)

@@ -76,6 +76,7 @@ EXACT = {
     "free_bytes": 12.25 * 2**30,
     "cost": 1.0,
     "flops": 31.4e12,
+    "seconds": {"likely": 75.0, "low": 62.0, "high": 90.0},
 }
 BLENDED = {
     **EXACT,
@@ -92,6 +93,7 @@ BLENDED = {
     "peak_bytes": 13.5 * 2**30,
     "cost": 1.69,
     "flops": 53e12,
+    "seconds": None,
 }
 REPORT = """SDXL, 83.7 M weights, float32, cpu
 4 latent channels at 1/8

@@ -24,20 +24,31 @@ const PLAN = {
   peak_bytes: 1.5 * GIB,
   free_bytes: 12 * GIB,
   cost: 1,
-  flops: 5e12
+  flops: 5e12,
+  seconds: null
 }
 
 /** Facts as `name: value`, with plain spaces. */
 const lines = (/** @type {[string, string][]} */ facts) => facts.map((fact) => fact.join(': ').replaceAll('\u00a0', ' '))
 
-test('memory and offload come first', () => {
-  assert.deepEqual(lines(mainFacts(PLAN)), ['Memory: 1.5 GiB, 12 GiB free', 'Offload: none'])
+test('memory, disk and time come first', () => {
+  const unknown = 'Time: known after the first run'
+  assert.deepEqual(lines(mainFacts(PLAN)), ['Memory: 1.5 GiB, 12 GiB free', 'Disk: not used', unknown])
   const places = { device: GIB, cpu: 2 * GIB, disk: 640 * 2 ** 20 }
   assert.deepEqual(lines(mainFacts({ ...PLAN, free_bytes: null, places })), [
     'Memory: 1.5 GiB',
     'Offload to CPU: 2 GiB',
-    'Offload to disk: 640 MiB'
+    'Disk: 640 MiB',
+    unknown
   ])
+})
+
+test('time says how uncertain it is', () => {
+  /** @param {[number, number, number]} seconds */
+  const time = ([likely, low, high]) => lines(mainFacts({ ...PLAN, seconds: { likely, low, high } })).at(-1)
+  assert.equal(time([75, 60, 100]), 'Time: about 1 min 15 s (1 min 0 s to 1 min 40 s)')
+  assert.equal(time([2.1, 1.9, 2.4]), 'Time: about 2 s')
+  assert.equal(time([0.4, 0.2, 0.9]), 'Time: less than 1 s')
 })
 
 test('details say how the image is cut and what is computed', () => {

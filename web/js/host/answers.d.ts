@@ -81,6 +81,8 @@ export interface Plan {
   /** FLOPs as a multiple of an untiled run's. */
   cost: number
   flops: number
+  /** By the last runs on this machine; null as long as there were none of the kind. */
+  seconds: Seconds | null
 }
 
 /** Bytes of feature maps, by where they are kept. */
@@ -88,6 +90,13 @@ export interface Places {
   device: number
   cpu: number
   disk: number
+}
+
+/** How long a run will take: likely, and from `low` to `high`. */
+export interface Seconds {
+  likely: number
+  low: number
+  high: number
 }
 
 /** The event `seamless_vae.status`. */

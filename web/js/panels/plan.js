@@ -36,12 +36,14 @@ export function addPlan(node, direction) {
   /** @type {Ask<Plan | NoPlan>} */
   const ask = asker(node, panel.content)
   panel.content.replaceChildren(note(t('planning')))
+  let open = false // the details, which every answer shows anew
   const look = () => ({ ...question(node, direction), shown: panel.shown() })
   watch(node, look, ({ body, basis, shown }) => {
     greyOut(node, body)
     if (!shown) return
     void ask('/seamless_vae/plan', body, (plan) => {
-      panel.content.replaceChildren(...(plan ? view(plan, basis) : [note(t('unavailable'))]))
+      const content = plan ? view(plan, basis, open, (now) => (open = now)) : [note(t('unavailable'))]
+      panel.content.replaceChildren(...content)
     })
   })
   return panel
@@ -88,9 +90,11 @@ function greyOut(node, { mode, circular }) {
 /**
  * @param {Plan | NoPlan} plan
  * @param {Basis} basis
+ * @param {boolean} open whether the details are shown
+ * @param {(open: boolean) => void} opened called when they are shown or hidden
  * @returns {HTMLElement[]}
  */
-function view(plan, { size, known, linked }) {
+function view(plan, { size, known, linked }, open, opened) {
   const { width, height } = size
   const source = size.source ?? t('lastRun')
   const notes = [
@@ -101,11 +105,18 @@ function view(plan, { size, known, linked }) {
   if (plan.problem !== null) return [warning(plan.problem), ...notes]
   const details = facts(detailFacts(plan))
   details.classList.add('seamless-details')
+  const more = el(
+    'details',
+    { open },
+    el('summary', {}, t('details')),
+    el('p', {}, t(`way.${plan.way}`, { reason: plan.reason })),
+    details
+  )
+  more.addEventListener('toggle', () => opened(more.open))
   return [
     el('div', { class: 'seamless-plan' }, drawing(plan), facts(mainFacts(plan))),
     ...(isTooMuch(plan) ? [warning(t('memoryTooMuch'))] : []),
-    el('p', {}, t(`way.${plan.way}`, { reason: plan.reason })),
-    details,
+    more,
     ...notes
   ]
 }

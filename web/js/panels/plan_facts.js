@@ -1,37 +1,38 @@
 // What a plan says, as texts and numbers: what matters first, then the details.
-import { bytes, flops } from '../ui/format.js'
+import { bytes, duration, flops } from '../ui/format.js'
 import { t } from '../ui/text.js'
 
 /**
- * @import { Places, Plan } from '../host/answers'
+ * @import { Plan, Seconds } from '../host/answers'
  * @typedef {[string, string]} Fact a name and a value
  */
 
 const MOST_LINES = 24 // that are drawn, in each direction, of parts whose places are not given
 
 /**
- * Memory, and what is offloaded.
+ * Memory, disk, time.
  * @param {Plan} plan
  * @returns {Fact[]}
  */
-export function mainFacts({ peak_bytes: peak, free_bytes: free, places }) {
+export function mainFacts({ peak_bytes: peak, free_bytes: free, places, seconds }) {
   const memory = bytes(peak)
   return [
     [t('memory'), free === null ? memory : t('memoryOfFree', { memory, free: bytes(free) })],
-    ...offloaded(places)
+    ...(places.cpu > 0 ? [/** @type {Fact} */ ([t('offload.cpu'), bytes(places.cpu)])] : []),
+    [t('disk'), places.disk > 0 ? bytes(places.disk) : t('disk.none')],
+    [t('time'), time(seconds)]
   ]
 }
 
 /**
- * @param {Places} places
- * @returns {Fact[]}
+ * How long it will take, with what is uncertain of it.
+ * @param {Seconds | null} seconds
  */
-function offloaded({ cpu, disk }) {
-  /** @type {Fact[]} */
-  const facts = []
-  if (cpu > 0) facts.push([t('offload.cpu'), bytes(cpu)])
-  if (disk > 0) facts.push([t('offload.disk'), bytes(disk)])
-  return facts.length ? facts : [[t('offload'), t('offload.none')]]
+function time(seconds) {
+  if (seconds === null) return t('time.unknown')
+  if (seconds.high < 1) return t('time.short')
+  const [likely, low, high] = [seconds.likely, seconds.low, seconds.high].map(duration)
+  return low === high ? t('time.about', { likely }) : t('time.range', { likely, low, high })
 }
 
 /**
