@@ -108,4 +108,4 @@ def test_another_loader_of_packs(tmp_path: Path) -> None:
     shutil.copy(ROOT / "__init__.py", pack)
     done = subprocess.run([sys.executable, "-c", LOADING, str(pack)], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == [14, [1, 64, 64, 3]]
+    assert json.loads(done.stdout.splitlines()[-1]) == [16, [1, 64, 64, 3]]
