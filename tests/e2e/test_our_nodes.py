@@ -29,7 +29,7 @@ def load(workflow: Workflow, name: str) -> list:
 
 def test_the_nodes_are_there(comfy: Comfy) -> None:
     nodes = {name: node for name, node in comfy.get("/object_info").items() if name.startswith("Seamless")}
-    assert len(nodes) == 14
+    assert len(nodes) == 16
     for node in nodes.values():
         assert node["category"] == "latent/seamless" and node["description"]
         assert node["python_module"] == "custom_nodes.seamless-vae"
