@@ -12,7 +12,7 @@ import torch
 from ..vae_core.checkpoints.families import FAMILIES
 from ..vae_core.datasets.folders import has_latents
 from ..vae_core.errors import CheckpointError, ConfigError, DatasetError
-from . import host
+from . import host, hub_cache
 from .checks import check_choice, stays_inside
 
 AUTO = "auto"
@@ -20,6 +20,7 @@ DEMO_NAME = "demo"
 DEMO_PATH = Path(__file__).resolve().parents[1] / "vae_core" / "demo"
 # What follows the names of VAEs that are not files of models/vae.
 FOLDER_MARK, DIFFUSERS_MARK, CHECKPOINT_MARK = " [folder]", " [diffusers]", " [checkpoint]"
+HUB_MARK = " [Hugging Face]"
 _KIND_OF_MARK = {FOLDER_MARK: "vae", DIFFUSERS_MARK: "diffusers", CHECKPOINT_MARK: "checkpoints"}
 _DIFFUSERS_DEPTH = 3
 # Folders of latents: the host's own, and what extra_model_paths.yaml registers under the last name.
@@ -30,14 +31,18 @@ _SCALE_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std"
 
 
 def vae_names() -> list[str]:
-    """The VAEs that can be loaded: `demo`, files of models/vae, then folders and checkpoints, marked as such."""
+    """The VAEs that can be loaded: `demo`, files of models/vae, then what is marked as such.
+
+    That is folders, checkpoints, and what other programs have downloaded from the Hugging Face Hub.
+    """
     inner_folders = _diffusers_folders("vae")
     folders = [f"{name}{FOLDER_MARK}" for name in inner_folders]
     pipelines = [f"{name}{DIFFUSERS_MARK}" for name in _diffusers_folders("diffusers")]
     checkpoints = [f"{name}{CHECKPOINT_MARK}" for name in host.filenames("checkpoints")]
     inside = tuple(f"{PurePath(name).as_posix()}/" for name in inner_folders)
     files = [name for name in host.filenames("vae") if not PurePath(name).as_posix().startswith(inside)]
-    return [DEMO_NAME, *files, *folders, *pipelines, *checkpoints]
+    downloaded = [f"{name}{HUB_MARK}" for name in hub_cache.names()]
+    return [DEMO_NAME, *files, *folders, *pipelines, *checkpoints, *downloaded]
 
 
 def vae_path(name: str) -> Path:
@@ -52,12 +57,20 @@ def vae_path(name: str) -> Path:
         return DEMO_PATH
     if not isinstance(name, str):
         raise CheckpointError(f"{name!r} is not the name of a VAE. Choose one from the list.")
-    mark = next((mark for mark in _KIND_OF_MARK if name.endswith(mark)), "")
+    mark = next((mark for mark in (*_KIND_OF_MARK, HUB_MARK) if name.endswith(mark)), "")
     kind, inner = _KIND_OF_MARK.get(mark, "vae"), name.removesuffix(mark)
     if not inner or not stays_inside(inner):
         raise CheckpointError(
             f"{name!r} is not the name of a VAE: it points outside the models folders. Choose one from the list."
         )
+    if mark == HUB_MARK:
+        found = hub_cache.path_of(inner)
+        if found is None:
+            raise CheckpointError(
+                f"cannot find {inner} in the Hugging Face cache ({hub_cache.cache_folder()}). Nodes download nothing: "
+                f"download it with `hf download {inner}`, refresh the page, and choose it again."
+            )
+        return found
     roots = host.folder_paths(kind)
     exists = os.path.isdir if mark in (FOLDER_MARK, DIFFUSERS_MARK) else os.path.isfile
     for root in roots:

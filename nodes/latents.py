@@ -27,10 +27,10 @@ MAX_SEED = 2**64 - 1  # the largest that a generator of torch takes
 
 
 def samples_of(latent: Mapping[str, Any], dimensions: Sequence[int] = (4,)) -> Tensor:
-    """The tensor of a latent.
+    """The tensor of a latent. One frame of a video is an image, where images are taken.
 
     Raises:
-        ShapeError: not a latent of images: nested, of video or audio, or empty.
+        ShapeError: not a latent of images: nested, of several frames or of audio, or empty.
     """
     samples = latent.get("samples") if isinstance(latent, Mapping) else None
     if samples is None:
@@ -46,8 +46,11 @@ def samples_of(latent: Mapping[str, Any], dimensions: Sequence[int] = (4,)) -> T
     if not isinstance(samples, Tensor) or samples.is_complex():
         found = f"a tensor of {samples.dtype}" if isinstance(samples, Tensor) else type(samples).__name__
         raise ShapeError(f"this is not a latent: its samples are {found}. Connect a LATENT output.")
+    if samples.ndim == 5 and 5 not in dimensions and samples.shape[2] == 1:
+        samples = samples[:, :, 0]
     if samples.ndim not in dimensions:
-        what = {3: "audio", 5: "a video"}.get(samples.ndim, "something else")
+        frames = samples.shape[2] if samples.ndim == 5 else 0
+        what = {3: "audio", 5: f"a video of {frames} frames"}.get(samples.ndim, "something else")
         raise ShapeError(
             f"this is a latent of {what}: its shape {tuple(samples.shape)} has {samples.ndim} dimensions, and a latent "
             f"of images has 4: batch, channels, height, width. Use the VAE and the nodes made for its model."

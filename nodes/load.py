@@ -36,8 +36,8 @@ class VAELoad:
             "required": {
                 "vae_name": inputs.choice(
                     catalogue.vae_names(),
-                    "demo is a small VAE included in this pack. Below it: files in models/vae, then diffusers folders "
-                    "and checkpoints, labelled as such.",
+                    "demo is a small VAE included in this pack. Below it: files in models/vae, then diffusers folders, "
+                    "checkpoints and the Hugging Face cache, labelled as such.",
                 ),
                 "dtype": inputs.choice(
                     ["auto", "float32", "bfloat16", "float16"],

@@ -150,3 +150,12 @@ class TestConfig:
     @pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5)])
     def test_numbers_of_other_libraries(self, number: Any) -> None:
         assert type(AutoencoderKL(scaling_factor=number).config.scaling_factor) is float
+
+
+UNORDERED = [{32, 64}, frozenset((32, 64)), {32: 0, 64: 1}, "32", (w for w in (32, 64)), iter((32,)), {32: 0}.keys()]
+
+
+@pytest.mark.parametrize("widths", UNORDERED)
+def test_what_has_no_order_is_no_list_of_widths(widths: Any) -> None:
+    with pytest.raises(ConfigError, match="give one width per level"):
+        AutoencoderKL(block_out_channels=widths)

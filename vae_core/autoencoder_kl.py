@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .adapters import AdapterMixin
 from .attention import AttentionMixin
-from .config import AutoencoderKLConfig
+from .config import FLUX2_CLASS_NAME, AutoencoderKLConfig
 from .decoder import Decoder
 from .encoder import Encoder
 from .errors import ConfigError, ShapeError
@@ -33,6 +33,7 @@ from .streaming.reference import run_reference
 from .tiling.blend import blend, run_blended
 from .tiling.grid import TileSpec
 
+Self = TypeVar("Self", bound="AutoencoderKL")
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -72,6 +73,13 @@ class AutoencoderKL(
             inputs are tiled.
         tile_overlap_factor: share of a tile that the next one covers again.
     """
+
+    def __new__(cls: type[Self], *args: Any, **kwargs: Any) -> Self:
+        """A model of FLUX.2 is of diffusers' class for it, by whose name pipelines save and load it."""
+        is_flux2 = kwargs.get("_class_name") == FLUX2_CLASS_NAME or any(
+            kwargs.get(name) is not None for name in ("patch_size", "decoder_block_out_channels")
+        )
+        return object.__new__(AutoencoderKLFlux2 if cls is AutoencoderKL and is_flux2 else cls)  # type: ignore[type-var]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         join_diffusers(type(self))
@@ -279,6 +287,10 @@ class AutoencoderKL(
         return run_blended(self.decode_reference, z, _tile(size, stride), in_unit=1, out_unit=self.config.spatial_ratio)
 
 
+class AutoencoderKLFlux2(AutoencoderKL):
+    """The same model under the name of diffusers' class for FLUX.2. `AutoencoderKL(...)` makes it by its config."""
+
+
 # The families whose latents have so many channels; 128 is FLUX.2's latent packed by 2x2.
 _LATENT_FAMILIES = {4: "SD, SDXL", 16: "SD3, FLUX.1", 32: "FLUX.2", 128: "FLUX.2, packed"}
 
@@ -292,8 +304,9 @@ def channels_text(count: int, what: str = "latent") -> str:
 def _check_shape(shape: Sequence[int], what: str, channels: int, minimum: int) -> None:
     shape = tuple(shape)
     if len(shape) != 4:
+        remedy = f" Give one frame: {what}[:, :, 0]." if len(shape) == 5 else ""
         raise ShapeError(
-            f"this {what} has {len(shape)} dimensions {shape}; 4 are needed: batch, channels, height, width."
+            f"this {what} has {len(shape)} dimensions {shape}; 4 are needed: batch, channels, height, width.{remedy}"
         )
     if shape[1] != channels:
         given, taken = (channels_text(count, what) for count in (shape[1], channels))
@@ -325,3 +338,4 @@ def _bind_config(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AutoencoderK
 
 # What help() and diffusers' loaders see as the constructor's parameters.
 AutoencoderKL.__init__.__signature__ = inspect.signature(AutoencoderKLConfig.__init__)  # type: ignore[attr-defined]
+AutoencoderKL.__new__.__signature__ = inspect.signature(AutoencoderKLConfig.__init__)  # type: ignore[attr-defined]

@@ -290,9 +290,15 @@ def is_field(name: str) -> bool:
 
 def _plain(name: str, value: Any) -> Any:
     """A value as Python's own: numbers of other libraries as int and float, sequences as tuples."""
-    if name in _SEQUENCES and isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+    if name in _SEQUENCES and _has_order(value):
         return tuple(_plain_number(item) for item in value)
     return _plain_number(value)
+
+
+def _has_order(value: Any) -> bool:
+    """Whether a value is a sequence, of any library. A set has no order, and an iterator is used up by its reader."""
+    is_other = isinstance(value, str | bytes | Mapping)
+    return not is_other and isinstance(value, Iterable) and hasattr(value, "__len__") and hasattr(value, "__getitem__")
 
 
 def _plain_number(value: Any) -> Any:

@@ -332,7 +332,8 @@ def write_image(image: Image.Image, path: str | os.PathLike[str], *, overwrite: 
     Image.init()
     form = Image.EXTENSION.get(os.path.splitext(name)[1].lower())
     if form not in Image.SAVE:
-        raise ImageError(f"{name or repr(name)} has no ending of an image format. Name it .png, .jpg or .webp.")
+        folder = f" For a folder, write {name}/ with a slash at the end." if name and "." not in name else ""
+        raise ImageError(f"{name or repr(name)} has no ending of an image format. Name it .png, .jpg or .webp.{folder}")
     try:
         write_file(path, lambda file: image.save(file, format=form), overwrite=overwrite)
     except FileExistsError:

@@ -12,27 +12,29 @@ from typing import Any
 
 from torch import nn
 
+from .config import CLASS_NAME, FLUX2_CLASS_NAME
 from .optional import optional_import
 
 _MODULE = "diffusers.models.autoencoders.autoencoder_kl"
+_MODULES = {CLASS_NAME: _MODULE, FLUX2_CLASS_NAME: f"{_MODULE}_flux2"}
 
 
-def diffusers_class() -> type[nn.Module] | None:
-    """diffusers' AutoencoderKL, if diffusers has been imported."""
-    found = getattr(sys.modules.get(_MODULE), "AutoencoderKL", None)
+def diffusers_class(name: str = CLASS_NAME) -> type[nn.Module] | None:
+    """diffusers' AutoencoderKL, or its class for FLUX.2, if diffusers has been imported."""
+    found = getattr(sys.modules.get(_MODULES.get(name, _MODULE)), name, None)
     return found if isinstance(found, type) and issubclass(found, nn.Module) else None
 
 
 class LikenessMeta(type):
     """Class of a model class that takes the place of diffusers' AutoencoderKL.
 
-    It compares equal to diffusers' class, because `DiffusionPipeline.from_pipe` asks whether the type of a component
-    is among the types that a pipeline declares. As keys of a dictionary the two stay apart.
+    It compares equal to diffusers' class of its name, because `DiffusionPipeline.from_pipe` asks whether the type of a
+    component is among the types that a pipeline declares. As keys of a dictionary the two stay apart.
     """
 
     def __eq__(cls, other: object) -> bool:
-        theirs = diffusers_class()
-        return cls is other or (theirs is not None and other is theirs and issubclass(cls, theirs))
+        theirs, base = diffusers_class(cls.__name__), diffusers_class()
+        return cls is other or (theirs is not None and other is theirs and base is not None and issubclass(cls, base))
 
     __hash__ = type.__hash__
 

@@ -176,7 +176,7 @@ class ModelMixin:
         if not valid:
             _set_processors(self, AttnProcessor2_0(), only="XFormersAttnProcessor")
             return
-        optional_import("xformers.ops", "xFormers' attention", "diffusers")
+        optional_import("xformers.ops", "xFormers' attention", None)
         theirs = optional_import(_PROCESSORS, "xFormers' attention", "diffusers")
         _set_processors(self, theirs.XFormersAttnProcessor(attention_op=attention_op))
 
@@ -193,7 +193,7 @@ class ModelMixin:
         if not valid:
             _set_processors(self, AttnProcessor2_0(), only="AttnProcessorNPU")
             return
-        optional_import("torch_npu", "NPU flash attention", "diffusers")
+        optional_import("torch_npu", "NPU flash attention", None)
         theirs = optional_import(_PROCESSORS, "NPU flash attention", "diffusers")
         _set_processors(self, theirs.AttnProcessorNPU())
 
@@ -212,7 +212,7 @@ class ModelMixin:
         if not use_xla_flash_attention:
             _set_processors(self, AttnProcessor2_0(), only="XLAFlashAttnProcessor2_0")
             return
-        optional_import("torch_xla", "XLA flash attention", "diffusers")
+        optional_import("torch_xla", "XLA flash attention", None)
         theirs = optional_import(_PROCESSORS, "XLA flash attention", "diffusers")
         _set_processors(self, theirs.XLAFlashAttnProcessor2_0(partition_spec))
 

@@ -8,12 +8,12 @@ from types import ModuleType
 from .errors import MissingDependencyError
 
 
-def optional_import(module: str, purpose: str, extra: str) -> ModuleType:
+def optional_import(module: str, purpose: str, extra: str | None) -> ModuleType:
     """The module of that name.
 
     Args:
         purpose: what it is needed for, as the start of a sentence: "LoRA adapters".
-        extra: the extra of this package that installs it.
+        extra: the extra of this package that installs it; None for one that fits a kind of device, which none does.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -23,6 +23,8 @@ def optional_import(module: str, purpose: str, extra: str) -> ModuleType:
     except ImportError as error:
         library = module.split(".")[0]
         reason = f"{library} is not installed" if getattr(error, "name", None) == library else f"{error}"
+        wanted = library.replace("_", "-") if extra is None else f'"seamless-vae[{extra}]"'
+        for_device = ", in the release that fits this torch and device" if extra is None else ""
         raise MissingDependencyError(
-            f'{purpose} need the package {library} ({reason}). Install it with: pip install "seamless-vae[{extra}]"'
+            f"{purpose} need the package {library} ({reason}). Install it with: pip install {wanted}{for_device}"
         ) from error

@@ -29,12 +29,17 @@ from .hub_push import push_after_saving
 Self = TypeVar("Self", bound="PretrainedMixin")
 PathLike = str | os.PathLike[str]
 
-# What callers of diffusers pass that says how a file is read: always by a memory map, weight by weight.
+# What callers of diffusers pass that says how a file is read, or, in the last lines, what its older releases asked of a
+# whole checkpoint: which of its other models to take, and of which kind they are. Nothing of it is about the VAE.
 IGNORED_ARGUMENTS = frozenset(
     (
         *("low_cpu_mem_usage", "from_flax", "dduf_entries", "ignore_mismatched_sizes"),
         *("offload_folder", "offload_state_dict", "max_memory", "keep_in_fp32_modules", "original_config"),
         *("original_config_file", "image_size", "use_flashpack", "parallel_config", "local_dir_use_symlinks"),
+        *("extract_ema", "load_safety_checker", "safety_checker", "feature_extractor", "num_in_channels"),
+        *("prediction_type", "scheduler_type", "model_type", "pipeline_class", "pipeline_class_name"),
+        *("upcast_attention", "stable_unclip", "stable_unclip_prior", "clip_stats_path", "controlnet", "adapter"),
+        *("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler", "config_files"),
     )
 )
 

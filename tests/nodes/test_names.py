@@ -13,6 +13,15 @@ from given.nodes import Makers
 from host.stand_in import Host, Pack
 
 
+@pytest.fixture(autouse=True)
+def no_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the Hub of its own, empty."""
+    for name in ("HUGGINGFACE_HUB_CACHE", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
 @pytest.fixture
 def models(host: Host, pack: Pack, make: Makers) -> Path:
     """Files and folders of every kind."""
