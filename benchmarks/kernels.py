@@ -97,7 +97,10 @@ def passes(scale: Scale, widths: list[tuple[int, int]], sides: list[int], turns:
         for side in sides:
             inputs = make_pass(scale, in_channels, out_channels, side)
             direct, winograd = compare(inputs, turns)
-            chosen = choose_kernel(inputs.step, inputs.source, inputs.target, torch.float32, CPU) is WinogradConvolution
+            chosen = (
+                choose_kernel(inputs.step, inputs.source, inputs.target, torch.float32, CPU, "auto")
+                is WinogradConvolution
+            )
             ratio = direct / winograd
             wrong = ratio < 0.9 if chosen else ratio > 1.1
             line += f"{ratio:8.2f}{'*' if chosen else ' '}{'!' if wrong else ' '}"

@@ -25,12 +25,10 @@ from .outputs import AutoencoderKLOutput, DecoderOutput
 from .posterior import DiagonalGaussianDistribution
 from .pretrained_mixin import PretrainedMixin
 from .running import bring_weights_in
-from .streaming.choose import may_stand_in
 from .streaming.half import Half
-from .streaming.job import prepare, prepare_faster
+from .streaming.job import run_method
 from .streaming.options import Options
-from .streaming.reference import run_reference
-from .tiling.blend import blend, run_blended
+from .tiling.blend import blend
 from .tiling.grid import TileSpec
 
 Self = TypeVar("Self", bound="AutoencoderKL")
@@ -126,8 +124,7 @@ class AutoencoderKL(
         Raises:
             ShapeError: not four dimensions, another number of channels, an empty batch or a side under one latent.
         """
-        self.check_image(x)
-        posterior = DiagonalGaussianDistribution(self._by_slices(self._encode, x))
+        posterior = DiagonalGaussianDistribution(self._run(encoder_half(self), x, self.tile_sample_min_size))
         return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
 
     @overload
@@ -153,8 +150,7 @@ class AutoencoderKL(
         Raises:
             ShapeError: not four dimensions, another number of channels or an empty batch.
         """
-        self.check_latent(z)
-        sample = self._by_slices(self._decode, z)
+        sample = self._run(decoder_half(self), z, self.tile_latent_min_size)
         return DecoderOutput(sample) if return_dict else (sample,)
 
     def forward(
@@ -169,37 +165,28 @@ class AutoencoderKL(
         z = posterior.sample(generator) if sample_posterior else posterior.mode()
         return self.decode(z, return_dict=return_dict)
 
-    def _by_slices(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        if self.use_slicing and x.shape[0] > 1:
-            return torch.cat([run(item) for item in x.split(1)])
-        return run(x)
-
-    def _encode(self, x: Tensor) -> Tensor:
-        tiled = self.use_tiling and max(x.shape[-2:]) > self.tile_sample_min_size
-        if tiled and self.tiling_mode == "blended":
-            return self._tiled_encode(x)
-        return self._run(encoder_half(self), x, tiled)
-
     def encode_reference(self, x: Tensor) -> Tensor:
         """Images to moments by the reference path: the modules themselves, as gradients need them."""
         return encoder_half(self).reference(x)
-
-    def _decode(self, z: Tensor) -> Tensor:
-        tiled = self.use_tiling and max(z.shape[-2:]) > self.tile_latent_min_size
-        if tiled and self.tiling_mode == "blended":
-            return self._tiled_decode(z)
-        return self._run(decoder_half(self), z, tiled)
 
     def decode_reference(self, z: Tensor) -> Tensor:
         """Latents to images by the reference path: the modules themselves, as gradients need them."""
         return decoder_half(self).reference(z)
 
-    def _run(self, half: Half, x: Tensor, tiled: bool) -> Tensor:
-        """In strips where these are asked for or faster, and can stand in for the reference path; else by that."""
-        if tiled and may_stand_in(half, x):
-            return prepare(half, x.shape, Options(tiling=TileSpec(size=self.tile_latent_min_size))).run(x)
-        job = None if tiled else prepare_faster(half, x)
-        return run_reference(half, x) if job is None else job.run(x)
+    def _run(self, half: Half, x: Tensor, tile_side: int) -> Tensor:
+        """By the slices and tiles that are enabled; `tile_side` is that of a tile in x."""
+        tiling = None
+        if self.use_tiling and max(x.shape[-2:], default=0) > tile_side:
+            blended = self.tiling_mode == "blended"
+            tiling = self._blended_tiling(half) if blended else TileSpec(size=self.tile_latent_min_size)
+        return run_method(half, x, Options(tiling, max_items=1 if self.use_slicing else None))
+
+    def _blended_tiling(self, half: Half) -> TileSpec:
+        """diffusers' tiles, as `tile_sample_min_size` or `tile_latent_min_size` and `tile_overlap_factor` say."""
+        side = self.tile_latent_min_size if half.in_unit == 1 else self.tile_sample_min_size
+        size = max(1, side // half.in_unit)
+        stride = max(1, int(side * (1 - self.tile_overlap_factor)) // half.in_unit)
+        return TileSpec(size=size, overlap=size - stride, mode="blended")
 
     def check_image(self, x: Tensor) -> None:
         """Raise ShapeError unless `encode` takes this image."""
@@ -253,8 +240,8 @@ class AutoencoderKL(
         self, x: Tensor, return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """Encode in overlapping, blended tiles, whether or not tiling is enabled. See `encode`."""
-        self.check_image(x)
-        posterior = DiagonalGaussianDistribution(self._tiled_encode(x))
+        half = encoder_half(self)
+        posterior = DiagonalGaussianDistribution(run_method(half, x, Options(self._blended_tiling(half))))
         return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
 
     @overload
@@ -263,8 +250,8 @@ class AutoencoderKL(
     def tiled_decode(self, z: Tensor, return_dict: Literal[False]) -> tuple[Tensor]: ...
     def tiled_decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Decode in overlapping, blended tiles, whether or not tiling is enabled. See `decode`."""
-        self.check_latent(z)
-        sample = self._tiled_decode(z)
+        half = decoder_half(self)
+        sample = run_method(half, z, Options(self._blended_tiling(half)))
         return DecoderOutput(sample) if return_dict else (sample,)
 
     def blend_v(self, a: Tensor, b: Tensor, blend_extent: int) -> Tensor:
@@ -274,17 +261,6 @@ class AutoencoderKL(
     def blend_h(self, a: Tensor, b: Tensor, blend_extent: int) -> Tensor:
         """`b`, whose first columns fade in from the last columns of `a` to its left."""
         return blend(a, b, blend_extent, dim=3)
-
-    def _tiled_encode(self, x: Tensor) -> Tensor:
-        ratio = self.config.spatial_ratio
-        size = max(1, self.tile_sample_min_size // ratio)
-        stride = int(self.tile_sample_min_size * (1 - self.tile_overlap_factor)) // ratio
-        return run_blended(self.encode_reference, x, _tile(size, stride), in_unit=ratio, out_unit=1)
-
-    def _tiled_decode(self, z: Tensor) -> Tensor:
-        size = self.tile_latent_min_size
-        stride = int(size * (1 - self.tile_overlap_factor))
-        return run_blended(self.decode_reference, z, _tile(size, stride), in_unit=1, out_unit=self.config.spatial_ratio)
 
 
 class AutoencoderKLFlux2(AutoencoderKL):
@@ -314,10 +290,6 @@ def _check_shape(shape: Sequence[int], what: str, channels: int, minimum: int) -
         raise ShapeError(f"this {what} has {given}, but this VAE takes {taken}. {remedy}")
     if shape[0] == 0 or min(shape[2:]) < minimum:
         raise ShapeError(f"this {what} has shape {shape}; at least one item of {minimum} by {minimum} is needed.")
-
-
-def _tile(size: int, stride: int) -> TileSpec:
-    return TileSpec(size=size, overlap=size - max(1, stride), mode="blended")
 
 
 def _bind_config(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AutoencoderKLConfig:

@@ -53,7 +53,7 @@ def encode(
     check_tensor(image, "image")
     bring_weights_in(vae)
     job = prepare(encoder_half(vae), image.shape, Options(tiling, memory_budget, circular, dtype))
-    return DiagonalGaussianDistribution(job.run(image, progress=progress))
+    return DiagonalGaussianDistribution(job.run_at_once(image, progress=progress))
 
 
 def decode(
@@ -76,7 +76,7 @@ def decode(
     check_tensor(z, "latent")
     bring_weights_in(vae)
     job = prepare(decoder_half(vae), z.shape, Options(tiling, memory_budget, circular, dtype))
-    return job.run(z, progress=progress)
+    return job.run_at_once(z, progress=progress)
 
 
 def prepare_encode(

@@ -62,11 +62,11 @@ def test_everything_is_done_once(
     checked = calls.of("vae_core.autoencoder_kl", "_check_shape")
     looked_at = calls.of("vae_core.streaming.source", "count_not_finite")
     built = calls.of("vae_core.halves", "decoder_program")
-    planned = calls.of("vae_core.streaming.job", "plan_program")
+    planned = calls.of("vae_core.streaming.strips", "plan_program")
     dry = calls.of("vae_core.streaming.plan", "Execution")
     laid_out = [calls.of(f"vae_core.streaming.{module}", name, "_lay_out") for module, name in KERNELS.items()]
-    stores = calls.of("vae_core.streaming.job", "MapStore")
-    pools = calls.of("vae_core.streaming.job", "worker_pool")
+    stores = calls.of("vae_core.streaming.strips", "MapStore")
+    pools = calls.of("vae_core.streaming.strips", "worker_pool")
     pack.run("SeamlessVAEDecodeTiled", samples=latent, vae=vae, memory_budget=memory_budget)
     assert len(checked) == len(looked_at) == len(built) == len(planned) == 1
     assert len(stores) == len(pools) == 1
@@ -159,3 +159,23 @@ def test_weights_are_given_back_after_a_failure(new_host: Host, pack: Pack, make
         pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)
     opened = pack.module("nodes.vaes").open_vae(theirs)
     assert all(weight.is_meta for weight in opened.model.parameters())
+
+
+@pytest.mark.parametrize("way", ["strips", "tiles", "whole"])
+def test_everything_is_done_once_in_every_way(way: str, new_host: Host, pack: Pack, make: Makers, calls: Calls) -> None:
+    vae, latent = make.vae(), make.latent(2, 4, 40, 32)
+    if way == "whole":
+        vae.first_stage_model.autoencoder.decoder.register_forward_hook(lambda *_: None)
+    checked = calls.of("vae_core.autoencoder_kl", "_check_shape")
+    looked_at = calls.of("vae_core.streaming.source", "count_not_finite")
+    nominal, built = calls.of("vae_core.halves", "_nominal_decoder"), calls.of("vae_core.halves", "decoder_program")
+    of_strips = calls.of("vae_core.streaming.strips", "plan_program")
+    of_reference = [calls.of("vae_core.streaming.reference", name) for name in ("plan_whole", "plan_tiles")]
+    stores = calls.of("vae_core.streaming.strips", "MapStore")
+    pools = calls.of("vae_core.streaming.strips", "worker_pool")
+    inputs = {"mode": "blended", "tile_size": 32, "overlap": 8} if way == "tiles" else {}
+    pack.run("SeamlessVAEDecodeTiled", samples=latent, vae=vae, **inputs)
+    assert len(checked) == len(looked_at) == 1
+    assert len(of_strips) + sum(map(len, of_reference)) == 1
+    assert len(built if way == "strips" else nominal) == 1
+    assert len(stores) == len(pools) == (way == "strips")

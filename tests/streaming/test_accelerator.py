@@ -44,7 +44,7 @@ def test_a_plan_for_an_accelerator(vae: AutoencoderKL, monkeypatch: pytest.Monke
     budget = 60 * MIB
     plan = vae_core.plan_decode(vae, shape, memory_budget=budget, **limits)
     assert plan.places.cpu and not plan.places.disk and plan.peak_bytes <= budget
-    monkeypatch.setattr("vae_core.streaming.plan.offload_bytes", lambda device: MIB // 2)
+    monkeypatch.setattr("vae_core.streaming.request.offload_bytes", lambda device: MIB // 2)
     plan = vae_core.plan_decode(vae, shape, memory_budget=budget, **limits)
     assert plan.places.disk and not plan.places.cpu and plan.peak_bytes <= budget
 

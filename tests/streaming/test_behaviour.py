@@ -19,8 +19,9 @@ from torch import Tensor
 import vae_core
 from vae_core import AutoencoderKL, TileSpec
 from vae_core.halves import decoder_half
-from vae_core.streaming import job, store, winograd
+from vae_core.streaming import store, strips, winograd
 from vae_core.streaming.choose import kernel_mode, may_stand_in
+from vae_core.streaming.job import Job
 
 needs_fast_kernels = pytest.mark.skipif(not winograd.products_available(), reason="torch has no oneDNN")
 
@@ -32,13 +33,13 @@ needs_fast_kernels = pytest.mark.skipif(not winograd.products_available(), reaso
 def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Filled with "encode" or "decode" for each job that is run."""
     seen: list[str] = []
-    real = job.Job.run
+    real = Job.run_at_once
 
-    def spy(self: job.Job, *args: Any, **kwargs: Any) -> Tensor:
+    def spy(self: Job, *args: Any, **kwargs: Any) -> Tensor:
         seen.append({"image": "encode", "latent": "decode"}[self.half.takes])
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(job.Job, "run", spy)
+    monkeypatch.setattr(Job, "run_at_once", spy)
     return seen
 
 
@@ -200,7 +201,7 @@ def stores(monkeypatch: pytest.MonkeyPatch) -> list[store.MapStore]:
             if self.device.type != "meta":
                 made.append(self)
 
-    monkeypatch.setattr(job, "MapStore", Watched)
+    monkeypatch.setattr(strips, "MapStore", Watched)
     return made
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, NamedTuple, get_args
@@ -13,13 +13,13 @@ from torch import Tensor
 from ..errors import ConfigError, TilingError
 from . import winograd
 from .direct import DirectConvolution
-from .half import Half
+from .half import Half, Shape
 from .internals import is_transformed
 from .kernel import Kernel
-from .maps import FeatureMap
+from .maps import FeatureMap, PlannedMap
 from .options import Options
 from .packed_attention import PackedAttention
-from .program import Attend, Convolve, Pass
+from .program import INPUT, Attend, Convolve, Pass
 from .stored_attention import StoredAttention
 from .winograd_convolution import WinogradConvolution
 
@@ -65,10 +65,14 @@ def kernel_mode() -> KernelMode:
 
 
 def choose_kernel(
-    step: Pass, source: FeatureMap, target: FeatureMap, dtype: torch.dtype, device: torch.device
+    step: Pass,
+    source: FeatureMap,
+    target: FeatureMap,
+    dtype: torch.dtype,
+    device: torch.device,
+    mode: KernelMode,
 ) -> type[Kernel]:
-    """The kernel of a pass: the fastest one by its shapes, or what `kernels` asks for."""
-    mode = kernel_mode()
+    """The kernel of a pass: the fastest one by its shapes, or what `kernels` has asked for."""
     torchs_own = mode in ("reference", "direct")
     if isinstance(step, Attend):
         packed = not torchs_own and PackedAttention.suits(step, source, dtype, device)
@@ -111,16 +115,11 @@ class Way(NamedTuple):
     reason: str
 
 
-# The reference path has so many of the largest map at once: the input of the last level and of its last block, the
-# result of the block's first convolution, its norm, its activation, and what the convolution's kernel needs.
-REFERENCE_MAPS = 6
-
-
 def choose_way(
     options: Options,
     latent_size: tuple[int, int],
     patch: str | None,
-    fits: bool,
+    fits: Callable[[], bool],
     device: torch.device,
     precisions: tuple[torch.dtype, torch.dtype],
 ) -> Way:
@@ -157,7 +156,7 @@ def choose_way(
         return Way("strips", "you chose another precision than that of the weights")
     if dtype == torch.float16:
         return Way("strips", "in float16 every pass is checked for values out of range")
-    if fits:
+    if fits():
         return Way("whole", "it fits into the device's memory")
     return Way("strips", "it does not fit into the device's memory whole")
 
@@ -193,13 +192,25 @@ _FAST_SHARE = 0.4
 
 
 def may_be_faster(half: Half, x: Tensor) -> bool:
-    """Whether planning is worth its time, to find out if strips are faster than the reference path."""
+    """Whether it is worth finding out if strips are faster than the reference path."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
         return False
     height, width = half.latent_size(x.shape)
     return height * width * x.shape[0] >= _SMALLEST
 
 
-def is_faster(fast_share: float) -> bool:
-    """Whether a plan with such a share of its FLOPs in fast kernels beats the reference path."""
-    return fast_share > _FAST_SHARE
+def is_faster(passes: list[Pass], shape: Shape, dtype: torch.dtype, device: torch.device, mode: KernelMode) -> bool:
+    """Whether enough of a program's FLOPs for an input [B, C, H, W] would be in fast kernels, without planning it."""
+    batch, channels, height, width = shape
+    sizes = {INPUT: (batch, height, width, channels)}
+    fast = total = 0
+    for step in passes:
+        source = PlannedMap.whole(sizes[step.source])
+        height, width = step.output_size(*source.shape[1:3])
+        channels = step.conv.out_channels if isinstance(step, Convolve) else step.channels
+        sizes[step.target] = batch, height, width, channels
+        target = PlannedMap.whole(sizes[step.target])
+        flops = step.flops(height * width)
+        total += flops
+        fast += flops if choose_kernel(step, source, target, dtype, device, mode).fast else 0
+    return fast > _FAST_SHARE * total

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DamagedWeightError, NonFiniteError
-from .choose import choose_kernel
+from .choose import KernelMode, choose_kernel
 from .kernel import ACCELERATOR_STRIP_BYTES, STRIP_BYTES, Kernel, Layout, PassInputs
 from .maps import FeatureMap, PlannedMap
 from .memory import give_back_freed
@@ -38,20 +38,20 @@ class Manner:
         device: where the arithmetic happens; maps are where the store puts them.
         dtype: precision of the arithmetic and of the maps.
         workers: threads for strips.
+        kernels: which are chosen; see `choose.kernels`.
         circular: axes along which the image continues at its other side.
         strip_latents: most rows of latent pixels in a strip; None for what suits each pass.
         strip_bytes: size of a strip where the kernel leaves it open; 0 for what suits the device.
-        check_finite: raise NonFiniteError in the pass that first makes a value that is not finite.
         trim: give freed memory back to the system after every pass, which costs some percent of the time.
     """
 
     device: torch.device
     dtype: torch.dtype
     workers: int
+    kernels: KernelMode = "auto"
     circular: Axes = NO_AXES
     strip_latents: int | None = None
     strip_bytes: int = 0
-    check_finite: bool = False
     trim: bool = False
 
     @property
@@ -129,7 +129,8 @@ class Execution:
             report: what it raises ends the run within a strip.
 
         Raises:
-            NonFiniteError: a weight is not finite; or a value went out of range, and the manner asks to look for it.
+            DamagedWeightError: a weight is not finite.
+            NonFiniteError: a value went out of range, or the statistics of a norm.
         """
         source, target = (FeatureMap.of(each.permute(0, 2, 3, 1)) for each in (part, output))
         for index, (step, kernel) in enumerate(self.kernels(source, target, latent_rows)):
@@ -137,17 +138,19 @@ class Execution:
             kernel.prepare(weights.of(index, kernel))
             stats = kernel.combine(run_strips(kernel, pool, report, self.manner.trim))
             if not stats.finite:
-                self._not_finite(index)
+                self._not_finite(index, step, stats)
             self.stats[step.target] = stats
             if self.manner.trim:
                 del kernel
                 give_back_freed()
 
-    def _not_finite(self, index: int) -> None:
+    def _not_finite(self, index: int, step: Pass, stats: ChannelStats) -> None:
+        """Raise for what makes every later value wrong: where only squares leave the range, a norm that needs them."""
         damaged, self.find_damage = self.find_damage(), lambda: None  # looked for once
         if damaged is not None:
             raise DamagedWeightError(damaged_message(damaged))
-        if self.manner.check_finite:
+        normalised = any(each.source == step.target and each.norm is not None for each in self.passes[index + 1 :])
+        if normalised or not bool(torch.isfinite(stats.mean).all()):
             raise NonFiniteError(_overflow_message(index, len(self.passes), self.manner.dtype))
 
     def kernels(
@@ -231,7 +234,8 @@ class Execution:
         if self.planned is not None:
             return self.planned[index].kernel, self.planned[index].layout
         source, target = self.maps[step.source], self.maps[step.target]
-        chosen = choose_kernel(step, source, target, self.manner.dtype, self.manner.device)
+        manner = self.manner
+        chosen = choose_kernel(step, source, target, manner.dtype, manner.device, manner.kernels)
         if self.like is None or self.like[index].kernel is not chosen or chosen.whole_batch:
             return chosen, None
         return chosen, self.like[index].layout.clipped(target.shape[0])
@@ -246,7 +250,8 @@ def damaged_message(weight: str) -> str:
 
 
 def _overflow_message(index: int, passes: int, dtype: torch.dtype) -> str:
-    return (
-        f"values went out of the range of {str(dtype).removeprefix('torch.')} in pass {index + 1} of {passes}. "
-        f"Run this model in bfloat16 or float32."
-    )
+    remedy = "Look at what made the input, whose values are far too large, or run this model in float64."
+    if dtype == torch.float16:
+        remedy = "Run this model in bfloat16 or float32."
+    name = str(dtype).removeprefix("torch.")
+    return f"values, or their squares, went out of the range of {name} in pass {index + 1} of {passes}. {remedy}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from .program import Pass
 
 Shape = tuple[int, int, int, int]
@@ -71,6 +72,16 @@ class Half:
                 if not weight.is_meta and not bool(torch.isfinite(weight.detach()).all()):
                     return f"{prefix}.{name}"
         return None
+
+    def check_weights(self) -> None:
+        """Raise ConfigError if a weight is on the meta device, without values."""
+        for prefix, module in self.modules.items():
+            for name, weight in module.named_parameters():
+                if weight.is_meta:
+                    raise ConfigError(
+                        f"{prefix}.{name} is on the meta device, without values. A model can be planned so, but not "
+                        f"run: load its weights first, by load_state_dict(..., assign=True) or load_vae."
+                    )
 
     def latent_size(self, shape: Sequence[int]) -> tuple[int, int]:
         """Height and width in latent pixels, for inputs [B, C, H, W]."""

@@ -38,17 +38,19 @@ class Options:
         circular: axes along which the image continues at its other side, for seamless (tileable) textures.
         dtype: precision of the arithmetic; None for that of the weights, "auto" for bfloat16 on accelerators that
             are good at it and float32 elsewhere.
+        max_items: most items of a batch that run at once; None for as many as are fast and fit.
 
     Raises:
         TilingError: not a TileSpec, another name of axes, or blended tiles that are to be circular.
         MemoryBudgetError: a budget that is not a positive whole number.
-        ConfigError: another precision.
+        ConfigError: another precision, or a number of items that is not positive.
     """
 
     tiling: TileSpec | None = None
     memory_budget: int | None = None
     circular: Circular = "none"
     dtype: Precision = None
+    max_items: int | None = None
 
     def __post_init__(self) -> None:
         if self.tiling is not None and not isinstance(self.tiling, TileSpec):
@@ -63,6 +65,9 @@ class Options:
                 f"a memory budget of {budget!r} bytes leaves nothing to work in; "
                 f"give a whole number, such as 2**30 for a GiB, or None."
             )
+        items = self.max_items
+        if items is not None and (not isinstance(items, int) or isinstance(items, bool) or items <= 0):
+            raise ConfigError(f"max_items is {items!r}; give a whole number, at least 1, or None.")
         if self.dtype is not None and self.dtype != "auto" and self.dtype not in PRECISIONS:
             names = ", ".join(map(str, PRECISIONS))
             raise ConfigError(f"dtype is {self.dtype!r}; the arithmetic can be in {names}, or 'auto', or None.")

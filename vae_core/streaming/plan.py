@@ -8,16 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ..errors import MemoryBudgetError
-from ..tiling.blend import cut_tiles
-from ..tiling.grid import TileSpec
+from ..tiling.blend import cut_tiles, kept_positions
 from ..units import MIB
 from .executor import Execution, Manner, PlannedPass
-from .half import Shape
 from .kernel import Kernel
 from .ledger import PlannedStore
 from .maps import FeatureMap, PlannedMap
-from .memory import offload_bytes
-from .program import Pass, program_flops
+from .program import Pass, largest_map, program_flops
+from .request import Request
 
 _SMALLEST_STRIP = 2**18  # bytes
 # Memory that allocators keep between uses, as `benchmarks/memory.py` measures it: a quarter of what is planned up to
@@ -77,7 +75,7 @@ class ProgramPlan:
         manner: how, with the size of strips that the budget leaves.
         planned: each pass of a part of `plan.items` items.
         rest: each pass of the last part, if it has fewer.
-        map_limit, cpu_limit: bytes of maps for the store; see MapStore.
+        map_limit: bytes of maps for the store; see MapStore.
         packed_limit: bytes of packed weights to keep from one part of a batch to the next.
     """
 
@@ -86,7 +84,6 @@ class ProgramPlan:
     planned: tuple[PlannedPass, ...]
     rest: tuple[PlannedPass, ...]
     map_limit: int | None
-    cpu_limit: int
     packed_limit: int
 
 
@@ -128,50 +125,44 @@ class _DryRun:
         return sum(len(each.layout) for each in self.planned)
 
 
-def plan_program(
-    passes: list[Pass],
-    manner: Manner,
-    shape: Shape,
-    output_shape: Shape,
-    latent_rows: int,
-    items: int,
-    budget: int | None,
-) -> ProgramPlan:
+def plan_program(request: Request, manner: Manner) -> ProgramPlan:
     """Plan a program without computing anything.
 
-    Args:
-        shape, output_shape: of the input and the output, [B, C, H, W].
-        items: how many of the batch run at once.
-        budget: bytes of working memory beside weights, input and output; None for no limit.
+    Over the budget, fewer items of the batch run at once; then strips are smaller, and what is left over goes to maps.
 
     Raises:
         MemoryBudgetError: what a pass needs beside its maps is over the budget.
     """
+    passes, shape, output_shape, budget = request.passes, request.shape, request.output_shape, request.budget
+    latent_rows, cpu_limit = request.latent_size[0], request.offload
 
-    def dry_run(manner: Manner, limit: int | None, items: int = items, like: _DryRun | None = None) -> _DryRun:
-        ends = (PlannedMap.whole((items, each[2], each[3], each[1])) for each in (shape, output_shape))
+    def dry_run(manner: Manner, limit: int | None, items: int, like: _DryRun | None = None) -> _DryRun:
+        source, target = (PlannedMap.whole((items, each[2], each[3], each[1])) for each in (shape, output_shape))
         found = _DryRun(PlannedStore(limit, cpu_limit))
         execution = Execution(passes, manner, found.store, like=like and like.planned)
-        for step, kernel in execution.kernels(*ends, latent_rows):
+        for step, kernel in execution.kernels(source, target, latent_rows):
             found.add(step, kernel, execution.maps[step.target])
         return found
 
-    full, rest = divmod(shape[0], items)
-    runs = full + (rest > 0)
-    cpu_limit = offload_bytes(manner.device)
-    limit, found = None, dry_run(manner, None)
-    peak = found.peak + _reserve(found.peak, manner)
+    limit = None
+    for items in request.items():
+        found = dry_run(manner, None, items)
+        peak = found.peak + _reserve(found.peak, manner)
+        if budget is None or peak <= budget:
+            break
     if budget is not None and peak > budget:
         left = budget - _reserve(budget, manner)
         # What is left over by then goes to maps.
         while found.workspace > left // 2 and manner.bytes_per_strip > _SMALLEST_STRIP:
             manner = replace(manner, strip_bytes=manner.bytes_per_strip // 4)
-            found = dry_run(manner, None)
+            found = dry_run(manner, None, items)
         if found.workspace > left:
             raise MemoryBudgetError(_too_small(left, found.workspace, manner))
         limit = left - found.workspace
-        found = dry_run(manner, limit)
+        found = dry_run(manner, limit, items)
         peak = found.peak + _reserve(found.peak, manner)
+    full, rest = divmod(shape[0], items)
+    runs = full + (rest > 0)
     # Packed weights serve every part of a batch, where there is room for them.
     packed = found.packed if runs > 1 and (budget is None or peak + found.packed <= budget) else 0
     terms = {**found.terms, "kept by allocators": peak - found.peak}
@@ -191,38 +182,53 @@ def plan_program(
         fast_share=found.fast / sum(found.pass_flops),
         items=items,
     )
-    return ProgramPlan(plan, manner, tuple(found.planned), tuple(last.planned), limit, cpu_limit, packed)
+    return ProgramPlan(plan, manner, tuple(found.planned), tuple(last.planned), limit, packed)
 
 
-def plan_reference(
-    passes: list[Pass], shape: Shape, items: int, tiling: TileSpec | None, in_unit: int, peak: int
+# The reference path has so many of the largest map at once: the input of the last level and of its last block, the
+# result of the block's first convolution, its norm, its activation, and what the convolution's kernel needs.
+REFERENCE_MAPS = 6
+
+
+def plan_whole(request: Request, items: int) -> Plan:
+    """The plan of the reference path on whole images, so many at once."""
+    parts = parts_of(request.shape[0], items)
+    flops = program_flops(request.passes, request.shape)
+    maps = _reference_bytes(request, items)
+    pass_flops = tuple(flops // request.shape[0] * count for count in parts)
+    return _reference_plan({"maps": maps}, passes=len(parts), flops=flops, pass_flops=pass_flops, items=items)
+
+
+def plan_tiles(request: Request, items: int) -> Plan:
+    """The plan of the reference path on blended tiles, of so many images at once."""
+    tiling, half, shape = request.options.tiling, request.half, request.shape
+    assert tiling is not None
+    sizes = cut_tiles(shape[2:], tiling, half.in_unit)
+    tiles = sum(sizes.values()) * len(parts_of(shape[0], items))
+    flops = sum(count * program_flops(request.passes, (*shape[:2], *size)) for size, count in sizes.items())
+    edges = kept_positions(request.output_shape[2:], tiling, half.out_unit)
+    kept = items * half.out_channels * edges * request.dtype.itemsize
+    terms = {"maps": _reference_bytes(request, items), "edges": kept}
+    return _reference_plan(terms, passes=tiles, tiles=tiles, flops=flops, items=items)
+
+
+def _reference_bytes(request: Request, items: int) -> int:
+    height, width = (side * request.half.in_unit for side in request.tile)
+    return REFERENCE_MAPS * largest_map(request.passes, (items, request.shape[1], height, width), request.dtype)
+
+
+def _reference_plan(
+    terms: dict[str, int], passes: int, flops: int, items: int, tiles: int = 0, pass_flops: tuple[int, ...] = ()
 ) -> Plan:
-    """The plan of the reference path, on whole images or on blended tiles.
-
-    Args:
-        passes: the program of the unmodified modules, to count FLOPs.
-        shape: of the input, [B, C, H, W].
-        items: how many of the batch run at once.
-        tiling: None for whole images.
-        in_unit: pixels along one side of a latent pixel in the input.
-        peak: bytes of working memory.
-    """
-    parts, tiles = parts_of(shape[0], items), 0
-    if tiling is None:
-        flops = program_flops(passes, shape)
-    else:
-        sizes = cut_tiles(shape[2:], tiling, in_unit)
-        tiles = sum(sizes.values()) * len(parts)
-        flops = sum(count * program_flops(passes, (*shape[:2], *size)) for size, count in sizes.items())
     return Plan(
-        passes=tiles or len(parts),
+        passes=passes,
         strips=0,
         tiles=tiles,
-        places=Places(peak),
-        peak_bytes=peak,
-        terms={"maps": peak},
+        places=Places(terms["maps"]),
+        peak_bytes=sum(terms.values()),
+        terms=terms,
         flops=flops,
-        pass_flops=() if tiles else tuple(flops // shape[0] * count for count in parts),
+        pass_flops=pass_flops,
         fast_share=0.0,
         items=items,
     )

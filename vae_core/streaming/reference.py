@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import DamagedWeightError, NonFiniteError
-from ..tiling.blend import blended_tiles
+from ..tiling.blend import run_blended
 from ..tiling.grid import TileSpec
 from .choose import is_watched
 from .executor import damaged_message
-from .half import Half, Shape
-from .source import count_not_finite
+from .half import Half
+from .plan import Plan, parts_of, plan_tiles, plan_whole
+from .progress import Report, Watched, is_compiled
+from .request import Request
+from .source import Source, count_not_finite
 
 
-def run_reference(half: Half, x: Tensor) -> Tensor:
+def run_reference(half: Half, x: Tensor, tiling: TileSpec | None = None, max_items: int | None = None) -> Tensor:
     """The reference path's result for x, as gradients, compilers and transformations of functions see it.
+
+    Args:
+        tiling: blended tiles; None for the whole image.
+        max_items: how many of the batch run at once; None for all.
 
     Raises:
         DamagedWeightError: the result is not finite, because a weight is not.
     """
-    result = half.reference(x)
+    parts = [x] if max_items is None or len(x) <= max_items else list(x.split(max_items))
+    results = [_placed(half.reference, half, part, tiling, None) for part in parts]
+    result = results[0] if len(results) == 1 else torch.cat(results)
     if not is_watched(x):
         check_result(half, result)
     return result
+
+
+def _placed(
+    run: Callable[[Tensor], Tensor], half: Half, x: Tensor, tiling: TileSpec | None, place: Tensor | None
+) -> Tensor:
+    """A function of x, whole or in blended tiles, in its place if there is one."""
+    if tiling is not None:
+        return run_blended(run, x, tiling, half.in_unit, half.out_unit, place)
+    result = run(x)
+    return result if place is None else place.copy_(result)
 
 
 def check_result(half: Half, result: Tensor, dtype: torch.dtype | None = None) -> None:
@@ -38,24 +59,69 @@ def check_result(half: Half, result: Tensor, dtype: torch.dtype | None = None) -
         raise NonFiniteError("values went out of the range of float16. Run this model in bfloat16 or float32.")
 
 
-def run_tiles(
-    run: Callable[[Tensor], Tensor],
-    x: Tensor,
-    tiling: TileSpec,
-    units: tuple[int, int],
-    shape: Shape,
-    out: Tensor | None = None,
-) -> Tensor:
-    """A function on blended tiles of x [B, C, H, W].
+@dataclass(frozen=True)
+class Whole:
+    """The reference path on whole images."""
 
-    Args:
-        units: pixels along one side of a latent pixel, in x and in the result.
-        shape: of the result.
-        out: memory for it; None for fresh memory.
-    """
-    for piece, top, left in blended_tiles(run, x, tiling, *units):
-        if out is None:
-            out = piece.new_empty(shape)
-        out[:, :, top : top + piece.shape[2], left : left + piece.shape[3]].copy_(piece)
-    assert out is not None
-    return out
+    request: Request
+    plan: Plan
+
+    @classmethod
+    def of(cls, request: Request) -> Whole:
+        """Plan it, with as many items at once as fit, or with one."""
+        for items in request.items():
+            made = cls(request, plan_whole(request, items))
+            if request.budget is None or made.plan.peak_bytes <= request.budget:
+                break
+        return made
+
+    @property
+    def tiling(self) -> TileSpec | None:
+        return None
+
+    def run(self, source: Source, out: Tensor | None, report: Report) -> Tensor:
+        """The result, in `out` if that is given.
+
+        Raises:
+            NonFiniteError: values went out of float16's range.
+        """
+        request = self.request
+        if request.patch is None:  # a hook may bring weights in
+            request.half.check_weights()
+        # Where an offloading hook has the weights, it moves what comes in.
+        stays = request.half.device.type == "meta"
+        half = request.half if stays else request.half.on(request.device, request.dtype)
+        watched = report.progress is not None and not any(map(is_compiled, half.modules.values()))
+        report.expect(self.plan.flops, self.plan.passes)
+
+        def reference(x: Tensor) -> Tensor:
+            report.begin_pass()
+            return half.reference(x if stays else x.to(request.device, half.dtype))
+
+        results, start = [], 0
+        for count in parts_of(request.shape[0], self.plan.items):
+            part = source.part(slice(start, start + count))
+            place = None if out is None else out[start : start + count]
+            start += count
+            with Watched(request.device, report) if watched else nullcontext() as watch:
+                results.append(_placed(reference, half, part, self.tiling, place))
+            if watch is not None:
+                watch.finish()
+            check_result(half, results[-1], request.dtype)
+        report.finish()
+        if out is not None:
+            return out
+        return results[0] if len(results) == 1 else torch.cat(results)
+
+
+@dataclass(frozen=True)
+class Tiles(Whole):
+    """The reference path on blended tiles."""
+
+    @classmethod
+    def of(cls, request: Request) -> Tiles:
+        return cls(request, plan_tiles(request, next(request.items())))
+
+    @property
+    def tiling(self) -> TileSpec | None:
+        return self.request.options.tiling

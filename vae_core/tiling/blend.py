@@ -51,24 +51,53 @@ def blended_tiles(
     extent, keep = tile.overlap * out_unit, tile.stride * out_unit
     above: list[Tensor] = []
     for top, bottom in spans(x.shape[2], size, stride, minimum=in_unit):
-        row: list[Tensor] = []
-        for left, right in spans(x.shape[3], size, stride, minimum=in_unit):
+        edges: list[Tensor] = []
+        beside: Tensor | None = None
+        for index, (left, right) in enumerate(spans(x.shape[3], size, stride, minimum=in_unit)):
             result = run(x[:, :, top:bottom, left:right])
             if above:
-                result = blend(above[len(row)], result, extent, dim=2)
-            if row:
-                result = blend(row[-1], result, extent, dim=3)
-            row.append(result)
+                result = blend(above[index], result, extent, dim=2)
+            if beside is not None:
+                result = blend(beside, result, extent, dim=3)
             yield result[:, :, :keep, :keep], top // in_unit * out_unit, left // in_unit * out_unit
-        above = row
+            # Of a tile, its neighbours need what they share with it.
+            edges.append(_last(result, extent, dim=2).clone())
+            beside = _last(result, extent, dim=3)
+        above = edges
 
 
-def run_blended(run: Callable[[Tensor], Tensor], x: Tensor, tile: TileSpec, in_unit: int, out_unit: int) -> Tensor:
-    """The pieces of `blended_tiles` as one map; gradients flow through it."""
+def _last(x: Tensor, extent: int, dim: int) -> Tensor:
+    extent = min(extent, x.shape[dim])
+    return x.narrow(dim, x.shape[dim] - extent, extent)
+
+
+def kept_positions(size: Sequence[int], tile: TileSpec, out_unit: int) -> int:
+    """Positions of a result of this height and width that `blended_tiles` keeps, at most: two rows of tiles' edges."""
+    assert tile.size is not None
+    height, width = size
+    across = sum(stop - start for start, stop in spans(width, tile.size * out_unit, tile.stride * out_unit, out_unit))
+    return 2 * min(tile.overlap * out_unit, height) * across
+
+
+def run_blended(
+    run: Callable[[Tensor], Tensor],
+    x: Tensor,
+    tile: TileSpec,
+    in_unit: int,
+    out_unit: int,
+    out: Tensor | None = None,
+) -> Tensor:
+    """The pieces of `blended_tiles` as one map, in `out` if that is given; gradients flow through it if not."""
     rows: dict[int, list[Tensor]] = {}
-    for piece, top, _ in blended_tiles(run, x, tile, in_unit, out_unit):
-        rows.setdefault(top, []).append(piece)
-    return torch.cat([torch.cat(row, dim=3) for row in rows.values()], dim=2)
+    for piece, top, left in blended_tiles(run, x, tile, in_unit, out_unit):
+        if out is None and not torch.is_grad_enabled():
+            height, width = (side // in_unit * out_unit for side in x.shape[2:])
+            out = piece.new_empty(len(piece), piece.shape[1], height, width)
+        if out is not None:
+            out[:, :, top : top + piece.shape[2], left : left + piece.shape[3]].copy_(piece)
+        else:
+            rows.setdefault(top, []).append(piece)
+    return out if out is not None else torch.cat([torch.cat(row, dim=3) for row in rows.values()], dim=2)
 
 
 def cut_tiles(size: Sequence[int], tile: TileSpec, in_unit: int) -> Counter[tuple[int, int]]:

@@ -1,0 +1,135 @@
+"""What a job is asked for, and all that planning goes by: it is found out once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from .choose import KernelMode
+from .half import Half, Shape
+from .memory import DEFAULT_SHARE, available_bytes, offload_bytes
+from .options import Options
+from .program import Pass
+
+# Batches run so many latent pixels at a time: enough for the weights' preparation to pay.
+_LATENT_PIXELS_AT_ONCE = 64 * 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """A run as it is to be planned. Made by `Request.of`, changed by `but` and `on`.
+
+    Attributes:
+        shape: of the whole batch, [B, C, H, W].
+        device: where it computes.
+        available: bytes of the device's memory to count on; None where nothing is known.
+        offload: bytes of CPU memory for what an accelerator has no room for.
+        kernels, workers: which kernels are taken, and threads for strips: as they were when the run was prepared.
+        patch: what is patched in the modules, in words; None for unmodified ones.
+        passes: of the half's program; of unmodified modules, to count by, where the reference path runs.
+    """
+
+    half: Half
+    shape: Shape
+    options: Options
+    device: torch.device
+    available: int | None
+    offload: int
+    kernels: KernelMode
+    workers: int
+    patch: str | None
+    passes: list[Pass]
+
+    @classmethod
+    def of(
+        cls,
+        half: Half,
+        shape: Shape,
+        options: Options,
+        device: torch.device,
+        available: int | None,
+        kernels: KernelMode,
+        patch: str | None,
+        passes: list[Pass] | None = None,
+    ) -> Request:
+        """With what is there now: free memory, threads, and the program of the modules as they are."""
+        if passes is None:
+            passes = _passes(half, options, patch)
+        if available is None and options.memory_budget is None:
+            available = available_bytes(device)
+        workers, offload = torch.get_num_threads(), offload_bytes(device)
+        return cls(half, shape, options, device, available, offload, kernels, workers, patch, passes)
+
+    def but(self, **options: Any) -> Request:
+        """The same run with other options."""
+        return replace(self, options=replace(self.options, **options))
+
+    def patched(self, patch: str | None) -> Request:
+        """The same run of modules in another state."""
+        return replace(self, patch=patch, passes=_passes(self.half, self.options, patch))
+
+    def on_cpu(self) -> Request:
+        """The same run on the CPU, in the same precision."""
+        cpu = torch.device("cpu")
+        made = replace(self, device=cpu, available=available_bytes(cpu), offload=0)
+        return made.but(dtype=self.dtype)
+
+    @property
+    def output_shape(self) -> Shape:
+        return self.half.output_shape(self.shape)
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        return self.half.latent_size(self.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the arithmetic."""
+        return self.options.precision(self.half.dtype, self.device)
+
+    @property
+    def budget(self) -> int | None:
+        """Bytes of working memory: what the options say, or a share of what is free; None where nothing is known."""
+        if self.options.memory_budget is not None:
+            return self.options.memory_budget
+        return None if self.available is None else int(self.available * DEFAULT_SHARE)
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether it runs in strips, or could."""
+        return self.patch is None and not self.options.blended
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Height and width in latent pixels of what runs at once: a blended tile, or all."""
+        height, width = self.latent_size
+        if not self.options.blended:
+            return height, width
+        assert self.options.tiling is not None and self.options.tiling.size is not None
+        return min(height, self.options.tiling.size), min(width, self.options.tiling.size)
+
+    def items(self) -> Iterator[int]:
+        """How many of the batch may run at once: first what is fastest, then fewer, to 1."""
+        height, width = self.tile
+        count = min(self.shape[0], _LATENT_PIXELS_AT_ONCE // (height * width))
+        if self.options.max_items is not None:
+            count = min(count, self.options.max_items)
+        count = max(1, count)
+        while True:
+            yield count
+            if count == 1:
+                return
+            count //= 2
+
+    def carried(self, items: int) -> int:
+        """Bytes of input and output of so many items."""
+        values = sum(side[1] * side[2] * side[3] for side in (self.shape, self.output_shape))
+        (height, width), tile = self.latent_size, self.tile
+        return items * (values * tile[0] * tile[1] // (height * width)) * self.dtype.itemsize
+
+
+def _passes(half: Half, options: Options, patch: str | None) -> list[Pass]:
+    return half.program() if patch is None and not options.blended else half.nominal_program()

@@ -1,0 +1,78 @@
+"""The exact way: a program, strip by strip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..units import MIB
+from .executor import Execution, Manner, PackedWeights
+from .plan import Plan, ProgramPlan, plan_program
+from .pool import worker_pool
+from .progress import Report
+from .request import Request
+from .source import Source
+from .store import MapStore
+from .winograd import drop_scratch
+
+# Under smaller budgets, what allocators keep between passes is a good part of them.
+_TRIM_BELOW = 512 * MIB
+
+
+@dataclass(frozen=True)
+class Strips:
+    """A program as it was planned."""
+
+    request: Request
+    planned: ProgramPlan
+
+    @classmethod
+    def of(cls, request: Request) -> Strips:
+        """Plan it. Raises MemoryBudgetError if no size of strips fits the budget."""
+        options = request.options
+        small = options.memory_budget is not None and options.memory_budget < _TRIM_BELOW
+        manner = Manner(
+            device=request.device,
+            dtype=request.dtype,
+            workers=request.workers,
+            kernels=request.kernels,
+            circular=options.axes,
+            strip_latents=options.strip_latents,
+            trim=request.device.type == "cpu" and small,
+        )
+        return cls(request, plan_program(request, manner))
+
+    @property
+    def plan(self) -> Plan:
+        return self.planned.plan
+
+    def run(self, source: Source, out: Tensor | None, report: Report) -> Tensor:
+        """Fill `out` strip by strip: one store, one pool, and weights packed once for all parts of the batch.
+
+        Raises:
+            NonFiniteError: values went out of the precision's range.
+        """
+        request, planned = self.request, self.planned
+        manner, items, batch = planned.manner, planned.plan.items, request.shape[0]
+        request.half.check_weights()
+        if out is None:
+            out = torch.empty(request.output_shape, dtype=manner.dtype, device=manner.device)
+        store = MapStore(manner.device, planned.map_limit, request.offload)
+        weights = PackedWeights(planned.packed_limit)
+        report.expect(planned.plan.flops, planned.plan.passes)
+        rows = request.latent_size[0]
+        try:
+            with worker_pool(manner.workers) as pool:
+                for start in range(0, batch, items):
+                    part = slice(start, min(start + items, batch))
+                    passes = planned.planned if start + items <= batch else planned.rest
+                    find_damage = request.half.find_damage
+                    execution = Execution(request.passes, manner, store, planned=passes, find_damage=find_damage)
+                    x = source.part(part).to(manner.device, manner.dtype)
+                    execution.run(x, out[part], rows, pool, report, weights)
+        finally:
+            store.drop_free()  # an exception's traceback may keep the store
+            drop_scratch()
+        return out
