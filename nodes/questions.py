@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,9 +10,8 @@ from pathlib import Path
 import torch
 
 from .. import vae_core
-from ..vae_core import AutoencoderKL, AutoencoderKLConfig, Job, Options, TileSpec, VAEError, VAEInfo
+from ..vae_core import AutoencoderKL, AutoencoderKLConfig, VAEError, VAEInfo
 from ..vae_core.checkpoints.build import parse_dtype
-from ..vae_core.tiling.grid import spans
 from . import catalogue, host, latents, speeds
 from .answers import FileAnswer, NoPlanAnswer, PlanAnswer, UnusableFileAnswer
 from .tiling import options_of
@@ -157,20 +155,15 @@ def _planned(question: Question, config: AutoencoderKLConfig, assumed: bool) -> 
     device = catalogue.device_of(question.device)
     model = _model(config, parse_dtype(question.dtype) or host.vae_dtype(device))
 
-    def job_of(options: Options) -> Job:
-        prepare = vae_core.prepare_encode if question.encode else vae_core.prepare_decode
-        return prepare(model, shape, options, device=device, available=host.available_memory(device))
-
     if question.encode:
         shape = question.batch, config.in_channels, rows * factor, columns * factor
     else:
         shape = question.batch, config.latent_channels, rows, columns
-    job = job_of(options)
-    one_tile = Options(TileSpec(size=max(rows, columns), overlap=0, mode="blended"))  # planned at once, at any size
-    untiled = job_of(one_tile) if job.way.name == "tiles" else job
-    bands, across = _cuts(options, rows, columns)
+    prepare = vae_core.prepare_encode if question.encode else vae_core.prepare_decode
+    job = prepare(model, shape, options, device=device, available=host.available_memory(device))
+    cuts, places = job.cuts, job.plan.places
+    rectangles = [] if cuts is None else cuts.rectangles(_MAX_TILES)
     expected = speeds.estimate(job)
-    count, places = len(bands) * len(across), job.plan.places
     return {
         "problem": None,
         "assumed_vae": assumed,
@@ -180,16 +173,16 @@ def _planned(question: Question, config: AutoencoderKLConfig, assumed: bool) -> 
         "device": str(device),
         "way": job.way.name,
         "reason": job.way.reason,
-        "tiles": _rectangles(bands, across, factor) if count <= _MAX_TILES else [],
-        "count": count,
-        "columns": len(across),
-        "rows": len(bands),
+        "tiles": [[factor * side for side in rectangle] for rectangle in rectangles],
+        "count": 0 if cuts is None else cuts.count,
+        "columns": 0 if cuts is None else cuts.columns,
+        "rows": 0 if cuts is None else cuts.rows,
         "passes": job.plan.passes,
         "strips": job.plan.strips,
         "places": {"device": places.device, "cpu": places.cpu, "disk": places.disk},
         "peak_bytes": job.plan.peak_bytes,
         "free_bytes": host.free_memory(device),
-        "cost": job.plan.flops / untiled.plan.flops,
+        "cost": job.plan.flops / job.plan.untiled_flops,
         "flops": job.plan.flops,
         "seconds": None if expected is None else {"likely": expected[0], "low": expected[1], "high": expected[2]},
     }
@@ -200,23 +193,3 @@ def _config_of(path: Path) -> AutoencoderKLConfig:
     if info.config is None:
         raise vae_core.CheckpointError(info.problem or f"{path.name} is not an AutoencoderKL.")
     return info.config
-
-
-Spans = list[tuple[int, int]]
-
-
-def _cuts(options: Options, rows: int, columns: int) -> tuple[Spans, Spans]:
-    """Where tiles or strips of a given size begin and end, down and across, in latent pixels; none if automatic."""
-    tiling = options.tiling
-    if tiling is None or tiling.size is None:
-        return [], []
-    if tiling.mode == "exact":
-        return list(spans(rows, tiling.size, tiling.size)), [(0, columns)]
-    return list(spans(rows, tiling.size, tiling.stride)), list(spans(columns, tiling.size, tiling.stride))
-
-
-def _rectangles(bands: Spans, across: Spans, factor: int) -> list[list[int]]:
-    return [
-        [left * factor, top * factor, (right - left) * factor, (bottom - top) * factor]
-        for (top, bottom), (left, right) in itertools.product(bands, across)
-    ]

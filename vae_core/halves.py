@@ -14,6 +14,7 @@ from .blocks import Downsample, Level, ResnetBlock, UNetMidBlock2D, Upsample
 from .config import AutoencoderKLConfig
 from .decoder import Decoder
 from .encoder import Encoder
+from .layers import conv2d
 from .patched import find_patch
 from .streaming.half import Half
 from .streaming.program import Linear, Pass, ProgramBuilder
@@ -80,14 +81,16 @@ def decoder_half(vae: Autoencoder) -> Half:
 
 @functools.lru_cache(maxsize=8)
 def _nominal_encoder(config: AutoencoderKLConfig) -> list[Pass]:
+    channels = 2 * config.latent_channels
     with torch.device("meta"):
-        return encoder_program(Encoder(config), None)
+        return encoder_program(Encoder(config), conv2d(channels, channels, 1) if config.use_quant_conv else None)
 
 
 @functools.lru_cache(maxsize=8)
 def _nominal_decoder(config: AutoencoderKLConfig) -> list[Pass]:
+    channels = config.latent_channels
     with torch.device("meta"):
-        return decoder_program(Decoder(config), None)
+        return decoder_program(Decoder(config), conv2d(channels, channels, 1) if config.use_post_quant_conv else None)
 
 
 def _present(**modules: nn.Module | None) -> dict[str, nn.Module]:

@@ -21,6 +21,7 @@ from vae_core.streaming import maps
 from vae_core.streaming.kernel import Layout, Spans, cut, even_size
 from vae_core.streaming.ledger import Ledger, PlannedStore
 from vae_core.streaming.store import MapStore
+from vae_core.tiling.grid import Cuts
 
 GIB = 2**30
 SECONDS = 0.05
@@ -166,3 +167,36 @@ def test_a_planned_store_counts_what_a_store_lends(
                 for store, mine in zip(stores, lent, strict=True):
                     store.release(mine.pop(0))
             assert stores[0].used == stores[1].used and stores[0].peak == stores[1].peak
+
+
+# Where strips and tiles of a chosen size are.
+
+
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    size=st.integers(1, 20),
+    overlap=st.integers(0, 19),
+    blended=st.booleans(),
+)
+def test_cuts_are_counted_as_they_are_listed(height: int, width: int, size: int, overlap: int, blended: bool) -> None:
+    tile = TileSpec(size=size, overlap=overlap % size, mode="blended" if blended else "exact")
+    cuts = Cuts(height, width, tile)
+    listed = cuts.rectangles(10_000)
+    assert len(listed) == cuts.count == cuts.rows * cuts.columns
+    assert len({top for _, top, _, _ in listed}) == cuts.rows and len({left for left, *_ in listed}) == cuts.columns
+    covered = {(y, x) for left, top, w, h in listed for y in range(top, top + h) for x in range(left, left + w)}
+    assert covered == {(y, x) for y in range(height) for x in range(width)}
+    assert cuts.rectangles(cuts.count - 1) == []
+    assert blended or sum(w * h for _, _, w, h in listed) == height * width
+
+
+def test_cuts_are_those_of_the_plan(full_size: AutoencoderKL) -> None:
+    jobs = {name: vae_core.prepare_decode(full_size, (1, 4, 100, 180), each) for name, each in OPTIONS.items()}
+    assert jobs["free"].cuts is jobs["budget"].cuts is None
+    strips, tiles = jobs["strips"].cuts, jobs["tiles"].cuts
+    assert strips is not None and (strips.rows, strips.columns) == (100, 1)
+    assert tiles is not None and tiles.count == jobs["tiles"].plan.tiles
+    assert jobs["tiles"].plan.flops > jobs["tiles"].plan.untiled_flops == jobs["free"].plan.flops
+    covering = Options(tiling=TileSpec(size=180, overlap=16, mode="blended"))
+    assert vae_core.prepare_decode(full_size, (1, 4, 100, 180), covering).cuts is None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MemoryBudgetError, NonFiniteError
-from ..tiling.grid import TileSpec
+from ..tiling.grid import Cuts, TileSpec
 from ..units import GIB, MIB
 from .choose import Way, choose_way, is_faster, kernel_mode, may_be_faster, may_stand_in
 from .devices import numbered
@@ -94,6 +94,14 @@ class Job:
         self.bytes = Places(self.plan.peak_bytes + request.carried(self.plan.items), places.cpu, places.disk)
         self._ladder = ladder  # what is left of it; None where nobody has asked yet
         self._smallest = self.bytes.device
+
+    @property
+    def cuts(self) -> Cuts | None:
+        """Where the strips or tiles of a chosen size are; None where each pass is cut as suits it, or nothing is."""
+        tiling = self.options.tiling
+        if self.way.name == "whole" or tiling is None or tiling.size is None:
+            return None
+        return Cuts(*self._request.latent_size, tiling)
 
     # Less memory.
 

@@ -50,6 +50,7 @@ class Plan:
         peak_bytes: most working memory of the device at any time, beside weights, input and output.
         terms: what is in memory at that time, in bytes, by what it is for.
         flops: multiplications and additions, counted as plain convolutions need them.
+        untiled_flops: those of a run without blended tiles, which share parts of the image.
         pass_flops: those of each pass, in their order.
         fast_share: the share of `flops` that takes a kernel with fewer multiplications.
         items: how many of the batch run at once.
@@ -62,6 +63,7 @@ class Plan:
     peak_bytes: int
     terms: Mapping[str, int]
     flops: int
+    untiled_flops: int
     pass_flops: tuple[int, ...]
     fast_share: float
     items: int
@@ -178,6 +180,7 @@ def plan_program(request: Request, manner: Manner) -> ProgramPlan:
         peak_bytes=peak + packed,
         terms=terms,
         flops=sum(pass_flops),
+        untiled_flops=sum(pass_flops),
         pass_flops=tuple(pass_flops),
         fast_share=found.fast / sum(found.pass_flops),
         items=items,
@@ -196,7 +199,7 @@ def plan_whole(request: Request, items: int) -> Plan:
     flops = program_flops(request.passes, request.shape)
     maps = _reference_bytes(request, items)
     pass_flops = tuple(flops // request.shape[0] * count for count in parts)
-    return _reference_plan({"maps": maps}, passes=len(parts), flops=flops, pass_flops=pass_flops, items=items)
+    return _reference_plan(request, {"maps": maps}, passes=len(parts), flops=flops, pass_flops=pass_flops, items=items)
 
 
 def plan_tiles(request: Request, items: int) -> Plan:
@@ -209,7 +212,7 @@ def plan_tiles(request: Request, items: int) -> Plan:
     edges = kept_positions(request.output_shape[2:], tiling, half.out_unit)
     kept = items * half.out_channels * edges * request.dtype.itemsize
     terms = {"maps": _reference_bytes(request, items), "edges": kept}
-    return _reference_plan(terms, passes=tiles, tiles=tiles, flops=flops, items=items)
+    return _reference_plan(request, terms, passes=tiles, tiles=tiles, flops=flops, items=items)
 
 
 def _reference_bytes(request: Request, items: int) -> int:
@@ -218,7 +221,13 @@ def _reference_bytes(request: Request, items: int) -> int:
 
 
 def _reference_plan(
-    terms: dict[str, int], passes: int, flops: int, items: int, tiles: int = 0, pass_flops: tuple[int, ...] = ()
+    request: Request,
+    terms: dict[str, int],
+    passes: int,
+    flops: int,
+    items: int,
+    tiles: int = 0,
+    pass_flops: tuple[int, ...] = (),
 ) -> Plan:
     return Plan(
         passes=passes,
@@ -228,6 +237,7 @@ def _reference_plan(
         peak_bytes=sum(terms.values()),
         terms=terms,
         flops=flops,
+        untiled_flops=program_flops(request.passes, request.shape),
         pass_flops=pass_flops,
         fast_share=0.0,
         items=items,

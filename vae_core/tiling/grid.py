@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ..errors import TilingError
 
@@ -49,6 +49,46 @@ class TileSpec:
         """From the start of one blended tile to the start of the next, in latent pixels."""
         assert self.size is not None
         return self.size - self.overlap
+
+
+class Cuts(NamedTuple):
+    """Where strips or tiles of a chosen size are, in latent pixels; none is listed before it is asked for.
+
+    Attributes:
+        height, width: of what is cut.
+        tile: what the caller chose.
+    """
+
+    height: int
+    width: int
+    tile: TileSpec
+
+    @property
+    def rows(self) -> int:
+        return len(range(0, self.height, self._stride))
+
+    @property
+    def columns(self) -> int:
+        return len(range(0, self.width, self._stride)) if self.tile.mode == "blended" else 1
+
+    @property
+    def count(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def _stride(self) -> int:
+        assert self.tile.size is not None
+        return self.tile.stride if self.tile.mode == "blended" else self.tile.size
+
+    def rectangles(self, most: int) -> list[tuple[int, int, int, int]]:
+        """Left, top, width and height of each, row by row; nothing if there are more than `most`."""
+        if self.count > most:
+            return []
+        size = self.tile.size
+        assert size is not None
+        down = spans(self.height, size, self._stride)
+        across = spans(self.width, size, self._stride) if self.tile.mode == "blended" else [(0, self.width)]
+        return [(left, top, right - left, bottom - top) for top, bottom in down for left, right in across]
 
 
 def spans(length: int, size: int, stride: int, minimum: int = 1) -> list[tuple[int, int]]:
