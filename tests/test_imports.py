@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "encoder": {"blocks", "ldm_names", "attention", "layers", "config", "errors"},
     "decoder": {"blocks", "ldm_names", "attention", "layers", "config", "errors"},
     "patched": {"blocks", "attention", "encoder", "decoder"},
-    "halves": {"patched", "blocks", "attention", "encoder", "decoder", "config", "streaming"},
+    "halves": {"patched", "layers", "blocks", "attention", "encoder", "decoder", "config", "streaming"},
     "running": {"halves", "posterior", "streaming", "tiling.grid"},
     "units": set(),
 }
