@@ -23,7 +23,7 @@ _PATCHABLE = ("forward", "_conv_forward", "__call__", "_call_impl")
 
 
 def find_patch(module: nn.Module) -> str | None:
-    """The first thing under `module` that somebody has patched, in words; None if it is unmodified.
+    """The first thing under `module` that is patched, in words; None if it is unmodified.
 
     Looked for: hooks, also global ones; another class, a parametrization, a patched or a compiled method; a
     convolution with another padding; a custom attention processor.

@@ -126,7 +126,7 @@ def choose_way(
     """The way of a job.
 
     Args:
-        patch: what somebody has patched in the model, in words; None for an unmodified one.
+        patch: what is patched in the model, in words; None for an unmodified one.
         fits: whether the reference path has room within the budget.
         precisions: of the arithmetic and of the weights.
 
@@ -162,7 +162,7 @@ def choose_way(
 
 
 def is_watched(x: Tensor) -> bool:
-    """Whether somebody looks at each operation on x: a compiler, a tracer, a transformation, its own kind of tensor."""
+    """Whether something looks at each operation on x: a compiler, a tracer, a transformation, its own kind of tensor."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor or x.is_meta:
         return True
     return is_transformed()

@@ -25,7 +25,7 @@ class Half:
         placement: device and precision of the weights, which may change between two runs.
         program: makes the passes of the modules; their weights are read when they run.
         nominal_program: the passes of unmodified modules, whatever has become of these: to count FLOPs.
-        find_patch: the first thing that somebody has changed in the modules, in words, or None.
+        find_patch: the first thing that is patched in the modules, in words, or None.
         check: raises ShapeError unless inputs of a shape [B, C, H, W] fit.
         out_channels: of what comes out.
         in_unit, out_unit: pixels along one side of a latent pixel, in what goes in and in what comes out.
