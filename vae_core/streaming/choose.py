@@ -162,7 +162,7 @@ def choose_way(
 
 
 def is_watched(x: Tensor) -> bool:
-    """Whether something looks at each operation on x: a compiler, a tracer, a transformation, its own kind of tensor."""
+    """Whether each operation on x is looked at: by a compiler, a tracer, a transformation, its own kind of tensor."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor or x.is_meta:
         return True
     return is_transformed()
