@@ -6,5 +6,5 @@ files       the ways to write a model to disk                hostile     pieces 
 changes     what people do to a model's modules              decoder     a decoder of another architecture
 runs        budgets, threads, an error to stop with          nodes       what the pack's nodes take
 collection  images and settings of a collection              hub         a Hugging Face Hub on the loopback address
-thinned     combinations of which a few run by default
+thinned     combinations of which a few run by default   command     the command line in this process
 """

@@ -1,0 +1,173 @@
+"""Latents of every program, and hostile ones, on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from given.command import image_of, npz, photo, run, scaled, shaped, three_vaes, z_for
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vae_core import load_vae
+
+
+@pytest.fixture(scope="module")
+def vaes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return three_vaes(tmp_path_factory.mktemp("vaes"))
+
+
+KOHYA = {"original_size": np.array([48, 32]), "crop_ltrb": np.array([0, 0, 48, 32])}
+MARK = {"latent_format_version_0": torch.tensor([])}
+# name: (model, file name, options, what writes the file of raw z)
+LATENTS: dict[str, tuple[str, str, list[str], Any]] = {
+    "ComfyUI": ("sdxl", "a.latent", [], lambda vae, z, path: save_file({"latent_tensor": z, **MARK}, path)),
+    "ComfyUI, early 2023": (
+        "sdxl",
+        "a.latent",
+        [],
+        lambda vae, z, path: save_file({"latent_tensor": z * 0.18215}, path),
+    ),
+    "no mark, but raw": ("sdxl", "a.latent", ["--raw"], lambda vae, z, path: save_file({"latent_tensor": z}, path)),
+    "half": ("sdxl", "a.latent", [], lambda vae, z, path: save_file({"samples": z.half().double()}, path)),
+    "one frame": ("sdxl", "a.latent", [], lambda vae, z, path: save_file({"samples": z[:, :, None]}, path)),
+    "diffusers, scaled": (
+        "sdxl",
+        "a.safetensors",
+        ["--scaled"],
+        lambda vae, z, path: save_file({"latents": scaled(vae, z)}, path),
+    ),
+    "diffusers, shifted": (
+        "flux1",
+        "a.safetensors",
+        ["--scaled"],
+        lambda vae, z, path: save_file({"latents": scaled(vae, z)}, path),
+    ),
+    "diffusers, without its batch": (
+        "sdxl",
+        "a.safetensors",
+        [],
+        lambda vae, z, path: save_file({"latents": z[0]}, path),
+    ),
+    "diffusers, pickled": ("sdxl", "a.pt", [], lambda vae, z, path: torch.save({"latents": z}, path)),
+    "scale given": (
+        "sdxl",
+        "a.safetensors",
+        ["--scaled", "--scaling-factor", "0.5", "--shift-factor", "0.25"],
+        lambda vae, z, path: save_file({"latents": (z - 0.25) * 0.5}, path),
+    ),
+    "family given": (
+        "sdxl",
+        "a.safetensors",
+        ["--scaled", "--family", "SD 1.x"],
+        lambda vae, z, path: save_file({"latents": z * 0.18215}, path),
+    ),
+    "FLUX.2, packed": (
+        "flux2",
+        "a.latent",
+        [],
+        lambda vae, z, path: save_file({"latent_tensor": scaled(vae, z), **MARK}, path),
+    ),
+    "FLUX.2, packed, no mark": (
+        "flux2",
+        "a.latent",
+        [],
+        lambda vae, z, path: save_file({"samples": scaled(vae, z)}, path),
+    ),
+    "FLUX.2, raw": ("flux2", "a.latent", [], lambda vae, z, path: save_file({"latent_tensor": z, **MARK}, path)),
+    "kohya, SDXL": ("sdxl", "a_0048x0032_sdxl.npz", [], lambda vae, z, path: npz(path, latents=z[0].numpy(), **KOHYA)),
+    "kohya, FLUX.1": (
+        "flux1",
+        "a_0048x0032_flux.npz",
+        [],
+        lambda vae, z, path: npz(
+            path, latents_4x6=scaled(vae, z)[0].numpy(), **{f"{key}_4x6": value for key, value in KOHYA.items()}
+        ),
+    ),
+    "kohya, FLUX.1, renamed": (
+        "flux1",
+        "a.npz",
+        [],
+        lambda vae, z, path: npz(path, latents=scaled(vae, z)[0].numpy(), **KOHYA),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LATENTS)
+def test_latents_of_others_decode_to_the_same_image(name: str, vaes: dict[str, Path], tmp_path: Path) -> None:
+    which, file, options, write = LATENTS[name]
+    vae = load_vae(vaes[which])
+    z = z_for(vae)
+    write(vae, z, tmp_path / file)
+    assert run("decode", tmp_path / file, "-o", tmp_path / "image.png", "--vae", vaes[which], *options) == 0
+    with torch.no_grad():
+        expected = (vae.decode(z).sample[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1) * 255
+    difference = image_of(tmp_path / "image.png").astype(int) - expected.round().int().numpy()
+    assert np.abs(difference).max() <= 1  # one step of a byte: scaling and back rounds
+
+
+def test_a_scale_that_nobody_knows_is_said(
+    vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"latents": torch.randn(1, 4, 4, 4)}, tmp_path / "a.safetensors")
+    assert run("decode", tmp_path / "a.safetensors", "-o", tmp_path / "a.png", "--vae", vaes["sdxl"]) == 0
+    assert "taken as raw; pass --scaled" in capsys.readouterr().err
+
+
+HOSTILE: dict[str, tuple[dict[str, Tensor], dict[str, str]]] = {
+    "number in a name": ({"latent_tensor.x": torch.zeros(1, 4, 4, 4)}, {}),
+    "long number": ({f"latent_tensor.{'9' * 5000}": torch.zeros(1, 4, 4, 4)}, {}),
+    "video": (shaped(1, 4, 3, 4, 4), {}),
+    "sound": (shaped(1, 4, 4), {}),
+    "nothing in it": (shaped(0, 4, 4, 4), {}),
+    "no height": (shaped(1, 4, 0, 4), {}),
+    "integers": (shaped(1, 4, 4, 4, dtype=torch.int64), {}),
+    "other channels": (shaped(1, 7, 4, 4), {}),
+    "opacity of floats": ({**shaped(1, 4, 4, 4), "alpha.0": torch.zeros(4, 4)}, {}),
+    "opacity of another size": ({**shaped(1, 4, 4, 4), "alpha.0": torch.zeros(4, 4, dtype=torch.uint8)}, {}),
+    "NaN": ({"latent_tensor": torch.full((1, 4, 4, 4), float("nan")), **MARK}, {}),
+    **{
+        f"metadata {text[:20]}": (shaped(1, 4, 4, 4), {"seamless_vae": text})
+        for text in [
+            *("", "[]", "1", "null", '{"sizes": 3, "names": [null]}', '{"sizes": [[1]], "names": ["a"]}'),
+            *('{"sizes": [[-1, 8]], "names": ["a"]}', '{"sizes": [["8", 8]], "names": ["a"]}', "[" * 100_000),
+            *('{"sizes": [[1e400, 8]], "names": ["a"]}', '{"sizes": [[8, 8]], "names": [{}]}', '{"sizes": {}}'),
+            '{"sizes": [[8, ' + "9" * 5000 + ']], "names": ["a"]}',
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_latent_files(
+    name: str, vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors, metadata = HOSTILE[name]
+    save_file(tensors, tmp_path / "a.latent", metadata)
+    assert run("decode", tmp_path / "a.latent", "-o", tmp_path / "a.png", "--vae", vaes["sdxl"]) == 1
+    said = capsys.readouterr().err
+    assert "error: " in said and "unexpected" not in said
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_damaged_latent_files(vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    z = torch.zeros(1, 4, 4, 4)
+    whole = {"a.npz": b"", "a.latent": b"", "a.pt": b""}
+    npz(tmp_path / "a.npz", latents=z[0].numpy(), **KOHYA)
+    save_file({"samples": z}, tmp_path / "a.latent")
+    torch.save({"latents": z}, tmp_path / "a.pt")
+    for name in whole:
+        content = (tmp_path / name).read_bytes()
+        for seed in range(40):
+            damaged = bytearray(content)
+            for place in np.random.default_rng(seed).integers(0, len(content), 3):
+                damaged[place] ^= 0xFF
+            (tmp_path / name).write_bytes(damaged[: len(damaged) - (seed % 2) * seed])
+            run("decode", tmp_path / name, "-o", tmp_path / "a.png", "--vae", vaes["sdxl"], "--overwrite")
+            assert "unexpected" not in capsys.readouterr().err, (name, seed)
+    for wrong in (tmp_path, tmp_path / "none", photo(tmp_path / "photo.png")):
+        assert run("decode", wrong, "-o", tmp_path / "b.png", "--vae", vaes["sdxl"]) == 1
+        assert "cannot read" in capsys.readouterr().err

@@ -1,0 +1,209 @@
+"""Files that were saved: mixtures of two saves are seen, and places are left as others have made them."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from given.files import assert_same_weights
+from given.models import fields, make
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from vae_core import AutoencoderKL, atomic, load_vae, save_single_file, temporaries
+from vae_core.checkpoints.write import safetensors
+from vae_core.errors import CheckpointError, ImageError
+from vae_core.image import write_image
+
+SHARDS: dict[str, Any] = {"max_shard_size": "30KB"}
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def old() -> AutoencoderKL:
+    return make(fields(8, 8, norm_num_groups=8, layers_per_block=1, scaling_factor=0.5))
+
+
+@pytest.fixture(scope="module")
+def new() -> AutoencoderKL:
+    return make(fields(8, 8, norm_num_groups=8, layers_per_block=1, scaling_factor=0.25), seed=1)
+
+
+def traces(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.name.startswith(temporaries.PREFIX)]
+
+
+def assert_is_one_of(folder: Path, models: list[AutoencoderKL]) -> None:
+    loaded = load_vae(folder)
+    same = [model for model in models if model.config == loaded.config]
+    assert len(same) == 1
+    assert_same_weights(loaded, same[0])
+
+
+class TestMixtures:
+    def test_shards_of_two_saves(self, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path) -> None:
+        for name, model in (("a", old), ("b", new)):
+            model.save_pretrained(tmp_path / name, **SHARDS)
+        shard = sorted((tmp_path / "b").glob("*.safetensors"))[1]
+        (tmp_path / "a" / shard.name).write_bytes(shard.read_bytes())
+        with pytest.raises(CheckpointError, match="of different saves"):
+            load_vae(tmp_path / "a")
+        old.save_pretrained(tmp_path / "c", **SHARDS)
+        (tmp_path / "c" / shard.name).write_bytes((tmp_path / "c" / shard.name).read_bytes())
+        assert_is_one_of(tmp_path / "c", [old])
+
+    def test_weights_of_one_and_the_config_of_another(
+        self, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        old.save_pretrained(tmp_path)
+        assert load_vae(tmp_path).config.scaling_factor == 0.5 and not caplog.text
+        (tmp_path / "config.json").write_text(json.dumps(new.config.to_dict()))
+        assert load_vae(tmp_path).config.scaling_factor == 0.25
+        assert "scaling_factor 0.25 and not 0.5, with which these weights were saved" in caplog.text
+
+    def test_an_interrupted_save_that_cannot_be_completed(
+        self, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        old.save_pretrained(tmp_path)
+        new.save_pretrained(tmp_path / atomic.COMMITTED)  # as a kill leaves it
+        real = os.replace
+
+        def replace(*_: object) -> None:
+            raise OSError(30, "Read-only file system", "config.json")
+
+        monkeypatch.setattr("vae_core.atomic.os.replace", replace)
+        with pytest.raises(CheckpointError, match="was interrupted.*Read-only file system"):
+            load_vae(tmp_path)
+        monkeypatch.setattr("vae_core.atomic.os.replace", real)
+        assert_is_one_of(tmp_path, [new])
+
+    def test_a_committed_folder_from_elsewhere_does_no_harm(self, old: AutoencoderKL, tmp_path: Path) -> None:
+        outside, folder = tmp_path / "outside", tmp_path / "vae"
+        outside.write_text("mine")
+        old.save_pretrained(folder)
+        stage = folder / atomic.COMMITTED
+        stage.mkdir()
+        (stage / "notes.txt").write_text("theirs")
+        (folder / "notes.txt").symlink_to(outside)
+        with pytest.raises(CheckpointError, match="link"):
+            load_vae(folder)
+        assert outside.read_text() == "mine"
+        (stage / "notes.txt").unlink()
+        for names in (["../outside"], ["notes.txt"], [str(outside)], "x", [1], {}):
+            (stage / atomic.REMOVALS).write_text(json.dumps(names))
+            with pytest.raises(CheckpointError, match="damaged"):
+                load_vae(folder)
+            assert outside.read_text() == "mine" and (folder / "notes.txt").is_symlink()
+
+
+class TestPlaces:
+    """One table of what a database takes care of, for every door that writes."""
+
+    DOORS: ClassVar = {
+        "file": (".safetensors", lambda model, path: save_single_file(model, path), CheckpointError),
+        "image": (".png", lambda model, path: write_image(picture(), path), ImageError),
+    }
+
+    @pytest.mark.parametrize("door", DOORS)
+    def test_links_modes_and_names(self, door: str, old: AutoencoderKL, tmp_path: Path) -> None:
+        ending, write, error = self.DOORS[door]
+        (tmp_path / "real").mkdir()
+        target, link = tmp_path / "real" / f"a{ending}", tmp_path / f"link{ending}"
+        link.symlink_to(target)
+        write(old, link)
+        assert link.is_symlink() and target.is_file()
+        target.chmod(0o640)
+        write(old, link)
+        assert link.is_symlink() and stat.S_IMODE(target.stat().st_mode) == 0o640
+        target.chmod(0o444)
+        before = target.read_bytes()
+        with pytest.raises(error, match="write-protected"):
+            write(make(fields(8, norm_num_groups=8), seed=3), link)
+        assert target.read_bytes() == before
+        longest = tmp_path / ("n" * (255 - len(ending)) + ending)
+        write(old, longest)
+        write(old, longest)
+        assert longest.is_file()
+        loop = tmp_path / f"loop{ending}"
+        loop.symlink_to(loop)
+        (tmp_path / f"folder{ending}").mkdir()
+        os.mkfifo(tmp_path / f"pipe{ending}")
+        too_long = tmp_path / ("n" * 256 + ending)
+        for wrong in (loop, tmp_path / f"folder{ending}", tmp_path / f"pipe{ending}", too_long, f"a\0{ending}", ""):
+            with pytest.raises(error):
+                write(old, wrong)
+        assert stat.S_ISFIFO((tmp_path / f"pipe{ending}").stat().st_mode)
+        assert traces(tmp_path) == []
+
+    def test_a_planted_link_is_not_followed(
+        self, old: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        outside = tmp_path / "outside"
+        outside.write_text("mine")
+        names = iter(["taken", "taken", "free"])
+        monkeypatch.setattr("vae_core.temporaries.secrets.token_hex", lambda _: next(names))
+        (tmp_path / f"{temporaries.PREFIX}taken{temporaries.SUFFIX}").symlink_to(outside)
+        with pytest.raises(CheckpointError, match="exists"):
+            save_single_file(old, tmp_path / "vae.safetensors")
+        assert outside.read_text() == "mine"
+
+    def test_folders(self, old: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        for wrong in ("", "a\0b"):
+            with pytest.raises(CheckpointError, match="name"):
+                old.save_pretrained(wrong)
+        assert list(tmp_path.iterdir()) == []
+        (tmp_path / "real").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        old.save_pretrained("link")
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "config.json").is_file()
+        (tmp_path / "real" / "config.json").chmod(0o444)
+        with pytest.raises(CheckpointError, match="write-protected"):
+            old.save_pretrained("link")
+        longest = "n" * 250
+        old.save_pretrained(longest)
+        assert_is_one_of(tmp_path / longest, [old])
+
+    def test_another_models_folder(self, old: AutoencoderKL, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+        shard = tmp_path / "diffusion_pytorch_model-00001-of-00002.safetensors"
+        shard.write_bytes(b"theirs")
+        with pytest.raises(CheckpointError, match="the folder of a UNet2DConditionModel"):
+            old.save_pretrained(tmp_path)
+        assert shard.read_bytes() == b"theirs" and len(list(tmp_path.iterdir())) == 2
+
+
+def picture():
+    from PIL import Image
+
+    return Image.new("RGB", (8, 8), "red")
+
+
+def test_our_safetensors_are_everyones(tmp_path: Path) -> None:
+    dtypes = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+    tensors = {f"{dtype}".split(".")[1]: torch.randn(3, 5).to(dtype) for dtype in dtypes}
+    tensors |= {"int": torch.arange(3), "bool": torch.tensor([True, False, True]), "nothing": torch.tensor([])}
+    tensors |= {"number": torch.tensor(3.5), "strided": torch.arange(12.0).reshape(3, 4).t(), "größe": torch.ones(1)}
+    shared = torch.arange(6.0)
+    tensors |= {"one": shared[:3], "two": shared[3:]}
+    metadata = {"format": "pt", "text": 'ü "quoted" \ud83d\ude00'.encode("utf-16", "surrogatepass").decode("utf-16")}
+    atomic.write_file(tmp_path / "all.safetensors", safetensors(tensors, metadata))
+    read = load_file(tmp_path / "all.safetensors")
+    assert read.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert read[name].dtype == tensor.dtype and read[name].shape == tensor.shape
+        assert torch.equal(
+            read[name].view(torch.uint8) if read[name].ndim else read[name],
+            tensor.contiguous().view(torch.uint8) if tensor.ndim else tensor,
+        ), name
+    with safe_open(tmp_path / "all.safetensors", "pt") as file:
+        assert file.metadata() == metadata
