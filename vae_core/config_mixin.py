@@ -127,7 +127,7 @@ class ConfigMixin:
     @classmethod
     def _dict_from_json_file(cls, json_file: PathLike) -> dict[str, Any]:
         try:
-            values = json.loads(Path(json_file).read_text(encoding="utf-8"))
+            values = json.loads(Path(json_file).read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise CheckpointError(f"{json_file} does not exist. Give a folder or a {cls.config_name}.") from None
         except (OSError, ValueError) as error:

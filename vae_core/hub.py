@@ -197,7 +197,7 @@ class _Repository:
             if found is None:
                 continue
             if name.endswith(".json"):
-                index = json.loads(self._download(path).read_text(encoding="utf-8"))
+                index = json.loads(self._download(path).read_text(encoding="utf-8-sig"))
                 for shard in sorted(set(index.get("weight_map", {}).values())):
                     get(f"{self.folder}/{shard}".lstrip("/"))
             return

@@ -68,3 +68,15 @@ def test_a_folder_of_the_hubs_cache(vae: AutoencoderKL, tmp_path: Path) -> None:
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("b2", encoding="utf-8")
     assert_same_weights(load_vae(folder), other)
+
+
+def test_json_with_a_byte_order_mark(vae: AutoencoderKL, tmp_path: Path) -> None:
+    """As editors of Windows write it: in the config, and in an index of shards."""
+    vae.save_pretrained(tmp_path, max_shard_size="100KB")
+    for path in tmp_path.glob("*.json"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(list(tmp_path.glob("*.json"))) == 2
+    assert_same_weights(load_vae(tmp_path), vae)
+    assert inspect_vae(tmp_path).problem is None
+    assert AutoencoderKL.load_config(tmp_path)["latent_channels"] == 4
+    vae.save_pretrained(tmp_path)  # over it

@@ -53,7 +53,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES} bytes")
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(f"{file} does not exist. Give the path of a folder or of a config.json.") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -85,7 +85,7 @@ def differences(config: Mapping[str, Any], saved: Mapping[str, Any]) -> str | No
 def other_model(folder: Path) -> str | None:
     """What a folder's config.json is of, if it is not an AutoencoderKL's; None without a config or with ours."""
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError):

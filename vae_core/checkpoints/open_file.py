@@ -171,7 +171,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         if size > MAX_INDEX_BYTES:
             raise ValueError(f"it has {size} bytes")
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
         if not all(isinstance(file, str) for file in weight_map.values()):
             raise ValueError("a file's name is not text")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
