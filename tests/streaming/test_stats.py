@@ -30,6 +30,13 @@ def test_sums_in_float64_keep_what_float32_would_lose():
     torch.testing.assert_close(stats.m2 / 45, values.var(1, correction=0), rtol=1e-6, atol=0)
 
 
+def test_sums_of_equal_values_have_no_deviation():
+    """Rounding may leave less than nothing; what is taken for it must be nothing, not a variance of its own."""
+    values = torch.full((1, 45, 2), 0.1, dtype=torch.float64)
+    stats = ChannelStats.from_sums(45, values.sum(1), values.square().sum(1))
+    assert (stats.m2 >= 0).all() and (stats.m2 < 1e-14).all()
+
+
 def test_variances_of_tiles_are_not_averaged():
     low, high = (StripStats.of(torch.full((1, 2, 2, 1), value)).finished() for value in (0.0, 4.0))
     assert (low.merge(high).m2 / 8).item() == 4.0  # each tile's own variance is zero

@@ -1,0 +1,229 @@
+"""Encode, decode, tile, swap, cancel, reload and save in one process: `python tools/soak.py --seconds 3600`.
+
+Each round is drawn from a seed. At the end memory, open files, threads and files in the temporary folder must be what
+they were after the first rounds; images must be, to the last bit, those of the first time. Prints a line a minute and
+a table of what was run; ends with status 1 and a sentence for what grew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+WARM_ROUNDS = 30  # before memory is expected to stand still: what is compiled and cached is there then
+MOST_GROWTH = (
+    24 << 20
+)  # bytes between the first and the last quarter; a leaked image is up to 0.6 MB, and there are thousands
+
+
+class StoppedError(Exception):
+    """What a user's cancellation raises."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What must not grow: bytes resident, open files, threads of this process, files in its temporary folder."""
+
+    resident: int
+    handles: int
+    threads: int
+    files: int
+
+    @classmethod
+    def now(cls, folder: Path) -> State:
+        gc.collect()
+        with_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if with_trim is not None:
+            with_trim(0)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return cls(
+            pages * os.sysconf("SC_PAGE_SIZE"),
+            len(os.listdir("/proc/self/fd")),
+            len(os.listdir("/proc/self/task")),
+            len(list(folder.rglob("*"))),
+        )
+
+
+class Soak:
+    """The rounds.
+
+    Args:
+        folder: for the models' files; the process's temporary folder is another one.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        import torch
+        from given.models import BY_NAME, family_fields, make
+
+        import vae_core
+
+        self.torch, self.core, self.random = torch, vae_core, random.Random(seed)
+        self.paths = []
+        for name in ("SDXL", "FLUX.1"):
+            path = folder / f"{name}.safetensors"
+            vae_core.save_single_file(make(family_fields(BY_NAME[name])), path)
+            self.paths.append(path)
+        self.folder, self.current = folder, 0
+        self.vae = vae_core.load_vae(self.paths[0])
+        self.results: dict[tuple[Any, ...], Any] = {}
+        self.done: Counter[str] = Counter()
+        self.kinds: list[Callable[[], None]] = [
+            *(self.decode, self.encode, self.decode, self.encode),
+            *(self.blended, self.cancelled, self.failed, self.reload, self.swap, self.save),
+        ]
+
+    def round(self) -> None:
+        work = self.random.choice(self.kinds)
+        work()
+        self.done[work.__name__] += 1
+
+    # What is run.
+
+    def options(self) -> dict[str, Any]:
+        chosen = {
+            "tiling": self.random.choice([None, None, self.core.TileSpec(size=4), self.core.TileSpec(size=9)]),
+            "memory_budget": self.random.choice([None, None, 4 << 20, 2 << 20]),
+            "circular": self.random.choice(["none", "none", "x", "both"]),
+        }
+        return {name: value for name, value in chosen.items() if value is not None}
+
+    def latent(self) -> Any:
+        height, width = self.random.choice([(4, 4), (8, 12), (24, 16)])
+        batch = self.random.choice([1, 1, 2])
+        generator = self.torch.Generator().manual_seed(height)
+        return self.torch.randn(batch, self.vae.config.latent_channels, height, width, generator=generator)
+
+    def image(self) -> Any:
+        height, width = self.random.choice([(32, 32), (64, 96), (192, 128)])
+        return self.torch.rand(1, 3, height, width, generator=self.torch.Generator().manual_seed(height)) * 2 - 1
+
+    def same(self, key: tuple[Any, ...], found: Any) -> None:
+        """The result of the first time. Sums of other strips differ by rounding, so options are part of the key."""
+        first = self.results.setdefault((self.current, *key), float(found.double().abs().sum()))
+        now = float(found.double().abs().sum())
+        if now != first:
+            raise AssertionError(f"{key}: another result than at first, {now} instead of {first}")
+
+    def decode(self) -> None:
+        z, options = self.latent(), self.options()
+        try:
+            self.same(("decode", tuple(z.shape), repr(options)), self.core.decode(self.vae, z, **options))
+        except self.core.MemoryBudgetError:
+            self.done["refused for the budget"] += 1
+
+    def encode(self) -> None:
+        image, options = self.image(), self.options()
+        try:
+            found = self.core.encode(self.vae, image, **options).parameters
+            self.same(("encode", tuple(image.shape), repr(options)), found)
+        except self.core.MemoryBudgetError:
+            self.done["refused for the budget"] += 1
+
+    def blended(self) -> None:
+        z = self.latent()
+        tiling = self.core.TileSpec(size=8, overlap=2, mode="blended")
+        self.same(("blended", tuple(z.shape)), self.core.decode(self.vae, z, tiling=tiling))
+
+    def cancelled(self) -> None:
+        left = self.random.randrange(12)
+
+        def progress(_: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise StoppedError
+
+        with contextlib.suppress(StoppedError):
+            self.core.decode(self.vae, self.latent(), progress=progress, memory_budget=4 << 20)
+
+    def failed(self) -> None:
+        z = self.latent()
+        z[0, 0, 0, 0] = float("nan")
+        for wrong in (z, z[:, :1], z.to(self.torch.int64)):
+            try:
+                self.core.decode(self.vae, wrong)
+            except self.core.VAEError:
+                continue
+            raise AssertionError("a wrong latent was decoded")
+
+    def reload(self) -> None:
+        self.vae = self.core.load_vae(self.paths[self.current])
+
+    def swap(self) -> None:
+        self.current = 1 - self.current
+        self.reload()
+
+    def save(self) -> None:
+        self.vae.save_pretrained(self.folder / "saved")
+        self.core.save_single_file(self.vae, self.folder / "saved.safetensors")
+
+
+def soak(seconds: float, seed: int, say: Callable[[str], object]) -> list[str]:
+    """Run for so long.
+
+    Returns:
+        A sentence for each thing that grew; none if all is well.
+    """
+    with tempfile.TemporaryDirectory(prefix="seamless-soak-") as models, tempfile.TemporaryDirectory() as temporary:
+        before, tempfile.tempdir = tempfile.tempdir, temporary
+        try:
+            return _soak(Soak(Path(models), seed), Path(temporary), seconds, say)
+        finally:
+            tempfile.tempdir = before
+
+
+def _soak(run: Soak, temporary: Path, seconds: float, say: Callable[[str], object]) -> list[str]:
+    for _ in range(WARM_ROUNDS):
+        run.round()
+    first = State.now(temporary)
+    states, start, told = [first], time.monotonic(), time.monotonic()
+    while time.monotonic() - start < seconds or len(states) < 8:
+        for _ in range(10):
+            run.round()
+        states.append(State.now(temporary))
+        if time.monotonic() - told >= 60:
+            told = time.monotonic()
+            say(f"{told - start:.0f} s, {sum(run.done.values())} rounds, {states[-1]}")
+    quarter = max(1, len(states) // 4)
+    early, late = (min(each.resident for each in part) for part in (states[:quarter], states[-quarter:]))
+    say(f"{sum(run.done.values())} rounds in {time.monotonic() - start:.0f} s: {dict(run.done)}")
+    say(f"resident: least of the first quarter {early / 2**20:.1f} MiB, of the last {late / 2**20:.1f} MiB")
+    say(f"first {first}, last {states[-1]}, {threading.active_count()} threads of Python's")
+    found = []
+    if late - early > MOST_GROWTH:
+        found.append(f"memory grew by {(late - early) / 2**20:.1f} MiB.")
+    for name in ("handles", "threads", "files"):
+        least = min(getattr(each, name) for each in states[-quarter:])
+        if least > getattr(first, name):
+            found.append(f"{name} grew from {getattr(first, name)} to {least}.")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3600)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    found = soak(options.seconds, options.seed, lambda line: print(line, flush=True))
+    print("\n".join(found) or "nothing grew")
+    sys.exit(bool(found))
+
+
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+if __name__ == "__main__":
+    main()
