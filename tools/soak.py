@@ -25,9 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_ROUNDS = 30  # before memory is expected to stand still: what is compiled and cached is there then
-MOST_GROWTH = (
-    24 << 20
-)  # bytes between the first and the last quarter; a leaked image is up to 0.6 MB, and there are thousands
+MOST_GROWTH = 24 << 20  # bytes between the first and the last quarter; a leaked image is up to 0.6 MB
 
 
 class StoppedError(Exception):
