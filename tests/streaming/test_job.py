@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 import vae_core
 from vae_core import AutoencoderKL, ImageError, Options, ShapeError, TileSpec
 from vae_core.halves import decoder_half
-from vae_core.streaming import prepare, source, strips, winograd
+from vae_core.streaming import prepare, source, strips
 from vae_core.streaming.direct import DirectConvolution
 from vae_core.streaming.packed_attention import PackedAttention
 from vae_core.streaming.stored_attention import StoredAttention
@@ -302,38 +302,6 @@ def test_a_damaged_weight_is_named(name: str, value: float, options: Options) ->
         vae.get_parameter(name).view(-1)[3 % vae.get_parameter(name).numel()] = value
     with pytest.raises(vae_core.DamagedWeightError, match=name.replace(".", r"\.") + ".*damaged"):
         vae_core.prepare_decode(vae, (1, 4, 24, 24), options).run(latent(1, SIZE))
-
-
-# Memory, term by term.
-
-
-def test_the_terms_of_a_fast_kernel_are_its_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not winograd.compiled():
-        pytest.skip("numba is not installed")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    seen: list[tuple[WinogradConvolution, dict[str, int], int]] = []
-    real = WinogradConvolution.compute
-
-    def compute(self: WinogradConvolution, strip: Any) -> Any:
-        part = real(self, strip)
-        kept = {name: each.nbytes for name, each in winograd._scratch.kept.items()}
-        seen.append((self, kept, sum(each.weight.numel() * 4 for each in self._weights.products)))
-        return part
-
-    monkeypatch.setattr(WinogradConvolution, "compute", compute)
-    try:
-        vae = make({**SMALL, "block_out_channels": (64, 64)})
-        vae_core.decode(vae, latent(1, 64, 64))
-    finally:
-        torch.set_num_threads(before)
-    assert seen
-    for kernel, kept, weights in seen:
-        terms = kernel.workspace()
-        assert weights <= terms["weights"] == kernel.packed_bytes() or kernel.step.shortcut is not None
-        if "products" in terms:
-            assert kept["left"] + kept["results"] == terms["products"]
-            assert kept["ring"] <= terms["ring"]
 
 
 @torch.no_grad()

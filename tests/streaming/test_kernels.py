@@ -64,7 +64,6 @@ def run(kernel: Kernel) -> ChannelStats:
         return kernel.combine([kernel.compute(strip) for strip in kernel.layout.strips()])
     finally:
         kernel.close()
-        winograd.drop_scratch()
 
 
 def convolution(name: str, case: Convolution, maps: Maps) -> Kernel:
@@ -391,7 +390,6 @@ def test_strips_in_any_order_and_some_of_them_twice(name: str) -> None:
                 kernel.compute(strip)
         finally:
             kernel.close()
-            winograd.drop_scratch()
     error = joined(maps.target).double() - result - added
     assert error.abs().max() <= BOUNDS["winograd"].largest * result.square().mean().sqrt()
 

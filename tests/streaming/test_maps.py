@@ -20,6 +20,7 @@ from vae_core import AutoencoderKL, TileSpec
 from vae_core.streaming import maps
 from vae_core.streaming.kernel import cut
 from vae_core.streaming.maps import FeatureMap
+from vae_core.streaming.pages import pages
 from vae_core.streaming.store import MapStore
 
 CPU = torch.device("cpu")
@@ -166,17 +167,16 @@ def test_bands_of_a_map_that_cannot_be_had_whole_are_given_back(monkeypatch: pyt
     monkeypatch.setattr(maps, "BAND_BYTES", 2**16)
     store, made = MapStore(CPU), []
 
-    def refuse(size: int, place: Any) -> Any:
+    def refuse(size: int, what: str) -> Tensor:
         if len(made) == 3:
             raise MemoryError
-        made.append(original(size, place))
+        made.append(pages(size, what))
         return made[-1]
 
-    original = store._made
-    monkeypatch.setattr(store, "_made", refuse)
+    monkeypatch.setattr("vae_core.streaming.store.pages", refuse)
     with pytest.raises(MemoryError):
         store.allocate((1, 64, 64, 32), torch.float32)
-    assert not store._lent
+    assert not store.lent
     store.drop_free()
     assert not any(store.used.values())
 

@@ -232,14 +232,14 @@ def attention(positions: int, device: str, store: Store) -> StoredAttention:
 def test_keys_without_values_are_given_back() -> None:
     class Full(MapStore):
         def allocate(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> FeatureMap:
-            if self._lent:
+            if self.lent:
                 raise MemoryError
             return super().allocate(shape, dtype)
 
     maps = Full(CPU)
     with pytest.raises(MemoryError):
         attention(16, "cpu", maps)
-    assert not maps._lent
+    assert not maps.lent
     maps.drop_free()
     assert maps.used == {"device": 0, "cpu": 0, "disk": 0}
 

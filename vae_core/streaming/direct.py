@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from .kernel import Layout, PassInputs, Strip, cut, even_size
 from .program import Convolve, PositionNorm
-from .stats import ChannelStats, StripStats, merge_all
+from .scratch import Scratch, Scratches
+from .stats import ChannelStats, StatsTable, StripStats, merge_all
 from .transfer import Arriving, Transfers
 
 _IN_PLACE = (torch.float32, torch.float64)  # precisions in which a norm is applied without a wider copy
@@ -46,6 +47,8 @@ class DirectConvolution:
         self._transfers: Transfers | None = None
         self._arriving: dict[Strip, Arriving] = {}
         self._buffer: Tensor | None = None
+        self.scratches: Scratches | None = None
+        self._scratch: Scratch | None = None
 
     def _lay_out(self) -> Layout:
         batch, height, width, channels = self.inputs.target.shape
@@ -59,23 +62,67 @@ class DirectConvolution:
             rows = even_size(within, rows, multiple)
         return Layout(cut(batch, batch), cut(height, rows, multiple, within), cut(width, width))
 
+    @property
+    def _sides(self) -> tuple[int, int]:
+        """Columns of padding at the left and the right."""
+        if self.step.scale == "down":
+            return 0, 1
+        halo = 1 if self.step.scale == "up" else self.step.conv.kernel_size[0] // 2
+        return halo, halo
+
+    @property
+    def _as_it_is(self) -> bool:
+        """Whether a strip reads the source's own rows, neither changed nor padded."""
+        return self.step.norm is None and self.step.act is None and self._sides == (0, 0)
+
+    def scratch_sizes(self) -> dict[str, int]:
+        """Bytes of each part of the memory for strips, on a CPU."""
+        strip, (batch, _, width, channels) = self.layout.first, self.inputs.source.shape
+        first, stop = self._reads(strip)
+        itemsize, results = self.inputs.dtype.itemsize, strip.positions * self.step.conv.out_channels
+        sizes = {"deviations": results * max(4, itemsize)}
+        if not self._as_it_is:
+            sizes["window"] = batch * (stop - first) * (width + sum(self._sides)) * channels * itemsize
+        if self.step.scale == "up":
+            sizes["result"] = results * itemsize
+        return sizes
+
     def workspace(self) -> dict[str, int]:
-        """The window that a strip reads, its result, and the weights."""
-        strip, device, dtype = self.layout.first, self.inputs.device, self.inputs.dtype
-        conv, itemsize = self.step.conv, dtype.itemsize
-        source = itemsize  # bytes of a value at once: the buffer, and what leads to it
+        """The window that a strip reads, its result, what leads to them, statistics, and the weights."""
+        if self.inputs.device.type != "cpu":
+            return self._workspace_on_a_device()
+        strip, (batch, _, width, channels) = self.layout.first, self.inputs.source.shape
+        first, stop = self._reads(strip)
+        conv, dtype, norm = self.step.conv, self.inputs.dtype, self.step.norm
+        read, results = batch * (stop - first) * width * channels, strip.positions * conv.out_channels
+        terms = {
+            **self.scratch_sizes(),
+            "statistics": StatsTable.bytes(len(self.layout), (batch, conv.out_channels), dtype),
+            "weights": 2 * conv.weight.numel() * dtype.itemsize,
+        }
+        if norm is not None and (dtype not in _IN_PLACE or isinstance(norm, PositionNorm)):
+            terms["normalized"] = 8 * read
+        if self.inputs.circular.y or self.inputs.source.band_count > 1:
+            terms["joined"] = dtype.itemsize * read  # a window of several pieces
+        terms["convolution"] = results * dtype.itemsize // (4 if self.step.scale == "up" else 1)  # a phase
+        if dtype not in _IN_PLACE:
+            terms["values"] = 4 * results
+        if self.step.shortcut is not None:
+            terms["shortcut"] = results * dtype.itemsize
+        return terms
+
+    def _workspace_on_a_device(self) -> dict[str, int]:
+        strip, dtype, conv = self.layout.first, self.inputs.dtype, self.step.conv
+        itemsize = dtype.itemsize
+        source = 4 * itemsize  # bytes of a value at once: the buffer, what leads to it, and strips on their way
         if self.step.norm is not None and (dtype not in _IN_PLACE or isinstance(self.step.norm, PositionNorm)):
-            source += 8 if device.type == "cpu" else itemsize
-        # The result, what is added to it, and deviations from its mean in float32.
-        target = itemsize + 4 + (4 if dtype != torch.float32 else 0)
+            source += itemsize
+        # The result and strips on their way back, what is added to it, and deviations from its mean in float32.
+        target = 5 * itemsize + 4 + (4 if dtype != torch.float32 else 0)
         if self.step.shortcut is not None:
             target += itemsize
         if self.step.scale == "up":
             target += itemsize // 4  # a phase
-        if device.type != "cpu":  # strips on their way, to the device and back
-            source, target = source + 3 * itemsize, target + 4 * itemsize
-        elif self.inputs.circular.y or self.inputs.source.band_count > 1:
-            source += itemsize  # a window of several pieces
         per_position = {"up": 0.25, "down": 4.0}.get(self.step.scale, 1.0)  # source positions for one of the target
         halo = 1 + 2 / strip.height
         return {
@@ -115,7 +162,15 @@ class DirectConvolution:
             scale, shift = inputs.coefficients
             self._coefficients = scale.to(wide).to(inputs.device), shift.to(wide).to(inputs.device)
 
-    def compute(self, strip: Strip) -> StripStats:
+        strips, shape = self.layout.strips(), (inputs.target.shape[0], self.step.conv.out_channels)
+        self._numbers = {strip: number for number, strip in enumerate(strips)}
+        self._table = StatsTable(len(strips), shape, inputs.dtype, inputs.device)
+        on_cpu = inputs.device.type == "cpu"
+        self.scratches = Scratches(inputs.store.scratch, int(on_cpu), self.scratch_sizes() if on_cpu else {})
+        self._scratch = self.scratches.take() if on_cpu else None
+
+    def compute(self, strip: Strip) -> int:
+        """The number of the strip, whose statistics are in the table of all."""
         assert self._transfers is not None
         arriving = self._arriving.pop(strip, None) or self._upload(strip)
         if (following := self._following.get(strip)) is not None:  # before this strip's work is queued
@@ -127,14 +182,22 @@ class DirectConvolution:
                 residual = F.conv2d(residual.permute(0, 3, 1, 2), *self._weights.shortcut).permute(0, 2, 3, 1)
             result.add_(residual)
         self._transfers.download(result, self.inputs.target.rows(*strip.rows))
-        return StripStats.of(result)
+        number, shape = self._numbers[strip], (len(result), result.shape[1] * result.shape[2], result.shape[3])
+        memory = None
+        if self._scratch is not None:
+            memory = self._scratch.tensor("deviations", shape, torch.promote_types(result.dtype, torch.float32))
+        self._table.put(number, StripStats.of(result, memory))
+        return number
 
-    def combine(self, parts: Sequence[StripStats]) -> ChannelStats:
-        return merge_all([part.finished() for part in parts])
+    def combine(self, parts: Sequence[int]) -> ChannelStats:
+        return merge_all([self._table.of(number).finished() for number in parts])
 
     def close(self) -> None:
         self._arriving.clear()
-        self._buffer = None
+        self._buffer = self._scratch = None
+        if self.scratches is not None:
+            self.scratches.close()
+            self.scratches = None
         if self._transfers is not None:
             self._transfers.finish()
 
@@ -158,41 +221,37 @@ class DirectConvolution:
 
     def _convolved(self, window: Tensor, strip: Strip) -> Tensor:
         kernels, bias = self._weights.kernels, self._weights.bias
-        if self.step.scale == "down":
-            x = self._padded(window, strip, left=0, right=1)
-            return F.conv2d(x, kernels[0], bias, stride=2).permute(0, 2, 3, 1)
-        if self.step.scale == "same":
-            halo = self.step.conv.kernel_size[0] // 2
-            x = self._padded(window, strip, left=halo, right=halo)
-            return F.conv2d(x, kernels[0], bias).permute(0, 2, 3, 1)
+        x = self._padded(window, strip)
+        if self.step.scale != "up":
+            stride = 2 if self.step.scale == "down" else 1
+            return F.conv2d(x, kernels[0], bias, stride=stride).permute(0, 2, 3, 1)
 
-        x = self._padded(window, strip, left=1, right=1)
         rows, columns = x.shape[2] - 2, x.shape[3] - 2
-        result = x.new_empty(x.shape[0], 2 * rows, 2 * columns, self.step.conv.out_channels)
+        shape = x.shape[0], 2 * rows, 2 * columns, self.step.conv.out_channels
+        result = x.new_empty(shape) if self._scratch is None else self._scratch.tensor("result", shape, x.dtype)
         for phase, kernel in enumerate(kernels):
             a, b = divmod(phase, 2)
             part = F.conv2d(x[:, :, a : a + rows + 1, b : b + columns + 1], kernel, bias)
             result[:, a::2, b::2] = part.permute(0, 2, 3, 1)
         return result
 
-    def _padded(self, x: Tensor, strip: Strip, left: int, right: int) -> Tensor:
+    def _padded(self, x: Tensor, strip: Strip) -> Tensor:
         """The rows that a strip reads, normalised, activated and padded: [B, C, rows, left + W + right].
 
         They are in a buffer that serves all strips of the pass.
         """
-        first, stop = self._reads(strip)
-        circular, height = self.inputs.circular, self.inputs.source.shape[1]
-        above, below = (0, 0) if circular.y else (max(0, -first), max(0, stop - height))
-        as_it_is = self.step.norm is None and self.step.act is None
-        if as_it_is and not any((above, below, left, right)):
+        if self._as_it_is:
             return x.permute(0, 3, 1, 2)
+        first, stop = self._reads(strip)
+        (left, right), circular, height = self._sides, self.inputs.circular, self.inputs.source.shape[1]
+        above, below = (0, 0) if circular.y else (max(0, -first), max(0, stop - height))
         batch, rows, width, channels = x.shape
         rows += above + below
-        if self._buffer is None or self._buffer.shape[1] < rows:
-            self._buffer = x.new_zeros(batch, rows, left + width + right, channels)
+        if self._buffer is None:
+            self._buffer = self._new_buffer((batch, rows, left + width + right, channels), x)
         padded = self._buffer[:, :rows]
         inside = padded[:, above : rows - below, left : left + width]
-        if as_it_is:
+        if self.step.norm is None and self.step.act is None:
             inside.copy_(x)
         else:
             self._activate(x, inside)
@@ -202,6 +261,15 @@ class DirectConvolution:
             padded[:, :, :left] = padded[:, :, width : width + left]
             padded[:, :, left + width :] = padded[:, :, left : left + right]
         return padded.permute(0, 3, 1, 2)
+
+    def _new_buffer(self, shape: tuple[int, int, int, int], like: Tensor) -> Tensor:
+        """For the first strip, which is the largest; the columns at its sides are zeros."""
+        if self._scratch is None:
+            return like.new_zeros(shape)
+        buffer, (left, right) = self._scratch.tensor("window", shape, like.dtype), self._sides
+        buffer[:, :, :left] = 0
+        buffer[:, :, shape[2] - right :] = 0
+        return buffer
 
     def _activate(self, x: Tensor, out: Tensor) -> None:
         """out = act(norm(x)) for [B, H, W, C]."""

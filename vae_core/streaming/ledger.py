@@ -9,6 +9,7 @@ import torch
 
 from . import maps
 from .maps import PlannedMap
+from .scratch import ScratchStore
 
 # A buffer that is at most so many times larger than needed is used again instead of a fresh one, whose pages the
 # system would have to clear.
@@ -119,6 +120,7 @@ class PlannedStore:
     def __init__(self, limit: int | None = None, cpu_limit: int = 0) -> None:
         self._ledger = Ledger(limit, cpu_limit)
         self.used, self.peak = self._ledger.used, self._ledger.peak
+        self.scratch = ScratchStore()  # nothing is computed
 
     def allocate(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> PlannedMap:
         """As MapStore's."""

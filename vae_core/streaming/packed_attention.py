@@ -14,7 +14,7 @@ from .kernel import Layout, PassInputs, Strip, cut
 from .maps import FeatureMap
 from .program import Attend, AttentionWeights, Pass, PositionNorm
 from .softmax import OnlineSoftmax, folded, per_item
-from .stats import ChannelStats, StripStats
+from .stats import ChannelStats, StatsTable, StripStats
 
 _CPU = torch.device("cpu")
 _QUERIES = 256  # at most
@@ -58,6 +58,7 @@ class PackedAttention:
         """Keys and values, what they are packed from, and the scores of each thread."""
         channels = self.step.channels
         return {
+            "statistics": StatsTable.bytes(len(self.layout), (1, channels), self.inputs.dtype),
             "keys": 4 * (2 * self.inputs.source.shape.numel() + 2 * channels**2),
             # A block of them as it is and laid out anew, and the projections; allocators keep that.
             "packing": 4 * (2 * min(PACKED_KEYS, self.positions) * channels + 4 * channels**2),
@@ -75,20 +76,28 @@ class PackedAttention:
 
     def prepare(self, packed: None) -> None:
         assert self.inputs.coefficients is not None
+        strips = self.layout.strips()
+        self._numbers = {strip: number for number, strip in enumerate(strips)}
+        self._table = StatsTable(len(strips), (1, self.step.channels), self.inputs.dtype, _CPU)
+        self.inputs.store.scratch.lend(0, 0)  # what passes before have left is not needed here
         self._items = [
             _PackedItem(self.step.weights, self.inputs.source.tokens().item(item), scale, shift, self.queries)
             for item, (scale, shift) in enumerate(zip(*self.inputs.coefficients, strict=True))
         ]
 
-    def compute(self, strip: Strip) -> tuple[int, StripStats]:
+    def compute(self, strip: Strip) -> int:
+        """The number of the strip, whose statistics are in the table of all."""
         item, (start, stop) = strip.items[0], strip.rows
         tokens = self.inputs.source.tokens().item(item).rows(start, stop)[0, :, 0]
         result = self._items[item](tokens)
         self.inputs.target.tokens().item(item).write(start, result[None, :, None])
-        return item, StripStats.of(result[None, None])
+        self._table.put(self._numbers[strip], StripStats.of(result[None, None]))
+        return self._numbers[strip]
 
-    def combine(self, parts: Sequence[tuple[int, StripStats]]) -> ChannelStats:
-        return per_item(parts, self.inputs.source.shape[0])
+    def combine(self, parts: Sequence[int]) -> ChannelStats:
+        strips = self.layout.strips()
+        found = [(strips[number].items[0], self._table.of(number)) for number in parts]
+        return per_item(found, self.inputs.source.shape[0])
 
     def close(self) -> None:
         self._items = []

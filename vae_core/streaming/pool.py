@@ -18,7 +18,6 @@ from . import internals
 from .kernel import Kernel
 from .memory import give_back_freed
 from .shortage import is_out_of_memory
-from .winograd import drop_scratch
 
 logger = logging.getLogger("seamless_vae")
 
@@ -188,14 +187,11 @@ def run_strips(
 
 def _one_after_another(kernel: Kernel, advance: Callable[[int], None], trim: bool) -> list[Any]:
     parts = []
-    try:
-        for strip in kernel.layout.strips():
-            parts.append(kernel.compute(strip))
-            if trim:
-                give_back_freed()
-            advance(kernel.flops(strip))
-    finally:
-        drop_scratch()
+    for strip in kernel.layout.strips():
+        parts.append(kernel.compute(strip))
+        if trim:
+            give_back_freed()
+        advance(kernel.flops(strip))
     return parts
 
 
@@ -259,6 +255,5 @@ class _InThreads:
             except BaseException as error:
                 self.errors.append(error)
             finally:
-                drop_scratch()
                 self.at_work.pop()
                 self.news.set()

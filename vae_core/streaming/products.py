@@ -16,6 +16,11 @@ from . import internals
 VECTOR = 16  # channels that oneDNN's products work on at a time
 
 
+def whole_vectors(channels: int) -> int:
+    """So many channels, filled up to whole vectors."""
+    return channels + -channels % VECTOR
+
+
 def padded(x: Tensor, zeros: int) -> Tensor:
     """x with so many zeros more in its last dimension; x itself for none, which `F.pad` would copy."""
     return F.pad(x, (0, zeros)) if zeros else x
@@ -51,6 +56,10 @@ class PackedProducts:
             left = F.pad(left, (0, 0, 0, 0, 0, self.rows - count))
         y = internals.multiply(self.as_image(left), self.weight, self.groups)
         return y.permute(0, 2, 3, 1).view(self.rows, self.groups, self.out_channels)[:count]
+
+    def add_to(self, out: Tensor, left: Tensor) -> None:
+        """out += left @ matrices, for `rows` rows: [rows, groups, C] -> [rows, groups, K], both contiguous."""
+        internals.add_products(self.as_image(out), self.as_image(left), self.weight, self.groups)
 
     def as_image(self, matrices: Tensor) -> Tensor:
         """[rows, groups, C] as the image that a convolution takes."""

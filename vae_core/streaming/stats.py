@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .pages import pages
+
 
 @dataclass
 class ChannelStats:
@@ -75,8 +77,12 @@ class StripStats(NamedTuple):
     squares: Tensor
 
     @classmethod
-    def of(cls, strip: Tensor) -> StripStats:
-        """Of a strip [B, H, W, C] of any dtype: in float32, or wider if it is, about the strip's own mean."""
+    def of(cls, strip: Tensor, memory: Tensor | None = None) -> StripStats:
+        """Of a strip [B, H, W, C] of any dtype: in float32, or wider if it is, about the strip's own mean.
+
+        Args:
+            memory: [B, H * W, C] of that type, for deviations on a CPU; None for some from torch.
+        """
         count = strip.shape[1] * strip.shape[2]
         if strip.device.type == "cuda":
             return cls(count, *_measured_on_cuda(strip))
@@ -84,7 +90,7 @@ class StripStats(NamedTuple):
         values = strip.flatten(1, 2).to(torch.promote_types(strip.dtype, torch.float32))
         ones = values.new_ones(1, 1, count).expand(len(values), 1, count)
         mean = (ones @ values) / count
-        deviations = values - mean
+        deviations = torch.sub(values, mean, out=memory)
         rest = (ones @ deviations)[:, 0]
         return cls(count, mean[:, 0], rest, (ones @ deviations.square_())[:, 0])
 
@@ -92,6 +98,45 @@ class StripStats(NamedTuple):
         """In float64 on the CPU."""
         mean, rest, squares = (each.cpu().double() for each in self[1:])
         return ChannelStats(self.count, mean + rest / self.count, (squares - rest.square() / self.count).clamp_min_(0))
+
+
+class StatsTable:
+    """Statistics of all strips of a pass, in one piece of memory.
+
+    As tensors of their own they would stay between the temporaries of strips, which the C library could then neither
+    give back nor use again.
+
+    Args:
+        strips: how many.
+        shape: [B, C] of each.
+        dtype: of strips; statistics are in float32, or wider if that is.
+        device: where they are until the pass is over.
+    """
+
+    def __init__(self, strips: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+        wide = torch.promote_types(dtype, torch.float32)
+        self._counts = [0] * strips
+        numbers = 3 * strips * shape[0] * shape[1]
+        if device.type == "cpu":
+            memory = pages(numbers * wide.itemsize, "statistics").view(wide)
+        else:
+            memory = torch.empty(numbers, dtype=wide, device=device)
+        self._values = memory.view(strips, 3, *shape)
+
+    @staticmethod
+    def bytes(strips: int, shape: tuple[int, int], dtype: torch.dtype) -> int:
+        """What a table takes."""
+        return 3 * strips * shape[0] * shape[1] * torch.promote_types(dtype, torch.float32).itemsize
+
+    def put(self, index: int, stats: StripStats) -> None:
+        """Write down a strip's."""
+        self._counts[index] = stats.count
+        for place, value in zip(self._values[index], stats[1:], strict=True):
+            place.copy_(value)
+
+    def of(self, index: int) -> StripStats:
+        """A strip's, as views of the table."""
+        return StripStats(self._counts[index], *self._values[index])
 
 
 def _measured_on_cuda(strip: Tensor) -> tuple[Tensor, Tensor, Tensor]:

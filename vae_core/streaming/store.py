@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-import mmap
-import os
-import tempfile
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,15 +10,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import MemoryBudgetError
 from .internals import page_lock, unlock
 from .ledger import Ledger, Lot, Place, bands_of
 from .maps import FeatureMap
 from .memory import give_back_freed
+from .offload_file import OffloadFile
+from .pages import pages
+from .scratch import ScratchStore
 
-logger = logging.getLogger("seamless_vae")
-
-_HUGE_PAGE = 2**21
 _LARGE = 2**26  # bytes of a map that is worth some milliseconds spent on finding memory for it
 
 
@@ -35,7 +29,13 @@ class _Buffer:
 
 
 class Store(Protocol):
-    """Lends maps and takes them back."""
+    """Lends maps and takes them back.
+
+    Attributes:
+        scratch: memory that kernels compute strips in.
+    """
+
+    scratch: ScratchStore
 
     def allocate(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> FeatureMap: ...
     def release(self, lent: Any) -> None: ...
@@ -48,19 +48,22 @@ class MapStore:
         device: of the arithmetic.
         limit: bytes of maps to hold on the device; None for no limit.
         cpu_limit: bytes of what does not fit there to offload to CPU memory, which is page-locked where that can be;
-            0 where it is the same memory. What does not fit either is offloaded to disk, to a file that has no name
-            where the system allows that, and is deleted with its map everywhere.
+            0 where it is the same memory. What does not fit either is offloaded to disk, to one temporary file.
+        disk_bytes: most bytes that are planned to be on disk at once; room for them is asked for at once.
 
     Attributes:
-        used, peak: bytes now and at most, by place.
+        used, peak: bytes of maps now and at most, by place.
+        scratch: memory that kernels compute strips in, which is not counted.
     """
 
-    def __init__(self, device: torch.device, limit: int | None = None, cpu_limit: int = 0) -> None:
+    def __init__(self, device: torch.device, limit: int | None = None, cpu_limit: int = 0, disk_bytes: int = 0) -> None:
         self.device = device
         self._ledger = Ledger(limit, cpu_limit)
         self.used, self.peak = self._ledger.used, self._ledger.peak
         self._idle: dict[tuple[Place, int], deque[_Buffer]] = {}  # the oldest first
         self._lent: dict[int, _Buffer] = {}
+        self._file = OffloadFile(disk_bytes)
+        self.scratch = ScratchStore()
 
     def allocate(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> FeatureMap:
         """An uninitialised map [B, H, W, C].
@@ -94,7 +97,7 @@ class MapStore:
 
     def _buffer(self, lot: Lot) -> _Buffer:
         if lot.fresh:
-            self.drop_free()
+            self._drop_idle()
             buffer = self._made(lot.bytes, lot.place)
         else:
             buffer = self._idle[lot.place, lot.bytes].popleft()
@@ -106,52 +109,35 @@ class MapStore:
         self._idle.setdefault((buffer.lot.place, buffer.lot.bytes), deque()).append(buffer)
         self._ledger.take_back(buffer.lot)
 
+    @property
+    def lent(self) -> list[Tensor]:
+        """The memory of all bands that are lent, uint8."""
+        return [buffer.data for buffer in self._lent.values()]
+
     def drop_free(self) -> None:
-        """Give buffers that are not lent back to the system."""
+        """Give buffers that are not lent, and what kernels have computed in, back to the system."""
+        self._drop_idle()
+        self.scratch.drop()
+        if not self.used["disk"]:
+            self._file.close()
+
+    def _drop_idle(self) -> None:
         for buffers in self._idle.values():
             for buffer in buffers:
                 if buffer.locked:
                     unlock(buffer.data)
+                if buffer.lot.place == "disk":
+                    self._file.take_back(buffer.data)
         self._idle.clear()
         self._ledger.drop_idle()
 
     def _made(self, size: int, place: Place) -> _Buffer:
         lot = Lot(place, size, 1, True)
         if place == "disk":
-            return _Buffer(lot, _mapped_file(size))
+            return _Buffer(lot, self._file.lend(size))
         if size >= _LARGE:
             give_back_freed()
         if place == "cpu" or self.device.type == "cpu":
-            data = _pages(size)
+            data = pages(size, "feature maps")
             return _Buffer(lot, data, locked=page_lock(data, self.device))
         return _Buffer(lot, torch.empty(size, dtype=torch.uint8, device=self.device))
-
-
-def _pages(size: int) -> Tensor:
-    """`size` bytes of fresh memory, in large pages where the system has them: it clears those several times faster."""
-    if size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(size, dtype=torch.uint8, device="cpu")
-    try:
-        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
-        raise MemoryError(f"{size / 2**20:.0f} MiB for feature maps cannot be allocated ({error.strerror}).") from error
-    with contextlib.suppress(OSError):  # a kernel without them
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=torch.uint8)
-
-
-def _mapped_file(size: int) -> Tensor:
-    """`size` bytes of a temporary file, mapped. The file has no name, or goes when the mapping does."""
-    with tempfile.TemporaryFile(prefix="seamless-vae-") as file:
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)  # else a full disk would be a fatal signal later
-            else:
-                file.truncate(size)
-        except OSError as error:
-            raise MemoryBudgetError(
-                f"the memory budget leaves {size / 2**20:.0f} MiB of feature maps to be offloaded to disk, to "
-                f"{tempfile.gettempdir()}, which has no room for them ({error.strerror}). "
-                f"Raise the budget, or point TMPDIR to a larger disk."
-            ) from error
-        return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8)

@@ -14,7 +14,7 @@ from .kernel import Layout, PassInputs, Strip, cut
 from .maps import FeatureMap
 from .program import Attend, Linear, PositionNorm
 from .softmax import OnlineSoftmax, folded, per_item
-from .stats import ChannelStats, StripStats
+from .stats import ChannelStats, StatsTable, StripStats
 
 _QUERIES = 1024  # positions that attend at a time
 _ACCELERATOR_QUERIES = 4096  # where there is more to be busy with
@@ -64,6 +64,7 @@ class StoredAttention:
             "queries": 64 * self.queries * channels,
             "weights": 32 * channels**2,
             "scores": 4 * self.queries * in_blocks,
+            "statistics": StatsTable.bytes(len(self.layout), (1, channels), self.inputs.dtype),
         }
         if self.inputs.device.type != "cpu":
             terms["scores"] = 4 * self.queries * max(in_blocks, whole)
@@ -101,12 +102,17 @@ class StoredAttention:
         device, dtype = self.inputs.device, self.inputs.dtype
         self._output = weight.detach().to(device, dtype), bias.detach().to(device, dtype)
         self._projections = self.step.weights.query_key_value()
+        strips = self.layout.strips()
+        self._numbers = {strip: number for number, strip in enumerate(strips)}
+        self._table = StatsTable(len(strips), (1, self.step.channels), dtype, device)
+        self.inputs.store.scratch.lend(0, 0)  # what passes before have left is not needed here
 
     def close(self) -> None:
         self.inputs.store.release(self.keys)
         self.inputs.store.release(self.values)
 
-    def compute(self, strip: Strip) -> tuple[int, StripStats] | None:
+    def compute(self, strip: Strip) -> int | None:
+        """The number of the strip, whose statistics are in the table of all; None for keys and values."""
         item, (start, stop) = strip.items[0], strip.rows
         tokens, keys, values = (each.item(item) for each in (self.inputs.source.tokens(), self.keys, self.values))
         if strip.rows == _MAKE_KEYS:
@@ -126,7 +132,8 @@ class StoredAttention:
             attended = F.scaled_dot_product_attention(query[None, None], key, value)[0, 0]
         result = F.linear(attended, *self._output) + chunk
         self.inputs.target.tokens().item(item).write(start, result[None, :, None])
-        return item, StripStats.of(result[None, None])
+        self._table.put(self._numbers[strip], StripStats.of(result[None, None]))
+        return self._numbers[strip]
 
     def _of_normalized(self, layer: Linear, item: int) -> Linear:
         """A projection of what `_normalized` leaves: a GroupNorm is part of its weights."""
@@ -140,8 +147,10 @@ class StoredAttention:
         norm = self.step.norm
         return norm.apply(tokens) if isinstance(norm, PositionNorm) else tokens
 
-    def combine(self, parts: Sequence[tuple[int, StripStats] | None]) -> ChannelStats:
-        return per_item([part for part in parts if part is not None], self.inputs.source.shape[0])
+    def combine(self, parts: Sequence[int | None]) -> ChannelStats:
+        strips = self.layout.strips()
+        found = [(strips[number].items[0], self._table.of(number)) for number in parts if number is not None]
+        return per_item(found, self.inputs.source.shape[0])
 
 
 def attend_in_blocks(query: Tensor, keys: FeatureMap, values: FeatureMap) -> Tensor:

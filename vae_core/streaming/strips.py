@@ -15,7 +15,6 @@ from .progress import Report
 from .request import Request
 from .source import Source
 from .store import MapStore
-from .winograd import drop_scratch
 
 # Under smaller budgets, what allocators keep between passes is a good part of them.
 _TRIM_BELOW = 512 * MIB
@@ -59,7 +58,7 @@ class Strips:
         request.half.check_weights()
         if out is None:
             out = torch.empty(request.output_shape, dtype=manner.dtype, device=manner.device)
-        store = MapStore(manner.device, planned.map_limit, request.offload)
+        store = MapStore(manner.device, planned.map_limit, request.offload, planned.plan.places.disk)
         weights = PackedWeights(planned.packed_limit)
         report.expect(planned.plan.flops, planned.plan.passes)
         rows = request.latent_size[0]
@@ -74,5 +73,4 @@ class Strips:
                     execution.run(x, out[part], rows, pool, report, weights)
         finally:
             store.drop_free()  # an exception's traceback may keep the store
-            drop_scratch()
         return out

@@ -9,7 +9,6 @@ the products; the transforms around them are compiled (`winograd_jit/`), or, wit
 from __future__ import annotations
 
 import functools
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,26 +19,30 @@ from torch import Tensor, nn
 
 from . import internals, transforms, winograd_torch
 from .internals import products_available
-from .products import VECTOR, PackedProducts, padded
+from .products import VECTOR, PackedProducts, padded, whole_vectors
+from .scratch import Scratch
 from .transforms import TILE, Transform
 
 __all__ = [
     "GROUPS",
     "TILE",
     "VECTOR",
+    "Operands",
     "PackedProducts",
     "Rows",
     "Target",
     "compiled",
-    "drop_scratch",
+    "is_whole",
     "most_tiles",
-    "pack_upsample",
-    "pack_winograd",
+    "pack",
+    "packing_bytes",
     "padded",
     "pieces_of",
     "products_available",
+    "scratch_sizes",
     "upsample_strip",
     "whole_array",
+    "whole_vectors",
     "winograd_strip",
 ]
 
@@ -84,13 +87,19 @@ def pieces_of(weights: int, scale: str) -> int:
     return _pieces(weights, transforms.BY_SCALE[scale])
 
 
-def _pack_transformed(conv: nn.Conv2d, transform: Transform, rows: int) -> list[PackedProducts]:
+def packing_bytes(conv: nn.Conv2d, scale: str) -> int:
+    """Bytes of the transformed weights that `pack` packs at a time."""
+    weights = GROUPS[scale] * conv.in_channels * conv.out_channels
+    return 4 * weights // pieces_of(weights, scale)
+
+
+def _pack_transformed(conv: nn.Conv2d, transform: Transform, rows: int, memory: Tensor) -> list[PackedProducts]:
     """G w G^T for every kernel w of `conv`, packed together or row by row of the result."""
     kernels = conv.weight.detach().float().cpu().flatten(0, 1).flatten(1).t()  # [9, K * C]
     one = transforms.as_tensor(transform.kernel)
     both = torch.kron(one, one).float()
     pieces = _pieces(both.shape[0] * kernels.shape[1], transform)
-    matrices = torch.from_numpy(_buffer("weights", both.shape[0] // pieces, kernels.shape[1]))
+    matrices = memory.view(torch.float32).view(both.shape[0] // pieces, kernels.shape[1])
     packed = []
     for part in both.chunk(pieces):
         torch.mm(part, kernels, out=matrices)
@@ -98,72 +107,77 @@ def _pack_transformed(conv: nn.Conv2d, transform: Transform, rows: int) -> list[
     return packed
 
 
-def pack_winograd(conv: nn.Conv2d, tiles: int) -> list[PackedProducts]:
-    """The weights of a 3x3 convolution, transformed for strips of so many tiles: four times their size."""
-    return _pack_transformed(conv, transforms.WINOGRAD, tiles)
+def pack(conv: nn.Conv2d, scale: str, tiles: int, memory: Tensor) -> list[PackedProducts]:
+    """The weights of a 3x3 convolution, transformed for strips of so many tiles.
 
+    They are four times as large as its own, or 25/9 where it follows a doubling (scale "up").
 
-def pack_upsample(conv: nn.Conv2d, tiles: int) -> list[PackedProducts]:
-    """The weights of a 3x3 convolution that follows a doubling, as `pack_winograd`: 25/9 of their size."""
-    return _pack_transformed(conv, transforms.UPSAMPLE, tiles)
+    Args:
+        memory: `packing_bytes` of it, uint8.
+    """
+    return _pack_transformed(conv, transforms.BY_SCALE[scale], tiles, memory)
 
 
 # What is not there, for the compiled functions.
 _NO_VECTOR = np.empty(0, np.float32)
 _NO_MAP = np.empty((0, 0, 0), np.float32)
 
-_scratch = threading.local()
 
+def scratch_sizes(conv: nn.Conv2d, scale: str, tiles: tuple[int, int]) -> dict[str, int]:
+    """Bytes that a strip of so many tiles below and beside one another needs, by what they are for.
 
-def _buffer(name: str, *shape: int) -> np.ndarray:
-    """A float32 array of this thread's own, kept from strip to strip."""
-    kept: dict[str, np.ndarray] = _scratch.__dict__.setdefault("kept", {})
-    size = int(np.prod(shape))
-    if name not in kept or kept[name].size < size:
-        kept[name] = np.empty(size, np.float32)
-    return kept[name][:size].reshape(shape)
-
-
-def drop_scratch() -> None:
-    """Give back what `_buffer` keeps for the calling thread."""
-    _scratch.__dict__.clear()
+    "products" are both sides of them; "ring" is that of the compiled transforms, and the others are those in torch
+    operations.
+    """
+    transform, channels, out_channels = transforms.BY_SCALE[scale], conv.in_channels, conv.out_channels
+    numbers = tiles[0] * tiles[1] * transform.products**2
+    sizes = {"left": numbers * whole_vectors(channels), "results": numbers * out_channels}
+    if compiled():
+        sizes["ring"] = 16 * channels if scale == "up" else 36 * min(channels, _jit().BLOCK)
+    else:
+        sizes.update(winograd_torch.scratch_sizes(transform, channels, out_channels, tiles))
+    return {name: 4 * size for name, size in sizes.items()}
 
 
 @dataclass(frozen=True)
-class _Operands:
+class Operands:
     """Both sides of a pass's products in one thread: memory, and the operators' views of it.
 
     They are made once for a pass, since each of torch's operations, be it a view, gives the interpreter lock away and
     waits for it again, which would take a tenth of the time of threads with short strips.
 
     Attributes:
+        scratch: with the parts that `scratch_sizes` names.
         left: [products, rows, groups, padded channels], zeros beyond the channels.
         results: [products, rows, groups, K], zeros between strips: oneDNN's operator that writes to memory of the
             caller's adds to what is there.
+        ring: of the compiled transforms.
     """
 
     products: list[PackedProducts]
+    scratch: Scratch
     left: np.ndarray
     results: np.ndarray
+    ring: np.ndarray | None
     views: list[tuple[Tensor, Tensor, Tensor]]
 
     @classmethod
-    def of(cls, products: list[PackedProducts], channels: int) -> _Operands:
-        """Those of the calling thread."""
-        kept: _Operands | None = getattr(_scratch, "operands", None)
-        if kept is not None and kept.products is products:
-            return kept
+    def of(cls, scratch: Scratch, products: list[PackedProducts], channels: int) -> Operands:
+        """Those in a worker's memory, whichever thread that is."""
+        if scratch.made is not None:
+            return scratch.made
         first = products[0]
-        left = _buffer("left", len(products), first.rows, first.groups, first.in_channels)
-        results = _buffer("results", len(products), first.rows, first.groups, first.out_channels)
+        left = scratch.array("left", len(products), first.rows, first.groups, first.in_channels)
+        results = scratch.array("results", len(products), first.rows, first.groups, first.out_channels)
         left[..., channels:] = 0.0
         results.fill(0.0)
         views = [
             (each.as_image(x), each.as_image(y), each.weight)
             for each, x, y in zip(products, torch.from_numpy(left), torch.from_numpy(results), strict=True)
         ]
-        _scratch.operands = cls(products, left, results, views)
-        return _scratch.operands
+        ring = scratch.array("ring", scratch.sizes["ring"] // 4) if compiled() else None
+        scratch.made = cls(products, scratch, left, results, ring, views)
+        return scratch.made
 
     def multiply(self, tiles: int) -> np.ndarray:
         """The products of the first `tiles` rows. Whoever reads them must leave zeros."""
@@ -189,21 +203,27 @@ class Rows:
 
     @classmethod
     def of(cls, rows: Tensor, first: int) -> Rows:
-        """Of [rows, W, C], which may be the first channels of a wider contiguous map; anything else is copied."""
-        whole = whole_array(rows[None])
-        return cls(rows.contiguous().numpy() if whole is None else whole[0], first, rows.shape[2])
+        """Of contiguous [rows, W, C]."""
+        return cls(rows.numpy(), first, rows.shape[2])
+
+
+def is_whole(band: Tensor) -> bool:
+    """Whether a band [B, rows, W, C] is float32 in the CPU's memory, laid out so, or part of a wider one that is."""
+    _, rows, width, channels = band.shape
+    wider = band.stride(2)
+    lines = (rows * width * wider, width * wider, wider, 1)
+    strides = zip(band.shape, band.stride(), lines, strict=True)
+    laid_out = wider >= channels and all(size == 1 or step == line for size, step, line in strides)
+    return laid_out and band.dtype == torch.float32 and band.device.type in ("cpu", "meta")
 
 
 def whole_array(band: Tensor) -> np.ndarray | None:
-    """A band [B, rows, W, C] as a contiguous array, with the other channels of a wider map; None if it is none."""
-    batch, rows, width, channels = band.shape
-    wider = band.stride(2)
-    lines = (rows * width * wider, width * wider, wider, 1)
-    if wider < channels or any(
-        size > 1 and step != line for size, step, line in zip(band.shape, band.stride(), lines, strict=True)
-    ):
+    """A band as an array, with the other channels of a wider map; None if it is not whole."""
+    if not is_whole(band):
         return None
-    return band.as_strided((batch, rows, width, wider), lines).numpy()
+    batch, rows, width, _ = band.shape
+    wider = band.stride(2)
+    return band.as_strided((batch, rows, width, wider), (rows * width * wider, width * wider, wider, 1)).numpy()
 
 
 @dataclass(frozen=True)
@@ -234,15 +254,16 @@ class Target:
 
 
 def winograd_strip(
+    operands: Operands,
     window: Rows,
     coefficients: tuple[np.ndarray, np.ndarray] | None,
-    products: list[PackedProducts],
     bias: np.ndarray,
     residual: Tensor | None,
     in_place: bool,
     target: Target,
     circular_x: bool,
-) -> tuple[np.ndarray, np.ndarray]:
+    sums: np.ndarray,
+) -> None:
     """conv(silu(x * scale + shift)) + bias, with a residual, for a rectangle.
 
     Args:
@@ -250,17 +271,16 @@ def winograd_strip(
         coefficients: scale and shift [C]; None to convolve the source as it is.
         residual: added, [rows, columns, K] of the rectangle, contiguous; None for none.
         in_place: add what is in the rectangle instead.
-
-    Returns:
-        Sums of the values and of their squares, [K] in float64.
+        sums: [2, K] in float64, where the sums of the values and of their squares are written.
     """
     if not compiled():
         if in_place:
             residual = target.values
-        return _strip_by_torch(
-            transforms.WINOGRAD, window, coefficients, products, bias, residual, target, (1, target.left), circular_x
+        left = (1, target.left)
+        _strip_by_torch(
+            transforms.WINOGRAD, operands, window, coefficients, bias, residual, target, left, circular_x, sums
         )
-    operands, channels = _Operands.of(products, window.channels), window.channels
+        return
     scale, shift = (_NO_VECTOR, _NO_VECTOR) if coefficients is None else coefficients
     _jit().transform_inputs(
         window.array,
@@ -269,15 +289,15 @@ def winograd_strip(
         circular_x,
         scale,
         shift,
-        _buffer("ring", min(channels, _jit().BLOCK) // _jit().LANES, 6, 6, _jit().LANES),
+        operands.ring,
         operands.left,
         *target.tiles,
-        channels,
+        window.channels,
     )
     added, added_left = _NO_MAP if residual is None else residual.numpy(), 0
     if in_place:
         added, added_left = target.rows.array, target.left
-    total, squares = np.zeros(target.rows.channels), np.zeros(target.rows.channels)
+    sums.fill(0.0)
     _jit().transform_outputs(
         operands.multiply(target.count),
         bias,
@@ -286,62 +306,61 @@ def winograd_strip(
         target.rows.array,
         target.left,
         target.right,
-        total,
-        squares,
+        sums[0],
+        sums[1],
     )
-    return total, squares
 
 
 def upsample_strip(
-    window: Rows, products: list[PackedProducts], bias: np.ndarray, target: Target, circular_x: bool
-) -> tuple[np.ndarray, np.ndarray]:
+    operands: Operands, window: Rows, bias: np.ndarray, target: Target, circular_x: bool, sums: np.ndarray
+) -> None:
     """conv(double(x)) + bias for a rectangle whose upper and left edges are even.
 
-    `window` is of source rows, from one above the target's to one below them as far as they exist. Returns as
-    `winograd_strip` does.
+    `window` is of source rows, from one above the target's to one below them as far as they exist; `sums` as for
+    `winograd_strip`.
     """
     if not compiled():
-        up, left = transforms.UPSAMPLE, target.left // 2
-        return _strip_by_torch(up, window, None, products, bias, None, target, (2, left), circular_x)
-    operands, channels = _Operands.of(products, window.channels), window.channels
+        left = (2, target.left // 2)
+        _strip_by_torch(transforms.UPSAMPLE, operands, window, None, bias, None, target, left, circular_x, sums)
+        return
     _jit().upsample_inputs(
         window.array,
         target.rows.first // 2 - 1 - window.first,
         target.left // 2 - 1,
         circular_x,
-        _buffer("ring", channels // _jit().LANES, 4, 4, _jit().LANES),
+        operands.ring,
         operands.left,
         *target.tiles,
-        channels,
+        window.channels,
     )
-    total, squares = np.zeros(target.rows.channels), np.zeros(target.rows.channels)
+    sums.fill(0.0)
     _jit().upsample_outputs(
-        operands.multiply(target.count), bias, target.rows.array, target.left, target.right, total, squares
+        operands.multiply(target.count), bias, target.rows.array, target.left, target.right, sums[0], sums[1]
     )
-    return total, squares
 
 
 def _strip_by_torch(
     transform: Transform,
+    operands: Operands,
     window: Rows,
     coefficients: tuple[np.ndarray, np.ndarray] | None,
-    products: list[PackedProducts],
     bias: np.ndarray,
     residual: Tensor | None,
     target: Target,
     origin: tuple[int, int],
     circular_x: bool,
-) -> tuple[np.ndarray, np.ndarray]:
+    sums: np.ndarray,
+) -> None:
     """A strip without compiled code. `origin`: the map's size over the source's, and the source's first column."""
     scale, left = origin
-    operands = _Operands.of(products, window.channels)
     source = torch.from_numpy(window.array)[..., : window.channels]
-    top, out = target.rows.first // scale - 1 - window.first, torch.from_numpy(operands.left)
+    top, out, part = target.rows.first // scale - 1 - window.first, torch.from_numpy(operands.left), operands.scratch
     affine = None if coefficients is None else (torch.from_numpy(coefficients[0]), torch.from_numpy(coefficients[1]))
-    winograd_torch.transform_inputs(transform, source, top, left - 1, circular_x, affine, target.tiles, _buffer, out)
+    winograd_torch.transform_inputs(
+        transform, source, top, left - 1, circular_x, affine, target.tiles, part.tensor, out
+    )
     results = torch.from_numpy(operands.multiply(target.count))
-    sums = winograd_torch.transform_outputs(
-        transform, results, torch.from_numpy(bias), residual, target.values, target.tiles
+    winograd_torch.transform_outputs(
+        transform, results, torch.from_numpy(bias), residual, target.values, target.tiles, part.tensor, sums
     )
     results[:, : target.count] = 0.0
-    return sums

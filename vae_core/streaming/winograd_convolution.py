@@ -11,26 +11,19 @@ from torch import Tensor, nn
 
 from . import winograd
 from .kernel import STRIP_BYTES, Layout, PassInputs, Span, Strip, cut
-from .maps import FeatureMap, joined
-from .program import Convolve, Pass
+from .maps import FeatureMap
+from .pages import pages
+from .program import INPUT, OUTPUT, Convolve, Pass
+from .scratch import Scratch, Scratches
 from .stats import ChannelStats, join_items
 
 
 class _Weights(NamedTuple):
-    """A pass's weights as its products take them. Biases are arrays; see `winograd._Operands`."""
+    """A pass's weights as its products take them. Biases are arrays; see `winograd.Operands`."""
 
     products: list[winograd.PackedProducts]
     bias: np.ndarray
     shortcut: winograd.PackedProducts | None
-
-
-class _Part(NamedTuple):
-    """What a strip tells of its values: their sums and those of their squares, [K] in float64."""
-
-    item: int
-    count: int
-    total: np.ndarray
-    squares: np.ndarray
 
 
 class WinogradConvolution:
@@ -47,6 +40,7 @@ class WinogradConvolution:
         self.layout = inputs.layout or self._lay_out()
         self._sources: list[np.ndarray | None] = []
         self._targets: list[np.ndarray | None] = []
+        self.scratches: Scratches | None = None
 
     @staticmethod
     def suits(step: Pass, dtype: torch.dtype, device: torch.device) -> bool:
@@ -81,45 +75,65 @@ class WinogradConvolution:
         return Layout(cut(batch, 1), cut(height, rows, unit, self.inputs.target.band_rows), columns)
 
     @property
-    def _tiles(self) -> int:
-        """Winograd's tiles that cover the largest strip."""
+    def _tiles(self) -> tuple[int, int]:
+        """Winograd's tiles below and beside one another that cover the largest strip."""
         strip = self.layout.first
-        return -(-strip.height // winograd.TILE) * -(-strip.width // winograd.TILE)
+        return -(-strip.height // winograd.TILE), -(-strip.width // winograd.TILE)
+
+    def scratch_sizes(self) -> dict[str, int]:
+        """Bytes of each part of a worker's memory."""
+        strip, inputs, conv = self.layout.first, self.inputs, self.step.conv
+        sizes = winograd.scratch_sizes(conv, self.step.scale, self._tiles)
+        # Rows from two places; and what comes from the caller or goes there may be of any layout, precision and place.
+        if inputs.circular.y or inputs.source.band_count > 1 or _is_elsewhere(inputs.source, self.step.source):
+            rows = strip.height // 2 + 2 if self.step.scale == "up" else strip.height + 2
+            sizes["window"] = 4 * rows * inputs.source.shape[2] * conv.in_channels
+        if _is_elsewhere(inputs.target, self.step.target):
+            sizes["output"] = 4 * strip.height * inputs.target.shape[2] * conv.out_channels
+        if self.step.shortcut is not None:
+            sizes["residual"] = 4 * strip.positions * winograd.whole_vectors(self.step.shortcut.in_channels)
+            sizes["shortcut"] = 4 * strip.positions * conv.out_channels
+        elif inputs.residual is not None and inputs.residual is not inputs.target:
+            sizes["residual"] = 4 * strip.positions * conv.out_channels
+        return sizes
 
     def workspace(self) -> dict[str, int]:
-        """Weights, and what each thread has: both sides of the products, transformed columns, what is added."""
-        conv, strip = self.step.conv, self.layout.first
-        groups = winograd.GROUPS[self.step.scale]
-        products = self._tiles * groups * (conv.in_channels + conv.out_channels)
-        ring = 6 * (strip.width + 2) * conv.in_channels
-        added = 0  # beside the products: what is added, where it is not in the target
-        if self.step.shortcut is not None:
-            added = strip.positions * (self.step.shortcut.in_channels + conv.out_channels)
-        elif conv.out_channels < winograd.VECTOR:  # the output's layout is another
-            added = strip.positions * conv.out_channels
-        weights = self._transformed_weights
-        packing = 2 * weights // winograd.pieces_of(weights, self.step.scale)
-        workers = self.inputs.workers
-        if packing > workers * (products + ring + added):
-            return {"weights": 4 * weights, "packing": 4 * packing}
-        each = {"products": products, "ring": ring, "residual": added}
-        return {"weights": 4 * weights, **{term: 4 * workers * size for term, size in each.items()}}
+        """Weights, sums of all strips, and what each worker has; or, if that is more, what packing takes."""
+        sizes, workers = self.scratch_sizes(), min(self.inputs.workers, len(self.layout))
+        weights = {"weights": self.packed_bytes()}
+        packing = winograd.packing_bytes(self.step.conv, self.step.scale)
+        if self.step.conv.in_channels % winograd.VECTOR:  # filled up
+            packing *= 2
+        if packing > workers * sum(sizes.values()):
+            return {**weights, "packing": packing}
+        sums = 16 * len(self.layout) * self.step.conv.out_channels
+        return {**weights, "sums": sums, **{name: workers * size for name, size in sizes.items()}}
 
     @property
     def _transformed_weights(self) -> int:
-        return winograd.GROUPS[self.step.scale] * self.step.conv.in_channels * self.step.conv.out_channels
+        conv = self.step.conv
+        groups = winograd.GROUPS[self.step.scale]
+        return groups * winograd.whole_vectors(conv.in_channels) * conv.out_channels
 
     def packed_bytes(self) -> int:
-        shortcut = 0 if self.step.shortcut is None else self.step.shortcut.weight.numel()
+        shortcut = 0
+        if self.step.shortcut is not None:
+            shortcut = winograd.whole_vectors(self.step.shortcut.in_channels) * self.step.conv.out_channels
         return 4 * (self._transformed_weights + shortcut)
 
     def flops(self, strip: Strip) -> int:
         return self.step.flops(strip.positions)
 
     def pack(self) -> _Weights:
-        conv, shortcut = self.step.conv, self.step.shortcut
-        pack = winograd.pack_upsample if self.step.scale == "up" else winograd.pack_winograd
-        products, bias, of_shortcut = pack(conv, self._tiles), _bias(conv), None
+        conv, shortcut, scale = self.step.conv, self.step.shortcut, self.step.scale
+        tiles = self._tiles
+        size = winograd.packing_bytes(conv, scale)
+        blocks = self.inputs.store.scratch.lend(1, size)
+        try:
+            products = winograd.pack(conv, scale, tiles[0] * tiles[1], blocks[0].data[:size])
+        finally:
+            self.inputs.store.scratch.take_back(blocks)
+        bias, of_shortcut = _bias(conv), None
         if shortcut is not None:
             matrix = shortcut.weight.detach().float().cpu()[None, :, :, 0, 0]
             of_shortcut = winograd.PackedProducts.pack(matrix, self.layout.first.positions)
@@ -135,30 +149,45 @@ class WinogradConvolution:
             scale, shift = inputs.coefficients
             self._coefficients = scale.float().numpy(), shift.float().numpy()
         self._sources, self._targets = (
-            [_array(band) for band in each.bands] for each in (inputs.source, inputs.target)
+            [winograd.whole_array(band) for band in each.bands] for each in (inputs.source, inputs.target)
         )
+        strips = self.layout.strips()
+        self._numbers = {strip: number for number, strip in enumerate(strips)}
+        memory = pages(16 * len(strips) * self.step.conv.out_channels, "sums").view(torch.float64)
+        self._sums = memory.view(len(strips), 2, self.step.conv.out_channels).numpy()
+        self.scratches = Scratches(inputs.store.scratch, min(inputs.workers, len(strips)), self.scratch_sizes())
 
-    def compute(self, strip: Strip) -> _Part:
+    def compute(self, strip: Strip) -> int:
+        """The number of the strip, whose sums are in the table of all."""
+        assert self.scratches is not None
+        scratch = self.scratches.take()
+        try:
+            self._compute(strip, scratch)
+        finally:
+            self.scratches.put_back(scratch)
+        return self._numbers[strip]
+
+    def _compute(self, strip: Strip, scratch: Scratch) -> None:
         item, (top, bottom), (left, right) = strip.items[0], strip.rows, strip.columns
         products, bias, _ = self._weights
+        sums = self._sums[self._numbers[strip]]
         up = self.step.scale == "up"
         first, stop = (top // 2, bottom // 2) if up else (top, bottom)
-        window = self._window(item, first - 1, stop + 1)
-        written, place = self._place(item, top, bottom)
+        window = self._window(item, first - 1, stop + 1, scratch)
+        written, place = self._place(item, top, bottom, scratch)
         target = winograd.Target(written, left, right)
+        operands = winograd.Operands.of(scratch, products, window.channels)
         if up:
-            total, squares = winograd.upsample_strip(window, products, bias, target, self.inputs.circular.x)
+            winograd.upsample_strip(operands, window, bias, target, self.inputs.circular.x, sums)
         else:
             coefficients = self._coefficients and (self._coefficients[0][item], self._coefficients[1][item])
-            residual, in_place = self._residual(item, strip)
-            total, squares = winograd.winograd_strip(
-                window, coefficients, products, bias, residual, in_place, target, self.inputs.circular.x
-            )
+            residual, in_place = self._residual(item, strip, scratch)
+            circular = self.inputs.circular.x
+            winograd.winograd_strip(operands, window, coefficients, bias, residual, in_place, target, circular, sums)
         if place is not None:
             place[:, left:right].copy_(target.values)
-        return _Part(item, strip.positions, total, squares)
 
-    def _window(self, item: int, first: int, stop: int) -> winograd.Rows:
+    def _window(self, item: int, first: int, stop: int, scratch: Scratch) -> winograd.Rows:
         """The rows [first, stop) of the source as far as they exist, or around its edges."""
         source, around = self.inputs.source, self.inputs.circular.y
         height = source.shape[1]
@@ -168,43 +197,51 @@ class WinogradConvolution:
             if found is not None:
                 return found
         pieces, begin = source.around(first, stop, around)
-        return winograd.Rows.of(joined([piece[item] for piece in pieces]), begin)
+        return winograd.Rows.of(_joined([piece[item] for piece in pieces], "window", scratch), begin)
 
-    def _place(self, item: int, top: int, bottom: int) -> tuple[winograd.Rows, Tensor | None]:
+    def _place(self, item: int, top: int, bottom: int, scratch: Scratch) -> tuple[winograd.Rows, Tensor | None]:
         """Where rows of the target are written, and where they are to be copied to from there, if so."""
         target = self.inputs.target
         found = _in_one_band(target, self._targets, item, (top, bottom))
         if found is not None:
             return found, None
         place = target.rows(top, bottom)[item]  # the output is laid out by channels, or elsewhere
-        return winograd.Rows.of(torch.empty(place.shape, dtype=torch.float32, device="cpu"), top), place
+        return winograd.Rows.of(scratch.tensor("output", place.shape), top), place
 
-    def _residual(self, item: int, strip: Strip) -> tuple[Tensor | None, bool]:
+    def _residual(self, item: int, strip: Strip, scratch: Scratch) -> tuple[Tensor | None, bool]:
         """What is added to a strip, or whether it is what is there."""
         whole, shortcut = self.inputs.residual, self._weights.shortcut
         if whole is None:
             return None, False
         if shortcut is None and whole is self.inputs.target:
             return None, True
-        x = joined([piece[item, :, slice(*strip.columns)] for piece in whole.pieces(*strip.rows)])
+        pieces = [piece[item, :, slice(*strip.columns)] for piece in whole.pieces(*strip.rows)]
         if shortcut is None:
-            return x.contiguous(), False
-        x = winograd.padded(x, shortcut.in_channels - x.shape[2])
-        product = shortcut(x.reshape(-1, 1, x.shape[2]))
-        return product.view(*x.shape[:2], shortcut.out_channels), False
+            return _joined(pieces, "residual", scratch), False
+        x = scratch.tensor("residual", (shortcut.rows, 1, shortcut.in_channels))
+        rows = x[: strip.positions, 0].view(strip.height, strip.width, -1)
+        _join(pieces, rows[..., : whole.shape[3]])
+        rows[..., whole.shape[3] :] = 0.0
+        product = scratch.tensor("shortcut", (shortcut.rows, 1, shortcut.out_channels)).zero_()
+        shortcut.add_to(product, x)
+        return product[: strip.positions].view(strip.height, strip.width, shortcut.out_channels), False
 
-    def combine(self, parts: Sequence[_Part]) -> ChannelStats:
+    def combine(self, parts: Sequence[int]) -> ChannelStats:
         per_item = []
         for item in range(self.inputs.target.shape[0]):
-            mine = [part for part in parts if part.item == item]
-            total = torch.from_numpy(np.sum([part.total for part in mine], axis=0))
-            squares = torch.from_numpy(np.sum([part.squares for part in mine], axis=0))
-            per_item.append(ChannelStats.from_sums(sum(part.count for part in mine), total[None], squares[None]))
+            mine = [strip for strip in self._numbers if strip.items[0] == item]
+            sums = self._sums[[self._numbers[strip] for strip in mine]]
+            total, squares = (torch.from_numpy(np.sum(sums[:, index], axis=0)) for index in range(2))
+            per_item.append(ChannelStats.from_sums(sum(strip.positions for strip in mine), total[None], squares[None]))
         return join_items(per_item)
 
     def close(self) -> None:
         self._sources, self._targets = [], []
-        self.__dict__.pop("_weights", None)
+        for name in ("_weights", "_sums"):
+            self.__dict__.pop(name, None)
+        if self.scratches is not None:
+            self.scratches.close()
+            self.scratches = None
 
 
 def _bias(conv: nn.Conv2d) -> Tensor:
@@ -212,9 +249,24 @@ def _bias(conv: nn.Conv2d) -> Tensor:
     return none if conv.bias is None else conv.bias.detach().float().cpu()
 
 
-def _array(band: Tensor) -> np.ndarray | None:
-    """A band as the compiled functions take it; None for an output of another precision, place or layout."""
-    return winograd.whole_array(band) if band.dtype == torch.float32 and band.device.type == "cpu" else None
+def _is_elsewhere(whole: FeatureMap, name: str) -> bool:
+    """Whether a map's rows are, or may be, not as the compiled functions take them."""
+    return name in (INPUT, OUTPUT) or not all(map(winograd.is_whole, whole.bands))
+
+
+def _joined(pieces: Sequence[Tensor], part: str, scratch: Scratch) -> Tensor:
+    """Pieces [rows, columns, C] below one another, contiguous, in a part of a worker's memory."""
+    rows, (_, columns, channels) = sum(len(piece) for piece in pieces), pieces[0].shape
+    out = scratch.tensor(part, (rows, columns, channels))
+    _join(pieces, out)
+    return out
+
+
+def _join(pieces: Sequence[Tensor], out: Tensor) -> None:
+    start = 0
+    for piece in pieces:
+        out[start : start + len(piece)].copy_(piece)
+        start += len(piece)
 
 
 def _in_one_band(whole: FeatureMap, arrays: Sequence[np.ndarray | None], item: int, span: Span) -> winograd.Rows | None:

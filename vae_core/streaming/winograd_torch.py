@@ -6,7 +6,7 @@ is written to the second here, so this saves about half as much time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,24 @@ from torch import Tensor
 from .stats import StripStats
 from .transforms import Transform
 
-Buffer = Callable[..., np.ndarray]
+Part = Callable[[str, Sequence[int]], Tensor]  # scratch memory of a name in `scratch_sizes`, of a shape
+
+
+def scratch_sizes(transform: Transform, channels: int, out_channels: int, tiles: tuple[int, int]) -> dict[str, int]:
+    """Numbers in float32 that a strip of so many tiles below and beside one another needs, by what they are for."""
+    step, size, reach = transform.step, transform.products, transform.reach
+    down, across = tiles
+    wide = step * (across - 1) + reach
+    values = 16 * down * across * out_channels
+    return {
+        "padded": (step * (down - 1) + reach) * wide * channels,
+        "by row": down * size * wide * channels,
+        "windows": across * size * channels,
+        "halves": 4 * size * down * across * out_channels,
+        "values": values,
+        "pixels": values,
+        "deviations": values,
+    }
 
 
 def transform_inputs(
@@ -27,7 +44,7 @@ def transform_inputs(
     circular_x: bool,
     coefficients: tuple[Tensor, Tensor] | None,
     tiles: tuple[int, int],
-    buffer: Buffer,
+    part_of: Part,
     out: Tensor,
 ) -> None:
     """Transform the inputs of rows and columns of tiles whose first input is source[y, x], [rows, W, C].
@@ -40,7 +57,7 @@ def transform_inputs(
     down, across = tiles
     channels = source.shape[2]
     high, wide = step * (down - 1) + reach, step * (across - 1) + reach
-    padded = torch.from_numpy(buffer("padded", high, wide, channels)).zero_()
+    padded = part_of("padded", (high, wide, channels)).zero_()
     rows = slice(max(0, y), min(source.shape[0], y + high))
     if circular_x:
         columns = torch.arange(x, x + wide, device=source.device) % source.shape[1]
@@ -56,9 +73,10 @@ def transform_inputs(
         F.silu(place.add_(coefficients[1]), inplace=True)
 
     row = wide * channels
-    by_row = torch.from_numpy(buffer("by row", down, size, row))
-    torch.bmm(before.expand(down, -1, -1), padded.as_strided((down, reach, row), (step * row, row, 1)), out=by_row)
-    matrices = before.expand(across, -1, -1)
+    by_row = part_of("by row", (down, size, row))
+    rows_of_tiles = padded.as_strided((down, reach, row), (step * row, row, 1), padded.storage_offset())
+    torch.bmm(before.expand(down, -1, -1), rows_of_tiles, out=by_row)
+    matrices, lines = before.expand(across, -1, -1), part_of("windows", (across, size, channels))
     whole = len(out) == 1
     for i in range(down):
         tiles_of_row = slice(i * across, (i + 1) * across)
@@ -67,7 +85,7 @@ def transform_inputs(
                 (across, reach, channels), (step * channels, channels, 1), by_row[i, j].storage_offset()
             )
             place = out[0, tiles_of_row, size * j : size * (j + 1)] if whole else out[j, tiles_of_row]
-            place[..., :channels] = torch.bmm(matrices, windows)
+            place[..., :channels] = torch.bmm(matrices, windows, out=lines)
 
 
 def transform_outputs(
@@ -77,14 +95,14 @@ def transform_outputs(
     residual: Tensor | None,
     target: Tensor,
     tiles: tuple[int, int],
-) -> tuple[np.ndarray, np.ndarray]:
+    part_of: Part,
+    sums: np.ndarray,
+) -> None:
     """Transform products, [1, tiles or more, n * n, K] or [n, tiles or more, n, K], and write them to target [h, w, K].
 
     Args:
         residual: [h, w, K], added; None for none.
-
-    Returns:
-        Sums of the values and of their squares, [K] in float64.
+        sums: [2, K] in float64, where the sums of the values and of their squares are written.
     """
     after, size = transform.after, transform.products
     down, across = tiles
@@ -93,14 +111,17 @@ def transform_outputs(
     if len(pieces) == 1:
         pieces = list(pieces[0].unflatten(1, (size, size)).unbind(1))
     matrices = after.expand(count, -1, -1)
-    halves = torch.stack([torch.bmm(matrices, piece) for piece in pieces])  # [n, tiles, 4, K]
-    values = (after @ halves.view(size, -1)).view(4, down, across, 4, channels)
-    values = values.permute(1, 0, 2, 3, 4).reshape(4 * down, 4 * across, channels)
-    values = values[: target.shape[0], : target.shape[1]]
-    values = torch.add(values, bias)
+    halves = part_of("halves", (size, count, 4, channels))
+    for piece, half in zip(pieces, halves, strict=True):
+        torch.bmm(matrices, piece, out=half)
+    values = torch.mm(after, halves.view(size, -1), out=part_of("values", (4, 4 * count * channels)))
+    values = values.view(4, down, across, 4, channels).permute(1, 0, 2, 3, 4)
+    pixels = part_of("pixels", (down, 4, across, 4, channels)).copy_(values).view(4 * down, 4 * across, channels)
+    height, width = target.shape[:2]
+    values = torch.add(pixels[:height, :width], bias, out=part_of("values", (height, width, channels)))
     if residual is not None:
         values.add_(residual)
     target.copy_(values)
-    stats = StripStats.of(values[None]).finished()
+    stats = StripStats.of(values[None], part_of("deviations", (1, height * width, channels))).finished()
     total = stats.mean[0] * stats.count
-    return total.numpy(), (stats.m2[0] + total * stats.mean[0]).numpy()
+    sums[0], sums[1] = total.numpy(), (stats.m2[0] + total * stats.mean[0]).numpy()

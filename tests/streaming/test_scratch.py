@@ -1,0 +1,206 @@
+"""Memory of kernels: as much as planned, term by term, made once for a pass, and given back."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vae_core.streaming import winograd
+from vae_core.streaming.direct import DirectConvolution
+from vae_core.streaming.kernel import PassInputs
+from vae_core.streaming.maps import FeatureMap
+from vae_core.streaming.options import Axes
+from vae_core.streaming.program import Convolve
+from vae_core.streaming.scratch import Scratches, ScratchStore, total
+from vae_core.streaming.stats import StatsTable, StripStats
+from vae_core.streaming.store import MapStore
+from vae_core.streaming.winograd_convolution import WinogradConvolution
+
+CPU = torch.device("cpu")
+
+
+def kernel(
+    kind: Any,
+    channels: tuple[int, int] = (32, 48),
+    scale: Any = "same",
+    size: tuple[int, int] = (24, 20),
+    workers: int = 2,
+    shortcut: bool = False,
+    circular: bool = False,
+    layout: str = "whole",
+    store: MapStore | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    inputs, outputs = channels
+    height, width = {"same": size, "up": (2 * size[0], 2 * size[1]), "down": (size[0] // 2, size[1] // 2)}[scale]
+    activated = scale == "same"
+    target = torch.empty(1, height, width, outputs, dtype=dtype)
+    if layout == "channels first":
+        target = torch.empty(1, outputs, height, width, dtype=dtype).permute(0, 2, 3, 1)
+    step = Convolve(
+        "source",
+        "target",
+        nn.Conv2d(inputs, outputs, 3, dtype=dtype),
+        scale=scale,
+        norm=nn.GroupNorm(1, inputs) if activated else None,
+        act=nn.SiLU() if activated else None,
+        residual="residual" if shortcut else None,
+        shortcut=nn.Conv2d(24, outputs, 1, dtype=dtype) if shortcut else None,
+    )
+    return kind(
+        PassInputs(
+            step=step,
+            source=FeatureMap.of(torch.randn(1, *size, inputs).to(dtype)),
+            target=FeatureMap.of(target),
+            residual=FeatureMap.of(torch.randn(1, height, width, 24).to(dtype)) if shortcut else None,
+            dtype=dtype,
+            coefficients=(torch.ones(1, inputs), torch.zeros(1, inputs)) if activated else None,
+            circular=Axes(y=circular, x=circular),
+            max_rows=8,
+            strip_bytes=2**22,
+            device=CPU,
+            workers=workers,
+            store=store or MapStore(CPU),
+        )
+    )
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "more workers than strips": {"workers": 40},
+    "up": {"scale": "up"},
+    "a shortcut": {"shortcut": True},
+    "circular": {"circular": True},
+    "channels first": {"layout": "channels first"},
+    "channels that do not fill a block of the ring": {"channels": (144, 16)},
+    "weights in pieces": {"channels": (352, 352), "size": (8, 8)},
+}
+
+
+@pytest.mark.skipif(not winograd.products_available(), reason="torch has no oneDNN")
+@pytest.mark.parametrize("transforms_of", ["compiled", "torch"])
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_terms_of_a_fast_kernel_are_what_it_allocates(case: str, transforms_of: str, monkeypatch: Any) -> None:
+    if transforms_of == "compiled" and not winograd.compiled():
+        pytest.skip("numba is not installed")
+    monkeypatch.setattr(winograd, "compiled", lambda: transforms_of == "compiled")
+    made = kernel(WinogradConvolution, **CASES[case])
+    terms = made.workspace()
+    packed = made.pack()
+    weights = [*packed.products, *filter(None, [packed.shortcut])]
+    assert sum(each.weight.numel() * 4 for each in weights) == terms["weights"] == made.packed_bytes()
+    made.prepare(packed)
+    allocated = made.scratches.allocated
+    if "packing" not in terms:
+        assert allocated == {name: size for name, size in terms.items() if name not in ("weights", "sums")}
+        assert terms["sums"] == 16 * len(made.layout) * made.step.conv.out_channels
+    else:
+        assert sum(allocated.values()) < terms["packing"]
+    made.close()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("scale", ["same", "up", "down"])
+@torch.no_grad()
+def test_terms_of_the_direct_kernel_are_what_it_allocates(scale: str, dtype: torch.dtype) -> None:
+    made = kernel(DirectConvolution, scale=scale, dtype=dtype)
+    terms = made.workspace()
+    made.prepare(made.pack())
+    allocated = made.scratches.allocated
+    assert allocated and allocated == {name: terms[name] for name in allocated}
+    for strip in made.layout.strips():
+        made.compute(strip)
+    made.close()
+
+
+class LargestResult(TorchDispatchMode):
+    """The largest number of bytes that an operation has taken of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {storage.data_ptr() for storage in storages((args, kwargs))}
+        for storage in storages(result):
+            if storage.data_ptr() not in given:
+                self.bytes = max(self.bytes, storage.nbytes())
+        return result
+
+
+def storages(tree: Any) -> list[Any]:
+    """Of all tensors but packed weights, which have none."""
+    tensors = [each for each in tree_leaves(tree) if isinstance(each, Tensor)]
+    return [each.untyped_storage() for each in tensors if each.layout == torch.strided]
+
+
+@pytest.mark.skipif(not winograd.compiled() or not winograd.products_available(), reason="numba is not installed")
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_strips_of_a_fast_kernel_take_nothing_of_an_allocator(case: str) -> None:
+    made = kernel(WinogradConvolution, **CASES[case])
+    made.prepare(made.pack())
+    with LargestResult() as largest:
+        for strip in made.layout.strips():
+            made.compute(strip)
+    made.combine(range(len(made.layout)))
+    made.close()
+    assert largest.bytes <= 2**10
+
+
+def test_memory_stays_from_pass_to_pass_and_what_is_too_much_is_given_back() -> None:
+    store = ScratchStore()
+    first = store.lend(2, 2**22)
+    for block in first:
+        block.data.fill_(1)
+    places = [block.data.data_ptr() for block in first]
+    store.take_back(first)
+    second = store.lend(2, 2**20)
+    if sys.platform == "linux":
+        assert [block.data.data_ptr() for block in second] == places
+        assert all(bool((block.data[: 2**20] == 1).all()) for block in second)
+        assert not any(bool(block.data[2**20 :].any()) for block in second), "pages that are given back are zero"
+    store.take_back(second)
+    (third,) = store.lend(1, 2**23)
+    assert third.data.numel() >= 2**23
+    store.take_back([third])
+    assert store.lend(0, 0) == []
+    store.drop()
+
+
+def test_parts_do_not_touch_and_begin_at_cache_lines() -> None:
+    sizes = {"a": 3, "b": 4 * 7, "c": 64, "d": 8}
+    scratches = Scratches(ScratchStore(), 3, sizes)
+    lent = [scratches.take() for _ in range(3)]
+    for scratch in lent:
+        for number, part in enumerate(scratch.parts.values()):
+            assert part.data_ptr() % 64 == 0
+            part.fill_(number)
+    for scratch in lent:
+        assert [part.unique().tolist() for part in scratch.parts.values()] == [[0], [1], [2], [3]]
+        assert [part.numel() for part in scratch.parts.values()] == list(sizes.values())
+    assert total(sizes) == 4 * 64
+    with pytest.raises(IndexError):
+        scratches.take()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_table_keeps_statistics_as_they_are(dtype: torch.dtype) -> None:
+    strips = [torch.randn(2, 3, 5, 7).to(dtype) for _ in range(4)]
+    table = StatsTable(4, (2, 7), dtype, CPU)
+    stats = [StripStats.of(strip) for strip in strips]
+    for index, each in enumerate(stats):
+        table.put(index, each)
+    for index, each in enumerate(stats):
+        found = table.of(index)
+        assert found.count == each.count
+        assert all(torch.equal(a, b) for a, b in zip(found[1:], each[1:], strict=True))
+    assert StatsTable.bytes(4, (2, 7), dtype) == 4 * 3 * 2 * 7 * (8 if dtype == torch.float64 else 4)

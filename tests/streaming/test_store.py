@@ -1,0 +1,171 @@
+"""The one temporary file of maps that are offloaded to disk, and what is wrong with its folder."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import mmap
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from given.inputs import latent
+from given.runs import filing_budget, workers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vae_core
+from vae_core import AutoencoderKL, MemoryBudgetError
+from vae_core.streaming import maps
+from vae_core.streaming.offload_file import OffloadFile
+from vae_core.streaming.store import MapStore
+
+CPU = torch.device("cpu")
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_any_number_of_bands_are_in_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maps, "BAND_BYTES", 2**16)
+    before = descriptors()
+    store = MapStore(CPU, limit=0, disk_bytes=200 * 2**16)
+    lent = store.allocate((1, 1600, 64, 32), torch.float32)
+    assert len(lent.bands) == 200
+    assert descriptors() <= before + 2
+    for number, band in enumerate(lent.bands):
+        band.fill_(number)
+    assert all((band == number).all() for number, band in enumerate(lent.bands))
+    store.release(lent)
+    del lent, band
+    store.drop_free()
+    assert descriptors() == before
+
+
+@given(
+    steps=st.lists(st.one_of(st.integers(1, 30_000), st.integers(-8, -1)), max_size=40), total=st.integers(0, 100_000)
+)
+@settings(deadline=None)
+def test_parts_that_are_lent_do_not_touch(steps: list[int], total: int) -> None:
+    """A positive step lends so many bytes, a negative one takes back one of those lent."""
+    file, lent, number = OffloadFile(total), [], 0
+    for step in steps:
+        if step > 0:
+            number += 1
+            part = file.lend(step)
+            assert part.numel() == step and part.data_ptr() % mmap.PAGESIZE == 0
+            part.fill_(number)
+            lent.append((number, part))
+        elif lent:
+            _, part = lent.pop(step % len(lent))
+            file.take_back(part)
+    assert all(bool((part == each % 256).all()) for each, part in lent)
+    file.close()
+    assert all(bool((part == each % 256).all()) for each, part in lent), "memory stays as long as it is used"
+
+
+def test_what_is_given_back_is_lent_again_before_the_file_grows() -> None:
+    file = OffloadFile(2**20)
+    parts = [file.lend(2**18) for _ in range(4)]
+    places = {part.data_ptr() for part in parts}
+    for part in (parts[1], parts[3], parts[0], parts[2]):
+        file.take_back(part)
+    assert file.lend(2**20).data_ptr() == min(places)
+
+
+# The folder.
+
+
+def gone(folder: Path) -> None:
+    folder.rmdir()
+
+
+def a_file(folder: Path) -> None:
+    folder.rmdir()
+    folder.write_bytes(b"")
+
+
+FOLDERS: dict[str, Callable[[Path], None]] = {"gone": gone, "a file": a_file}
+
+
+def decode_to_disk(vae: AutoencoderKL) -> torch.Tensor:
+    z = latent(1, 32, 32)
+    return vae_core.decode(vae, z, memory_budget=filing_budget(vae, z.shape))
+
+
+def check_message(vae: AutoencoderKL, folder: Path, reason: str) -> None:
+    z = latent(1, 32, 32)
+    need = vae_core.plan_decode(vae, z.shape, memory_budget=filing_budget(vae, z.shape)).places.disk / 2**20
+    with pytest.raises(MemoryBudgetError, match=re.escape(str(folder)) + ".*TMPDIR") as caught:
+        decode_to_disk(vae)
+    message = str(caught.value)
+    assert re.search(reason, message)
+    assert float(message.split()[0]) == pytest.approx(need, abs=1), "what is needed in all"
+    assert not workers()
+
+
+@pytest.mark.parametrize("what", FOLDERS)
+def test_a_folder_that_cannot_be_used(
+    what: str, vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    FOLDERS[what](folder)
+    check_message(vae, folder, "No such file|Not a directory")
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EIO])
+@pytest.mark.parametrize("call", ["open", "fallocate"])
+def test_what_the_system_refuses(
+    call: str, number: int, vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    if call == "open":
+        monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    elif hasattr(os, "posix_fallocate"):
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    else:
+        pytest.skip("only there is room asked for beforehand")
+    check_message(vae, tmp_path, re.escape(os.strerror(number)))
+
+
+def test_no_temporary_folder_at_all(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    check_message(vae, Path("/nowhere"), "No usable temporary directory")
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP], ids=os.strerror)
+def test_a_file_system_that_reserves_nothing(number: int, vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    wanted = vae_core.decode(vae, latent(1, 32, 32))
+    assert (decode_to_disk(vae) - wanted).abs().max() < 1e-5
+
+
+def test_a_file_that_cannot_be_mapped_is_a_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    with pytest.raises(MemoryError, match="cannot be mapped") as caught:
+        OffloadFile().lend(2**20)
+    assert not isinstance(caught.value, MemoryBudgetError)
+    gc.collect()

@@ -1,0 +1,138 @@
+"""Memory that kernels compute strips in: each worker's own, made once for a pass, and kept for the next one.
+
+It comes straight from the system (`pages.py`). Were it asked of an allocator strip by strip, what a process has in the
+end would depend on that allocator's habits: small results that stay between large temporaries keep it from giving these
+back, or from using their place again.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .pages import mapped
+
+_LINE = 64  # bytes; parts begin at a cache line
+_EXCESS = 2**16  # bytes that are not worth giving back
+
+
+class Block:
+    """Some memory of the run's, which stays where it is as long as passes need no more."""
+
+    def __init__(self, size: int) -> None:
+        self._pages = mapped(max(size, 1), "strips")
+        self.data = torch.frombuffer(self._pages, dtype=torch.uint8)
+        self.used = size  # bytes from the beginning that may have been written to
+
+    def fits(self, size: int) -> bool:
+        """Make ready for a pass that needs so many bytes; False if they are more than there are.
+
+        What a pass before this one has used beyond them goes back to the system.
+        """
+        if size > self.data.numel():
+            return False
+        if self.used > size + _EXCESS:
+            if sys.platform != "linux":  # elsewhere it would stay, or not be usable any more
+                return False
+            start = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+            self._pages.madvise(mmap.MADV_DONTNEED, start, len(self._pages) - start)
+        self.used = size
+        return True
+
+
+class ScratchStore:
+    """The blocks of a run, from pass to pass."""
+
+    def __init__(self) -> None:
+        self._kept: list[Block] = []
+
+    def lend(self, count: int, size: int) -> list[Block]:
+        """So many blocks of so many bytes. Whatever else was kept goes back to the system."""
+        kept, self._kept = self._kept, []
+        blocks = [block for block in kept[:count] if block.fits(size)]
+        del kept
+        while len(blocks) < count:
+            blocks.append(Block(size))
+        return blocks
+
+    def take_back(self, blocks: Sequence[Block]) -> None:
+        """Keep blocks for the next pass."""
+        self._kept.extend(blocks)
+
+    def drop(self) -> None:
+        """Give everything that is kept back to the system."""
+        self._kept.clear()
+
+
+class Scratch:
+    """A block in named parts, and whatever a worker makes of them once for a pass.
+
+    Args:
+        sizes: bytes of each part.
+    """
+
+    def __init__(self, block: Block, sizes: Mapping[str, int]) -> None:
+        self.block = block
+        self.sizes = dict(sizes)
+        self.parts: dict[str, Tensor] = {}
+        start = 0
+        for name, size in sizes.items():
+            self.parts[name] = block.data[start : start + size]
+            start += _whole_lines(size)
+        self.made: Any = None
+
+    def tensor(self, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """A part, or its beginning, uninitialised."""
+        return self.parts[name][: math.prod(shape) * dtype.itemsize].view(dtype).view(*shape)
+
+    def array(self, name: str, *shape: int) -> np.ndarray:
+        """The same as an array of float32."""
+        return self.tensor(name, shape).numpy()
+
+
+class Scratches:
+    """The scratch memory of a pass: one for each worker, lent to whoever computes a strip.
+
+    Args:
+        sizes: bytes of each part of one of them.
+    """
+
+    def __init__(self, store: ScratchStore, count: int, sizes: Mapping[str, int]) -> None:
+        self._store = store
+        self.sizes = dict(sizes)
+        self._all = [Scratch(block, sizes) for block in store.lend(count, total(sizes))]
+        self._free = list(self._all)  # popped and appended to atomically
+
+    @property
+    def allocated(self) -> dict[str, int]:
+        """Bytes by what they are for, of all workers."""
+        parts = [scratch.parts for scratch in self._all]
+        return {name: sum(each[name].numel() for each in parts) for name in self.sizes}
+
+    def take(self) -> Scratch:
+        """One that nobody has, which the caller puts back."""
+        return self._free.pop()
+
+    def put_back(self, scratch: Scratch) -> None:
+        self._free.append(scratch)
+
+    def close(self) -> None:
+        """Give the memory back, for the next pass."""
+        self._store.take_back([scratch.block for scratch in self._all])
+        self._all, self._free = [], []
+
+
+def total(sizes: Mapping[str, int]) -> int:
+    """Bytes of a block with such parts."""
+    return sum(map(_whole_lines, sizes.values()))
+
+
+def _whole_lines(size: int) -> int:
+    return -(-size // _LINE) * _LINE
