@@ -152,14 +152,14 @@ KINDS: dict[str, tuple[SimpleNamespace, int | None, int | None]] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_of_every_kind_of_device(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, free, allocated = KINDS[kind]
-    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    monkeypatch.setattr(devices, "module_of", lambda device: module)
     assert available_bytes(torch.device(kind)) == free
     assert devices.allocated_bytes(torch.device(kind)) == allocated
 
 
 def test_apples_memory_is_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     module = SimpleNamespace(recommended_max_memory=lambda: 2**60, current_allocated_memory=lambda: 0)
-    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    monkeypatch.setattr(devices, "module_of", lambda device: module)
     monkeypatch.setattr(memory, "_available_on_cpu", lambda: 1000)
     assert available_bytes(torch.device("mps")) == 1000
     assert memory.offload_bytes(torch.device("mps")) == memory.offload_bytes(CPU) == 0
@@ -174,7 +174,7 @@ def test_streams_where_a_kind_of_device_has_them(
     names: tuple[str, ...], streams: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = SimpleNamespace(**dict.fromkeys(names))
-    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    monkeypatch.setattr(devices, "module_of", lambda device: module)
     assert devices.with_streams(torch.device("xpu")) is (module if streams else None)
     assert devices.with_streams(CPU) is None
     if not streams:
@@ -193,7 +193,7 @@ def test_streams_where_a_kind_of_device_has_them(
 )
 def test_bfloat16_where_a_device_computes_in_it(answers: Any, good: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     module = SimpleNamespace() if answers is None else SimpleNamespace(is_bf16_supported=answers)
-    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    monkeypatch.setattr(devices, "module_of", lambda device: module)
     wanted = torch.bfloat16 if good else torch.float32
     assert Options(dtype="auto").precision(torch.float16, torch.device("xpu:0")) == wanted
     assert Options(dtype="auto").precision(torch.float16, CPU) == torch.float32
@@ -203,7 +203,7 @@ def test_a_device_has_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices.numbered(CPU) == CPU
     assert devices.numbered(torch.device("mps")) == torch.device("mps:0")
     assert devices.numbered(torch.device("cuda:2")) == torch.device("cuda:2")
-    monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(current_device=lambda: 3))
+    monkeypatch.setattr(devices, "module_of", lambda device: SimpleNamespace(current_device=lambda: 3))
     assert devices.numbered(torch.device("xpu")) == torch.device("xpu:3")
 
 

@@ -18,11 +18,11 @@ _HAVE_CPU_MEMORY = ("mps",)  # kinds whose memory is the CPU's
 
 
 def module_of(device: torch.device) -> Any:
-    """torch's module for a kind of device, such as torch.cuda; None for one without."""
-    try:
-        return torch.get_device_module(device.type)
-    except (RuntimeError, AttributeError):
-        return None
+    """torch's module for a kind of device, such as torch.cuda; None for one without.
+
+    As `torch.get_device_module` finds it, which raises for a kind without one.
+    """
+    return getattr(torch, device.type, None)
 
 
 def numbered(device: torch.device) -> torch.device:

@@ -309,6 +309,12 @@ def act_of_batch_norm(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module) -
 def _phase_kernels(conv: nn.Conv2d) -> list[Tensor]:
     """A 3x3 kernel on a doubled map as four 2x2 kernels on the map itself, one for each parity of the output."""
     weight = conv.weight.detach().to(torch.promote_types(conv.weight.dtype, torch.float32))
-    even = weight.new_tensor([[1, 0, 0], [0, 1, 1]])
-    odd = weight.new_tensor([[1, 1, 0], [0, 0, 1]])
-    return [a @ weight @ b.t() for a in (even, odd) for b in (even, odd)]
+    return [
+        _merged(_merged(weight, dim=2, odd=a), dim=3, odd=b).contiguous() for a in (False, True) for b in (False, True)
+    ]
+
+
+def _merged(weight: Tensor, dim: int, odd: bool) -> Tensor:
+    """Three taps along a dimension as two, for the outputs of one parity: those that meet the same position added."""
+    first, middle, last = weight.split(1, dim)
+    return torch.cat([first + middle, last] if odd else [first, middle + last], dim)

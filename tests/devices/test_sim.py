@@ -1,0 +1,88 @@
+"""Runs on a device that does not exist: nothing is mixed, memory is as planned, and queues are in order.
+
+They happen in one process of their own (see `given.sim`), which needs some seconds to start.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+from given.models import MODELS, SMALL
+from given.sim import BREAKS, Case, Seen, simulate
+
+registration = pytest.importorskip("torch.utils.backend_registration")
+if not hasattr(registration, "_setup_privateuseone_for_python_backend"):
+    pytest.skip("this torch has no devices in Python", allow_module_level=True)
+
+MIB = 2**20
+_LAUNCHES_A_STRIP = 32
+OFFLOADED = Case(SMALL, "decode", (64, 64), rows=8, offloaded=True)
+
+Run = Callable[..., Seen]
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as worker:
+        yield lambda *case: worker.submit(simulate, *case).result()
+
+
+def check(seen: Seen, case: Case) -> None:
+    assert not seen.faults, seen.faults[:5]
+    assert seen.peak <= seen.planned
+    assert seen.launches <= _LAUNCHES_A_STRIP * seen.strips
+    assert seen.device == (case.out or "sim")
+
+
+QUICK = {
+    "decode": Case(MODELS["SD 1.x"], "decode", (256, 256)),
+    "encode": Case(MODELS["FLUX.2"], "encode", (256, 256)),
+    "offloaded": OFFLOADED,
+    "offloaded, encode": OFFLOADED._replace(direction="encode"),
+    "offloaded, one queue": OFFLOADED._replace(streams=False),
+    "on the device": Case(SMALL, "decode", (64, 64), given="sim", out=None),
+    "weights elsewhere, in a batch, circular": Case(
+        SMALL, "decode", (64, 48), batch=3, weights="cpu", circular="both", rows=16
+    ),
+    "float32": Case(SMALL, "encode", (64, 64), dtype=torch.float32),
+    "float16, checked": Case(SMALL, "decode", (64, 64), dtype=torch.float16),
+}
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_run(run: Run, name: str) -> None:
+    check(run(QUICK[name]), QUICK[name])
+
+
+def test_maps_on_the_device_stay_there(run: Run) -> None:
+    seen = run(Case(SMALL, "decode", (128, 128), given="sim", out=None))
+    assert seen.uploaded == seen.downloaded == 0
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_what_is_offloaded_goes_and_comes_beside_the_arithmetic(run: Run, streams: bool) -> None:
+    seen = run(OFFLOADED._replace(size=(128, 128), rows=32, streams=streams))
+    moved = seen.uploaded + seen.downloaded
+    assert seen.uploaded > seen.downloaded > 0  # rows around a strip come twice
+    assert seen.uploaded < 3 * seen.downloaded  # a source and a residual for a target
+    assert seen.beside > 0.8 * moved if streams else seen.beside == 0, seen  # but for keys and values
+
+
+@pytest.mark.parametrize("broken", BREAKS)
+def test_what_is_broken_is_found(run: Run, broken: str) -> None:
+    assert run(OFFLOADED, broken).faults
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", ["decode", "encode"])
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize(("size", "budget"), [(1024, None), (2048, 600), (4096, None), (8192, 4000)])
+def test_every_family_at_every_size(run: Run, family: str, direction: str, size: int, budget: int | None) -> None:
+    case = Case(MODELS[family], direction, (size, size), budget=budget and budget * MIB)
+    seen = run(case)
+    check(seen, case)
+    assert (seen.uploaded > seen.downloaded > 0) == (budget is not None)
