@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from vae_core import AutoencoderKL, TileSpec
 from vae_core.halves import decoder_half, encoder_half
-from vae_core.streaming import stats, store, transfer
+from vae_core.streaming import stats, store, strips, transfer
 from vae_core.streaming.job import prepare
 from vae_core.streaming.options import Options
 
@@ -318,14 +318,17 @@ def simulate(case: Case, broken: str | None = None) -> Seen:
         return _simulate(case)
 
 
+def _offloading(device: torch.device, limit: int | None, cpu_limit: int, disk_bytes: int) -> store.MapStore:
+    return store.MapStore(device, 0, 2**50, disk_bytes)
+
+
 def _simulate(case: Case) -> Seen:
     register()
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     setattr(torch, KIND, _DeviceWithStreams() if case.streams else _Device())
     transfer._streams.cache_clear()
-    for name in ("_pages", "_mapped_file"):
-        setattr(store, name, lambda size: torch.empty(size, dtype=torch.uint8))
+    store.pages = lambda size, what: torch.empty(size, dtype=torch.uint8)
     watch = Watch(case.dtype == torch.float64)
     with torch.device("meta"):
         vae = AutoencoderKL(**case.config).eval()
@@ -340,12 +343,9 @@ def _simulate(case: Case) -> Seen:
         )
         options = Options(TileSpec(size=case.rows), case.budget, case.circular, case.dtype)  # type: ignore[arg-type]
         job = prepare(half, shape, options, device=KIND, available=None if case.budget else 2**50)
-        if case.offloaded:
-            assert job._program_plan is not None
-            job._program_plan = replace(job._program_plan, map_limit=0, cpu_limit=2**50)
         source = torch.empty(shape, dtype=case.dtype, device=case.given)
         out = None if case.out is None else torch.empty(job.output_shape, dtype=case.dtype, device=case.out)
-        with watch:
+        with watch, patch.object(strips, "MapStore", _offloading) if case.offloaded else nullcontext():
             result = job.run(source, out)
             del source, out
             watch._bury()
