@@ -2,9 +2,9 @@
 
     python benchmarks/kernels.py [--channels 16 32 64 128 256 512] [--sides 8 16 32 64 128] [--models]
 
-Passes: each is run whole (weights transformed, all strips, statistics) with `DirectConvolution` and with
-`WinogradConvolution`, in turns, and the median is taken. The table shows how many times faster Winograd is; a star
-marks where `choose_kernel` takes it, an exclamation mark where it takes the slower one by more than a tenth. From these
+Passes: each is run whole (weights transformed, all strips, statistics) with `DirectConvolution` and with the one of
+`FAST_KERNELS` that suits it, in turns, and the median is taken. The table shows how many times faster Winograd is; a
+star marks where `choose_kernel` takes it, an exclamation mark where it takes the slower one by more than a tenth. From these
 follows the rule: for each number of channels the smallest map where Winograd wins, in positions for every channel (of
 the geometric mean of both sides) and in FLOPs, which is what _WINOGRAD_POSITIONS_PER_CHANNEL and
 _WINOGRAD_FLOPS are set by.
@@ -27,7 +27,7 @@ from peers import CONFIGS, ours
 from torch import nn
 
 import vae_core
-from vae_core.streaming.choose import choose_kernel
+from vae_core.streaming.choose import FAST_KERNELS, choose_kernel
 from vae_core.streaming.direct import DirectConvolution
 from vae_core.streaming.kernel import STRIP_BYTES, Kernel, PassInputs
 from vae_core.streaming.maps import FeatureMap
@@ -35,7 +35,6 @@ from vae_core.streaming.options import NO_AXES
 from vae_core.streaming.pool import run_strips, worker_pool
 from vae_core.streaming.program import Convolve, Scale
 from vae_core.streaming.store import MapStore
-from vae_core.streaming.winograd_convolution import WinogradConvolution
 
 CPU = torch.device("cpu")
 LIMIT = 60.0  # seconds for a pair
@@ -69,6 +68,10 @@ def make_pass(scale: Scale, in_channels: int, out_channels: int, side: int) -> P
     )
 
 
+def fast_kernel(inputs: PassInputs) -> type[Kernel]:
+    return next(kernel for kernel in FAST_KERNELS if kernel.suits(inputs.step, inputs.dtype, inputs.device))
+
+
 @torch.inference_mode()
 def compare(inputs: PassInputs, turns: int) -> tuple[float, float]:
     """Median seconds of the direct and of the Winograd kernel."""
@@ -80,7 +83,7 @@ def compare(inputs: PassInputs, turns: int) -> tuple[float, float]:
             kernel.combine(run_strips(kernel, pool, lambda flops: None))
             kernel.close()
 
-        kernels: tuple[type[Kernel], ...] = (DirectConvolution, WinogradConvolution)
+        kernels: tuple[type[Kernel], ...] = (DirectConvolution, fast_kernel(inputs))
         for kernel in kernels:
             run(kernel)
         direct, winograd = in_turns([partial(run, kernel) for kernel in kernels], turns, LIMIT, short=0.5)
@@ -99,7 +102,7 @@ def passes(scale: Scale, widths: list[tuple[int, int]], sides: list[int], turns:
             direct, winograd = compare(inputs, turns)
             chosen = (
                 choose_kernel(inputs.step, inputs.source, inputs.target, torch.float32, CPU, "auto")
-                is WinogradConvolution
+                is not DirectConvolution
             )
             ratio = direct / winograd
             wrong = ratio < 0.9 if chosen else ratio > 1.1

@@ -47,7 +47,8 @@ def calls(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> Calls:
 
 KERNELS = {
     "direct": "DirectConvolution",
-    "winograd_convolution": "WinogradConvolution",
+    "compiled_winograd": "CompiledWinograd",
+    "torch_winograd": "TorchWinograd",
     "stored_attention": "StoredAttention",
     "packed_attention": "PackedAttention",
 }

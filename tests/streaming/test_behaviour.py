@@ -19,11 +19,12 @@ from torch import Tensor
 import vae_core
 from vae_core import AutoencoderKL, TileSpec
 from vae_core.halves import decoder_half
-from vae_core.streaming import store, strips, winograd
+from vae_core.streaming import store, strips
 from vae_core.streaming.choose import kernel_mode, may_stand_in
+from vae_core.streaming.internals import products_available
 from vae_core.streaming.job import Job
 
-needs_fast_kernels = pytest.mark.skipif(not winograd.products_available(), reason="torch has no oneDNN")
+needs_fast_kernels = pytest.mark.skipif(not products_available(), reason="torch has no oneDNN")
 
 
 # Which way encode and decode take.

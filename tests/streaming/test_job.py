@@ -22,13 +22,13 @@ import vae_core
 from vae_core import AutoencoderKL, ImageError, Options, ShapeError, TileSpec
 from vae_core.halves import decoder_half
 from vae_core.streaming import prepare, source, strips
+from vae_core.streaming.choose import FAST_KERNELS
 from vae_core.streaming.direct import DirectConvolution
 from vae_core.streaming.packed_attention import PackedAttention
 from vae_core.streaming.stored_attention import StoredAttention
-from vae_core.streaming.winograd_convolution import WinogradConvolution
 
 BLENDED = TileSpec(size=8, overlap=2, mode="blended")
-KERNELS = (DirectConvolution, WinogradConvolution, StoredAttention, PackedAttention)
+KERNELS = (DirectConvolution, *FAST_KERNELS, StoredAttention, PackedAttention)
 META = torch.device("meta")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple
@@ -16,7 +14,9 @@ from torch import Tensor, nn
 from vae_core.attention import Attention, FusedAttnProcessor2_0
 from vae_core.halves import AttentionLayers
 from vae_core.streaming import winograd
+from vae_core.streaming.compiled_winograd import CompiledWinograd
 from vae_core.streaming.direct import DirectConvolution
+from vae_core.streaming.internals import products_available
 from vae_core.streaming.kernel import Kernel, PassInputs
 from vae_core.streaming.maps import FeatureMap
 from vae_core.streaming.options import NO_AXES, Axes
@@ -25,7 +25,8 @@ from vae_core.streaming.program import Attend, Convolve
 from vae_core.streaming.stats import ChannelStats
 from vae_core.streaming.store import MapStore
 from vae_core.streaming.stored_attention import StoredAttention, attend_in_blocks
-from vae_core.streaming.winograd_convolution import WinogradConvolution
+from vae_core.streaming.torch_winograd import TorchWinograd
+from vae_core.streaming.transforms import TILE
 
 CPU = torch.device("cpu")
 
@@ -67,7 +68,7 @@ def run(kernel: Kernel) -> ChannelStats:
 
 
 def convolution(name: str, case: Convolution, maps: Maps) -> Kernel:
-    kind = DirectConvolution if name == "direct" else WinogradConvolution
+    kind = {"direct": DirectConvolution, "compiled": CompiledWinograd, "torch": TorchWinograd}[name]
     step = Convolve(
         "source",
         "target",
@@ -273,18 +274,8 @@ def check_statistics(stats: ChannelStats, found: Tensor, dtype: torch.dtype) -> 
     assert ((stats.m2 - deviations).abs() <= 4 * tolerance * largest * stats.count).all()
 
 
-@contextmanager
-def transforms_of(name: str) -> Iterator[None]:
-    """Winograd's kernel with its compiled transforms, or with those in torch operations."""
-    if name == "compiled" and not winograd.compiled():
-        pytest.skip("numba is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(winograd, "compiled", lambda: name == "compiled")
-        yield
-
-
-KERNELS = ["direct", "compiled", "torch"]
-TILE = winograd.TILE
+COMPILED = pytest.param("compiled", marks=pytest.mark.skipif(not winograd.compiled(), reason="numba is not installed"))
+KERNELS = ["direct", COMPILED, "torch"]
 SIZES = sorted(
     {*product((TILE - 1, TILE, TILE + 1), repeat=2), (2 * TILE, 2 * TILE + 1), (1, 1), (1, 9), (9, 1), (2, 2)}
 )
@@ -332,12 +323,11 @@ def kind_of(name: str, case: Convolution) -> str:
     return "upsample" if case.scale == "up" else "winograd"
 
 
-@pytest.mark.skipif(not winograd.products_available(), reason="torch has no oneDNN")
+@pytest.mark.skipif(not products_available(), reason="torch has no oneDNN")
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_convolution(case: Convolution, name: str) -> None:
-    with transforms_of(name):
-        mean, largest = errors(name, case)
+    mean, largest = errors(name, case)
     assert_within(kind_of(name, case), case.channels[0], mean, largest)
 
 
@@ -375,21 +365,20 @@ def test_half_precision_rounds_each_step_once(dtype: torch.dtype, scale: str) ->
     assert error <= 1.0 * torch.finfo(dtype).eps / 2 * (result + added).square().mean().sqrt()
 
 
-@pytest.mark.parametrize("name", ["compiled", "torch"])
+@pytest.mark.parametrize("name", [COMPILED, "torch"])
 @torch.no_grad()
 def test_strips_in_any_order_and_some_of_them_twice(name: str) -> None:
     """What one strip leaves in the operands' memory must not reach the next, which may be smaller."""
     case = replace(USUAL, size=(13, 9), max_rows=8, residual="another")
-    with transforms_of(name):
-        maps = make(case)
-        result, added = exact(case, maps)
-        kernel = convolution(name, case, maps)
-        try:
-            prepared_strips = prepare(kernel)
-            for strip in [*reversed(prepared_strips), *prepared_strips[:1], prepared_strips[-1]]:
-                kernel.compute(strip)
-        finally:
-            kernel.close()
+    maps = make(case)
+    result, added = exact(case, maps)
+    kernel = convolution(name, case, maps)
+    try:
+        prepared_strips = prepare(kernel)
+        for strip in [*reversed(prepared_strips), *prepared_strips[:1], prepared_strips[-1]]:
+            kernel.compute(strip)
+    finally:
+        kernel.close()
     error = joined(maps.target).double() - result - added
     assert error.abs().max() <= BOUNDS["winograd"].largest * result.square().mean().sqrt()
 
@@ -467,7 +456,7 @@ def attention_errors(name: str, case: Attending) -> tuple[float, float]:
     return error.square().mean().sqrt().item(), error.abs().max().item()
 
 
-@pytest.mark.skipif(not winograd.products_available(), reason="torch has no oneDNN")
+@pytest.mark.skipif(not products_available(), reason="torch has no oneDNN")
 @pytest.mark.parametrize("name", ["packed", "stored"])
 @pytest.mark.parametrize("case", ATTENDING, ids=str)
 def test_attention(case: Attending, name: str) -> None:

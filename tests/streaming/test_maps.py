@@ -211,7 +211,6 @@ def test_nothing_is_made_that_is_as_large_as_a_map(
 ) -> None:
     """With bands a thousandth of their size the engine makes nothing much larger than one; so with the true ones."""
     monkeypatch.setattr(maps, "BAND_BYTES", 2**18)
-    monkeypatch.setattr("vae_core.streaming.winograd._OPERAND_BYTES", 2**18)
     for name in ("packed_attention.PACKED_KEYS", "stored_attention.KEY_BLOCK"):
         monkeypatch.setattr(f"vae_core.streaming.{name}", 2**8)
     z = latent(1, 128)

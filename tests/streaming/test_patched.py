@@ -17,9 +17,10 @@ import vae_core
 from vae_core import AutoencoderKL
 from vae_core.attention import AttnProcessor
 from vae_core.patched import find_patch
-from vae_core.streaming import executor, winograd
+from vae_core.streaming import executor
+from vae_core.streaming.internals import products_available
 
-pytestmark = pytest.mark.skipif(not winograd.products_available(), reason="torch has no oneDNN")
+pytestmark = pytest.mark.skipif(not products_available(), reason="torch has no oneDNN")
 
 
 def runs(vae: AutoencoderKL, encoding: bool) -> tuple[Half, Callable[[], Tensor], tuple[Callable[[], Tensor], ...]]:

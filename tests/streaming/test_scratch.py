@@ -12,7 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vae_core.streaming import winograd
+from vae_core.streaming.compiled_winograd import CompiledWinograd
 from vae_core.streaming.direct import DirectConvolution
+from vae_core.streaming.internals import products_available
 from vae_core.streaming.kernel import PassInputs
 from vae_core.streaming.maps import FeatureMap
 from vae_core.streaming.options import Axes
@@ -20,7 +22,7 @@ from vae_core.streaming.program import Convolve
 from vae_core.streaming.scratch import Scratches, ScratchStore, total
 from vae_core.streaming.stats import StatsTable, StripStats
 from vae_core.streaming.store import MapStore
-from vae_core.streaming.winograd_convolution import WinogradConvolution
+from vae_core.streaming.torch_winograd import TorchWinograd
 
 CPU = torch.device("cpu")
 
@@ -83,23 +85,30 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.skipif(not winograd.products_available(), reason="torch has no oneDNN")
-@pytest.mark.parametrize("transforms_of", ["compiled", "torch"])
+COMPILED = pytest.param(
+    CompiledWinograd, marks=pytest.mark.skipif(not winograd.compiled(), reason="numba is not installed"), id="compiled"
+)
+TORCH = pytest.param(
+    TorchWinograd, marks=pytest.mark.skipif(not products_available(), reason="torch has no oneDNN"), id="torch"
+)
+
+
+@pytest.mark.parametrize("kind", [COMPILED, TORCH])
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_terms_of_a_fast_kernel_are_what_it_allocates(case: str, transforms_of: str, monkeypatch: Any) -> None:
-    if transforms_of == "compiled" and not winograd.compiled():
-        pytest.skip("numba is not installed")
-    monkeypatch.setattr(winograd, "compiled", lambda: transforms_of == "compiled")
-    made = kernel(WinogradConvolution, **CASES[case])
+def test_terms_of_a_fast_kernel_are_what_it_allocates(case: str, kind: Any) -> None:
+    made = kernel(kind, **CASES[case])
     terms = made.workspace()
     packed = made.pack()
-    weights = [*packed.products, *filter(None, [packed.shortcut])]
-    assert sum(each.weight.numel() * 4 for each in weights) == terms["weights"] == made.packed_bytes()
+    if kind is TorchWinograd:
+        weights = [each.weight.numel() * 4 for each in (*packed.products, *filter(None, [packed.shortcut]))]
+    else:
+        weights = [packed.weights.nbytes, packed.shortcut.nbytes]
+    assert sum(weights) == terms["weights"] == made.packed_bytes()
     made.prepare(packed)
     allocated = made.scratches.allocated
     if "packing" not in terms:
-        assert allocated == {name: size for name, size in terms.items() if name not in ("weights", "sums")}
+        assert allocated == {name: size for name, size in terms.items() if name not in ("weights", "sums", "copy")}
         assert terms["sums"] == 16 * len(made.layout) * made.step.conv.out_channels
     else:
         assert sum(allocated.values()) < terms["packing"]
@@ -142,11 +151,11 @@ def storages(tree: Any) -> list[Any]:
     return [each.untyped_storage() for each in tensors if each.layout == torch.strided]
 
 
-@pytest.mark.skipif(not winograd.compiled() or not winograd.products_available(), reason="numba is not installed")
+@pytest.mark.skipif(not winograd.compiled(), reason="numba is not installed")
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
 def test_strips_of_a_fast_kernel_take_nothing_of_an_allocator(case: str) -> None:
-    made = kernel(WinogradConvolution, **CASES[case])
+    made = kernel(CompiledWinograd, **CASES[case])
     made.prepare(made.pack())
     with LargestResult() as largest:
         for strip in made.layout.strips():

@@ -59,38 +59,57 @@ def some(name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) ->
     return torch.full(tuple(shape), torch.nan, dtype=dtype)
 
 
-def inputs_of(transform: Transform, source: Tensor, pieces: int, compiled: bool, affine=None) -> Tensor:
+def rows_of(array: np.ndarray) -> np.ndarray:
+    """Addresses of the rows of [rows, W, C], as the compiled functions take them: in numbers of four bytes."""
+    return array.ctypes.data // 4 + np.arange(len(array), dtype=np.int64) * array[0].size
+
+
+def begin(array: np.ndarray) -> int:
+    return array.ctypes.data // 4
+
+
+def inputs_of(transform: Transform, source: Tensor, compiled: bool, affine=None) -> Tensor:
     """What is multiplied, [n * n, C], of one tile whose first input is source[0, 0]; source is [rows, W, C]."""
-    n, channels = transform.products, source.shape[2]
-    out = torch.full((pieces, 1, n * n // pieces, channels), torch.nan)
+    n, (_, width, channels) = transform.products, source.shape
+    out = torch.full((1, 1, n * n, channels), torch.nan)
     if not compiled:
         tensors = affine and (torch.from_numpy(affine[0]), torch.from_numpy(affine[1]))
         winograd_torch.transform_inputs(transform, source, 0, 0, False, tensors, (1, 1), some, out)
-    elif transform is UPSAMPLE:
-        ring = np.empty((channels // 16, 4, 4, 16), np.float32)
-        winograd._jit().upsample_inputs(source.numpy(), 0, 0, False, ring, out.numpy(), 1, 1, channels)
+        return out.reshape(n * n, channels)
+    jit, ring, place = winograd.jit(), np.empty((channels // 16, 6, 6, 16), np.float32), begin(out.numpy())
+    image = rows_of(source.numpy()), width, channels
+    if transform is UPSAMPLE:
+        jit.upsample_inputs(image, 0, 0, False, begin(ring), place, (1, 1), channels)
     else:
-        ring = np.empty((channels // 16, 6, 6, 16), np.float32)
-        scale, shift = affine or (winograd._NO_VECTOR, winograd._NO_VECTOR)
-        winograd._jit().transform_inputs(source.numpy(), 0, 0, False, scale, shift, ring, out.numpy(), 1, 1, channels)
+        scale, shift = affine or (ring, ring)
+        norm = begin(scale), begin(shift), affine is not None
+        jit.transform_inputs(image, 0, 0, False, *norm, begin(ring), place, (1, 1), channels)
     return out.reshape(n * n, channels)
 
 
-def outputs_of(transform: Transform, products: Tensor, pieces: int, compiled: bool) -> Tensor:
+def outputs_of(transform: Transform, products: Tensor, compiled: bool) -> Tensor:
     """Pixels [4, 4, K] of one tile of products [n * n, K]."""
     channels = products.shape[1]
-    products = products.reshape(pieces, 1, -1, channels).clone()
     target, bias, sums = torch.full((4, 4, channels), torch.nan), torch.zeros(channels), np.zeros((2, channels))
     if not compiled:
-        winograd_torch.transform_outputs(transform, products, bias, None, target, (1, 1), some, sums)
-    elif transform is UPSAMPLE:
-        winograd._jit().upsample_outputs(products.numpy(), bias.numpy(), target.numpy(), 0, 4, *sums)
-    else:
-        winograd._jit().transform_outputs(
-            products.numpy(), bias.numpy(), winograd._NO_MAP, 0, target.numpy(), 0, 4, *sums
+        winograd_torch.transform_outputs(transform, products[None, None], bias, None, target, (1, 1), some, sums)
+        return checked(target, sums)
+    rows, products = rows_of(target.numpy()), products.contiguous()
+    place, size, totals = (rows, (0, 0), channels), (4, 4), [each.ctypes.data // 8 for each in sums]
+    if transform is UPSAMPLE:
+        winograd.jit().upsample_outputs(
+            begin(products.numpy()), channels, begin(bias.numpy()), place, size, channels, *totals
         )
-    if compiled:
-        assert not products.any()  # zeros are left for the next strip
+    else:
+        nothing = False, rows, (0, 0), channels
+        winograd.jit().transform_outputs(
+            begin(products.numpy()), channels, begin(bias.numpy()), nothing, place, size, channels, *totals
+        )
+    return checked(target, sums)
+
+
+def checked(target: Tensor, sums: np.ndarray) -> Tensor:
+    """The target, whose sums and sums of squares these are."""
     np.testing.assert_allclose(sums[0], target.double().sum((0, 1)), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(sums[1], target.double().square().sum((0, 1)), rtol=1e-6, atol=1e-6)
     return target
@@ -101,23 +120,21 @@ def impulses(count: int) -> Tensor:
     return torch.eye(count, -(-count // 16) * 16)
 
 
-@pytest.mark.parametrize("pieces", ["one", "lines"])
 @pytest.mark.parametrize("transform", [WINOGRAD, UPSAMPLE], ids=["winograd", "upsample"])
-def test_inputs_are_transformed_by_the_matrix(transform: Transform, pieces: str, compiled: bool) -> None:
-    reach, count = transform.reach, 1 if pieces == "one" else transform.products
+def test_inputs_are_transformed_by_the_matrix(transform: Transform, compiled: bool) -> None:
+    reach = transform.reach
     matrix = as_tensor(transform.inputs)
     wanted = torch.kron(matrix, matrix)  # [n * n, k * k]
-    found = inputs_of(transform, impulses(reach**2).unflatten(0, (reach, reach)), count, compiled)
+    found = inputs_of(transform, impulses(reach**2).unflatten(0, (reach, reach)), compiled)
     assert_rounded(found[:, : reach**2], wanted)
     assert not found[:, reach**2 :].any()
 
 
-@pytest.mark.parametrize("pieces", ["one", "lines"])
 @pytest.mark.parametrize("transform", [WINOGRAD, UPSAMPLE], ids=["winograd", "upsample"])
-def test_outputs_are_transformed_by_the_matrix(transform: Transform, pieces: str, compiled: bool) -> None:
-    n, count = transform.products, 1 if pieces == "one" else transform.products
+def test_outputs_are_transformed_by_the_matrix(transform: Transform, compiled: bool) -> None:
+    n = transform.products
     matrix = as_tensor(transform.outputs)
-    found = outputs_of(transform, impulses(n * n), count, compiled).flatten(0, 1)
+    found = outputs_of(transform, impulses(n * n), compiled).flatten(0, 1)
     assert_rounded(found[:, : n * n], torch.kron(matrix, matrix))
 
 
@@ -131,7 +148,7 @@ def test_silu_is_rounded_like_a_division(compiled: bool) -> None:
     source = torch.zeros(6, 6, len(values))
     source[0, 0] = values
     scale, shift = np.full(len(values), 0.5, np.float32), np.zeros(len(values), np.float32)
-    found = inputs_of(WINOGRAD, source, 1, compiled, (scale, shift))[0].double()
+    found = inputs_of(WINOGRAD, source, compiled, (scale, shift))[0].double()
     x = 0.5 * values.double()
     wanted = x / (1 + torch.exp(-x))
     # exp(-x) is rounded at its argument too, which is up to 44 for these: 2**-24 * 44 * log2(e) of its value.
@@ -142,5 +159,5 @@ def test_what_is_not_a_number_stays_one(compiled: bool) -> None:
     source = torch.zeros(6, 6, 16)
     source[0, 0] = torch.nan
     ones = np.ones(16, np.float32)
-    found = inputs_of(WINOGRAD, source, 1, compiled, (ones, ones))
+    found = inputs_of(WINOGRAD, source, compiled, (ones, ones))
     assert found[0].isnan().all()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, TilingError
 from . import winograd
+from .compiled_winograd import CompiledWinograd
 from .direct import DirectConvolution
 from .half import Half, Shape
 from .internals import is_transformed
@@ -21,12 +22,15 @@ from .options import Options
 from .packed_attention import PackedAttention
 from .program import INPUT, Attend, Convolve, Pass
 from .stored_attention import StoredAttention
-from .winograd_convolution import WinogradConvolution
+from .torch_winograd import TorchWinograd
 
 # Kernels.
 
 KernelMode = Literal["auto", "reference", "direct", "winograd"]
 _mode: ContextVar[KernelMode] = ContextVar("seamless_vae_kernels", default="auto")
+
+# Kernels with few multiplications; the first that suits a pass is the faster.
+FAST_KERNELS: tuple[type[CompiledWinograd] | type[TorchWinograd], ...] = (CompiledWinograd, TorchWinograd)
 
 # Where Winograd is the faster, as `benchmarks/kernels.py` measures it. Below so many FLOPs (of a direct convolution)
 # its calls cost more than its multiplications save; below so many positions of the target for a channel, making its
@@ -77,15 +81,11 @@ def choose_kernel(
     if isinstance(step, Attend):
         packed = not torchs_own and PackedAttention.suits(step, source, dtype, device)
         return PackedAttention if packed else StoredAttention
-    if torchs_own or not WinogradConvolution.suits(step, dtype, device):
-        return DirectConvolution
-    wins = mode == "winograd" or _winograd_wins(step, source.shape[3], target)
-    return WinogradConvolution if wins and _has_whole_vectors(source.shape[3], target) else DirectConvolution
-
-
-def _has_whole_vectors(in_channels: int, target: FeatureMap) -> bool:
-    """Whether the compiled transforms can take so many channels; those in torch operations take any."""
-    return not winograd.compiled() or not (in_channels % winograd.VECTOR or target.shape[3] % winograd.VECTOR)
+    fast = () if torchs_own else FAST_KERNELS
+    kernel = next((each for each in fast if each.suits(step, dtype, device)), DirectConvolution)
+    if kernel is DirectConvolution or mode == "winograd" or _winograd_wins(step, source.shape[3], target):
+        return kernel
+    return DirectConvolution
 
 
 def _winograd_wins(step: Convolve, in_channels: int, target: FeatureMap) -> bool:

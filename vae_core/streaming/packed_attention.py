@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import winograd
+from .internals import products_available
 from .kernel import Layout, PassInputs, Strip, cut
 from .maps import FeatureMap
+from .products import VECTOR, PackedProducts, padded
 from .program import Attend, AttentionWeights, Pass, PositionNorm
 from .softmax import OnlineSoftmax, folded, per_item
 from .stats import ChannelStats, StatsTable, StripStats
@@ -36,7 +37,7 @@ class PackedAttention:
         self.step = inputs.step
         self.positions = inputs.source.shape[1] * inputs.source.shape[2]
         block = min(PACKED_KEYS, self.positions)
-        self.scores_per_query = block * (2 if block % winograd.VECTOR else 1)  # a copy to fill vectors up
+        self.scores_per_query = block * (2 if block % VECTOR else 1)  # a copy to fill vectors up
         room = _STRIPS_OF_SCORES * inputs.strip_bytes // (12 * self.scores_per_query)
         self.queries = max(8, min(_QUERIES, self.positions, room))
         self.layout = inputs.layout or self._lay_out()
@@ -47,7 +48,7 @@ class PackedAttention:
         """Whether this kernel can compute a pass, and its keys and values are few enough to be held."""
         if not isinstance(step, Attend) or isinstance(step.norm, PositionNorm):
             return False
-        if device.type != "cpu" or dtype != torch.float32 or not winograd.products_available():
+        if device.type != "cpu" or dtype != torch.float32 or not products_available():
             return False
         return 2 * source.shape.numel() * dtype.itemsize <= _PACKED_LIMIT
 
@@ -134,13 +135,13 @@ class _PackedItem:
         return _apply(softmax.result(), *self.out) + tokens
 
 
-def _linear(weight: Tensor, rows: int) -> winograd.PackedProducts:
+def _linear(weight: Tensor, rows: int) -> PackedProducts:
     """[K, C], packed."""
-    return winograd.PackedProducts.pack(weight[None], rows)
+    return PackedProducts.pack(weight[None], rows)
 
 
-def _apply(x: Tensor, products: winograd.PackedProducts, bias: Tensor | None = None) -> Tensor:
+def _apply(x: Tensor, products: PackedProducts, bias: Tensor | None = None) -> Tensor:
     """x @ weight^T + bias for [rows, C]."""
-    x = winograd.padded(x, products.in_channels - x.shape[1])
+    x = padded(x, products.in_channels - x.shape[1])
     result = products(x[:, None])[:, 0]
     return result if bias is None else result.add_(bias)

@@ -1,17 +1,14 @@
 """The transforms around the matrix products of a fast convolution, compiled by numba (the optional extra `fast`).
 
-Four functions, each for the tiles of one strip, 16 channels (a vector) at a time, without the interpreter lock:
+Two functions, each for a rectangle of a map, without the interpreter lock:
 
-    transform_inputs     pixels -> what is multiplied         3x3 convolutions: F(4x4, 3x3), 36 products a tile
-    transform_outputs    products -> pixels
-    upsample_inputs      pixels -> what is multiplied         3x3 convolutions of a doubled map, 25 products a tile
-    upsample_outputs     products -> pixels
+    convolve      a 3x3 convolution with the norm and SiLU before it and the residual after it: F(4x4, 3x3), 36 products
+                  for a tile of 4x4 outputs
+    upsample      a 3x3 convolution of a doubled map: 25 products for a tile
 
-Maps are [rows, W, channels], contiguous, and may have more channels than are worked on. A row that is not in the array
-is outside the image and counts as zero. The channels that are worked on are whole vectors.
-
-What is multiplied and the products have one of two layouts, [1, tiles, n * n, C] or [n, tiles, n, C], where the first
-axis counts the lines of a tile: weights too large for one allocation are packed line by line (`winograd.py`).
+They take a few tiles at a time: inputs are transformed, multiplied (`multiply.py`) and transformed back while they are
+in the second cache. A map is the addresses of its rows, wherever these are; a row outside of the image has none and
+counts as zero. A map may have more channels than are worked on. The channels that are worked on are whole vectors.
 
 An array without elements stands for what is not there. (For None numba would compile each function a second time,
 which takes as long as a decode.)
@@ -19,8 +16,20 @@ which takes as long as a decode.)
 `internals.load_compiled` loads this folder under a name of its own, by which what numba keeps on disk is found.
 """
 
-from .convolve import BLOCK, transform_inputs, transform_outputs
+from .convolve import BLOCK, convolve, transform_inputs, transform_outputs
 from .lanes import LANES
-from .upsample import upsample_inputs, upsample_outputs
+from .multiply import COLUMNS, ROWS
+from .upsample import upsample, upsample_inputs, upsample_outputs
 
-__all__ = ["BLOCK", "LANES", "transform_inputs", "transform_outputs", "upsample_inputs", "upsample_outputs"]
+__all__ = [
+    "BLOCK",
+    "COLUMNS",
+    "LANES",
+    "ROWS",
+    "convolve",
+    "transform_inputs",
+    "transform_outputs",
+    "upsample",
+    "upsample_inputs",
+    "upsample_outputs",
+]

@@ -21,8 +21,9 @@ bytes, stays in the first cache.
 
 from __future__ import annotations
 
-from .lanes import F32, LANES, address, load, load_and_clear, part, silu, store, whole
-from .pixels import OUTSIDE, pixel_address, put_tile, value
+from .lanes import F32, LANES, address, load, part, silu, step, store, whole
+from .multiply import COLUMNS, multiply
+from .pixels import OUTSIDE, copy_pixels, four_rows, pixel_address, put_tile, value
 
 BLOCK = 128
 
@@ -71,35 +72,33 @@ def _activated(pixel, c, scale, shift, activate):
     return value(pixel, c)
 
 
-@whole
-def transform_inputs(source, y0, x0, circular_x, scale, shift, ring, out, down, across, channels):
-    """Transform the inputs of `down` rows of `across` tiles of 4x4 outputs, the first input being source[y0, x0].
+@step
+def transform_inputs(source, y0, x0, circular_x, scales, shifts, activate, ring_begin, out, tiles, channels):
+    """Transform the inputs of tiles of 4x4 outputs, of which the first input is in row y0 and column x0.
 
     Args:
-        source: [rows, W, channels or more].
+        source: addresses of rows of [width, depth], width, and depth >= channels.
         circular_x: a column outside the image is one at its other side.
-        scale, shift: [channels], applied before SiLU; without elements to take the source as it is.
-        ring: scratch, see above: [vectors, 6, 6, LANES] for the vectors of `channels`, at most those of `BLOCK`.
-        out: [1, tiles or more, 36, C], or [6, tiles or more, 6, C]: what is multiplied; C >= channels.
+        scales, shifts: addresses of [channels], applied before SiLU, if `activate`.
+        ring_begin: address of the ring, see above.
+        out: address of [tiles, 36, channels]: what is multiplied.
+        tiles: how many below and beside one another.
     """
-    height, width, depth = source.shape
-    groups, padded = out.shape[2], out.shape[3]
-    line = (out.shape[1] if groups == 6 else 1) * 6 * padded  # from one line of a tile to the next
-    begin, ring_begin, row_out = address(source), address(ring), address(out)
-    scales, shifts, activate = address(scale), address(shift), scale.size > 0
-    row_of_ring = 6 * LANES
+    rows, width, depth = source
+    down, across = tiles
+    line, row_out, row_of_ring = 6 * channels, out, 6 * LANES
     for y in range(y0, y0 + 4 * down, 4):
         for block in range(0, channels, BLOCK):
             stop = min(block + BLOCK, channels)
             for j in range(4 * across + 2):
                 slot = j % 6
                 x = (x0 + j) % width if circular_x else x0 + j
-                p0 = pixel_address(begin, height, width, depth, y, x)
-                p1 = pixel_address(begin, height, width, depth, y + 1, x)
-                p2 = pixel_address(begin, height, width, depth, y + 2, x)
-                p3 = pixel_address(begin, height, width, depth, y + 3, x)
-                p4 = pixel_address(begin, height, width, depth, y + 4, x)
-                p5 = pixel_address(begin, height, width, depth, y + 5, x)
+                p0 = pixel_address(rows, width, depth, y, x)
+                p1 = pixel_address(rows, width, depth, y + 1, x)
+                p2 = pixel_address(rows, width, depth, y + 2, x)
+                p3 = pixel_address(rows, width, depth, y + 3, x)
+                p4 = pixel_address(rows, width, depth, y + 4, x)
+                p5 = pixel_address(rows, width, depth, y + 5, x)
                 for c in range(block, stop, LANES):
                     v = _six_products(
                         _activated(p0, c, scales, shifts, activate),
@@ -112,7 +111,7 @@ def transform_inputs(source, y0, x0, circular_x, scale, shift, ring, out, down, 
                     _store_six(ring_begin + 36 * (c - block) + slot * LANES, row_of_ring, v)
                 if j < 5 or (j - 5) % 4:
                     continue
-                tile = row_out + (j - 5) // 4 * groups * padded
+                tile = row_out + (j - 5) // 4 * 36 * channels
                 s0 = (j + 1) % 6 * LANES
                 s1 = (j + 2) % 6 * LANES
                 s2 = (j + 3) % 6 * LANES
@@ -130,69 +129,130 @@ def transform_inputs(source, y0, x0, circular_x, scale, shift, ring, out, down, 
                             load(row + s4),
                             load(row + s5),
                         )
-                        _store_six(tile + i * line + c, padded, v)
+                        _store_six(tile + i * line + c, channels, v)
                         row += row_of_ring
-        row_out += across * groups * padded
+        row_out += across * 36 * channels
 
 
 @part
 def _outputs_of_line(m, step):
-    """A^T along a line of six products, which are zero afterwards."""
+    """A^T along a line of six products."""
     return _four_outputs(
-        load_and_clear(m),
-        load_and_clear(m + step),
-        load_and_clear(m + 2 * step),
-        load_and_clear(m + 3 * step),
-        load_and_clear(m + 4 * step),
-        load_and_clear(m + 5 * step),
+        load(m), load(m + step), load(m + 2 * step), load(m + 3 * step), load(m + 4 * step), load(m + 5 * step)
     )
 
 
-@whole
-def transform_outputs(products, bias, added, added_left, target, left, right, total, squares):
-    """Transform products to pixels, and write them to target[:, left:right]. The products are zero afterwards.
+@step
+def transform_outputs(products, width, biases, to_add, target, size, channels, totals, squares):
+    """Transform products to pixels, and write them.
 
     Args:
-        products: [1, tiles or more, 36, K], or [6, tiles or more, 6, K].
-        bias: [K].
-        added: [rows, columns, K or more], added to the pixels from its column `added_left` on; it may be the target.
-            Without elements, nothing is added.
-        target: [rows, W, K or more].
-        total, squares: [K] of float64; the sums of what is written, and of its squares, are added to them.
+        products: address of [tiles, 36, width].
+        biases: address of [channels]; channels <= width.
+        to_add: whether anything is added to the pixels, and if so, addresses of its rows, the first row and column,
+            and its depth.
+        target: addresses of rows, the first row and column that are written, and the depth.
+        size: rows and columns of pixels that are written.
+        totals, squares: addresses of [channels] of float64; the sums of what is written, and of its squares, are added.
     """
-    groups, channels, span = products.shape[2], products.shape[3], right - left
-    line = (products.shape[1] if groups == 6 else 1) * 6 * channels
-    tile, biases, adds = address(products), address(bias), added.size > 0
-    totals, totals_of_squares = address(total), address(squares)
-    steps = target.shape[1] * target.shape[2], target.shape[2]
-    added_steps = added.shape[1] * added.shape[2], added.shape[2]
-    for y in range(0, target.shape[0], 4):
-        pixel = address(target) + y * steps[0] + left * steps[1]
-        more = address(added) + y * added_steps[0] + added_left * added_steps[1]
-        for x in range(0, span, 4):
+    adds, added_rows, (added_y, added_x), added_depth = to_add
+    target_rows, (target_y, target_x), depth = target
+    line, tile, added = 6 * width, products, (0, 0, 0, 0)
+    for y in range(0, size[0], 4):
+        pixels = four_rows(target_rows, target_y + y)
+        if adds:
+            added = four_rows(added_rows, added_y + y)
+        for x in range(0, size[1], 4):
+            offset, more = (target_x + x) * depth, (added_x + x) * added_depth
             for c in range(0, channels, LANES):
-                s0 = _outputs_of_line(tile + c, channels)
-                s1 = _outputs_of_line(tile + line + c, channels)
-                s2 = _outputs_of_line(tile + 2 * line + c, channels)
-                s3 = _outputs_of_line(tile + 3 * line + c, channels)
-                s4 = _outputs_of_line(tile + 4 * line + c, channels)
-                s5 = _outputs_of_line(tile + 5 * line + c, channels)
-                columns = (
+                s0 = _outputs_of_line(tile + c, width)
+                s1 = _outputs_of_line(tile + line + c, width)
+                s2 = _outputs_of_line(tile + 2 * line + c, width)
+                s3 = _outputs_of_line(tile + 3 * line + c, width)
+                s4 = _outputs_of_line(tile + 4 * line + c, width)
+                s5 = _outputs_of_line(tile + 5 * line + c, width)
+                by_column = (
                     _four_outputs(s0[0], s1[0], s2[0], s3[0], s4[0], s5[0]),
                     _four_outputs(s0[1], s1[1], s2[1], s3[1], s4[1], s5[1]),
                     _four_outputs(s0[2], s1[2], s2[2], s3[2], s4[2], s5[2]),
                     _four_outputs(s0[3], s1[3], s2[3], s3[3], s4[3], s5[3]),
                 )
                 put_tile(
-                    columns,
-                    (target.shape[0] - y, span - x),
+                    by_column,
+                    (size[0] - y, size[1] - x),
                     load(biases + c),
-                    (adds, more + c, added_steps),
-                    pixel + c,
-                    steps,
+                    (adds, added, more + c, added_depth),
+                    pixels,
+                    offset + c,
+                    depth,
                     totals + c,
-                    totals_of_squares + c,
+                    squares + c,
                 )
-            tile += groups * channels
-            pixel += 4 * steps[1]
-            more += 4 * added_steps[1]
+            tile += 36 * width
+
+
+@whole
+def convolve(source, circular_x, scale, shift, weights, bias, added, shortcut, target, columns, memory, total, squares):
+    """conv(silu(source * scale + shift)) + bias, with a residual, for some rows of the target, a few tiles at a time.
+
+    A map is given as (rows, width, depth): addresses of rows [width, depth], 0 for one outside the image. It may have
+    more channels than are worked on.
+
+    Args:
+        source: from the row above the first one of the target to the row below the last one.
+        circular_x: a column outside the image is one at its other side.
+        scale, shift: [C]; without elements to take the source as it is.
+        weights: [36, K / COLUMNS, C, COLUMNS], K filled up to whole blocks.
+        bias: [K].
+        added: a map of the target's rows and columns that is added; without rows, nothing is.
+        shortcut: [1, K / COLUMNS, channels, COLUMNS], by which each pixel of what is added is multiplied; without
+            elements, none is.
+        target: the rows to be written.
+        columns: [start, stop) of them.
+        memory: ring (see above); for what is multiplied; for the products; for what is added and was multiplied, with
+            the addresses of its rows; how many tiles below and beside one another there is room for.
+        total, squares: [K] of float64; the sums of what is written, and of its squares, are added to them.
+    """
+    added_rows, _, added_depth = added
+    target_rows, _, depth = target
+    ring, inputs, products, beside, beside_rows, at_once = memory
+    channels, out_channels, width = weights.shape[2], bias.size, weights.shape[1] * COLUMNS
+    of_shortcut = shortcut.shape[2]
+    for row in range(0, target_rows.size, 4 * at_once[0]):
+        rows = min(4 * at_once[0], target_rows.size - row)
+        for column in range(columns[0], columns[1], 4 * at_once[1]):
+            size = rows, min(4 * at_once[1], columns[1] - column)
+            tiles = (rows + 3) // 4, (size[1] + 3) // 4
+            to_add = added_rows.size > 0, added_rows, (row, column), added_depth
+            if of_shortcut > 0:
+                copy_pixels(added_rows, added_depth, (row, column), size, of_shortcut, address(inputs))
+                pixels = size[0] * size[1]
+                multiply(address(inputs), address(shortcut), address(beside), pixels, 1, of_shortcut, width)
+                for y in range(rows):
+                    beside_rows[y] = address(beside) + y * size[1] * width
+                to_add = True, beside_rows, (0, 0), width
+            transform_inputs(
+                source,
+                row,
+                column - 1,
+                circular_x,
+                address(scale),
+                address(shift),
+                scale.size > 0,
+                address(ring),
+                address(inputs),
+                tiles,
+                channels,
+            )
+            multiply(address(inputs), address(weights), address(products), tiles[0] * tiles[1], 36, channels, width)
+            transform_outputs(
+                address(products),
+                width,
+                address(bias),
+                to_add,
+                (target_rows, (row, column), depth),
+                size,
+                out_channels,
+                address(total),
+                address(squares),
+            )

@@ -22,9 +22,9 @@ from numba.extending import models, overload, register_model
 intrinsic: Any = extending.intrinsic  # its first parameter is not the caller's
 F32 = np.float32
 LANES = 16  # numbers in a vector; on processors with shorter ones the compiler takes several
-_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _WIDE = ir.VectorType(ir.DoubleType(), LANES)
-_WORDS = ir.VectorType(ir.IntType(32), LANES)
+WORDS = ir.VectorType(ir.IntType(32), LANES)
 _FLAGS = ("contract", "arcp", "nsz")  # nothing that would assume numbers to be finite
 
 
@@ -41,7 +41,7 @@ lanes = Lanes()
 @register_model(Lanes)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager, kind):
-        super().__init__(manager, kind, _VECTOR)
+        super().__init__(manager, kind, VECTOR)
 
 
 @intrinsic
@@ -60,7 +60,7 @@ def address(typing, array):
     return types.intp(array), emit
 
 
-def _pointer(builder, first, vector, size):
+def pointer_to(builder, first, vector, size):
     return builder.inttoptr(builder.mul(first, cgutils.intp_t(size)), vector.as_pointer())
 
 
@@ -69,7 +69,7 @@ def load(typing, first):
     """The vector at an address."""
 
     def emit(context, builder, signature, arguments):
-        return builder.load(_pointer(builder, arguments[0], _VECTOR, 4), align=4)
+        return builder.load(pointer_to(builder, arguments[0], VECTOR, 4), align=4)
 
     return lanes(types.intp), emit
 
@@ -79,7 +79,7 @@ def store(typing, first, value):
     """Write a vector to an address."""
 
     def emit(context, builder, signature, arguments):
-        builder.store(arguments[1], _pointer(builder, arguments[0], _VECTOR, 4), align=4)
+        builder.store(arguments[1], pointer_to(builder, arguments[0], VECTOR, 4), align=4)
 
     return types.void(types.intp, lanes), emit
 
@@ -89,7 +89,7 @@ def accumulate(typing, first, value):
     """Add a vector to as many numbers in double precision at an address."""
 
     def emit(context, builder, signature, arguments):
-        pointer = _pointer(builder, arguments[0], _WIDE, 8)
+        pointer = pointer_to(builder, arguments[0], _WIDE, 8)
         total = builder.fadd(builder.load(pointer, align=8), builder.fpext(arguments[1], _WIDE))
         builder.store(total, pointer, align=8)
 
@@ -101,8 +101,8 @@ def splat(typing, number):
     """A vector of one number."""
 
     def emit(context, builder, signature, arguments):
-        first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), arguments[0], ir.Constant(ir.IntType(32), 0))
-        return builder.shuffle_vector(first, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_WORDS, None))
+        first = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), arguments[0], ir.Constant(ir.IntType(32), 0))
+        return builder.shuffle_vector(first, ir.Constant(VECTOR, ir.Undefined), ir.Constant(WORDS, None))
 
     return lanes(types.float32), emit
 
@@ -112,7 +112,7 @@ def rint(typing, x):
     """The nearest whole numbers."""
 
     def emit(context, builder, signature, arguments):
-        kind = ir.FunctionType(_VECTOR, [_VECTOR])
+        kind = ir.FunctionType(VECTOR, [VECTOR])
         return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.rint.v{LANES}f32"), arguments)
 
     return lanes(lanes), emit
@@ -135,9 +135,9 @@ def ldexp(typing, x, power):
     """x * 2^power, for whole powers that keep the exponent in its range."""
 
     def emit(context, builder, signature, arguments):
-        shift = ir.Constant(_WORDS, [ir.Constant(ir.IntType(32), 23)] * LANES)
-        exponent = builder.shl(builder.fptosi(arguments[1], _WORDS), shift)
-        return builder.bitcast(builder.add(builder.bitcast(arguments[0], _WORDS), exponent), _VECTOR)
+        shift = ir.Constant(WORDS, [ir.Constant(ir.IntType(32), 23)] * LANES)
+        exponent = builder.shl(builder.fptosi(arguments[1], WORDS), shift)
+        return builder.bitcast(builder.add(builder.bitcast(arguments[0], WORDS), exponent), VECTOR)
 
     return lanes(lanes, lanes), emit
 
@@ -171,8 +171,10 @@ for _operation, _instruction in (
 ):
     _arithmetic(_operation, _instruction)
 
-# A part is compiled into whoever uses it; a whole function is what Python calls, without the interpreter lock.
-part = numba.njit(inline="always", error_model="numpy")
+# A part is compiled into whoever uses it; a step is a function of its own; a whole function is what Python calls,
+# without the interpreter lock.
+part = numba.njit(forceinline=True, error_model="numpy")
+step = numba.njit(error_model="numpy")
 whole = numba.njit(nogil=True, error_model="numpy")
 
 ZERO, ONE = F32(0.0), F32(1.0)
@@ -192,11 +194,3 @@ def silu(x):
     f = z - n
     p = (((((_P6 * f + _P5) * f + _P4) * f + _P3) * f + _P2) * f + _P1) * f + ONE
     return x / (ldexp(p, n) + ONE)
-
-
-@part
-def load_and_clear(first):
-    """The vector at an address, where zeros are left: oneDNN adds its products to what is there."""
-    v = load(first)
-    store(first, splat(ZERO))
-    return v

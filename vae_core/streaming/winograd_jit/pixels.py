@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from .lanes import ZERO, accumulate, load, part, splat, store
+from .lanes import LANES, ZERO, accumulate, load, part, splat, step, store
 
-OUTSIDE = 0  # the address of a pixel outside the image
-NOTHING_ADDED = (False, 0, (0, 0))  # see `put_tile`
+OUTSIDE = 0  # the address of a row or a pixel outside the image
 
 
 @part
-def pixel_address(begin, height, width, depth, y, x):
-    """Address of the first channel of a pixel of a map [height, width, depth] that begins at an address."""
-    if y < 0 or y >= height or x < 0 or x >= width:
+def pixel_address(rows, width, depth, y, x):
+    """Address of the first channel of a pixel of a map, by the addresses of its rows; see `convolve`."""
+    if y < 0 or y >= rows.size or x < 0 or x >= width or rows[y] == OUTSIDE:
         return OUTSIDE
-    return begin + (y * width + x) * depth
+    return rows[y] + x * depth
 
 
 @part
@@ -33,42 +32,58 @@ def _put(v, bias, adds, added, pixel, sums):
 
 
 @part
-def _put_column(v, rows, bias, adds, added, added_down, pixel, down, sums):
-    """`_put` for up to four pixels below one another, `down` and `added_down` apart."""
-    sums = _put(v[0], bias, adds, added, pixel, sums)
+def _put_column(v, rows, bias, adds, added, added_offset, pixels, offset, sums):
+    """`_put` for up to four pixels below one another, by the addresses of their rows."""
+    sums = _put(v[0], bias, adds, added[0] + added_offset, pixels[0] + offset, sums)
     if rows > 1:
-        sums = _put(v[1], bias, adds, added + added_down, pixel + down, sums)
+        sums = _put(v[1], bias, adds, added[1] + added_offset, pixels[1] + offset, sums)
     if rows > 2:
-        sums = _put(v[2], bias, adds, added + 2 * added_down, pixel + 2 * down, sums)
+        sums = _put(v[2], bias, adds, added[2] + added_offset, pixels[2] + offset, sums)
     if rows > 3:
-        sums = _put(v[3], bias, adds, added + 3 * added_down, pixel + 3 * down, sums)
+        sums = _put(v[3], bias, adds, added[3] + added_offset, pixels[3] + offset, sums)
     return sums
 
 
 @part
-def put_tile(columns, size, bias, to_add, pixel, steps, total, squares):
+def four_rows(rows, y):
+    """Addresses of the rows from y on; of the last one instead of those beyond."""
+    last = rows.size - 1
+    return rows[y], rows[min(y + 1, last)], rows[min(y + 2, last)], rows[min(y + 3, last)]
+
+
+@part
+def put_tile(by_column, size, bias, to_add, pixels, offset, depth, total, squares):
     """Write the upper left part of a tile, and add its values and their squares to running sums.
 
     Args:
-        columns: four of four vectors.
+        by_column: four of four vectors.
         size: rows and columns that are written; four or more for all.
-        to_add: whether anything is added, and if so, the address of its first pixel and its steps.
-        pixel: address of the first pixel.
-        steps: from one row of pixels and from one column to the next.
+        to_add: whether anything is added, and if so, the addresses of its four rows, where its first pixel begins in
+            them, and from one pixel to the next.
+        pixels, offset, depth: the same for what is written.
         total, squares: addresses of the sums, in double precision.
     """
-    adds, added, added_steps = to_add
-    rows, down, added_down = size[0], steps[0], added_steps[0]
+    adds, added, more, added_depth = to_add
     sums = splat(ZERO), splat(ZERO)
-    sums = _put_column(columns[0], rows, bias, adds, added, added_down, pixel, down, sums)
+    sums = _put_column(by_column[0], size[0], bias, adds, added, more, pixels, offset, sums)
     if size[1] > 1:
-        added, pixel = added + added_steps[1], pixel + steps[1]
-        sums = _put_column(columns[1], rows, bias, adds, added, added_down, pixel, down, sums)
+        more, offset = more + added_depth, offset + depth
+        sums = _put_column(by_column[1], size[0], bias, adds, added, more, pixels, offset, sums)
     if size[1] > 2:
-        added, pixel = added + added_steps[1], pixel + steps[1]
-        sums = _put_column(columns[2], rows, bias, adds, added, added_down, pixel, down, sums)
+        more, offset = more + added_depth, offset + depth
+        sums = _put_column(by_column[2], size[0], bias, adds, added, more, pixels, offset, sums)
     if size[1] > 3:
-        added, pixel = added + added_steps[1], pixel + steps[1]
-        sums = _put_column(columns[3], rows, bias, adds, added, added_down, pixel, down, sums)
+        more, offset = more + added_depth, offset + depth
+        sums = _put_column(by_column[3], size[0], bias, adds, added, more, pixels, offset, sums)
     accumulate(total, sums[0])
     accumulate(squares, sums[1])
+
+
+@step
+def copy_pixels(rows, depth, first, size, channels, out):
+    """Copy a rectangle of pixels, from a row and a column on, to [size[0] * size[1], channels] at an address."""
+    for y in range(first[0], first[0] + size[0]):
+        for x in range(first[1], first[1] + size[1]):
+            for c in range(0, channels, LANES):
+                store(out + c, load(rows[y] + x * depth + c))
+            out += channels

@@ -17,8 +17,9 @@ complete.
 
 from __future__ import annotations
 
-from .lanes import LANES, address, load, load_and_clear, part, store, whole
-from .pixels import NOTHING_ADDED, pixel_address, put_tile, value
+from .lanes import LANES, address, load, part, step, store, whole
+from .multiply import COLUMNS, multiply
+from .pixels import four_rows, pixel_address, put_tile, value
 
 
 @part
@@ -44,29 +45,24 @@ def _store_five(row, s0, s1, s2, s3, m, step):
     store(m + 4 * step, v[3])
 
 
-@whole
-def upsample_inputs(source, y0, x0, circular_x, ring, out, down, across, channels):
-    """Transform the inputs of `down` rows of `across` tiles of 4x4 outputs, the first input being source[y0, x0].
+@step
+def upsample_inputs(source, y0, x0, circular_x, ring_begin, out, tiles, channels):
+    """Transform the inputs of tiles of 4x4 outputs, of which the first input is in row y0 and column x0.
 
-    Args:
-        source: [rows, W, channels or more], before the doubling.
-        circular_x: a column outside the image is one at its other side.
-        ring: scratch, see above: [vectors, 4, 4, LANES] for the vectors of `channels`.
-        out: [1, tiles or more, 25, C], or [5, tiles or more, 5, C]: what is multiplied; C >= channels.
+    Arguments are those of `convolve.transform_inputs`, but the source is the map before the doubling,
+    and out is the address of [tiles, 25, channels].
     """
-    height, width, depth = source.shape
-    groups, padded = out.shape[2], out.shape[3]
-    line = (out.shape[1] if groups == 5 else 1) * 5 * padded
-    begin, ring_begin, tile = address(source), address(ring), address(out)
-    row_of_ring = 4 * LANES
+    rows, width, depth = source
+    down, across = tiles
+    line, tile, row_of_ring = 5 * channels, out, 4 * LANES
     for y in range(y0, y0 + 2 * down, 2):
         for j in range(2 * across + 2):
             slot = j % 4
             x = (x0 + j) % width if circular_x else x0 + j
-            p0 = pixel_address(begin, height, width, depth, y, x)
-            p1 = pixel_address(begin, height, width, depth, y + 1, x)
-            p2 = pixel_address(begin, height, width, depth, y + 2, x)
-            p3 = pixel_address(begin, height, width, depth, y + 3, x)
+            p0 = pixel_address(rows, width, depth, y, x)
+            p1 = pixel_address(rows, width, depth, y + 1, x)
+            p2 = pixel_address(rows, width, depth, y + 2, x)
+            p3 = pixel_address(rows, width, depth, y + 3, x)
             for c in range(0, channels, LANES):
                 v = _four_differences(value(p0, c), value(p1, c), value(p2, c), value(p3, c))
                 m = ring_begin + 16 * c + slot * LANES
@@ -82,63 +78,87 @@ def upsample_inputs(source, y0, x0, circular_x, ring, out, down, across, channel
             s3 = slot * LANES
             for c in range(0, channels, LANES):
                 row = ring_begin + 16 * c
-                _store_five(row, s0, s1, s2, s3, tile + c, padded)
-                _store_five(row + row_of_ring, s0, s1, s2, s3, tile + line + c, padded)
-                _store_five(row + 2 * row_of_ring, s0, s1, s2, s3, tile + 2 * line + c, padded)
-                _store_five(row + row_of_ring, s0, s1, s2, s3, tile + 3 * line + c, padded)
-                _store_five(row + 3 * row_of_ring, s0, s1, s2, s3, tile + 4 * line + c, padded)
-            tile += groups * padded
+                _store_five(row, s0, s1, s2, s3, tile + c, channels)
+                _store_five(row + row_of_ring, s0, s1, s2, s3, tile + line + c, channels)
+                _store_five(row + 2 * row_of_ring, s0, s1, s2, s3, tile + 2 * line + c, channels)
+                _store_five(row + row_of_ring, s0, s1, s2, s3, tile + 3 * line + c, channels)
+                _store_five(row + 3 * row_of_ring, s0, s1, s2, s3, tile + 4 * line + c, channels)
+            tile += 25 * channels
 
 
 @part
 def _outputs_of_line(m, step):
-    """A^T along a line of five products, which are zero afterwards."""
-    return _four_outputs(
-        load_and_clear(m),
-        load_and_clear(m + step),
-        load_and_clear(m + 2 * step),
-        load_and_clear(m + 3 * step),
-        load_and_clear(m + 4 * step),
-    )
+    """A^T along a line of five products."""
+    return _four_outputs(load(m), load(m + step), load(m + 2 * step), load(m + 3 * step), load(m + 4 * step))
 
 
-@whole
-def upsample_outputs(products, bias, target, left, right, total, squares):
-    """Transform products to pixels, and write them to target[:, left:right]. The products are zero afterwards.
-
-    Args:
-        products: [1, tiles or more, 25, K], or [5, tiles or more, 5, K].
-        bias, target, total, squares: as for `transform_outputs`.
-    """
-    groups, channels, span = products.shape[2], products.shape[3], right - left
-    line = (products.shape[1] if groups == 5 else 1) * 5 * channels
-    tile, biases = address(products), address(bias)
-    totals, totals_of_squares = address(total), address(squares)
-    steps = target.shape[1] * target.shape[2], target.shape[2]
-    for y in range(0, target.shape[0], 4):
-        pixel = address(target) + y * steps[0] + left * steps[1]
-        for x in range(0, span, 4):
+@step
+def upsample_outputs(products, width, biases, target, size, channels, totals, squares):
+    """Transform products, [tiles, 25, width], to pixels, and write them; as `convolve.transform_outputs`."""
+    target_rows, (target_y, target_x), depth = target
+    line, tile = 5 * width, products
+    for y in range(0, size[0], 4):
+        pixels = four_rows(target_rows, target_y + y)
+        for x in range(0, size[1], 4):
+            offset = (target_x + x) * depth
             for c in range(0, channels, LANES):
-                s0 = _outputs_of_line(tile + c, channels)
-                s1 = _outputs_of_line(tile + line + c, channels)
-                s2 = _outputs_of_line(tile + 2 * line + c, channels)
-                s3 = _outputs_of_line(tile + 3 * line + c, channels)
-                s4 = _outputs_of_line(tile + 4 * line + c, channels)
-                columns = (
+                s0 = _outputs_of_line(tile + c, width)
+                s1 = _outputs_of_line(tile + line + c, width)
+                s2 = _outputs_of_line(tile + 2 * line + c, width)
+                s3 = _outputs_of_line(tile + 3 * line + c, width)
+                s4 = _outputs_of_line(tile + 4 * line + c, width)
+                by_column = (
                     _four_outputs(s0[0], s1[0], s2[0], s3[0], s4[0]),
                     _four_outputs(s0[1], s1[1], s2[1], s3[1], s4[1]),
                     _four_outputs(s0[2], s1[2], s2[2], s3[2], s4[2]),
                     _four_outputs(s0[3], s1[3], s2[3], s3[3], s4[3]),
                 )
                 put_tile(
-                    columns,
-                    (target.shape[0] - y, span - x),
+                    by_column,
+                    (size[0] - y, size[1] - x),
                     load(biases + c),
-                    NOTHING_ADDED,
-                    pixel + c,
-                    steps,
+                    (False, pixels, 0, 0),
+                    pixels,
+                    offset + c,
+                    depth,
                     totals + c,
-                    totals_of_squares + c,
+                    squares + c,
                 )
-            tile += groups * channels
-            pixel += 4 * steps[1]
+            tile += 25 * width
+
+
+@whole
+def upsample(source, circular_x, weights, bias, target, columns, memory, total, squares):
+    """conv(double(source)) + bias for some rows of the target, the first of them even, a few tiles at a time.
+
+    Arguments are those of `convolve`, with the source before the doubling, and weights [25, K / COLUMNS, C, COLUMNS].
+    """
+    target_rows, _, depth = target
+    ring, inputs, products, at_once = memory
+    channels, out_channels, width = weights.shape[2], bias.size, weights.shape[1] * COLUMNS
+    for row in range(0, target_rows.size, 4 * at_once[0]):
+        rows = min(4 * at_once[0], target_rows.size - row)
+        for column in range(columns[0], columns[1], 4 * at_once[1]):
+            size = rows, min(4 * at_once[1], columns[1] - column)
+            tiles = (rows + 3) // 4, (size[1] + 3) // 4
+            upsample_inputs(
+                source,
+                row // 2,
+                column // 2 - 1,
+                circular_x,
+                address(ring),
+                address(inputs),
+                tiles,
+                channels,
+            )
+            multiply(address(inputs), address(weights), address(products), tiles[0] * tiles[1], 25, channels, width)
+            upsample_outputs(
+                address(products),
+                width,
+                address(bias),
+                (target_rows, (row, column), depth),
+                size,
+                out_channels,
+                address(total),
+                address(squares),
+            )

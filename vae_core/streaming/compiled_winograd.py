@@ -1,0 +1,229 @@
+"""Convolutions with few multiplications, for float32 on a CPU, compiled: a strip is one call."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import transforms, winograd
+from .kernel import STRIP_BYTES, Layout, PassInputs, Strip, cut
+from .maps import FeatureMap
+from .products import VECTOR
+from .program import Convolve, Pass
+from .row_tables import NO_ROWS, RowTable, may_be_elsewhere
+from .scratch import Scratch
+from .transforms import TILE
+
+# Tiles at once: few, so that what is multiplied and the products stay in the second cache; but all weights are read
+# for them, so the more the more weights there are. For the geometric mean of both sides' channels.
+_TILES_PER_CHANNEL = 3 / 8
+_FEWEST_TILES = 12
+_STRIP_FLOPS = 2**33  # of a direct convolution: some ten milliseconds, after which a run can be interrupted
+_PACKED_AT_ONCE = 64  # output channels
+
+_NO_VECTOR = np.empty(0, np.float32)
+_NO_WEIGHTS = np.empty((0, 0, 0, 0), np.float32)
+
+
+class _Weights(NamedTuple):
+    """A pass's weights, as the compiled functions take them.
+
+    Attributes:
+        weights: [products, blocks, C, COLUMNS].
+        shortcut: [1, blocks, channels, COLUMNS]; without elements if there is none.
+        bias: [K], that of the shortcut included.
+    """
+
+    weights: np.ndarray
+    shortcut: np.ndarray
+    bias: np.ndarray
+
+
+class CompiledWinograd(winograd.Winograd):
+    """Winograd compiled by numba. Strips are rows; within one, a few tiles at a time are worked on."""
+
+    def __init__(self, inputs: PassInputs) -> None:
+        super().__init__(inputs)
+        self._at_once = self._tiles_at_once()
+        self._sources: list[RowTable] = []
+        self._targets: list[RowTable | None] = []
+        self._residuals: list[RowTable] = []
+        self._copies: list[Tensor] = []
+
+    @staticmethod
+    def suits(step: Pass, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether this kernel can compute a pass: one of whole vectors of channels."""
+        if not winograd.compiled() or not winograd.is_winograds(step, dtype, device):
+            return False
+        assert isinstance(step, Convolve)
+        widths = [step.conv.in_channels, step.conv.out_channels]
+        if step.shortcut is not None:
+            widths.append(step.shortcut.in_channels)
+        return not any(width % VECTOR for width in widths)
+
+    def _tiles_at_once(self) -> tuple[int, int]:
+        """How many tiles, below and beside one another, are worked on at once."""
+        conv, share = self.step.conv, min(1.0, self.inputs.strip_bytes / STRIP_BYTES)
+        most = (conv.in_channels * conv.out_channels) ** 0.5 * _TILES_PER_CHANNEL
+        most = max(_FEWEST_TILES, int(most * share))
+        _, height, width, _ = self.inputs.target.shape
+        across = -(-width // TILE)
+        parts = -(-across // most)
+        across = -(-across // parts)
+        return max(1, min(most // across, -(-height // TILE))), across
+
+    def lay_out(self) -> Layout:
+        batch, height, width, _ = self.inputs.target.shape
+        down, workers = -(-height // TILE), self.inputs.workers
+        tall = max(1, _STRIP_FLOPS // self.step.flops(TILE * width))
+        if self.inputs.max_rows is not None:
+            tall = min(tall, max(1, self.inputs.max_rows // TILE))
+        count = -(-down // tall)
+        if count * batch < 4 * workers:  # few are shared out evenly
+            count = -(-count // workers) * workers
+        return Layout(cut(batch, 1), cut(height, -(-down // count) * TILE, TILE), cut(width, width))
+
+    @property
+    def _padded_channels(self) -> int:
+        """Output channels, filled up to whole blocks of products."""
+        return _filled_up(self.step.conv.out_channels, winograd.jit().COLUMNS)
+
+    @property
+    def _shortcut_channels(self) -> int:
+        return 0 if self.step.shortcut is None else self.step.shortcut.in_channels
+
+    def scratch_sizes(self) -> dict[str, int]:
+        jit, channels, width = winograd.jit(), self.step.conv.in_channels, self._padded_channels
+        tiles = self._at_once[0] * self._at_once[1]
+        rows = _filled_up(tiles, jit.ROWS)
+        pixels = _filled_up(tiles * TILE**2, jit.ROWS) if self._shortcut_channels else 0
+        sizes = {
+            "ring": 36 * min(channels, jit.BLOCK) if self.step.scale == "same" else 16 * channels,
+            "inputs": max(rows * self.groups * channels, pixels * self._shortcut_channels),
+            "products": rows * self.groups * width,
+            "shortcut": pixels * width,
+            "rows": 2 * TILE * self._at_once[0],
+        }
+        if may_be_elsewhere(self.inputs.target, self.step.target):  # then a strip is copied to its place
+            sizes["output"] = self.layout.first.positions * self.step.conv.out_channels
+        return {name: 4 * size for name, size in sizes.items()}
+
+    def workspace(self) -> dict[str, int]:
+        terms = super().workspace()
+        if may_be_elsewhere(self.inputs.source, self.step.source):  # then it is read from a copy
+            terms["copy"] = 4 * self.inputs.source.shape.numel()
+        return terms
+
+    def packing_bytes(self) -> int:
+        """The transformed weights of some output channels, before they are laid out."""
+        return 4 * self.groups * self.step.conv.in_channels * min(_PACKED_AT_ONCE, self.step.conv.out_channels)
+
+    def packed_bytes(self) -> int:
+        numbers = self.groups * self.step.conv.in_channels + self._shortcut_channels
+        return 4 * numbers * self._padded_channels
+
+    def pack(self) -> _Weights:
+        conv, shortcut, columns = self.step.conv, self.step.shortcut, winograd.jit().COLUMNS
+        blocks, channels = self._padded_channels // columns, conv.in_channels
+        packed = np.zeros((self.groups, blocks, channels, columns), np.float32)
+        kernel, of_shortcut = transforms.as_tensor(self.transform.kernel), _NO_WEIGHTS
+        both = torch.kron(kernel, kernel).float()
+        for first in range(0, conv.out_channels, _PACKED_AT_ONCE):
+            weight = conv.weight.detach()[first : first + _PACKED_AT_ONCE].float().cpu()
+            made = both @ weight.flatten(2).flatten(0, 1).t()  # [groups, K * C]
+            _fill(packed, made.view(self.groups, len(weight), channels), first)
+        if shortcut is not None:
+            of_shortcut = np.zeros((1, blocks, shortcut.in_channels, columns), np.float32)
+            _fill(of_shortcut, shortcut.weight.detach().float().cpu()[None, :, :, 0, 0], 0)
+        return _Weights(packed, of_shortcut, winograd.bias_of(self.step).numpy())
+
+    def prepare(self, packed: _Weights) -> None:
+        super().prepare(packed)
+        inputs = self.inputs
+        items = range(inputs.target.shape[0])
+        self._coefficients = [(_NO_VECTOR, _NO_VECTOR)] * len(items)
+        if inputs.coefficients is not None:
+            scale, shift = (each.float().numpy() for each in inputs.coefficients)
+            self._coefficients = list(zip(scale, shift, strict=True))
+        self._sources = [self._table(inputs.source, item).framed(inputs.circular.y) for item in items]
+        self._targets = [RowTable.of(inputs.target, item) for item in items]
+        residual = inputs.residual
+        self._residuals = [NO_ROWS if residual is None else self._table(residual, item) for item in items]
+
+    def _table(self, whole: FeatureMap, item: int) -> RowTable:
+        """The rows of a map, or of a copy of it."""
+        found = RowTable.of(whole, item)
+        if found is None:
+            copy = FeatureMap.of(whole.item(item).rows(0, whole.shape[1]).to(torch.float32).contiguous())
+            self._copies.append(copy.bands[0])
+            found = RowTable.of(copy, 0)
+            assert found is not None
+        return found
+
+    def compute_strip(self, strip: Strip, scratch: Scratch, sums: np.ndarray) -> None:
+        item, (top, bottom), written = strip.items[0], strip.rows, None
+        target = self._targets[item]
+        if target is None:
+            shape = 1, strip.height, strip.width, self.step.conv.out_channels
+            written = FeatureMap.of(scratch.tensor("output", shape))
+            target = RowTable.of(written, 0)
+            assert target is not None
+        else:
+            target = target.part(top, bottom)
+        weights, jit, circular = self.weights, winograd.jit(), self.inputs.circular.x
+        ring, inputs, products, shortcut = (
+            scratch.array(name, scratch.sizes[name] // 4) for name in ("ring", "inputs", "products", "shortcut")
+        )
+        rows = scratch.tensor("rows", (TILE * self._at_once[0],), torch.int64).numpy()
+        sums.fill(0.0)
+        # Plain tuples: what numba keeps on disk has the names of all others, which a host may change.
+        if self.step.scale == "up":
+            jit.upsample(
+                tuple(self._sources[item].part(top // 2, bottom // 2 + 2)),
+                circular,
+                weights.weights,
+                weights.bias,
+                tuple(target),
+                strip.columns,
+                (ring, inputs, products, self._at_once),
+                sums[0],
+                sums[1],
+            )
+        else:
+            jit.convolve(
+                tuple(self._sources[item].part(top, bottom + 2)),
+                circular,
+                *self._coefficients[item],
+                weights.weights,
+                weights.bias,
+                tuple(self._residuals[item].part(top, bottom)),
+                weights.shortcut,
+                tuple(target),
+                strip.columns,
+                (ring, inputs, products, shortcut, rows, self._at_once),
+                sums[0],
+                sums[1],
+            )
+        if written is not None:
+            self.inputs.target.item(item).write(top, written.bands[0])
+
+    def close(self) -> None:
+        super().close()
+        self._sources, self._targets, self._residuals, self._copies = [], [], [], []
+
+
+def _filled_up(count: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-count // multiple) * multiple
+
+
+def _fill(packed: np.ndarray, matrices: Tensor, first: int) -> None:
+    """Write matrices [groups, some of K, C] to packed [groups, blocks, C, COLUMNS], from output channel `first` on."""
+    columns = packed.shape[3]
+    for begin in range(0, matrices.shape[1], columns):
+        block = matrices[:, begin : begin + columns].transpose(1, 2).numpy()
+        index, offset = divmod(first + begin, columns)
+        packed[:, index, :, offset : offset + block.shape[2]] = block

@@ -1,0 +1,70 @@
+"""Maps as compiled functions take them: the address of each row, wherever its band is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .maps import FeatureMap
+from .program import INPUT, OUTPUT
+
+_OUTSIDE = 0
+
+
+class RowTable(NamedTuple):
+    """Rows of one item of a map of float32 in CPU memory. Whoever uses it keeps the map.
+
+    Attributes:
+        rows: addresses in units of four bytes, 0 for a row outside the map.
+        width: pixels in a row.
+        depth: numbers from one pixel to the next: the map's channels or more.
+    """
+
+    rows: np.ndarray
+    width: int
+    depth: int
+
+    @classmethod
+    def of(cls, whole: FeatureMap, item: int) -> RowTable | None:
+        """Of a map [B, H, W, C]; None if it is of another type, or a pixel's channels do not follow one another."""
+        width, depth = whole.shape[2], _depth(whole)
+        if depth is None:
+            return None
+        rows = np.empty(whole.shape[1], np.int64)
+        first = 0
+        for band in whole.bands:
+            stop = first + band.shape[1]
+            begin = band.data_ptr() // 4 + item * band.stride(0)
+            rows[first:stop] = begin + band.stride(1) * np.arange(stop - first)
+            first = stop
+        return cls(rows, width, depth)
+
+    def framed(self, circular: bool) -> RowTable:
+        """With one row more above and below: those at the other side, or rows outside the map."""
+        above, below = (self.rows[-1], self.rows[0]) if circular else (_OUTSIDE, _OUTSIDE)
+        return self._replace(rows=np.concatenate([[above], self.rows, [below]]))
+
+    def part(self, first: int, stop: int) -> RowTable:
+        """The rows [first, stop)."""
+        return self._replace(rows=self.rows[first:stop])
+
+
+NO_ROWS = RowTable(np.empty(0, np.int64), 0, 0)
+
+
+def may_be_elsewhere(whole: FeatureMap, name: str) -> bool:
+    """Whether a map of a pass may have no RowTable: what comes from a caller or goes there is laid out as they like."""
+    return name in (INPUT, OUTPUT) or any(_depth(FeatureMap.of(band)) is None for band in whole.bands)
+
+
+def _depth(whole: FeatureMap) -> int | None:
+    depths = set()
+    for band in whole.bands:
+        width, channels = band.shape[2:]
+        if band.dtype != torch.float32 or (channels > 1 and band.stride(3) != 1):
+            return None
+        depths.add(band.stride(2) if width > 1 else channels)
+    depth = depths.pop()
+    return None if depths or depth < whole.shape[3] else depth
