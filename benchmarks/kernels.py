@@ -4,9 +4,9 @@
 
 Passes: each is run whole (weights transformed, all strips, statistics) with `DirectConvolution` and with the one of
 `FAST_KERNELS` that suits it, in turns, and the median is taken. The table shows how many times faster Winograd is; a
-star marks where `choose_kernel` takes it, an exclamation mark where it takes the slower one by more than a tenth. From these
-follows the rule: for each number of channels the smallest map where Winograd wins, in positions for every channel (of
-the geometric mean of both sides) and in FLOPs, which is what _WINOGRAD_POSITIONS_PER_CHANNEL and
+star marks where `choose_kernel` takes it, an exclamation mark where it takes the slower one by more than a tenth.
+From these follows the rule: for each number of channels the smallest map where Winograd wins, in positions for every
+channel (of the geometric mean of both sides) and in FLOPs, which is what _WINOGRAD_POSITIONS_PER_CHANNEL and
 _WINOGRAD_FLOPS are set by.
 
 Models: whole decodes and encodes by the engine and by the reference path, at small sizes, and what share of the
