@@ -151,7 +151,6 @@ def test_a_planned_store_counts_what_a_store_lends(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(maps, "BAND_BYTES", 2**9)
-        patch.setattr("vae_core.streaming.store._mapped_file", lambda size: torch.empty(size, dtype=torch.uint8))
         stores = MapStore(torch.device("cpu"), limit), PlannedStore(limit)
         lent: list[list[Any]] = [[], []]
         for height, width, channels in sizes:

@@ -20,7 +20,7 @@ from given.runs import workers
 import vae_core
 from vae_core import AutoencoderKL
 from vae_core.streaming import internals, pool
-from vae_core.streaming.kernel import Layout, Strip
+from vae_core.streaming.kernel import Layout, Strip, cut
 from vae_core.streaming.pool import run_strips, worker_pool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ class Squares:
     parallel: ClassVar[bool] = True
 
     def __init__(self, count: int = 12, fails_at: int | None = None) -> None:
-        self.layout = Layout(((0, 1),), tuple((row, row + 1) for row in range(count)), ((0, 1),))
+        self.layout = Layout(cut(1, 1), cut(count, 1), cut(1, 1))
         self.fails_at = fails_at
         self.computing = 0
         self.closed = False

@@ -75,7 +75,7 @@ class CompiledWinograd(winograd.Winograd):
         across = -(-across // parts)
         return max(1, min(most // across, -(-height // TILE))), across
 
-    def lay_out(self) -> Layout:
+    def _lay_out(self) -> Layout:
         batch, height, width, _ = self.inputs.target.shape
         down, workers = -(-height // TILE), self.inputs.workers
         tall = max(1, _STRIP_FLOPS // self.step.flops(TILE * width))

@@ -85,7 +85,7 @@ class TorchWinograd(winograd.Winograd):
         """Whether this kernel can compute a pass."""
         return internals.products_available() and winograd.is_winograds(step, dtype, device)
 
-    def lay_out(self) -> Layout:
+    def _lay_out(self) -> Layout:
         batch, height, width, channels = self.inputs.target.shape
         widest = max(channels, self.inputs.source.shape[3])
         most = _most_tiles(widest, self.groups, min(1.0, self.inputs.strip_bytes / STRIP_BYTES))

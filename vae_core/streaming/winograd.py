@@ -80,11 +80,11 @@ class Winograd:
         self.step = inputs.step
         self.transform = transforms.BY_SCALE[self.step.scale]
         self.groups = GROUPS[self.step.scale]
-        self.layout = inputs.layout or self.lay_out()
+        self.layout = inputs.layout or self._lay_out()
         self.scratches: Scratches | None = None
 
     @abstractmethod
-    def lay_out(self) -> Layout:
+    def _lay_out(self) -> Layout:
         """The strips."""
 
     @abstractmethod
