@@ -75,11 +75,11 @@ async def read_json(request: Any) -> Any:
     Raises:
         RefusedError: it is too long, or not JSON as a page writes it.
     """
-    raw = b""
-    while chunk := await request.content.read(MAX_BODY + 1 - len(raw)):
-        raw += chunk
-        if len(raw) > MAX_BODY:
-            raise RefusedError(413, f"The question has more than {MAX_BODY} bytes.")
+    if request.content_length is None:
+        raise RefusedError(411, "The length of the question is not given.")
+    if request.content_length > MAX_BODY:
+        raise RefusedError(413, f"The question has more than {MAX_BODY} bytes.")
+    raw = await request.read()  # once more if another part of the server has read it before, which the stream cannot
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
         raise RefusedError(400, f"The question has more than {MAX_DEPTH} lists and objects in it.")
     charset = request.charset or "utf-8"

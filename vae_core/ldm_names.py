@@ -101,8 +101,8 @@ class LDMAttention:
     @staticmethod
     def optimized_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """softmax(Q^T K / sqrt(channels)) V of maps [B, C, H, W], every pixel a token: ComfyUI's name for it."""
-        tokens = (rearrange(each, "b c h w -> b 1 (h w) c") for each in (query, key, value))
-        return rearrange(F.scaled_dot_product_attention(*tokens), "b 1 (h w) c -> b c h w", h=query.shape[-2])
+        q, k, v = (rearrange(each, "b c h w -> b 1 (h w) c") for each in (query, key, value))
+        return rearrange(F.scaled_dot_product_attention(q, k, v), "b 1 (h w) c -> b c h w", h=query.shape[-2])
 
 
 class LDMResample:

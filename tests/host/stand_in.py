@@ -225,6 +225,8 @@ def vae_class(host: Host) -> type:
     """The class of the objects on the VAE wire. Without weights it stops half-way, as the host's does."""
 
     class VAE:
+        device: Any
+
         def __init__(self, sd: dict[str, Tensor] | None = None, **_: Any) -> None:
             self.memory_used_encode = lambda shape, dtype: 1767 * shape[2] * shape[3] * 4
             self.memory_used_decode = lambda shape, dtype: 2178 * shape[2] * shape[3] * 64 * 4

@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageChops
+from playwright.sync_api import FloatRect
 from stage import ROOT, VIEW, Columns, Node, Stage, opened
 
 FILE = ROOT / "docs" / "images" / "screencast.webp"
@@ -53,7 +54,7 @@ class Camera:
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         stage.shot()  # brings the whole graph into view
-        self.clip = {"x": 0, "y": 0, "width": VIEW[0], "height": VIEW[1]}
+        self.clip: FloatRect = {"x": 0, "y": 0, "width": VIEW[0], "height": VIEW[1]}
 
     def frame(self, milliseconds: int) -> Frame:
         shot = Image.open(BytesIO(self.stage.front_end.page.screenshot(clip=self.clip))).convert("RGB")
