@@ -20,7 +20,7 @@ class Nested:
 
 BAD_LATENTS: dict[str, Any] = {
     "16 channels \\(SD3, FLUX.1\\), but this VAE takes 4 channels \\(SD, SDXL\\)": torch.zeros(1, 16, 8, 8),
-    "this is a latent of a video: its shape .* has 5 dimensions": torch.zeros(1, 4, 2, 8, 8),
+    "this is a latent of a video of 2 frames: its shape .* has 5 dimensions": torch.zeros(1, 4, 2, 8, 8),
     "this is a latent of audio: its shape .* has 3 dimensions": torch.zeros(1, 64, 8),
     "this latent is empty": torch.zeros(0, 4, 8, 8),
     "this latent is nested": Nested(),

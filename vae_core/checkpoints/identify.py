@@ -73,6 +73,10 @@ RULES: tuple[tuple[Callable[[Tensors], bool], Identity], ...] = (
         ),
     ),
     (
+        _any(r"(^|\.)vocoder\.|\.layers\.\d+\.layers\.\d+\.(alpha|beta)$|\.(conv_t?1|snake1)\.(weight_[vg]|alpha)$"),
+        Identity("an audio autoencoder", OTHER_MODEL),
+    ),
+    (
         _any(
             r"^taesd_(en|de)coder\.|^(en|de)coder\.layers\.\d+\.(conv\.\d+\.)?weight$|^(decoder\.)?[13]\.conv\.[024]\.weight$"
         ),
@@ -118,10 +122,6 @@ RULES: tuple[tuple[Callable[[Tensors], bool], Identity], ...] = (
     (
         _both(_convolutions_of(5), _is_autoencoder),
         Identity("a video VAE (its convolutions are 3D)", OTHER_MODEL),
-    ),
-    (
-        _any(r"(^|\.)vocoder\.|\.layers\.\d+\.layers\.\d+\.(alpha|beta)$|\.(conv_t?1|snake1)\.(weight_[vg]|alpha)$"),
-        Identity("an audio autoencoder", OTHER_MODEL),
     ),
     (
         _both(_convolutions_of(3), _is_autoencoder),

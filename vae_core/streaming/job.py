@@ -232,7 +232,7 @@ def _ladder(request: Request, items: int) -> list[_Rung]:
         size = min(request.options.strip_latents or _SMALL_STRIP, _SMALL_STRIP)
         strips = one.but(tiling=TileSpec(size=size))
         rungs.append(_Rung("in smaller strips", strips))
-        for budget in _offloading_budgets(strips):
+        for budget in _smaller_budgets(strips):
             how = f"with {budget / MIB:.0f} MiB of working memory and the rest offloaded"
             rungs.append(_Rung(how, strips.but(memory_budget=budget)))
     if request.device.type != "cpu":
@@ -240,19 +240,25 @@ def _ladder(request: Request, items: int) -> list[_Rung]:
     return rungs
 
 
-def _offloading_budgets(request: Request) -> list[int]:
-    """The largest and the smallest budget below what is needed that keep maps out of the device's memory."""
+def _smaller_budgets(request: Request) -> list[int]:
+    """The largest and the smallest budget below what is needed that keep maps out of the device's memory.
+
+    If none does, because strips are most of it, those by which strips become smaller.
+    """
     given = request.options.memory_budget
     one = replace(request.but(memory_budget=None), shape=(1, *request.shape[1:]), available=None)
-    needed, found = Strips.of(one).plan.peak_bytes, []
+    needed, offloading, shrinking = Strips.of(one).plan.peak_bytes, [], []
     for tenths in range(9, 0, -1):
         budget = max(1, min(given or needed, needed) * tenths // 10)
         try:
-            places = Strips.of(one.but(memory_budget=budget)).plan.places
+            plan = Strips.of(one.but(memory_budget=budget)).plan
         except MemoryBudgetError:
             break
-        if places.cpu or places.disk:
-            found.append(budget)
+        if plan.places.cpu or plan.places.disk:
+            offloading.append(budget)
+        elif plan.peak_bytes < needed:
+            shrinking.append(budget)
+    found = offloading or shrinking
     return [found[0], found[-1]] if len(found) > 1 else found
 
 
