@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,7 @@ from vae_core.streaming import maps
 from vae_core.streaming.kernel import Layout, Spans, cut, even_size
 from vae_core.streaming.ledger import Ledger, PlannedStore
 from vae_core.streaming.store import MapStore
-from vae_core.tiling.grid import Cuts
+from vae_core.tiling.grid import Cuts, span_lengths, spans
 
 GIB = 2**30
 SECONDS = 0.05
@@ -199,3 +200,10 @@ def test_cuts_are_those_of_the_plan(full_size: AutoencoderKL) -> None:
     assert jobs["tiles"].plan.flops > jobs["tiles"].plan.untiled_flops == jobs["free"].plan.flops
     covering = Options(tiling=TileSpec(size=180, overlap=16, mode="blended"))
     assert vae_core.prepare_decode(full_size, (1, 4, 100, 180), covering).cuts is None
+
+
+@given(st.integers(0, 60), st.integers(1, 20), st.integers(1, 20), st.integers(1, 8))
+def test_lengths_of_spans_are_counted_as_they_are_listed(length: int, size: int, stride: int, minimum: int) -> None:
+    stride, minimum = min(stride, size), min(minimum, size)
+    listed = Counter(stop - start for start, stop in spans(length, size, stride, minimum))
+    assert span_lengths(length, size, stride, minimum) == listed

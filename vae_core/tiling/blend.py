@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .grid import TileSpec, spans
+from .grid import TileSpec, span_lengths, spans
 
 
 def blend(before: Tensor, after: Tensor, extent: int, dim: int) -> Tensor:
@@ -75,7 +75,8 @@ def kept_positions(size: Sequence[int], tile: TileSpec, out_unit: int) -> int:
     """Positions of a result of this height and width that `blended_tiles` keeps, at most: two rows of tiles' edges."""
     assert tile.size is not None
     height, width = size
-    across = sum(stop - start for start, stop in spans(width, tile.size * out_unit, tile.stride * out_unit, out_unit))
+    lengths = span_lengths(width, tile.size * out_unit, tile.stride * out_unit, out_unit)
+    across = sum(length * count for length, count in lengths.items())
     return 2 * min(tile.overlap * out_unit, height) * across
 
 
@@ -103,8 +104,5 @@ def run_blended(
 def cut_tiles(size: Sequence[int], tile: TileSpec, in_unit: int) -> Counter[tuple[int, int]]:
     """How many tiles of each height and width `blended_tiles` cuts a map of this height and width into."""
     assert tile.size is not None
-    heights, widths = (
-        Counter(stop - start for start, stop in spans(side, tile.size * in_unit, tile.stride * in_unit, in_unit))
-        for side in size
-    )
+    heights, widths = (span_lengths(side, tile.size * in_unit, tile.stride * in_unit, in_unit) for side in size)
     return Counter({(height, width): high * wide for height, high in heights.items() for width, wide in widths.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -97,3 +98,12 @@ def spans(length: int, size: int, stride: int, minimum: int = 1) -> list[tuple[i
     A rest shorter than `minimum` makes no span of its own.
     """
     return [(start, min(start + size, length)) for start in range(0, length, stride) if length - start >= minimum]
+
+
+def span_lengths(length: int, size: int, stride: int, minimum: int = 1) -> Counter[int]:
+    """How many of `spans` have each length, without listing them: only those that are cut off differ from `size`."""
+    count = max(0, (length - minimum) // stride + 1)
+    whole = min(count, max(0, (length - size) // stride + 1))
+    lengths = Counter(length - index * stride for index in range(whole, count))
+    lengths[size] += whole
+    return +lengths
