@@ -216,7 +216,7 @@ class _InThreads:
         try:
             pool.submit(self._work)
             while len(self.computed) < len(self.strips) and not self.errors:
-                self.news.wait(_PATIENCE)
+                self._wait_for_news()
                 if not pool.alive:
                     raise MemoryError("the threads that compute strips have ended before their work.")
                 while self.flops:
@@ -238,7 +238,13 @@ class _InThreads:
     def _wait_until_idle(self) -> None:
         self.stopped = True
         while self.at_work:
-            self.news.wait(_PATIENCE)
+            self._wait_for_news()
+
+    def _wait_for_news(self) -> None:
+        """Sleep until a worker has ended, or for a moment. Cleared at once: a wait that returns at once takes the
+        interpreter's lock from the workers that are left."""
+        self.news.wait(_PATIENCE)
+        self.news.clear()
 
     def _work(self) -> None:
         with torch.inference_mode(self.inference), torch.no_grad():
