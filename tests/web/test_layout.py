@@ -23,6 +23,7 @@ OVERFLOWS = """() => {
             const box = each.getBoundingClientRect()
             const out = Math.max(frame.left - box.left, box.right - frame.right, frame.top - box.top,
                                  box.bottom - frame.bottom)
+            if (!each.checkVisibility()) continue  // what is folded away has a place, but is not seen
             if (box.width && out > 1.5) found.push(`${out.toFixed(1)} px out: ${name(each)}`)
             if (each instanceof HTMLElement && each.scrollWidth > each.clientWidth + 1 && each.clientWidth &&
                 !each.matches('.seamless-stage, .seamless-handle')) found.push(`overflows: ${name(each)}`)
