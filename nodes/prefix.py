@@ -52,7 +52,7 @@ def format_date(form: str, time: datetime) -> str:
 
 
 def _widget(name: str, widget: str, prompt: Any, workflow: Any) -> str | None:
-    """The value of a widget as text; None if there is no such node or widget, or it is a link."""
+    """The value of a widget as text; None if such a node or widget does not exist, or it is a link."""
     if not isinstance(prompt, Mapping):
         return None
     nodes = list(_nodes(prompt, workflow))

@@ -76,7 +76,7 @@ class ModelMixin:
         return nn.Module.float(cast(nn.Module, self), *args)
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Number of weights. There are no embeddings to exclude; the argument is diffusers'."""
+        """Number of weights. It has none in embeddings to exclude; the argument is diffusers'."""
         parameters = cast(nn.Module, self).parameters()
         return sum(p.numel() for p in parameters if p.requires_grad or not only_trainable)
 

@@ -54,7 +54,7 @@ def close(handle: int) -> int:
 
 
 def _lock(handle: int, shared: bool = False, wait: bool = False) -> bool | None:
-    """Lock an open file or folder. False: somebody else has it; None: there are no locks here."""
+    """Lock an open file or folder. False: somebody else has it; None: the system has none."""
     if fcntl is None:
         return None
     try:

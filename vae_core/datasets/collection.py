@@ -277,7 +277,7 @@ _OTHER_RUN = "another run is writing to {}. Wait for it, or stop it first."
 
 
 def _locked(place: Path, deadline: float) -> int | None:
-    """A handle of the lock; None where there are no locks."""
+    """A handle of the lock; None where the system has none."""
     try:
         import fcntl
     except ImportError:

@@ -25,7 +25,7 @@ METADATA_KEY = "seamless_vae"
 
 
 def files(shard: Shard, about: Mapping[str, Any]) -> dict[str, bytes]:
-    """The shard's file: its path below the collection -> its bytes. Nothing where there are no images."""
+    """The shard's file: its path below the collection -> its bytes. Nothing without images."""
     if not shard.images:
         return {}
     tensors: dict[str, Tensor] = {}

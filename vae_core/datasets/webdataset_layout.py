@@ -25,7 +25,7 @@ SUFFIX = ".tar"
 
 
 def files(shard: Shard, about: Mapping[str, Any]) -> dict[str, bytes]:
-    """The shard's tar: its path below the collection -> its bytes. Nothing where there are no images."""
+    """The shard's tar: its path below the collection -> its bytes. Nothing without images."""
     if not shard.images:
         return {}
     buffer = io.BytesIO()
