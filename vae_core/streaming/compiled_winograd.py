@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..units import round_up
 from . import transforms, winograd
 from .kernel import STRIP_BYTES, Layout, PassInputs, Strip, cut
 from .maps import FeatureMap
@@ -89,7 +90,7 @@ class CompiledWinograd(winograd.Winograd):
     @property
     def _padded_channels(self) -> int:
         """Output channels, filled up to whole blocks of products."""
-        return _filled_up(self.step.conv.out_channels, winograd.jit().COLUMNS)
+        return round_up(self.step.conv.out_channels, winograd.jit().COLUMNS)
 
     @property
     def _shortcut_channels(self) -> int:
@@ -98,8 +99,8 @@ class CompiledWinograd(winograd.Winograd):
     def scratch_sizes(self) -> dict[str, int]:
         jit, channels, width = winograd.jit(), self.step.conv.in_channels, self._padded_channels
         tiles = self._at_once[0] * self._at_once[1]
-        rows = _filled_up(tiles, jit.ROWS)
-        pixels = _filled_up(tiles * TILE**2, jit.ROWS) if self._shortcut_channels else 0
+        rows = round_up(tiles, jit.ROWS)
+        pixels = round_up(tiles * TILE**2, jit.ROWS) if self._shortcut_channels else 0
         sizes = {
             "ring": 36 * min(channels, jit.BLOCK) if self.step.scale == "same" else 16 * channels,
             "inputs": max(rows * self.groups * channels, pixels * self._shortcut_channels),
@@ -213,11 +214,6 @@ class CompiledWinograd(winograd.Winograd):
     def close(self) -> None:
         super().close()
         self._sources, self._targets, self._residuals, self._copies = [], [], [], []
-
-
-def _filled_up(count: int, multiple: int) -> int:
-    """The next multiple."""
-    return -(-count // multiple) * multiple
 
 
 def _fill(packed: np.ndarray, matrices: Tensor, first: int) -> None:

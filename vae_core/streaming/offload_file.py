@@ -15,16 +15,11 @@ import torch
 from torch import Tensor
 
 from ..errors import MemoryBudgetError
+from ..units import round_up
 
 _UNKNOWN = {errno.EINVAL, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.EINVAL)}  # where nothing can be reserved
-
-
 _UNIT = 2**12  # bytes; parts begin and end at multiples of it
 _SLACK = 2**18  # for parts that are no multiples
-
-
-def _whole_units(size: int, unit: int = _UNIT) -> int:
-    return -(-size // unit) * unit
 
 
 @dataclass
@@ -40,7 +35,7 @@ class _Extent:
 
     def take(self, size: int) -> Tensor | None:
         """A part of the first free span that is large enough."""
-        needed = _whole_units(size)
+        needed = round_up(size, _UNIT)
         for index, (start, stop) in enumerate(self.free):
             if stop - start >= needed:
                 self.free[index : index + 1] = [(start + needed, stop)] if stop - start > needed else []
@@ -49,7 +44,7 @@ class _Extent:
 
     def put_back(self, start: int, size: int) -> None:
         spans: list[tuple[int, int]] = []
-        for span in sorted([*self.free, (start, start + _whole_units(size))]):
+        for span in sorted([*self.free, (start, start + round_up(size, _UNIT))]):
             if spans and spans[-1][1] == span[0]:
                 spans[-1] = spans[-1][0], span[1]
             else:
@@ -104,7 +99,7 @@ class OffloadFile:
             self._file = None
 
     def _extended(self, size: int) -> _Extent:
-        size = _whole_units(size, mmap.ALLOCATIONGRANULARITY)
+        size = round_up(size, mmap.ALLOCATIONGRANULARITY)
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(prefix="seamless-vae-")  # noqa: SIM115  # open as long as its maps

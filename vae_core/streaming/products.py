@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..units import round_up
 from . import internals
 
 VECTOR = 16  # channels that oneDNN's products work on at a time
@@ -18,7 +19,7 @@ VECTOR = 16  # channels that oneDNN's products work on at a time
 
 def whole_vectors(channels: int) -> int:
     """So many channels, filled up to whole vectors."""
-    return channels + -channels % VECTOR
+    return round_up(channels, VECTOR)
 
 
 def padded(x: Tensor, zeros: int) -> Tensor:

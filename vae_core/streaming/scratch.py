@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..units import round_up
 from .pages import mapped
 
 _LINE = 64  # bytes; parts begin at a cache line
@@ -85,7 +86,7 @@ class Scratch:
         start = 0
         for name, size in sizes.items():
             self.parts[name] = block.data[start : start + size]
-            start += _whole_lines(size)
+            start += round_up(size, _LINE)
         self.made: Any = None
 
     def tensor(self, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -131,8 +132,4 @@ class Scratches:
 
 def total(sizes: Mapping[str, int]) -> int:
     """Bytes of a block with such parts."""
-    return sum(map(_whole_lines, sizes.values()))
-
-
-def _whole_lines(size: int) -> int:
-    return -(-size // _LINE) * _LINE
+    return sum(round_up(size, _LINE) for size in sizes.values())

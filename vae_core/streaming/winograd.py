@@ -8,7 +8,7 @@ kernels of them: `compiled_winograd.py`, and without numba `torch_winograd.py`. 
 from __future__ import annotations
 
 import functools
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -67,7 +67,7 @@ def bias_of(step: Convolve) -> Tensor:
     return total
 
 
-class Winograd:
+class Winograd(ABC):
     """3x3 convolutions by Winograd, also after a doubling. Strips are independent and run on several threads."""
 
     parallel: ClassVar[bool] = True
