@@ -7,7 +7,6 @@ None here, and the engine does without: one queue instead of three, or no budget
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -74,13 +73,6 @@ def allocated_bytes(device: torch.device) -> int | None:
         return int(ask(device))
     ask = getattr(module, "current_allocated_memory", None)
     return None if ask is None else int(ask())
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for all that is queued on a device."""
-    wait: Callable[..., None] | None = getattr(module_of(device), "synchronize", None)
-    if wait is not None and device.type != "cpu":
-        wait() if device.type == "mps" else wait(device)
 
 
 def good_at_bfloat16(device: torch.device) -> bool:
