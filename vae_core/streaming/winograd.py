@@ -144,7 +144,7 @@ class Winograd(ABC):
 
     def close(self) -> None:
         for name in ("weights", "_sums"):
-            self.__dict__.pop(name, None)
+            vars(self).pop(name, None)
         if self.scratches is not None:
             self.scratches.close()
             self.scratches = None
