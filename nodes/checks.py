@@ -18,12 +18,15 @@ from ..vae_core.masks import fit_mask
 from ..vae_core.streaming.source import count_not_finite, not_finite_message
 from ..vae_core.units import GIB
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What torch computes in; 8-bit floats are for storing alone."""
+
 
 def checked_image(image: Any, dimensions: Sequence[int] = (4,)) -> Tensor:
     """An IMAGE, if it is one.
 
     Raises:
-        ImageError: a video's frames in one tensor, an empty batch, integers, or something else than an image.
+        ImageError: a video's frames in one tensor, an empty batch, integers, floats of 8 bits, or no image at all.
     """
     if not isinstance(image, Tensor) or image.ndim not in dimensions or 0 in image.shape:
         shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
@@ -31,7 +34,7 @@ def checked_image(image: Any, dimensions: Sequence[int] = (4,)) -> Tensor:
             f"this is not a batch of images: found {shape}, expected [batch, height, width, channels] with at least "
             f"one image. Check what is connected to the input."
         )
-    if not image.is_floating_point():
+    if image.dtype not in FLOATS:
         remedy = f"{_division(image.dtype)} before connecting it."
         raise ImageError(
             f"This image has dtype {str(image.dtype).removeprefix('torch.')}; ComfyUI images are floating point from 0 "
@@ -44,7 +47,7 @@ def _division(dtype: torch.dtype) -> str:
     """What turns pixels of this dtype into values from 0 to 1."""
     if dtype in (torch.uint8, torch.uint16):
         return f"Divide by {torch.iinfo(dtype).max}"
-    return "Convert it to floating point"
+    return "Convert it to float32"
 
 
 def checked_mask(mask: Any, image: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ BAD_IMAGES: dict[str, Any] = {
     "5 channels has no known colours": torch.zeros(1, 8, 8, 5),
     UINT8: torch.full((1, 8, 8, 3), 255, dtype=torch.uint8),
     "This image has dtype complex64": torch.zeros(1, 8, 8, 3, dtype=torch.complex64),
+    "This image has dtype float8_e4m3fn; .* Convert it to float32": torch.zeros(1, 8, 8, 3).to(torch.float8_e4m3fn),
     "already has 192 values that are NaN": torch.full((1, 8, 8, 3), float("nan")),
 }
 
@@ -72,6 +73,14 @@ def test_images_that_do_not_fit(pack: Pack, make: Makers, host: Host, node: str,
         pack.run(node, pixels=BAD_IMAGES[message], vae=make.vae(), **others)
     assert isinstance(caught.value, pack.module("vae_core").VAEError) and str(caught.value).endswith(".")
     assert not host.progress and (not host.loads or "NaN" in message)
+
+
+@pytest.mark.parametrize("message", [message for message, image in BAD_IMAGES.items() if "NaN" not in message])
+def test_originals_that_do_not_fit(pack: Pack, make: Makers, host: Host, message: str) -> None:
+    inputs = {"samples": make.latent(1, 4, 4, 4), "mask": torch.ones(1, 8, 8), "vae": make.vae()}
+    with pytest.raises(ValueError, match=f"{message}|has 3 channels and the original 5"):
+        pack.run("SeamlessVAEInpaintComposite", original=BAD_IMAGES[message], **inputs)
+    assert not host.progress
 
 
 @pytest.mark.parametrize("mask", [None, torch.zeros(0, 8, 8), torch.zeros(2, 8, 8)])
