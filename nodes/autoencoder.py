@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import vae_core
 from ..vae_core import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussianDistribution, Job, Options
-from ..vae_core.image import FittedImage
+from ..vae_core.image import FittedImage, to_unit_range
 from . import checks, host, latents, previews, report, run
 from .adopt import Borrowed, copied
 from .status import NodeStatus
@@ -187,8 +187,7 @@ class AutoencoderDecoding:
         return batch, height, width, channels
 
     def run(self, status: NodeStatus, clamp: bool = True) -> Tensor:
-        image = self.run_to_model_range(status)
-        image.add_(1.0).div_(2.0)
+        image = to_unit_range(self.run_to_model_range(status), in_place=True)
         return image.clamp_(0.0, 1.0) if clamp else image
 
     def run_to_model_range(self, status: NodeStatus) -> Tensor:

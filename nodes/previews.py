@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..vae_core.image import to_pil
+from ..vae_core.image import to_model_range, to_pil
 from ..vae_core.preview import latent_colours
 
 _LATENT_SIDE, _IMAGE_SIDE = 256, 512
@@ -16,7 +16,7 @@ def latent_preview(samples: Tensor) -> Image.Image:
     """The first latent of [B, C, h, w] as colours, enlarged."""
     height, width = samples.shape[-2:]
     factor = max(1, _LATENT_SIDE // max(width, height))
-    image = to_pil(latent_colours(samples[:1].float()) * 2 - 1)[0]
+    image = to_pil(to_model_range(latent_colours(samples[:1].float())))[0]
     return image.resize((width * factor, height * factor), Image.Resampling.BICUBIC)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..vae_core.image import to_unit_range
 from ..vae_core.metrics import SSIM_WINDOW, psnr, ssim
 from ..vae_core.preview import error_map
 from . import coding, inputs, show
@@ -48,7 +49,7 @@ class VAERoundTrip:
         encoded = coding.encode(opened, pixels, "pad", options, status)
         image = coding.decode(opened, encoded.latent(), options, status)
         fitted = encoded.image
-        original = fitted.restore(fitted.pixels).add(1.0).div(2.0)
+        original = to_unit_range(fitted.restore(fitted.pixels))
         count = min(len(original), len(image))  # VAEs of video drop frames that fill no whole group
         image, original = image[:count], original[:count]
         kept = image.movedim(-1, 1).to(original)

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..vae_core.errors import CheckpointError, VAEError
-from ..vae_core.image import to_pil, write_image
+from ..vae_core.image import to_model_range, to_pil, write_image
 from . import host
 from .checks import stays_inside
 
@@ -23,7 +23,7 @@ def images(batch: Tensor, name: str) -> list[dict[str, str]]:
     """Write images [B, H, W, C] in [0, 1] to the host's folder for temporary images; gives what `ui` wants."""
     folder = host.directory("temp")
     shown = []
-    for image in to_pil(batch[:MOST_SHOWN].movedim(-1, 1).float() * 2 - 1):
+    for image in to_pil(to_model_range(batch[:MOST_SHOWN].movedim(-1, 1).float())):
         file = f"seamless_{name}_{uuid.uuid4().hex[:12]}.png"
         write_image(image, folder / file)
         shown.append({"filename": file, "subfolder": "", "type": "temp"})

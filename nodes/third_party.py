@@ -12,7 +12,7 @@ from torch import Tensor
 from ..vae_core import DiagonalGaussianDistribution, Options
 from ..vae_core.autoencoder_kl import channels_text
 from ..vae_core.errors import ShapeError, TilingError
-from ..vae_core.image import FittedImage
+from ..vae_core.image import FittedImage, to_unit_range
 from ..vae_core.posterior import LOGVAR_RANGE
 from . import host, latents
 from .status import NodeStatus
@@ -60,7 +60,7 @@ class ThirdPartyVAE:
     def encode(self, image: FittedImage, options: Options, status: NodeStatus) -> DiagonalGaussianDistribution:
         self._check(options)
         host.notify(status.node_id, self.note)
-        pixels = image.pixels.movedim(1, -1).add(1.0).div(2.0)
+        pixels = to_unit_range(image.pixels.movedim(1, -1))
         tile = _tile(options, self.downscale_factor)
         mean = self.vae.encode(pixels) if tile is None else self.vae.encode_tiled(pixels, **tile)
         return DiagonalGaussianDistribution(torch.cat([mean, torch.full_like(mean, LOGVAR_RANGE[0])], dim=1))

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..vae_core import AutoencoderKL, Options
 from ..vae_core.checkpoints.single_file import ldm_state_dict
 from ..vae_core.errors import CheckpointError
-from ..vae_core.image import from_image
+from ..vae_core.image import from_image, to_model_range, to_unit_range
 from . import host, latents
 from .autoencoder import Autoencoder
 from .checks import checked_image
@@ -186,19 +186,15 @@ def _wire_class(base: type | None) -> type:
     return type("SeamlessVAE", bases, {"__init__": init, "__module__": __name__})
 
 
-def _to_model_range(image: Tensor) -> Tensor:
-    return image * 2.0 - 1.0
-
-
-def _to_unit_range(image: Tensor) -> Tensor:
-    return image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)  # in place, as newer hosts rely on
+def _to_image_range(image: Tensor) -> Tensor:
+    return to_unit_range(image, in_place=True).clamp_(0.0, 1.0)  # in place, as newer hosts rely on
 
 
 # What hosts give to a VAE of images, for those that lack some of it.
 _ATTRIBUTES: dict[str, Any] = {
     "latent_dim": 2,
-    "process_input": _to_model_range,
-    "process_output": _to_unit_range,
+    "process_input": to_model_range,
+    "process_output": _to_image_range,
     "working_dtypes": list(host.WORKING_DTYPES),
     "not_video": False,
     "upscale_index_formula": None,

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 import vae_core  # noqa: E402
 from vae_core import TileSpec, load_vae  # noqa: E402
-from vae_core.image import from_pil, open_image  # noqa: E402
+from vae_core.image import from_pil, open_image, to_unit_range  # noqa: E402
 
 AMPLIFY = 10
 DEMO = ROOT / "vae_core" / "demo"
@@ -130,7 +130,7 @@ def main() -> None:
     }
     # Last, for it changes the model. In double precision, so that what is seen is the tiles' doing alone.
     results = {reference: vae.double().decode_reference(z.double()).float(), **results}
-    panels = {name: ((result[0] + 1) / 2).clamp(0, 1) for name, result in results.items()}
+    panels = {name: to_unit_range(result[0]).clamp(0, 1) for name, result in results.items()}
     draw(panels, reference, options.out)
     for name, panel in panels.items():
         print(f"{name}: largest difference {(panel - panels[reference]).abs().max():.2e}")

@@ -56,6 +56,24 @@ class FittedImage:
         return decoded[..., : self.size[0], : self.size[1]]
 
 
+# The two ranges.
+
+
+def to_model_range(image: Tensor) -> Tensor:
+    """[0, 1] to the model's [-1, 1]."""
+    return image * 2 - 1
+
+
+def to_unit_range(pixels: Tensor, *, in_place: bool = False) -> Tensor:
+    """The model's [-1, 1] to [0, 1], without clamping; into the memory of `pixels` if `in_place`."""
+    return (pixels.add_(1) if in_place else pixels.add(1)).div_(2)
+
+
+def bytes_to_model_range(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Bytes, 0 to 255, to the model's [-1, 1], computed in `dtype`."""
+    return pixels.to(dtype).div_(BYTE_MAX / 2).sub_(1)
+
+
 # Reading.
 
 
@@ -172,7 +190,7 @@ def from_image(image: Tensor, *, channels: int = 3, multiple: int = 8, fit: Fit 
         values, alpha = values[window], None if alpha is None else alpha[window]
         height, width = new_height, new_width
     padded = reflect_to(values, -(-height // multiple) * multiple, -(-width // multiple) * multiple)
-    return FittedImage((padded * 2 - 1).contiguous(), alpha, (height, width))
+    return FittedImage(to_model_range(padded).contiguous(), alpha, (height, width))
 
 
 def reflect_to(x: Tensor, height: int, width: int) -> Tensor:
@@ -278,7 +296,7 @@ def _unit_floats(array: np.ndarray, what: str, remedy: str, top: float = 1) -> T
 
 def to_image(pixels: Tensor) -> Tensor:
     """Model's pixels [B, C, H, W] in [-1, 1] to a batch [B, H, W, C] clamped to [0, 1], as ComfyUI's IMAGE: float32."""
-    return (pixels.float() * 0.5 + 0.5).clamp(0, 1).movedim(1, -1).contiguous()
+    return to_unit_range(pixels.float()).clamp_(0, 1).movedim(1, -1).contiguous()
 
 
 def to_numpy(pixels: Tensor, dtype: type = np.uint8) -> np.ndarray:
@@ -314,7 +332,7 @@ def to_pil(pixels: Tensor, alpha: Tensor | None = None) -> list[Image.Image]:
                 f"an alpha of shape {tuple(alpha.shape)} does not go with pixels of {tuple(pixels.shape)}; "
                 f"give [B, H, W] beside 1 or 3 channels."
             )
-        pixels = torch.cat([pixels, alpha[:, None].to(pixels) * 2 - 1], dim=1)
+        pixels = torch.cat([pixels, to_model_range(alpha[:, None].to(pixels))], dim=1)
     return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in to_numpy(pixels)]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..autoencoder_kl import AutoencoderKL
 from ..errors import DatasetError, VAEError
-from ..image import to_pil, write_image
+from ..image import bytes_to_model_range, to_pil, write_image
 from ..metrics import psnr
 from ..running import decode
 from .collection import Collection
@@ -134,7 +134,7 @@ def _sources(
 def _psnr(pixels: Tensor, source: Prepared | None, sha256: str) -> float | None:
     if source is None or source.sha256 != sha256:
         return None
-    reference = torch.from_numpy(source.pixels).movedim(-1, 0)[None].float() / 127.5 - 1
+    reference = bytes_to_model_range(torch.from_numpy(source.pixels).movedim(-1, 0)[None])
     if reference.shape != pixels.shape:
         return None
     return float(psnr(pixels.clamp(-1, 1), reference, data_range=2.0))

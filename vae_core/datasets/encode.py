@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..autoencoder_kl import AutoencoderKL
 from ..errors import NonFiniteError
+from ..image import bytes_to_model_range
 from ..posterior import DiagonalGaussianDistribution
 from ..running import prepare_encode
 from ..streaming.job import Job
@@ -74,7 +75,7 @@ class Encoder:
 
     def _latents(self, pixels: Tensor, batch: list[Prepared], flipped: bool) -> list[Tensor]:
         """What is kept of each image: [B, H, W, channels] of bytes -> B of [C, h, w]."""
-        images = pixels.to(self.vae.device).movedim(-1, 1).to(self.vae.dtype).div_(127.5).sub_(1).contiguous()
+        images = bytes_to_model_range(pixels.to(self.vae.device).movedim(-1, 1), self.vae.dtype).contiguous()
         posterior = self._posterior(images)
         if self.settings.keep == "moments":
             kept = torch.cat([posterior.mean, posterior.logvar], dim=1)
