@@ -110,12 +110,9 @@ class Autoencoder:
         if job.device == self.device:
             patcher = getattr(self.vae, "patcher", None)
             moved = self.borrowed is not None and host.keeps_weights_back(patcher)
-            host.load_model(patcher, job.bytes.device + (self.weight_bytes() if moved else 0))
+            host.load_model(patcher, job.bytes.device + (self.model.get_memory_footprint() if moved else 0))
         with self.weights():
             yield
-
-    def weight_bytes(self) -> int:
-        return sum(weight.numel() * weight.element_size() for weight in self.model.state_dict().values())
 
     def copy_on_cpu(self, dtype: torch.dtype | None = None) -> AutoencoderKL:
         """The model with its weights on the CPU, in another precision if one is given."""

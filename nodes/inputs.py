@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .latents import MAX_SEED
+from ..vae_core.posterior import MAX_SEED
 
 CATEGORY = "latent/seamless"
 SAMPLE_MODES = ["mean", "sample"]

@@ -14,6 +14,7 @@ from ..vae_core.datasets.folders import KohyaFiles, open_folder
 from ..vae_core.datasets.reader import LatentDataset
 from ..vae_core.datasets.settings import Scale
 from ..vae_core.errors import ConfigError, DatasetError, ShapeError, VAEError
+from ..vae_core.posterior import MAX_SEED
 from . import catalogue, checks, inputs, latents
 from .vaes import open_vae
 
@@ -84,7 +85,7 @@ class LatentLoad:
                     {
                         "default": 0,
                         "min": 0,
-                        "max": latents.MAX_SEED,
+                        "max": MAX_SEED,
                         "control_after_generate": True,
                         "tooltip": "Used by sample only. The noise depends on it and on the image, so the sample of an "
                         "image is the same at every start and count.",

@@ -16,14 +16,13 @@ from ..vae_core import AutoencoderKL, AutoencoderKLConfig
 from ..vae_core.errors import ShapeError
 from ..vae_core.image import FittedImage
 from ..vae_core.latent import from_diffusion, logvar_to_diffusion, to_diffusion
-from ..vae_core.posterior import DiagonalGaussianDistribution
+from ..vae_core.posterior import DiagonalGaussianDistribution, seeded
 
 Latent = dict[str, Any]
 
 # Of an image that was padded: its height and width, and those of the latent to which they apply.
 FIT_KEY = "seamless_fit"
 RATIO_KEY = "downscale_ratio_spacial"  # the host's own, with its spelling: pixels along one side of a latent pixel
-MAX_SEED = 2**64 - 1  # the largest that a generator of torch takes
 
 
 def samples_of(latent: Mapping[str, Any], dimensions: Sequence[int] = (4,)) -> Tensor:
@@ -133,8 +132,7 @@ def mean_of(posterior: Mapping[str, Any]) -> Latent:
 
 def sample(posterior: DiagonalGaussianDistribution, seed: int, indices: Sequence[int]) -> Tensor:
     """One z for each item, whose noise depends on the seed and the item's index alone."""
-    generators = [torch.Generator().manual_seed((seed + index) % (MAX_SEED + 1)) for index in indices]
-    return posterior.sample(generators)
+    return posterior.sample([seeded(seed, index) for index in indices])
 
 
 def batch_indices(latent: Mapping[str, Any]) -> list[int]:

@@ -111,7 +111,7 @@ class WireMethods:
 
     def model_size(self) -> int:
         """Bytes of weights."""
-        return sum(weight.numel() * weight.element_size() for weight in self.first_stage_model.state_dict().values())
+        return self._model.get_memory_footprint()
 
     # What it is.
 

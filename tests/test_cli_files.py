@@ -195,8 +195,8 @@ class TestConverting:
             way(tmp_path / name)
             info = inspect_vae(tmp_path / name)
             assert info.scaling_factor == 0.18215 and info.family_is_guess
-            assert info.told_by["scaling_factor"].endswith("(a guess)")
-            assert info.told_by["latent_channels"] in ("config.json", "metadata")
+            assert info.origins["scaling_factor"].endswith("(a guess)")
+            assert info.origins["latent_channels"] in ("config.json", "metadata")
         said = capsys.readouterr().err
         assert "scaling_factor 0.18215" in said and "pass --family" in said
         assert "scaling_factor" in json.loads((tmp_path / "command" / "config.json").read_text())["_guessed"]
@@ -210,10 +210,10 @@ class TestConverting:
             assert "scaling_factor" not in capsys.readouterr().err.partition("note: ")[2]
             info = inspect_vae(known)
             assert info.scaling_factor == 0.13025 and not info.family_is_guess
-            assert info.told_by["scaling_factor"] == "config.json"
+            assert info.origins["scaling_factor"] == "config.json"
         loaded = load_vae(tmp_path / "command", scaling_factor=0.5)
         loaded.save_pretrained(tmp_path / "given")
-        assert inspect_vae(tmp_path / "given").told_by["scaling_factor"] == "config.json"
+        assert inspect_vae(tmp_path / "given").origins["scaling_factor"] == "config.json"
 
     def test_diffusers_reads_a_marked_config(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         import diffusers

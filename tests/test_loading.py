@@ -1,4 +1,4 @@
-"""Every family through every format, and what is told of each."""
+"""Every family through every format, and what is known of each."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def test_formats_that_carry_their_config(model: str, tmp_path: Path) -> None:
         assert loaded.config == vae.config, name
         assert_same_weights(loaded, vae)
         assert not loaded.training
-        told = inspect_vae(path)
-        assert told.config == vae.config
-        assert told.problem is None and told.seems_to_be is None
-        assert told.parameters == vae.num_parameters()
-        assert told.dtype == torch.float32
+        info = inspect_vae(path)
+        assert info.config == vae.config
+        assert info.problem is None and info.seems_to_be is None
+        assert info.parameters == vae.num_parameters()
+        assert info.dtype == torch.float32
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -83,21 +83,21 @@ def test_a_full_checkpoint_tells_its_family(name: str, tmp_path: Path, caplog: p
     assert not caplog.records
     assert loaded.config == vae.config
     assert_same_weights(loaded, vae)
-    told = inspect_vae(path)
-    assert (told.family, told.family_is_guess, told.prefix, told.layout) == (name, False, prefix, "LDM")
-    assert told.told_by["scaling_factor"] == "the rest of the checkpoint"
-    assert told.told_by["latent_channels"] == "tensor shapes"
-    assert (told.scaling_factor, told.shift_factor) == (vae.config.scaling_factor, vae.config.shift_factor)
-    assert told.file_size == path.stat().st_size
+    info = inspect_vae(path)
+    assert (info.family, info.family_is_guess, info.prefix, info.layout) == (name, False, prefix, "LDM")
+    assert info.origins["scaling_factor"] == "the rest of the checkpoint"
+    assert info.origins["latent_channels"] == "tensor shapes"
+    assert (info.scaling_factor, info.shift_factor) == (vae.config.scaling_factor, vae.config.shift_factor)
+    assert info.file_size == path.stat().st_size
 
 
 def test_families_of_the_same_shapes_are_a_guess_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "vae.safetensors"
     save_file(ldm(make(family_fields(BY_NAME["SD3"]))), path)
-    told = inspect_vae(path)
-    assert (told.family, told.family_is_guess) == ("FLUX.1", True)
-    assert told.told_by["scaling_factor"] == "family default (a guess)"
-    assert "SD3 (scaling_factor 1.5305, shift_factor 0.0609)" in told.remarks[0]
+    info = inspect_vae(path)
+    assert (info.family, info.family_is_guess) == ("FLUX.1", True)
+    assert info.origins["scaling_factor"] == "family default (a guess)"
+    assert "SD3 (scaling_factor 1.5305, shift_factor 0.0609)" in info.remarks[0]
     with caplog.at_level(logging.WARNING, "seamless_vae"):
         assert load_vae(path).config.scaling_factor == 0.3611
     assert "taken for FLUX.1" in caplog.text
@@ -106,8 +106,8 @@ def test_families_of_the_same_shapes_are_a_guess_that_is_said(tmp_path: Path, ca
     loaded = load_vae(path, scaling_factor=1.5305, shift_factor=0.0609, norm_num_groups=32)
     assert loaded.config == make(family_fields(BY_NAME["SD3"])).config
     assert not caplog.records
-    told = inspect_vae(path, scaling_factor=1.5305, shift_factor=0.0609)
-    assert (told.family, told.family_is_guess, told.told_by["shift_factor"]) == ("SD3", False, "override")
+    info = inspect_vae(path, scaling_factor=1.5305, shift_factor=0.0609)
+    assert (info.family, info.family_is_guess, info.origins["shift_factor"]) == ("SD3", False, "override")
 
 
 @pytest.mark.parametrize(
@@ -122,9 +122,9 @@ def test_modelspec_metadata_decides_among_the_possible(architecture: str, name: 
 def test_norm_groups_that_are_not_in_the_file_are_a_guess_that_is_said(tmp_path: Path) -> None:
     path = tmp_path / "vae.safetensors"
     save_file(ldm(make(fields(24, 40, norm_num_groups=4))), path)
-    told = inspect_vae(path)
-    assert told.config is not None and told.config.norm_num_groups == 8
-    assert "8 is a guess" in " ".join(told.remarks)
+    info = inspect_vae(path)
+    assert info.config is not None and info.config.norm_num_groups == 8
+    assert "8 is a guess" in " ".join(info.remarks)
     assert load_vae(path, norm_num_groups=4).config.norm_num_groups == 4
 
 
@@ -321,4 +321,4 @@ def test_metadata_of_a_single_file(tmp_path: Path) -> None:
     assert metadata["format"] == "pt"
     assert metadata["modelspec.architecture"] == "stable-diffusion-xl/vae"
     assert json.loads(metadata["seamless_vae.config"])["scaling_factor"] == 0.13025
-    assert inspect_vae(tmp_path / "vae.safetensors").told_by["scaling_factor"] == "metadata"
+    assert inspect_vae(tmp_path / "vae.safetensors").origins["scaling_factor"] == "metadata"

@@ -93,7 +93,7 @@ def small_unet(parts: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 
 def xl_parts(parts: dict[str, Any]) -> dict[str, Any]:
-    """Those of SDXL: a second text encoder, and a UNet that is told of sizes."""
+    """Those of SDXL: a second text encoder, and a UNet that takes sizes."""
     torch.manual_seed(0)
     second = CLIPTextModelWithProjection(text_config(len(parts["tokenizer"]))).eval()
     network = unet(

@@ -63,5 +63,5 @@ def test_the_extras_are_those_of_the_project() -> None:
     project = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
     optional = project.split("[project.optional-dependencies]")[1].split("\n[")[0]
     rows = re.findall(r"^\| (`[^|]*`) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
-    told = {name for row in rows[:7] for name in re.findall(r"`(\w+)`", row.split(" | ")[0])}
-    assert told == set(re.findall(r"^(\w+) = \[", optional, re.MULTILINE))
+    listed = {name for row in rows[:7] for name in re.findall(r"`(\w+)`", row.split(" | ")[0])}
+    assert listed == set(re.findall(r"^(\w+) = \[", optional, re.MULTILINE))

@@ -32,7 +32,7 @@ class Recognised:
     Attributes:
         config: as far as the weights and `known` tell.
         keys: diffusers key -> the module's name of that weight.
-        guesses: config fields that are guessed; see `Plan`.
+        guesses: config fields that are guessed; see `CheckpointPlan`.
     """
 
     config: AutoencoderKLConfig

@@ -18,7 +18,7 @@ from .checkpoints.config_file import CONFIG_NAME
 from .checkpoints.generation import guesses_of
 from .checkpoints.identify import identify
 from .checkpoints.open_file import open_tensor_file
-from .checkpoints.plan import Plan, plain_names
+from .checkpoints.plan import CheckpointPlan, plain_names
 from .checkpoints.pretrained import Folder, find_folder, open_folder, reading, snapshot, weight_files
 from .checkpoints.single_file import plan_single_file, write_single_file
 from .checkpoints.tensor_file import TensorFile
@@ -46,7 +46,7 @@ class VAEInfo:
         config: every hyper-parameter. `scaling_factor` and `shift_factor` are repeated beside it.
         family: its published family; None if its shapes or its scaling are not those of a known one.
         family_is_guess: whether other families have the same shapes and nothing in the file decided.
-        told_by: config field -> where its value comes from ("config.json", "metadata", "tensor shapes",
+        origins: config field -> where its value comes from ("config.json", "metadata", "tensor shapes",
             "config.json beside the file", "the rest of the checkpoint", "family default", "family default (a guess)",
             "default", "default (a guess)", "override").
         seems_to_be: what it is if it is not an AutoencoderKL that can be loaded; None if it is one.
@@ -64,7 +64,7 @@ class VAEInfo:
     config: AutoencoderKLConfig | None = None
     family: str | None = None
     family_is_guess: bool = False
-    told_by: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
     seems_to_be: str | None = None
     problem: str | None = None
     remarks: tuple[str, ...] = ()
@@ -169,7 +169,7 @@ def _inspect(path: Path, variant: str | None, overrides: Mapping[str, Any]) -> V
         config=plan.config,
         family=plan.family,
         family_is_guess=plan.family_is_guess,
-        told_by=plan.told_by,
+        origins=plan.origins,
         remarks=plan.remarks,
     )
 
@@ -210,7 +210,7 @@ class SingleFile:
     source: TensorFile
     config: AutoencoderKLConfig | None = None
 
-    def plan(self, overrides: Mapping[str, Any]) -> Plan:
+    def plan(self, overrides: Mapping[str, Any]) -> CheckpointPlan:
         return plan_single_file(self.source, overrides, self.config)
 
 
@@ -240,6 +240,6 @@ def plan_checkpoint(
     variant: str | None,
     config: AutoencoderKLConfig | Mapping[str, Any] | PathLike | None,
     overrides: Mapping[str, Any],
-) -> Plan:
+) -> CheckpointPlan:
     """How to load the autoencoder at a path, whatever its format."""
     return find_checkpoint(Path(path), variant, config).plan(overrides)

@@ -84,7 +84,7 @@ class ModelMixin:
         """Bytes of the weights, and of the buffers if asked for."""
         module = cast(nn.Module, self)
         tensors = (*module.parameters(), *(module.buffers() if return_buffers else ()))
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.nbytes for tensor in tensors)
 
     def dequantize(self) -> Any:
         """diffusers' way back from quantised weights. Ours are never quantised.

@@ -11,6 +11,12 @@ from torch import Tensor
 from .errors import ShapeError
 
 LOGVAR_RANGE = (-30.0, 20.0)
+MAX_SEED = 2**64 - 1  # the largest that a generator of torch takes
+
+
+def seeded(seed: int, index: int = 0) -> torch.Generator:
+    """The source of randomness of item `index` of a batch: that of `seed + index`; after the largest seed comes 0."""
+    return torch.Generator().manual_seed((seed + index) % (MAX_SEED + 1))
 
 
 class DiagonalGaussianDistribution:

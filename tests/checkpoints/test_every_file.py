@@ -184,8 +184,8 @@ def test_a_file_uses_the_config_beside_it() -> None:
     assert loaded.config == load_vae(DEMO).config
     assert loaded.config.norm_num_groups == 8
     assert AutoencoderKL.from_single_file(path).config == loaded.config
-    told = inspect_vae(path)
-    assert told.told_by["norm_num_groups"] == "config.json beside the file" and told.remarks == ()
+    info = inspect_vae(path)
+    assert info.origins["norm_num_groups"] == "config.json beside the file" and info.remarks == ()
     assert load_vae(path, norm_num_groups=16).config.norm_num_groups == 16
     assert load_vae(path, config={**loaded.config, "norm_num_groups": 4}).config.norm_num_groups == 4
 
@@ -214,19 +214,19 @@ def test_what_a_file_says_of_itself_wins_over_its_neighbour(tmp_path: Path) -> N
     made = make(fields(32, 32, 32, 32, scaling_factor=0.18215))
     made.save_pretrained(tmp_path)
     path = write(ldm(made), tmp_path / "xl.safetensors", {"modelspec.architecture": "stable-diffusion-xl-v1-base/vae"})
-    told = inspect_vae(path)
-    assert told.scaling_factor == 0.13025 and "so it was not used" in told.remarks[0]
+    info = inspect_vae(path)
+    assert info.scaling_factor == 0.13025 and "so it was not used" in info.remarks[0]
 
 
 def test_a_number_of_groups_that_is_a_guess_is_called_one(file: Path) -> None:
     write(ldm(make(fields(32, 64, 128, 128, norm_num_groups=8))), file)
-    told = inspect_vae(file)
-    assert told.config is not None and told.config.norm_num_groups == 32
-    assert told.told_by["norm_num_groups"] == "default (a guess)"
-    assert "32 is a guess, and images depend on it" in " ".join(told.remarks)
-    assert "Images are the same" not in " ".join(told.remarks)
-    told = inspect_vae(file, norm_num_groups=8)
-    assert told.told_by["norm_num_groups"] == "override" and "norm_num_groups" not in " ".join(told.remarks)
+    info = inspect_vae(file)
+    assert info.config is not None and info.config.norm_num_groups == 32
+    assert info.origins["norm_num_groups"] == "default (a guess)"
+    assert "32 is a guess, and images depend on it" in " ".join(info.remarks)
+    assert "Images are the same" not in " ".join(info.remarks)
+    info = inspect_vae(file, norm_num_groups=8)
+    assert info.origins["norm_num_groups"] == "override" and "norm_num_groups" not in " ".join(info.remarks)
 
 
 def test_published_widths_have_groups_that_are_known(file: Path) -> None:
@@ -242,9 +242,9 @@ def test_published_widths_have_groups_that_are_known(file: Path) -> None:
     with open(file, "wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
         out.truncate(8 + len(text) + at)  # sparse: zeros
-    told = inspect_vae(file)
-    assert told.problem is None and told.told_by["norm_num_groups"] == "family default"
-    assert not [remark for remark in told.remarks if "norm_num_groups" in remark]
+    info = inspect_vae(file)
+    assert info.problem is None and info.origins["norm_num_groups"] == "family default"
+    assert not [remark for remark in info.remarks if "norm_num_groups" in remark]
 
 
 # Fields of others in config.json.

@@ -317,7 +317,7 @@ def test_tensors_that_are_not_in_their_storage(name: str, tmp_path: Path) -> Non
 
 
 def test_an_honest_program_by_hand_is_read(tmp_path: Path) -> None:
-    """The same pieces, told the truth: a guard for all tables above."""
+    """The same pieces with true sizes: a guard for all tables above."""
     program = (
         b"\x80\x02"
         + dictionary(a=tensor(storage(4), (2, 2), (2, 1)), b=tensor(storage(4), (2,), (2,), offset=1))

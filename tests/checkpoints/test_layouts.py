@@ -62,8 +62,8 @@ def test_scales_of_8_bit_floats_are_applied(ending: str, per_output: bool, vae: 
     stored, meant = eight_bit(vae, ending, per_output)
     beside = {"scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn), "decoder.conv_in.scale_input": torch.ones(())}
     write({**stored, **beside}, file)
-    loaded, told = load_vae(file), inspect_vae(file)
-    assert told.problem is None and told.dtype == torch.float32 and told.remarks == load_vae_remarks(file)
+    loaded, info = load_vae(file), inspect_vae(file)
+    assert info.problem is None and info.dtype == torch.float32 and info.remarks == load_vae_remarks(file)
     for name, weight in ldm(loaded).items():
         assert weight.dtype == torch.float32
         assert torch.equal(weight.reshape(meant[name].shape), meant[name]), name

@@ -24,9 +24,9 @@ def failure(tensors: dict[str, Tensor], path: Path) -> str:
     save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, path)
     with pytest.raises(CheckpointError) as error:
         load_vae(path)
-    told = inspect_vae(path)
-    assert told.problem == str(error.value)
-    assert told.seems_to_be is not None and told.config is None
+    info = inspect_vae(path)
+    assert info.problem == str(error.value)
+    assert info.seems_to_be is not None and info.config is None
     assert str(error.value).startswith(path.name)
     assert str(error.value).endswith(".")
     return str(error.value)

@@ -94,7 +94,7 @@ class Comfy:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
 
     def run(self, workflow: Workflow, on_message: Callable[[dict[str, Any]], bool] | None = None) -> Run:
-        """Run a workflow to its end. `on_message` is told of each message; where it answers True, the run is cancelled.
+        """Run a workflow to its end. `on_message` is called with each message; its True cancels the run.
 
         Raises:
             AssertionError: the host refuses the workflow.
@@ -109,22 +109,22 @@ class Comfy:
         ):
             body = {"prompt": workflow.nodes, "client_id": client}
             async with session.post(f"{self.address}/prompt", json=body) as answer:
-                told = await answer.json()
-                assert answer.status == 200, told
-            prompt_id = told["prompt_id"]
+                queued = await answer.json()
+                assert answer.status == 200, queued
+            prompt_id = queued["prompt_id"]
             async for message in socket_:
                 if message.type == aiohttp.WSMsgType.BINARY:
                     run.previews.append(message.data)
                     continue
                 if message.type != aiohttp.WSMsgType.TEXT:
                     break
-                told = json.loads(message.data)
-                run.messages.append(told)
-                if on_message is not None and on_message(told):
+                event = json.loads(message.data)
+                run.messages.append(event)
+                if on_message is not None and on_message(event):
                     on_message = None
                     await session.post(f"{self.address}/interrupt")
-                data = told.get("data") or {}
-                if data.get("prompt_id") == prompt_id and told["type"] in (
+                data = event.get("data") or {}
+                if data.get("prompt_id") == prompt_id and event["type"] in (
                     *("execution_success", "execution_error", "execution_interrupted"),
                 ):
                     break

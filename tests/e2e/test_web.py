@@ -45,7 +45,7 @@ def run(ui: FrontEnd) -> None:
 
 
 def last_words(ui: FrontEnd) -> str:
-    """The last that the host told of the last run in its history, once that is there."""
+    """The last output of the last run in its history, once that is there."""
     for _ in range(600):
         runs = list(ui.page.request.get(f"{ui.url}/history").json().values())
         if runs:

@@ -46,7 +46,7 @@ class Patcher:
             model.device = offload_device
 
     def model_size(self) -> int:
-        return sum(each.numel() * each.element_size() for each in self.model.state_dict().values())
+        return sum(each.nbytes for each in self.model.state_dict().values())
 
     def loaded_size(self) -> int:
         return self.model_size() if self.model.device == self.load_device else 0

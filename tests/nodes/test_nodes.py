@@ -369,5 +369,5 @@ def test_results_can_be_told_to_the_page(pack: Pack, make: Makers) -> None:
         ("SeamlessVAEInspect", {"vae": make.vae()}),
         ("SeamlessVAESave", {"vae": make.vae()}),
     ):
-        told = pack.execute(node, **inputs)["ui"]
-        assert told and json.loads(json.dumps(told)) == told
+        shown = pack.execute(node, **inputs)["ui"]
+        assert shown and json.loads(json.dumps(shown)) == shown

@@ -82,9 +82,9 @@ def test_the_registrys_own_check() -> None:
     done = subprocess.run(
         [comfy, "--skip-prompt", "node", "validate"], capture_output=True, text=True, cwd=ROOT, timeout=300
     )
-    told = done.stdout + done.stderr
-    assert done.returncode == 0 and "Error" not in told, told
-    assert not [line for line in told.splitlines() if "--> nodes" in line or "--> vae_core" in line], told
+    output = done.stdout + done.stderr
+    assert done.returncode == 0 and "Error" not in output, output
+    assert not [line for line in output.splitlines() if "--> nodes" in line or "--> vae_core" in line], output
 
 
 LOADING = """

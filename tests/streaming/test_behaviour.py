@@ -20,7 +20,7 @@ import vae_core
 from vae_core import AutoencoderKL, TileSpec
 from vae_core.halves import decoder_half
 from vae_core.streaming import store, strips
-from vae_core.streaming.choose import kernel_mode, may_stand_in
+from vae_core.streaming.choose import kernel_choice, may_stand_in
 from vae_core.streaming.internals import products_available
 from vae_core.streaming.job import Job
 
@@ -154,7 +154,7 @@ def test_the_reference_path_is_the_modules_themselves(vae: AutoencoderKL, engine
 def test_a_choice_of_kernels_is_this_threads_own(vae: AutoencoderKL) -> None:
     seen = []
     with vae_core.kernels("reference"):
-        other = threading.Thread(target=lambda: seen.append(kernel_mode()))
+        other = threading.Thread(target=lambda: seen.append(kernel_choice()))
         other.start()
         other.join()
     assert seen == ["auto"]

@@ -16,7 +16,7 @@ from ..layers import without_values
 from .finite import check_small, check_whole
 from .key_map import OPTIONAL, weight_shapes
 from .layouts import is_length, of_length, scaled
-from .plan import Plan, check_shapes
+from .plan import CheckpointPlan, check_shapes
 
 logger = logging.getLogger("seamless_vae")
 
@@ -48,7 +48,7 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def dtype_of(plan: Plan) -> torch.dtype:
+def dtype_of(plan: CheckpointPlan) -> torch.dtype:
     """The number type of a plan's weights: the one that can represent all of them, where the file mixes types.
 
     Of 8-bit floats with scales it is the type of the other weights, or float32 where there are none: a product with
@@ -88,7 +88,7 @@ def _wider(a: torch.dtype | None, b: torch.dtype | None) -> torch.dtype:
     return torch.promote_types(a, b)
 
 
-def check_weights(plan: Plan) -> None:
+def check_weights(plan: CheckpointPlan) -> None:
     """Raise CheckpointError for whatever keeps a plan's weights from being loaded: shapes, types, damaged numbers.
 
     Reads the biases and norms, a thousandth of the file.
@@ -100,7 +100,7 @@ def check_weights(plan: Plan) -> None:
 
 def build_model(
     model_class: Callable[..., Model],
-    plan: Plan,
+    plan: CheckpointPlan,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     mapped: bool = True,
@@ -135,7 +135,11 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _build(
-    model_class: Callable[..., Model], plan: Plan, wanted: torch.dtype, device: torch.device | str | None, mapped: bool
+    model_class: Callable[..., Model],
+    plan: CheckpointPlan,
+    wanted: torch.dtype,
+    device: torch.device | str | None,
+    mapped: bool,
 ) -> Model:
     weights = read_weights(plan, weight_shapes(plan.config), wanted, mapped)
     with without_values():
@@ -158,7 +162,7 @@ def _build(
 
 
 def read_weights(
-    plan: Plan, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype | None = None, mapped: bool = True
+    plan: CheckpointPlan, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype | None = None, mapped: bool = True
 ) -> dict[str, Tensor]:
     """A plan's weights by their diffusers keys, in the shapes that a model has: views of the file
     where it has them row after row.

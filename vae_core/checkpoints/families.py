@@ -129,13 +129,13 @@ class FamilyMatch:
     """A family (None: none known), where it comes from, and the families that it may as well be."""
 
     family: Family | None
-    told_by: str
+    origin: str
     others: tuple[Family, ...] = ()
 
     @property
     def is_certain(self) -> bool:
         """Whether the file itself names the family, in its metadata or by what else is in it."""
-        return self.told_by in (METADATA, REST)
+        return self.origin in (METADATA, REST)
 
 
 def match_family(

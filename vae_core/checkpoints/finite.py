@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .plan import Plan
+from .plan import CheckpointPlan
 
 
-def check_small(plan: Plan) -> None:
+def check_small(plan: CheckpointPlan) -> None:
     """Raise CheckpointError if a bias or a norm has NaN or infinity, or a scale of 8-bit weights.
 
     Those are a thousandth of the weights, and every layer has one, so that the check reads next to nothing of the
@@ -35,7 +35,7 @@ def check_small(plan: Plan) -> None:
         )
 
 
-def check_whole(plan: Plan, key: str, weight: Tensor) -> None:
+def check_whole(plan: CheckpointPlan, key: str, weight: Tensor) -> None:
     """Raise CheckpointError if a weight has NaN or infinity. For weights that are read anyway: it reads all of it."""
     if not is_finite(weight):
         raise CheckpointError(f"{plan.source.path.name}: {key} {_what(weight)}. Get another copy.")

@@ -12,7 +12,7 @@ from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError
 from ..layers import without_values
 from .key_map import is_attention_projection
-from .plan import Plan
+from .plan import CheckpointPlan
 from .single_file import plan_single_file
 from .tensor_file import TensorFile, in_memory
 
@@ -40,7 +40,7 @@ def plan_tensors(
     name: str,
     overrides: Mapping[str, Any] | None = None,
     config: AutoencoderKLConfig | None = None,
-) -> Plan:
+) -> CheckpointPlan:
     """How to make an AutoencoderKL of these tensors, by their names and shapes.
 
     Raises:

@@ -41,12 +41,12 @@ LORA = re.compile(r".*[._]lora_(A|B|down|up|embedding|magnitude)\w*[._].*")
 
 
 @dataclass(frozen=True)
-class Plan:
+class CheckpointPlan:
     """Everything that is known about loading one checkpoint, from its header alone.
 
     Attributes:
         keys: diffusers key of a weight -> the key it has in the file.
-        told_by: config field -> where its value comes from.
+        origins: config field -> where its value comes from.
         remarks: sentences on what was guessed or passed over.
         scales: diffusers key of an 8-bit weight -> the file's key of the number or numbers that it is multiplied by;
             of a weight with weight norm, that of its lengths.
@@ -59,7 +59,7 @@ class Plan:
     prefix: str
     family: str | None
     family_is_guess: bool
-    told_by: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     scales: Mapping[str, str] = field(default_factory=dict)
 
@@ -69,7 +69,7 @@ class Plan:
         scale = ("scaling_factor", "shift_factor")
         return {
             name: self.config[name]
-            for name, source in self.told_by.items()
+            for name, source in self.origins.items()
             if source.endswith(A_GUESS) or (name in scale and source == "default")
         }
 
@@ -98,7 +98,7 @@ class Inner:
 
 @dataclass(frozen=True)
 class Matched:
-    """What `match_keys` finds: see `Plan`."""
+    """What `match_keys` finds: see `CheckpointPlan`."""
 
     keys: Mapping[str, str]
     scales: Mapping[str, str]
@@ -214,7 +214,7 @@ def _remedy(missing: list[str], unknown: list[str], lora: bool) -> str:
     return "It is a model of another kind, or renamed: give an AutoencoderKL with diffusers' or LDM's names."
 
 
-def check_shapes(plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_shapes(plan: CheckpointPlan, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise CheckpointError where a weight of the file has not the shape that the model needs.
 
     Matrices may be 1x1 kernels, and 1x1 kernels matrices.

@@ -15,12 +15,13 @@ from torch import Tensor
 from ..atomic import Writer, steady
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError
+from ..units import GIB, MIB
 from .config_file import CONFIG_NAME, ConfigFile, read_config_file
 from .detect import DIFFUSERS, find_layout, find_prefixes
 from .families import family_of_config
 from .generation import SAVE_KEY, differences, fingerprint, marked, other_model, sources
 from .open_file import check_link, open_tensor_file
-from .plan import Plan, inner, match_keys, plain_names
+from .plan import CheckpointPlan, inner, match_keys, plain_names
 from .single_file import CONFIG_KEY, config_in_metadata
 from .tensor_file import TensorFile
 from .write import pickled, safetensors, text, write_in_folder
@@ -28,7 +29,7 @@ from .write import pickled, safetensors, text, write_in_folder
 WEIGHTS_STEM = "diffusion_pytorch_model"
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 WEIGHT_SUFFIXES = (*SAFETENSORS_SUFFIXES, ".ckpt", ".pt", ".pth", ".bin")
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": MIB, "GIB": GIB}
 
 
 def find_folder(folder: Path, subfolder: str | None = None) -> Path:
@@ -181,11 +182,11 @@ class Folder:
     source: TensorFile
     remarks: tuple[str, ...] = ()
 
-    def plan(self, overrides: Mapping[str, Any] | None = None) -> Plan:
+    def plan(self, overrides: Mapping[str, Any] | None = None) -> CheckpointPlan:
         """How to load the autoencoder in it. Raises as `plan_folder`."""
         overrides = overrides or {}
         guessed = set(self.config_file.guessed)
-        told_by = sources(self.config_file.config, CONFIG_NAME, guessed) | dict.fromkeys(overrides, "override")
+        origins = sources(self.config_file.config, CONFIG_NAME, guessed) | dict.fromkeys(overrides, "override")
         config = self.config_file.config.replace(**overrides)
         plain = plain_names(self.source)
         part = inner(self.source, next(iter(find_prefixes(plain)), ""), plain)
@@ -193,7 +194,7 @@ class Folder:
         family = family_of_config(config)
         saved = config_in_metadata(self.source)
         mixture = None if saved is None else differences(self.config_file.config, saved)
-        return Plan(
+        return CheckpointPlan(
             source=part.source,
             config=config,
             keys=matched.keys,
@@ -201,7 +202,7 @@ class Folder:
             prefix=part.prefix,
             family=family.name if family else None,
             family_is_guess="scaling_factor" in guessed - set(overrides),
-            told_by=told_by,
+            origins=origins,
             remarks=(
                 *self.remarks,
                 *self.config_file.remarks,
@@ -229,7 +230,7 @@ def plan_folder(
     variant: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     use_safetensors: bool | None = None,
-) -> Plan:
+) -> CheckpointPlan:
     """How to load the autoencoder of a diffusers folder.
 
     Raises:
@@ -254,7 +255,7 @@ def split_into_shards(weights: Mapping[str, Tensor], max_bytes: int) -> list[dic
     shards: list[dict[str, Tensor]] = [{}]
     used = 0
     for name, weight in weights.items():
-        size = weight.numel() * weight.element_size()
+        size = weight.nbytes
         if shards[-1] and used + size > max_bytes:
             shards.append({})
             used = 0
@@ -305,7 +306,7 @@ def write_folder(
     else:
         names = [f"{stem}-{i:05d}-of-{len(shards):05d}.{extension}" for i in range(1, len(shards) + 1)]
         files = dict(zip(names, shards, strict=True))
-        total = sum(weight.numel() * weight.element_size() for weight in weights.values())
+        total = sum(weight.nbytes for weight in weights.values())
         weight_map = {key: name for name, shard in files.items() for key in shard}
         metadata[SAVE_KEY] = fingerprint(weights)
         writers[index] = text(_json({"metadata": {"total_size": total}, "weight_map": weight_map}))

@@ -17,7 +17,7 @@ from .detect import DIFFUSERS, KNOWN_PREFIXES, SHOWN_FIELDS, fields_from_shapes,
 from .families import Family, FamilyMatch, family_of_config, match_family
 from .generation import differences, guessed_in, marked, sources
 from .key_map import is_attention_projection, ldm_names
-from .plan import Inner, Plan, inner, match_keys, not_an_autoencoder, plain_names
+from .plan import CheckpointPlan, Inner, inner, match_keys, not_an_autoencoder, plain_names
 from .tensor_file import TensorFile
 from .write import safetensors, write_weights
 
@@ -26,7 +26,7 @@ CONFIG_KEY = "seamless_vae.config"  # in a safetensors header: every field of th
 
 def plan_single_file(
     source: TensorFile, overrides: Mapping[str, Any] | None = None, config: AutoencoderKLConfig | None = None
-) -> Plan:
+) -> CheckpointPlan:
     """How to load the autoencoder in a file.
 
     A config comes from, in this order: the caller, the file's own metadata, a `config.json` beside the file (if the
@@ -59,10 +59,10 @@ def plan_single_file(
         config = found.config.replace(**(overrides or {}))
     except ConfigError as error:
         raise ConfigError(f"{source.path.name}: {error}") from None
-    told_by = {**found.told_by, **dict.fromkeys(overrides or {}, "override")}
+    origins = {**found.origins, **dict.fromkeys(overrides or {}, "override")}
     family = family_of_config(config)
     matched = match_keys(part, config)
-    return Plan(
+    return CheckpointPlan(
         source=part.source,
         config=config,
         keys=matched.keys,
@@ -70,7 +70,7 @@ def plan_single_file(
         prefix=part.prefix,
         family=family.name if family else None,
         family_is_guess=found.family_is_guess,
-        told_by=told_by,
+        origins=origins,
         remarks=(*remarks, *found.remarks, *matched.remarks),
         scales=matched.scales,
     )
@@ -85,7 +85,7 @@ class _Found:
     """A config, where each field comes from, and what of it was guessed."""
 
     config: AutoencoderKLConfig
-    told_by: Mapping[str, str]
+    origins: Mapping[str, str]
     family_is_guess: bool = False
     remarks: tuple[str, ...] = ()
 
@@ -105,8 +105,8 @@ def _given(part: Inner, layout: str, config: AutoencoderKLConfig | None) -> _Fou
         beside, remarks = _beside(part.source, _shown_by(saved))
         if beside is not None:
             changed = differences(beside, saved)
-            told_by = dict.fromkeys(beside, f"{CONFIG_NAME} beside the file")
-            return _Found(beside, told_by, remarks=(*remarks, *([changed] if changed else [])))
+            origins = dict.fromkeys(beside, f"{CONFIG_NAME} beside the file")
+            return _Found(beside, origins, remarks=(*remarks, *([changed] if changed else [])))
     guessed = guessed_in(json.loads(part.source.metadata[CONFIG_KEY]))
     return _Found(saved, sources(saved, "metadata", guessed), "scaling_factor" in guessed)
 
@@ -132,22 +132,22 @@ def _detect(part: Inner, overrides: Mapping[str, Any]) -> _Found:
     beside, remarks = _beside(source, fields, match)
     if beside is not None:
         return _Found(beside, dict.fromkeys(beside, f"{CONFIG_NAME} beside the file"), remarks=tuple(remarks))
-    told_by = dict.fromkeys(shown, "default") | dict.fromkeys(fields, "tensor shapes")
+    origins = dict.fromkeys(shown, "default") | dict.fromkeys(fields, "tensor shapes")
     groups_remark = (
         f"norm_num_groups is not in the file; {groups} is a guess, and images depend on it. Pass norm_num_groups "
         f"or the config that belongs to these weights if you know better."
     )
     family = match.family
     are_known = family is not None and (match.is_certain or shown.block_out_channels == family.block_out_channels)
-    told_by["norm_num_groups"] = "family default" if are_known else "default (a guess)"
+    origins["norm_num_groups"] = "family default" if are_known else "default (a guess)"
     guesses = [] if are_known or "norm_num_groups" in overrides else [groups_remark]
     if family is None:
         remarks.append(
             f"no known family has {shown.latent_channels} latent channels at 1/{shown.spatial_ratio} size and such "
             f"layers, so scaling_factor {shown.scaling_factor} is only a default. Pass scaling_factor if you know it."
         )
-        return _Found(shown, told_by, False, (*remarks, *guesses))
-    told_by.update(dict.fromkeys(family.fields, match.told_by))
+        return _Found(shown, origins, False, (*remarks, *guesses))
+    origins.update(dict.fromkeys(family.fields, match.origin))
     is_guess = bool(match.others) and "scaling_factor" not in overrides
     if is_guess:
         others = ", ".join(f"{other.name} ({_scaling(other)})" for other in match.others)
@@ -156,7 +156,7 @@ def _detect(part: Inner, overrides: Mapping[str, Any]) -> _Found:
             f"The scale of latents depends on this, decoded images do not. Pass scaling_factor and shift_factor if it "
             f"is another."
         )
-    return _Found(shown.replace(**family.fields), told_by, is_guess, (*remarks, *guesses))
+    return _Found(shown.replace(**family.fields), origins, is_guess, (*remarks, *guesses))
 
 
 def _beside(

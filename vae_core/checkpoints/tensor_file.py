@@ -69,7 +69,7 @@ class TensorFile:
     @property
     def file_size(self) -> int:
         """Bytes of all files together, or of all tensors in memory."""
-        in_memory = 0 if self.files else sum(value.numel() * value.element_size() for value in self.values.values())
+        in_memory = 0 if self.files else sum(value.nbytes for value in self.values.values())
         return in_memory + sum(file.stat().st_size for file in set(self.files.values()))
 
     def read(self, names: Iterable[str], mapped: bool = True) -> dict[str, Tensor]:

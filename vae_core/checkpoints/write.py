@@ -89,7 +89,7 @@ def safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> W
             tensor = tensors[name]
             if tensor.dtype not in DTYPE_NAMES:
                 raise CheckpointError(f"{name} is of {tensor.dtype}, which safetensors lacks. Convert it to float32.")
-            end = start + tensor.numel() * tensor.element_size()
+            end = start + tensor.nbytes
             shape = list(tensor.shape)
             header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": shape, "data_offsets": [start, end]}
             start = end

@@ -20,6 +20,7 @@ from ..config import AutoencoderKLConfig
 from ..errors import ConfigError, MemoryBudgetError
 from ..image import FittedImage
 from ..loading import load_vae
+from ..posterior import MAX_SEED, seeded
 from ..running import decode, encode
 from ..streaming import Progress, ProgressCallback
 from ..streaming.devices import accelerators
@@ -29,7 +30,6 @@ DEMO = Path(__file__).resolve().parents[1] / "demo"
 DEMO_PHOTOGRAPH = DEMO / "chelsea.png"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GIGABYTE, MOST_GIGABYTES = 1e9, 1e9
-SEEDS = 2**64
 SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
@@ -136,9 +136,9 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 def seed(text: str) -> int:
     """A seed of the command line, for argparse; a negative one counts from 2^64, as torch has it."""
     value = int(text)
-    if not -SEEDS // 2 <= value < SEEDS:
-        raise argparse.ArgumentTypeError(f"{text} is not a seed; give a whole number from 0 to {SEEDS - 1}")
-    return value % SEEDS
+    if not -(2**63) <= value <= MAX_SEED:
+        raise argparse.ArgumentTypeError(f"{text} is not a seed; give a whole number from 0 to {MAX_SEED}")
+    return value % (MAX_SEED + 1)
 
 
 def load_model(arguments: argparse.Namespace) -> AutoencoderKL:
@@ -185,8 +185,7 @@ def encode_image(
     with progress_bar(what) as progress:
         pixels = image.pixels.to(vae.device, vae.dtype)
         posterior = encode(vae, pixels, memory_budget=memory_budget(arguments), progress=progress)
-    generator = torch.Generator().manual_seed((arguments.seed + i) % SEEDS)
-    return (posterior.sample(generator) if arguments.sample else posterior.mode()).float().cpu()
+    return (posterior.sample(seeded(arguments.seed, i)) if arguments.sample else posterior.mode()).float().cpu()
 
 
 def decode_latent(vae: AutoencoderKL, z: Tensor, arguments: argparse.Namespace, what: str) -> Tensor:

@@ -67,7 +67,7 @@ def rows(info: VAEInfo) -> list[tuple[str, str, str]]:
     ]
     for name, value in info.config.to_dict().items():
         if not name.startswith("_") and value is not None:
-            result.append((name, _text(value), info.told_by.get(name, "")))
+            result.append((name, _text(value), info.origins.get(name, "")))
     return result
 
 

@@ -10,6 +10,7 @@ import torch
 
 from ..config import AutoencoderKLConfig
 from ..errors import ConfigError
+from ..units import MIB
 from .buckets import Buckets
 
 Layout = Literal["shards", "webdataset", "kohya"]
@@ -18,7 +19,7 @@ KohyaFamily = Literal["sd", "sdxl", "flux", "sd3"]
 
 STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Pixels of a shard's images, as bytes: what is in memory of one shard at a time.
-_SHARD_PIXEL_BYTES = 256 * 2**20
+_SHARD_PIXEL_BYTES = 256 * MIB
 _SHARD_IMAGES = (16, 4096)
 
 

@@ -14,7 +14,7 @@ from flax.serialization import msgpack_restore, msgpack_serialize
 from flax.traverse_util import unflatten_dict
 
 from ..checkpoints.build import dtype_of, parse_dtype, read_weights
-from ..checkpoints.plan import Plan
+from ..checkpoints.plan import CheckpointPlan
 from ..checkpoints.pretrained import CONFIG_NAME, WEIGHTS_STEM, write_folder
 from ..checkpoints.write import raw, text, write_in_folder
 from ..config import AutoencoderKLConfig
@@ -26,7 +26,7 @@ from .network import parameter_shapes
 FLAX_WEIGHTS = "diffusion_flax_model.msgpack"
 
 
-def params_of_plan(plan: Plan, param_dtype: Any) -> dict[str, Any]:
+def params_of_plan(plan: CheckpointPlan, param_dtype: Any) -> dict[str, Any]:
     """The parameters in a checkpoint.
 
     Args:

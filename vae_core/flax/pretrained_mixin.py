@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax.numpy as jnp
 
-from ..checkpoints.plan import Plan
+from ..checkpoints.plan import CheckpointPlan
 from ..checkpoints.pretrained import find_folder, plan_folder, read_config
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError
@@ -147,7 +147,7 @@ class FlaxPretrainedMixin:
         return model, files.read_msgpack(file, model.config, param_dtype)
 
     @classmethod
-    def load_plan(cls: type[Self], plan: Plan, dtype: Any, param_dtype: Any) -> tuple[Self, Params]:
+    def load_plan(cls: type[Self], plan: CheckpointPlan, dtype: Any, param_dtype: Any) -> tuple[Self, Params]:
         """The module and the parameters of what a loader of `checkpoints` has found."""
         model = cls.from_config(plan.config, dtype)
         return model, files.params_of_plan(plan, param_dtype)

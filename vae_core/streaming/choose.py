@@ -26,8 +26,8 @@ from .torch_winograd import TorchWinograd
 
 # Kernels.
 
-KernelMode = Literal["auto", "reference", "direct", "winograd"]
-_mode: ContextVar[KernelMode] = ContextVar("seamless_vae_kernels", default="auto")
+KernelChoice = Literal["auto", "reference", "direct", "winograd"]
+_choice: ContextVar[KernelChoice] = ContextVar("seamless_vae_kernels", default="auto")
 
 # Kernels with few multiplications; the first that suits a pass is the faster.
 FAST_KERNELS: tuple[type[CompiledWinograd] | type[TorchWinograd], ...] = (CompiledWinograd, TorchWinograd)
@@ -43,29 +43,29 @@ _WINOGRAD_UPSAMPLED = 2**12  # positions after a doubling, where the direct kern
 
 
 @contextmanager
-def kernels(mode: KernelMode) -> Iterator[None]:
+def kernels(choice: KernelChoice) -> Iterator[None]:
     """Choose the kernels of jobs that are prepared in a `with` block.
 
     Args:
-        mode: "auto", the fastest for each pass; "direct", torch's own convolution and attention alone; "reference", the
-            same, and AutoencoderKL's own methods take the reference path, with torch's own rounding; "winograd", few
-            multiplications wherever such a kernel can compute a pass, faster or not.
+        choice: "auto", the fastest for each pass; "direct", torch's own convolution and attention alone; "reference",
+            the same, and AutoencoderKL's own methods take the reference path, with torch's own rounding; "winograd",
+            few multiplications wherever such a kernel can compute a pass, faster or not.
 
     Raises:
-        ConfigError: another mode.
+        ConfigError: another choice.
     """
-    if mode not in get_args(KernelMode):
-        raise ConfigError(f"the kernels are {mode!r}; they are one of {', '.join(get_args(KernelMode))}.")
-    token = _mode.set(mode)
+    if choice not in get_args(KernelChoice):
+        raise ConfigError(f"the kernels are {choice!r}; they are one of {', '.join(get_args(KernelChoice))}.")
+    token = _choice.set(choice)
     try:
         yield
     finally:
-        _mode.reset(token)
+        _choice.reset(token)
 
 
-def kernel_mode() -> KernelMode:
-    """The mode that `kernels` has chosen for this thread."""
-    return _mode.get()
+def kernel_choice() -> KernelChoice:
+    """What `kernels` has chosen for this thread."""
+    return _choice.get()
 
 
 def choose_kernel(
@@ -74,16 +74,16 @@ def choose_kernel(
     target: FeatureMap,
     dtype: torch.dtype,
     device: torch.device,
-    mode: KernelMode,
+    choice: KernelChoice,
 ) -> type[Kernel]:
     """The kernel of a pass: the fastest one by its shapes, or what `kernels` has asked for."""
-    torchs_own = mode in ("reference", "direct")
+    torchs_own = choice in ("reference", "direct")
     if isinstance(step, Attend):
         packed = not torchs_own and PackedAttention.suits(step, source, dtype, device)
         return PackedAttention if packed else StoredAttention
     fast = () if torchs_own else FAST_KERNELS
     kernel = next((each for each in fast if each.suits(step, dtype, device)), DirectConvolution)
-    if kernel is DirectConvolution or mode == "winograd" or _winograd_wins(step, source.shape[3], target):
+    if kernel is DirectConvolution or choice == "winograd" or _winograd_wins(step, source.shape[3], target):
         return kernel
     return DirectConvolution
 
@@ -174,7 +174,7 @@ def may_stand_in(half: Half, x: Tensor) -> bool:
     It may not where gradients, autocasting, tracing or another kind of tensor are at work, where a module is patched,
     where the reference path is asked for, or where weights and input differ in device or precision.
     """
-    if is_watched(x) or kernel_mode() == "reference":
+    if is_watched(x) or kernel_choice() == "reference":
         return False
     if torch.is_grad_enabled():
         weights = (weight for module in half.modules.values() for weight in module.parameters())
@@ -199,7 +199,7 @@ def may_be_faster(half: Half, x: Tensor) -> bool:
     return height * width * x.shape[0] >= _SMALLEST
 
 
-def is_faster(passes: list[Pass], shape: Shape, dtype: torch.dtype, device: torch.device, mode: KernelMode) -> bool:
+def is_faster(passes: list[Pass], shape: Shape, dtype: torch.dtype, device: torch.device, choice: KernelChoice) -> bool:
     """Whether enough of a program's FLOPs for an input [B, C, H, W] would be in fast kernels, without planning it."""
     batch, channels, height, width = shape
     sizes = {INPUT: (batch, height, width, channels)}
@@ -212,5 +212,5 @@ def is_faster(passes: list[Pass], shape: Shape, dtype: torch.dtype, device: torc
         target = PlannedMap.whole(sizes[step.target])
         flops = step.flops(height * width)
         total += flops
-        fast += flops if choose_kernel(step, source, target, dtype, device, mode).fast else 0
+        fast += flops if choose_kernel(step, source, target, dtype, device, choice).fast else 0
     return fast > _FAST_SHARE * total

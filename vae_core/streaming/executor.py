@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DamagedWeightError, NonFiniteError
-from .choose import KernelMode, choose_kernel
+from .choose import KernelChoice, choose_kernel
 from .kernel import ACCELERATOR_STRIP_BYTES, STRIP_BYTES, Kernel, Layout, PassInputs
 from .maps import FeatureMap, PlannedMap
 from .memory import give_back_freed
@@ -48,7 +48,7 @@ class Manner:
     device: torch.device
     dtype: torch.dtype
     workers: int
-    kernels: KernelMode = "auto"
+    kernels: KernelChoice = "auto"
     circular: Axes = NO_AXES
     strip_latents: int | None = None
     strip_bytes: int = 0

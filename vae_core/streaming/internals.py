@@ -49,6 +49,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..units import MIB
+
 logger = logging.getLogger("seamless_vae")
 
 # torch: transformations of functions.
@@ -152,7 +154,7 @@ def page_lock(data: Tensor, device: torch.device) -> bool:
         return False
     failed = int(torch.cuda.cudart().cudaHostRegister(data.data_ptr(), data.numel(), 0))  # type: ignore[union-attr]
     if failed:
-        logger.info("%d MiB of memory could not be page-locked; copies take longer.", data.numel() // 2**20)
+        logger.info("%d MiB of memory could not be page-locked; copies take longer.", data.numel() // MIB)
         _take_cuda_error()
     return not failed
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import MemoryBudgetError, NonFiniteError
 from ..tiling.grid import Cuts, TileSpec
 from ..units import GIB, MIB
-from .choose import Way, choose_way, is_faster, kernel_mode, may_be_faster, may_stand_in
+from .choose import Way, choose_way, is_faster, kernel_choice, may_be_faster, may_stand_in
 from .devices import numbered
 from .half import Half
 from .options import Options
@@ -287,7 +287,7 @@ def prepare(
     place = numbered(half.device if device is None else torch.device(device))
     batch, channels, height, width = map(operator.index, shape)
     whole = (batch, channels, height, width)
-    return Job(Request.of(half, whole, options, place, available, kernel_mode(), half.find_patch()))
+    return Job(Request.of(half, whole, options, place, available, kernel_choice(), half.find_patch()))
 
 
 def run_method(half: Half, x: Tensor, options: Options) -> Tensor:
@@ -309,9 +309,9 @@ def run_method(half: Half, x: Tensor, options: Options) -> Tensor:
     item = x if options.max_items is None else x[: options.max_items]
     if (tiling is not None or may_be_faster(half, item)) and may_stand_in(half, x):
         batch, channels, height, width = x.shape
-        mode, passes = kernel_mode(), half.program()
-        if tiling is not None or is_faster(passes, (len(item), channels, height, width), x.dtype, x.device, mode):
+        kernels, passes = kernel_choice(), half.program()
+        if tiling is not None or is_faster(passes, (len(item), channels, height, width), x.dtype, x.device, kernels):
             shape = (batch, channels, height, width)
-            request = Request.of(half, shape, options, numbered(half.device), None, mode, None, passes)
+            request = Request.of(half, shape, options, numbered(half.device), None, kernels, None, passes)
             return Job(request).run_at_once(x)
     return run_reference(half, x, None, options.max_items)

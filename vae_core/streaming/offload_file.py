@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MemoryBudgetError
-from ..units import round_up
+from ..units import MIB, round_up
 
 _UNKNOWN = {errno.EINVAL, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.EINVAL)}  # where nothing can be reserved
 _UNIT = 2**12  # bytes; parts begin and end at multiples of it
@@ -107,7 +107,7 @@ class OffloadFile:
             mapped = mmap.mmap(self._file.fileno(), size, offset=self._bytes)
         except OSError as error:
             if error.errno == errno.ENOMEM:
-                raise MemoryError(f"{size / 2**20:.0f} MiB of a temporary file cannot be mapped ({error}).") from error
+                raise MemoryError(f"{size / MIB:.0f} MiB of a temporary file cannot be mapped ({error}).") from error
             raise MemoryBudgetError(_no_room(max(self.total, self._bytes + size), error)) from error
         extent = _Extent(torch.frombuffer(mapped, dtype=torch.uint8), [(0, size)])
         self._extents.append(extent)
@@ -131,9 +131,9 @@ def _no_room(total: int, error: OSError) -> str:
     folder, free = os.environ.get("TMPDIR", "a temporary folder"), ""
     with contextlib.suppress(OSError):
         folder = tempfile.gettempdir()
-        free = f", where {shutil.disk_usage(folder).free / 2**20:.0f} MiB are free"
+        free = f", where {shutil.disk_usage(folder).free / MIB:.0f} MiB are free"
     return (
-        f"{total / 2**20:.0f} MiB of feature maps are to be offloaded to disk, to a temporary file in {folder}{free}. "
+        f"{total / MIB:.0f} MiB of feature maps are to be offloaded to disk, to a temporary file in {folder}{free}. "
         f"It cannot be made: {error.strerror or error}. Raise the memory budget, or set TMPDIR to a folder that can be "
         f"written and has this much room."
     )

@@ -8,6 +8,8 @@ import mmap
 import torch
 from torch import Tensor
 
+from ..units import MIB
+
 _SMALL = 2**16  # bytes that an allocator may have
 _HUGE_PAGE = 2**21
 
@@ -34,7 +36,7 @@ def mapped(size: int, what: str) -> mmap.mmap:
         found = mmap.mmap(-1, size, **_private())
     except (OSError, ValueError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise MemoryError(f"{size / 2**20:.0f} MiB for {what} cannot be allocated ({reason}).") from error
+        raise MemoryError(f"{size / MIB:.0f} MiB for {what} cannot be allocated ({reason}).") from error
     if size >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             found.madvise(mmap.MADV_HUGEPAGE)

@@ -44,7 +44,7 @@ class WorkerPool:
         self._tasks: Tasks = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._threads_here: int | None = None  # that torch used in this thread, if it has to do with one
-        self._ended = threading.Event()  # for workers that begin only after they were told to end
+        self._ended = threading.Event()  # for workers that begin only after the pool was ended
         self._gate = threading.Event()
 
     def __enter__(self) -> WorkerPool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .choose import KernelMode
+from .choose import KernelChoice
 from .half import Half, Shape
 from .memory import DEFAULT_SHARE, available_bytes, offload_bytes
 from .options import Options
@@ -38,7 +38,7 @@ class Request:
     device: torch.device
     available: int | None
     offload: int
-    kernels: KernelMode
+    kernels: KernelChoice
     workers: int
     patch: str | None
     passes: list[Pass]
@@ -51,7 +51,7 @@ class Request:
         options: Options,
         device: torch.device,
         available: int | None,
-        kernels: KernelMode,
+        kernels: KernelChoice,
         patch: str | None,
         passes: list[Pass] | None = None,
     ) -> Request:
