@@ -3,7 +3,7 @@
     python benchmarks/accelerator.py [--sizes 1024 2048 4096] [--dtype bfloat16] [--budgets 0 1024 512]
 
 A decoder of SD's size with random weights decodes random latents. For every size: the reference path in channels_last,
-then the engine under each budget (in MiB; 0 for none). Told are medians of seconds in turns, the growth of the
+then the engine under each budget (in MiB; 0 for none). The columns: medians of seconds in turns, the growth of the
 device's memory beside the image, the budget, and the largest difference to the reference path in float32. Ends with
 status 1 if a budget is exceeded by more than 15 %, or if the engine without a budget takes more than 1.1 times the
 plain time.

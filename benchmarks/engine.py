@@ -6,7 +6,7 @@ Every row runs all systems in turns, in one process, on the same weights (random
 medians; `sizes` runs each system and size in a fresh process, for time and peak memory. Results gather in a JSON file
 (--json), row by row, so that rows may be measured one at a time; the table, in docs/benchmarks.md, and the plot,
 docs/images/benchmarks.png, are made anew from all that is in it. --quick tries everything on a tiny model and writes
-to build/ instead. What each row means is told in docs/benchmarks.md.
+to build/ instead. docs/benchmarks.md says what each row means.
 """
 
 from __future__ import annotations

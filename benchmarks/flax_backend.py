@@ -3,7 +3,7 @@
     python benchmarks/flax_backend.py [--rows NAME ...] [--runs 3] [--threads 2] [--quick]
 
 Each row runs its systems in turns, in one process, every turn beginning with another one; figures are medians.
-Compilation is done before and told beside. The table goes between the markers of docs/benchmarks-flax.md; with
+Compilation is done before and reported beside. The table goes between the markers of docs/benchmarks-flax.md; with
 --quick, which tries everything on a tiny model, to build/ instead. Nothing else should run on the machine meanwhile.
 """
 
@@ -138,10 +138,10 @@ def main() -> None:
         print(" | ".join(lines[-1]), flush=True)
     here = machine() | {"jax": jax.__version__, "JAX's device": jax.devices()[0].device_kind}
     here.pop("diffusers", None)
-    told = "Measured on: " + "; ".join(f"{name} {value}" for name, value in here.items()) + "."
+    measured_on = "Measured on: " + "; ".join(f"{name} {value}" for name, value in here.items()) + "."
     header = ["case", JAX, OURS, PLAIN, "compilation before", "largest difference", "turns"]
     path = (ROOT / "build" if options.quick else ROOT / "docs") / "benchmarks-flax.md"
-    write(path, f"{told}\n\n{table(header, lines)}")
+    write(path, f"{measured_on}\n\n{table(header, lines)}")
     print(f"written: {path}")
 
 

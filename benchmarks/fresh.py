@@ -2,7 +2,7 @@
 
 The process builds the model and the input, warms up on a small one in a thread of its own, so that what libraries
 need once is there and no scratch memory is, and reports. Then its anonymous memory (RssAnon, and RssShmem for a
-temporary folder that lies in memory) is sampled from outside while it runs.
+temporary folder that is in memory) is sampled from outside while it runs.
 """
 
 from __future__ import annotations

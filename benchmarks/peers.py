@@ -161,7 +161,7 @@ def _comfyui_tiled(decode: Callable[[Tensor], Tensor], tiled_scale: Any, ratio: 
 
 @cache
 def import_comfyui() -> tuple[Any, Any]:
-    """ComfyUI's module with the autoencoder and its module of utilities, told to use the CPU."""
+    """ComfyUI's module with the autoencoder and its module of utilities, set to the CPU."""
     path = os.environ.get("COMFYUI_PATH")
     if not path:
         raise NotAvailableError("ComfyUI: set COMFYUI_PATH to a checkout")

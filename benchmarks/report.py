@@ -115,7 +115,7 @@ def text(results: Mapping[str, Any]) -> str:
 
 
 def replace_between(document: str, part: str) -> str:
-    """The document with what lies between the two markers replaced; they are added at its end if it has none."""
+    """The document with what is between the two markers replaced; they are added at its end if it has none."""
     if BEGIN not in document:
         return f"{document.rstrip()}\n\n{BEGIN}\n\n{part}\n\n{END}\n".lstrip()
     before, rest = document.split(BEGIN, 1)

@@ -1,4 +1,4 @@
-"""How the front end's questions are answered beside the host's own work: few at a time, each bounded, none for nobody.
+"""How the front end's questions are answered beside the host's own work: few at a time, each bounded.
 
 The host runs everything else in the event loop and in its default executor, so nothing here uses either for work.
 """
@@ -39,7 +39,7 @@ class Answering:
         """The result of `work`, in a thread of its own.
 
         Args:
-            is_gone: whether whoever asked has gone; what has not begun by then is never done.
+            is_gone: whether the asker has gone; what has not begun by then is never done.
 
         Raises:
             RefusedError: too many questions wait, or the answer takes too long.
@@ -64,7 +64,7 @@ class Answering:
             if done:
                 return waiting.result()
             if is_gone():
-                raise RefusedError(499, "Whoever asked has gone.")
+                raise RefusedError(499, "The question was withdrawn.")
             if asyncio.get_running_loop().time() > until:
                 raise RefusedError(503, f"The answer takes more than {self._seconds:g} seconds, so it was given up.")
 

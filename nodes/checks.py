@@ -105,7 +105,7 @@ def check_room(shape: Sequence[int], dtype: torch.dtype, device: torch.device, t
     """Raise unless the memory of a device can hold a decoded image [B, H, W, C].
 
     Args:
-        total: bytes that the device has; None where nobody knows.
+        total: bytes that the device has; None if unknown.
 
     Raises:
         MemoryBudgetError: it is larger than the device's whole memory.

@@ -31,7 +31,7 @@ def images(batch: Tensor, name: str) -> list[dict[str, str]]:
 
 
 def save_numbered(prefix: str, ending: str, write: Callable[[Path], object]) -> Path:
-    """Write to a free numbered path; to the next one where somebody else has taken it meanwhile.
+    """Write to a free numbered path; to the next one where another process has taken it meanwhile.
 
     Args:
         write: writes a path that must not exist, and raises with a FileExistsError as its cause if it does.

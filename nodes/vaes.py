@@ -1,4 +1,4 @@
-"""What is on the VAE wire: one interface for an AutoencoderKL, whoever loaded it, and for a third-party VAE."""
+"""What is on the VAE wire: one interface for an AutoencoderKL of any loader, and for a third-party VAE."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def killed_at(n: int, after: bool, action: Callable[[], object]) -> Callable[[],
 def limited(limit: int, action: Callable[[], object], handler: Any = signal.SIG_IGN) -> Callable[[], object]:
     """The same action where no file may grow over a limit of bytes.
 
-    Whoever writes past it is killed by the kernel if `handler` is the default one, and else gets an error.
+    A process that writes past it is killed by the kernel if `handler` is the default one, and else gets an error.
     """
 
     def run() -> None:

@@ -70,9 +70,9 @@ class TestRoundtrip:
 
     def test_the_reconstruction_is_the_models(self, photo: Path, vae_folder: Path, tmp_path: Path) -> None:
         run("roundtrip", photo, "--vae", vae_folder, "--out", tmp_path)
-        picture = from_pil(Image.open(photo))
+        fitted = from_pil(Image.open(photo))
         with torch.no_grad():
-            expected = to_pil(picture.restore(load_vae(vae_folder)(picture.pixels).sample))[0]
+            expected = to_pil(fitted.restore(load_vae(vae_folder)(fitted.pixels).sample))[0]
         difference = pixels(tmp_path / "photo-reconstruction.png").astype(int) - np.asarray(expected)
         assert np.abs(difference).max() <= 1  # one step of a byte, where rounding falls the other way
 

@@ -54,9 +54,9 @@ def test_photographs_that_it_never_saw() -> None:
     scores = []
     for name in ("astronaut", "chelsea", "coffee", "rocket"):
         array = np.asarray(getattr(skimage.data, name)())
-        picture = from_pil(Image.fromarray(array))
+        fitted = from_pil(Image.fromarray(array))
         with torch.no_grad():
-            decoded = to_numpy(picture.restore(vae(picture.pixels).sample))[0]
+            decoded = to_numpy(fitted.restore(vae(fitted.pixels).sample))[0]
         both = (torch.from_numpy(each.astype(np.float64)).movedim(-1, 0)[None] for each in (decoded, array))
         scores.append(psnr(*both, data_range=255).item())
     assert min(scores) > 27 and sum(scores) / len(scores) > 29, scores

@@ -46,10 +46,10 @@ class TestModes:
 
     @pytest.mark.parametrize("mode", ["RGB", "CMYK", "YCbCr", "HSV", "P", "RGBX"])
     def test_colours(self, mode: str) -> None:
-        picture = from_pil(Image.fromarray(COLOURS).convert(mode))
-        assert np.array_equal(as_bytes(picture.pixels), self.colour(mode))
-        assert picture.alpha is None and picture.size == (16, 24)
-        assert picture.pixels.dtype == torch.float32 and picture.pixels.shape == (1, 3, 16, 24)
+        fitted = from_pil(Image.fromarray(COLOURS).convert(mode))
+        assert np.array_equal(as_bytes(fitted.pixels), self.colour(mode))
+        assert fitted.alpha is None and fitted.size == (16, 24)
+        assert fitted.pixels.dtype == torch.float32 and fitted.pixels.shape == (1, 3, 16, 24)
 
     def test_grey_and_bits(self) -> None:
         assert np.array_equal(as_bytes(from_pil(Image.fromarray(GREYS)).pixels), np.stack([GREYS] * 3))
@@ -64,28 +64,28 @@ class TestModes:
         image = image.convert("LA").convert("La") if mode == "La" else image.convert(mode) if mode != "PA" else straight
         if mode == "PA":
             image = image.convert("PA")
-        picture = from_pil(image)
+        fitted = from_pil(image)
         expected = np.asarray(image.convert("RGBA" if mode != "La" else "LA").convert("RGBA"))
-        assert np.array_equal(as_bytes(picture.pixels), expected[..., :3].transpose(2, 0, 1))
-        assert picture.alpha is not None and picture.alpha.shape == (1, 16, 24)
-        assert np.array_equal((picture.alpha[0] * 255).round().numpy(), expected[..., 3])
+        assert np.array_equal(as_bytes(fitted.pixels), expected[..., :3].transpose(2, 0, 1))
+        assert fitted.alpha is not None and fitted.alpha.shape == (1, 16, 24)
+        assert np.array_equal((fitted.alpha[0] * 255).round().numpy(), expected[..., 3])
 
     def test_transparent_palette_entry(self) -> None:
         image = Image.new("P", (8, 8), 1)
         image.putpalette([10, 20, 30, 40, 50, 60])
         image.putpixel((3, 2), 0)
         image.info["transparency"] = 0
-        picture = from_pil(image)
-        assert picture.alpha is not None
-        assert picture.alpha[0, 2, 3] == 0 and picture.alpha.sum() == 63
-        assert as_bytes(picture.pixels)[:, 0, 0].tolist() == [40, 50, 60]
+        fitted = from_pil(image)
+        assert fitted.alpha is not None
+        assert fitted.alpha[0, 2, 3] == 0 and fitted.alpha.sum() == 63
+        assert as_bytes(fitted.pixels)[:, 0, 0].tolist() == [40, 50, 60]
 
     def test_transparent_grey_and_colour(self) -> None:
         grey = Image.new("L", (8, 8), 7)
         grey.putpixel((0, 0), 9)
         grey.info["transparency"] = 9
-        picture = from_pil(grey, channels=1)
-        assert picture.alpha is not None and picture.alpha[0, 0, 0] == 0 and picture.alpha.sum() == 63
+        fitted = from_pil(grey, channels=1)
+        assert fitted.alpha is not None and fitted.alpha[0, 0, 0] == 0 and fitted.alpha.sum() == 63
         colour = Image.new("RGB", (8, 8), (1, 2, 3))
         colour.info["transparency"] = (1, 2, 3)
         alpha = from_pil(colour).alpha
@@ -99,15 +99,15 @@ class TestModes:
             open_image(tmp_path / "words.png"),
             Image.fromarray(words.astype("i4")),
         ):
-            picture = from_pil(image, channels=1)
-            assert np.array_equal(((picture.pixels[0, 0].double() + 1) / 2 * 65535).round().numpy(), words), image.mode
+            fitted = from_pil(image, channels=1)
+            assert np.array_equal(((fitted.pixels[0, 0].double() + 1) / 2 * 65535).round().numpy(), words), image.mode
         big_endian = Image.frombytes("I;16B", (8, 8), words.astype(">u2").tobytes())
         assert torch.equal(from_pil(big_endian, channels=1).pixels, from_pil(Image.fromarray(words), channels=1).pixels)
 
     def test_floats(self) -> None:
         values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
-        picture = from_pil(Image.fromarray(values), channels=1)
-        assert np.array_equal(picture.pixels[0, 0].numpy(), values * 2 - 1)
+        fitted = from_pil(Image.fromarray(values), channels=1)
+        assert np.array_equal(fitted.pixels[0, 0].numpy(), values * 2 - 1)
         for bad in (values * 255, values - 0.5, values * np.nan):
             with pytest.raises(ImageError, match=r"mode F has values from .* to .*; 0 to 1"):
                 from_pil(Image.fromarray(bad.astype(np.float32)))
@@ -136,15 +136,15 @@ class TestModes:
             7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
             8: lambda a: np.rot90(a, 1),
         }[orientation](COLOURS)
-        for picture in (from_pil(open_image(tmp_path / "turned.png")), from_pil(Image.open(tmp_path / "turned.png"))):
-            assert np.array_equal(as_bytes(picture.pixels), expected.transpose(2, 0, 1))
+        for fitted in (from_pil(open_image(tmp_path / "turned.png")), from_pil(Image.open(tmp_path / "turned.png"))):
+            assert np.array_equal(as_bytes(fitted.pixels), expected.transpose(2, 0, 1))
 
 
 class TestChannels:
     def test_grey_model(self) -> None:
-        picture = from_pil(Image.fromarray(COLOURS), channels=1)
+        fitted = from_pil(Image.fromarray(COLOURS), channels=1)
         expected = COLOURS.astype(np.float64) @ [0.299, 0.587, 0.114] / 127.5 - 1
-        np.testing.assert_allclose(picture.pixels[0, 0].numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(fitted.pixels[0, 0].numpy(), expected, atol=1e-6)
 
     def test_rgba_model(self) -> None:
         opaque = from_pil(Image.fromarray(COLOURS), channels=4)
@@ -167,11 +167,11 @@ class TestNumpy:
         "array", [COLOURS, COLOURS[None], GREYS, GREYS[..., None], GREYS > 7, COLOURS / 255.0, COLOURS * np.uint16(257)]
     )
     def test_types_and_shapes(self, array: np.ndarray) -> None:
-        picture = from_numpy(array)
-        assert picture.pixels.shape == (1, 3, 16, 24)
+        fitted = from_numpy(array)
+        assert fitted.pixels.shape == (1, 3, 16, 24)
         unit = array / {np.dtype("u1"): 255, np.dtype("u2"): 65535}.get(array.dtype, 1)
         expected = np.broadcast_to(unit.reshape(16, 24, -1), (16, 24, 3)) * 2 - 1
-        np.testing.assert_allclose(picture.pixels[0].numpy(), expected.transpose(2, 0, 1), atol=1e-6)
+        np.testing.assert_allclose(fitted.pixels[0].numpy(), expected.transpose(2, 0, 1), atol=1e-6)
 
     def test_errors(self) -> None:
         with pytest.raises(ImageError, match=r"floats has values from 0 to 255.*Divide"):
@@ -200,16 +200,16 @@ class TestNumpy:
 class TestImageTensor:
     def test_there_and_back(self) -> None:
         image = torch.rand(2, 16, 24, 3, generator=torch.Generator().manual_seed(0))
-        picture = from_image(image)
-        assert picture.pixels.shape == (2, 3, 16, 24) and picture.pixels.is_contiguous()
-        torch.testing.assert_close(to_image(picture.pixels), image, rtol=0, atol=1e-6)
-        assert torch.equal(picture.pixels[1], (image[1] * 2 - 1).permute(2, 0, 1))
+        fitted = from_image(image)
+        assert fitted.pixels.shape == (2, 3, 16, 24) and fitted.pixels.is_contiguous()
+        torch.testing.assert_close(to_image(fitted.pixels), image, rtol=0, atol=1e-6)
+        assert torch.equal(fitted.pixels[1], (image[1] * 2 - 1).permute(2, 0, 1))
 
     def test_half_precision_and_alpha(self) -> None:
         image = torch.rand(1, 8, 8, 4).half()
-        picture = from_image(image)
-        assert picture.pixels.dtype == torch.float32 and picture.alpha is not None
-        assert torch.equal(picture.alpha, image[..., 3].float())
+        fitted = from_image(image)
+        assert fitted.pixels.dtype == torch.float32 and fitted.alpha is not None
+        assert torch.equal(fitted.alpha, image[..., 3].float())
 
 
 class TestFit:
@@ -217,14 +217,14 @@ class TestFit:
     @given(height=st.integers(1, 40), width=st.integers(1, 40), multiple=st.sampled_from([4, 8, 16]))
     def test_pad_gives_back_what_came_in(self, height: int, width: int, multiple: int) -> None:
         array = RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        picture = from_numpy(array, multiple=multiple, fit="pad")
-        padded_height, padded_width = picture.pixels.shape[2:]
+        fitted = from_numpy(array, multiple=multiple, fit="pad")
+        padded_height, padded_width = fitted.pixels.shape[2:]
         assert 0 <= padded_height - height < multiple and padded_height % multiple == 0
         assert 0 <= padded_width - width < multiple and padded_width % multiple == 0
-        assert np.array_equal(to_numpy(picture.restore(picture.pixels))[0], array)
+        assert np.array_equal(to_numpy(fitted.restore(fitted.pixels))[0], array)
         if height > 1 and width > 1:  # numpy reflects as often as needed, too
             pads = ((0, padded_height - height), (0, padded_width - width), (0, 0))
-            assert np.array_equal(to_numpy(picture.pixels)[0], np.pad(array, pads, mode="reflect"))
+            assert np.array_equal(to_numpy(fitted.pixels)[0], np.pad(array, pads, mode="reflect"))
 
     def test_pad_literal(self) -> None:
         row = torch.tensor([1.0, 2, 3]).view(1, 1, 1, 3)
@@ -237,13 +237,13 @@ class TestFit:
     )
     def test_crop_keeps_the_centre(self, size: tuple[int, int], top: int, left: int) -> None:
         array = RNG.integers(0, 256, (*size, 4), dtype=np.uint8)
-        picture = from_numpy(array, fit="crop")
+        fitted = from_numpy(array, fit="crop")
         height, width = size[0] // 8 * 8, size[1] // 8 * 8
         expected = array[top : top + height, left : left + width]
-        assert picture.size == (height, width) and picture.alpha is not None
-        assert np.array_equal(to_numpy(picture.pixels)[0], expected[..., :3])
-        assert np.array_equal((picture.alpha[0] * 255).round().numpy(), expected[..., 3])
-        assert picture.restore(picture.pixels).shape == picture.pixels.shape
+        assert fitted.size == (height, width) and fitted.alpha is not None
+        assert np.array_equal(to_numpy(fitted.pixels)[0], expected[..., :3])
+        assert np.array_equal((fitted.alpha[0] * 255).round().numpy(), expected[..., 3])
+        assert fitted.restore(fitted.pixels).shape == fitted.pixels.shape
 
     def test_too_small_to_crop(self) -> None:
         with pytest.raises(ImageError, match="24x7.*less than 8x8.*pad"):
@@ -258,9 +258,9 @@ class TestFit:
 
     def test_alpha_is_of_the_size_that_comes_back(self) -> None:
         array = np.dstack([COLOURS, OPACITY])[:13, :21]
-        picture = from_numpy(array)
-        assert picture.alpha is not None and picture.alpha.shape[1:] == picture.size == (13, 21)
-        [image] = to_pil(picture.restore(picture.pixels), picture.alpha)
+        fitted = from_numpy(array)
+        assert fitted.alpha is not None and fitted.alpha.shape[1:] == fitted.size == (13, 21)
+        [image] = to_pil(fitted.restore(fitted.pixels), fitted.alpha)
         assert image.mode == "RGBA" and np.array_equal(np.asarray(image), array)
 
     def test_unknown_rule_and_wrong_latent(self) -> None:
@@ -386,8 +386,8 @@ class TestFiles:
         frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
         frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
         with caplog.at_level(logging.WARNING, "seamless_vae"):
-            picture = from_pil(open_image(tmp_path / "moving.gif"))
-        assert as_bytes(picture.pixels)[:, 0, 0].tolist() == [255, 0, 0]
+            fitted = from_pil(open_image(tmp_path / "moving.gif"))
+        assert as_bytes(fitted.pixels)[:, 0, 0].tolist() == [255, 0, 0]
         assert "2 frames" in caplog.text
 
     def test_to_pil_errors(self) -> None:

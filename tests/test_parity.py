@@ -204,7 +204,7 @@ def test_bfloat16_within_its_own_spacing(name: str) -> None:
         (ours.encode(x).latent_dist.parameters, theirs.encode(x).latent_dist.parameters),
         (ours.decode(z).sample, theirs.decode(z).sample),
     ):
-        # 8 bits of mantissa: neighbours lie 2^-7 of a value's binade apart.
+        # 8 bits of mantissa: neighbours are 2^-7 of a value's binade apart.
         spacing = torch.exp2(other.float().abs().clamp_min(2**-7).log2().floor()) * 2**-7
         assert mine.dtype == torch.bfloat16
         assert ((mine.float() - other.float()).abs() <= spacing).all()

@@ -32,9 +32,9 @@ def test_latents_without_three_directions() -> None:
 
 
 def test_posterior_and_error() -> None:
-    picture = posterior_image(torch.randn(2, 4, 5, 6), torch.zeros(2, 4, 5, 6), scale=2)
-    assert picture.shape == (2, 3, 10, 24)
-    assert torch.equal(picture[..., 12:], torch.ones(2, 3, 10, 12)), "an even deviation is the largest everywhere"
+    shown = posterior_image(torch.randn(2, 4, 5, 6), torch.zeros(2, 4, 5, 6), scale=2)
+    assert shown.shape == (2, 3, 10, 24)
+    assert torch.equal(shown[..., 12:], torch.ones(2, 3, 10, 12)), "an even deviation is the largest everywhere"
     a = torch.rand(1, 3, 4, 4)
     assert not error_map(a, a).any()
     assert torch.equal(error_map(a, a + 0.2), torch.ones(1, 3, 4, 4))

@@ -110,7 +110,7 @@ class TestPlaces:
 
     DOORS: ClassVar = {
         "file": (".safetensors", lambda model, path: save_single_file(model, path), CheckpointError),
-        "image": (".png", lambda model, path: write_image(picture(), path), ImageError),
+        "image": (".png", lambda model, path: write_image(any_image(), path), ImageError),
     }
 
     @pytest.mark.parametrize("door", DOORS)
@@ -182,7 +182,7 @@ class TestPlaces:
         assert shard.read_bytes() == b"theirs" and len(list(tmp_path.iterdir())) == 2
 
 
-def picture():
+def any_image():
     from PIL import Image
 
     return Image.new("RGB", (8, 8), "red")

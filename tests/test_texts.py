@@ -231,7 +231,7 @@ def test_the_messages_in_the_guides_are_the_pack_s(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/streaming.md", "docs/benchmarks.md", "vae_core/README.md"])
 def test_what_the_documents_name_is_there(name: str) -> None:
-    """Files, and private names, which nobody else keeps."""
+    """Files, and private names, which change."""
     words = re.findall(r"`([^`\n]+)`", (ROOT / name).read_text(encoding="utf-8"))
     folders = ("vae_core", "nodes", "tests", "benchmarks", "tools", "web", "locales")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]

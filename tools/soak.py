@@ -188,14 +188,14 @@ def _soak(run: Soak, temporary: Path, seconds: float, say: Callable[[str], objec
     for _ in range(WARM_ROUNDS):
         run.round()
     first = State.now(temporary)
-    states, start, told = [first], time.monotonic(), time.monotonic()
+    states, start, said = [first], time.monotonic(), time.monotonic()
     while time.monotonic() - start < seconds or len(states) < 8:
         for _ in range(10):
             run.round()
         states.append(State.now(temporary))
-        if time.monotonic() - told >= 60:
-            told = time.monotonic()
-            say(f"{told - start:.0f} s, {sum(run.done.values())} rounds, {states[-1]}")
+        if time.monotonic() - said >= 60:
+            said = time.monotonic()
+            say(f"{said - start:.0f} s, {sum(run.done.values())} rounds, {states[-1]}")
     quarter = max(1, len(states) // 4)
     early, late = (min(each.resident for each in part) for part in (states[:quarter], states[-quarter:]))
     say(f"{sum(run.done.values())} rounds in {time.monotonic() - start:.0f} s: {dict(run.done)}")

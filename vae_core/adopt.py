@@ -1,4 +1,4 @@
-"""Somebody else's AutoencoderKL as ours: recognised by its weights, which are used where they are, without a copy."""
+"""Another implementation's AutoencoderKL as ours: recognised by its weights, which are used where they are."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def find_patch(module: nn.Module) -> str | None:
-    """What somebody has patched in a module, in words: its own methods compute something else then."""
+    """What is patched in a module, in words: its own methods compute something else then."""
     for name, part in module.named_modules():
         where = name or type(module).__name__
         if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:

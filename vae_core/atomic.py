@@ -5,7 +5,7 @@ belong together are written into a temporary folder; renaming that folder to `CO
 do they move to their places (`write_together`). After a kill between the two, `finish` moves the rest, so that a reader
 that calls it, or reads within `steady`, sees the old files or the new ones and never both.
 
-Temporaries have names that nobody else has, and their owner locks them: a temporary that can be locked has no owner any
+Temporaries have names of their own, and their owner locks them: a temporary that can be locked has no owner any
 more and is removed by the next save into the same folder. Functions here raise OSError; their callers make sentences.
 """
 
@@ -257,7 +257,7 @@ def _rename_to_new(temporary: Path, target: Path) -> None:
 
 
 def _rename_folder(stage: Path, folder: Path) -> bool:
-    """Make a folder of new files the folder itself, unless somebody has made one meanwhile."""
+    """Make a folder of new files the folder itself, unless there is one meanwhile."""
     try:
         os.rename(stage, folder)
     except OSError as error:
@@ -271,7 +271,7 @@ def _finish(folder: Path, release: Callable[[], None] | None = None, follow: boo
     """Move what a committed save still has to its places. The folder is locked.
 
     Args:
-        follow: whether links are followed. Only whoever saves may: a folder that comes from elsewhere could have
+        follow: whether links are followed. Only a save may: a folder that comes from elsewhere could have
             links to anything.
     """
     stage = folder / COMMITTED

@@ -224,7 +224,7 @@ class AutoencoderKLConfig(Mapping[str, Any]):
         return AutoencoderKLConfig.from_dict({**self, **changes}).with_extras(**self.extras)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `config.json` holds: the fields of this model's diffusers class, and `_class_name`.
+        """What is in `config.json`: the fields of this model's diffusers class, and `_class_name`.
 
         A field that the class lacks is there only if it is not what `from_dict` would assume, so that nothing is lost.
         """

@@ -51,7 +51,7 @@ class FittedImage:
         if decoded.shape[-2:] != self.pixels.shape[-2:]:
             raise ImageError(
                 f"the decoded image is {_size(decoded.shape[-2:])}, but {_size(self.pixels.shape[-2:])} was encoded. "
-                f"Decode the latent of this very image."
+                f"Decode the latent of this image."
             )
         return decoded[..., : self.size[0], : self.size[1]]
 

@@ -1,7 +1,7 @@
 """How diffusers' pipelines recognise our model as an AutoencoderKL, without diffusers being imported for it.
 
 Pipelines save, load, exchange and fuse only what `issubclass(..., ModelMixin)` or `isinstance(..., AutoencoderKL)`
-lets through. So as soon as diffusers' class is there, imported by somebody else, ours gets it as a base class. Ours
+lets through. So as soon as diffusers' class is there, imported by other code, ours gets it as a base class. Ours
 comes first and defines everything itself: nothing of theirs is called but what is delegated by name.
 """
 

@@ -37,7 +37,7 @@ def encode(
         progress: called with a Progress. What it raises ends the call within a strip, and everything is released.
         circular: axes along which the image continues at its other side, for seamless (tileable) textures: "none", "x",
             "y" or "both".
-        dtype: precision of the arithmetic; None for that of the weights, "auto" for bfloat16 on accelerators that
+        dtype: precision of the computation; None for that of the weights, "auto" for bfloat16 on accelerators that
             are good at it and float32 elsewhere.
 
     Returns:

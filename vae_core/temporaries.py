@@ -1,4 +1,4 @@
-"""Temporary files and folders beside a place, locked by whoever writes them, and the removal of abandoned ones.
+"""Temporary files and folders beside a place, locked by their writer, and the removal of abandoned ones.
 
 The lock goes when its process ends, however it ends, so that a temporary that can be locked has no owner any more.
 """
@@ -28,13 +28,13 @@ _one_at_a_time = threading.RLock()  # where folders cannot be locked
 
 
 def reserve(folder: Path, create: Callable[..., int], *arguments: object) -> tuple[Path, int]:
-    """A temporary that nobody else has, and the handle by which this process locks it."""
+    """A temporary of this process alone, and the handle by which this process locks it."""
     while True:
         path = folder / f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}"
         handle = create(path, *arguments)
         if handle != NO_HANDLE and _lock(handle) is not False and os.path.lexists(path):
             return path, handle
-        close(handle)  # somebody who sweeps was faster than the lock
+        close(handle)  # a sweep was faster than the lock
 
 
 def make_folder(path: Path) -> int:
@@ -54,7 +54,7 @@ def close(handle: int) -> int:
 
 
 def _lock(handle: int, shared: bool = False, wait: bool = False) -> bool | None:
-    """Lock an open file or folder. False: somebody else has it; None: the system has none."""
+    """Lock an open file or folder. False: another process has it; None: the system has none."""
     if fcntl is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""How tensors lie in files: scales of 8-bit floats, channels last, fused projections, weight norm; other formats."""
+"""Layouts of tensors in files: scales of 8-bit floats, channels last, fused projections, weight norm; other formats."""
 
 from __future__ import annotations
 

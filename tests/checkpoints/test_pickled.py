@@ -199,7 +199,7 @@ def test_training_objects_are_passed_over_and_not_imported(vae: AutoencoderKL, t
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_views_strides_and_shared_storages(vae: AutoencoderKL, legacy: bool, tmp_path: Path) -> None:
-    """Tensors that are windows into one storage, or lie in it the other way round."""
+    """Tensors that are windows into one storage, or transposed in it."""
     weights = vae.state_dict()
     flat = torch.cat([torch.zeros(3), *(w.flatten() for w in weights.values())])
     offset, shared = 3, {}

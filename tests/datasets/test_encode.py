@@ -1,4 +1,4 @@
-"""What encode_dataset writes: the latents of the images, in every layout, whoever reads them."""
+"""What encode_dataset writes: the latents of the images, in every layout and for every reader."""
 
 from __future__ import annotations
 

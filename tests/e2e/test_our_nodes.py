@@ -153,7 +153,7 @@ def test_inpainting_keeps_what_is_not_masked(comfy: Comfy) -> None:
 
 
 def resident(comfy: Comfy) -> int:
-    """Bytes of memory of its own that the host's process holds; pages of mapped files are the system's to take."""
+    """Bytes of memory of its own that the host's process has; pages of mapped files are the system's to take."""
     with open(f"/proc/{comfy.process.pid}/status") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 

@@ -258,7 +258,7 @@ class Watch(TorchDispatchMode):
         return key, self._buffers[key]
 
     def _bury(self) -> None:
-        """Memory that nobody refers to: what a queue may still use of it counts until the host has waited for that."""
+        """Memory without a reference: what a queue may still use of it counts until the host has waited for that."""
         for key in [key for key, buffer in self._buffers.items() if buffer.alive.expired()]:
             buffer = self._buffers[key]
             if buffer.known - {buffer.actor} and not self.order.is_done(key):

@@ -1,4 +1,4 @@
-"""The routes as a server has them: what is refused, and that costly questions keep nobody else waiting."""
+"""The routes as a server has them: what is refused, and that costly questions keep no other waiting."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ ACCELERATOR = torch.device("meta")  # stands for a device whose memory is small:
 
 
 class Fault:
-    """Makes runs fail with an error as long as a condition on their job holds."""
+    """Makes runs fail with an error as long as a condition on their job is true."""
 
     def __init__(self, pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
         self.jobs: list[Any] = []

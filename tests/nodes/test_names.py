@@ -102,7 +102,7 @@ def test_links_and_letters_of_any_kind(pack: Pack, models: Path, make: Makers, h
         (models / "vae" / "broken.safetensors").symlink_to(elsewhere / "nothing")
         (models / "vae" / "again").symlink_to(models / "vae", target_is_directory=True)
     except OSError:
-        pytest.skip("this system lets nobody make links")
+        pytest.skip("this system makes no links")
     names = [name.replace("\\", "/") for name in pack.module("nodes.catalogue").vae_names()]
     assert "disk/folder é [folder]" in names and "plain [folder]" in names
     for name in ("disk/模型 ü.safetensors", "disk/folder é [folder]", "again/plain [folder]"):

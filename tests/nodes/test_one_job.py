@@ -1,4 +1,4 @@
-"""A run through a node is one job: checked, planned and laid out once, into the very image that the node returns."""
+"""A run through a node is one job: checked, planned and laid out once, into the image that the node returns."""
 
 from __future__ import annotations
 

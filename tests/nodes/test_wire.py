@@ -238,7 +238,7 @@ def test_flux2_is_packed_on_the_wire(host: Host, make: Makers) -> None:
 
 
 class Brighter(torch.nn.Module):
-    """A half in which somebody has put another one: a compiled decoder, say."""
+    """A half with another one put in its place: a compiled decoder, say."""
 
     def __init__(self, half: torch.nn.Module) -> None:
         super().__init__()

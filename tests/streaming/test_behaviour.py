@@ -336,7 +336,7 @@ def test_two_calls_at_once(vae: AutoencoderKL, threads: int) -> None:
 
 @pytest.fixture(params=["device", "dtype", "deterministic"])
 def global_state(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A setting of torch's that somebody else has chosen for all of the process."""
+    """A setting of torch's that is chosen for all of the process."""
     if request.param == "device":
         torch.set_default_device("meta")
     elif request.param == "dtype":

@@ -123,7 +123,7 @@ def test_a_budget_sends_maps_to_a_file_and_changes_nothing():
             break
     assert tight.places.disk > 0
     difference = vae_core.decode(SHARED, z) - vae_core.decode(SHARED, z, memory_budget=budget)
-    assert difference.abs().max() < 1e-5  # matrix products round by where their operands lie
+    assert difference.abs().max() < 1e-5  # matrix products round by where their operands are
 
 
 @pytest.mark.parametrize("threads", WAYS["threads"])

@@ -1,4 +1,4 @@
-"""What someone has changed in a model is never ignored: the modules then run as they are."""
+"""What is patched in a model is never ignored: the modules then run as they are."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def test_wrong_tiles(options: dict[str, Any], said: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float23", torch.int64, 16])
 def test_a_precision_that_is_none(dtype: Any, vae: AutoencoderKL) -> None:
-    with pytest.raises(ConfigError, match=f"dtype is {dtype!r}; the arithmetic can be in .*, or 'auto', or None"):
+    with pytest.raises(ConfigError, match=f"dtype is {dtype!r}; the computation can be in .*, or 'auto', or None"):
         vae_core.decode(vae, latent(1, SIZE), dtype=dtype)
 
 

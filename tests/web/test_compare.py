@@ -20,7 +20,7 @@ RED, GREEN, BLUE = (200, 30, 30), (30, 160, 30), (30, 30, 220)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def pictures(data: Path) -> None:
+def stored_images(data: Path) -> None:
     """Two of each kind: patterns that differ by 20 in red, and plain colours."""
     temp = data / "temp"
     for index, shift in enumerate((0, 20, 40)):

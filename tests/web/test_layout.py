@@ -49,7 +49,7 @@ NODES = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def pictures(data: Path) -> None:
+def stored_images(data: Path) -> None:
     for index in range(3):
         Image.fromarray(models.pattern(192, 128, 20 * index)).save(data / "temp" / f"layout{index}.png")
 

@@ -49,7 +49,7 @@ def graph() -> Columns:
 
 
 class Camera:
-    """Takes pictures of one part of the page."""
+    """Takes images of one part of the page."""
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage

@@ -110,7 +110,7 @@ ROOM = {
     **dict.fromkeys(("SeamlessVAEInspect", "SeamlessLatentLoad", "SeamlessLatentSave", "SeamlessVAELoad"), REPORT),
     **dict.fromkeys(("SeamlessPosteriorPreview", "PreviewImage", "SaveImage", "LoadImage"), REPORT),
 }
-# What lies over the canvas and is not part of the graph.
+# What is over the canvas and is not part of the graph.
 HIDE = """
     .side-tool-bar-container, .sidebar-content-container, .comfyui-menu, .p-toast, .p-button-group, .p-buttongroup, .actionbar,
     .comfy-menu-button-wrapper, .workflow-tabs-container, .splitter-overlay-root, .graph-canvas-menu,

@@ -13,7 +13,7 @@ Tensors = Mapping[str, TensorInfo]
 
 @dataclass(frozen=True)
 class Identity:
-    """What a file seems to be, such as "a LoRA", and the remedy for someone who wanted a VAE."""
+    """What a file seems to be, such as "a LoRA", and the remedy, if a VAE was wanted."""
 
     what: str
     remedy: str

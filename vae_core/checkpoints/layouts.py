@@ -1,4 +1,4 @@
-"""How a file's tensors lie in memory, where that is not as torch has them.
+"""How a file's tensors are laid out, where that is not as torch has them.
 
 Kernels with channels last (MLX's, Keras's), fused attention projections, 8-bit floats with scales, and weights that
 are written as a direction and a length (weight norm).

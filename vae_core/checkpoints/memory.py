@@ -1,4 +1,4 @@
-"""Weights that are in memory already: a state dict, or the tensors of somebody else's model. Nothing is copied."""
+"""Weights that are in memory already: a state dict, or the tensors of another model. Nothing is copied."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def _take_any_name() -> None:
 
 
 def _close_stdout() -> None:
-    """Nobody reads any more: what is left in the buffer goes nowhere, so that the interpreter ends without a word."""
+    """The output is closed: what is left in the buffer goes nowhere, so that the interpreter ends without a word."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -25,7 +25,7 @@ EXAMPLES = """\
   seamless-vae encode *.png -o latents.safetensors --vae sdxl_vae.safetensors
   seamless-vae encode photo.jpg -o photo.safetensors --fit crop --sample --seed 7
 
-The file holds raw latents (not scaled for a diffusion model) in `latent_tensor`, which ComfyUI's LoadLatent reads,
+The file has raw latents (not scaled for a diffusion model) in `latent_tensor`, which ComfyUI's LoadLatent reads,
 and the size of each image, so that decode gives back exactly the size that came in. Images whose latents have
 different sizes are kept apart, in `latent_tensor.0`, `latent_tensor.1`, ...; transparency is kept as `alpha.0`, ...
 """

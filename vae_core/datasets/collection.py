@@ -290,7 +290,7 @@ def _locked(place: Path, deadline: float) -> int | None:
                 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if place.exists() and os.path.samestat(os.fstat(handle), place.stat()):
                     return handle
-            except (BlockingIOError, PermissionError):  # somebody has it
+            except (BlockingIOError, PermissionError):  # another process has it
                 if time.monotonic() > deadline:
                     os.close(handle)
                     raise DatasetError(_OTHER_RUN.format(place.parent)) from None

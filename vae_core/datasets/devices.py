@@ -66,8 +66,8 @@ def _check_alive(processes: Sequence[Any], devices: Sequence[str]) -> None:
             )
 
 
-class _Told(Progress):
-    """Progress that is told to the process that shows it."""
+class _Sent(Progress):
+    """Progress that is sent to the process that shows it."""
 
     def __init__(self, events: Any) -> None:
         super().__init__(show=False)
@@ -85,10 +85,10 @@ def _encode(
 ) -> None:
     """The process of one device."""
     end_with_parent()
-    told = _Told(events)
+    sent = _Sent(events)
     try:
-        local.run(Collection(out, manifest), work, packed.unpack(device), workers, told)
-        events.put(("end", told.busy))
+        local.run(Collection(out, manifest), work, packed.unpack(device), workers, sent)
+        events.put(("end", sent.busy))
     except VAEError as error:
         events.put(("error", str(error)))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The latents of a folder by index, whoever wrote them: a collection, or cache files of kohya's own."""
+"""The latents of a folder by index, of any origin: a collection, or cache files of kohya's own."""
 
 from __future__ import annotations
 

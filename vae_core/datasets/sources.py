@@ -107,7 +107,7 @@ def read_split(split: Split, column: str = "", part: slice = slice(None)) -> Ite
         part: of a split of files, the files to read.
 
     Raises:
-        DatasetError: what holds the images cannot be reached. (An image that is missing is a Raw with a problem.)
+        DatasetError: the place of the images cannot be reached. (An image that is missing is a Raw with a problem.)
     """
     if split.kind == "files":
         for url, key in zip(split.urls[part], split.keys[part], strict=True):

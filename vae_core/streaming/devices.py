@@ -1,7 +1,7 @@
 """What torch offers on a device of any kind, found out by asking its module: streams, free memory, bfloat16.
 
 CUDA and ROCm are "cuda" to torch; Intel's are "xpu", Apple's "mps", Huawei's "npu". Whatever a kind does not have is
-None here, and the engine does without: one queue instead of three, or no budget where nobody says what is free.
+None here, and the engine does without: one queue instead of three, or no budget where the free memory is unknown.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def has_cpu_memory(device: torch.device) -> bool:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Free memory of an accelerator, with what torch keeps of it for the next tensors; None where nobody says."""
+    """Free memory of an accelerator, with what torch keeps of it for the next tensors; None where it is unknown."""
     module = module_of(device)
     ask = getattr(module, "mem_get_info", None)
     if ask is not None:
@@ -66,7 +66,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def allocated_bytes(device: torch.device) -> int | None:
-    """Memory of an accelerator that torch's tensors have; None where nobody says."""
+    """Memory of an accelerator that torch's tensors have; None where it is unknown."""
     module = module_of(device)
     ask = getattr(module, "memory_allocated", None)
     if ask is not None:

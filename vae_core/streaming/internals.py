@@ -141,11 +141,11 @@ def add_products(y: Tensor, x: Tensor, packed: Tensor, groups: int) -> None:
     )
 
 
-# torch: memory for copies beside the arithmetic.
+# torch: memory for copies beside the computation.
 
 
 def page_lock(data: Tensor, device: torch.device) -> bool:
-    """Lock CPU memory for copies that run beside the arithmetic of a device. Without that they work, but wait.
+    """Lock CPU memory for copies that run beside the computation of a device. Without that they work, but wait.
 
     torch's own page-locked memory is given out in powers of two, up to twice of what is asked for, and kept. So memory
     is locked for CUDA and ROCm alone, which can lock any.

@@ -77,7 +77,7 @@ class Job:
         shape, output_shape: of the whole batch, [B, C, H, W].
         options: as given, or as they became on the way to a smaller job.
         device: where it computes.
-        dtype: precision of the arithmetic.
+        dtype: precision of the computation.
         way: how it runs, and why.
         plan: what it will do.
         bytes: what to ask a host for, by place: working memory, and input and output of the items that run at once.
@@ -92,7 +92,7 @@ class Job:
         self.plan = self._planned.plan
         places = self.plan.places
         self.bytes = Places(self.plan.peak_bytes + request.carried(self.plan.items), places.cpu, places.disk)
-        self._ladder = ladder  # what is left of it; None where nobody has asked yet
+        self._ladder = ladder  # what is left of it; None until it is needed
         self._smallest = self.bytes.device
 
     @property

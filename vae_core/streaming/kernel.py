@@ -103,12 +103,12 @@ class PassInputs:
     """What a kernel works on: maps [B, H, W, C], where the store has put them, or planned ones for a dry run.
 
     Attributes:
-        dtype: precision of the arithmetic and of all maps but the output, which may be of another.
+        dtype: precision of the computation and of all maps but the output, which may be of another.
         coefficients: a GroupNorm as scale and shift [B, C]; None for another norm, or none, and in a dry run.
         circular: axes along which the image continues at its other side.
         max_rows: most target rows that a strip may have, or None.
         strip_bytes: bytes that a strip of the direct kernel has on its wider side, about; less makes others smaller.
-        device: where the arithmetic happens.
+        device: where it computes.
         workers: threads that compute strips at once; layouts depend on it, not on the thread that asks.
         store: lends maps that a kernel needs for itself.
         layout: as planned; None to lay out now.

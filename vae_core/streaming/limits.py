@@ -11,7 +11,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
-_NO_LIMIT = 2**60  # version 1 has no word for none: it is a number of pages that nobody has
+_NO_LIMIT = 2**60  # version 1 has no word for none: it is an impossible number of pages
 
 
 def free_within_limits(root: Path = Path("/")) -> int | None:
@@ -61,7 +61,7 @@ def _unescaped(field: str) -> str:
 
 
 def _below(path: str, mounted: str) -> PurePosixPath:
-    """A group's path below the mounted one. A container may be told its path on the host, or none."""
+    """A group's path below the mounted one. A container may see its path outside of it, or none."""
     try:
         return PurePosixPath(path).relative_to(mounted)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Feature maps whose rows lie in bands, so that no single allocation grows with the image."""
+"""Feature maps with their rows in bands, so that no single allocation grows with the image."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 # Far below 2**31 elements of any type, beyond which libraries' indices overflow. It is also how finely the store
-# shares out memory: part of a map may lie on the device and part in a file.
+# shares out memory: part of a map may be on the device and part in a file.
 BAND_BYTES = 2**28
 # A band's rows, but for the last one's, are a multiple of this: kernels write tiles of four rows.
 BAND_UNIT = 4
 
 
 def band_rows(shape: Sequence[int], dtype: torch.dtype) -> int:
-    """Rows of a band of a map [B, H, W, C]: as many as `BAND_BYTES` holds, at least `BAND_UNIT`, at most all."""
+    """Rows of a band of a map [B, H, W, C]: as many as fit in `BAND_BYTES`, at least `BAND_UNIT`, at most all."""
     batch, height, width, channels = shape
     fitting = BAND_BYTES // (batch * width * channels * dtype.itemsize)
     return min(height, max(BAND_UNIT, fitting // BAND_UNIT * BAND_UNIT))
@@ -30,7 +30,7 @@ def joined(pieces: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)  # the same map is the same object
 class FeatureMap:
-    """A map [B, H, W, C] in bands of rows, which may lie in different places and need not be contiguous.
+    """A map [B, H, W, C] in bands of rows, which may be in different places and need not be contiguous.
 
     Attributes:
         bands: [B, rows, W, C] each, from the top; all but the last are of `band_rows`.
@@ -59,7 +59,7 @@ class FeatureMap:
 
     @property
     def devices(self) -> set[str]:
-        """Types of the devices on which bands lie."""
+        """Types of the devices that bands are on."""
         return {band.device.type for band in self.bands}
 
     def narrowed(self, channels: int) -> FeatureMap:
@@ -74,7 +74,7 @@ class FeatureMap:
         """Its positions below one another, [B, H * W, 1, C], in the same memory.
 
         Raises:
-            RuntimeError: rows do not lie one after the other in memory.
+            RuntimeError: rows are not one after the other in memory.
         """
         batch, _, _, channels = self.shape
         return self._with(tuple(band.view(batch, -1, 1, channels) for band in self.bands))
@@ -92,7 +92,7 @@ class FeatureMap:
         ]
 
     def rows(self, first: int, stop: int) -> Tensor:
-        """The rows [first, stop): a view where they lie in one band, else a copy."""
+        """The rows [first, stop): a view where they are in one band, else a copy."""
         return joined(self.pieces(first, stop))
 
     def around(self, first: int, stop: int, circular: bool) -> tuple[list[Tensor], int]:

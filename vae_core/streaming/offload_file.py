@@ -91,7 +91,7 @@ class OffloadFile:
                 extent.put_back(start, lent.numel())
 
     def close(self) -> None:
-        """Give the file back to the system, as soon as nobody has a part of it."""
+        """Give the file back to the system, as soon as no part of it is in use."""
         self._extents.clear()
         self._bytes = 0
         if self._file is not None:

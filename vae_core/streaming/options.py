@@ -36,7 +36,7 @@ class Options:
             to disk, or from an accelerator to CPU memory first. None: a share of what is free. Strips keep to it; the
             reference path, which runs blended tiles and patched models, cannot, and a warning says so.
         circular: axes along which the image continues at its other side, for seamless (tileable) textures.
-        dtype: precision of the arithmetic; None for that of the weights, "auto" for bfloat16 on accelerators that
+        dtype: precision of the computation; None for that of the weights, "auto" for bfloat16 on accelerators that
             are good at it and float32 elsewhere.
         max_items: most items of a batch that run at once; None for as many as are fast and fit.
 
@@ -70,7 +70,7 @@ class Options:
             raise ConfigError(f"max_items is {items!r}; give a whole number, at least 1, or None.")
         if self.dtype is not None and self.dtype != "auto" and self.dtype not in PRECISIONS:
             names = ", ".join(map(str, PRECISIONS))
-            raise ConfigError(f"dtype is {self.dtype!r}; the arithmetic can be in {names}, or 'auto', or None.")
+            raise ConfigError(f"dtype is {self.dtype!r}; the computation can be in {names}, or 'auto', or None.")
 
     @property
     def blended(self) -> bool:
@@ -88,7 +88,7 @@ class Options:
         return Axes(y=self.circular in ("y", "both"), x=self.circular in ("x", "both"))
 
     def precision(self, weights: torch.dtype, device: torch.device) -> torch.dtype:
-        """The precision of the arithmetic on a device, for weights of a type."""
+        """The precision of the computation on a device, for weights of a type."""
         if self.dtype is None:
             return weights
         if isinstance(self.dtype, torch.dtype):

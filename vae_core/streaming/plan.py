@@ -28,7 +28,7 @@ class Places(NamedTuple):
     """Bytes by the place that they are in.
 
     Attributes:
-        device: the device of the arithmetic.
+        device: the device that computes.
         cpu: CPU memory, for an accelerator; 0 where the CPU is the device.
         disk: temporary files.
     """

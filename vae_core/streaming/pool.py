@@ -137,7 +137,7 @@ def worker_pool(count: int) -> WorkerPool:
 
 
 def _serve(tasks: Tasks, gate: threading.Event, ended: threading.Event) -> None:
-    """What a worker does. It holds no pool: one that is forgotten ends its workers."""
+    """What a worker does. It keeps no reference to the pool, so one that is forgotten ends its workers."""
     internals.set_threads_of_this_thread(1)
     while not ended.is_set() and (task := tasks.get()) is not None:
         task()
@@ -248,7 +248,7 @@ class _InThreads:
 
     def _work(self) -> None:
         with torch.inference_mode(self.inference), torch.no_grad():
-            self.at_work.append(None)  # first: nobody who sees that none is at work may then see one begin
+            self.at_work.append(None)  # first: once none is seen at work, none may begin
             try:
                 while not self.stopped and not self.errors:
                     try:

@@ -68,7 +68,7 @@ class Report:
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether a part of a model was compiled, into which nobody should look from outside."""
+    """Whether a part of a model was compiled, whose inside cannot be observed."""
     return any(
         type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
         for module in model.modules()

@@ -14,7 +14,7 @@ _OUTSIDE = 0
 
 
 class RowTable(NamedTuple):
-    """Rows of one item of a map of float32 in CPU memory. Whoever uses it keeps the map.
+    """Rows of one item of a map of float32 in CPU memory. Its user keeps the map.
 
     Attributes:
         rows: addresses in units of four bytes, 0 for a row outside the map.

@@ -99,7 +99,7 @@ class Scratch:
 
 
 class Scratches:
-    """The scratch memory of a pass: one for each worker, lent to whoever computes a strip.
+    """The scratch memory of a pass: one for each worker, lent to each strip while it is computed.
 
     Args:
         sizes: bytes of each part of one of them.
@@ -118,7 +118,7 @@ class Scratches:
         return {name: sum(each[name].numel() for each in parts) for name in self.sizes}
 
     def take(self) -> Scratch:
-        """One that nobody has, which the caller puts back."""
+        """One that is free, which the caller puts back."""
         return self._free.pop()
 
     def put_back(self, scratch: Scratch) -> None:

@@ -140,7 +140,7 @@ class StatsTable:
 
 
 def _measured_on_cuda(strip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What StripStats holds, by the one kernel that reads a strip once, in any precision, and sums in float32."""
+    """What StripStats has, by the one kernel that reads a strip once, in any precision, and sums in float32."""
     count = strip.shape[1] * strip.shape[2]
     means, inverses = zip(*(torch.batch_norm_stats(item.permute(2, 0, 1)[None], _TINY) for item in strip), strict=True)
     mean = torch.stack(means)

@@ -45,7 +45,7 @@ class MapStore:
     """Hands out maps and takes them back, within limits of memory.
 
     Args:
-        device: of the arithmetic.
+        device: where it computes.
         limit: bytes of maps to hold on the device; None for no limit.
         cpu_limit: bytes of what does not fit there to offload to CPU memory, which is page-locked where that can be;
             0 where it is the same memory. What does not fit either is offloaded to disk, to one temporary file.

@@ -71,7 +71,7 @@ class _Operands:
         return scratch.made
 
     def multiply(self) -> Tensor:
-        """The products. Whoever reads them must leave zeros."""
+        """The products. Their reader must leave zeros."""
         for x, y, weight in self.views:
             internals.add_products(y, x, weight, self.products[0].groups)
         return self.results

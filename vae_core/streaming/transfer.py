@@ -1,4 +1,4 @@
-"""Strips on their way between maps in CPU memory and the device, beside the arithmetic where the device allows it."""
+"""Strips on their way between maps in CPU memory and the device, beside the computation where the device allows it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Transfers:
 
     @property
     def overlap(self) -> bool:
-        """Whether an upload that is asked for early happens beside the arithmetic."""
+        """Whether an upload that is asked for early happens beside the computation."""
         return self._up is not None
 
     def upload(self, *windows: list[Tensor]) -> Arriving:
@@ -90,7 +90,7 @@ class Transfers:
             self._finished.popleft().synchronize()
 
     def finish(self) -> None:
-        """Wait until nothing is on its way, also uploads that nobody came for: maps in CPU memory may go after this."""
+        """Wait until nothing is on its way, also uploads that were not used: maps in CPU memory may go after this."""
         for stream in (self._up, self._down):
             if stream is not None:
                 stream.synchronize()
@@ -114,6 +114,6 @@ def _copied(pieces: list[Tensor], device: torch.device) -> Tensor:
 
 
 def _copy_items(source: Tensor, target: Tensor) -> None:
-    """Item by item: whole rows of one item are in one piece, and only such copies run beside the arithmetic."""
+    """Item by item: whole rows of one item are in one piece, and only such copies run beside the computation."""
     for here, there in zip(source, target, strict=True):
         there.copy_(here, non_blocking=True)

@@ -1,1 +1,1 @@
-"""Tiling: where tiles lie (`grid`) and the blended tiling of diffusers (`blend`)."""
+"""Tiling: where tiles are (`grid`) and the blended tiling of diffusers (`blend`)."""

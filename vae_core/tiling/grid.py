@@ -1,4 +1,4 @@
-"""Where tiles lie: integers only."""
+"""Where tiles are: integers only."""
 
 from __future__ import annotations
 

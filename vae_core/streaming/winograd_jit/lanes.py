@@ -171,7 +171,7 @@ for _operation, _instruction in (
 ):
     _arithmetic(_operation, _instruction)
 
-# A part is compiled into whoever uses it; a step is a function of its own; a whole function is what Python calls,
+# A part is compiled into its callers; a step is a function of its own; a whole function is what Python calls,
 # without the interpreter lock.
 part = numba.njit(forceinline=True, error_model="numpy")
 step = numba.njit(error_model="numpy")

@@ -2,7 +2,7 @@
 
 A block of the result, `ROWS` x `COLUMNS` numbers, is summed up in registers: for each channel, one column of the left
 side is spread over vectors and multiplied by a row of the right side. The right side is packed so that what a block
-reads lies one after the other; it stays in the first cache while all rows of the left side pass by.
+reads is one after the other; it stays in the first cache while all rows of the left side pass by.
 
               left                          right, packed                 results
         ROWS  | c -> |               C  | COLUMNS |  | COLUMNS |      ROWS  | block | block |
