@@ -61,7 +61,7 @@ def main() -> None:
     vae = copy.deepcopy(reference).to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     failures = []
     for size in options.sizes:
-        side = size // config.spatial_ratio
+        side = size // config.downscale_factor
         z = torch.randn(1, config.latent_channels, side, side, device="cuda")
         truth = vae_core.decode(reference, z, memory_budget=4 * 2**30, tiling=vae_core.TileSpec(size=None)).cpu()
         half = z.to(dtype)

@@ -82,7 +82,7 @@ def _run_once(system: str, config_name: str, size: int, direction: str, budget: 
     config = CONFIGS[config_name]
     it = build(system, config, budget)
     x = make_input(config, direction, size)
-    small = make_input(config, direction, WARM_UP_LATENTS * config.spatial_ratio)
+    small = make_input(config, direction, WARM_UP_LATENTS * config.downscale_factor)
 
     @torch.inference_mode()
     def warm_up() -> None:

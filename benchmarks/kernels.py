@@ -116,10 +116,10 @@ def passes(scale: Scale, widths: list[tuple[int, int]], sides: list[int], turns:
             rule.append(f"{in_channels} -> {out_channels}: not up to {sides[-1]}x{sides[-1]}")
         else:
             side = sides[first]
-            arithmetic = 18 * in_channels * out_channels * side**2 / 1e9
+            gflops = 18 * in_channels * out_channels * side**2 / 1e9
             rule.append(
                 f"{in_channels} -> {out_channels}: from {side}x{side}, {side**2 / mean:.1f} positions a channel and "
-                f"{arithmetic:.1f} GFLOP"
+                f"{gflops:.1f} GFLOP"
             )
     print("Winograd wins at " + "; ".join(rule) + ".")
 
@@ -138,7 +138,7 @@ def models(latent_sides: list[int], turns: int) -> None:
             plain = vae.decode_reference if direction == "decode" else vae.encode_reference
             line = ""
             for side in latent_sides:
-                channels, pixels = config.in_channels, side * config.spatial_ratio
+                channels, pixels = config.in_channels, side * config.downscale_factor
                 x = torch.randn(1, channels, pixels, pixels).clamp(-1, 1)
                 if direction == "decode":
                     x = torch.randn(1, config.latent_channels, side, side)

@@ -36,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     config, budget = CONFIGS[options.config], options.budget * 2**20
-    side = options.size // config.spatial_ratio
+    side = options.size // config.downscale_factor
     shape = (1, config.latent_channels, side, side)
     plans = [vae_core.plan_decode(ours(config), shape, memory_budget=limit) for limit in (budget, None)]
     ours.cache_clear()

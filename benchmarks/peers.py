@@ -147,15 +147,15 @@ def _comfyui(name: str, vae: AutoencoderKL) -> System:
     model.requires_grad_(False)
     decode = model.decode
     if name == COMFYUI_TILED:
-        decode = partial(_comfyui_tiled, model.decode, utils.tiled_scale, config.spatial_ratio)
+        decode = partial(_comfyui_tiled, model.decode, utils.tiled_scale, config.downscale_factor)
     return System(name, model.encode, decode)
 
 
-def _comfyui_tiled(decode: Callable[[Tensor], Tensor], tiled_scale: Any, ratio: int, z: Tensor) -> Tensor:
+def _comfyui_tiled(decode: Callable[[Tensor], Tensor], tiled_scale: Any, factor: int, z: Tensor) -> Tensor:
     """The three tilings of ComfyUI's tiled decode, and their mean."""
-    tile, overlap = COMFYUI_TILE // ratio, COMFYUI_OVERLAP // ratio
+    tile, overlap = COMFYUI_TILE // factor, COMFYUI_OVERLAP // factor
     shapes = ((tile // 2, tile * 2), (tile * 2, tile // 2), (tile, tile))
-    total = sum(tiled_scale(z, decode, x, y, overlap, upscale_amount=ratio) for x, y in shapes)
+    total = sum(tiled_scale(z, decode, x, y, overlap, upscale_amount=factor) for x, y in shapes)
     return total / 3.0  # type: ignore[return-value]
 
 
@@ -190,5 +190,5 @@ def make_input(config: AutoencoderKLConfig, direction: str, size: int, batch: in
     generator = torch.Generator().manual_seed(1)
     if direction == "encode":
         return torch.rand(batch, config.in_channels, size, size, generator=generator) * 2 - 1
-    side = size // config.spatial_ratio
+    side = size // config.downscale_factor
     return torch.randn(batch, config.latent_channels, side, side, generator=generator)

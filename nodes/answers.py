@@ -20,7 +20,7 @@ class FileAnswer(TypedDict):
 
     Attributes:
         file_size: bytes.
-        ratio: the downscale factor of its latents on the wire.
+        downscale_factor: the downscale factor of its latents on the wire.
     """
 
     name: str
@@ -35,7 +35,7 @@ class FileAnswer(TypedDict):
     parameters: int | None
     dtype: str
     latent_channels: int
-    ratio: int
+    downscale_factor: int
     scaling_factor: float | None
     shift_factor: float | None
     remarks: list[str]
@@ -80,7 +80,7 @@ class PlanAnswer(TypedDict):
 
     problem: None
     assumed_vae: bool
-    ratio: int
+    downscale_factor: int
     width: int
     height: int
     device: str

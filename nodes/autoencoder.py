@@ -44,7 +44,7 @@ class Autoencoder:
 
     @property
     def tile_unit(self) -> int:
-        return self.config.spatial_ratio
+        return self.config.downscale_factor
 
     def image_channels(self) -> int:
         return self.config.in_channels
@@ -56,7 +56,7 @@ class Autoencoder:
         if latent is not None:
             job = self.prepare_decode(latent, Options()).job
         else:
-            side = _EXAMPLE_PIXELS // self.config.spatial_ratio
+            side = _EXAMPLE_PIXELS // self.config.downscale_factor
             job = self.decode_job((1, self.config.latent_channels, side, side))
         parameters = sum(weight.numel() for weight in self.model.parameters())
         origin = "Seamless VAE" if self.borrowed is None else "another loader; its weights are used in place"
@@ -160,7 +160,7 @@ class Autoencoder:
         """
         samples = latents.samples_of(latent)
         shape = latents.raw_shape(self.config, samples.shape)
-        sides = (side * self.config.spatial_ratio for side in shape[2:])
+        sides = (side * self.config.downscale_factor for side in shape[2:])
         size = (shape[0], *sides, self.config.out_channels)
         checks.check_room(size, self.output_dtype, self.output_device, host.total_memory(self.output_device))
         return AutoencoderDecoding(self, samples, self.decode_job(shape, options))

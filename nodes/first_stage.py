@@ -103,7 +103,7 @@ class FirstStage(nn.Module):
         """The shape of images [B, C, H, W], for one of latents [B, C, h, w] on the wire."""
         config = self.autoencoder.config
         batch, _, height, width = latents.raw_shape(config, shape)
-        return batch, config.out_channels, height * config.spatial_ratio, width * config.spatial_ratio
+        return batch, config.out_channels, height * config.downscale_factor, width * config.downscale_factor
 
     def decode_tiled(self, z: Tensor, tile_x: int | None = None, tile_y: int | None = None, **_: Any) -> Tensor:
         """As `decode`, in strips about as large as a tile of so many latent pixels."""
@@ -113,7 +113,7 @@ class FirstStage(nn.Module):
 
     def encode_tiled(self, x: Tensor, tile_x: int | None = None, tile_y: int | None = None, **_: Any) -> Tensor:
         """As `encode`, in strips about as large as a tile of so many pixels."""
-        latent_width = x.shape[-1] // self.autoencoder.config.spatial_ratio
+        latent_width = x.shape[-1] // self.autoencoder.config.downscale_factor
         options = strips_of(tile_x, tile_y, latent_width, x.shape[-1])
         return self._to_wire(prepare_encode(self.autoencoder, x.shape, options, device=x.device).run(x))
 

@@ -22,7 +22,7 @@ Latent = dict[str, Any]
 
 # Of an image that was padded: its height and width, and those of the latent to which they apply.
 FIT_KEY = "seamless_fit"
-RATIO_KEY = "downscale_ratio_spacial"  # the host's own, with its spelling: pixels along one side of a latent pixel
+HOST_FACTOR_KEY = "downscale_ratio_spacial"  # the host's own name of the downscale factor
 
 
 def samples_of(latent: Mapping[str, Any], dimensions: Sequence[int] = (4,)) -> Tensor:
@@ -74,7 +74,7 @@ def wire_channels(config: AutoencoderKLConfig) -> int:
 
 def wire_factor(config: AutoencoderKLConfig) -> int:
     """The downscale factor of latents on the wire: pixels along one side of a latent pixel."""
-    return config.spatial_ratio * (config.patch_size or (1, 1))[0]
+    return config.downscale_factor * (config.patch_size or (1, 1))[0]
 
 
 def raw_shape(config: AutoencoderKLConfig, shape: Sequence[int]) -> tuple[int, ...]:

@@ -56,7 +56,7 @@ def describe_file(name: str) -> FileAnswer | UnusableFileAnswer:
         "parameters": info.parameters,
         "dtype": str(info.dtype).removeprefix("torch."),
         "latent_channels": latents.wire_channels(config),
-        "ratio": latents.wire_factor(config),
+        "downscale_factor": latents.wire_factor(config),
         "scaling_factor": None if config.has_batch_norm else config.scaling_factor,
         "shift_factor": config.shift_factor,
         "remarks": list(info.remarks),
@@ -142,7 +142,7 @@ def plan(question: Question) -> PlanAnswer | NoPlanAnswer:
 
 
 def _planned(question: Question, config: AutoencoderKLConfig, assumed: bool) -> PlanAnswer:
-    factor = config.spatial_ratio
+    factor = config.downscale_factor
     rows, columns = question.height // factor, question.width // factor
     if not rows or not columns:
         raise vae_core.ShapeError(
@@ -167,7 +167,7 @@ def _planned(question: Question, config: AutoencoderKLConfig, assumed: bool) -> 
     return {
         "problem": None,
         "assumed_vae": assumed,
-        "ratio": factor,
+        "downscale_factor": factor,
         "width": columns * factor,
         "height": rows * factor,
         "device": str(device),

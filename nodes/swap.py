@@ -44,6 +44,6 @@ class VAESwap:
         image = coding.decode(source, samples, decoding, status)
         encoded = coding.encode(target, image, "pad", encoding, status)
         others = {key: value for key, value in samples.items() if key != latents.FIT_KEY}
-        if latents.RATIO_KEY in others:
-            others[latents.RATIO_KEY] = target.downscale_factor
+        if latents.HOST_FACTOR_KEY in others:
+            others[latents.HOST_FACTOR_KEY] = target.downscale_factor
         return {**others, **encoded.latent()}, image

@@ -55,7 +55,7 @@ class WireMethods:
         """As `encode`, in strips about as large as a tile of so many pixels; the result is that of `encode`."""
         pixels = checked_image(pixel_samples, FRAMES)
         width = pixels.shape[-2]
-        return self._encode(pixels, strips_of(tile_x, tile_y, width // self._model.config.spatial_ratio, width))
+        return self._encode(pixels, strips_of(tile_x, tile_y, width // self._model.config.downscale_factor, width))
 
     def decode(self, samples_in: Tensor, vae_options: Any = None, **_: Any) -> Tensor:
         """Raw latents to IMAGE [B, H, W, C] in [0, 1]."""
@@ -99,7 +99,7 @@ class WireMethods:
 
     def memory_used_encode(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """Bytes that encoding images [B, C, H, W] will use beside the weights."""
-        factor = self._model.config.spatial_ratio
+        factor = self._model.config.downscale_factor
         height, width = (max(1, side // factor) * factor for side in shape[-2:])
         return self._autoencoder.encode_job((shape[0], self._model.config.in_channels, height, width)).bytes.device
 

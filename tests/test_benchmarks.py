@@ -36,7 +36,7 @@ def test_averaged_tilings_of_a_pointwise_function_change_nothing() -> None:
     def decode(tile: torch.Tensor) -> torch.Tensor:
         return tile.repeat_interleave(4, 2).repeat_interleave(4, 3)
 
-    result = tiling_image.averaged_tilings(decode, z, tile=8, overlap=2, ratio=4, channels=2)
+    result = tiling_image.averaged_tilings(decode, z, tile=8, overlap=2, factor=4, channels=2)
     torch.testing.assert_close(result, decode(z), rtol=0, atol=1e-6)
 
 

@@ -360,7 +360,7 @@ class TestManners:
                 assert "Traceback" not in said, said
         assert 130 in codes and codes <= {0, 130}
 
-    def test_a_pipe_that_nobody_reads(self) -> None:
+    def test_a_closed_pipe(self) -> None:
         reading, writing = os.pipe()
         os.close(reading)
         command = [sys.executable, "-m", "vae_core", "info"]

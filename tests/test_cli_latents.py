@@ -109,7 +109,7 @@ def test_latents_of_others_decode_to_the_same_image(name: str, vaes: dict[str, P
     assert np.abs(difference).max() <= 1  # one step of a byte: scaling and back rounds
 
 
-def test_a_scale_that_nobody_knows_is_said(
+def test_an_unknown_scale_is_reported(
     vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_file({"latents": torch.randn(1, 4, 4, 4)}, tmp_path / "a.safetensors")

@@ -23,7 +23,7 @@ def test_the_files_that_ship() -> None:
     assert weights.stat().st_size <= 12_000_000
     info = inspect_vae(DEMO)
     assert info.dtype == torch.float16 and info.problem is None and info.config is not None
-    assert info.config.spatial_ratio == 8
+    assert info.config.downscale_factor == 8
     with Image.open(DEMO_PHOTOGRAPH) as image:
         assert image.size == (451, 300)
 

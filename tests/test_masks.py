@@ -141,7 +141,7 @@ def test_composite_is_exact_at_both_ends() -> None:
 
 def test_paste_of_a_cropped_image() -> None:
     original, painted = torch.rand(1, 19, 17, 4), torch.rand(3, 16, 16, 3)
-    result = paste(original, painted, torch.ones(1, 19, 17), ratio=8)
+    result = paste(original, painted, torch.ones(1, 19, 17), factor=8)
     assert result.shape == (3, 19, 17, 4)
     assert torch.equal(result[:, 1:17, 0:16, :3], painted)
     assert torch.equal(result[..., 3], original[..., 3].expand(3, -1, -1))
@@ -151,4 +151,4 @@ def test_paste_of_a_cropped_image() -> None:
 @pytest.mark.parametrize("shape", [(1, 11, 16, 3), (1, 20, 16, 3), (1, 16, 16, 1)])
 def test_paste_refuses(shape: tuple[int, ...]) -> None:
     with pytest.raises(ImageError, match="Connect"):
-        paste(torch.rand(1, 19, 17, 3), torch.rand(shape), torch.ones(1, 19, 17), ratio=8)
+        paste(torch.rand(1, 19, 17, 3), torch.rand(shape), torch.ones(1, 19, 17), factor=8)

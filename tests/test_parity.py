@@ -37,10 +37,10 @@ def assert_same(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = TOL
 
 def inputs(theirs: Any, batch: int = 2, size: tuple[int, int] = (3, 5)) -> tuple[torch.Tensor, torch.Tensor]:
     """(images, latents) that the model takes, of `size` latents."""
-    ratio = 2 ** (len(theirs.config.block_out_channels) - 1)
+    factor = 2 ** (len(theirs.config.block_out_channels) - 1)
     height, width = size
     return (
-        image(batch, height * ratio, width * ratio, theirs.config.in_channels),
+        image(batch, height * factor, width * factor, theirs.config.in_channels),
         latent(batch, height, width, theirs.config.latent_channels),
     )
 

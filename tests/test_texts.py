@@ -130,6 +130,45 @@ def test_no_message_says_that_something_is_no_such_thing(file: Path) -> None:
     assert not found
 
 
+# Words of other fields and turns of phrase that docs/glossary.md has better ones for.
+UNWANTED = re.compile(
+    r"\b(pictures?|somebody|someone|nobody|whoever|told|for want of|rehears\w*|arithmetic|(plain|whole) modules)\b",
+    re.IGNORECASE,
+)
+UNWANTED_NAME = re.compile(
+    r"pictur|somebody|nobody|whoever|(^|_)told(_|$)|rehears|arithmetic|(^|_)ratio(_|$)", re.IGNORECASE
+)
+THEIR_NAMES = {
+    "ArithmeticError",
+    "peak_signal_noise_ratio",
+    "downscale_ratio",
+    "upscale_ratio",
+    "compression_ratio",
+}  # of other packages
+GUIDES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY", "vae_core/README")),
+    *sorted((ROOT / "web" / "docs").glob("*.md")),
+    *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "glossary.md"),
+]
+
+
+@pytest.mark.parametrize("file", [*CODE, *GUIDES], ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_what_is_read_uses_the_field_s_words(file: Path) -> None:
+    found = messages(file) if file.suffix == ".py" else file.read_text(encoding="utf-8").splitlines()
+    assert [text for text in found if UNWANTED.search(text)] == []
+
+
+def test_names_use_the_field_s_words() -> None:
+    found = set()
+    for file in [*CODE, *sorted((ROOT / "tests").rglob("*.py"))]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            for kind in ("id", "name", "arg", "attr"):
+                name = getattr(node, kind, None)
+                if isinstance(name, str) and name not in THEIR_NAMES and UNWANTED_NAME.search(name):
+                    found.add(f"{file.relative_to(ROOT)}: {name}")
+    assert not found
+
+
 def test_troubleshooting_lists_messages_that_exist() -> None:
     said = [text for file in CODE for text in messages(file)]
     rows = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8").splitlines()

@@ -32,30 +32,30 @@ DEMO = ROOT / "vae_core" / "demo"
 
 
 def averaged_tilings(
-    decode: Callable[[Tensor], Tensor], z: Tensor, tile: int, overlap: int, ratio: int, channels: int
+    decode: Callable[[Tensor], Tensor], z: Tensor, tile: int, overlap: int, factor: int, channels: int
 ) -> Tensor:
     """Decode [B, C, h, w] by three tilings, upright, flat and square, each feathered at its tiles' edges; their mean.
 
     tile and overlap are in latent positions; a tile's weight rises from its edges as (k + 1) / overlap.
     """
     shapes = ((tile * 2, tile // 2), (tile // 2, tile * 2), (tile, tile))
-    return sum(_feathered(decode, z, shape, overlap, ratio, channels) for shape in shapes) / 3  # type: ignore[return-value]
+    return sum(_feathered(decode, z, shape, overlap, factor, channels) for shape in shapes) / 3  # type: ignore[return-value]
 
 
 def _feathered(
-    decode: Callable[[Tensor], Tensor], z: Tensor, tile: tuple[int, int], overlap: int, ratio: int, channels: int
+    decode: Callable[[Tensor], Tensor], z: Tensor, tile: tuple[int, int], overlap: int, factor: int, channels: int
 ) -> Tensor:
     lengths = z.shape[2:]
     starts = [
         range(0, length - overlap, size - overlap) if length > size else range(1)
         for length, size in zip(lengths, tile, strict=True)
     ]
-    total = z.new_zeros(z.shape[0], channels, lengths[0] * ratio, lengths[1] * ratio)
+    total = z.new_zeros(z.shape[0], channels, lengths[0] * factor, lengths[1] * factor)
     weights = torch.zeros_like(total)
     for y, x in itertools.product(*starts):
         part = decode(z[:, :, y : y + tile[0], x : x + tile[1]])
-        weight = _ramp(part.shape[2], overlap * ratio)[:, None] * _ramp(part.shape[3], overlap * ratio)
-        place = (..., slice(y * ratio, y * ratio + part.shape[2]), slice(x * ratio, x * ratio + part.shape[3]))
+        weight = _ramp(part.shape[2], overlap * factor)[:, None] * _ramp(part.shape[3], overlap * factor)
+        place = (..., slice(y * factor, y * factor + part.shape[2]), slice(x * factor, x * factor + part.shape[3]))
         total[place] += part * weight
         weights[place] += weight
     return total / weights
@@ -113,18 +113,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "tiling.png")
     options = parser.parse_args()
     vae = load_vae(DEMO, dtype="float32")
-    ratio = vae.config.spatial_ratio
-    size, overlap = options.tile // ratio, options.tile // ratio // 4
+    factor = vae.config.downscale_factor
+    size, overlap = options.tile // factor, options.tile // factor // 4
 
     photograph = open_image(options.photograph).convert("RGB")
     larger = photograph.resize([round(side * options.enlarge) for side in photograph.size], Image.Resampling.LANCZOS)
-    z = vae_core.encode(vae, from_pil(larger, multiple=ratio).pixels).mode()
+    z = vae_core.encode(vae, from_pil(larger, multiple=factor).pixels).mode()
 
     reference = "untiled"
     results = {
         "blended tiles, as diffusers": vae_core.decode(vae, z, tiling=TileSpec(size, overlap, "blended")),
         "three blended tilings, as ComfyUI": averaged_tilings(
-            vae.decode_reference, z, size, overlap, ratio, vae.config.out_channels
+            vae.decode_reference, z, size, overlap, factor, vae.config.out_channels
         ),
         "exact tiles": vae_core.decode(vae, z, tiling=TileSpec(size)),
     }

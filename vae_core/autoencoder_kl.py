@@ -103,7 +103,7 @@ class AutoencoderKL(
         self.use_tiling = False
         self.tiling_mode: Literal["exact", "blended"] = "exact"
         self.tile_sample_min_size = sample_size
-        self.tile_latent_min_size = max(1, sample_size // config.spatial_ratio)
+        self.tile_latent_min_size = max(1, sample_size // config.downscale_factor)
         self.tile_overlap_factor = 0.25
 
     # Encoding and decoding.
@@ -119,7 +119,7 @@ class AutoencoderKL(
         H and W of any size; what is over a multiple of the downscale factor at the right and the bottom is dropped.
 
         Returns:
-            The posterior over z [B, latent_channels, H // ratio, W // ratio], as `.latent_dist`, or in a tuple.
+            The posterior over z [B, latent_channels, H // factor, W // factor], as `.latent_dist`, or in a tuple.
 
         Raises:
             ShapeError: not four dimensions, another number of channels, an empty batch or a side under one latent.
@@ -145,7 +145,7 @@ class AutoencoderKL(
             generator: not used; pipelines pass it to every decoder.
 
         Returns:
-            Images [B, out_channels, h * ratio, w * ratio], about [-1, 1] and not clamped, as `.sample`, or in a tuple.
+            Images [B, out_channels, h * factor, w * factor], about [-1, 1], not clamped, as `.sample`, or in a tuple.
 
         Raises:
             ShapeError: not four dimensions, another number of channels or an empty batch.
@@ -198,7 +198,7 @@ class AutoencoderKL(
 
     def check_image_shape(self, shape: Sequence[int]) -> None:
         """Raise ShapeError unless `encode` takes images of this shape."""
-        _check_shape(shape, "image", self.config.in_channels, minimum=self.config.spatial_ratio)
+        _check_shape(shape, "image", self.config.in_channels, minimum=self.config.downscale_factor)
 
     def check_latent_shape(self, shape: Sequence[int]) -> None:
         """Raise ShapeError unless `decode` takes latents of this shape."""

@@ -204,7 +204,7 @@ class AutoencoderKLConfig(Mapping[str, Any]):
         return self.decoder_block_out_channels or self.block_out_channels
 
     @property
-    def spatial_ratio(self) -> int:
+    def downscale_factor(self) -> int:
         """Pixels along one side of one latent pixel: 8 for an f8 model."""
         return 2 ** (len(self.block_out_channels) - 1)
 

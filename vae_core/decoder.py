@@ -12,7 +12,7 @@ from .ldm_names import LDMDecoder
 
 
 class Decoder(LDMDecoder, nn.Module):
-    """[B, latent_channels, h, w] -> [B, out_channels, h * ratio, w * ratio], about [-1, 1], not clamped."""
+    """[B, latent_channels, h, w] -> [B, out_channels, h * factor, w * factor], about [-1, 1], not clamped."""
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()

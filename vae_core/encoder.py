@@ -12,7 +12,7 @@ from .ldm_names import LDMEncoder
 
 
 class Encoder(LDMEncoder, nn.Module):
-    """[B, in_channels, H, W] in [-1, 1] -> [B, 2 * latent_channels, H // ratio, W // ratio].
+    """[B, in_channels, H, W] in [-1, 1] -> [B, 2 * latent_channels, H // factor, W // factor].
 
     Kingma & Welling's recognition model in the form of Esser et al., Taming Transformers, appendix A.
     """

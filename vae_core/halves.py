@@ -55,7 +55,7 @@ def encoder_half(vae: Autoencoder) -> Half:
         find_patch=lambda: _find_patch(modules),
         check=vae.check_image_shape,
         out_channels=2 * config.latent_channels,
-        in_unit=config.spatial_ratio,
+        in_unit=config.downscale_factor,
         out_unit=1,
     )
 
@@ -75,7 +75,7 @@ def decoder_half(vae: Autoencoder) -> Half:
         check=vae.check_latent_shape,
         out_channels=config.out_channels,
         in_unit=1,
-        out_unit=config.spatial_ratio,
+        out_unit=config.downscale_factor,
     )
 
 

@@ -150,7 +150,7 @@ def from_image(image: Tensor, *, channels: int = 3, multiple: int = 8, fit: Fit 
             booleans as black and white.
         channels: of the model. Grey is repeated for an RGB model, RGB becomes luma for a grey one; a model of 4
             channels gets the alpha, opaque if there is none.
-        multiple: the model's downscale factor (`config.spatial_ratio`).
+        multiple: the model's downscale factor (`config.downscale_factor`).
         fit: what to do with sides that are not multiples of it. "pad" reflects at the right and the bottom, and
             `FittedImage.restore` takes that off again; "crop" keeps the centre, as ComfyUI does; "error" refuses.
 

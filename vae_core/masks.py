@@ -91,8 +91,8 @@ def grow_mask(mask: Tensor, grow: int, feather: int = 0) -> Tensor:
     return mask[:, 0]
 
 
-def paste(original: Tensor, painted: Tensor, mask: Tensor, ratio: int) -> Tensor:
-    """`composite` of a painted image that may lack less than `ratio` pixels at the edges, cut off evenly.
+def paste(original: Tensor, painted: Tensor, mask: Tensor, factor: int) -> Tensor:
+    """`composite` of a painted image that may lack less than `factor` pixels at the edges, cut off evenly.
 
     Args:
         original: [B, H, W, C]; C may be larger by an alpha, which is kept. Of batches of 1 there are as many as needed.
@@ -103,7 +103,7 @@ def paste(original: Tensor, painted: Tensor, mask: Tensor, ratio: int) -> Tensor
         ImageError: sizes or channels that do not belong together.
     """
     missing = [whole - part for whole, part in zip(original.shape[1:3], painted.shape[1:3], strict=True)]
-    if any(not 0 <= gap < ratio for gap in missing):
+    if any(not 0 <= gap < factor for gap in missing):
         raise ImageError(
             f"the latent decodes to {painted.shape[2]}x{painted.shape[1]}, but the original image is "
             f"{original.shape[2]}x{original.shape[1]}. Connect the image that was encoded, at the same size."

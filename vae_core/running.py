@@ -41,7 +41,7 @@ def encode(
             are good at it and float32 elsewhere.
 
     Returns:
-        The posterior over z [B, latent_channels, H // ratio, W // ratio].
+        The posterior over z [B, latent_channels, H // factor, W // factor].
 
     Raises:
         ShapeError, ImageError: the image does not fit the model, or is not a tensor of floating-point values.
@@ -71,7 +71,7 @@ def decode(
     Takes the arguments and raises the errors of `encode`.
 
     Returns:
-        Images [B, out_channels, h * ratio, w * ratio], about [-1, 1] and not clamped.
+        Images [B, out_channels, h * factor, w * factor], about [-1, 1] and not clamped.
     """
     check_tensor(z, "latent")
     bring_weights_in(vae)

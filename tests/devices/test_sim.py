@@ -64,7 +64,7 @@ def test_maps_on_the_device_stay_there(run: Run) -> None:
 
 
 @pytest.mark.parametrize("streams", [True, False])
-def test_what_is_offloaded_goes_and_comes_beside_the_arithmetic(run: Run, streams: bool) -> None:
+def test_what_is_offloaded_goes_and_comes_beside_the_computation(run: Run, streams: bool) -> None:
     seen = run(OFFLOADED._replace(size=(128, 128), rows=32, streams=streams))
     moved = seen.uploaded + seen.downloaded
     assert seen.uploaded > seen.downloaded > 0  # rows around a strip come twice

@@ -30,8 +30,8 @@ PYTHON = os.environ.get("SEAMLESS_VAE_DIFFUSERS_FLAX")
 def test_their_class_on_our_parameters(name: str, tmp_path: Path) -> None:
     _, model, params = twins(name)
     model.save_pretrained(tmp_path / "ours", params, safe_serialization=False)
-    ratio = model.config.spatial_ratio
-    x, z = image(2, 3 * ratio, 5 * ratio).numpy(), latent(2, 3, 5).numpy()
+    factor = model.config.downscale_factor
+    x, z = image(2, 3 * factor, 5 * factor).numpy(), latent(2, 3, 5).numpy()
     np.savez(tmp_path / "inputs.npz", image=x, z=z)
     script = Path(__file__).with_name("diffusers_flax.py")
     arguments = (tmp_path / "ours", tmp_path / "inputs.npz", tmp_path / "results.npz", tmp_path / "theirs")

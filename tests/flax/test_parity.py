@@ -44,8 +44,8 @@ QUICK = ("attention in the levels", "no mid attention", "flux2 small decoder", "
 @pytest.mark.parametrize("name", mostly_slow(CONFIGS, *QUICK))
 def test_encode_and_decode(name: str) -> None:
     vae, model, params = twins(name)
-    ratio = vae.config.spatial_ratio
-    x, z = image(2, 3 * ratio, 5 * ratio, vae.config.in_channels), latent(2, 3, 5, vae.config.latent_channels)
+    factor = vae.config.downscale_factor
+    x, z = image(2, 3 * factor, 5 * factor, vae.config.in_channels), latent(2, 3, 5, vae.config.latent_channels)
 
     @jax.jit
     def run(x: Any, z: Any) -> tuple[Any, Any]:
@@ -61,8 +61,8 @@ def test_encode_and_decode(name: str) -> None:
 @pytest.mark.parametrize("name", mostly_slow(CONFIGS, "grey"))
 def test_forward(name: str) -> None:
     vae, model, params = twins(name)
-    ratio = vae.config.spatial_ratio
-    x = image(2, 3 * ratio, 5 * ratio, vae.config.in_channels)
+    factor = vae.config.downscale_factor
+    x = image(2, 3 * factor, 5 * factor, vae.config.in_channels)
     assert difference(jitted(model, "__call__")(params, x.numpy()), vae(x).sample) <= FORWARD_TOLERANCE
 
 

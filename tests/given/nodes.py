@@ -15,7 +15,7 @@ FIELDS: dict[str, Any] = {
     "up_block_types": ("UpDecoderBlock2D",) * 2,
     "layers_per_block": 1,
 }
-RATIO = 2
+FACTOR = 2
 
 
 class Makers:

@@ -209,13 +209,13 @@ class Host:
             "models_dir": str(self.folder / "models"),
         }
 
-    def vae(self, first_stage_model: nn.Module, ratio: int = 2) -> Any:
+    def vae(self, first_stage_model: nn.Module, factor: int = 2) -> Any:
         """A VAE of the host's own."""
         vae = sys.modules["comfy.sd"].VAE(sd={})  # type: ignore[attr-defined]
         vae.first_stage_model = first_stage_model.eval()
         vae.device = vae.output_device = torch.device("cpu")
         vae.vae_dtype = torch.float32
-        vae.downscale_ratio = vae.upscale_ratio = ratio
+        vae.downscale_ratio = vae.upscale_ratio = factor
         patcher = NewPatcher if self.is_new else Patcher
         vae.patcher = patcher(first_stage_model, vae.device, vae.device)
         return vae

@@ -86,7 +86,7 @@ def test_what_is_no_question_is_refused(serve: Any, case: str) -> None:
     assert found == status and text in sentence and sentence.endswith(".")
 
 
-def test_eight_costly_questions_keep_nobody_waiting(serve: Any, pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eight_costly_questions_keep_no_other_waiting(serve: Any, pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor do questions whose page has gone: those that have not begun never do."""
     begun, may_end = [], threading.Event()
 
@@ -123,7 +123,7 @@ def test_an_answer_that_takes_too_long_is_given_up(pack: Pack, host: Host) -> No
         answering = module.Answering(seconds=0.05, workers=1, waiting=waiting)
         await answering.answer(may_end.wait, 20, is_gone=lambda: gone)
 
-    for waiting, gone, text in ((5, False, "more than 0.05 seconds"), (5, True, "gone"), (0, False, "Ask again")):
+    for waiting, gone, text in ((5, False, "more than 0.05 seconds"), (5, True, "withdrawn"), (0, False, "Ask again")):
         with pytest.raises(module.RefusedError, match=text):
             asyncio.run(ask(waiting, gone))
     may_end.set()

@@ -363,7 +363,7 @@ def test_names_in_any_letters(pack: Pack, make: Makers, host: Host) -> None:
     assert (host.folder / "output" / "ünï") == Path(path).parent and (Path(path) / "config.json").is_file()
 
 
-def test_results_can_be_told_to_the_page(pack: Pack, make: Makers) -> None:
+def test_results_can_be_sent_to_the_page(pack: Pack, make: Makers) -> None:
     for node, inputs in (
         ("SeamlessVAERoundTrip", {"pixels": make.image(), "vae": make.vae()}),
         ("SeamlessVAEInspect", {"vae": make.vae()}),

@@ -76,8 +76,8 @@ def test_any_strip(name, size, threads, transforms, monkeypatch):
     set_up(monkeypatch, threads, transforms)
     vae = vae_of(name)
     assert_decodes_alike(vae, latent(2, 13, 17, model=vae), tiling=TileSpec(size=size))
-    ratio = vae.config.spatial_ratio
-    assert_encodes_alike(vae, image(2, 13 * ratio + 1, 17 * ratio - 1, model=vae), tiling=TileSpec(size=size))
+    factor = vae.config.downscale_factor
+    assert_encodes_alike(vae, image(2, 13 * factor + 1, 17 * factor - 1, model=vae), tiling=TileSpec(size=size))
 
 
 @thinned(name=CONFIGS, size=[(1, 4), (4, 1), (1, 9), (9, 1), (2, 3), (4, 4), (5, 4), (31, 33)], **WAYS)
@@ -85,7 +85,7 @@ def test_any_shape(name, size, threads, transforms, monkeypatch):
     set_up(monkeypatch, threads, transforms)
     vae = vae_of(name)
     assert_decodes_alike(vae, latent(1, *size, model=vae))
-    assert_encodes_alike(vae, image(1, *(side * vae.config.spatial_ratio for side in size), model=vae))
+    assert_encodes_alike(vae, image(1, *(side * vae.config.downscale_factor for side in size), model=vae))
 
 
 @settings(max_examples=25, deadline=None)
@@ -158,9 +158,9 @@ def test_half_precision_is_no_further_from_float32_than_the_plain_pass(dtype):
 @torch.no_grad()
 def test_double_precision_is_double_throughout(name):
     vae = make(CONFIGS[name]).double()
-    z, ratio = latent(2, 11, 9, model=vae).double(), vae.config.spatial_ratio
+    z, factor = latent(2, 11, 9, model=vae).double(), vae.config.downscale_factor
     assert (vae_core.decode(vae, z) - vae.decode_reference(z)).abs().max() < 1e-12
-    x = image(1, 7 * ratio, 5 * ratio, model=vae).double()
+    x = image(1, 7 * factor, 5 * factor, model=vae).double()
     assert (vae_core.encode(vae, x).parameters - vae.encode_reference(x)).abs().max() < 1e-12
 
 
@@ -207,8 +207,8 @@ def test_circular_axes(circular, kernels, name, threads, transforms, monkeypatch
     vae = make(CONFIGS[name])
     reference = made_circular(make(CONFIGS[name]), x=circular in ("x", "both"), y=circular in ("y", "both"))
     z = latent(1, 10, 13, model=vae)
-    ratio = vae.config.spatial_ratio
-    x = image(1, 6 * ratio, 9 * ratio, model=vae)
+    factor = vae.config.downscale_factor
+    x = image(1, 6 * factor, 9 * factor, model=vae)
     with vae_core.kernels(kernels):
         decoded = vae_core.decode(vae, z, circular=circular, tiling=TileSpec(size=3))
         moments = vae_core.encode(vae, x, circular=circular, tiling=TileSpec(size=3)).parameters

@@ -116,8 +116,8 @@ def model(request: pytest.FixtureRequest) -> AutoencoderKL:
 @torch.no_grad()
 def test_bands_change_nothing(model: AutoencoderKL, kernels: Any, size: int | None) -> None:
     z = latent(2, 19, 13)
-    ratio = model.config.spatial_ratio
-    x = image(1, 17 * ratio, 11 * ratio)
+    factor = model.config.downscale_factor
+    x = image(1, 17 * factor, 11 * factor)
     with vae_core.kernels(kernels):
         decoded = vae_core.decode(model, z, tiling=TileSpec(size=size))
         moments = vae_core.encode(model, x, tiling=TileSpec(size=size)).parameters

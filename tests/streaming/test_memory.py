@@ -160,7 +160,7 @@ from given.models import fields, make
 import vae_core
 widths, side, budget, encoding = map(eval, sys.argv[3:])
 vae = make(fields(*widths, layers_per_block=1)).requires_grad_(False)
-latent = side // vae.config.spatial_ratio
+latent = side // vae.config.downscale_factor
 if encoding:
     x, run, plan, output_bytes = torch.rand(1, 3, side, side), vae_core.encode, vae_core.plan_encode, 32 * latent**2
 else:

@@ -177,7 +177,7 @@ def test_a_changed_model_cannot_be_circular_by_itself() -> None:
 
 
 @torch.no_grad()
-def test_a_changed_model_is_told_of_and_reports_its_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_patched_model_is_reported_and_reports_its_end(caplog: pytest.LogCaptureFixture) -> None:
     vae, calls = make(SMALL), []
     with forward_hook(vae.decoder, []):
         vae_core.decode(vae, latent(1, SIZE), progress=lambda step: calls.append(step[:2]))

@@ -103,7 +103,7 @@ def test_one_route_that_fails_is_said_once_while_the_other_answers(ui: FrontEnd)
     assert ui.says(TOAST) == 1
 
 
-def test_a_question_that_is_refused_is_told_in_the_panel(ui: FrontEnd) -> None:
+def test_a_refused_question_is_reported_in_the_panel(ui: FrontEnd) -> None:
     double = [("ImageScale", 80, 600, {"width": 16384, "height": 16384})]
     more = [("ImageScaleBy", 80 + 300 * index, 800, {"scale_by": 8}) for index in range(2)]
     ui.graph(

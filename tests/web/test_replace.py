@@ -127,7 +127,7 @@ def test_one_node_from_its_own_menu(ui: FrontEnd) -> None:
     assert [kind for kind in graph(ui)["types"] if kind.startswith("Seamless")] == ["SeamlessVAEEncode"]
 
 
-def test_what_cannot_be_replaced_stays_and_is_told(ui: FrontEnd) -> None:
+def test_what_cannot_be_replaced_stays_and_is_listed(ui: FrontEnd) -> None:
     ui.graph(
         [
             ("VAELoader", 80, 120, {"vae_name": "pixel_space"}),

@@ -44,13 +44,13 @@ def post(url: str, body: bytes) -> dict[str, Any]:
 def test_a_file_is_described(url: str) -> None:
     found = info(url, "sdxl.safetensors")
     assert (found["problem"], found["seems_to_be"], found["family"]) == (None, None, "SDXL")
-    assert (found["latent_channels"], found["ratio"], found["scaling_factor"]) == (4, 8, 0.13025)
+    assert (found["latent_channels"], found["downscale_factor"], found["scaling_factor"]) == (4, 8, 0.13025)
     assert found["dtype"] == "float32" and found["layout"] == "LDM"
 
 
-def test_latents_of_flux2_are_told_as_the_wire_carries_them(url: str) -> None:
+def test_latents_of_flux2_are_described_as_the_wire_carries_them(url: str) -> None:
     found = info(url, "flux2.safetensors")
-    assert (found["latent_channels"], found["ratio"], found["scaling_factor"]) == (128, 16, None)
+    assert (found["latent_channels"], found["downscale_factor"], found["scaling_factor"]) == (128, 16, None)
 
 
 def test_what_is_no_autoencoder_is_said(url: str) -> None:

@@ -46,7 +46,7 @@ INFO = {
     "parameters": 83819683,
     "dtype": "float32",
     "latent_channels": 16,
-    "ratio": 8,
+    "downscale_factor": 8,
     "scaling_factor": 0.3611,
     "shift_factor": 0.1159,
     "remarks": ["The file has no quant_conv: none is needed."],
@@ -59,7 +59,7 @@ BROKEN = {
 EXACT = {
     "problem": None,
     "assumed_vae": False,
-    "ratio": 8,
+    "downscale_factor": 8,
     "width": 2048,
     "height": 1536,
     "device": "cuda:0",

@@ -64,7 +64,7 @@ def test_a_linked_width_is_that_of_the_other_node_or_not_known(ui: FrontEnd, wid
 
 
 @pytest.mark.parametrize("widget, value", [("value", 640), ("sum", None)])
-def test_a_linked_tile_size_is_that_of_the_other_node_or_told_as_assumed(
+def test_a_linked_tile_size_is_that_of_the_other_node_or_shown_as_assumed(
     ui: FrontEnd, widget: str, value: int | None
 ) -> None:
     ui.js(NUMBER, [f"test/{widget}", widget])

@@ -113,7 +113,7 @@ def ship(run: Path, demo: Path) -> int:
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     """(original, reconstruction) as bytes [H, W, 3], of the size that came in."""
-    fitted = from_pil(image, multiple=vae.config.spatial_ratio)
+    fitted = from_pil(image, multiple=vae.config.downscale_factor)
     decoded = fitted.restore(vae(fitted.pixels).sample)
     return to_numpy(fitted.restore(fitted.pixels))[0], to_numpy(decoded)[0]
 
@@ -196,7 +196,7 @@ def card(vae: AutoencoderKL, scores: list[Score], steps: int, hours: float | Non
         f"| `{package}` | {LICENCES[package]} | {', '.join(names.split())} |"
         for package, (_, names) in WALLPAPERS.items()
     )
-    ratio = config.spatial_ratio
+    factor = config.downscale_factor
     small, large = (
         " or ".join(f"{batch} of {side}x{side}" for side, batch in dict.fromkeys(crops))
         for crops in (SMALL_CROPS, LARGE_CROPS)
@@ -210,7 +210,7 @@ def card(vae: AutoencoderKL, scores: list[Score], steps: int, hours: float | Non
 # The demo VAE
 
 A small AutoencoderKL, trained from nothing on freely licensed photographs, so that everything here can be tried without
-a download. It is a genuine one of its kind: f{ratio}, {config.latent_channels} latent channels, {vae.num_parameters():,} \
+a download. It is a genuine one of its kind: f{factor}, {config.latent_channels} latent channels, {vae.num_parameters():,} \
 parameters, widths {", ".join(str(width) for width in config.block_out_channels)}, {weights.stat().st_size / 1e6:.1f} MB in \
 half precision. It does not replace the VAE of any diffusion model, whose latents only its own VAE reads.
 

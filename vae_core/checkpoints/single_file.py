@@ -143,7 +143,7 @@ def _detect(part: Inner, overrides: Mapping[str, Any]) -> _Found:
     guesses = [] if are_known or "norm_num_groups" in overrides else [groups_remark]
     if family is None:
         remarks.append(
-            f"no known family has {shown.latent_channels} latent channels at 1/{shown.spatial_ratio} size and such "
+            f"no known family has {shown.latent_channels} latent channels at 1/{shown.downscale_factor} size and such "
             f"layers, so scaling_factor {shown.scaling_factor} is only a default. Pass scaling_factor if you know it."
         )
         return _Found(shown, origins, False, (*remarks, *guesses))

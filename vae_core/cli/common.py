@@ -115,7 +115,7 @@ def check_family(vae_config: AutoencoderKLConfig, arguments: argparse.Namespace)
     wanted = arguments.family
     if wanted is not None and not wanted.has_shapes_of(vae_config):
         raise ConfigError(
-            f"this VAE has {vae_config.latent_channels} latent channels at 1/{vae_config.spatial_ratio} size, which "
+            f"this VAE has {vae_config.latent_channels} latent channels at 1/{vae_config.downscale_factor} size, which "
             f"{wanted.name} has not. Leave --family out, or name the family that it is of."
         )
 

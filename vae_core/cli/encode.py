@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     latents = []
     for i, path in enumerate(arguments.images):
         image = from_pil(
-            open_image(path), channels=config.in_channels, multiple=config.spatial_ratio, fit=arguments.fit
+            open_image(path), channels=config.in_channels, multiple=config.downscale_factor, fit=arguments.fit
         )
         z = encode_image(vae, image, arguments, f"{path.name} ({i + 1} of {len(arguments.images)})", i)
         alpha = image.alpha if config.out_channels < 4 else None

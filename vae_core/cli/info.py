@@ -63,7 +63,7 @@ def rows(info: VAEInfo) -> list[tuple[str, str, str]]:
         ("family", f"{family}{' (a guess)' if info.family_is_guess else ''}", ""),
         ("parameters", f"{info.parameters:,}", ""),
         ("dtype", str(info.dtype).removeprefix("torch."), ""),
-        ("downscale factor", str(info.config.spatial_ratio), ""),
+        ("downscale factor", str(info.config.downscale_factor), ""),
     ]
     for name, value in info.config.to_dict().items():
         if not name.startswith("_") and value is not None:

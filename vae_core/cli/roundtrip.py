@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_outputs([reconstruction_path, comparison_path], [path], arguments.overwrite)
     opened = open_image(path)
     vae = JaxModel(arguments) if arguments.backend == "jax" else TorchModel(arguments)
-    image = from_pil(opened, channels=vae.config.in_channels, multiple=vae.config.spatial_ratio)
+    image = from_pil(opened, channels=vae.config.in_channels, multiple=vae.config.downscale_factor)
 
     start = time.perf_counter()
     z = vae.encode(image)

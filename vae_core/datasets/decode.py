@@ -97,10 +97,10 @@ def sample_moments(moments: Tensor, source: torch.Generator | None) -> Tensor:
 
 def _check_vae(collection: Collection, vae: AutoencoderKL) -> None:
     config = collection.config
-    if config.latent_channels != vae.config.latent_channels or config.spatial_ratio != vae.config.spatial_ratio:
+    if config.latent_channels != vae.config.latent_channels or config.downscale_factor != vae.config.downscale_factor:
         raise DatasetError(
-            f"{collection.out} has latents of {config.latent_channels} channels at 1/{config.spatial_ratio}, and this "
-            f"VAE decodes {vae.config.latent_channels} at 1/{vae.config.spatial_ratio}. "
+            f"{collection.out} has latents of {config.latent_channels} channels at 1/{config.downscale_factor}, and "
+            f"this VAE decodes {vae.config.latent_channels} at 1/{vae.config.downscale_factor}. "
             f"Give the VAE it was encoded with."
         )
     begun = collection.manifest["vae"]["sha256"]

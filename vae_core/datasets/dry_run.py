@@ -163,7 +163,7 @@ def _size(url: str) -> int:
 
 def _bytes_of(buckets: Counter[tuple[int, int]], vae: AutoencoderKL, settings: Settings) -> float:
     """Bytes of one image's latents, on average over the sample."""
-    factor, channels = vae.config.spatial_ratio, vae.config.latent_channels
+    factor, channels = vae.config.downscale_factor, vae.config.latent_channels
     per_value = STORED[settings.stored].itemsize * (2 if settings.keep == "moments" else 1) * (1 + settings.flip)
     total = 0
     for (width, height), count in buckets.items():

@@ -57,10 +57,10 @@ def file_name(key: str, size: tuple[int, int], family: str) -> str:
 def check_family(family: str, config: AutoencoderKLConfig) -> None:
     """Raise ConfigError for a VAE whose latents the trainers of a family cannot take."""
     channels = next(each.latent_channels for each in FAMILIES if _FAMILIES.get(each.name) == family)
-    if (config.latent_channels, config.spatial_ratio) != (channels, _FACTOR):
+    if (config.latent_channels, config.downscale_factor) != (channels, _FACTOR):
         raise ConfigError(
             f"latents of {family} have {channels} channels at 1/{_FACTOR} of the size, and those of this VAE have "
-            f"{config.latent_channels} at 1/{config.spatial_ratio}. Use the VAE of that model, or another family."
+            f"{config.latent_channels} at 1/{config.downscale_factor}. Use the VAE of that model, or another family."
         )
 
 
@@ -90,7 +90,7 @@ def image_name(name: str) -> str:
 
 def family_of(name: str | None, config: AutoencoderKLConfig) -> str | None:
     """kohya's name for a family of checkpoints, where it has one for it."""
-    return _FAMILIES.get(name or "") if config.spatial_ratio == _FACTOR else None
+    return _FAMILIES.get(name or "") if config.downscale_factor == _FACTOR else None
 
 
 def check_names(keys: Iterable[str], below: Mapping[str, str]) -> None:

@@ -71,7 +71,7 @@ def choose_settings(
         others: fields of Settings.
     """
     buckets = buckets or _size_of(vae)
-    buckets.check(vae.config.spatial_ratio)
+    buckets.check(vae.config.downscale_factor)
     if out is not None and find_manifest(Path(out)) is not None:
         begun = Collection.open(out).settings
         if begun.buckets == buckets:
@@ -119,7 +119,7 @@ def encode_dataset(
         ConfigError: settings that do not fit the VAE or the source.
     """
     engine, progress, out = engine or Engine(), progress or Progress(show=False), Path(out)
-    settings.buckets.check(vae.config.spatial_ratio)
+    settings.buckets.check(vae.config.downscale_factor)
     with sole_writer(records_folder(out, settings.layout)):
         collection = _begin(os.fspath(source), out, vae, settings, resume)
         work, images, before = _what_is_left(collection)

@@ -46,7 +46,7 @@ class FlaxAutoencoderKL(FlaxPretrainedMixin, TilingMixin, FlaxNetwork):
             deterministic: False applies `dropout`, with the key "dropout" of `apply`'s `rngs`.
 
         Returns:
-            The posterior over z [B, latent_channels, H // ratio, W // ratio], as `.latent_dist`, or in a tuple.
+            The posterior over z [B, latent_channels, H // factor, W // factor], as `.latent_dist`, or in a tuple.
 
         Raises:
             ShapeError: not four dimensions, another number of channels, an empty batch or a side under one latent.
@@ -58,13 +58,13 @@ class FlaxAutoencoderKL(FlaxPretrainedMixin, TilingMixin, FlaxNetwork):
                 f"this image has numbers of type {sample.dtype}, but images are floating-point, in [-1, 1]. Divide "
                 f"bytes by 127.5 and subtract 1."
             )
-        self._check_input(sample, "image", self.in_channels, minimum=self.config.spatial_ratio)
+        self._check_input(sample, "image", self.in_channels, minimum=self.config.downscale_factor)
         whole = self._is_whole(deterministic)
         tile = None if whole else self._encode_tile(sample)
         if tile is None and (whole or not self.use_slicing):
             moments = self.encode_reference(sample, deterministic)
         else:
-            moments = self._in_pieces(FlaxAutoencoderKL.encode_reference, sample, tile, self.config.spatial_ratio, 1)
+            moments = self._in_pieces(FlaxAutoencoderKL.encode_reference, sample, tile, self.config.downscale_factor, 1)
         posterior = FlaxDiagonalGaussianDistribution(moments)
         return FlaxAutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
@@ -77,7 +77,7 @@ class FlaxAutoencoderKL(FlaxPretrainedMixin, TilingMixin, FlaxNetwork):
             deterministic: False applies `dropout`, with the key "dropout" of `apply`'s `rngs`.
 
         Returns:
-            Images [B, out_channels, h * ratio, w * ratio], about [-1, 1] and not clamped, as `.sample`, or in a tuple.
+            Images [B, out_channels, h * factor, w * factor], about [-1, 1], not clamped, as `.sample`, or in a tuple.
 
         Raises:
             ShapeError: not four dimensions, another number of channels or an empty batch.
@@ -89,7 +89,7 @@ class FlaxAutoencoderKL(FlaxPretrainedMixin, TilingMixin, FlaxNetwork):
         if tile is None and (whole or not self.use_slicing):
             sample = self.decode_reference(latents, deterministic)
         else:
-            sample = self._in_pieces(FlaxAutoencoderKL.decode_reference, latents, tile, 1, self.config.spatial_ratio)
+            sample = self._in_pieces(FlaxAutoencoderKL.decode_reference, latents, tile, 1, self.config.downscale_factor)
         return FlaxDecoderOutput(sample=sample) if return_dict else (sample,)
 
     def __call__(

@@ -15,7 +15,7 @@ from .layers import conv, group_norm
 
 
 class FlaxDecoder(nn.Module):
-    """[B, h, w, latent_channels] -> [B, h * ratio, w * ratio, out_channels], about [-1, 1], not clamped."""
+    """[B, h, w, latent_channels] -> [B, h * factor, w * factor, out_channels], about [-1, 1], not clamped."""
 
     config: AutoencoderKLConfig
     dropout: float = 0.0

@@ -15,7 +15,7 @@ from .layers import conv, group_norm
 
 
 class FlaxEncoder(nn.Module):
-    """[B, H, W, in_channels] in [-1, 1] -> [B, H // ratio, W // ratio, 2 * latent_channels]."""
+    """[B, H, W, in_channels] in [-1, 1] -> [B, H // factor, W // factor, 2 * latent_channels]."""
 
     config: AutoencoderKLConfig
     dropout: float = 0.0

@@ -93,7 +93,7 @@ class FlaxNetwork(nn.Module):
 
     def init_weights(self, rng: Array) -> dict[str, Any]:
         """Fresh parameters, in float32, from a key of `jax.random`."""
-        side = self.config.spatial_ratio  # one latent: no shape depends on the size
+        side = self.config.downscale_factor  # one latent: no shape depends on the size
         sample = jnp.zeros((1, self.in_channels, side, side), jnp.float32)
         init = partial(self.init, method=FlaxNetwork._roundtrip_plain)
         return initial_values(rng, jax.eval_shape(init, {"params": rng}, sample)["params"])

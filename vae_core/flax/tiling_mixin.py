@@ -60,14 +60,14 @@ class TilingMixin:
         side = self._sample_tile()
         if not self.use_tiling or max(x.shape[2:]) <= side:
             return None
-        ratio = self.config.spatial_ratio
-        return _tile(max(1, side // ratio), int(side * (1 - self.tile_overlap_factor)) // ratio)
+        factor = self.config.downscale_factor
+        return _tile(max(1, side // factor), int(side * (1 - self.tile_overlap_factor)) // factor)
 
     def _decode_tile(self, z: Array) -> TileSpec | None:
         """The tile for these latents; None to run them whole."""
         config = self.config
         first = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
-        side = self.tile_latent_min_size or max(1, first // config.spatial_ratio)
+        side = self.tile_latent_min_size or max(1, first // config.downscale_factor)
         if not self.use_tiling or max(z.shape[2:]) <= side:
             return None
         return _tile(side, int(side * (1 - self.tile_overlap_factor)))

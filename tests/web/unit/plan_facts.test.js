@@ -8,7 +8,7 @@ const GIB = 2 ** 30
 const PLAN = {
   problem: null,
   assumed_vae: false,
-  ratio: 8,
+  downscale_factor: 8,
   width: 2048,
   height: 1024,
   device: 'cpu',

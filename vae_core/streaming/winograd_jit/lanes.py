@@ -142,7 +142,7 @@ def ldexp(typing, x, power):
     return lanes(lanes, lanes), emit
 
 
-def _arithmetic(operation, instruction: str) -> None:
+def _floating(operation, instruction: str) -> None:
     """Let an operator take two vectors, or a vector and a number."""
 
     @intrinsic
@@ -169,7 +169,7 @@ for _operation, _instruction in (
     (operator.mul, "fmul"),
     (operator.truediv, "fdiv"),
 ):
-    _arithmetic(_operation, _instruction)
+    _floating(_operation, _instruction)
 
 # A part is compiled into its callers; a step is a function of its own; a whole function is what Python calls,
 # without the interpreter lock.

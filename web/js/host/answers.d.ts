@@ -26,7 +26,7 @@ export interface FileInfo {
   dtype: string
   latent_channels: number
   /** The downscale factor. */
-  ratio: number
+  downscale_factor: number
   scaling_factor: number | null
   shift_factor: number | null
   remarks: string[]
@@ -60,7 +60,7 @@ export interface NoPlan {
 export interface Plan {
   problem: null
   assumed_vae: boolean
-  ratio: number
+  downscale_factor: number
   /** Pixels that the run takes, whole latent pixels. */
   width: number
   height: number

@@ -44,7 +44,7 @@ function view(info) {
   const family = info.family ?? t('unknownFamily')
   const list = facts([
     [t('family'), info.family_is_guess ? t('guess', { family }) : family],
-    [t('latent'), t('latentValue', { channels: info.latent_channels, ratio: info.ratio })],
+    [t('latent'), t('latentValue', { channels: info.latent_channels, factor: info.downscale_factor })],
     [t('scale'), scaling(info)],
     [t('size'), bytes(info.file_size)],
     [t('weights'), t('weightsValue', { millions: (info.parameters / 1e6).toFixed(1), dtype: info.dtype })]

@@ -13,7 +13,7 @@ export const ENGLISH = {
   unknownFamily: 'unknown',
   guess: '{family} (best guess)',
   latent: 'Latent',
-  latentValue: '{channels} channels, {ratio}x downscale',
+  latentValue: '{channels} channels, {factor}x downscale',
   scale: 'Scaling factor',
   scaleShift: '{scale}, shift {shift}',
   batchNorm: 'batch norm',
