@@ -13,8 +13,9 @@ from torch import Tensor
 from .. import vae_core
 from ..vae_core import AutoencoderKL, AutoencoderKLConfig, DiagonalGaussianDistribution, Job, Options
 from ..vae_core.image import FittedImage, to_unit_range
-from . import checks, host, latents, previews, report, run
+from . import checks, host, latents, previews, report
 from .adopt import Borrowed, copied
+from .jobs import run_job
 from .status import NodeStatus
 
 _EXAMPLE_PIXELS = 1024
@@ -147,7 +148,7 @@ class Autoencoder:
         job = self.encode_job(tuple(pixels.shape), options)
         status.stage(lambda: previews.thumbnail(pixels[:1, :3]))
         moments = torch.empty(job.output_shape, device=self.output_device)
-        run.run(job, pixels, moments, status, self.loaded_for)
+        run_job(job, pixels, moments, status, self.loaded_for)
         with self.weights() as model:
             return latents.posterior_to_wire(model, DiagonalGaussianDistribution(moments))
 
@@ -199,5 +200,5 @@ class AutoencoderDecoding:
         image = torch.empty(self.shape, dtype=vae.output_dtype, device=vae.output_device)
         with vae.weights() as model:
             z = latents.from_wire(model, samples.float())
-        run.run(self.job, z, image.movedim(-1, 1), status, vae.loaded_for)
+        run_job(self.job, z, image.movedim(-1, 1), status, vae.loaded_for)
         return image

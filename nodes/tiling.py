@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..vae_core import Options, TileSpec
 from ..vae_core.errors import TilingError
 from ..vae_core.units import GIB
-from . import checks, inputs
+from . import checks
 
 AUTOMATIC_TILE = 64  # latent pixels, of blended tiles
 
@@ -24,27 +24,24 @@ def options_of(
         unit: pixels along one side of a latent pixel.
 
     Raises:
-        TilingError: a tile smaller than a latent pixel, an overlap that does not fit, or blended circular tiles.
-        ConfigError: a value that is not one of the choices, or below 0.
+        TilingError: a choice that does not exist, a tile smaller than a latent pixel, an overlap that does not fit, or
+            blended circular tiles.
+        ConfigError: a number below 0.
     """
-    checks.check_choice("mode", mode, inputs.MODES)
-    checks.check_choice("circular", circular, inputs.CIRCULAR)
     checks.check_at_least(0, tile_size=tile_size, overlap=overlap, memory_budget=memory_budget)
     if tile_size and tile_size < unit:
         raise TilingError(
             f"a tile of {tile_size} pixels is smaller than one latent pixel of this VAE ({unit}x{unit} pixels). "
             f"Set tile_size to {unit} or more, or to 0 for automatic."
         )
-    size = tile_size // unit or None
+    size, shared = tile_size // unit or None, overlap // unit
     if mode == "exact":
         tiling = None if size is None else TileSpec(size=size)
         return Options(tiling, int(memory_budget * GIB) or None, circular)  # type: ignore[arg-type]
-    if circular != "none":
-        raise TilingError("blended tiles cannot be circular. Set mode to exact, or circular to none.")
     size = size or AUTOMATIC_TILE
-    if overlap // unit >= size:
+    if shared >= size:
         raise TilingError(
             f"an overlap of {overlap} pixels does not fit tiles of {size * unit} pixels. Reduce the overlap, or use "
             f"larger tiles."
         )
-    return Options(TileSpec(size=size, overlap=overlap // unit, mode="blended"))
+    return Options(TileSpec(size, shared, mode), circular=circular)  # type: ignore[arg-type]

@@ -25,8 +25,10 @@ Result = TypeVar("Result")
 
 STEM = "diffusion_pytorch_model"
 WEIGHT_SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
-_HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
-_ADDRESS = re.compile(r"https?:/{1,2}(?P<host>[^/]+)/(?P<repo>[^/]+/[^/]+)(?:/(?:blob|resolve|raw|tree)/(?P<rest>.+))?")
+_HUB_SERVERS = ("huggingface.co", "www.huggingface.co", "hf.co")
+_ADDRESS = re.compile(
+    r"https?:/{1,2}(?P<site>[^/]+)/(?P<repo>[^/]+/[^/]+)(?:/(?:blob|resolve|raw|tree)/(?P<rest>.+))?"
+)
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(/[^\\:*?\"<>|]+)?")
 
 
@@ -80,12 +82,12 @@ def hub_name(name: PathLike) -> HubName | None:
     Takes `org/name`, `org/name/folder/file.safetensors`, and addresses with `/blob/`, `/resolve/` or neither.
 
     Raises:
-        CheckpointError: an address of another host.
+        CheckpointError: an address of another site.
     """
     text = name if isinstance(name, str) else PurePosixPath(os.fspath(name).replace("\\", "/")).as_posix()
     address = _ADDRESS.fullmatch(text.split("?")[0])
     if address is not None:
-        if address["host"] not in (*_HUB_HOSTS, _endpoint_host()):
+        if address["site"] not in (*_HUB_SERVERS, _endpoint_server()):
             raise CheckpointError(
                 f"{text} is not an address of the Hugging Face Hub. Download the file, and give its path on this disk."
             )
@@ -329,6 +331,6 @@ def _is_address(name: HubName) -> bool:
     return name.revision is not None
 
 
-def _endpoint_host() -> str:
-    """The host that huggingface_hub asks, where it is another one (HF_ENDPOINT)."""
+def _endpoint_server() -> str:
+    """The server that huggingface_hub asks, where it is another one (HF_ENDPOINT)."""
     return re.sub(r"^https?://", "", os.environ.get("HF_ENDPOINT", "")).strip("/")

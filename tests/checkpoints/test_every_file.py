@@ -32,16 +32,6 @@ STEM = "diffusion_pytorch_model"
 Weights = dict[str, Tensor]
 
 
-@pytest.fixture(scope="module")
-def vae() -> AutoencoderKL:
-    return make(fields(32, 64))
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "vae.safetensors"
-
-
 @pytest.mark.parametrize("model", MODELS)
 def test_shapes_of_a_config_are_those_of_its_model(model: str) -> None:
     with torch.device("meta"):

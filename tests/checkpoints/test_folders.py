@@ -15,11 +15,6 @@ STEM = "diffusion_pytorch_model"
 Weights = dict[str, Tensor]
 
 
-@pytest.fixture(scope="module")
-def vae() -> AutoencoderKL:
-    return make(fields(32, 64))
-
-
 def test_a_folder_with_one_file_of_any_name(vae: AutoencoderKL, tmp_path: Path) -> None:
     path = write(ldm(vae), tmp_path / "my vae.safetensors")
     assert_same_weights(load_vae(tmp_path), vae)  # no config.json

@@ -19,16 +19,6 @@ Weights = dict[str, Tensor]
 EIGHT_BITS = torch.float8_e4m3fn
 
 
-@pytest.fixture(scope="module")
-def vae() -> AutoencoderKL:
-    return make(fields(32, 64))
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "vae.safetensors"
-
-
 def refusal(path: Path) -> str:
     """What both load_vae and inspect_vae say of a file."""
     with pytest.raises(CheckpointError) as error:

@@ -17,11 +17,6 @@ from vae_core.checkpoints.pretrained import parse_size, split_into_shards
 STEM = "diffusion_pytorch_model"
 
 
-@pytest.fixture(scope="module")
-def vae() -> AutoencoderKL:
-    return make(fields(32, 64))
-
-
 @pytest.fixture
 def folder(vae: AutoencoderKL, tmp_path: Path) -> Path:
     vae.save_pretrained(tmp_path / "vae")

@@ -19,6 +19,7 @@ from vae_core.datasets import Collection, Engine, LatentDataset
 from vae_core.datasets.encode import generator
 from vae_core.datasets.prepare import Prepared, prepare
 from vae_core.datasets.transfer import Raw
+from vae_core.posterior import DiagonalGaussianDistribution
 
 
 def test_latents_are_those_of_the_image(images: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
@@ -53,10 +54,20 @@ def test_what_is_kept(keep: str, images: Path, vae: AutoencoderKL, tmp_path: Pat
     moments = _tensors(tmp_path / "moments", "moments")
     found = _tensors(tmp_path / "out", "moments" if keep == "moments" else "latents")
     for image, tensor in found.items():
-        mean, logvar = moments[image].chunk(2)
-        noise = torch.randn(mean.shape, generator=generator(image))
-        expected = {"mean": mean, "moments": moments[image], "sample": mean + torch.exp(0.5 * logvar) * noise}
+        posterior = DiagonalGaussianDistribution(moments[image][None])
+        expected = {
+            "mean": posterior.mode()[0],
+            "moments": moments[image],
+            "sample": posterior.sample(generator(image))[0],
+        }
         torch.testing.assert_close(tensor, expected[keep], atol=0, rtol=1e-6)
+
+
+def test_the_seed_of_an_image_stays_what_it_is() -> None:
+    """What a collection has as samples follows from it."""
+    zeros = "0" * 64
+    seeds = [generator(zeros), generator(zeros, flipped=True), generator(zeros, epoch=1)]
+    assert [each.initial_seed() for each in seeds] == [8921785005381961254, 2991519185728019897, 7004472118547740222]
 
 
 def _tensors(out: Path, part: str) -> dict[str, torch.Tensor]:

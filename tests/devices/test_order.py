@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from given.order import HOST, Access, Order
+from given.order import CPU, Access, Order
 
 MAP, STRIP = Access("map", 0, 100), Access("strip", 0, 50)
 HALVES = Access("map", 0, 50), Access("map", 50, 100)
@@ -36,17 +36,17 @@ def overwritten_while_read(order: Order) -> None:
 
 def through_the_host(order: Order) -> None:
     order.work("down", [], [MAP])
-    order.wait(HOST, order.event("down"))
+    order.wait(CPU, order.event("down"))
     order.work("up", [MAP], [STRIP])
 
 
 def host_reads_too_soon(order: Order) -> None:
     order.work("down", [], [MAP])
-    order.work(HOST, [MAP], [])
+    order.work(CPU, [MAP], [])
 
 
 def two_readers(order: Order) -> None:
-    order.work(HOST, [], [MAP])
+    order.work(CPU, [], [MAP])
     order.work("up", [MAP], [])
     order.work("main", [MAP], [])
 
@@ -89,7 +89,7 @@ def freed_where_the_allocator_knows(order: Order) -> None:
 
 def host_memory_freed_while_used(order: Order) -> None:
     order.work("down", [STRIP], [MAP])
-    order.free("map", HOST)
+    order.free("map", CPU)
 
 
 RIGHT = [

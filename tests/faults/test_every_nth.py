@@ -164,7 +164,7 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
 
 
 def check(case: Case, name: str, kind: str, n: int, once: bool, wanted: torch.Tensor) -> None:
-    pool._warned.clear()
+    pool.missing_threads.reset()
     run = getattr(case, name)
     before = descriptors()
     with faults(kind, n, once) as found:

@@ -7,4 +7,6 @@ changes     what people do to a model's modules              decoder     a decod
 runs        budgets, threads, an error to stop with          nodes       what the pack's nodes take
 collection  images and settings of a collection              hub         a Hugging Face Hub on the loopback address
 thinned     combinations of which a few run by default   command     the command line in this process
+passes      one pass of a kernel by itself               allocations what torch's allocator is asked for
+sim, order  a device that does not exist, and its checker
 """

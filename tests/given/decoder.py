@@ -43,9 +43,8 @@ class GivenDecoder(nn.Module):
         build, silu = ProgramBuilder(), nn.SiLU()
         build.convolve(self.conv_in)
         build.attend(self.conv_in.out_channels, self.rms_norm(0), self)
-        for level, (up, first, second) in enumerate(
-            zip(self.convs[::3], self.convs[1::3], self.convs[2::3], strict=True)
-        ):
+        for level in range(len(self.convs) // 3):
+            up, first, second = self.convs[3 * level : 3 * level + 3]
             build.convolve(up, scale="up")  # type: ignore[arg-type]
             x = build.current
             norms = self.rms_norm(2 * level + 1), self.rms_norm(2 * level + 2)

@@ -1,6 +1,6 @@
 """A happens-before checker for queues that run beside one another: a vector clock each, and what each buffer saw.
 
-An actor is the host or a queue of a device. The host queues work; work of one queue runs in its order; an event that
+An actor is the CPU or a queue of a device. The CPU queues work; work of one queue runs in its order; an event that
 is waited for orders two queues. Two accesses to the same bytes, one of them a write, must be ordered by this.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-HOST = "host"
+CPU = "CPU"
 Clock = dict[str, int]
 
 
@@ -39,13 +39,13 @@ class Order:
     """
 
     faults: list[str] = field(default_factory=list)
-    clocks: dict[str, Clock] = field(default_factory=lambda: {HOST: {}})
+    clocks: dict[str, Clock] = field(default_factory=lambda: {CPU: {}})
     past: dict[Hashable, list[_Past]] = field(default_factory=dict)
 
     def work(self, actor: str, reads: Iterable[Access], writes: Iterable[Access], what: str = "work") -> None:
-        """An operation on a queue, after what the host has waited for; or one of the host's own."""
+        """An operation on a queue, after what the CPU has waited for; or one of the CPU's own."""
         clock = self.clocks.setdefault(actor, {})
-        self._join(actor, self.clocks[HOST])
+        self._join(actor, self.clocks[CPU])
         clock[actor] = clock.get(actor, 0) + 1
         for write, accesses in ((False, reads), (True, writes)):
             for access in accesses:
@@ -62,15 +62,15 @@ class Order:
     def free(self, buffer: Hashable, actor: str, known: Iterable[str] = ()) -> None:
         """Its memory may now serve what `actor` does next; the allocator waits for the queues that it knows of."""
         clock = self.clocks.setdefault(actor, {})
-        seen = self.clocks[HOST] if actor == HOST else clock | {name: 1 << 62 for name in (actor, *known)}
+        seen = self.clocks[CPU] if actor == CPU else clock | {name: 1 << 62 for name in (actor, *known)}
         for past in self.past.pop(buffer, []):
-            if past.time > max(seen.get(past.actor, 0), self.clocks[HOST].get(past.actor, 0)):
+            if past.time > max(seen.get(past.actor, 0), self.clocks[CPU].get(past.actor, 0)):
                 self.faults.append(f"{buffer} is freed for {actor} while {past.actor} still uses it")
 
     def is_done(self, buffer: Hashable) -> bool:
-        """Whether the host knows that nothing uses a buffer any more."""
-        host = self.clocks[HOST]
-        return all(past.time <= host.get(past.actor, 0) for past in self.past.get(buffer, []))
+        """Whether the CPU knows that nothing uses a buffer any more."""
+        cpu = self.clocks[CPU]
+        return all(past.time <= cpu.get(past.actor, 0) for past in self.past.get(buffer, []))
 
     def _join(self, actor: str, other: Clock) -> None:
         clock = self.clocks.setdefault(actor, {})

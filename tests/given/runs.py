@@ -1,12 +1,8 @@
-"""What tests of runs share: a size, a budget, an error to stop with, and the threads that work."""
+"""What tests of runs share: a size, a budget, an error to stop with, and the engine's threads."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 
 import vae_core
 from vae_core import AutoencoderKL
@@ -31,14 +27,3 @@ def filing_budget(vae: AutoencoderKL, shape: tuple[int, ...]) -> int:
 def workers() -> list[str]:
     """Names of the engine's threads that are alive."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("seamless-vae")]
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """So many threads of torch's."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -25,7 +25,7 @@ from vae_core.streaming import stats, store, strips, transfer
 from vae_core.streaming.job import prepare
 from vae_core.streaming.options import Options
 
-from .order import HOST, Access, Clock, Order
+from .order import CPU, Access, Clock, Order
 
 KIND = "sim"
 MAIN = "main"
@@ -94,7 +94,7 @@ class Event:
         self._watch, self.clock = watch, clock
 
     def synchronize(self) -> None:
-        self._watch.order.wait(HOST, self.clock)
+        self._watch.order.wait(CPU, self.clock)
 
 
 class Stream:
@@ -188,7 +188,7 @@ class Watch(TorchDispatchMode):
         operands = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         if name == "_local_scalar_dense":  # what nothing was computed for: true, or one
             self.order.work(self._actor(operands), map(self._access, operands), [], name)
-            self.order.wait(HOST, self.order.event(self._actor(operands)))
+            self.order.wait(CPU, self.order.event(self._actor(operands)))
             return True if operands[0].dtype == torch.bool else 1.0
         result = func(*args, **kwargs)
         results = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
@@ -210,7 +210,7 @@ class Watch(TorchDispatchMode):
         writes += [each for each in results if all(each is not other for other in writes)]
         actor = self._actor([*operands, *results])
         self.order.work(actor, map(self._access, reads), map(self._access, writes), name)
-        if actor == HOST:
+        if actor == CPU:
             return
         self.seen.launches += 1
         if len({_on_device(each) for each in (*reads, *writes) if each.dim() or _on_device(each)}) > 1:
@@ -219,7 +219,7 @@ class Watch(TorchDispatchMode):
     def _copied(
         self, name: str, func: Any, args: Any, kwargs: Any, reads: list[Tensor], writes: list[Tensor], actor: str
     ) -> None:
-        """Between the device and CPU memory; the host waits for it unless it is asked not to."""
+        """Between the device and CPU memory; the CPU waits for it unless it is asked not to."""
         if name not in ("copy_", "_to_copy"):
             self.seen.faults.append(f"{name} has operands on the device and in CPU memory")
         size = writes[0].numel() * writes[0].element_size()
@@ -231,10 +231,10 @@ class Watch(TorchDispatchMode):
             self.seen.beside += size if actor != MAIN else 0
         options = {argument.name: value for argument, value in _named(func, args, kwargs)}
         if not options.get("non_blocking"):
-            self.order.wait(HOST, self.order.event(actor))
+            self.order.wait(CPU, self.order.event(actor))
 
     def _actor(self, tensors: list[Tensor]) -> str:
-        return self.current.name if any(_on_device(each) for each in tensors) else HOST
+        return self.current.name if any(_on_device(each) for each in tensors) else CPU
 
     def _access(self, tensor: Tensor) -> Access:
         key, _ = self._buffer(tensor)
@@ -250,7 +250,7 @@ class Watch(TorchDispatchMode):
         if key not in self._buffers:
             self._bury()
             device = _on_device(tensor)
-            actor = self.current.name if device else HOST
+            actor = self.current.name if device else CPU
             self._buffers[key] = _Buffer(StorageWeakRef(storage), storage.nbytes(), device, actor)
             if device:
                 self._living += storage.nbytes()
@@ -258,7 +258,7 @@ class Watch(TorchDispatchMode):
         return key, self._buffers[key]
 
     def _bury(self) -> None:
-        """Memory without a reference: what a queue may still use of it counts until the host has waited for that."""
+        """Memory without a reference: what a queue may still use of it counts until the CPU has waited for that."""
         for key in [key for key, buffer in self._buffers.items() if buffer.alive.expired()]:
             buffer = self._buffers[key]
             if buffer.known - {buffer.actor} and not self.order.is_done(key):

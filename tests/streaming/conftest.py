@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch
 from given.models import SMALL, make
 
 import vae_core
 from vae_core import AutoencoderKL
 from vae_core.streaming import winograd
+from vae_core.threads import torch_threads
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -34,7 +34,5 @@ def transforms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(params=[1, 2])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with torch_threads(request.param):
+        yield request.param

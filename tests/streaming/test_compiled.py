@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -79,7 +78,7 @@ def add(x):
 def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """A maker of the compiled function, as a new process would find it: `add(number)`."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(internals, "_warned", threading.Event())
+    internals.cache_failure.reset()
     file = tmp_path / "seamless_vae_test_add.py"
     loaded: list[str] = []
 

@@ -70,7 +70,7 @@ def test_where_the_kernel_begins_to_hold_back(tmp_path: Path) -> None:
     [("/docker/0123", "/docker/0123"), ("/docker/0123", "/"), ("/", "/"), ("/elsewhere", "/docker/0123")],
 )
 def test_a_container_of_version_1(group: str, mounted: str, tmp_path: Path) -> None:
-    """Its own group is mounted, or the whole tree is; or its path is one that only the host knows."""
+    """Its own group is mounted, or the whole tree is; or its path is one outside of the container."""
     below = "docker/0123/" if (group, mounted) == ("/docker/0123", "/") else ""
     files: dict[str, str | int] = {
         "memory/memory.limit_in_bytes": UNLIMITED,
@@ -125,7 +125,7 @@ def test_no_proc_at_all(tmp_path: Path) -> None:
 def test_the_smallest_counts(
     machine: int | None, limits: int | None, free: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "_free_of_machine", lambda: machine)
+    monkeypatch.setattr(memory, "free_of_machine", lambda: machine)
     monkeypatch.setattr(memory, "free_within_limits", lambda: limits)
     assert memory.available_bytes(torch.device("cpu")) == free
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from given.allocations import LargestAllocation
 from given.inputs import image, latent
 from given.models import ATTENTION_EVERYWHERE, fields, make
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import vae_core
 from vae_core import AutoencoderKL, TileSpec
@@ -22,6 +20,7 @@ from vae_core.streaming.kernel import cut
 from vae_core.streaming.maps import FeatureMap
 from vae_core.streaming.pages import pages
 from vae_core.streaming.store import MapStore
+from vae_core.threads import torch_threads
 
 CPU = torch.device("cpu")
 CONFIG = fields(32, 40, layers_per_block=1, norm_num_groups=8)  # with shortcuts that narrow and that widen
@@ -181,29 +180,6 @@ def test_bands_of_a_map_that_cannot_be_had_whole_are_given_back(monkeypatch: pyt
     assert not any(store.used.values())
 
 
-class LargestResult(TorchDispatchMode):
-    """Keeps the largest number of bytes that any operation has made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        leaves = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
-        self.bytes = max([self.bytes, *(each.nbytes for each in leaves)])
-        return result
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("direct", [False, True])
 @torch.no_grad()
 def test_nothing_is_made_that_is_as_large_as_a_map(
@@ -215,6 +191,6 @@ def test_nothing_is_made_that_is_as_large_as_a_map(
         monkeypatch.setattr(f"vae_core.streaming.{name}", 2**8)
     z = latent(1, 128)
     largest_map = 4 * 256 * 256 * 32
-    with LargestResult() as seen, vae_core.kernels("reference" if direct else "winograd"):
+    with LargestAllocation() as seen, torch_threads(1), vae_core.kernels("reference" if direct else "winograd"):
         result = vae_core.decode(vae, z, tiling=TileSpec(size=4))
     assert result.nbytes == 4 * 256 * 256 * 3 <= seen.bytes < largest_map // 4

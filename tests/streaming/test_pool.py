@@ -65,8 +65,8 @@ def numbers_of_new_thread() -> int:
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(pool, "_warned", threading.Event())
+def nothing_stays() -> Iterator[None]:
+    pool.missing_threads.reset()
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -238,7 +238,7 @@ def check_interruptions(step: int) -> None:
 @pytest.mark.parametrize("number_is_each_threads_own", [True, False], ids=["own", "default"])
 def test_interruptions_at_every_instruction(number_is_each_threads_own: bool, monkeypatch: Any) -> None:
     if not number_is_each_threads_own:
-        monkeypatch.setattr(internals, "_thread_setters", list)
+        monkeypatch.setattr(internals, "thread_setters", list)
     check_interruptions(step=5)
 
 
@@ -246,7 +246,7 @@ def test_interruptions_at_every_instruction(number_is_each_threads_own: bool, mo
 @pytest.mark.parametrize("number_is_each_threads_own", [True, False], ids=["own", "default"])
 def test_interruptions_at_every_single_instruction(number_is_each_threads_own: bool, monkeypatch: Any) -> None:
     if not number_is_each_threads_own:
-        monkeypatch.setattr(internals, "_thread_setters", list)
+        monkeypatch.setattr(internals, "thread_setters", list)
     check_interruptions(step=1)
 
 
@@ -310,7 +310,7 @@ def test_ctrl_c_very_often(seed: int) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the default is another for a moment")
 def test_threads_that_others_start_meanwhile_keep_their_own_number() -> None:
-    if not internals._thread_setters():
+    if not internals.thread_setters():
         pytest.skip("this torch has no number of threads for one thread alone")
     wrong: list[int] = []
     stop = threading.Event()
@@ -334,7 +334,7 @@ def test_threads_that_others_start_meanwhile_keep_their_own_number() -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_number_for_this_thread_alone(count: int, own: bool, monkeypatch: Any) -> None:
     if not own:
-        monkeypatch.setattr(internals, "_thread_setters", list)
+        monkeypatch.setattr(internals, "thread_setters", list)
     found: list[int] = []
 
     def work() -> None:

@@ -61,7 +61,7 @@ def test_input_that_is_not_finite(value: float, vae: AutoencoderKL) -> None:
     [
         ({"circular": "z"}, "circular is 'z'"),
         ({"circular": None}, "circular is None"),
-        ({"circular": "x", "tiling": TileSpec(size=8, overlap=2, mode="blended")}, "blended tiling cannot be circular"),
+        ({"circular": "x", "tiling": TileSpec(size=8, overlap=2, mode="blended")}, "blended tiles cannot be circular"),
     ],
 )
 def test_wrong_circular_axes(options: dict[str, Any], said: str, vae: AutoencoderKL) -> None:

@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from given.allocations import LargestAllocation
+from given.passes import CPU, pass_inputs
+from torch import nn
 
 from vae_core.streaming import winograd
 from vae_core.streaming.compiled_winograd import CompiledWinograd
 from vae_core.streaming.direct import DirectConvolution
 from vae_core.streaming.internals import products_available
-from vae_core.streaming.kernel import PassInputs
 from vae_core.streaming.maps import FeatureMap
 from vae_core.streaming.options import Axes
 from vae_core.streaming.program import Convolve
@@ -23,8 +22,6 @@ from vae_core.streaming.scratch import Scratches, ScratchStore, total
 from vae_core.streaming.stats import StatsTable, StripStats
 from vae_core.streaming.store import MapStore
 from vae_core.streaming.torch_winograd import TorchWinograd
-
-CPU = torch.device("cpu")
 
 
 def kernel(
@@ -56,19 +53,17 @@ def kernel(
         shortcut=nn.Conv2d(24, outputs, 1, dtype=dtype) if shortcut else None,
     )
     return kind(
-        PassInputs(
-            step=step,
-            source=FeatureMap.of(torch.randn(1, *size, inputs).to(dtype)),
-            target=FeatureMap.of(target),
+        pass_inputs(
+            step,
+            FeatureMap.of(torch.randn(1, *size, inputs).to(dtype)),
+            FeatureMap.of(target),
             residual=FeatureMap.of(torch.randn(1, height, width, 24).to(dtype)) if shortcut else None,
             dtype=dtype,
             coefficients=(torch.ones(1, inputs), torch.zeros(1, inputs)) if activated else None,
             circular=Axes(y=circular, x=circular),
             max_rows=8,
-            strip_bytes=2**22,
-            device=CPU,
             workers=workers,
-            store=store or MapStore(CPU),
+            store=store,
         )
     )
 
@@ -129,35 +124,13 @@ def test_terms_of_the_direct_kernel_are_what_it_allocates(scale: str, dtype: tor
     made.close()
 
 
-class LargestResult(TorchDispatchMode):
-    """The largest number of bytes that an operation has taken of torch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = {storage.data_ptr() for storage in storages((args, kwargs))}
-        for storage in storages(result):
-            if storage.data_ptr() not in given:
-                self.bytes = max(self.bytes, storage.nbytes())
-        return result
-
-
-def storages(tree: Any) -> list[Any]:
-    """Of all tensors but packed weights, which have none."""
-    tensors = [each for each in tree_leaves(tree) if isinstance(each, Tensor)]
-    return [each.untyped_storage() for each in tensors if each.layout == torch.strided]
-
-
 @pytest.mark.skipif(not winograd.compiled(), reason="numba is not installed")
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
 def test_strips_of_a_fast_kernel_take_nothing_of_an_allocator(case: str) -> None:
     made = kernel(CompiledWinograd, **CASES[case])
     made.prepare(made.pack())
-    with LargestResult() as largest:
+    with LargestAllocation() as largest:
         for strip in made.layout.strips():
             made.compute(strip)
     made.combine(range(len(made.layout)))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from given.decoder import GivenDecoder
-from given.runs import threads
 from given.thinned import thinned
 
 from vae_core import TileSpec, kernels
 from vae_core.streaming import Options, prepare
+from vae_core.threads import torch_threads
 
 
 @thinned(mode=["auto", "direct", "winograd"], size=[None, 3, 64], count=[1, 2])
@@ -18,7 +18,7 @@ def test_another_architecture_streams_exactly(mode: str, size: int | None, count
     decoder, z = GivenDecoder().eval(), torch.randn(3, 4, 19, 26)
     want = decoder.double()(z.double())
     decoder.float()
-    with kernels(mode), threads(count):  # type: ignore[arg-type]
+    with kernels(mode), torch_threads(count):  # type: ignore[arg-type]
         job = prepare(decoder.half(), z.shape, Options(tiling=TileSpec(size=size)))
         result = job.run(z)
     assert job.way.name == "strips" and job.plan.strips > job.plan.passes

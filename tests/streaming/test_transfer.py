@@ -1,4 +1,4 @@
-"""Transfers between the host and a GPU, and what is asked of CUDA, by stand-ins that write down every call."""
+"""Transfers between CPU memory and a GPU, and what is asked of CUDA, by stand-ins that write down every call."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from given.passes import pass_inputs
 from torch import nn
 
 from vae_core.streaming import devices, internals, memory, transfer
-from vae_core.streaming.kernel import PassInputs
 from vae_core.streaming.ledger import PlannedStore
 from vae_core.streaming.maps import FeatureMap, PlannedMap
 from vae_core.streaming.memory import available_bytes
-from vae_core.streaming.options import NO_AXES, Options
+from vae_core.streaming.options import Options
 from vae_core.streaming.program import Attend
 from vae_core.streaming.store import MapStore, Store
 from vae_core.streaming.stored_attention import StoredAttention
@@ -84,7 +84,7 @@ def test_what_lies_on_the_device_is_not_copied_beside_it(gpu: SimpleNamespace, m
         copied.extend(pieces)
         return torch.zeros(pieces[0].shape)
 
-    monkeypatch.setattr("vae_core.streaming.transfer._copied", copy)
+    monkeypatch.setattr("vae_core.streaming.transfer.copied_to", copy)
     here, elsewhere = torch.ones(1, 2, 3, 4), torch.empty(1, 2, 3, 4, device="meta")
     arriving = gpu.transfers.upload([here[:, 1:]], [elsewhere])
     assert len(copied) == 1 and copied[0] is elsewhere
@@ -111,7 +111,7 @@ def test_a_refused_page_lock_leaves_no_error_behind(code: int, monkeypatch: pyte
         cudaHostUnregister=lambda address: calls.append("unregister") or code,
     )
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
-    monkeypatch.setattr(internals, "_take_cuda_error", lambda: calls.append("take"))
+    monkeypatch.setattr(internals, "take_cuda_error", lambda: calls.append("take"))
     data = torch.empty(8, dtype=torch.uint8)
     assert internals.page_lock(data, torch.device("cuda:0")) == (code == 0)
     internals.unlock(data)
@@ -160,7 +160,7 @@ def test_memory_of_every_kind_of_device(kind: str, monkeypatch: pytest.MonkeyPat
 def test_apples_memory_is_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     module = SimpleNamespace(recommended_max_memory=lambda: 2**60, current_allocated_memory=lambda: 0)
     monkeypatch.setattr(devices, "module_of", lambda device: module)
-    monkeypatch.setattr(memory, "_available_on_cpu", lambda: 1000)
+    monkeypatch.setattr(memory, "available_on_cpu", lambda: 1000)
     assert available_bytes(torch.device("mps")) == 1000
     assert memory.offload_bytes(torch.device("mps")) == memory.offload_bytes(CPU) == 0
     assert memory.offload_bytes(torch.device("cuda")) == 700
@@ -211,22 +211,8 @@ def attention(positions: int, device: str, store: Store) -> StoredAttention:
     """The kernel of an attention over one row of positions, of 8 channels."""
     source = PlannedMap.whole((1, positions, 1, 8))
     step = Attend("map", "map", 8, nn.GroupNorm(1, 8), None)  # type: ignore[arg-type]
-    return StoredAttention(
-        PassInputs(
-            step=step,
-            source=source,
-            target=source,
-            residual=None,
-            dtype=torch.float32,
-            coefficients=None,
-            circular=NO_AXES,
-            max_rows=None,
-            strip_bytes=2**28,
-            device=torch.device(device),
-            workers=1,
-            store=store,
-        )
-    )
+    on = torch.device(device)
+    return StoredAttention(pass_inputs(step, source, source, strip_bytes=2**28, device=on, workers=1, store=store))
 
 
 def test_keys_without_values_are_given_back() -> None:

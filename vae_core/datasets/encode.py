@@ -7,7 +7,6 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +20,7 @@ from ..posterior import DiagonalGaussianDistribution
 from ..running import prepare_encode
 from ..streaming.job import Job
 from ..streaming.options import Options
+from ..threads import torch_threads
 from .prepare import Prepared, Result
 from .settings import STORED, Failure, Scale, Settings
 
@@ -58,7 +58,7 @@ class Encoder:
     def __call__(self, batch: list[Prepared]) -> list[Encoded | Failure]:
         """Encode images of one size, at most `settings.batch` of them."""
         began = time.monotonic()
-        with _threads(self.settings.threads):
+        with torch_threads(self.settings.threads):
             pixels = torch.from_numpy(np.stack([image.pixels for image in batch]))
             plain = self._latents(pixels, batch, False)
             mirrored = self._latents(pixels.flip(2), batch, True) if self.settings.flip else [None] * len(batch)
@@ -103,17 +103,6 @@ def generator(sha256: str, flipped: bool = False, epoch: int = 0) -> torch.Gener
     """The source of an image's randomness: its content alone decides it, on every machine and in any order."""
     seed = hashlib.sha256(f"{sha256} {int(flipped)} {epoch}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """So many threads for torch."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass

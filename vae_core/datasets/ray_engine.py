@@ -73,9 +73,9 @@ def run(
 
 
 def _join(ray: Any, address: str | None) -> None:
-    if address is not None and (host := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)):
+    if address is not None and (server := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)):
         try:  # Ray itself would end this process
-            socket.create_connection((host[1], int(host[2])), timeout=10).close()
+            socket.create_connection((server[1], int(server[2])), timeout=10).close()
         except (OSError, OverflowError) as error:
             raise DatasetError(_NO_CLUSTER.format(address, error)) from None
     # What a cluster's machines run is this very package, whatever they have installed.

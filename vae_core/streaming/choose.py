@@ -128,7 +128,7 @@ def choose_way(
     Args:
         patch: what is patched in the model, in words; None for an unmodified one.
         fits: whether the reference path has room within the budget.
-        precisions: of the arithmetic and of the weights.
+        precisions: of the computation and of the weights.
 
     Raises:
         TilingError: circular axes for a patched model.

@@ -50,6 +50,7 @@ import torch
 from torch import Tensor
 
 from ..units import MIB
+from .once import WarnOnce
 
 logger = logging.getLogger("seamless_vae")
 
@@ -69,14 +70,14 @@ def set_threads_of_this_thread(count: int) -> None:
     """Let torch use so many threads for what the calling thread computes. For others, and those to come, it stays."""
     if torch.get_num_threads() == count:  # asked first: a thread takes over the default when it is first asked
         return
-    for setter in _thread_setters():
+    for setter in thread_setters():
         setter(count)
     if torch.get_num_threads() != count:
         _set_and_put_default_back(count)
 
 
 @functools.cache
-def _thread_setters() -> list[Any]:
+def thread_setters() -> list[Any]:
     if sys.platform != "linux":
         return []
     try:
@@ -155,17 +156,17 @@ def page_lock(data: Tensor, device: torch.device) -> bool:
     failed = int(torch.cuda.cudart().cudaHostRegister(data.data_ptr(), data.numel(), 0))  # type: ignore[union-attr]
     if failed:
         logger.info("%d MiB of memory could not be page-locked; copies take longer.", data.numel() // MIB)
-        _take_cuda_error()
+        take_cuda_error()
     return not failed
 
 
 def unlock(data: Tensor) -> None:
     """End what `page_lock` began."""
     if int(torch.cuda.cudart().cudaHostUnregister(data.data_ptr())):  # type: ignore[union-attr]
-        _take_cuda_error()
+        take_cuda_error()
 
 
-def _take_cuda_error() -> None:
+def take_cuda_error() -> None:
     """Clear the error that CUDA keeps of a call whose failure is handled; the next kernel would be blamed for it."""
     with contextlib.suppress(RuntimeError):
         torch.empty(1, device="cuda").fill_(0)  # the kernel to be blamed
@@ -319,16 +320,14 @@ class _Files:
             path.unlink(missing_ok=True)
 
 
-_warned = threading.Event()
+cache_failure = WarnOnce(logger)
 
 
 def _warn_once(what: str, error: Exception) -> None:
-    if not _warned.is_set():
-        _warned.set()
-        logger.warning(
-            "%s (%s: %s). They are compiled anew, which takes about half a minute. If this comes back, free some disk "
-            "space, or set NUMBA_CACHE_DIR to a folder that can be written.",
-            what[0].upper() + what[1:],
-            type(error).__name__,
-            error,
-        )
+    cache_failure(
+        "%s (%s: %s). They are compiled anew, which takes about half a minute. If this comes back, free some disk "
+        "space, or set NUMBA_CACHE_DIR to a folder that can be written.",
+        what[0].upper() + what[1:],
+        type(error).__name__,
+        error,
+    )

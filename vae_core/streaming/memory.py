@@ -20,11 +20,11 @@ DEFAULT_SHARE = 0.7
 def available_bytes(device: torch.device) -> int | None:
     """Free memory of the device; None where the system does not say."""
     if device.type == "cpu":
-        return _available_on_cpu()
+        return available_on_cpu()
     free = devices.free_bytes(device)
     if free is None or not devices.has_cpu_memory(device):
         return free
-    on_cpu = _available_on_cpu()
+    on_cpu = available_on_cpu()
     return free if on_cpu is None else min(free, on_cpu)
 
 
@@ -35,13 +35,13 @@ def offload_bytes(device: torch.device) -> int:
     return int((available_bytes(torch.device("cpu")) or 0) * DEFAULT_SHARE)
 
 
-def _available_on_cpu() -> int | None:
+def available_on_cpu() -> int | None:
     """The smallest of what the machine has free and of what this process may still take."""
-    known = [free for free in (_free_of_machine(), free_within_limits()) if free is not None]
+    known = [free for free in (free_of_machine(), free_within_limits()) if free is not None]
     return min(known, default=None)
 
 
-def _free_of_machine() -> int | None:
+def free_of_machine() -> int | None:
     if sys.platform == "win32":
         return _available_on_windows()
     try:

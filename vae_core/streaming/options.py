@@ -58,7 +58,7 @@ class Options:
         if self.circular not in get_args(Circular):
             raise TilingError(f"circular is {self.circular!r}; it is one of {', '.join(get_args(Circular))}.")
         if self.blended and self.circular != "none":
-            raise TilingError("blended tiling cannot be circular; use exact tiling for a seamless texture.")
+            raise TilingError("blended tiles cannot be circular. Set the mode to exact, or circular to none.")
         budget = self.memory_budget
         if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget <= 0):
             raise MemoryBudgetError(

@@ -17,6 +17,7 @@ import torch
 from . import internals
 from .kernel import Kernel
 from .memory import give_back_freed
+from .once import WarnOnce
 from .shortage import is_out_of_memory
 
 logger = logging.getLogger("seamless_vae")
@@ -157,18 +158,16 @@ def _join(thread: threading.Thread) -> None:
         thread.join()
 
 
-_warned = threading.Event()
+missing_threads = WarnOnce(logger)
 
 
 def _warn_of_missing_threads(started: int, wanted: int) -> None:
-    if not _warned.is_set():
-        _warned.set()
-        logger.warning(
-            "the system does not allow %d threads more (%d could be started), so this takes longer. Raise the limit of "
-            "processes or of memory (ulimit -u, ulimit -v, or that of the container), or close other programs.",
-            wanted,
-            started,
-        )
+    missing_threads(
+        "the system does not allow %d threads more (%d could be started), so this takes longer. Raise the limit of "
+        "processes or of memory (ulimit -u, ulimit -v, or that of the container), or close other programs.",
+        wanted,
+        started,
+    )
 
 
 def run_strips(

@@ -64,7 +64,7 @@ class Transfers:
         self._up.wait_stream(current)
         with self._module.stream(self._up):
             copies = [
-                None if stays else _copied(pieces, self.device) for pieces, stays in zip(windows, here, strict=True)
+                None if stays else copied_to(pieces, self.device) for pieces, stays in zip(windows, here, strict=True)
             ]
         # What is on the device stays on the current stream, whose memory the other one must not read unseen.
         both = zip(windows, copies, strict=True)
@@ -104,7 +104,7 @@ def _streams(device: torch.device) -> tuple[Any, Any]:
     return module.Stream(device), module.Stream(device)
 
 
-def _copied(pieces: list[Tensor], device: torch.device) -> Tensor:
+def copied_to(pieces: list[Tensor], device: torch.device) -> Tensor:
     batch, _, width, channels = pieces[0].shape
     counts = [piece.shape[1] for piece in pieces]
     there = torch.empty((batch, sum(counts), width, channels), dtype=pieces[0].dtype, device=device)

@@ -23,21 +23,6 @@ from vae_core.image import write_image
 SHARDS: dict[str, Any] = {"max_shard_size": "30KB"}
 
 
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda _: None)
-
-
-@pytest.fixture(scope="module")
-def old() -> AutoencoderKL:
-    return make(fields(8, 8, norm_num_groups=8, layers_per_block=1, scaling_factor=0.5))
-
-
-@pytest.fixture(scope="module")
-def new() -> AutoencoderKL:
-    return make(fields(8, 8, norm_num_groups=8, layers_per_block=1, scaling_factor=0.25), seed=1)
-
-
 def traces(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*") if path.name.startswith(temporaries.PREFIX)]
 

@@ -17,7 +17,7 @@ from .status import NodeStatus
 logger = logging.getLogger("seamless_vae")
 
 
-def run(
+def run_job(
     job: Job,
     source: Tensor,
     out: Tensor,

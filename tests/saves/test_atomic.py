@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from given.files import assert_same_weights
-from given.models import fields, make
 
 from vae_core import AutoencoderKL, atomic, load_vae, save_single_file, temporaries
 from vae_core.checkpoints.pretrained import write_folder
@@ -27,21 +26,6 @@ fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 CALLS = ("open", "close", "mkdir", "rename", "replace", "link", "unlink", "rmdir", "fsync", "chmod")  # that change
 REFUSED = 5  # the exit code of a child whose save raised
 SHARDS: dict[str, Any] = {"max_shard_size": "30KB"}
-
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda _: None)
-
-
-@pytest.fixture(scope="module")
-def old() -> AutoencoderKL:
-    return make(fields(8, 8, norm_num_groups=8, layers_per_block=1, scaling_factor=0.5))
-
-
-@pytest.fixture(scope="module")
-def new() -> AutoencoderKL:
-    return make(fields(8, 8, norm_num_groups=8, layers_per_block=1, scaling_factor=0.25), seed=1)
 
 
 def in_child(action: Callable[[], object]) -> int:
