@@ -39,9 +39,11 @@ def options_of(
         tiling = None if size is None else TileSpec(size=size)
         return Options(tiling, int(memory_budget * GIB) or None, circular)  # type: ignore[arg-type]
     size = size or AUTOMATIC_TILE
-    if shared >= size:
+    fits = shared < size
+    options = Options(TileSpec(size, shared if fits else 0, mode), circular=circular)  # type: ignore[arg-type]
+    if not fits:
         raise TilingError(
             f"an overlap of {overlap} pixels does not fit tiles of {size * unit} pixels. Reduce the overlap, or use "
             f"larger tiles."
         )
-    return Options(TileSpec(size, shared, mode), circular=circular)  # type: ignore[arg-type]
+    return options

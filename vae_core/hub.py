@@ -26,9 +26,7 @@ Result = TypeVar("Result")
 STEM = "diffusion_pytorch_model"
 WEIGHT_SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 _HUB_SERVERS = ("huggingface.co", "www.huggingface.co", "hf.co")
-_ADDRESS = re.compile(
-    r"https?:/{1,2}(?P<site>[^/]+)/(?P<repo>[^/]+/[^/]+)(?:/(?:blob|resolve|raw|tree)/(?P<rest>.+))?"
-)
+_ADDRESS = re.compile(r"https?:/{1,2}(?P<site>[^/]+)/(?P<repo>[^/]+/[^/]+)(?:/(?:blob|resolve|raw|tree)/(?P<rest>.+))?")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(/[^\\:*?\"<>|]+)?")
 
 
