@@ -58,6 +58,7 @@ def make_pass(scale: Scale, in_channels: int, out_channels: int, side: int) -> P
         target=target,
         residual=residual,
         dtype=torch.float32,
+        map_dtype=torch.float32,
         coefficients=coefficients,
         circular=NO_AXES,
         max_rows=None,

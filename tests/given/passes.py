@@ -30,6 +30,7 @@ def pass_inputs(step: Pass, source: FeatureMap, target: FeatureMap, **others: An
         "workers": torch.get_num_threads(),
     }
     given = {**usual, **others}
+    given.setdefault("map_dtype", given["dtype"])
     return PassInputs(step=step, source=source, target=target, store=given.pop("store", None) or MapStore(CPU), **given)
 
 

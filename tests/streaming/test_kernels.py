@@ -65,7 +65,8 @@ class Maps:
     coefficients: tuple[Tensor, Tensor] | None
 
 
-def convolution(name: str, case: Convolution, maps: Maps) -> Kernel:
+def convolution(name: str, case: Convolution, maps: Maps, dtype: torch.dtype | None = None) -> Kernel:
+    """For maps, computing in their own precision, or in another."""
     kind = {"direct": DirectConvolution, "compiled": CompiledWinograd, "torch": TorchWinograd}[name]
     step = Convolve(
         "source",
@@ -83,7 +84,8 @@ def convolution(name: str, case: Convolution, maps: Maps) -> Kernel:
             maps.source,
             maps.target,
             residual=maps.residual,
-            dtype=maps.source.dtype,
+            dtype=dtype or maps.source.dtype,
+            map_dtype=maps.source.dtype,
             coefficients=maps.coefficients,
             circular=Axes(y="y" in case.circular, x="x" in case.circular),
             max_rows=case.max_rows,
@@ -271,6 +273,29 @@ def test_half_precision_rounds_each_step_once(dtype: torch.dtype, scale: str) ->
         run_pass(convolution("direct", case, maps))
     error = (joined(maps.target).double() - result - added).square().mean().sqrt()
     assert error <= 1.0 * torch.finfo(dtype).eps / 2 * (result + added).square().mean().sqrt()
+
+
+@pytest.mark.skipif(not products_available(), reason="torch has no oneDNN")
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("case", [*CASES, replace(USUAL, scale="down", act=False, size=(8, 6))], ids=str)
+@torch.no_grad()
+def test_maps_in_bfloat16_are_what_float32_gives_rounded_once(case: Convolution, name: str) -> None:
+    if name != "direct" and case.scale == "down":
+        pytest.skip("the direct kernel alone computes it")
+    stored = make(replace(case, dtype=torch.bfloat16))
+    affine = stored.coefficients and (stored.coefficients[0].float(), stored.coefficients[1].float())
+    source, target = widened(stored.source, case), widened(stored.target, case)
+    residual = target if case.residual == "in place" else stored.residual and widened(stored.residual, case)
+    wide = Maps(stored.conv.float(), stored.shortcut and stored.shortcut.float(), source, target, residual, affine)
+    expected = run_pass(convolution(name, case, wide))
+    found = run_pass(convolution(name, case, replace(stored, coefficients=affine), torch.float32))
+    assert torch.equal(joined(stored.target), joined(wide.target).bfloat16())
+    assert torch.equal(found.mean, expected.mean) and torch.equal(found.m2, expected.m2)
+
+
+def widened(whole: FeatureMap, case: Convolution) -> FeatureMap:
+    """A map in float32, in bands as large as before."""
+    return in_bands(joined(whole).float(), case.bands)
 
 
 @pytest.mark.parametrize("name", [COMPILED, "torch"])

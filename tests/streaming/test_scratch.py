@@ -35,13 +35,15 @@ def kernel(
     layout: str = "whole",
     store: MapStore | None = None,
     dtype: torch.dtype = torch.float32,
+    map_dtype: torch.dtype | None = None,
 ) -> Any:
+    of_maps = map_dtype or dtype
     inputs, outputs = channels
     height, width = {"same": size, "up": (2 * size[0], 2 * size[1]), "down": (size[0] // 2, size[1] // 2)}[scale]
     activated = scale == "same"
-    target = torch.empty(1, height, width, outputs, dtype=dtype)
+    target = torch.empty(1, height, width, outputs, dtype=of_maps)
     if layout == "channels first":
-        target = torch.empty(1, outputs, height, width, dtype=dtype).permute(0, 2, 3, 1)
+        target = torch.empty(1, outputs, height, width, dtype=of_maps).permute(0, 2, 3, 1)
     step = Convolve(
         "source",
         "target",
@@ -55,13 +57,14 @@ def kernel(
     return kind(
         pass_inputs(
             step,
-            FeatureMap.of(torch.randn(1, *size, inputs).to(dtype)),
+            FeatureMap.of(torch.randn(1, *size, inputs).to(of_maps)),
             FeatureMap.of(target),
-            residual=FeatureMap.of(torch.randn(1, height, width, 24).to(dtype)) if shortcut else None,
+            residual=FeatureMap.of(torch.randn(1, height, width, 24).to(of_maps)) if shortcut else None,
             dtype=dtype,
             coefficients=(torch.ones(1, inputs), torch.zeros(1, inputs)) if activated else None,
             circular=Axes(y=circular, x=circular),
             max_rows=8,
+            map_dtype=of_maps,
             workers=workers,
             store=store,
         )
@@ -77,6 +80,8 @@ CASES: dict[str, dict[str, Any]] = {
     "channels first": {"layout": "channels first"},
     "channels that do not fill a block of the ring": {"channels": (144, 16)},
     "weights in pieces": {"channels": (352, 352), "size": (8, 8)},
+    "maps in bfloat16": {"shortcut": True, "map_dtype": torch.bfloat16},
+    "a place for bfloat16": {"layout": "channels first", "map_dtype": torch.bfloat16},
 }
 
 
@@ -110,11 +115,16 @@ def test_terms_of_a_fast_kernel_are_what_it_allocates(case: str, kind: Any) -> N
     made.close()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "map_dtype"),
+    [(each, each) for each in (torch.float32, torch.float64, torch.bfloat16)] + [(torch.float32, torch.bfloat16)],
+)
 @pytest.mark.parametrize("scale", ["same", "up", "down"])
 @torch.no_grad()
-def test_terms_of_the_direct_kernel_are_what_it_allocates(scale: str, dtype: torch.dtype) -> None:
-    made = kernel(DirectConvolution, scale=scale, dtype=dtype)
+def test_terms_of_the_direct_kernel_are_what_it_allocates(
+    scale: str, dtype: torch.dtype, map_dtype: torch.dtype
+) -> None:
+    made = kernel(DirectConvolution, scale=scale, dtype=dtype, map_dtype=map_dtype)
     terms = made.workspace()
     made.prepare(made.pack())
     allocated = made.scratches.allocated

@@ -59,6 +59,9 @@ def some(name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) ->
     return torch.full(tuple(shape), torch.nan, dtype=dtype)
 
 
+FLOAT32 = np.float32(0)  # what the numbers of a map are
+
+
 def rows_of(array: np.ndarray) -> np.ndarray:
     """Addresses of the rows of [rows, W, C], as the compiled functions take them: in numbers of four bytes."""
     return array.ctypes.data // 4 + np.arange(len(array), dtype=np.int64) * array[0].size
@@ -77,7 +80,7 @@ def inputs_of(transform: Transform, source: Tensor, compiled: bool, affine=None)
         winograd_torch.transform_inputs(transform, source, 0, 0, False, tensors, (1, 1), some, out)
         return out.reshape(n * n, channels)
     jit, ring, place = winograd.jit(), np.empty((channels // 16, 6, 6, 16), np.float32), begin(out.numpy())
-    image = rows_of(source.numpy()), width, channels
+    image = rows_of(source.numpy()), width, channels, FLOAT32
     if transform is UPSAMPLE:
         jit.upsample_inputs(image, 0, 0, False, begin(ring), place, (1, 1), channels)
     else:
@@ -95,15 +98,15 @@ def outputs_of(transform: Transform, products: Tensor, compiled: bool) -> Tensor
         winograd_torch.transform_outputs(transform, products[None, None], bias, None, target, (1, 1), some, sums)
         return checked(target, sums)
     rows, products = rows_of(target.numpy()), products.contiguous()
-    place, size, totals = (rows, (0, 0), channels), (4, 4), [each.ctypes.data // 8 for each in sums]
+    place, size, totals = (rows, (0, 0), channels, FLOAT32), (4, 4), tuple(each.ctypes.data // 8 for each in sums)
     if transform is UPSAMPLE:
         winograd.jit().upsample_outputs(
-            begin(products.numpy()), channels, begin(bias.numpy()), place, size, channels, *totals
+            begin(products.numpy()), channels, begin(bias.numpy()), place, size, channels, totals
         )
     else:
-        nothing = False, rows, (0, 0), channels
+        nothing = False, rows, (0, 0), channels, FLOAT32
         winograd.jit().transform_outputs(
-            begin(products.numpy()), channels, begin(bias.numpy()), nothing, place, size, channels, *totals
+            begin(products.numpy()), channels, begin(bias.numpy()), nothing, place, size, channels, totals
         )
     return checked(target, sums)
 

@@ -68,6 +68,16 @@ def kernel_choice() -> KernelChoice:
     return _choice.get()
 
 
+def computing_dtype(maps: torch.dtype, device: torch.device, mode: KernelMode) -> torch.dtype:
+    """The precision to compute in where maps are in another: on a CPU, bfloat16 is a way to store float32.
+
+    Processors compute in float32 at least half as fast as in bfloat16, and most far faster; fast kernels then make up
+    for it, and nothing is rounded but what is stored.
+    """
+    stored = device.type == "cpu" and maps == torch.bfloat16 and mode in ("auto", "winograd")
+    return torch.float32 if stored else maps
+
+
 def choose_kernel(
     step: Pass,
     source: FeatureMap,
@@ -193,7 +203,7 @@ _FAST_SHARE = 0.4
 
 def may_be_faster(half: Half, x: Tensor) -> bool:
     """Whether it is worth finding out if strips are faster than the reference path."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
+    if x.device.type != "cpu" or arithmetic(x.dtype, x.device, kernel_mode()) != torch.float32:
         return False
     height, width = half.latent_size(x.shape)
     return height * width * x.shape[0] >= _SMALLEST
@@ -202,6 +212,7 @@ def may_be_faster(half: Half, x: Tensor) -> bool:
 def is_faster(passes: list[Pass], shape: Shape, dtype: torch.dtype, device: torch.device, choice: KernelChoice) -> bool:
     """Whether enough of a program's FLOPs for an input [B, C, H, W] would be in fast kernels, without planning it."""
     batch, channels, height, width = shape
+    dtype = computing_dtype(dtype, device, mode)
     sizes = {INPUT: (batch, height, width, channels)}
     fast = total = 0
     for step in passes:

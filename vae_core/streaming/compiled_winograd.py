@@ -1,4 +1,4 @@
-"""Convolutions with few multiplications, for float32 on a CPU, compiled: a strip is one call."""
+"""Convolutions with few multiplications, in float32 on a CPU, compiled: a strip is one call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .kernel import STRIP_BYTES, Layout, PassInputs, Strip, cut
 from .maps import FeatureMap
 from .products import VECTOR
 from .program import Convolve, Pass
-from .row_tables import NO_ROWS, RowTable, may_be_elsewhere
+from .row_tables import RowTable, may_be_elsewhere
 from .scratch import Scratch
 from .transforms import TILE
 
@@ -108,14 +108,16 @@ class CompiledWinograd(winograd.Winograd):
             "shortcut": pixels * width,
             "rows": 2 * TILE * self._at_once[0],
         }
-        if may_be_elsewhere(self.inputs.target, self.step.target):  # then a strip is copied to its place
-            sizes["output"] = self.layout.first.positions * self.step.conv.out_channels
-        return {name: 4 * size for name, size in sizes.items()}
+        sizes, dtype = {name: 4 * size for name, size in sizes.items()}, self.inputs.map_dtype
+        if may_be_elsewhere(self.inputs.target, self.step.target, dtype):  # then a strip is copied to its place
+            sizes["output"] = dtype.itemsize * self.layout.first.positions * self.step.conv.out_channels
+        return sizes
 
     def workspace(self) -> dict[str, int]:
         terms = super().workspace()
-        if may_be_elsewhere(self.inputs.source, self.step.source):  # then it is read from a copy
-            terms["copy"] = 4 * self.inputs.source.shape.numel()
+        dtype = self.inputs.map_dtype
+        if may_be_elsewhere(self.inputs.source, self.step.source, dtype):  # then it is read from a copy
+            terms["copy"] = dtype.itemsize * self.inputs.source.shape.numel()
         return terms
 
     def packing_bytes(self) -> int:
@@ -150,17 +152,18 @@ class CompiledWinograd(winograd.Winograd):
             scale, shift = (each.float().numpy() for each in inputs.coefficients)
             self._coefficients = list(zip(scale, shift, strict=True))
         self._sources = [self._table(inputs.source, item).framed(inputs.circular.y) for item in items]
-        self._targets = [RowTable.of(inputs.target, item) for item in items]
-        residual = inputs.residual
-        self._residuals = [NO_ROWS if residual is None else self._table(residual, item) for item in items]
+        self._targets = [RowTable.of(inputs.target, item, inputs.map_dtype) for item in items]
+        residual, nothing = inputs.residual, RowTable.empty(inputs.map_dtype)
+        self._residuals = [nothing if residual is None else self._table(residual, item) for item in items]
 
     def _table(self, whole: FeatureMap, item: int) -> RowTable:
         """The rows of a map, or of a copy of it."""
-        found = RowTable.of(whole, item)
+        dtype = self.inputs.map_dtype
+        found = RowTable.of(whole, item, dtype)
         if found is None:
-            copy = FeatureMap.of(whole.item(item).rows(0, whole.shape[1]).to(torch.float32).contiguous())
+            copy = FeatureMap.of(whole.item(item).rows(0, whole.shape[1]).to(dtype).contiguous())
             self._copies.append(copy.bands[0])
-            found = RowTable.of(copy, 0)
+            found = RowTable.of(copy, 0, dtype)
             assert found is not None
         return found
 
@@ -169,8 +172,8 @@ class CompiledWinograd(winograd.Winograd):
         target = self._targets[item]
         if target is None:
             shape = 1, strip.height, strip.width, self.step.conv.out_channels
-            written = FeatureMap.of(scratch.tensor("output", shape))
-            target = RowTable.of(written, 0)
+            written = FeatureMap.of(scratch.tensor("output", shape, self.inputs.map_dtype))
+            target = RowTable.of(written, 0, self.inputs.map_dtype)
             assert target is not None
         else:
             target = target.part(top, bottom)

@@ -103,12 +103,17 @@ class DirectConvolution:
         if norm is not None and (dtype not in _IN_PLACE or isinstance(norm, PositionNorm)):
             terms["normalized"] = 8 * read
         if self.inputs.circular.y or self.inputs.source.band_count > 1:
-            terms["joined"] = dtype.itemsize * read  # a window of several pieces
+            terms["joined"] = self.inputs.map_dtype.itemsize * read  # a window of several pieces
         terms["convolution"] = results * dtype.itemsize // (4 if self.step.scale == "up" else 1)  # a phase
         if dtype not in _IN_PLACE:
             terms["values"] = 4 * results
         if self.step.shortcut is not None:
             terms["shortcut"] = results * dtype.itemsize
+        if self.inputs.map_dtype != dtype:  # what is not read into the window is made wider by itself
+            widened = read if self._as_it_is else 0
+            if self.step.shortcut is not None:
+                widened += strip.positions * self.step.shortcut.in_channels
+            terms["widened"] = widened * dtype.itemsize
         return terms
 
     def _workspace_on_a_device(self) -> dict[str, int]:
@@ -179,7 +184,7 @@ class DirectConvolution:
         result = self._convolved(window, strip)  # [B, rows, W, K]
         for residual in residuals:
             if self._weights.shortcut is not None:
-                residual = F.conv2d(residual.permute(0, 3, 1, 2), *self._weights.shortcut).permute(0, 2, 3, 1)
+                residual = F.conv2d(residual.to(self.inputs.dtype).permute(0, 3, 1, 2), *self._weights.shortcut).permute(0, 2, 3, 1)
             result.add_(residual)
         self._transfers.download(result, self.inputs.target.rows(*strip.rows))
         number, shape = self._numbers[strip], (len(result), result.shape[1] * result.shape[2], result.shape[3])
@@ -241,7 +246,7 @@ class DirectConvolution:
         They are in a buffer that serves all strips of the pass.
         """
         if self._as_it_is:
-            return x.permute(0, 3, 1, 2)
+            return x.to(self.inputs.dtype).permute(0, 3, 1, 2)
         first, stop = self._reads(strip)
         (left, right), circular, height = self._sides, self.inputs.circular, self.inputs.source.shape[1]
         above, below = (0, 0) if circular.y else (max(0, -first), max(0, stop - height))
@@ -266,7 +271,7 @@ class DirectConvolution:
         """For the first strip, which is the largest; the columns at its sides are zeros."""
         if self._scratch is None:
             return like.new_zeros(shape)
-        buffer, (left, right) = self._scratch.tensor("window", shape, like.dtype), self._sides
+        buffer, (left, right) = self._scratch.tensor("window", shape, self.inputs.dtype), self._sides
         buffer[:, :, :left] = 0
         buffer[:, :, shape[2] - right :] = 0
         return buffer
@@ -278,8 +283,8 @@ class DirectConvolution:
             _activate(x, *self._coefficients, act, out)
             return
         if isinstance(self.step.norm, PositionNorm):
-            x = self.step.norm.apply(x)
-        out.copy_(act(x))
+            x = self.step.norm.apply(x.to(self.inputs.dtype))
+        out.copy_(act(x.to(self.inputs.dtype)))
 
 
 def _activate(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module, out: Tensor) -> None:
@@ -289,7 +294,7 @@ def _activate(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module, out: Tens
     """
     if x.device.type == "cuda" and len(x) == 1 and x.dtype != torch.float64:
         out.copy_(act_of_batch_norm(x, scale[0], shift[0], act))
-    elif x.dtype in _IN_PLACE and isinstance(act, nn.SiLU):
+    elif out.dtype in _IN_PLACE and isinstance(act, nn.SiLU):
         F.silu(torch.addcmul(shift[:, None, None], x, scale[:, None, None], out=out), inplace=True)
     else:
         out.copy_(act(torch.addcmul(shift[:, None, None], x.to(scale.dtype), scale[:, None, None])))

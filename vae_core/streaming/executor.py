@@ -35,8 +35,9 @@ class Manner:
     """How a program is run, in all of its parts.
 
     Attributes:
-        device: where it computes; maps are where the store puts them.
-        dtype: precision of the computation and of the maps.
+        device: where the arithmetic happens; maps are where the store puts them.
+        dtype: precision of the arithmetic.
+        map_dtype: precision of the maps.
         workers: threads for strips.
         kernels: which are chosen; see `choose.kernels`.
         circular: axes along which the image continues at its other side.
@@ -47,6 +48,7 @@ class Manner:
 
     device: torch.device
     dtype: torch.dtype
+    map_dtype: torch.dtype
     workers: int
     kernels: KernelChoice = "auto"
     circular: Axes = NO_AXES
@@ -151,7 +153,7 @@ class Execution:
             raise DamagedWeightError(damaged_message(damaged))
         normalised = any(each.source == step.target and each.norm is not None for each in self.passes[index + 1 :])
         if normalised or not bool(torch.isfinite(stats.mean).all()):
-            raise NonFiniteError(_overflow_message(index, len(self.passes), self.manner.dtype))
+            raise NonFiniteError(_overflow_message(index, len(self.passes), self.manner.map_dtype))
 
     def kernels(
         self, source: FeatureMap, target: FeatureMap, latent_rows: int
@@ -188,7 +190,7 @@ class Execution:
                 self.maps[step.target] = self.maps[step.reuses].narrowed(channels)
                 return
         height, width = step.output_size(height, width)
-        owned = self.store.allocate((batch, height, width, channels), self.manner.dtype)
+        owned = self.store.allocate((batch, height, width, channels), self.manner.map_dtype)
         self.maps[step.target] = self._owned[step.target] = owned
 
     def _release(self, name: str) -> None:
@@ -218,6 +220,7 @@ class Execution:
             target=target,
             residual=residual,
             dtype=manner.dtype,
+            map_dtype=manner.map_dtype,
             coefficients=self._coefficients(step),
             circular=manner.circular,
             max_rows=max_rows,

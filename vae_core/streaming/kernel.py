@@ -103,7 +103,8 @@ class PassInputs:
     """What a kernel works on: maps [B, H, W, C], where the store has put them, or planned ones for a dry run.
 
     Attributes:
-        dtype: precision of the computation and of all maps but the output, which may be of another.
+        dtype: precision of the arithmetic.
+        map_dtype: that of all maps but the output, which may be of another.
         coefficients: a GroupNorm as scale and shift [B, C]; None for another norm, or none, and in a dry run.
         circular: axes along which the image continues at its other side.
         max_rows: most target rows that a strip may have, or None.
@@ -119,6 +120,7 @@ class PassInputs:
     target: FeatureMap
     residual: FeatureMap | None
     dtype: torch.dtype
+    map_dtype: torch.dtype
     coefficients: tuple[Tensor, Tensor] | None
     circular: Axes
     max_rows: int | None

@@ -1,4 +1,4 @@
-"""Attention for float32 on a CPU: products of oneDNN with keys and values packed as weights, on several threads."""
+"""Attention in float32 on a CPU: products of oneDNN with keys and values packed as weights, on several threads."""
 
 from __future__ import annotations
 
@@ -58,11 +58,12 @@ class PackedAttention:
     def workspace(self) -> dict[str, int]:
         """Keys and values, what they are packed from, and the scores of each thread."""
         channels = self.step.channels
+        copies = 2 if self.inputs.map_dtype == self.inputs.dtype else 3
         return {
             "statistics": StatsTable.bytes(len(self.layout), (1, channels), self.inputs.dtype),
             "keys": 4 * (2 * self.inputs.source.shape.numel() + 2 * channels**2),
             # A block of them as it is and laid out anew, and the projections; allocators keep that.
-            "packing": 4 * (2 * min(PACKED_KEYS, self.positions) * channels + 4 * channels**2),
+            "packing": 4 * (copies * min(PACKED_KEYS, self.positions) * channels + 4 * channels**2),
             "scores": 4 * self.inputs.workers * self.queries * (2 * self.scores_per_query + 6 * channels),
         }
 
@@ -89,7 +90,7 @@ class PackedAttention:
     def compute(self, strip: Strip) -> int:
         """The number of the strip, whose statistics are in the table of all."""
         item, (start, stop) = strip.items[0], strip.rows
-        tokens = self.inputs.source.tokens().item(item).rows(start, stop)[0, :, 0]
+        tokens = self.inputs.source.tokens().item(item).rows(start, stop)[0, :, 0].to(self.inputs.dtype)
         result = self._items[item](tokens)
         self.inputs.target.tokens().item(item).write(start, result[None, :, None])
         self._table.put(self._numbers[strip], StripStats.of(result[None, None]))
@@ -110,7 +111,7 @@ class _PackedItem:
     def __init__(
         self, weights: AttentionWeights, tokens: FeatureMap, scale: Tensor, shift: Tensor, queries: int
     ) -> None:
-        dtype = tokens.dtype
+        dtype = torch.float32
         _, positions, _, channels = tokens.shape
         to_q, to_k, to_v = weights.query_key_value()
         weight, bias = folded(to_q, scale, shift, _CPU, dtype)
@@ -122,7 +123,7 @@ class _PackedItem:
         self.out = _linear(out_weight.detach().to(_CPU, dtype), queries), out_bias.detach().to(_CPU, dtype)
         self.blocks = []
         for span in cut(positions, PACKED_KEYS):
-            block = tokens.rows(*span)[0, :, 0]
+            block = tokens.rows(*span)[0, :, 0].to(dtype)
             keys = _linear(F.linear(block, key_weight), queries)
             values = _linear(F.linear(block, value_weight, value_bias).t(), queries)
             self.blocks.append((keys, values))

@@ -11,35 +11,44 @@ from .maps import FeatureMap
 from .program import INPUT, OUTPUT
 
 _OUTSIDE = 0
+# Of which type a map's numbers are, as compiled functions take it; see `winograd_jit/lanes.load_value`.
+_KINDS = {torch.float32: np.float32(0), torch.bfloat16: np.uint16(0)}
 
 
 class RowTable(NamedTuple):
-    """Rows of one item of a map of float32 in CPU memory. Its user keeps the map.
+    """Rows of one item of a map in CPU memory. Its user keeps the map.
 
     Attributes:
-        rows: addresses in units of four bytes, 0 for a row outside the map.
+        rows: addresses in units of the map's numbers, 0 for a row outside the map.
         width: pixels in a row.
         depth: numbers from one pixel to the next: the map's channels or more.
+        kind: a number of the map's type; of uint16 for bfloat16.
     """
 
     rows: np.ndarray
     width: int
     depth: int
+    kind: np.generic
 
     @classmethod
-    def of(cls, whole: FeatureMap, item: int) -> RowTable | None:
-        """Of a map [B, H, W, C]; None if it is of another type, or a pixel's channels do not follow one another."""
-        width, depth = whole.shape[2], _depth(whole)
+    def of(cls, whole: FeatureMap, item: int, dtype: torch.dtype) -> RowTable | None:
+        """Of a map [B, H, W, C]; None if it is not of the type, or a pixel's channels do not follow one another."""
+        width, depth = whole.shape[2], _depth(whole, dtype)
         if depth is None:
             return None
         rows = np.empty(whole.shape[1], np.int64)
         first = 0
         for band in whole.bands:
             stop = first + band.shape[1]
-            begin = band.data_ptr() // 4 + item * band.stride(0)
+            begin = band.data_ptr() // dtype.itemsize + item * band.stride(0)
             rows[first:stop] = begin + band.stride(1) * np.arange(stop - first)
             first = stop
-        return cls(rows, width, depth)
+        return cls(rows, width, depth, _KINDS[dtype])
+
+    @classmethod
+    def empty(cls, dtype: torch.dtype) -> RowTable:
+        """Of no rows."""
+        return cls(np.empty(0, np.int64), 0, 0, _KINDS[dtype])
 
     def framed(self, circular: bool) -> RowTable:
         """With one row more above and below: those at the other side, or rows outside the map."""
@@ -51,19 +60,16 @@ class RowTable(NamedTuple):
         return self._replace(rows=self.rows[first:stop])
 
 
-NO_ROWS = RowTable(np.empty(0, np.int64), 0, 0)
-
-
-def may_be_elsewhere(whole: FeatureMap, name: str) -> bool:
+def may_be_elsewhere(whole: FeatureMap, name: str, dtype: torch.dtype) -> bool:
     """Whether a map of a pass may have no RowTable: what comes from a caller or goes there is laid out as they like."""
-    return name in (INPUT, OUTPUT) or any(_depth(FeatureMap.of(band)) is None for band in whole.bands)
+    return name in (INPUT, OUTPUT) or any(_depth(FeatureMap.of(band), dtype) is None for band in whole.bands)
 
 
-def _depth(whole: FeatureMap) -> int | None:
+def _depth(whole: FeatureMap, dtype: torch.dtype) -> int | None:
     depths = set()
     for band in whole.bands:
         width, channels = band.shape[2:]
-        if band.dtype != torch.float32 or (channels > 1 and band.stride(3) != 1):
+        if band.dtype != dtype or (channels > 1 and band.stride(3) != 1):
             return None
         depths.add(band.stride(2) if width > 1 else channels)
     depth = depths.pop()

@@ -119,11 +119,11 @@ class StoredAttention:
             to_q, to_k, to_v = (self._of_normalized(layer, item) for layer in self._projections)
             for layer, place in ((to_k, keys), (to_v, values)):
                 for begin, end in cut(self.positions, self.queries):
-                    chunk = tokens.rows(begin, end).to(self.inputs.device)
+                    chunk = tokens.rows(begin, end).to(self.inputs.device, self.inputs.dtype)
                     place.write(begin, F.linear(self._normalized(chunk), *layer))
             self._query = to_q
             return None
-        chunk = tokens.rows(start, stop).to(self.inputs.device)[0, :, 0]  # [Q, C]
+        chunk = tokens.rows(start, stop).to(self.inputs.device, self.inputs.dtype)[0, :, 0]  # [Q, C]
         query = F.linear(self._normalized(chunk), *self._query)
         if self._in_blocks:
             attended = attend_in_blocks(query, keys, values)

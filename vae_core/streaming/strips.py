@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..units import MIB
+from .choose import computing_dtype
 from .executor import Execution, Manner, PackedWeights
 from .plan import Plan, ProgramPlan, plan_program
 from .pool import worker_pool
@@ -34,7 +35,8 @@ class Strips:
         small = options.memory_budget is not None and options.memory_budget < _TRIM_BELOW
         manner = Manner(
             device=request.device,
-            dtype=request.dtype,
+            dtype=computing_dtype(request.dtype, request.device, request.kernels),
+            map_dtype=request.dtype,
             workers=request.workers,
             kernels=request.kernels,
             circular=options.axes,
@@ -57,7 +59,7 @@ class Strips:
         manner, items, batch = planned.manner, planned.plan.items, request.shape[0]
         request.half.check_weights()
         if out is None:
-            out = torch.empty(request.output_shape, dtype=manner.dtype, device=manner.device)
+            out = torch.empty(request.output_shape, dtype=manner.map_dtype, device=manner.device)
         store = MapStore(manner.device, planned.map_limit, request.offload, planned.plan.places.disk)
         weights = PackedWeights(planned.packed_limit)
         report.expect(planned.plan.flops, planned.plan.passes)
@@ -69,7 +71,7 @@ class Strips:
                     passes = planned.planned if start + items <= batch else planned.rest
                     find_damage = request.half.find_damage
                     execution = Execution(request.passes, manner, store, planned=passes, find_damage=find_damage)
-                    x = source.part(part).to(manner.device, manner.dtype)
+                    x = source.part(part).to(manner.device, manner.map_dtype)
                     execution.run(x, out[part], rows, pool, report, weights)
         finally:
             store.drop_free()  # an exception's traceback may keep the store

@@ -1,4 +1,4 @@
-"""Convolutions with few multiplications, for float32 on a CPU, in torch operations: where there is no numba.
+"""Convolutions with few multiplications, in float32 on a CPU, in torch operations: where there is no numba.
 
 The products of a strip are one grouped convolution of oneDNN (`products.py`), the transforms around them products with
 small matrices (`winograd_torch.py`).
@@ -114,13 +114,14 @@ class TorchWinograd(winograd.Winograd):
         numbers = down * across * self.groups
         sizes = {"left": numbers * whole_vectors(conv.in_channels), "results": numbers * conv.out_channels}
         sizes |= winograd_torch.scratch_sizes(self.transform, conv.in_channels, conv.out_channels, self._tiles)
-        if inputs.circular.y or inputs.source.band_count > 1:  # rows from two places
+        stored = inputs.map_dtype != torch.float32  # then what is read is made wider
+        if stored or inputs.circular.y or inputs.source.band_count > 1:  # rows from two places
             rows = strip.height // 2 + 2 if self.step.scale == "up" else strip.height + 2
             sizes["window"] = rows * inputs.source.shape[2] * conv.in_channels
         if self.step.shortcut is not None:
             sizes["residual"] = strip.positions * whole_vectors(self.step.shortcut.in_channels)
             sizes["shortcut"] = strip.positions * conv.out_channels
-        elif inputs.residual is not None and inputs.residual.band_count > 1:
+        elif inputs.residual is not None and (stored or inputs.residual.band_count > 1):
             sizes["residual"] = strip.positions * conv.out_channels
         return {name: 4 * size for name, size in sizes.items()}
 
@@ -227,8 +228,8 @@ def _most_tiles(channels: int, groups: int, share: float) -> int:
 
 
 def _joined(pieces: Sequence[Tensor], part: str, scratch: Scratch) -> Tensor:
-    """Pieces [rows, columns, C] below one another: one as it is, several in a part of a worker's memory."""
-    if len(pieces) == 1:
+    """Pieces [rows, columns, C] below one another in float32: one as it is, others in a part of a worker's memory."""
+    if len(pieces) == 1 and pieces[0].dtype == torch.float32:
         return pieces[0]
     rows, (_, columns, channels) = sum(len(piece) for piece in pieces), pieces[0].shape
     out = scratch.tensor(part, (rows, columns, channels))

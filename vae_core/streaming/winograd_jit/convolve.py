@@ -21,7 +21,7 @@ bytes, stays in the first cache.
 
 from __future__ import annotations
 
-from .lanes import F32, LANES, address, load, part, silu, step, store, whole
+from .lanes import F32, LANES, ZERO, address, load, load_value, part, silu, step, store, whole
 from .multiply import COLUMNS, multiply
 from .pixels import OUTSIDE, copy_pixels, four_rows, pixel_address, put_tile, value
 
@@ -65,11 +65,11 @@ def _store_six(m, step, v):
 
 
 @part
-def _activated(pixel, c, scale, shift, activate):
+def _activated(kind, pixel, c, scale, shift, activate):
     """silu(value * scale + shift), or the value as it is; zeros outside the image."""
     if pixel != OUTSIDE and activate:
-        return silu(load(pixel + c) * load(scale + c) + load(shift + c))
-    return value(pixel, c)
+        return silu(load_value(kind, pixel + c) * load(scale + c) + load(shift + c))
+    return value(kind, pixel, c)
 
 
 @step
@@ -77,14 +77,14 @@ def transform_inputs(source, y0, x0, circular_x, scales, shifts, activate, ring_
     """Transform the inputs of tiles of 4x4 outputs, of which the first input is in row y0 and column x0.
 
     Args:
-        source: addresses of rows of [width, depth], width, and depth >= channels.
+        source: addresses of rows of [width, depth], width, depth >= channels, and the kind; see `load_value`.
         circular_x: a column outside the image is one at its other side.
         scales, shifts: addresses of [channels], applied before SiLU, if `activate`.
         ring_begin: address of the ring, see above.
         out: address of [tiles, 36, channels]: what is multiplied.
         tiles: how many below and beside one another.
     """
-    rows, width, depth = source
+    rows, width, depth, kind = source
     down, across = tiles
     line, row_out, row_of_ring = 6 * channels, out, 6 * LANES
     for y in range(y0, y0 + 4 * down, 4):
@@ -101,12 +101,12 @@ def transform_inputs(source, y0, x0, circular_x, scales, shifts, activate, ring_
                 p5 = pixel_address(rows, width, depth, y + 5, x)
                 for c in range(block, stop, LANES):
                     v = _six_products(
-                        _activated(p0, c, scales, shifts, activate),
-                        _activated(p1, c, scales, shifts, activate),
-                        _activated(p2, c, scales, shifts, activate),
-                        _activated(p3, c, scales, shifts, activate),
-                        _activated(p4, c, scales, shifts, activate),
-                        _activated(p5, c, scales, shifts, activate),
+                        _activated(kind, p0, c, scales, shifts, activate),
+                        _activated(kind, p1, c, scales, shifts, activate),
+                        _activated(kind, p2, c, scales, shifts, activate),
+                        _activated(kind, p3, c, scales, shifts, activate),
+                        _activated(kind, p4, c, scales, shifts, activate),
+                        _activated(kind, p5, c, scales, shifts, activate),
                     )
                     _store_six(ring_begin + 36 * (c - block) + slot * LANES, row_of_ring, v)
                 if j < 5 or (j - 5) % 4:
@@ -143,20 +143,20 @@ def _outputs_of_line(m, step):
 
 
 @step
-def transform_outputs(products, width, biases, to_add, target, size, channels, totals, squares):
+def transform_outputs(products, width, biases, to_add, target, size, channels, sums):
     """Transform products to pixels, and write them.
 
     Args:
         products: address of [tiles, 36, width].
         biases: address of [channels]; channels <= width.
         to_add: whether anything is added to the pixels, and if so, addresses of its rows, the first row and column,
-            and its depth.
-        target: addresses of rows, the first row and column that are written, and the depth.
+            its depth and kind.
+        target: addresses of rows, the first row and column that are written, the depth and the kind.
         size: rows and columns of pixels that are written.
-        totals, squares: addresses of [channels] of float64; the sums of what is written, and of its squares, are added.
+        sums: two addresses of [channels] of float64; the sums of what is written, and of its squares, are added.
     """
-    adds, added_rows, (added_y, added_x), added_depth = to_add
-    target_rows, (target_y, target_x), depth = target
+    adds, added_rows, (added_y, added_x), added_depth, added_kind = to_add
+    target_rows, (target_y, target_x), depth, kind = target
     line, tile, added = 6 * width, products, (0, 0, 0, 0)
     for y in range(0, size[0], 4):
         pixels = four_rows(target_rows, target_y + y)
@@ -178,6 +178,7 @@ def transform_outputs(products, width, biases, to_add, target, size, channels, t
                     _four_outputs(s0[3], s1[3], s2[3], s3[3], s4[3], s5[3]),
                 )
                 put_tile(
+                    (added_kind, kind),
                     by_column,
                     (size[0] - y, size[1] - x),
                     load(biases + c),
@@ -185,8 +186,8 @@ def transform_outputs(products, width, biases, to_add, target, size, channels, t
                     pixels,
                     offset + c,
                     depth,
-                    totals + c,
-                    squares + c,
+                    sums[0] + c,
+                    sums[1] + c,
                 )
             tile += 36 * width
 
@@ -195,8 +196,8 @@ def transform_outputs(products, width, biases, to_add, target, size, channels, t
 def convolve(source, circular_x, scale, shift, weights, bias, added, shortcut, target, columns, memory, total, squares):
     """conv(silu(source * scale + shift)) + bias, with a residual, for some rows of the target, a few tiles at a time.
 
-    A map is given as (rows, width, depth): addresses of rows [width, depth], 0 for one outside the image. It may have
-    more channels than are worked on.
+    A map is given as (rows, width, depth, kind): addresses of rows [width, depth], 0 for one outside the image. It may
+    have more channels than are worked on. Its kind is that of `load_value`.
 
     Args:
         source: from the row above the first one of the target to the row below the last one.
@@ -213,8 +214,8 @@ def convolve(source, circular_x, scale, shift, weights, bias, added, shortcut, t
             the addresses of its rows; how many tiles below and beside one another there is room for.
         total, squares: [K] of float64; the sums of what is written, and of its squares, are added to them.
     """
-    added_rows, _, added_depth = added
-    target_rows, _, depth = target
+    added_rows, _, added_depth, added_kind = added
+    target_rows, _, depth, kind = target
     ring, inputs, products, beside, beside_rows, at_once = memory
     channels, out_channels, width = weights.shape[2], bias.size, weights.shape[1] * COLUMNS
     of_shortcut = shortcut.shape[2]
@@ -223,14 +224,12 @@ def convolve(source, circular_x, scale, shift, weights, bias, added, shortcut, t
         for column in range(columns[0], columns[1], 4 * at_once[1]):
             size = rows, min(4 * at_once[1], columns[1] - column)
             tiles = (rows + 3) // 4, (size[1] + 3) // 4
-            to_add = added_rows.size > 0, added_rows, (row, column), added_depth
             if of_shortcut > 0:
-                copy_pixels(added_rows, added_depth, (row, column), size, of_shortcut, address(inputs))
+                copy_pixels(added_kind, added_rows, added_depth, (row, column), size, of_shortcut, address(inputs))
                 pixels = size[0] * size[1]
                 multiply(address(inputs), address(shortcut), address(beside), pixels, 1, of_shortcut, width)
                 for y in range(rows):
                     beside_rows[y] = address(beside) + y * size[1] * width
-                to_add = True, beside_rows, (0, 0), width
             transform_inputs(
                 source,
                 row,
@@ -245,14 +244,11 @@ def convolve(source, circular_x, scale, shift, weights, bias, added, shortcut, t
                 channels,
             )
             multiply(address(inputs), address(weights), address(products), tiles[0] * tiles[1], 36, channels, width)
-            transform_outputs(
-                address(products),
-                width,
-                address(bias),
-                to_add,
-                (target_rows, (row, column), depth),
-                size,
-                out_channels,
-                address(total),
-                address(squares),
-            )
+            place = target_rows, (row, column), depth, kind
+            sums = address(total), address(squares)
+            if of_shortcut > 0:
+                to_add = True, beside_rows, (0, 0), width, ZERO
+                transform_outputs(address(products), width, address(bias), to_add, place, size, out_channels, sums)
+            else:
+                from_map = added_rows.size > 0, added_rows, (row, column), added_depth, added_kind
+                transform_outputs(address(products), width, address(bias), from_map, place, size, out_channels, sums)

@@ -25,6 +25,7 @@ LANES = 16  # numbers in a vector; on processors with shorter ones the compiler 
 VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _WIDE = ir.VectorType(ir.DoubleType(), LANES)
 WORDS = ir.VectorType(ir.IntType(32), LANES)
+_HALVES = ir.VectorType(ir.IntType(16), LANES)
 _FLAGS = ("contract", "arcp", "nsz")  # nothing that would assume numbers to be finite
 
 
@@ -60,13 +61,18 @@ def address(typing, array):
     return types.intp(array), emit
 
 
+def _words(number: int):
+    """A constant vector of one whole number."""
+    return ir.Constant(WORDS, [ir.Constant(ir.IntType(32), number)] * LANES)
+
+
 def pointer_to(builder, first, vector, size):
     return builder.inttoptr(builder.mul(first, cgutils.intp_t(size)), vector.as_pointer())
 
 
 @intrinsic
 def load(typing, first):
-    """The vector at an address."""
+    """The vector of float32 at an address."""
 
     def emit(context, builder, signature, arguments):
         return builder.load(pointer_to(builder, arguments[0], VECTOR, 4), align=4)
@@ -82,6 +88,40 @@ def store(typing, first, value):
         builder.store(arguments[1], pointer_to(builder, arguments[0], VECTOR, 4), align=4)
 
     return types.void(types.intp, lanes), emit
+
+
+@intrinsic
+def load_value(typing, kind, first):
+    """The vector at an address in a map, in units of the map's numbers.
+
+    kind: any number of the map's type, of float32, or of uint16 for bfloat16, which is the upper half of float32.
+    """
+
+    def emit(context, builder, signature, arguments):
+        if signature.args[0] == types.float32:
+            return builder.load(pointer_to(builder, arguments[1], VECTOR, 4), align=4)
+        bits = builder.zext(builder.load(pointer_to(builder, arguments[1], _HALVES, 2), align=2), WORDS)
+        return builder.bitcast(builder.shl(bits, _words(16)), VECTOR)
+
+    return lanes(kind, types.intp), emit
+
+
+@intrinsic
+def store_value(typing, kind, first, value):
+    """Write a vector to an address in a map; see `load_value`. It is rounded to the nearest, and to even between two."""
+
+    def emit(context, builder, signature, arguments):
+        _, first, value = arguments
+        if signature.args[0] == types.float32:
+            builder.store(value, pointer_to(builder, first, VECTOR, 4), align=4)
+            return
+        bits = builder.bitcast(value, WORDS)
+        odd = builder.and_(builder.lshr(bits, _words(16)), _words(1))
+        rounded = builder.lshr(builder.add(bits, builder.add(odd, _words(0x7FFF))), _words(16))
+        finite_or_not = builder.select(builder.fcmp_unordered("uno", value, value), _words(0x7FC0), rounded)
+        builder.store(builder.trunc(finite_or_not, _HALVES), pointer_to(builder, first, _HALVES, 2), align=2)
+
+    return types.void(kind, types.intp, lanes), emit
 
 
 @intrinsic
@@ -135,8 +175,7 @@ def ldexp(typing, x, power):
     """x * 2^power, for whole powers that keep the exponent in its range."""
 
     def emit(context, builder, signature, arguments):
-        shift = ir.Constant(WORDS, [ir.Constant(ir.IntType(32), 23)] * LANES)
-        exponent = builder.shl(builder.fptosi(arguments[1], WORDS), shift)
+        exponent = builder.shl(builder.fptosi(arguments[1], WORDS), _words(23))
         return builder.bitcast(builder.add(builder.bitcast(arguments[0], WORDS), exponent), VECTOR)
 
     return lanes(lanes, lanes), emit

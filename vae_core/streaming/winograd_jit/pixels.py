@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .lanes import LANES, ZERO, accumulate, load, part, splat, step, store
+from .lanes import LANES, ZERO, accumulate, load, load_value, part, splat, step, store, store_value
 
 OUTSIDE = 0  # the address of a row or a pixel outside the image
 
@@ -16,31 +16,31 @@ def pixel_address(rows, width, depth, y, x):
 
 
 @part
-def value(pixel, c):
-    """Channels of a pixel from c on; zeros outside the image."""
-    return load(pixel + c) if pixel != OUTSIDE else splat(ZERO)
+def value(kind, pixel, c):
+    """Channels of a pixel from c on; zeros outside the image. `kind` is the map's, see `load_value`."""
+    return load_value(kind, pixel + c) if pixel != OUTSIDE else splat(ZERO)
 
 
 @part
-def _put(v, bias, adds, added, pixel, sums):
+def _put(kinds, v, bias, adds, added, pixel, sums):
     """Write v + bias, and what is added, to a pixel; returns sums of the values and of their squares so far."""
     v = v + bias
     if adds:
-        v = v + load(added)
-    store(pixel, v)
+        v = v + load_value(kinds[0], added)
+    store_value(kinds[1], pixel, v)
     return sums[0] + v, sums[1] + v * v
 
 
 @part
-def _put_column(v, rows, bias, adds, added, added_offset, pixels, offset, sums):
+def _put_column(kinds, v, rows, bias, adds, added, added_offset, pixels, offset, sums):
     """`_put` for up to four pixels below one another, by the addresses of their rows."""
-    sums = _put(v[0], bias, adds, added[0] + added_offset, pixels[0] + offset, sums)
+    sums = _put(kinds, v[0], bias, adds, added[0] + added_offset, pixels[0] + offset, sums)
     if rows > 1:
-        sums = _put(v[1], bias, adds, added[1] + added_offset, pixels[1] + offset, sums)
+        sums = _put(kinds, v[1], bias, adds, added[1] + added_offset, pixels[1] + offset, sums)
     if rows > 2:
-        sums = _put(v[2], bias, adds, added[2] + added_offset, pixels[2] + offset, sums)
+        sums = _put(kinds, v[2], bias, adds, added[2] + added_offset, pixels[2] + offset, sums)
     if rows > 3:
-        sums = _put(v[3], bias, adds, added[3] + added_offset, pixels[3] + offset, sums)
+        sums = _put(kinds, v[3], bias, adds, added[3] + added_offset, pixels[3] + offset, sums)
     return sums
 
 
@@ -52,10 +52,11 @@ def four_rows(rows, y):
 
 
 @part
-def put_tile(by_column, size, bias, to_add, pixels, offset, depth, total, squares):
+def put_tile(kinds, by_column, size, bias, to_add, pixels, offset, depth, total, squares):
     """Write the upper left part of a tile, and add its values and their squares to running sums.
 
     Args:
+        kinds: of the map that is added and of the one that is written, see `load_value`.
         by_column: four of four vectors.
         size: rows and columns that are written; four or more for all.
         to_add: whether anything is added, and if so, the addresses of its four rows, where its first pixel begins in
@@ -65,25 +66,25 @@ def put_tile(by_column, size, bias, to_add, pixels, offset, depth, total, square
     """
     adds, added, more, added_depth = to_add
     sums = splat(ZERO), splat(ZERO)
-    sums = _put_column(by_column[0], size[0], bias, adds, added, more, pixels, offset, sums)
+    sums = _put_column(kinds, by_column[0], size[0], bias, adds, added, more, pixels, offset, sums)
     if size[1] > 1:
         more, offset = more + added_depth, offset + depth
-        sums = _put_column(by_column[1], size[0], bias, adds, added, more, pixels, offset, sums)
+        sums = _put_column(kinds, by_column[1], size[0], bias, adds, added, more, pixels, offset, sums)
     if size[1] > 2:
         more, offset = more + added_depth, offset + depth
-        sums = _put_column(by_column[2], size[0], bias, adds, added, more, pixels, offset, sums)
+        sums = _put_column(kinds, by_column[2], size[0], bias, adds, added, more, pixels, offset, sums)
     if size[1] > 3:
         more, offset = more + added_depth, offset + depth
-        sums = _put_column(by_column[3], size[0], bias, adds, added, more, pixels, offset, sums)
+        sums = _put_column(kinds, by_column[3], size[0], bias, adds, added, more, pixels, offset, sums)
     accumulate(total, sums[0])
     accumulate(squares, sums[1])
 
 
 @step
-def copy_pixels(rows, depth, first, size, channels, out):
-    """Copy a rectangle of pixels, from a row and a column on, to [size[0] * size[1], channels] at an address."""
+def copy_pixels(kind, rows, depth, first, size, channels, out):
+    """Copy a rectangle of pixels, from a row and a column on, to [size[0] * size[1], channels] of float32 at an address."""
     for y in range(first[0], first[0] + size[0]):
         for x in range(first[1], first[1] + size[1]):
             for c in range(0, channels, LANES):
-                store(out + c, load(rows[y] + x * depth + c))
+                store(out + c, load_value(kind, rows[y] + x * depth + c))
             out += channels

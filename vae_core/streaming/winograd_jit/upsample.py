@@ -52,7 +52,7 @@ def upsample_inputs(source, y0, x0, circular_x, ring_begin, out, tiles, channels
     Arguments are those of `convolve.transform_inputs`, but the source is the map before the doubling,
     and out is the address of [tiles, 25, channels].
     """
-    rows, width, depth = source
+    rows, width, depth, kind = source
     down, across = tiles
     line, tile, row_of_ring = 5 * channels, out, 4 * LANES
     for y in range(y0, y0 + 2 * down, 2):
@@ -64,7 +64,7 @@ def upsample_inputs(source, y0, x0, circular_x, ring_begin, out, tiles, channels
             p2 = pixel_address(rows, width, depth, y + 2, x)
             p3 = pixel_address(rows, width, depth, y + 3, x)
             for c in range(0, channels, LANES):
-                v = _four_differences(value(p0, c), value(p1, c), value(p2, c), value(p3, c))
+                v = _four_differences(value(kind, p0, c), value(kind, p1, c), value(kind, p2, c), value(kind, p3, c))
                 m = ring_begin + 16 * c + slot * LANES
                 store(m, v[0])
                 store(m + row_of_ring, v[1])
@@ -93,9 +93,9 @@ def _outputs_of_line(m, step):
 
 
 @step
-def upsample_outputs(products, width, biases, target, size, channels, totals, squares):
+def upsample_outputs(products, width, biases, target, size, channels, sums):
     """Transform products, [tiles, 25, width], to pixels, and write them; as `convolve.transform_outputs`."""
-    target_rows, (target_y, target_x), depth = target
+    target_rows, (target_y, target_x), depth, kind = target
     line, tile = 5 * width, products
     for y in range(0, size[0], 4):
         pixels = four_rows(target_rows, target_y + y)
@@ -114,6 +114,7 @@ def upsample_outputs(products, width, biases, target, size, channels, totals, sq
                     _four_outputs(s0[3], s1[3], s2[3], s3[3], s4[3]),
                 )
                 put_tile(
+                    (kind, kind),
                     by_column,
                     (size[0] - y, size[1] - x),
                     load(biases + c),
@@ -121,8 +122,8 @@ def upsample_outputs(products, width, biases, target, size, channels, totals, sq
                     pixels,
                     offset + c,
                     depth,
-                    totals + c,
-                    squares + c,
+                    sums[0] + c,
+                    sums[1] + c,
                 )
             tile += 25 * width
 
@@ -133,7 +134,7 @@ def upsample(source, circular_x, weights, bias, target, columns, memory, total, 
 
     Arguments are those of `convolve`, with the source before the doubling, and weights [25, K / COLUMNS, C, COLUMNS].
     """
-    target_rows, _, depth = target
+    target_rows, _, depth, kind = target
     ring, inputs, products, at_once = memory
     channels, out_channels, width = weights.shape[2], bias.size, weights.shape[1] * COLUMNS
     for row in range(0, target_rows.size, 4 * at_once[0]):
@@ -156,9 +157,8 @@ def upsample(source, circular_x, weights, bias, target, columns, memory, total, 
                 address(products),
                 width,
                 address(bias),
-                (target_rows, (row, column), depth),
+                (target_rows, (row, column), depth, kind),
                 size,
                 out_channels,
-                address(total),
-                address(squares),
+                (address(total), address(squares)),
             )
