@@ -68,13 +68,17 @@ def kernel_choice() -> KernelChoice:
     return _choice.get()
 
 
-def computing_dtype(maps: torch.dtype, device: torch.device, mode: KernelMode) -> torch.dtype:
+STORED = (torch.bfloat16,)
+"""Precisions that maps on a CPU may be kept in, while passes compute in float32."""
+
+
+def computing_dtype(maps: torch.dtype, device: torch.device, choice: KernelChoice) -> torch.dtype:
     """The precision to compute in where maps are in another: on a CPU, bfloat16 is a way to store float32.
 
     Processors compute in float32 at least half as fast as in bfloat16, and most far faster; fast kernels then make up
     for it, and nothing is rounded but what is stored.
     """
-    stored = device.type == "cpu" and maps == torch.bfloat16 and mode in ("auto", "winograd")
+    stored = device.type == "cpu" and maps in STORED and choice in ("auto", "winograd")
     return torch.float32 if stored else maps
 
 
@@ -203,7 +207,7 @@ _FAST_SHARE = 0.4
 
 def may_be_faster(half: Half, x: Tensor) -> bool:
     """Whether it is worth finding out if strips are faster than the reference path."""
-    if x.device.type != "cpu" or arithmetic(x.dtype, x.device, kernel_mode()) != torch.float32:
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, *STORED):
         return False
     height, width = half.latent_size(x.shape)
     return height * width * x.shape[0] >= _SMALLEST

@@ -184,7 +184,9 @@ class DirectConvolution:
         result = self._convolved(window, strip)  # [B, rows, W, K]
         for residual in residuals:
             if self._weights.shortcut is not None:
-                residual = F.conv2d(residual.to(self.inputs.dtype).permute(0, 3, 1, 2), *self._weights.shortcut).permute(0, 2, 3, 1)
+                residual = F.conv2d(
+                    residual.to(self.inputs.dtype).permute(0, 3, 1, 2), *self._weights.shortcut
+                ).permute(0, 2, 3, 1)
             result.add_(residual)
         self._transfers.download(result, self.inputs.target.rows(*strip.rows))
         number, shape = self._numbers[strip], (len(result), result.shape[1] * result.shape[2], result.shape[3])

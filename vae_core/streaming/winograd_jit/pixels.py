@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .lanes import LANES, ZERO, accumulate, load, load_value, part, splat, step, store, store_value
+from .lanes import LANES, ZERO, accumulate, load_value, part, splat, step, store, store_value
 
 OUTSIDE = 0  # the address of a row or a pixel outside the image
 
