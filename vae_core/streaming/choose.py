@@ -216,7 +216,7 @@ def may_be_faster(half: Half, x: Tensor) -> bool:
 def is_faster(passes: list[Pass], shape: Shape, dtype: torch.dtype, device: torch.device, choice: KernelChoice) -> bool:
     """Whether enough of a program's FLOPs for an input [B, C, H, W] would be in fast kernels, without planning it."""
     batch, channels, height, width = shape
-    dtype = computing_dtype(dtype, device, mode)
+    dtype = computing_dtype(dtype, device, choice)
     sizes = {INPUT: (batch, height, width, channels)}
     fast = total = 0
     for step in passes:

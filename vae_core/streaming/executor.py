@@ -35,8 +35,8 @@ class Manner:
     """How a program is run, in all of its parts.
 
     Attributes:
-        device: where the arithmetic happens; maps are where the store puts them.
-        dtype: precision of the arithmetic.
+        device: where it computes; maps are where the store puts them.
+        dtype: precision of the computation.
         map_dtype: precision of the maps.
         workers: threads for strips.
         kernels: which are chosen; see `choose.kernels`.

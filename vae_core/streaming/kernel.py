@@ -103,7 +103,7 @@ class PassInputs:
     """What a kernel works on: maps [B, H, W, C], where the store has put them, or planned ones for a dry run.
 
     Attributes:
-        dtype: precision of the arithmetic.
+        dtype: precision of the computation.
         map_dtype: that of all maps but the output, which may be of another.
         coefficients: a GroupNorm as scale and shift [B, C]; None for another norm, or none, and in a dry run.
         circular: axes along which the image continues at its other side.

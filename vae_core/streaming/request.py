@@ -87,7 +87,7 @@ class Request:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the arithmetic."""
+        """Precision of maps, and of the computation but for `choose.computing_dtype`."""
         return self.options.precision(self.half.dtype, self.device)
 
     @property

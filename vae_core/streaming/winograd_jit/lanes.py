@@ -108,7 +108,7 @@ def load_value(typing, kind, first):
 
 @intrinsic
 def store_value(typing, kind, first, value):
-    """Write a vector to an address in a map; see `load_value`. It is rounded to the nearest, and to even between two."""
+    """Write a vector to an address in a map; see `load_value`. It is rounded to nearest, ties to even."""
 
     def emit(context, builder, signature, arguments):
         _, first, value = arguments

@@ -82,7 +82,7 @@ def put_tile(kinds, by_column, size, bias, to_add, pixels, offset, depth, total,
 
 @step
 def copy_pixels(kind, rows, depth, first, size, channels, out):
-    """Copy a rectangle of pixels, from a row and a column on, to [size[0] * size[1], channels] of float32 at an address."""
+    """Copy a rectangle of pixels, from a row and a column on, to [pixels, channels] of float32 at an address."""
     for y in range(first[0], first[0] + size[0]):
         for x in range(first[1], first[1] + size[1]):
             for c in range(0, channels, LANES):
