@@ -11,7 +11,7 @@ import pytest
 SOAK = Path(__file__).resolve().parents[1] / "tools" / "soak.py"
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads what Linux tells of a process")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [10, 60])
 def test_nothing_grows(seconds: int) -> None:

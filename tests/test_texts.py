@@ -136,7 +136,8 @@ UNWANTED = re.compile(
     re.IGNORECASE,
 )
 UNWANTED_NAME = re.compile(
-    r"pictur|somebody|nobody|whoever|(^|_)told(_|$)|rehears|arithmetic|(^|_)ratio(_|$)", re.IGNORECASE
+    r"pictur|somebody|nobody|whoever|(^|_)told(_|$)|rehears|arithmetic|plain_(module|run|pass|path)|(^|_)ratio(_|$)",
+    re.IGNORECASE,
 )
 THEIR_NAMES = {
     "ArithmeticError",

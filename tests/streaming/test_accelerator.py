@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 MIB = 2**20
 
 
-def test_maps_go_to_the_device_then_to_the_host_then_to_a_file() -> None:
+def test_maps_go_to_the_device_then_to_cpu_memory_then_to_a_file() -> None:
     store = MapStore(CPU, limit=3 * MIB, cpu_limit=2 * MIB)
     maps = [store.allocate((1, MIB // 4, 1, 1), torch.float32) for _ in range(7)]
     assert store.used == {"device": 3 * MIB, "cpu": 2 * MIB, "disk": 2 * MIB}
@@ -49,7 +49,7 @@ def test_a_plan_for_an_accelerator(vae: AutoencoderKL, monkeypatch: pytest.Monke
     assert plan.places.disk and not plan.places.cpu and plan.peak_bytes <= budget
 
 
-def test_on_an_accelerator_the_plain_modules_run_where_they_fit(vae: AutoencoderKL) -> None:
+def test_on_an_accelerator_the_reference_path_runs_where_it_fits(vae: AutoencoderKL) -> None:
     shape = (2, 4, 64, 64)
     largest = 128 * 128 * 32 * 4  # of one item, which is what runs at once; float32
     plan = vae_core.plan_decode(vae, shape, device="cuda", memory_budget=6 * largest)

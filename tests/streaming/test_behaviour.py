@@ -1,4 +1,4 @@
-"""How the engine behaves beside its numbers: when it is taken, what it tells, what it leaves as it was."""
+"""How the engine behaves beside its numbers: when it is taken, what it reports, what it leaves as it was."""
 
 from __future__ import annotations
 

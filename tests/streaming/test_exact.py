@@ -143,7 +143,7 @@ def test_a_batch_equals_its_items():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_no_further_from_float32_than_the_plain_pass(dtype):
+def test_half_precision_is_no_further_from_float32_than_the_reference_path(dtype):
     vae = make(CONFIGS["f8"])
     z = latent(1, 12, 10, model=vae)
     with torch.no_grad():

@@ -52,7 +52,7 @@ def engine_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("encoding", [False, True], ids=["decode", "encode"])
 @torch.no_grad()
-def test_an_unchanged_model_takes_the_engine(encoding: bool, engine_runs: list[str]) -> None:
+def test_an_unmodified_model_takes_the_engine(encoding: bool, engine_runs: list[str]) -> None:
     half, plain, ways = runs(make(SMALL), encoding)
     assert find_patch(half) is None
     for way in ways:
@@ -170,7 +170,7 @@ def test_what_the_engine_knows_is_followed(
 
 
 @torch.no_grad()
-def test_a_changed_model_cannot_be_circular_by_itself() -> None:
+def test_a_patched_model_cannot_be_circular() -> None:
     vae = make(SMALL)
     with forward_hook(vae.decoder, []), pytest.raises(vae_core.TilingError, match="a hook.*circular none"):
         vae_core.decode(vae, latent(1, SIZE), circular="x")

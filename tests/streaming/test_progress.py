@@ -31,7 +31,7 @@ def changed(config: dict[str, Any] = SMALL) -> AutoencoderKL:
 
 @pytest.mark.parametrize("config", [SMALL, ATTENTION_EVERYWHERE], ids=["small", "attention in the levels"])
 @pytest.mark.parametrize("encoding", [False, True])
-def test_a_changed_model_tells_how_far_it_is(config: dict[str, Any], encoding: bool) -> None:
+def test_a_patched_model_reports_its_progress(config: dict[str, Any], encoding: bool) -> None:
     vae, seen = changed(config), []
     if encoding:
         plan = vae_core.plan_encode(vae, image(2, 2 * SIZE).shape)
@@ -46,7 +46,7 @@ def test_a_changed_model_tells_how_far_it_is(config: dict[str, Any], encoding: b
     assert max(after - before for before, after in zip([0, *done], done, strict=False)) < total / 4
 
 
-def test_what_progress_raises_ends_a_plain_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_progress_raises_ends_the_reference_path(monkeypatch: pytest.MonkeyPatch) -> None:
     vae, called = changed(), []
     vae.decoder.conv_norm_out.register_forward_hook(lambda *_: called.append(True))
 

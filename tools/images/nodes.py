@@ -1,6 +1,6 @@
 """Makes the images of the help pages, `web/docs/images/`: `python tools/images/nodes.py [NodeId ...]`.
 
-Each shows the node after a run, with what came of it. `stage.py` tells what is needed.
+Each shows the node after a run, with what came of it. `stage.py` says what is needed.
 """
 
 from __future__ import annotations

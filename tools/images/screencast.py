@@ -1,7 +1,7 @@
 """Writes `docs/images/screencast.webp`: `python tools/images/screencast.py`.
 
 A workflow, its plan as a widget moves, a run with its progress, and the slider over the result, as an animated WebP of
-at most 1.5 MB. `stage.py` tells what is needed.
+at most 1.5 MB. `stage.py` says what is needed.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Each workflow is built in the front end of ComfyUI 0.3.64, saved as that saves it, and run if it needs no model. Its
 thumbnail is made from its result; with `--no-run` only new ones get a thumbnail, of the graph before a run. `stage.py`
-tells what is needed.
+says what is needed.
 """
 
 # ruff: noqa: E501 - prose and JavaScript
