@@ -17,6 +17,7 @@ from ..tiling.grid import Cuts, TileSpec
 from ..units import GIB, MIB
 from .choose import Way, choose_way, is_faster, kernel_choice, may_be_faster, may_stand_in
 from .devices import numbered
+from .forks import leave_lost_threads
 from .half import Half
 from .options import Options
 from .plan import Places, Plan
@@ -202,6 +203,7 @@ class Job:
         progress: ProgressCallback | None = None,
     ) -> Tensor:
         """`run` for a job that was prepared just now, so that the model is as it was."""
+        leave_lost_threads()
         given = Source.of(source, self.shape, self.half.takes)
         given.check_finite()
         if out is not None:
@@ -282,6 +284,7 @@ def prepare(
         TilingError: circular axes for a patched model.
         MemoryBudgetError: no way of running fits the budget.
     """
+    leave_lost_threads()
     half.check(shape)
     options = Options() if options is None else options
     place = numbered(half.device if device is None else torch.device(device))
@@ -300,6 +303,7 @@ def run_method(half: Half, x: Tensor, options: Options) -> Tensor:
         NonFiniteError: it has NaN or infinite values, and is run in strips.
         DamagedWeightError: a weight has.
     """
+    leave_lost_threads()
     half.check(x.shape)
     tiling = options.tiling
     if options.blended:
