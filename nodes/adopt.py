@@ -46,7 +46,8 @@ class Borrowed:
         self._first_stage = weakref.ref(first_stage)
         self._keys = keys
         self._slots = _slots_of(model)
-        self._lock, self._runs = threading.Lock(), 0
+        self._lock = threading.Lock()
+        self._runs = 0
 
     @property
     def is_current(self) -> bool:

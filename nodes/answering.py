@@ -58,7 +58,8 @@ class Answering:
         self._asked -= 1
 
     async def _result(self, future: Future[Any], is_gone: Callable[[], bool]) -> Any:
-        waiting, until = asyncio.wrap_future(future), asyncio.get_running_loop().time() + self._seconds
+        waiting = asyncio.wrap_future(future)
+        until = asyncio.get_running_loop().time() + self._seconds
         while True:
             done, _ = await asyncio.wait([waiting], timeout=LOOK_AGAIN)
             if done:

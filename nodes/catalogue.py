@@ -58,7 +58,8 @@ def vae_path(name: str) -> Path:
     if not isinstance(name, str):
         raise CheckpointError(f"{name!r} is not the name of a VAE. Choose one from the list.")
     mark = next((mark for mark in (*_KIND_OF_MARK, HUB_MARK) if name.endswith(mark)), "")
-    kind, inner = _KIND_OF_MARK.get(mark, "vae"), name.removesuffix(mark)
+    kind = _KIND_OF_MARK.get(mark, "vae")
+    inner = name.removesuffix(mark)
     if not inner or not stays_inside(inner):
         raise CheckpointError(
             f"{name!r} is not the name of a VAE: it points outside the models folders. Choose one from the list."

@@ -230,7 +230,8 @@ def send_status(status: Mapping[str, Any]) -> None:
 def notify(node_id: str | None, text: str) -> None:
     """Show a line in the console and, if the host supports it, on the node."""
     logger.warning("%s", text)
-    server, node = prompt_server(), current_node(node_id)
+    server = prompt_server()
+    node = current_node(node_id)
     if node is not None and hasattr(server, "send_progress_text"):
         server.send_progress_text(text, node)
 

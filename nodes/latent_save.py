@@ -18,7 +18,8 @@ from .autoencoder import Autoencoder
 from .catalogue import AUTO
 from .vaes import open_vae
 
-LAYOUTS, FAMILIES = list(get_args(Layout)), [AUTO, *get_args(KohyaFamily)]
+LAYOUTS = list(get_args(Layout))
+FAMILIES = [AUTO, *get_args(KohyaFamily)]
 
 
 class LatentSave:

@@ -148,7 +148,8 @@ def repeat(latent: Mapping[str, Any], count: int) -> Latent:
     """The batch `count` times, one after the other, with its mask and numbers, as the host's own node repeats it."""
     if count == 1:
         return dict(latent)
-    samples, indices = latent["samples"], batch_indices(latent)
+    samples = latent["samples"]
+    indices = batch_indices(latent)
     step = max(indices) - min(indices) + 1
     found: Latent = {**latent, "samples": samples.repeat(count, 1, 1, 1)}
     found["batch_index"] = [index + step * turn for turn in range(count) for index in indices]

@@ -74,7 +74,8 @@ def _nodes(prompt: Mapping[str, Any], workflow: Any) -> Iterator[tuple[Mapping[s
     if isinstance(workflow, Mapping) and isinstance(workflow.get("nodes"), Sequence):
         order = {str(node.get("id")): node for node in workflow["nodes"] if isinstance(node, Mapping)}
     for key in (*(key for key in order if key in prompt), *(key for key in prompt if key not in order)):
-        node, drawn = prompt[key], order.get(key, {})
+        node = prompt[key]
+        drawn = order.get(key, {})
         if not isinstance(node, Mapping):
             continue
         properties, about = drawn.get("properties"), node.get("_meta")

@@ -43,7 +43,8 @@ def _scale_text(config: AutoencoderKLConfig) -> str:
 def cost_lines(job: Job) -> list[str]:
     """What a decode will take, and whether that is free."""
     batch, _, height, width = job.output_shape
-    plan, free = job.plan, host.free_memory(job.device)
+    plan = job.plan
+    free = host.free_memory(job.device)
     images = f"{batch} image{'s' if batch > 1 else ''} of {width}x{height}"
     found = [
         f"a decode of {images}: {plan.flops / 1e12:.2f} TFLOPs in {plan.passes} passes, "

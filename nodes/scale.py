@@ -43,7 +43,8 @@ class LatentScale:
     def scale(self, samples: latents.Latent, vae: Any, to: str = "diffusion") -> tuple[latents.Latent]:
         checks.check_choice("to", to, SCALES)
         opened = open_vae(vae).require_autoencoder("scaling")
-        z, config = latents.samples_of(samples), opened.config
+        z = latents.samples_of(samples)
+        config = opened.config
         opened.model.check_latent_shape(latents.raw_shape(config, z.shape))
         if latents.is_packed(config) and z.shape[1] == latents.wire_channels(config) and to == "diffusion":
             return (samples,)  # the wire carries this family's latents as the diffusion model sees them

@@ -52,7 +52,8 @@ class NodeStatus:
     def __call__(self, step: Progress) -> None:
         """Called by a run; see `vae_core.Progress`."""
         host.check_interrupted()
-        now, is_done = time.monotonic(), step.done >= step.total
+        now = time.monotonic()
+        is_done = step.done >= step.total
         if self._bar is not None and (now - self._shown >= BAR_SECONDS or is_done):
             self._shown = now
             stage = max(0, self._stage)

@@ -111,7 +111,8 @@ class ThirdPartyDecoding:
 
     def run(self, status: NodeStatus, clamp: bool = True) -> Tensor:
         host.notify(status.node_id, self.vae.note)
-        tile, vae = _tile(self.options, 1), self.vae.vae
+        tile = _tile(self.options, 1)
+        vae = self.vae.vae
         image = vae.decode(self.samples) if tile is None else vae.decode_tiled(self.samples, **tile)
         return image.flatten(0, 1) if image.ndim == 5 else image  # frames as a batch
 
@@ -120,5 +121,6 @@ def _tile(options: Options, unit: int) -> dict[str, int] | None:
     """Arguments for the VAE's own tiled methods, in units of so many pixels; None for its untiled ones."""
     if options.tiling is None or options.tiling.size is None:
         return None
-    size, overlap = options.tiling.size, min(options.tiling.overlap, options.tiling.size // 2)
+    size = options.tiling.size
+    overlap = min(options.tiling.overlap, options.tiling.size // 2)
     return {"tile_x": size * unit, "tile_y": size * unit, "overlap": overlap * unit}

@@ -34,7 +34,8 @@ def options_of(
             f"a tile of {tile_size} pixels is smaller than one latent pixel of this VAE ({unit}x{unit} pixels). "
             f"Set tile_size to {unit} or more, or to 0 for automatic."
         )
-    size, shared = tile_size // unit or None, overlap // unit
+    size = tile_size // unit or None
+    shared = overlap // unit
     if mode == "exact":
         tiling = None if size is None else TileSpec(size=size)
         return Options(tiling, int(memory_budget * GIB) or None, circular)  # type: ignore[arg-type]

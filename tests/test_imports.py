@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -128,6 +129,27 @@ def test_nothing_below_imports_what_joins_it(path: Path) -> None:
 def test_the_engine_knows_no_model(path: Path) -> None:
     _, inside = imports_of(path, at_import_time=False)
     assert not {name for name in inside if not is_in(name, {"streaming", "tiling", "errors", "units"})}
+
+
+# What is private in torch and numba: `internals.py` says what to look at when upgrading.
+PRIVATE = {"streaming.internals", "streaming.winograd_jit.lanes", "streaming.winograd_jit.multiply"}
+
+
+def private_names(path: Path) -> set[str]:
+    """Dotted names below torch or numba with a private part, and imports from numba's and LLVM's inside."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    dotted = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    found = {name for name in dotted if re.match(r"(torch|numba)\.", name) and re.search(r"\._[a-zA-Z]", name)}
+    for node in ast.walk(tree):
+        names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+        found |= {name for name in names if re.match(r"numba\.core|llvmlite|torch\.([\w.]+\.)?_", name)}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: module_name(path) or "vae_core")
+def test_what_is_private_in_other_packages_is_in_one_place(path: Path) -> None:
+    assert bool(private_names(path)) == (module_name(path) in PRIVATE)
 
 
 HOST = {"comfy", "comfy_extras", "comfy_execution", "folder_paths", "server", "execution"}

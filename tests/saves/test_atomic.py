@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from given.files import assert_same_weights
+from given.saves import SHARDS, assert_is_one_of, traces
 
-from vae_core import AutoencoderKL, atomic, load_vae, save_single_file, temporaries
+from vae_core import AutoencoderKL, atomic, load_vae, save_single_file
 from vae_core.checkpoints.pretrained import write_folder
 from vae_core.checkpoints.write import safetensors, write_weights
 from vae_core.errors import CheckpointError
@@ -25,7 +25,6 @@ from vae_core.image import open_image, write_image
 fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 CALLS = ("open", "close", "mkdir", "rename", "replace", "link", "unlink", "rmdir", "fsync", "chmod")  # that change
 REFUSED = 5  # the exit code of a child whose save raised
-SHARDS: dict[str, Any] = {"max_shard_size": "30KB"}
 
 
 def in_child(action: Callable[[], object]) -> int:
@@ -97,17 +96,6 @@ def kills(action: Callable[[], object], prepare: Callable[[], object]) -> Iterat
                 break
             assert code == 9
             yield n
-
-
-def traces(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob("*") if path.name.startswith(temporaries.PREFIX)]
-
-
-def assert_is_one_of(folder: Path, models: list[AutoencoderKL]) -> None:
-    loaded = load_vae(folder)
-    same = [model for model in models if model.config == loaded.config]
-    assert len(same) == 1
-    assert_same_weights(loaded, same[0])
 
 
 @fork

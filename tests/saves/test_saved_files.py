@@ -6,12 +6,12 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 import torch
-from given.files import assert_same_weights
 from given.models import fields, make
+from given.saves import SHARDS, assert_is_one_of, traces
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -19,19 +19,6 @@ from vae_core import AutoencoderKL, atomic, load_vae, save_single_file, temporar
 from vae_core.checkpoints.write import safetensors
 from vae_core.errors import CheckpointError, ImageError
 from vae_core.image import write_image
-
-SHARDS: dict[str, Any] = {"max_shard_size": "30KB"}
-
-
-def traces(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob("*") if path.name.startswith(temporaries.PREFIX)]
-
-
-def assert_is_one_of(folder: Path, models: list[AutoencoderKL]) -> None:
-    loaded = load_vae(folder)
-    same = [model for model in models if model.config == loaded.config]
-    assert len(same) == 1
-    assert_same_weights(loaded, same[0])
 
 
 class TestMixtures:

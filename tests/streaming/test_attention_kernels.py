@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from given.allocations import LargestAllocation
 from given.passes import assert_within, check_statistics, in_bands, joined, pass_inputs, run_pass
 from torch import Tensor
 
@@ -99,6 +100,30 @@ def attention_errors(name: str, case: Attending) -> tuple[float, float]:
 @pytest.mark.parametrize("case", ATTENDING, ids=str)
 def test_attention(case: Attending, name: str) -> None:
     assert_within("attention", case.channels, *attention_errors(name, case))
+
+
+@pytest.mark.skipif(not products_available(), reason="torch has no oneDNN")
+@pytest.mark.parametrize(("size", "channels", "batch"), [((16, 16), 64, 1), ((16, 24), 32, 3), ((96, 96), 16, 1)])
+@torch.no_grad()
+def test_terms_of_packed_attention_are_what_it_allocates(size: tuple[int, int], channels: int, batch: int) -> None:
+    module, (height, width) = make_attention(channels), size
+    x = torch.randn(batch, height, width, channels, generator=torch.Generator().manual_seed(0))
+    affine = ChannelStats(height * width, *moments(x)).affine(module.group_norm)
+    source, target = in_bands(x, None), in_bands(torch.empty_like(x), None)
+    made: Any = attention("packed", module, source, target, affine, 2**22)
+    terms = made.workspace()
+    with LargestAllocation() as preparing:
+        made.prepare(made.pack())
+    packed = [each for item in made._items for pair in (*item.blocks, (item.query[0], item.out[0])) for each in pair]
+    assert terms["keys"] == sum(4 * each.weight.numel() for each in packed)
+    assert preparing.bytes <= terms["packing"]
+    assert terms["statistics"] == made._table._values.nbytes
+    with LargestAllocation() as computing:
+        for strip in made.layout.strips():
+            made.compute(strip)
+    made.close()
+    of_a_worker = terms["scores"] // made.inputs.workers
+    assert of_a_worker // 4 <= computing.bytes <= of_a_worker
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:

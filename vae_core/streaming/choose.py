@@ -103,7 +103,8 @@ def choose_kernel(
 
 
 def _winograd_wins(step: Convolve, in_channels: int, target: FeatureMap) -> bool:
-    positions, out_channels = target.shape[:3].numel(), target.shape[3]
+    positions = target.shape[:3].numel()
+    out_channels = target.shape[3]
     if min(in_channels, out_channels) < (_FEW_CHANNELS if winograd.compiled() else _FEW_UNCOMPILED):
         return False
     if step.scale == "up":

@@ -67,7 +67,8 @@ class CompiledWinograd(winograd.Winograd):
 
     def _tiles_at_once(self) -> tuple[int, int]:
         """How many tiles, below and beside one another, are worked on at once."""
-        conv, share = self.step.conv, min(1.0, self.inputs.strip_bytes / STRIP_BYTES)
+        conv = self.step.conv
+        share = min(1.0, self.inputs.strip_bytes / STRIP_BYTES)
         most = (conv.in_channels * conv.out_channels) ** 0.5 * _TILES_PER_CHANNEL
         most = max(_FEWEST_TILES, int(most * share))
         _, height, width, _ = self.inputs.target.shape
@@ -78,7 +79,8 @@ class CompiledWinograd(winograd.Winograd):
 
     def _lay_out(self) -> Layout:
         batch, height, width, _ = self.inputs.target.shape
-        down, workers = -(-height // TILE), self.inputs.workers
+        down = -(-height // TILE)
+        workers = self.inputs.workers
         tall = max(1, _STRIP_FLOPS // self.step.flops(TILE * width))
         if self.inputs.max_rows is not None:
             tall = min(tall, max(1, self.inputs.max_rows // TILE))
@@ -97,7 +99,9 @@ class CompiledWinograd(winograd.Winograd):
         return 0 if self.step.shortcut is None else self.step.shortcut.in_channels
 
     def scratch_sizes(self) -> dict[str, int]:
-        jit, channels, width = winograd.jit(), self.step.conv.in_channels, self._padded_channels
+        jit = winograd.jit()
+        channels = self.step.conv.in_channels
+        width = self._padded_channels
         tiles = self._at_once[0] * self._at_once[1]
         rows = round_up(tiles, jit.ROWS)
         pixels = round_up(tiles * TILE**2, jit.ROWS) if self._shortcut_channels else 0
@@ -129,10 +133,14 @@ class CompiledWinograd(winograd.Winograd):
         return 4 * numbers * self._padded_channels
 
     def pack(self) -> _Weights:
-        conv, shortcut, columns = self.step.conv, self.step.shortcut, winograd.jit().COLUMNS
-        blocks, channels = self._padded_channels // columns, conv.in_channels
+        conv = self.step.conv
+        shortcut = self.step.shortcut
+        columns = winograd.jit().COLUMNS
+        blocks = self._padded_channels // columns
+        channels = conv.in_channels
         packed = np.zeros((self.groups, blocks, channels, columns), np.float32)
-        kernel, of_shortcut = transforms.as_tensor(self.transform.kernel), _NO_WEIGHTS
+        kernel = transforms.as_tensor(self.transform.kernel)
+        of_shortcut = _NO_WEIGHTS
         both = torch.kron(kernel, kernel).float()
         for first in range(0, conv.out_channels, _PACKED_AT_ONCE):
             weight = conv.weight.detach()[first : first + _PACKED_AT_ONCE].float().cpu()
@@ -153,7 +161,8 @@ class CompiledWinograd(winograd.Winograd):
             self._coefficients = list(zip(scale, shift, strict=True))
         self._sources = [self._table(inputs.source, item).framed(inputs.circular.y) for item in items]
         self._targets = [RowTable.of(inputs.target, item, inputs.map_dtype) for item in items]
-        residual, nothing = inputs.residual, RowTable.empty(inputs.map_dtype)
+        residual = inputs.residual
+        nothing = RowTable.empty(inputs.map_dtype)
         self._residuals = [nothing if residual is None else self._table(residual, item) for item in items]
 
     def _table(self, whole: FeatureMap, item: int) -> RowTable:
@@ -168,7 +177,9 @@ class CompiledWinograd(winograd.Winograd):
         return found
 
     def compute_strip(self, strip: Strip, scratch: Scratch, sums: np.ndarray) -> None:
-        item, (top, bottom), written = strip.items[0], strip.rows, None
+        item = strip.items[0]
+        top, bottom = strip.rows
+        written = None
         target = self._targets[item]
         if target is None:
             shape = 1, strip.height, strip.width, self.step.conv.out_channels
@@ -177,7 +188,9 @@ class CompiledWinograd(winograd.Winograd):
             assert target is not None
         else:
             target = target.part(top, bottom)
-        weights, jit, circular = self.weights, winograd.jit(), self.inputs.circular.x
+        weights = self.weights
+        jit = winograd.jit()
+        circular = self.inputs.circular.x
         ring, inputs, products, shortcut = (
             scratch.array(name, scratch.sizes[name] // 4) for name in ("ring", "inputs", "products", "shortcut")
         )

@@ -79,7 +79,8 @@ class DirectConvolution:
         """Bytes of each part of the memory for strips, on a CPU."""
         strip, (batch, _, width, channels) = self.layout.first, self.inputs.source.shape
         first, stop = self._reads(strip)
-        itemsize, results = self.inputs.dtype.itemsize, strip.positions * self.step.conv.out_channels
+        itemsize = self.inputs.dtype.itemsize
+        results = strip.positions * self.step.conv.out_channels
         sizes = {"deviations": results * max(4, itemsize)}
         if not self._as_it_is:
             sizes["window"] = batch * (stop - first) * (width + sum(self._sides)) * channels * itemsize
@@ -94,7 +95,8 @@ class DirectConvolution:
         strip, (batch, _, width, channels) = self.layout.first, self.inputs.source.shape
         first, stop = self._reads(strip)
         conv, dtype, norm = self.step.conv, self.inputs.dtype, self.step.norm
-        read, results = batch * (stop - first) * width * channels, strip.positions * conv.out_channels
+        read = batch * (stop - first) * width * channels
+        results = strip.positions * conv.out_channels
         terms = {
             **self.scratch_sizes(),
             "statistics": StatsTable.bytes(len(self.layout), (batch, conv.out_channels), dtype),
@@ -167,7 +169,8 @@ class DirectConvolution:
             scale, shift = inputs.coefficients
             self._coefficients = scale.to(wide).to(inputs.device), shift.to(wide).to(inputs.device)
 
-        strips, shape = self.layout.strips(), (inputs.target.shape[0], self.step.conv.out_channels)
+        strips = self.layout.strips()
+        shape = (inputs.target.shape[0], self.step.conv.out_channels)
         self._numbers = {strip: number for number, strip in enumerate(strips)}
         self._table = StatsTable(len(strips), shape, inputs.dtype, inputs.device)
         on_cpu = inputs.device.type == "cpu"
@@ -189,7 +192,8 @@ class DirectConvolution:
                 ).permute(0, 2, 3, 1)
             result.add_(residual)
         self._transfers.download(result, self.inputs.target.rows(*strip.rows))
-        number, shape = self._numbers[strip], (len(result), result.shape[1] * result.shape[2], result.shape[3])
+        number = self._numbers[strip]
+        shape = (len(result), result.shape[1] * result.shape[2], result.shape[3])
         memory = None
         if self._scratch is not None:
             memory = self._scratch.tensor("deviations", shape, torch.promote_types(result.dtype, torch.float32))
@@ -250,7 +254,9 @@ class DirectConvolution:
         if self._as_it_is:
             return x.to(self.inputs.dtype).permute(0, 3, 1, 2)
         first, stop = self._reads(strip)
-        (left, right), circular, height = self._sides, self.inputs.circular, self.inputs.source.shape[1]
+        left, right = self._sides
+        circular = self.inputs.circular
+        height = self.inputs.source.shape[1]
         above, below = (0, 0) if circular.y else (max(0, -first), max(0, stop - height))
         batch, rows, width, channels = x.shape
         rows += above + below
@@ -273,7 +279,8 @@ class DirectConvolution:
         """For the first strip, which is the largest; the columns at its sides are zeros."""
         if self._scratch is None:
             return like.new_zeros(shape)
-        buffer, (left, right) = self._scratch.tensor("window", shape, self.inputs.dtype), self._sides
+        buffer = self._scratch.tensor("window", shape, self.inputs.dtype)
+        left, right = self._sides
         buffer[:, :, :left] = 0
         buffer[:, :, shape[2] - right :] = 0
         return buffer

@@ -208,7 +208,9 @@ class Execution:
         return self.stats[step.source].affine(step.norm)
 
     def _kernel(self, index: int, step: Pass, latent_rows: int) -> Kernel:
-        source, target, manner = self.maps[step.source], self.maps[step.target], self.manner
+        source = self.maps[step.source]
+        target = self.maps[step.target]
+        manner = self.manner
         chosen, layout = self._chosen(index, step)
         max_rows = manner.strip_latents
         if max_rows is not None:

@@ -24,7 +24,8 @@ numba (0.60 to 0.68)
 
 llvmlite, through numba
     `numba.extending.intrinsic` and `overload`, `numba.core.cgutils` and `types`, `llvmlite.ir`: the whole of
-    `winograd_jit/lanes.py`. What to look at: pointers to typed vectors (`as_pointer`), instructions' `flags` and
+    `winograd_jit/lanes.py`, and the loop of `winograd_jit/multiply.py`, which asks `llvmlite.binding` for the
+    processor's features. What to look at: pointers to typed vectors (`as_pointer`), instructions' `flags` and
     `align`, and the names of LLVM's intrinsics (`llvm.rint.v16f32`). Where something is missing the import fails, and
     the transforms in torch operations run, with a warning.
 """
@@ -296,7 +297,9 @@ class _Files:
             whole = path.read_bytes()
         except FileNotFoundError:
             return None
-        origin, digest, content = whole[:32], whole[32:64], whole[64:]
+        origin = whole[:32]
+        digest = whole[32:64]
+        content = whole[64:]
         if len(whole) >= 64 and origin != self._origin:
             return None
         if digest != hashlib.sha256(content).digest():
@@ -306,7 +309,8 @@ class _Files:
     def save(self, key: tuple[Any, ...], data: Any) -> None:
         from numba.core.serialize import dumps
 
-        content, path = dumps(data), self._path(key)
+        content = dumps(data)
+        path = self._path(key)
         beside = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
         try:
             beside.write_bytes(self._origin + hashlib.sha256(content).digest() + content)

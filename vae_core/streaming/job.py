@@ -249,7 +249,9 @@ def _smaller_budgets(request: Request) -> list[int]:
     """
     given = request.options.memory_budget
     one = replace(request.but(memory_budget=None), shape=(1, *request.shape[1:]), available=None)
-    needed, offloading, shrinking = Strips.of(one).plan.peak_bytes, [], []
+    needed = Strips.of(one).plan.peak_bytes
+    offloading = []
+    shrinking = []
     for tenths in range(9, 0, -1):
         budget = max(1, min(given or needed, needed) * tenths // 10)
         try:
@@ -313,7 +315,8 @@ def run_method(half: Half, x: Tensor, options: Options) -> Tensor:
     item = x if options.max_items is None else x[: options.max_items]
     if (tiling is not None or may_be_faster(half, item)) and may_stand_in(half, x):
         batch, channels, height, width = x.shape
-        kernels, passes = kernel_choice(), half.program()
+        kernels = kernel_choice()
+        passes = half.program()
         if tiling is not None or is_faster(passes, (len(item), channels, height, width), x.dtype, x.device, kernels):
             shape = (batch, channels, height, width)
             request = Request.of(half, shape, options, numbered(half.device), None, kernels, None, passes)

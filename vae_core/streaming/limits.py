@@ -84,7 +84,9 @@ def _free_in_group(group: Path) -> int | None:
 
 
 def _free_in_old_group(group: Path) -> int | None:
-    limit, used, statistics = _number(group / "memory.limit_in_bytes"), _number(group / "memory.usage_in_bytes"), {}
+    limit = _number(group / "memory.limit_in_bytes")
+    used = _number(group / "memory.usage_in_bytes")
+    statistics = {}
     if limit is None or used is None:
         return None
     statistics = _statistics(group)

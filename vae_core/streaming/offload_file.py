@@ -128,7 +128,8 @@ def _reserve(file: IO[bytes], start: int, size: int) -> None:
 
 
 def _no_room(total: int, error: OSError) -> str:
-    folder, free = os.environ.get("TMPDIR", "a temporary folder"), ""
+    folder = os.environ.get("TMPDIR", "a temporary folder")
+    free = ""
     with contextlib.suppress(OSError):
         folder = tempfile.gettempdir()
         free = f", where {shutil.disk_usage(folder).free / MIB:.0f} MiB are free"

@@ -56,12 +56,12 @@ class PackedAttention:
         return Layout(cut(self.inputs.source.shape[0], 1), cut(self.positions, self.queries), cut(1, 1))
 
     def workspace(self) -> dict[str, int]:
-        """Keys and values, what they are packed from, and the scores of each thread."""
+        """Keys, values and projections of each item, what they are packed from, and the scores of each thread."""
         channels = self.step.channels
         copies = 2 if self.inputs.map_dtype == self.inputs.dtype else 3
         return {
             "statistics": StatsTable.bytes(len(self.layout), (1, channels), self.inputs.dtype),
-            "keys": 4 * (2 * self.inputs.source.shape.numel() + 2 * channels**2),
+            "keys": 8 * (self.inputs.source.shape.numel() + self.inputs.source.shape[0] * channels**2),
             # A block of them as it is and laid out anew, and the projections; allocators keep that.
             "packing": 4 * (copies * min(PACKED_KEYS, self.positions) * channels + 4 * channels**2),
             "scores": 4 * self.inputs.workers * self.queries * (2 * self.scores_per_query + 6 * channels),
@@ -89,7 +89,8 @@ class PackedAttention:
 
     def compute(self, strip: Strip) -> int:
         """The number of the strip, whose statistics are in the table of all."""
-        item, (start, stop) = strip.items[0], strip.rows
+        item = strip.items[0]
+        start, stop = strip.rows
         tokens = self.inputs.source.tokens().item(item).rows(start, stop)[0, :, 0].to(self.inputs.dtype)
         result = self._items[item](tokens)
         self.inputs.target.tokens().item(item).write(start, result[None, :, None])

@@ -20,8 +20,10 @@ from .request import Request
 _SMALLEST_STRIP = 2**18  # bytes
 # Memory that allocators keep between uses, as `benchmarks/memory.py` measures it: a quarter of what is planned up to
 # a limit in bytes, and a share. It is less where passes give back what they have freed.
-_KEPT_LIMIT, _KEPT_SHARE = 16 * MIB, 0.05
-_TRIMMED_LIMIT, _TRIMMED_SHARE = 12 * MIB, 0.03
+_KEPT_LIMIT = 16 * MIB
+_KEPT_SHARE = 0.05
+_TRIMMED_LIMIT = 12 * MIB
+_TRIMMED_SHARE = 0.03
 
 
 class Places(NamedTuple):
@@ -136,7 +138,8 @@ def plan_program(request: Request, manner: Manner) -> ProgramPlan:
         MemoryBudgetError: what a pass needs beside its maps is over the budget.
     """
     passes, shape, output_shape, budget = request.passes, request.shape, request.output_shape, request.budget
-    latent_rows, cpu_limit = request.latent_size[0], request.offload
+    latent_rows = request.latent_size[0]
+    cpu_limit = request.offload
 
     def dry_run(manner: Manner, limit: int | None, items: int, like: _DryRun | None = None) -> _DryRun:
         source, target = (PlannedMap.whole((items, each[2], each[3], each[1])) for each in (shape, output_shape))
@@ -171,7 +174,8 @@ def plan_program(request: Request, manner: Manner) -> ProgramPlan:
     if packed:
         terms["packed weights"] = packed
     last = dry_run(manner, limit, rest, found) if rest else _DryRun(found.store)
-    pass_flops, places = found.pass_flops * full + last.pass_flops, found.store.peak
+    pass_flops = found.pass_flops * full + last.pass_flops
+    places = found.store.peak
     plan = Plan(
         passes=len(passes) * runs,
         strips=full * found.strips + last.strips,

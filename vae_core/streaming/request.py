@@ -60,7 +60,8 @@ class Request:
             passes = _passes(half, options, patch)
         if available is None and options.memory_budget is None:
             available = available_bytes(device)
-        workers, offload = torch.get_num_threads(), offload_bytes(device)
+        workers = torch.get_num_threads()
+        offload = offload_bytes(device)
         return cls(half, shape, options, device, available, offload, kernels, workers, patch, passes)
 
     def but(self, **options: Any) -> Request:

@@ -33,7 +33,8 @@ class RowTable(NamedTuple):
     @classmethod
     def of(cls, whole: FeatureMap, item: int, dtype: torch.dtype) -> RowTable | None:
         """Of a map [B, H, W, C]; None if it is not of the type, or a pixel's channels do not follow one another."""
-        width, depth = whole.shape[2], _depth(whole, dtype)
+        width = whole.shape[2]
+        depth = _depth(whole, dtype)
         if depth is None:
             return None
         rows = np.empty(whole.shape[1], np.int64)

@@ -59,7 +59,8 @@ class StoredAttention:
         """Rows of queries and what they attend to, scores, and blocks of keys and values."""
         channels = self.inputs.source.shape[3]
         block = min(self.positions, KEY_BLOCK)
-        in_blocks, whole = 2 * block * self._in_blocks, self.positions * (not self._too_many)
+        in_blocks = 2 * block * self._in_blocks
+        whole = self.positions * (not self._too_many)
         terms = {
             "queries": 64 * self.queries * channels,
             "weights": 32 * channels**2,
@@ -113,7 +114,8 @@ class StoredAttention:
 
     def compute(self, strip: Strip) -> int | None:
         """The number of the strip, whose statistics are in the table of all; None for keys and values."""
-        item, (start, stop) = strip.items[0], strip.rows
+        item = strip.items[0]
+        start, stop = strip.rows
         tokens, keys, values = (each.item(item) for each in (self.inputs.source.tokens(), self.keys, self.values))
         if strip.rows == _MAKE_KEYS:
             to_q, to_k, to_v = (self._of_normalized(layer, item) for layer in self._projections)

@@ -56,7 +56,9 @@ class Strips:
             NonFiniteError: values went out of the precision's range.
         """
         request, planned = self.request, self.planned
-        manner, items, batch = planned.manner, planned.plan.items, request.shape[0]
+        manner = planned.manner
+        items = planned.plan.items
+        batch = request.shape[0]
         request.half.check_weights()
         if out is None:
             out = torch.empty(request.output_shape, dtype=manner.map_dtype, device=manner.device)

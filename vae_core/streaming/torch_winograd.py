@@ -97,7 +97,8 @@ class TorchWinograd(winograd.Winograd):
         if self.inputs.max_rows is not None:
             tall = min(tall, max(1, self.inputs.max_rows // TILE))
         # The first strip sets the size of the products, so strips are alike; few of them are shared out evenly.
-        count, workers = -(-down // tall), self.inputs.workers
+        count = -(-down // tall)
+        workers = self.inputs.workers
         if count * parts * batch < 4 * workers:
             count = -(-count // workers) * workers
         rows = -(-down // count) * TILE
@@ -153,7 +154,9 @@ class TorchWinograd(winograd.Winograd):
         conv, shortcut, of_shortcut = self.step.conv, self.step.shortcut, None
         kernels = conv.weight.detach().float().cpu().flatten(0, 1).flatten(1).t()  # [9, K * C]
         one = transforms.as_tensor(self.transform.kernel)
-        both, size, packed = torch.kron(one, one).float(), self._piece_bytes(), []
+        both = torch.kron(one, one).float()
+        size = self._piece_bytes()
+        packed = []
         rows = self._tiles[0] * self._tiles[1]
         blocks = self.inputs.store.scratch.lend(1, size)
         try:
@@ -176,8 +179,11 @@ class TorchWinograd(winograd.Winograd):
             self._coefficients = scale.float(), shift.float()
 
     def compute_strip(self, strip: Strip, scratch: Scratch, sums: np.ndarray) -> None:
-        item, (top, bottom), (left, right) = strip.items[0], strip.rows, strip.columns
-        scale, tiles = 2 if self.step.scale == "up" else 1, winograd.tiles_of(strip.height, strip.width)
+        item = strip.items[0]
+        top, bottom = strip.rows
+        left, right = strip.columns
+        scale = 2 if self.step.scale == "up" else 1
+        tiles = winograd.tiles_of(strip.height, strip.width)
         source, circular = self.inputs.source, self.inputs.circular
         pieces, first = source.around(top // scale - 1, bottom // scale + 1, circular.y)
         window = _joined([piece[item] for piece in pieces], "window", scratch)
@@ -194,7 +200,8 @@ class TorchWinograd(winograd.Winograd):
             operands.left,
         )
         results = operands.multiply()
-        place, residual = self.inputs.target.rows(top, bottom)[item, :, left:right], self._residual(strip, scratch)
+        place = self.inputs.target.rows(top, bottom)[item, :, left:right]
+        residual = self._residual(strip, scratch)
         winograd_torch.transform_outputs(
             self.transform, results, self.weights.bias, residual, place, tiles, scratch.tensor, sums
         )
@@ -231,7 +238,8 @@ def _joined(pieces: Sequence[Tensor], part: str, scratch: Scratch) -> Tensor:
     """Pieces [rows, columns, C] below one another in float32: one as it is, others in a part of a worker's memory."""
     if len(pieces) == 1 and pieces[0].dtype == torch.float32:
         return pieces[0]
-    rows, (_, columns, channels) = sum(len(piece) for piece in pieces), pieces[0].shape
+    rows = sum(len(piece) for piece in pieces)
+    _, columns, channels = pieces[0].shape
     out = scratch.tensor(part, (rows, columns, channels))
     _join(pieces, out)
     return out

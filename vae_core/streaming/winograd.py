@@ -104,8 +104,10 @@ class Winograd(ABC):
 
     def workspace(self) -> dict[str, int]:
         """Weights, sums of all strips, and what each worker has; or, if that is more, what packing takes."""
-        sizes, workers = self.scratch_sizes(), min(self.inputs.workers, len(self.layout))
-        weights, packing = {"weights": self.packed_bytes()}, self.packing_bytes()
+        sizes = self.scratch_sizes()
+        workers = min(self.inputs.workers, len(self.layout))
+        weights = {"weights": self.packed_bytes()}
+        packing = self.packing_bytes()
         if packing > workers * sum(sizes.values()):
             return {**weights, "packing": packing}
         sums = 16 * len(self.layout) * self.step.conv.out_channels
@@ -116,7 +118,8 @@ class Winograd(ABC):
 
     def prepare(self, packed: Any) -> None:
         self.weights = packed
-        strips, out_channels = self.layout.strips(), self.step.conv.out_channels
+        strips = self.layout.strips()
+        out_channels = self.step.conv.out_channels
         self._numbers = {strip: number for number, strip in enumerate(strips)}
         memory = pages(16 * len(strips) * out_channels, "sums").view(torch.float64)
         self._sums = memory.view(len(strips), 2, out_channels).numpy()
@@ -126,7 +129,8 @@ class Winograd(ABC):
     def compute(self, strip: Strip) -> int:
         """The number of the strip, whose sums are in the table of all."""
         assert self.scratches is not None
-        scratch, number = self.scratches.take(), self._numbers[strip]
+        scratch = self.scratches.take()
+        number = self._numbers[strip]
         try:
             self.compute_strip(strip, scratch, self._sums[number])
         finally:

@@ -61,7 +61,8 @@ def transform_inputs(
     rows = slice(max(0, y), min(source.shape[0], y + high))
     if circular_x:
         columns = torch.arange(x, x + wide, device=source.device) % source.shape[1]
-        place, part = padded[rows.start - y : rows.stop - y], source[rows].index_select(1, columns)
+        place = padded[rows.start - y : rows.stop - y]
+        part = source[rows].index_select(1, columns)
     else:
         columns = slice(max(0, x), min(source.shape[1], x + wide))
         place = padded[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
@@ -76,7 +77,8 @@ def transform_inputs(
     by_row = part_of("by row", (down, size, row))
     rows_of_tiles = padded.as_strided((down, reach, row), (step * row, row, 1), padded.storage_offset())
     torch.bmm(before.expand(down, -1, -1), rows_of_tiles, out=by_row)
-    matrices, lines = before.expand(across, -1, -1), part_of("windows", (across, size, channels))
+    matrices = before.expand(across, -1, -1)
+    lines = part_of("windows", (across, size, channels))
     whole = len(out) == 1
     for i in range(down):
         tiles_of_row = slice(i * across, (i + 1) * across)
@@ -106,7 +108,8 @@ def transform_outputs(
     """
     after, size = transform.after, transform.products
     down, across = tiles
-    count, channels = down * across, target.shape[2]
+    count = down * across
+    channels = target.shape[2]
     pieces = list(products[:, :count])
     if len(pieces) == 1:
         pieces = list(pieces[0].unflatten(1, (size, size)).unbind(1))
@@ -124,4 +127,5 @@ def transform_outputs(
     target.copy_(values)
     stats = StripStats.of(values[None], part_of("deviations", (1, height * width, channels))).finished()
     total = stats.mean[0] * stats.count
-    sums[0], sums[1] = total.numpy(), (stats.m2[0] + total * stats.mean[0]).numpy()
+    sums[0] = total.numpy()
+    sums[1] = (stats.m2[0] + total * stats.mean[0]).numpy()
