@@ -3,8 +3,8 @@
     python tools/diffusers_tests.py CHECKOUT
 
 CHECKOUT is a checkout of the diffusers repository, at a version near to the installed one (`git checkout v0.40.0`).
-Its tests run twice, offline: with diffusers' class and with ours. Every test that theirs passes, ours must pass, and
-none may be skipped that theirs runs. They need `parameterized` and `peft`.
+Its tests run twice, offline, both times with the installed diffusers: with its class and with ours. Every test that
+theirs passes, ours must pass, and none may be skipped that theirs runs. They need `parameterized` and `peft`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ TESTS = (
 PLUGIN = """
 import json, os
 
+import diffusers  # the installed one, before the checkout puts its own first
+
 if os.environ["SEAMLESS_CLASS"] == "ours":
-    import diffusers, vae_core
+    import vae_core
     diffusers.AutoencoderKL = vae_core.AutoencoderKL
 
 outcomes = {}
