@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,82 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders import autoencoder_kl as theirs_module
+from given.models import MODELS
 from given.pairs import model, narrow
 
-from vae_core import AutoencoderKL, ConfigError
+from vae_core import AutoencoderKL, AutoencoderKLConfig, ConfigError
 from vae_core.config import ReadOnlyConfigError
 
 THEIRS: Any = theirs_module.AutoencoderKL
+CHANGES: list[Any] = [
+    lambda config: config.update(act_fn="relu"),
+    lambda config: config.pop("act_fn"),
+    lambda config: config.popitem(),
+    lambda config: config.clear(),
+    lambda config: config.setdefault("decay", 1),
+    lambda config: config.__ior__({"act_fn": "relu"}),
+]
+
+
+class TestDictionary:
+    """A config is what diffusers' is: a dictionary with attributes, which nobody changes in place."""
+
+    @pytest.mark.parametrize("name", MODELS)
+    def test_it_is_one_of_its_class_fields(self, name: str) -> None:
+        config = AutoencoderKLConfig(**MODELS[name])
+        for same in (
+            AutoencoderKLConfig(**config),
+            AutoencoderKLConfig.from_dict(json.loads(json.dumps(config))),
+            pickle.loads(pickle.dumps(config)),
+            copy.deepcopy(config),
+            config.replace(),
+        ):
+            assert same == config and hash(same) == hash(config) and type(same) is AutoencoderKLConfig
+        assert config == dict(config) == {**config} == config.copy() and isinstance(config, dict)
+        assert (config | {"decay": 1})["decay"] == 1 and config.get("decay", 2) == 2
+        if config.class_name == "AutoencoderKL":
+            assert THEIRS.from_config(config).config.block_out_channels == config.block_out_channels
+            assert set(config) <= set(THEIRS(**config).config)
+
+    def test_what_is_not_a_field_goes_along(self) -> None:
+        config = AutoencoderKLConfig().with_extras(_name_or_path="a", decay=0.5)
+        for same in (config, pickle.loads(pickle.dumps(config)), config.replace()):
+            assert same.decay == same["decay"] == same.get("decay") == 0.5 and "decay" not in [*same]
+
+    @pytest.mark.parametrize("change", CHANGES)
+    def test_it_is_not_changed_in_place(self, change: Any) -> None:
+        config = AutoencoderKLConfig()
+        with pytest.raises(ReadOnlyConfigError, match="register_to_config"):
+            change(config)
+        assert config == AutoencoderKLConfig()
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"block_out_channels": (32.0, 64.0)}, r"a width of 32\.0; it must be a whole number"),
+    ({"block_out_channels": np.array([32.0, 64.0])}, r"a width of 32\.0; it must be a whole number"),
+    ({"block_out_channels": [[32, 64]]}, r"a width of .*; it must be a whole number"),
+    ({"block_out_channels": (32, 48)}, r"48, which is not a multiple of norm_num_groups \(32\)"),
+    ({"scaling_factor": 10**400}, r"scaling_factor is 1000.{1,60}; it must be a finite number"),
+    ({"scaling_factor": 1e-40}, "are not finite numbers any more"),
+    ({"scaling_factor": 1e35}, "are not finite numbers any more"),
+    ({"scaling_factor": True}, "scaling_factor is True"),
+    ({"scaling_factor": 1j}, "scaling_factor is 1j"),
+    ({"shift_factor": "0.1"}, "shift_factor is '0.1'; it must be a finite number, or None"),
+    ({"latents_mean": [0.0] * 4}, "given without latents_std"),
+    ({"latents_mean": [0.0] * 4, "latents_std": [1, 1, 1, 1e-40]}, "a standard deviation must be above 0"),
+]
+
+
+@pytest.mark.parametrize(("given", "says"), WRONG)
+def test_values_that_break_later_are_refused_at_once(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        AutoencoderKL(**{**narrow(32, 64), "norm_num_groups": 32, **given})
+
+
+@pytest.mark.parametrize("scale", [Fraction(1, 5), Decimal("0.2"), np.float64(0.2), torch.tensor(0.2).double(), 0.2])
+def test_numbers_of_any_kind_are_taken(scale: Any) -> None:
+    config = AutoencoderKLConfig(scaling_factor=scale)
+    assert type(config.scaling_factor) is float and config.scaling_factor == pytest.approx(0.2)
 
 
 class TestConfig:

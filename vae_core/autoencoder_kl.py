@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .adapters import AdapterMixin
 from .attention import AttentionMixin
-from .config import FLUX2_CLASS_NAME, AutoencoderKLConfig
+from .config import FIELDS, FLUX2_CLASS_NAME, AutoencoderKLConfig
 from .decoder import Decoder
 from .encoder import Encoder
 from .errors import ConfigError, ShapeError
@@ -303,7 +303,7 @@ def _bind_config(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AutoencoderK
     try:
         given = inspect.signature(AutoencoderKLConfig).bind(*args, **fields).arguments
     except TypeError as error:
-        raise ConfigError(f"AutoencoderKL: {error}. Its arguments are {', '.join(AutoencoderKLConfig())}.") from None
+        raise ConfigError(f"AutoencoderKL: {error}. Its arguments are {', '.join(FIELDS)}.") from None
     class_name = {name: value for name, value in private.items() if name == "_class_name"}
     return AutoencoderKLConfig.from_dict({**class_name, **given}).with_extras(**private)
 

@@ -6,8 +6,10 @@ import dataclasses
 import math
 import operator
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import FrozenInstanceError, dataclass
+from decimal import Decimal
+from numbers import Rational
 from typing import Any
 
 from .errors import ConfigError
@@ -25,6 +27,8 @@ SCALING_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std
 # What a model can be given anew: it says how the model is used, and shapes no weights.
 SETTABLE_FIELDS = (*SCALING_FIELDS, "sample_size")
 
+LARGEST_SCALE = 1e30  # what float32 multiplies and divides numbers near 1 by, and has room left
+
 _COUNTS = ("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups")
 _SEQUENCES = (
     *("down_block_types", "up_block_types", "block_out_channels", "decoder_block_out_channels"),
@@ -38,14 +42,16 @@ class ReadOnlyConfigError(ConfigError, FrozenInstanceError):
 
 
 @dataclass(frozen=True)
-class AutoencoderKLConfig(Mapping[str, Any]):
+class AutoencoderKLConfig(dict[str, Any]):
     """Every hyper-parameter of an AutoencoderKL, under diffusers' names and with diffusers' defaults.
 
-    Reads both as attributes (`config.latent_channels`) and as a mapping (`config["latent_channels"]`). Sequences and
-    numbers of any kind (numpy's, OmegaConf's) are taken, and kept as tuples and Python's own numbers.
+    Reads both as attributes (`config.latent_channels`) and as a dictionary (`config["latent_channels"]`, `{**config}`,
+    `json.dumps(config)`), and never changes. Sequences and numbers of any kind (numpy's, OmegaConf's) are taken, and
+    kept as tuples and Python's own numbers.
 
     The last four fields are FLUX.2's. A model with a `patch_size` carries a batch norm over latents packed by
-    that patch, which stands in for `scaling_factor` and `shift_factor`.
+    that patch, which stands in for `scaling_factor` and `shift_factor`. A loop over the config of any other model
+    leaves them out, because diffusers' AutoencoderKL has no such arguments.
 
     Raises:
         ConfigError: a field is out of its range, or two fields contradict each other.
@@ -81,6 +87,15 @@ class AutoencoderKLConfig(Mapping[str, Any]):
         self._check_blocks()
         self._check_latents()
         self._check_scaling()
+        left_out = () if self.class_name == FLUX2_CLASS_NAME else FLUX2_FIELDS
+        dict.update(
+            self,
+            {
+                field.name: getattr(self, field.name)
+                for field in dataclasses.fields(self)
+                if field.name not in left_out or getattr(self, field.name) != field.default
+            },
+        )
 
     def _check_widths(self) -> None:
         for name in _COUNTS:
@@ -94,7 +109,9 @@ class AutoencoderKLConfig(Mapping[str, Any]):
             if not isinstance(widths, tuple) or not widths:
                 raise ConfigError(f"{name} is {widths!r}; give one width per level, such as (128, 256, 512, 512).")
             for width in widths:
-                if not _is_count(width) or width % self.norm_num_groups:
+                if not _is_count(width):
+                    raise ConfigError(f"{name} has a width of {width!r}; it must be a whole number of at least 1.")
+                if width % self.norm_num_groups:
                     raise ConfigError(
                         f"{name} has a width of {width!r}, which is not a multiple of norm_num_groups "
                         f"({self.norm_num_groups}). Change the width or the number of groups."
@@ -133,10 +150,16 @@ class AutoencoderKLConfig(Mapping[str, Any]):
     def _check_scaling(self) -> None:
         if not _is_number(self.scaling_factor) or self.scaling_factor == 0:
             raise ConfigError(
-                f"scaling_factor is {self.scaling_factor!r}; it must be a finite number other than 0, such as 0.18215."
+                f"scaling_factor is {_brief(self.scaling_factor)}; it must be a finite number other than 0, such as "
+                f"0.18215."
+            )
+        if not 1 / LARGEST_SCALE <= abs(self.scaling_factor) <= LARGEST_SCALE:
+            raise ConfigError(
+                f"scaling_factor is {_brief(self.scaling_factor)}; latents that are multiplied or divided by it are "
+                f"not finite numbers any more. Give one such as 0.18215."
             )
         if self.shift_factor is not None and not _is_number(self.shift_factor):
-            raise ConfigError(f"shift_factor is {self.shift_factor!r}; it must be a finite number, or None.")
+            raise ConfigError(f"shift_factor is {_brief(self.shift_factor)}; it must be a finite number, or None.")
         if not _is_number(self.batch_norm_eps) or self.batch_norm_eps <= 0:
             raise ConfigError(f"batch_norm_eps is {self.batch_norm_eps!r}; it must be a number above 0, such as 1e-4.")
         momentum = self.batch_norm_momentum
@@ -159,23 +182,25 @@ class AutoencoderKLConfig(Mapping[str, Any]):
             raise ConfigError(
                 f"{given} is given without {absent}. Latents are normalised by both: give both, or neither."
             )
-        if self.latents_std is not None and min(self.latents_std) <= 0:
+        if self.latents_std is not None and min(self.latents_std) < 1 / LARGEST_SCALE:
             raise ConfigError(f"latents_std has {min(self.latents_std)!r}; a standard deviation must be above 0.")
 
-    # Mapping: the same names as keys.
+    # As a dictionary: the same names as keys, and what is not a field.
     def __getitem__(self, key: str) -> Any:
-        if key in _FIELDS:
+        if key in FIELDS:
             return getattr(self, key)
         return self.extras[key]
 
     def __contains__(self, key: object) -> bool:
-        return key in _FIELDS or key in self.extras
+        return key in FIELDS or key in self.extras
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(_FIELDS)
+    def get(self, key: str, default: Any = None) -> Any:
+        is_there = key in self  # also what a loop leaves out
+        return self[key] if is_there else default
 
-    def __len__(self) -> int:
-        return len(_FIELDS)
+    def __reduce__(self) -> Any:
+        fields = {name: getattr(self, name) for name in FIELDS}
+        return _rebuild, (type(self), fields, dict(self.extras))
 
     @property
     def extras(self) -> Mapping[str, Any]:
@@ -221,7 +246,8 @@ class AutoencoderKLConfig(Mapping[str, Any]):
 
     def replace(self, **changes: Any) -> AutoencoderKLConfig:
         """A copy with some fields changed. Raises ConfigError for a field that does not exist."""
-        return AutoencoderKLConfig.from_dict({**self, **changes}).with_extras(**self.extras)
+        given = {name: getattr(self, name) for name in FIELDS}
+        return AutoencoderKLConfig.from_dict({**given, **changes}).with_extras(**self.extras)
 
     def to_dict(self) -> dict[str, Any]:
         """What is in `config.json`: the fields of this model's diffusers class, and `_class_name`.
@@ -252,15 +278,15 @@ class AutoencoderKLConfig(Mapping[str, Any]):
                 f"Point to the folder of an AutoencoderKL, often the `vae` folder of a pipeline."
             )
         fields = {name: value for name, value in values.items() if not name.startswith("_")}
-        unknown = sorted(set(fields) - set(_FIELDS))
+        unknown = sorted(set(fields) - set(FIELDS))
         if unknown:
-            raise ConfigError(f"an AutoencoderKL has no {', '.join(unknown)}. Its fields are {', '.join(_FIELDS)}.")
+            raise ConfigError(f"an AutoencoderKL has no {', '.join(unknown)}. Its fields are {', '.join(FIELDS)}.")
         if class_name == FLUX2_CLASS_NAME:
             fields = {**_FLUX2_DEFAULTS, **fields}
         return cls(**fields)
 
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(AutoencoderKLConfig))
+FIELDS = tuple(field.name for field in dataclasses.fields(AutoencoderKLConfig))
 # What diffusers keeps in a config and writes into no file, and what `to_dict` writes itself.
 _NOT_WRITTEN = ("_class_name", "_use_default_values", "_ignore_files", "_pre_quantization_dtype", "_name_or_path")
 
@@ -276,16 +302,31 @@ def _refuse_deleting(self: AutoencoderKLConfig, name: str) -> None:
     raise ReadOnlyConfigError(f"config.{name} cannot be deleted. Make another config with AutoencoderKLConfig(...).")
 
 
-# dataclasses' own sentence for a frozen field does not say what to do.
+def _refuse_changing(self: AutoencoderKLConfig, *args: Any, **kwargs: Any) -> Any:
+    raise ReadOnlyConfigError(
+        "a config cannot be changed in place. Use model.register_to_config(name=value), config.replace(name=value) "
+        "for a changed copy, or dict(config) for a dictionary of your own."
+    )
+
+
+# dataclasses' own sentence for a frozen field does not say what to do, and a dictionary has more ways to be changed.
 AutoencoderKLConfig.__setattr__ = _refuse_setting  # type: ignore[method-assign]
 AutoencoderKLConfig.__delattr__ = _refuse_deleting  # type: ignore[method-assign]
-AutoencoderKLConfig.__setitem__ = _refuse_setting  # type: ignore[attr-defined]
-AutoencoderKLConfig.__delitem__ = _refuse_deleting  # type: ignore[attr-defined]
+AutoencoderKLConfig.__setitem__ = _refuse_setting  # type: ignore[method-assign]
+AutoencoderKLConfig.__delitem__ = _refuse_deleting  # type: ignore[method-assign]
+for _name in ("update", "pop", "popitem", "clear", "setdefault", "__ior__"):
+    setattr(AutoencoderKLConfig, _name, _refuse_changing)
+
+
+def _rebuild(cls: type[AutoencoderKLConfig], fields: dict[str, Any], extras: dict[str, Any]) -> AutoencoderKLConfig:
+    """A config as it was pickled or copied."""
+    config = cls(**fields)
+    return config.with_extras(**extras) if extras else config
 
 
 def is_field(name: str) -> bool:
     """Whether an AutoencoderKL has a config field of this name."""
-    return name in _FIELDS
+    return name in FIELDS
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -307,6 +348,8 @@ def _plain_number(value: Any) -> Any:
     item = getattr(value, "item", None)  # a number of numpy or torch
     if item is not None and getattr(value, "ndim", None) == 0:
         return item()
+    if isinstance(value, Rational | Decimal) and not isinstance(value, int):
+        return float(value)
     try:
         return operator.index(value)
     except TypeError:
@@ -325,6 +368,11 @@ def _to_json(value: Any) -> Any:
         if callable(getattr(value, method, None)):
             return _to_json(getattr(value, method)())
     return str(value)
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:56]}..."
 
 
 def _is_count(value: Any) -> bool:

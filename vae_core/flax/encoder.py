@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,12 +18,12 @@ from .layers import conv, group_norm
 class FlaxEncoder(nn.Module):
     """[B, H, W, in_channels] in [-1, 1] -> [B, H // factor, W // factor, 2 * latent_channels]."""
 
-    config: AutoencoderKLConfig
+    config: Mapping[str, Any]  # linen keeps dictionaries as its own kind of them
     dropout: float = 0.0
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        config, dtype = self.config, self.dtype
+        config, dtype = AutoencoderKLConfig.from_dict(self.config), self.dtype
         widths, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = conv(widths[0], 3, dtype, padding=1)
         self.down_blocks = [
