@@ -16,6 +16,7 @@ from .checkpoints.build import build_model, parse_dtype
 from .checkpoints.generation import guesses_of
 from .checkpoints.memory import memory_tensors
 from .checkpoints.open_file import open_tensor_file
+from .checkpoints.original_config import original_scale
 from .checkpoints.plain import plain_weights
 from .checkpoints.pretrained import WEIGHTS_STEM, find_folder, plan_folder, read_config, reading, write_folder
 from .checkpoints.single_file import plan_single_file
@@ -34,8 +35,8 @@ PathLike = str | os.PathLike[str]
 IGNORED_ARGUMENTS = frozenset(
     (
         *("low_cpu_mem_usage", "from_flax", "dduf_entries", "ignore_mismatched_sizes"),
-        *("offload_folder", "offload_state_dict", "max_memory", "keep_in_fp32_modules", "original_config"),
-        *("original_config_file", "image_size", "use_flashpack", "parallel_config", "local_dir_use_symlinks"),
+        *("offload_folder", "offload_state_dict", "max_memory", "keep_in_fp32_modules"),
+        *("image_size", "use_flashpack", "parallel_config", "local_dir_use_symlinks"),
         *("extract_ema", "load_safety_checker", "safety_checker", "feature_extractor", "num_in_channels"),
         *("prediction_type", "scheduler_type", "model_type", "pipeline_class", "pipeline_class_name"),
         *("upcast_attention", "stable_unclip", "stable_unclip_prior", "clip_stats_path", "controlnet", "adapter"),
@@ -147,7 +148,8 @@ class PretrainedMixin(ConfigMixin):
             use_safetensors: True refuses a pickle; otherwise the file says what it is.
             disable_mmap: copy the weights into memory, so that the file may change; see `load_vae`.
             kwargs: config fields to override; and for the Hub `revision`, `token`, `cache_dir`, `force_download`,
-                `local_files_only`, `local_dir`.
+                `local_files_only`, `local_dir`. `original_config`, LDM's own (its content or the path of a YAML
+                file), gives the scale.
 
         Raises:
             CheckpointError: no whole AutoencoderKL there; says what it seems to be and what to do.
@@ -155,6 +157,8 @@ class PretrainedMixin(ConfigMixin):
             ConfigError: an override that no AutoencoderKL has.
         """
         options, rest = HubOptions.split(kwargs)
+        old = rest.pop("original_config_file", None)  # diffusers' older name of it
+        rest = {**original_scale(rest.pop("original_config", None) or old), **rest}
         given = rest.pop("pretrained_model_link_or_path", pretrained_model_link_or_path_or_dict)
         if given is None:
             raise CheckpointError("from_single_file needs a path, a name on the Hub or a state dict; it got None.")

@@ -37,11 +37,9 @@ STORAGE_DTYPES = {
     "QUInt8Storage": torch.uint8,
     "QInt32Storage": torch.int32,
 }
+_EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 # By name, because `getattr(torch, name)` may import what it is asked for.
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (*STORAGE_DTYPES.values(), torch.float8_e4m3fn, torch.float8_e5m2)
-}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*STORAGE_DTYPES.values(), *_EIGHT_BITS)}
 TORCH_ALIASES = {"double": "float64", "float": "float32", "half": "float16", "long": "int64", "int": "int32"}
 
 # torch's functions that make a tensor of a storage, a shape and strides; and the others that files of weights call.

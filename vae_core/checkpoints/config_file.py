@@ -37,8 +37,9 @@ def read_config_file(file: Path) -> ConfigFile:
     values = _read_json(file)
     own = frozenset(AutoencoderKLConfig.__dataclass_fields__)
     others = sorted(name for name in values if not name.startswith("_") and name not in own)
+    fields = {name: value for name, value in values.items() if name.startswith("_") or name in own}
     try:
-        config = AutoencoderKLConfig.from_dict({name: value for name, value in values.items() if name not in others})
+        config = AutoencoderKLConfig.from_dict(fields)
     except (ConfigError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{file}: {error}") from None
     if not others:

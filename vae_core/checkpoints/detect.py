@@ -25,10 +25,23 @@ LDM, DIFFUSERS = "LDM", "diffusers"
 # Names that detection looks at, in both schemes' words. Groups are the half, the word for its levels, the level and
 # the layer. A level or layer of more digits than a model can have is a name like any other that is not known.
 _LEVEL = r"(encoder|decoder)\.(down|up|down_blocks|up_blocks)\.([0-9]{1,3})\."
-_QUERY = r"(?:q|to_q|query)\.weight"
+_QUERY = r"(?:q|to_q|query|query_proj)\.weight"
 _RESNET = re.compile(rf"{_LEVEL}(?:block|resnets)\.([0-9]{{1,4}})\.conv1\.weight")
 _ATTENTION = re.compile(rf"{_LEVEL}(?:attn|attentions)\.([0-9]{{1,4}})\.{_QUERY}")
-_MID_ATTENTION = re.compile(rf"(?:encoder|decoder)\.(?:mid|mid_block)\.(?:attn_1|attentions\.0)\.{_QUERY}")
+_MID_ATTENTION = re.compile(
+    rf"(?:encoder|decoder)\.(?:(?:mid|mid_block)\.(?:attn_1|attentions\.0)|mid_blocks\.1)\.{_QUERY}"
+)
+
+
+_QUANT_CONV = re.compile(r"(?:(?:encoder\.)?quant_conv|quant_proj)\.weight")
+_POST_QUANT_CONV = re.compile(r"(?:(?:decoder\.)?post_quant_conv|post_quant_proj)\.weight")
+_AVERAGE = re.compile(r"(?:^|[._])(?:ema|avg|averaged?|swa|shadow)(?=[._])", re.IGNORECASE)
+
+
+def only_without_average(prefixes: Iterable[str]) -> str | None:
+    """The only prefix that does not say that it is a moving average's, where there is one."""
+    found = [prefix for prefix in prefixes if not _AVERAGE.search(prefix)]
+    return found[0] if len(found) == 1 else None
 
 
 def find_prefixes(names: Iterable[str]) -> list[str]:
@@ -79,8 +92,8 @@ def fields_from_shapes(tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
         "block_out_channels": widths,
         "layers_per_block": encoder[0].layers,
         "latent_channels": latent_channels,
-        "use_quant_conv": "quant_conv.weight" in tensors or "encoder.quant_conv.weight" in tensors,
-        "use_post_quant_conv": "post_quant_conv.weight" in tensors or "decoder.post_quant_conv.weight" in tensors,
+        "use_quant_conv": any(map(_QUANT_CONV.fullmatch, tensors)),
+        "use_post_quant_conv": any(map(_POST_QUANT_CONV.fullmatch, tensors)),
         "mid_block_add_attention": any(map(_MID_ATTENTION.fullmatch, tensors)),
     }
     if decoder_widths != widths:

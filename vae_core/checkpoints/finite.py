@@ -23,6 +23,12 @@ def check_small(plan: CheckpointPlan) -> None:
     named |= {real: real for real in plan.scales.values()}
     read = plan.source.read(set(named.values()), mapped=False)
     small = {name: read[real] for name, real in named.items()}
+    variance = next((weight for name, weight in small.items() if name.endswith("bn.running_var")), None)
+    if variance is not None and bool((variance < 0).any()):
+        raise CheckpointError(
+            f"{plan.source.path.name} has a negative variance in bn.running_var ({variance.min().item():g}), by which "
+            f"latents are normalised: the file is damaged. Get another copy."
+        )
     same = [(weight if weight.dtype == torch.float32 else weight.float()).reshape(-1) for weight in small.values()]
     if not same or is_finite(torch.cat(same)):
         return

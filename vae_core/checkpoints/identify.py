@@ -19,6 +19,8 @@ class Identity:
     remedy: str
 
 
+MOST = 500_000  # characters of names that are looked at
+
 WHOLE_VAE = "Give the file of a whole VAE."
 OTHER_MODEL = "An AutoencoderKL loader cannot run it; use the nodes or classes made for it."
 NO_VAE = "It has no VAE in it. Give a VAE file, or a full checkpoint that contains one."
@@ -48,6 +50,13 @@ _is_autoencoder = _any(r"(^|\.)(en|de)coder\.")
 
 # The first that is true. What is most telling comes first; what other kinds share comes last.
 RULES: tuple[tuple[Callable[[Tensors], bool], Identity], ...] = (
+    (
+        _any(r"(^|[./])conv_(in|out)[./]kernel(:0)?$"),
+        Identity(
+            "weights of Flax or Keras, under their names",
+            "Save it once with PyTorch weights; vae_core.flax loads a folder of Flax weights.",
+        ),
+    ),
     (
         _any(
             r"\.lora_(down|up|A|B|embedding_[AB]|magnitude_vector)(\.|$)|(^|\.)lora_(unet|te\d?|vae)_|\.dora_scale$|"
@@ -171,10 +180,24 @@ RULES: tuple[tuple[Callable[[Tensors], bool], Identity], ...] = (
 
 def identify(tensors: Tensors) -> Identity | None:
     """What a file seems to be, by the names and shapes of its tensors; None if nothing known."""
+    tensors = _some(tensors)
     for test, identity in RULES:
         if test(tensors):
             return identity
     return _half(tensors)
+
+
+def _some(tensors: Tensors) -> Tensors:
+    """As many of the tensors as can be looked at in a moment: all of any real file's."""
+    if sum(map(len, tensors)) <= MOST:
+        return tensors
+    left, found = MOST, {}
+    for name, info in tensors.items():
+        left -= len(name)
+        if left < 0:
+            break
+        found[name] = info
+    return found
 
 
 def _half(tensors: Tensors) -> Identity | None:

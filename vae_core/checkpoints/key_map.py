@@ -21,17 +21,19 @@ Words = tuple[str, ...]
 
 ATTENTION: tuple[tuple[Words, bool], ...] = (  # and whether it is a projection, which LDM keeps as a 1x1 kernel
     (("group_norm", "norm"), False),
-    (("to_q", "q", "query"), True),
-    (("to_k", "k", "key"), True),
-    (("to_v", "v", "value"), True),
-    (("to_out.0", "proj_out", "proj_attn", "to_out"), True),
+    (("to_q", "q", "query", "query_proj"), True),
+    (("to_k", "k", "key", "key_proj"), True),
+    (("to_v", "v", "value", "value_proj"), True),
+    (("to_out.0", "proj_out", "proj_attn", "to_out", "out_proj"), True),
 )
+NORM_OUT: Words = ("conv_norm_out", "norm_out", "conv_norm_out.norm")
 OPTIONAL = frozenset({"bn.num_batches_tracked"})  # counts training steps; no output depends on it
 
-# Parts of names that training wrappers put in: torch.compile, DataParallel, FSDP, checkpointing, LoRA's plain layer.
+# Parts of names that wrappers put in: torch.compile, DataParallel, FSDP, checkpointing, LoRA's plain layer; and MLX's
+# modules around a single convolution.
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))"
-    r"(?:_orig_mod|module|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)\."
+    r"(?:_orig_mod|module|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer|conv2d)\."
 )
 
 
@@ -111,16 +113,17 @@ def _layers(config: AutoencoderKLConfig) -> Iterator[Layer]:
     yield from _decoder(config)
     latent = config.latent_channels
     if config.use_quant_conv:
-        yield _quant_conv("encoder", "quant_conv", 2 * latent, config)
+        yield _quant_conv("encoder", ("quant_conv", "quant_proj"), 2 * latent, config)
     if config.use_post_quant_conv:
-        yield _quant_conv("decoder", "post_quant_conv", latent, config)
+        yield _quant_conv("decoder", ("post_quant_conv", "post_quant_proj"), latent, config)
     if config.patch_size is not None:
         packed = (latent * math.prod(config.patch_size),)
         yield Layer(("bn", "bn"), {"running_mean": packed, "running_var": packed, "num_batches_tracked": ()})
 
 
-def _quant_conv(half: str, name: str, channels: int, config: AutoencoderKLConfig) -> Layer:
-    names = (name, f"{half}.{name}")
+def _quant_conv(half: str, words: Words, channels: int, config: AutoencoderKLConfig) -> Layer:
+    name, *others = words
+    names = (name, f"{half}.{name}", *others)
     layer = _layer([names], channels, channels, 1, 1)
     return layer if config.has_batch_norm else layer._replace(names=(name, *dict.fromkeys((name, *names))))
 
@@ -134,10 +137,10 @@ def _encoder(config: AutoencoderKLConfig) -> Iterator[Layer]:
         block = [half, (f"down_blocks.{level}", f"down.{level}")]
         yield from _level(block, config.layers_per_block, before, width, kind)
         if level < len(widths) - 1:
-            yield _layer([*block, ("downsamplers.0.conv", "downsample.conv")], width, width, 3, 3)
+            yield _layer([*block, ("downsamplers.0.conv", "downsample.conv", "downsample")], width, width, 3, 3)
         before = width
     yield from _middle(half, widths[-1], config.mid_block_add_attention)
-    yield _layer([half, ("conv_norm_out", "norm_out")], widths[-1])
+    yield _layer([half, NORM_OUT], widths[-1])
     yield _layer([half, ("conv_out",)], 2 * config.latent_channels, widths[-1], 3, 3)
 
 
@@ -151,18 +154,25 @@ def _decoder(config: AutoencoderKLConfig) -> Iterator[Layer]:
         block = [half, (f"up_blocks.{level}", f"up.{len(widths) - 1 - level}")]
         yield from _level(block, config.layers_per_block + 1, before, width, kind)
         if level < len(widths) - 1:
-            yield _layer([*block, ("upsamplers.0.conv", "upsample.conv")], width, width, 3, 3)
+            yield _layer([*block, ("upsamplers.0.conv", "upsample.conv", "upsample")], width, width, 3, 3)
         before = width
-    yield _layer([half, ("conv_norm_out", "norm_out")], widths[-1])
+    yield _layer([half, NORM_OUT], widths[-1])
     yield _layer([half, ("conv_out",)], config.out_channels, widths[-1], 3, 3)
 
 
 def _middle(half: Words, width: int, attention: bool) -> Iterator[Layer]:
-    block = [half, ("mid_block", "mid")]
     for i in range(2):
-        yield from _resnet([*block, (f"resnets.{i}", f"block_{i + 1}")], width, width)
+        yield from _resnet([half, _middle_words(f"resnets.{i}", f"block_{i + 1}", 2 * i)], width, width)
     if attention:
-        yield from _attention([*block, ("attentions.0", "attn_1")], width)
+        yield from _attention([half, _middle_words("attentions.0", "attn_1", 1)], width)
+
+
+def _middle_words(theirs: str, ldm: str, place: int) -> Words:
+    """Names of a layer of the middle block; the last is MLX's, which counts all of them."""
+    return (
+        *(f"mid_block.{theirs}", f"mid.{ldm}", f"mid_block.{ldm}", f"mid.{theirs}"),
+        f"mid_blocks.{place}",
+    )
 
 
 def _level(block: list[Words], layers: int, before: int, width: int, kind: str) -> Iterator[Layer]:

@@ -28,7 +28,7 @@ BESIDE_SCALES = (".scale_input", ".input_scale", ".comfy_quant")
 # Beside a weight of weight norm, which is a direction: the length for each output. See `key_map.plain_name`.
 LENGTHS = (".weight_g", ".parametrizations.weight.original0")
 DIRECTIONS = (".weight_v", ".parametrizations.weight.original1")
-EIGHT_BIT_FLOATS = (torch.float8_e4m3fn, torch.float8_e5m2)
+EIGHT_BIT_FLOATS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 _BLOCK = 128  # sides of the blocks that have a scale each
 
 # Where a 3x3 kernel has its rows and columns -> the order that makes it torch's [out, in, H, W].
@@ -116,6 +116,16 @@ def unfused(source: TensorFile, names: Mapping[str, str]) -> tuple[TensorFile, d
     return replace(source, tensors=tensors, files=files, values=values), found
 
 
+def is_wide(dtype: torch.dtype | None) -> bool:
+    """Whether a type is one that a model computes with: floating-point numbers of at least 16 bits."""
+    return dtype is not None and dtype.is_floating_point and dtype.itemsize > 1
+
+
+def type_name(dtype: torch.dtype | None) -> str:
+    """A number type in words."""
+    return "a type that torch does not have" if dtype is None else f"type {str(dtype).removeprefix('torch.')}"
+
+
 def is_length(name: str) -> bool:
     """Whether what is beside a weight is the length of weight norm, and not a scale of 8-bit floats."""
     return name.endswith(LENGTHS)
@@ -136,8 +146,8 @@ def check_scale(file: str, name: str, weight: TensorInfo, scale: TensorInfo) -> 
         return
     if weight.dtype not in EIGHT_BIT_FLOATS or scale.dtype is None or not scale.dtype.is_floating_point:
         raise CheckpointError(
-            f"{file} has {name} of type {scale.dtype} for a weight of type {weight.dtype}: it is quantised in a way "
-            f"that is not known here. Get the VAE in float16, bfloat16 or float32."
+            f"{file} has {name} of {type_name(scale.dtype)} for a weight of {type_name(weight.dtype)}: it is quantised "
+            f"in a way that is not known here. Get the VAE in float16, bfloat16 or float32."
         )
     if not (_is_one(scale.shape) or _is_by_output(scale.shape, weight.shape) or _blocks(scale.shape, weight.shape)):
         raise CheckpointError(

@@ -15,6 +15,7 @@ from .safetensors_file import open_safetensors
 from .tensor_file import TensorFile, TensorInfo
 
 MAX_INDEX_BYTES = 25_000_000
+MAX_NAME, MAX_NAMES = 1_000, 4_000_000  # characters of one name, and of all together; real ones have a tenth
 ZIP_START = b"PK\x03\x04"
 
 # First bytes of other formats -> what they are and what to do.
@@ -45,8 +46,11 @@ _ONNX = re.compile(rb"\x08[\x01-\x20](?:\x12.[\x20-\x7e]{2}|\x3a[\x80-\xff])", r
 _CORE_ML = re.compile(rb"\x08[\x01-\x20]\x12[\x80-\xff]*[\x00-\x7f]\x0a", re.DOTALL)
 
 
-def open_tensor_file(path: Path) -> TensorFile:
+def open_tensor_file(path: Path, unnamed: str | None = None) -> TensorFile:
     """List the tensors of a file, or of an index of shards, without reading them.
+
+    Args:
+        unnamed: see `open_pickle`.
 
     Raises:
         CheckpointError: not a checkpoint, or a damaged one.
@@ -58,12 +62,24 @@ def open_tensor_file(path: Path) -> TensorFile:
             raise CheckpointError(f"{path} does not exist. Check the path.")
         if not path.is_file():
             raise CheckpointError(f"{path} is not a file. Give the file of a VAE, or use load_vae for a folder.")
-        return open_shards(path) if path.suffix == ".json" else _open_one(path)
+        source = open_shards(path) if path.suffix == ".json" else _open_one(path, unnamed)
+        _check_names(source)
+        return source
     except (OSError, ValueError) as error:  # a name that the system cannot have is a ValueError
         if isinstance(error, CheckpointError):
             raise
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{str(path)!r} cannot be read: {reason}. Check the path and its permissions.") from None
+
+
+def _check_names(source: TensorFile) -> None:
+    """Raise CheckpointError for names longer than those of any model: to look for patterns in them takes minutes."""
+    longest = max(source.tensors, key=len, default="")
+    if len(longest) > MAX_NAME or sum(map(len, source.tensors)) > MAX_NAMES:
+        raise CheckpointError(
+            f"{source.path.name} has names of up to {len(longest)} characters, {sum(map(len, source.tensors))} in all; "
+            f"a file of weights has up to {MAX_NAME} and {MAX_NAMES}. Get another copy."
+        )
 
 
 def check_link(path: Path) -> None:
@@ -76,18 +92,18 @@ def check_link(path: Path) -> None:
         raise CheckpointError(f"{path} is a link to {path.readlink()}, which is not there. Download it again.")
 
 
-def _open_one(path: Path) -> TensorFile:
+def _open_one(path: Path, unnamed: str | None = None) -> TensorFile:
     with open(path, "rb") as file:
         start = file.read(512)
     complaint = _not_a_checkpoint(start)
     if complaint:
         raise CheckpointError(f"{path.name} {complaint}")
     if start[:4] == ZIP_START:
-        return open_pickle(path)
+        return open_pickle(path, unnamed)
     if start[8:9] == b"{":
         return open_safetensors(path)
     if start[:1] == b"\x80":
-        return open_pickle(path)
+        return open_pickle(path, unnamed)
     if start.lstrip()[:1] == b"{":
         raise CheckpointError(f"{path.name} is JSON text, not weights. Give the weights, or their folder.")
     raise CheckpointError(

@@ -28,8 +28,12 @@ BYTE_ORDERS = (b"little", b"big")
 Places = dict[str, tuple[int, int]]  # storage key -> first byte in the file, number of bytes
 
 
-def open_pickle(path: Path) -> TensorFile:
+def open_pickle(path: Path, unnamed: str | None = None) -> TensorFile:
     """List the tensors of a pickled checkpoint, old or new format, from its structure; no numbers are read.
+
+    Args:
+        unnamed: what to call a tensor that is the whole content of a file; of a list of tensors, `unnamed.0` and so on.
+            None for a file that must have names.
 
     Raises:
         UnsafeCheckpointError: it names, calls or changes something that files of weights do not.
@@ -39,7 +43,7 @@ def open_pickle(path: Path) -> TensorFile:
         with open(path, "rb") as file:
             is_zip = file.read(4) == b"PK\x03\x04"
         content, places = _open_zip(path) if is_zip else _open_legacy(path)
-        found = _tensors_of(content, path.name)
+        found = _tensors_of(content if unnamed is None else _named(content, unnamed), path.name)
         values: dict[str, Tensor] = {n: t.value for n, t in found.tensors.items() if isinstance(t, InlineTensor)}
         infos = {name: _info(tensor, places) for name, tensor in found.tensors.items()}
     except CheckpointError:
@@ -146,6 +150,14 @@ def _open_legacy(path: Path) -> tuple[Any, Places]:
         if file.tell() < size:
             raise ValueError(f"{size - file.tell()} bytes follow the last storage")
     return content, places
+
+
+def _named(content: Any, name: str) -> Any:
+    if isinstance(content, StoredTensor | InlineTensor):
+        return {name: content}
+    if isinstance(content, list | tuple) and content:
+        return {f"{name}.{i}": each for i, each in enumerate(content)}
+    return content
 
 
 def _tensors_of(content: Any, file_name: str) -> Found:

@@ -20,6 +20,8 @@ from .layouts import (
     channels_first,
     check_scale,
     is_length,
+    is_wide,
+    type_name,
     unfused,
     why_not,
 )
@@ -197,8 +199,25 @@ def mismatch(
     if codebook and not parts:
         parts.append(f"has a codebook ({_some(codebook)}), which no AutoencoderKL has")
     lora = unknown and not missing and all(LORA.fullmatch(name) for name in unknown)
-    what = _remedy(missing, unknown, bool(lora)) if lora else _what(part, _remedy(missing, unknown, bool(lora)))
+    remedy = _quantised(part, unknown) or _remedy(missing, unknown, bool(lora))
+    what = remedy if lora else _what(part, remedy)
     return CheckpointError(f"{part.source.path.name} {' and '.join(parts)}. {what}")
+
+
+def _quantised(part: Inner, unknown: list[str]) -> str | None:
+    """What to say if an unknown tensor stands beside a weight that is not made of wide floats."""
+    others, tensors = set(unknown), part.tensors
+    for name, real in part.names.items():
+        if real not in others:
+            continue
+        base = name.rpartition(".")[0].removesuffix(".weight")
+        weight = tensors.get(f"{base}.weight")
+        if weight is not None and not is_wide(weight.dtype):
+            return (
+                f"They stand beside weights of {type_name(weight.dtype)} ({base}.weight): those are quantised in a way "
+                f"that is not known here. Get the VAE in float16, bfloat16 or float32."
+            )
+    return None
 
 
 def _remedy(missing: list[str], unknown: list[str], lora: bool) -> str:

@@ -30,20 +30,21 @@ DTYPES: dict[str, tuple[torch.dtype | None, int]] = {
     "I8": (torch.int8, 8),
     "U8": (torch.uint8, 8),
     "BOOL": (torch.bool, 8),
-    "U64": (None, 64),
-    "U32": (None, 32),
-    "U16": (None, 16),
+    "U64": (torch.uint64, 64),
+    "U32": (torch.uint32, 32),
+    "U16": (torch.uint16, 16),
     "C64": (torch.complex64, 64),
     "F8_E8M0": (None, 8),
-    "F8_E4M3FNUZ": (None, 8),
-    "F8_E5M2FNUZ": (None, 8),
+    "F8_E4M3FNUZ": (torch.float8_e4m3fnuz, 8),
+    "F8_E5M2FNUZ": (torch.float8_e5m2fnuz, 8),
     "F6_E2M3": (None, 6),
     "F6_E3M2": (None, 6),
     "F4": (None, 4),
 }
 MAX_HEADER_BYTES = 25_000_000  # the format allows four times as much; a full checkpoint has some 300 kB
 MAX_TENSORS = 50_000
-MAX_NUMBERS = 1_000_000  # in all shapes together
+MAX_COMMAS = 500_000  # between all tensors, their fields and the numbers in these
+MAX_QUOTES = 2_000_000  # around all names; texts in the metadata may quote, too
 MAX_INTEGER = 2**64 - 1
 METADATA = "__metadata__"
 
@@ -93,9 +94,11 @@ def _parse(raw: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
     """Name -> entry, and the metadata."""
     if raw[:1] != b"{":
         raise ValueError(f"it starts with {raw[:1]!r} and not with a brace")
+    if raw.count(b'"') > MAX_QUOTES:
+        raise ValueError(f"it lists more than {MAX_TENSORS} tensors")
     text = raw.decode("utf-8")
     outside = _STRING.sub("", text.replace("\\\\", "").replace('\\"', ""))
-    if outside.count("{") > MAX_TENSORS + 2 or outside.count(",") > MAX_NUMBERS:
+    if outside.count("{") > MAX_TENSORS + 2 or outside.count(",") > MAX_COMMAS:
         raise ValueError(f"it lists more than {MAX_TENSORS} tensors")
     if outside.count("[") > 2 * MAX_TENSORS:
         raise ValueError("it has lists in lists")

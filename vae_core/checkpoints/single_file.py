@@ -13,7 +13,16 @@ from torch import Tensor
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError, ConfigError
 from .config_file import CONFIG_NAME, read_config_file
-from .detect import DIFFUSERS, KNOWN_PREFIXES, SHOWN_FIELDS, fields_from_shapes, find_layout, find_prefixes, norm_groups
+from .detect import (
+    DIFFUSERS,
+    KNOWN_PREFIXES,
+    SHOWN_FIELDS,
+    fields_from_shapes,
+    find_layout,
+    find_prefixes,
+    norm_groups,
+    only_without_average,
+)
 from .families import Family, FamilyMatch, family_of_config, match_family
 from .generation import differences, guessed_in, marked, sources
 from .key_map import is_attention_projection, ldm_names
@@ -44,10 +53,14 @@ def plan_single_file(
     remarks = list(source.remarks)
     if len(prefixes) > 1:
         if prefixes[0] not in KNOWN_PREFIXES:
-            raise CheckpointError(
-                f"{source.path.name} has several autoencoders, under {', '.join(prefixes[:4])}. Give a file with one."
-            )
-        others = ", ".join(prefix or "no prefix" for prefix in prefixes[1:4])
+            chosen = only_without_average(prefixes)
+            if chosen is None:
+                raise CheckpointError(
+                    f"{source.path.name} has several autoencoders, under {', '.join(prefixes[:4])}. Give a file with "
+                    f"one."
+                )
+            prefixes = [chosen, *(prefix for prefix in prefixes if prefix != chosen)]
+        others = ", ".join(prefix or "no prefix" for prefix in prefixes[1:4]).rstrip(".")
         remarks.append(f"there are several copies of the autoencoder; took {_under(prefixes[0])}, not {others}.")
     part = inner(source, prefixes[0], plain)
     layout = find_layout(part.names)
