@@ -133,3 +133,61 @@ def test_a_pipeline_saves_it_as_its_own(tmp_path: Any) -> None:
     again: Any = diffusers.AutoencoderKL.from_pretrained(tmp_path)
     assert torch.allclose(again.decode(latent()).sample, ours.decode(latent()).sample, atol=1e-5)
     assert model("sd").config == ours.config
+
+
+class Pipe:
+    vae = None
+
+
+NOT_VAES: dict[str, tuple[Any, str]] = {
+    "a pipeline": (Pipe(), r"type Pipe\. Pass the VAE in it: from_diffusers\(pipe\.vae\)"),
+    "a name": ("org/name", r"type str\. Pass pipe\.vae"),
+    "nothing": (None, "type NoneType"),
+    "another model": (diffusers.AutoencoderTiny(), "of the class AutoencoderTiny. Use it as it is"),
+    "a wrapper": (nn.DataParallel(theirs_of(CONFIGS["f4"])), r"DataParallel is wrapped.*from_diffusers\(vae\.module\)"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_VAES)
+def test_what_is_not_a_pipelines_vae_is_said(name: str) -> None:
+    given, says = NOT_VAES[name]
+    with pytest.raises(CheckpointError, match=says):
+        from_diffusers(given)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda vae, path: vae_core.decode(vae, latent()),
+        lambda vae, path: vae_core.encode(vae, image()),
+        lambda vae, path: vae_core.prepare_decode(vae, (1, 4, 8, 8)),
+        lambda vae, path: vae_core.plan_encode(vae, (1, 3, 16, 16)),
+        lambda vae, path: vae_core.save_single_file(vae, path),
+    ],
+)
+def test_functions_take_our_model_and_say_how_to_make_one(call: Any, tmp_path: Any) -> None:
+    path = tmp_path / "a.safetensors"
+    theirs = theirs_of(CONFIGS["f4"])
+    for other, says in (
+        (theirs, r"type diffusers\.AutoencoderKL\. Pass vae_core\.from_diffusers\(vae\)"),
+        (Pipe(), r"Pass vae_core\.from_diffusers\(pipe\.vae\)"),
+        ("vae.safetensors", r"Load one with vae_core\.load_vae"),
+    ):
+        with pytest.raises(vae_core.ConfigError, match=says):
+            call(other, path)
+    call(nn.DataParallel(from_diffusers(theirs)), path)
+
+
+@pytest.mark.parametrize("how", ["deleted", "None"])
+def test_one_half_may_be_removed(how: str) -> None:
+    """As people do to save memory: the other half runs, and the missing one is named."""
+    for half, run, other in (
+        ("decoder", lambda vae: vae_core.decode(vae, latent()), lambda vae: vae.encode(image())),
+        ("decoder", lambda vae: vae.decode(latent()), lambda vae: vae_core.encode(vae, image())),
+        ("encoder", lambda vae: vae.encode(image()), lambda vae: vae.decode(latent())),
+    ):
+        vae = model("f4")
+        delattr(vae, half) if how == "deleted" else setattr(vae, half, None)
+        with pytest.raises(vae_core.ConfigError, match=f"the {half} was removed from this model"):
+            run(vae)
+        other(vae)

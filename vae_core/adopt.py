@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .attention import NORM_EPS
 from .autoencoder_kl import AutoencoderKL
+from .checkpoints.generation import OUR_CLASSES
 from .checkpoints.key_map import OPTIONAL
 from .checkpoints.memory import build_around, plan_tensors, planned_weights
 from .checkpoints.plan import check_shapes
@@ -113,10 +114,20 @@ def from_diffusers(vae: nn.Module) -> AutoencoderKL:
     """
     if isinstance(vae, AutoencoderKL):
         return vae
+    name = type(vae).__name__
+    if not isinstance(vae, nn.Module):
+        remedy = "Pass the VAE in it: from_diffusers(pipe.vae)." if hasattr(vae, "vae") else "Pass pipe.vae."
+        raise CheckpointError(
+            f"from_diffusers takes the VAE of a diffusers pipeline, and not an object of the type {name}. {remedy}"
+        )
+    if isinstance(getattr(vae, "module", None), nn.Module) and not hasattr(vae, "config"):
+        raise CheckpointError(
+            f"this {name} is wrapped around a model. Pass the model itself: from_diffusers(vae.module)."
+        )
     patch = find_patch(vae)
     if patch is not None:
         raise CheckpointError(
-            f"this {type(vae).__name__} has been changed since it was loaded: {patch}. Call from_diffusers right after "
+            f"this {name} has been changed since it was loaded: {patch}. Call from_diffusers right after "
             f"loading, and then do the same to our model."
         )
     given = dict(getattr(vae, "config", {}))
@@ -124,7 +135,12 @@ def from_diffusers(vae: nn.Module) -> AutoencoderKL:
         fields = {name: value for name, value in given.items() if is_field(name)}
         config = AutoencoderKLConfig.from_dict({"_class_name": type(vae).__name__, **fields})
     except ValueError as error:
-        raise CheckpointError(f"this {type(vae).__name__} cannot be taken over: {error}") from None
+        if name not in OUR_CLASSES:
+            raise CheckpointError(
+                f"from_diffusers takes an AutoencoderKL or an AutoencoderKLFlux2 of diffusers, and this model is of "
+                f"the class {name}. Use it as it is."
+            ) from None
+        raise CheckpointError(f"this {name} cannot be taken over: {error}") from None
     recognised = recognise(vae, config)
     model = build_around(AutoencoderKL, config, planned_weights(recognised.keys, tensors_of(vae)))
     model.register_to_config(**{name: value for name, value in given.items() if not is_field(name)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from .blocks import Downsample, Level, ResnetBlock, UNetMidBlock2D, Upsample
 from .config import AutoencoderKLConfig
 from .decoder import Decoder
 from .encoder import Encoder
+from .errors import ConfigError
 from .layers import conv2d
 from .patched import find_patch
 from .streaming.half import Half
@@ -41,8 +42,46 @@ class Autoencoder(Protocol):
     def check_latent_shape(self, shape: Sequence[int]) -> None: ...
 
 
+def unwrapped(vae: Any) -> Any:
+    """A model without what wraps it as a whole, such as DataParallel.
+
+    Raises:
+        ConfigError: it is not an AutoencoderKL of this package; says how to make one of it.
+    """
+    while not hasattr(vae, "check_latent_shape") and isinstance(getattr(vae, "module", None), nn.Module):
+        vae = vae.module
+    if hasattr(vae, "check_latent_shape"):
+        return vae
+    kind = type(vae)
+    if hasattr(vae, "vae"):  # a pipeline
+        remedy = "Pass vae_core.from_diffusers(pipe.vae)."
+    elif isinstance(vae, nn.Module):
+        remedy = "Pass vae_core.from_diffusers(vae) if it is diffusers' AutoencoderKL."
+    else:
+        remedy = "Load one with vae_core.load_vae."
+    found = f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+    raise ConfigError(f"the model must be an AutoencoderKL of vae_core, and it is of the type {found}. {remedy}")
+
+
+def _with_half(vae: Any, half: str, purpose: str) -> Any:
+    """A model that has this half; the other one may be removed to save memory.
+
+    Raises:
+        ConfigError: it has not, or it is not a model of this package.
+    """
+    vae = unwrapped(vae)
+    if getattr(vae, half, None) is None:
+        raise ConfigError(f"the {half} was removed from this model, which cannot {purpose} without it. Load it anew.")
+    return vae
+
+
 def encoder_half(vae: Autoencoder) -> Half:
-    """Images [B, in_channels, H, W] to moments [B, 2 * latent_channels, h, w]."""
+    """Images [B, in_channels, H, W] to moments [B, 2 * latent_channels, h, w].
+
+    Raises:
+        ConfigError: not a model of this package, or one without its encoder.
+    """
+    vae = _with_half(vae, "encoder", "encode images")
     config = vae.config
     modules = _present(encoder=vae.encoder, quant_conv=vae.quant_conv)
 
@@ -61,7 +100,12 @@ def encoder_half(vae: Autoencoder) -> Half:
 
 
 def decoder_half(vae: Autoencoder) -> Half:
-    """Raw latents z [B, latent_channels, h, w] to images [B, out_channels, H, W]."""
+    """Raw latents z [B, latent_channels, h, w] to images [B, out_channels, H, W].
+
+    Raises:
+        ConfigError: not a model of this package, or one without its decoder.
+    """
+    vae = _with_half(vae, "decoder", "decode latents")
     config = vae.config
     modules = _present(post_quant_conv=vae.post_quant_conv, decoder=vae.decoder)
 

@@ -25,6 +25,7 @@ from .checkpoints.tensor_file import TensorFile
 from .checkpoints.write import checked_path
 from .config import AutoencoderKLConfig
 from .errors import CheckpointError, ConfigError
+from .halves import unwrapped
 from .hub import HubOptions, header_on_disk, hub_name, on_disk
 from .pretrained_mixin import given_config
 
@@ -188,8 +189,10 @@ def save_single_file(
 
     Raises:
         CheckpointError: the file cannot be written.
+        ConfigError: not a model of this package.
     """
     wanted = parse_dtype(dtype)
+    vae = unwrapped(vae)
     weights = vae.weights_to_save()
     if wanted is not None:
         weights = {key: w.to(wanted) if w.is_floating_point() else w for key, w in weights.items()}

@@ -45,7 +45,7 @@ def encode(
 
     Raises:
         ShapeError, ImageError: the image does not fit the model, or is not a tensor of floating-point values.
-        TilingError, ConfigError: options that do not exist or do not go together.
+        TilingError, ConfigError: options that do not exist or do not go together; not a model of this package.
         MemoryBudgetError: no way of running fits the budget.
         NonFiniteError: the image has NaN or infinite values.
         DamagedWeightError: a weight of the model has.
