@@ -78,6 +78,15 @@ class TestNames:
             ("https://hf.co/org/name/resolve/v1/a/x.ckpt?download=true", HubName("org/name", "a/x.ckpt", "v1")),
             (Path("https://huggingface.co/org/name/blob/main/x.pt"), HubName("org/name", "x.pt", "main")),
             ("https://huggingface.co/org/name/tree/main/vae", HubName("org/name", "vae", "main")),
+            ("https://huggingface.co/org/name/tree/main", HubName("org/name", None, "main")),
+            ("https://huggingface.co/org/name/", HubName("org/name")),
+            (
+                "https://huggingface.co/org/name/blob/refs%2Fpr%2F3/a%20b.pt#L1",
+                HubName("org/name", "a b.pt", "refs/pr/3"),
+            ),
+            ("huggingface.co/org/name/blob/main/x.pt", HubName("org/name", "x.pt", "main")),
+            ("hf.co/org/name", HubName("org/name")),
+            ("hf://org/name/vae", HubName("org/name", "vae")),
             ("name", None),
             ("folder/x.safetensors", None),
             ("/org/name", None),
@@ -95,9 +104,19 @@ class TestNames:
         (tmp_path / "org" / "name").mkdir(parents=True)
         assert hub_name("org/name") is None and hub_name("org/other") == HubName("org/other")
 
-    @pytest.mark.parametrize("name", ["https://example.com/org/name/blob/main/x.pt", "https://huggingface.co/x"])
-    def test_other_addresses_are_refused(self, name: str) -> None:
-        with pytest.raises(CheckpointError, match=r"is not an address of the Hugging Face Hub|without a repository"):
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [
+            ("https://example.com/org/name/blob/main/x.pt", "is not an address of the Hugging Face Hub"),
+            ("https://example.com/x.safetensors", "is not an address of the Hugging Face Hub"),
+            ("https://civitai.com/api/download/models/1", "is not an address of the Hugging Face Hub"),
+            ("http://example.com", "is not an address of the Hugging Face Hub"),
+            ("https://huggingface.co/x", "without a repository"),
+            ("https://huggingface.co", "without a repository"),
+        ],
+    )
+    def test_other_addresses_are_refused(self, name: str, says: str) -> None:
+        with pytest.raises(CheckpointError, match=says):
             hub_name(name)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from .errors import CheckpointError
 from .optional import optional_import
@@ -26,7 +27,8 @@ Result = TypeVar("Result")
 STEM = "diffusion_pytorch_model"
 WEIGHT_SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 _HUB_SERVERS = ("huggingface.co", "www.huggingface.co", "hf.co")
-_ADDRESS = re.compile(r"https?:/{1,2}(?P<site>[^/]+)/(?P<repo>[^/]+/[^/]+)(?:/(?:blob|resolve|raw|tree)/(?P<rest>.+))?")
+_ADDRESS = re.compile(r"https?:/{1,2}(?P<site>[^/]+)(?P<path>/.*)?")  # a Path of one has a single slash
+_IN_REPO = re.compile(r"/(?P<repo>[^/]+/[^/]+)(?:/(?:blob|resolve|raw|tree)/(?P<rest>.+))?")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(/[^\\:*?\"<>|]+)?")
 
 
@@ -77,22 +79,29 @@ class HubName:
 def hub_name(name: PathLike) -> HubName | None:
     """What a name means on the Hub; None for a path: one that exists, or that cannot be a name on the Hub.
 
-    Takes `org/name`, `org/name/folder/file.safetensors`, and addresses with `/blob/`, `/resolve/` or neither.
+    Takes `org/name`, `org/name/folder/file.safetensors`, and addresses with `/blob/`, `/resolve/` or neither, also as
+    a browser gives them: with %20 for a space, `?download=true`, or without https://.
 
     Raises:
         CheckpointError: an address of another site.
     """
     text = name if isinstance(name, str) else PurePosixPath(os.fspath(name).replace("\\", "/")).as_posix()
-    address = _ADDRESS.fullmatch(text.split("?")[0])
+    if text.startswith(tuple(f"{server}/" for server in _HUB_SERVERS)) and not os.path.exists(text):
+        text = f"https://{text}"
+    text = text.removeprefix("hf://")
+    address = _ADDRESS.fullmatch(re.split("[?#]", text)[0])
     if address is not None:
         if address["site"] not in (*_HUB_SERVERS, _endpoint_server()):
             raise CheckpointError(
                 f"{text} is not an address of the Hugging Face Hub. Download the file, and give its path on this disk."
             )
-        revision, _, file = (address["rest"] or "").partition("/")
-        return HubName(address["repo"], file.rstrip("/") or None, revision or None)
-    if re.match(r"https?:", text):
-        raise CheckpointError(f"{text} is an address without a repository. Give https://huggingface.co/ORG/NAME/...")
+        found = _IN_REPO.fullmatch((address["path"] or "").rstrip("/"))
+        if found is None:
+            raise CheckpointError(
+                f"{text} is an address without a repository. Give https://huggingface.co/ORG/NAME/..."
+            )
+        revision, _, file = (found["rest"] or "").partition("/")
+        return HubName(unquote(found["repo"]), unquote(file).rstrip("/") or None, unquote(revision) or None)
     if not _NAME.fullmatch(text) or text.startswith(".") or os.path.exists(text):
         return None
     org, repo, *rest = text.split("/")
