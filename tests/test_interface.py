@@ -16,7 +16,7 @@ import torch
 from diffusers.models.autoencoders import autoencoder_kl as theirs_module
 from diffusers.models.modeling_utils import ModelMixin
 from given.inputs import image, latent
-from given.pairs import model
+from given.pairs import CONFIGS, model, theirs_of
 from torch import nn
 from torch.utils._pytree import tree_map
 
@@ -91,6 +91,35 @@ def test_every_parameter_is_there(name: str, parameter: str) -> None:
     ]
     if parameter in by_place[1]:
         assert by_place[0].index(parameter) == by_place[1].index(parameter)
+
+
+# What diffusers' parts have and ours do not: how attention is computed is chosen for the whole model.
+LEFT_OUT_OF_PARTS = {
+    ("Attention", "set_use_xla_flash_attention"),
+    ("Attention", "set_use_npu_flash_attention"),
+    ("Attention", "set_use_memory_efficient_attention_xformers"),
+    ("Attention", "set_attention_slice"),
+    ("Attention", "norm_encoder_hidden_states"),
+}
+
+
+@pytest.mark.parametrize("name", ["f4", "attention in the levels"])
+def test_every_attribute_of_every_part_is_there(name: str) -> None:
+    """Packs ask the blocks for them. Values are compared where they are plain."""
+    theirs, ours = theirs_of(CONFIGS[name]), model(name)
+    parts = dict(ours.named_modules())
+    for place, part in theirs.named_modules():
+        if not place or isinstance(part, nn.Dropout):
+            continue
+        kind = type(part).__name__
+        for attribute in {*vars(part), *part._modules, *vars(type(part))}:
+            if attribute.startswith("_") or (kind, attribute) in LEFT_OUT_OF_PARTS or attribute == "training":
+                continue
+            assert hasattr(parts[place], attribute), f"{kind}.{attribute}"
+            value = getattr(part, attribute)
+            of_embedding = attribute == "time_embedding_norm"  # there is none
+            if isinstance(value, int | float | str | None) and not of_embedding:
+                assert getattr(parts[place], attribute) == value, f"{kind}.{attribute}"
 
 
 def test_every_keyword_that_their_documentation_names_is_taken() -> None:
@@ -280,7 +309,10 @@ class TestModel:
         assert vae.attn_processors == processors
         enable = kind.replace("memory_efficient_attention_xformers", "xformers_memory_efficient_attention")
         getattr(vae, f"disable_{enable}")()
-        with pytest.raises(MissingDependencyError, match="is not installed"):
+        library = {"m": "xformers", "n": "torch-npu", "x": "torch-xla"}[kind[0]]
+        with pytest.raises(
+            MissingDependencyError, match=rf"is not installed.*pip install {library}, in the release that"
+        ):
             getattr(vae, f"enable_{enable}")()
         assert vae.attn_processors == processors
 
@@ -368,6 +400,7 @@ class TestSavingAndLoading:
         for loaded in (
             AutoencoderKL.from_single_file(path, use_safetensors=True, low_cpu_mem_usage=False),
             AutoencoderKL.from_single_file(path, device_map=None),
+            AutoencoderKL.from_single_file(path, extract_ema=True, load_safety_checker=False, image_size=512),
             AutoencoderKL.from_single_file(path, device_map={"": "cpu"}),
             AutoencoderKL.from_single_file(vae.state_dict(), norm_num_groups=8),
             AutoencoderKL.from_single_file({"state_dict": vae.state_dict()}, config=vae.config, torch_dtype="auto"),
@@ -378,6 +411,22 @@ class TestSavingAndLoading:
             AutoencoderKL.from_single_file(tmp_path / "a.pt", use_safetensors=True)
         with pytest.raises(vae_core.CheckpointError, match="state dict has no tensors"):
             AutoencoderKL.from_single_file({"a": 1})
+
+    def test_ldms_own_configuration_gives_the_scale(self, tmp_path: Path) -> None:
+        weights = model("f4").state_dict()
+        config = {"model": {"params": {"scale_factor": 0.7, "first_stage_config": {}}}}
+        (tmp_path / "v1.yaml").write_text("model:\n  params:\n    scale_factor: 0.7\n", encoding="utf-8")
+        for given in (config, tmp_path / "v1.yaml", str(tmp_path / "v1.yaml")):
+            for name in ("original_config", "original_config_file"):
+                loaded = AutoencoderKL.from_single_file(weights, norm_num_groups=8, **{name: given})
+                assert loaded.config.scaling_factor == 0.7
+        loaded = AutoencoderKL.from_single_file(weights, original_config=config, scaling_factor=0.5)
+        assert loaded.config.scaling_factor == 0.5
+        AutoencoderKL.from_single_file(weights, original_config="https://example.com/v1.yaml")
+        (tmp_path / "bad.yaml").write_text("a: [", encoding="utf-8")
+        for wrong in (tmp_path / "bad.yaml", tmp_path / "none.yaml"):
+            with pytest.raises(ConfigError, match=r"original_config .* cannot be read.*Pass scaling_factor"):
+                AutoencoderKL.from_single_file(weights, original_config=wrong)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_a_model_loaded_under_inference_mode_is_as_any_other(self, dtype: torch.dtype, tmp_path: Path) -> None:

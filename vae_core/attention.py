@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .diffusers_names import DiffusersAttention
 from .errors import ConfigError
 from .layers import group_norm, linear
 from .ldm_names import LDMAttention
@@ -74,12 +75,8 @@ def _fused_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)).squeeze(1)
 
 
-class Attention(LDMAttention, nn.Module):
-    """x + project(attention(norm(x))) on a map [B, C, H, W].
-
-    The attributes after `to_out` are those that diffusers' processors ask of their Attention; they are
-    constant here, because an autoencoder has one head, no mask, no conditioning and no rescaling.
-    """
+class Attention(LDMAttention, DiffusersAttention, nn.Module):
+    """x + project(attention(norm(x))) on a map [B, C, H, W]."""
 
     def __init__(self, channels: int, norm_num_groups: int) -> None:
         super().__init__()
@@ -89,15 +86,8 @@ class Attention(LDMAttention, nn.Module):
         self.to_v = linear(channels, channels)
         self.to_out = nn.ModuleList([linear(channels, channels), nn.Dropout(0.0)])
 
-        self.heads = 1
         self.scale = channels**-0.5
-        self.residual_connection = True
-        self.rescale_output_factor = 1.0
-        self.upcast_attention = False
-        self.upcast_softmax = True
-        self.is_cross_attention = False
         self.fused_projections = False
-        self.spatial_norm = self.norm_q = self.norm_k = self.norm_cross = None
         self.processor: AttentionProcessor = AttnProcessor2_0()
 
     def forward(

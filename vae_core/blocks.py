@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import NORM_EPS, Attention
+from .diffusers_names import DiffusersLevel, DiffusersMiddle, DiffusersResample, DiffusersResnetBlock
 from .errors import ShapeError
 from .layers import conv2d, group_norm
 from .ldm_names import LDMLevel, LDMMiddle, LDMResample, LDMResnetBlock, Part
@@ -32,7 +33,7 @@ CHECKPOINT: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
 DOWNSAMPLE_PADDING = (0, 1, 0, 1)
 
 
-class ResnetBlock(LDMResnetBlock, nn.Module):
+class ResnetBlock(LDMResnetBlock, DiffusersResnetBlock, nn.Module):
     """shortcut(x) + conv2(act(norm2(conv1(act(norm1(x)))))) on [B, C, H, W]."""
 
     def __init__(self, in_channels: int, out_channels: int, norm_num_groups: int, act_fn: str = "silu") -> None:
@@ -51,8 +52,10 @@ class ResnetBlock(LDMResnetBlock, nn.Module):
         return (input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)) + h
 
 
-class Downsample(LDMResample, nn.Module):
+class Downsample(LDMResample, DiffusersResample, nn.Module):
     """Halve a map: [B, C, H, W] -> [B, C, H // 2, W // 2]. An odd last row or column is dropped."""
+
+    name, padding = "op", 0  # diffusers' words for it
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -62,8 +65,10 @@ class Downsample(LDMResample, nn.Module):
         return self.conv(F.pad(hidden_states, DOWNSAMPLE_PADDING))
 
 
-class Upsample(LDMResample, nn.Module):
+class Upsample(LDMResample, DiffusersResample, nn.Module):
     """Double a map: nearest neighbour, then a 3x3 convolution."""
+
+    name, interpolate, use_conv_transpose = "conv", True, False  # diffusers' words for it
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -77,7 +82,7 @@ class Upsample(LDMResample, nn.Module):
         return self.conv(F.interpolate(hidden_states, size=output_size, scale_factor=factor, mode="nearest"))
 
 
-class Level(LDMLevel, nn.Module):
+class Level(LDMLevel, DiffusersLevel, nn.Module):
     """Resnet blocks at one resolution, each followed by an attention where `add_attention` is set."""
 
     def __init__(
@@ -136,7 +141,7 @@ class UpBlock(Level):
         return x if self.upsamplers is None else self.upsamplers[0](x)
 
 
-class UNetMidBlock2D(LDMMiddle, nn.Module):  # diffusers' name, which training scripts look for
+class UNetMidBlock2D(LDMMiddle, DiffusersMiddle, nn.Module):  # diffusers' name, which training scripts look for
     """Two resnet blocks at the lowest resolution, with an attention between them if asked for.
 
     Attributes:

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 from .attention import NORM_EPS
 from .blocks import CHECKPOINT, UNetMidBlock2D, UpBlock, check_no_embedding, run_block
 from .config import AutoencoderKLConfig
+from .diffusers_names import DiffusersHalf
 from .layers import conv2d, group_norm
 from .ldm_names import LDMDecoder
 
 
-class Decoder(LDMDecoder, nn.Module):
+class Decoder(LDMDecoder, DiffusersHalf, nn.Module):
     """[B, latent_channels, h, w] -> [B, out_channels, h * factor, w * factor], about [-1, 1], not clamped."""
 
     def __init__(self, config: AutoencoderKLConfig) -> None:

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 from .attention import NORM_EPS
 from .blocks import CHECKPOINT, DownBlock, UNetMidBlock2D, run_block
 from .config import AutoencoderKLConfig
+from .diffusers_names import DiffusersHalf
 from .layers import conv2d, group_norm
 from .ldm_names import LDMEncoder
 
 
-class Encoder(LDMEncoder, nn.Module):
+class Encoder(LDMEncoder, DiffusersHalf, nn.Module):
     """[B, in_channels, H, W] in [-1, 1] -> [B, 2 * latent_channels, H // factor, W // factor].
 
     Kingma & Welling's recognition model in the form of Esser et al., Taming Transformers, appendix A.
