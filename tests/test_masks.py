@@ -93,6 +93,7 @@ def test_one_mask_of_another_size_is_one() -> None:
         (torch.zeros(0, 4, 4), r"\(0, 4, 4\)"),
         (torch.zeros(4, 4, dtype=torch.complex64), "complex64"),
         (torch.zeros(4, 4).to_sparse(), "sparse"),
+        ([torch.zeros(4, 4)], "a list"),
         (None, "NoneType"),
         (np.zeros((4, 4)), "ndarray"),
     ],
@@ -100,6 +101,11 @@ def test_one_mask_of_another_size_is_one() -> None:
 def test_what_is_not_a_mask(mask: Any, says: str) -> None:
     with pytest.raises(ImageError, match=says):
         fit_mask(mask, (4, 4))
+
+
+def test_white_of_16_bits() -> None:
+    mask = torch.tensor([[0, 65535]], dtype=torch.int32).to(torch.uint16)
+    assert fit_mask(mask, (1, 2)).tolist() == [[[0.0, 1.0]]]
 
 
 def test_bytes_of_zero_and_one_are_black_and_white() -> None:

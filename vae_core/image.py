@@ -279,12 +279,13 @@ def _unit_range(array: np.ndarray) -> Tensor:
 
 
 def _unit_floats(array: np.ndarray, what: str, remedy: str, top: float = 1) -> Tensor:
-    """Floats in [0, top] as float32 in [0, 1]. What is beyond by less than rounding is cut off.
+    """Floats in [0, top] as float32 in [0, 1]. What is beyond by no more than rounding is cut off.
 
-    Rounding is a few steps of the type, and at least half a step of a 16-bit image.
+    Rounding adds up where an image was resized or its colours were converted: it is a few steps of the type, and at
+    least half a step of an 8-bit image.
     """
     values = array.astype(np.float64) / top
-    beyond = max(4 * np.finfo(array.dtype).eps if np.issubdtype(array.dtype, np.floating) else 0, 0.5 / WORD_MAX)
+    beyond = max(4 * np.finfo(array.dtype).eps if np.issubdtype(array.dtype, np.floating) else 0, 0.5 / BYTE_MAX)
     if values.size and not (values.min() >= -beyond and values.max() <= 1 + beyond):  # NaN is neither
         low, high = array.min(), array.max()
         raise ImageError(f"{what} has values from {low:.9g} to {high:.9g}; 0 to {top} are taken. {remedy}")

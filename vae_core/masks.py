@@ -24,8 +24,8 @@ def fit_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     Raises:
         ImageError: another shape, other values, or channels that differ.
     """
-    if not isinstance(mask, Tensor) or mask.layout != torch.strided or mask.is_complex():
-        found = f"a {mask.layout} tensor of {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+    if not isinstance(mask, Tensor) or mask.layout != torch.strided or mask.is_complex() or mask.is_quantized:
+        found = f"a {mask.layout} tensor of {mask.dtype}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
         raise ImageError(f"a mask is {found}; give a tensor [B, height, width] of floats in [0, 1].")
     if mask.ndim not in (2, 3, 4) or 0 in mask.shape:
         raise ImageError(f"a mask has the shape {tuple(mask.shape)}; give [B, height, width].")
@@ -64,8 +64,9 @@ def _unit_values(mask: Tensor) -> Tensor:
     values = mask.float()
     low, high = values.min().item(), values.max().item()
     if not mask.is_floating_point():
-        if low >= 0 and high <= 255:
-            return values if high <= 1 else values / 255
+        white = 65535 if mask.dtype == torch.uint16 and high > 255 else 255
+        if low >= 0 and high <= white:
+            return values if high <= 1 else values / white
         raise ImageError(f"a mask of {mask.dtype} has values from {low:g} to {high:g}; give 0 to 255.")
     if not (low >= -MOST and high <= MOST):  # NaN is neither
         raise ImageError(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .errors import ShapeError
+from .errors import ConfigError, ShapeError
 
 LOGVAR_RANGE = (-30.0, 20.0)
 MAX_SEED = 2**64 - 1  # the largest that a generator of torch takes
@@ -49,8 +49,8 @@ class DiagonalGaussianDistribution:
 
     @property
     def var(self) -> Tensor:
-        """Variance, [B, C, h, w]; zero if deterministic."""
-        return torch.zeros_like(self.mean) if self.deterministic else torch.exp(self.logvar)
+        """Variance, [B, C, h, w], in float32 at least, because half precision ends before it; zero if deterministic."""
+        return torch.zeros_like(_wide(self.mean)) if self.deterministic else torch.exp(_wide(self.logvar))
 
     def mode(self) -> Tensor:
         """The most likely z, which is the mean."""
@@ -115,6 +115,8 @@ def randn_like(like: Tensor, generator: torch.Generator | Sequence[torch.Generat
 
     With a sequence of generators, item i of the batch is drawn from generator i alone.
     """
+    if isinstance(generator, int):
+        raise ConfigError(f"generator is the number {generator}. Pass torch.Generator().manual_seed({generator}).")
     if isinstance(generator, Sequence):
         if len(generator) == 1:
             return randn_like(like, generator[0])

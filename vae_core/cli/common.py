@@ -106,7 +106,8 @@ def config_overrides(arguments: argparse.Namespace, path: str | Path) -> dict[st
     found |= {name: value for name, value in given.items() if value is not None}
     for name, value in found.items():
         if isinstance(value, float) and (not math.isfinite(value) or (name == "scaling_factor" and value == 0)):
-            raise ConfigError(f"--{name.replace('_', '-')} is {value}; give a finite number other than 0.")
+            wanted = "a finite number other than 0" if name == "scaling_factor" else "a finite number"
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}; give {wanted}.")
     return found
 
 

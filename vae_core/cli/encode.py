@@ -17,9 +17,12 @@ from .common import (
     load_model,
     shape_text,
 )
+from .convert import OTHER_ENDINGS as NO_MODELS
+from .convert import PICKLE_ENDINGS
 from .latent_file import Latent, is_latent_file, write_latents
 from .outputs import add_overwrite_argument, check_outputs, path_argument
 
+OTHER_ENDINGS = {*NO_MODELS, *PICKLE_ENDINGS} - {".latent"}
 EXAMPLES = """\
   seamless-vae encode photo.jpg -o photo.safetensors
   seamless-vae encode *.png -o latents.safetensors --vae sdxl_vae.safetensors
@@ -80,3 +83,8 @@ def check_output(arguments: argparse.Namespace) -> None:
     Image.init()
     if output.suffix.lower() in Image.EXTENSION:
         raise CheckpointError(f"{output} has the ending of an image. Latents need another, such as .safetensors.")
+    if output.suffix.lower() in OTHER_ENDINGS:
+        raise CheckpointError(
+            f"{output}: {output.suffix} files are not written. Latents are safetensors; end the name in .safetensors "
+            f"or .latent."
+        )

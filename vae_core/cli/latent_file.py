@@ -9,8 +9,9 @@ of an image that had one. The metadata's `seamless_vae` is JSON: `sizes`, the [h
 Read, besides:
 - ComfyUI's `.latent` without the mark, of early 2023: divided by 0.18215, as its own loader does.
 - FLUX.2's latents packed into 128 channels and normalised, as ComfyUI and diffusers have them.
-- `samples` and `latents`, also in pickled files. diffusers' `latents` are mostly scaled, which no file says.
-- kohya's caches (`.npz`): raw, but FLUX.1's are scaled and shifted.
+- `samples`, `latents` and `latent`, also in pickled files; tensors and arrays without a name (`torch.save(latents)`,
+  `np.save`, `np.savez`). diffusers' latents are mostly scaled, which no file says.
+- trainers' caches: kohya's (`.npz`), which are raw, but FLUX.1's scaled and shifted; `latents_HxW`, `latent_image`.
 - latents of one frame, [B, C, 1, h, w].
 """
 
@@ -24,18 +25,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..autoencoder_kl import AutoencoderKL
 from ..checkpoints.open_file import open_tensor_file
-from ..checkpoints.tensor_file import TensorFile
+from ..checkpoints.tensor_file import TensorFile, in_memory
 from ..checkpoints.write import safetensors, write_weights
 from ..datasets import kohya
 from ..errors import CheckpointError, VAEError
 from ..latent import from_diffusion
 
-NAMES = ("latent_tensor", "samples", "latents")
+NAMES = ("latent_tensor", "samples", "latents", "latent", "latent_image")
+CACHED = ("latents", "latent", "latent_image")  # of one image without its batch, mostly
+UNNAMED = "latents"  # what tensors and arrays without a name are taken for
+RESOLUTION = r"latents_(\d{1,6}x){1,2}\d{1,6}(_\w{1,20})?"  # of trainers' caches: frames, height, width, number type
+TOKEN_CHANNELS = (64, 128)  # of FLUX's latents as a sequence, which its pipelines give
+NUMPY_START = b"\x93NUMPY"
 RAW_MARK = "latent_format_version_0"
 METADATA_KEY = "seamless_vae"
 UNMARKED_SCALE = 0.18215  # of ComfyUI's files without the mark
@@ -125,15 +132,9 @@ def read_latents(path: Path) -> list[Latent]:
     if not path.is_file():
         what = "it is a folder" if path.is_dir() else "it does not exist"
         raise CheckpointError(f"cannot read {path}: {what}. Give a file of latents.")
-    if _is_npz(path):
+    if _is_npz(path) and not _has_plain_arrays(path):
         return [_kohya_latent(path)]
-    try:
-        file = open_tensor_file(path)
-    except VAEError as error:
-        raise CheckpointError(
-            f"cannot read {path} as latents: {error} Give a file that `seamless-vae encode`, ComfyUI or diffusers "
-            f"wrote."
-        ) from None
+    file = _opened(path)
     name, keys = _latent_keys(path, file)
     alphas = [key for key in file.tensors if re.fullmatch(r"alpha\.\d{1,6}", key)]
     try:
@@ -149,6 +150,30 @@ def read_latents(path: Path) -> list[Latent]:
     ]
 
 
+def _opened(path: Path) -> TensorFile:
+    """The tensors of a file, or the arrays of NumPy's files."""
+    try:
+        if _is_npz(path):
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = [archive[name] for name in archive.files]
+                names = archive.files if any(name in NAMES for name in archive.files) else _numbered(len(arrays))
+                return in_memory({n: torch.from_numpy(a) for n, a in zip(names, arrays, strict=True)}, path.name)
+        if path.open("rb").read(6) == NUMPY_START:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)  # a header that lies is refused before any work
+            return in_memory({UNNAMED: torch.from_numpy(np.array(array))}, path.name)
+        return open_tensor_file(path, UNNAMED)
+    except (VAEError, ValueError, TypeError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).partition(". ")[0].rstrip(".")  # what a VAE's file would need does not follow
+        raise CheckpointError(
+            f"cannot read {path} as latents: {reason}. Give a file that `seamless-vae encode`, ComfyUI or diffusers "
+            f"wrote."
+        ) from None
+
+
+def _numbered(count: int) -> list[str]:
+    return [UNNAMED] if count == 1 else [f"{UNNAMED}.{i}" for i in range(count)]
+
+
 def _latent_keys(path: Path, file: TensorFile) -> tuple[str, list[str]]:
     """Which of NAMES a file has, and the keys of its latents in their order."""
     for name in NAMES:
@@ -157,15 +182,20 @@ def _latent_keys(path: Path, file: TensorFile) -> tuple[str, list[str]]:
         numbered = [key for key in file.tensors if re.fullmatch(rf"{name}\.\d{{1,6}}", key)]
         if numbered:
             return name, sorted(numbered, key=lambda key: int(key.rpartition(".")[2]))
+    caches = [key for key in file.tensors if re.fullmatch(RESOLUTION, key)]
+    if caches:
+        return UNNAMED, sorted(caches)
     others = [key[:80] for key in file.tensors if key != RAW_MARK]
     found = f"it has {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}" if others else "it is empty"
     raise CheckpointError(f"{path.name} has no {', '.join(NAMES)}: {found}. Give a file of latents.")
 
 
 def _form(name: str, keys: Sequence[str], file: TensorFile) -> Form:
-    if METADATA_KEY in file.metadata or RAW_MARK in file.tensors or keys != [name]:
+    if METADATA_KEY in file.metadata or RAW_MARK in file.tensors:
         return "raw"
-    return {"latent_tensor": "unmarked", "latents": "unknown"}.get(name, "raw")  # type: ignore[return-value]
+    if name == "latent_tensor":
+        return "unmarked" if keys == [name] else "raw"
+    return "raw" if name == "samples" else "unknown"
 
 
 def _images(path: Path, key: str, z: Tensor, name: str) -> list[Tensor]:
@@ -175,10 +205,17 @@ def _images(path: Path, key: str, z: Tensor, name: str) -> list[Tensor]:
         raise CheckpointError(f"{path.name} has {key} of {z.dtype}; latents are floats. Use a file of latents.")
     if z.ndim == 5 and shape[2] == 1:
         z = z[:, :, 0]
-    if z.ndim == 3 and name == "latents":
+    if z.ndim == 3 and name == UNNAMED and shape[0] < 4 and shape[2] in TOKEN_CHANNELS:
+        raise CheckpointError(
+            f"{path.name} has latents of shape {shape}: {shape[1]} tokens of {shape[2]} channels, as FLUX's pipelines "
+            f"give them, and not how many are in a row. Unpack them with the pipeline's _unpack_latents, and save that."
+        )
+    if z.ndim == 3 and name in CACHED:
         z = z[None]
+    if z.ndim == 4 and shape[1] == 1 and re.fullmatch(RESOLUTION, key):
+        z = z.movedim(1, 0)  # one frame, [C, 1, h, w]
     if z.ndim != 4 or 0 in shape:
-        what = {3: "sound, or FLUX's tokens", 5: "video"}.get(z.ndim, "something else")
+        what = {3: "sound, or tokens", 5: "video"}.get(z.ndim, "something else")
         raise CheckpointError(
             f"{path.name} has latents of shape {shape}{'' if 0 in shape else f', of {what}'}; those of images have 4 "
             f"dimensions: batch, channels, height, width. Use a file of images."
@@ -232,6 +269,12 @@ def _is_npz(path: Path) -> bool:
             return any(name.endswith(".npy") for name in archive.namelist())
     except (OSError, zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, EOFError):
         return False
+
+
+def _has_plain_arrays(path: Path) -> bool:
+    """Whether an archive of arrays is not a cache of kohya's, which says what size the image had."""
+    with zipfile.ZipFile(path) as archive:
+        return not any(name.startswith("original_size") for name in archive.namelist())
 
 
 def _kohya_latent(path: Path) -> Latent:
