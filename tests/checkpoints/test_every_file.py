@@ -87,6 +87,24 @@ HALFWAY: dict[str, Callable[[AutoencoderKL], Weights]] = {
     "a moving average": lambda vae: (
         {f"ema_model.{k}": w for k, w in vae.state_dict().items()} | {"initted": torch.ones(()), "step": torch.ones(())}
     ),
+    "MLX's": lambda vae: {
+        name: weight.permute(0, 2, 3, 1) if weight.ndim == 4 else weight
+        for name, weight in renamed(
+            vae.state_dict(),
+            *(("mid_block.resnets.0", "mid_blocks.0"), ("mid_block.resnets.1", "mid_blocks.2")),
+            *(("mid_block.attentions.0", "mid_blocks.1"), ("downsamplers.0.conv", "downsample")),
+            *(("upsamplers.0.conv", "upsample"), ("to_out.0", "out_proj"), ("quant_conv", "quant_proj")),
+            *(("to_q", "query_proj"), ("to_k", "key_proj"), ("to_v", "value_proj")),
+        ).items()
+    },
+    "MLX's, in modules around each convolution": lambda vae: renamed(
+        vae.state_dict(),
+        *(
+            ("conv_in.", "conv_in.conv2d."),
+            ("conv_out.", "conv_out.conv2d."),
+            ("conv_norm_out.", "conv_norm_out.norm."),
+        ),
+    ),
     "a merged LoRA": lambda vae: renamed(
         vae.state_dict(), ("to_q.", "to_q.base_layer."), ("conv1.", "conv1.base_layer.")
     ),
@@ -163,6 +181,16 @@ def test_several_copies_take_the_weights_and_say_so(vae: AutoencoderKL, file: Pa
     write({f"model.{k}": w for k, w in ldm(vae).items()} | {f"ema_model.{k}": w for k, w in ldm(other).items()}, file)
     assert_same_weights(load_vae(file), vae)
     assert "took the one under model., not ema_model." in " ".join(inspect_vae(file).remarks)
+
+
+@pytest.mark.parametrize("average", ["student_ema.", "ema.net.", "swa.", "averaged_"])
+def test_a_moving_average_beside_weights_under_any_name(average: str, vae: AutoencoderKL, file: Path) -> None:
+    other = make(fields(32, 64), seed=1)
+    write(
+        {f"student.{k}": w for k, w in ldm(vae).items()} | {f"{average}x.{k}": w for k, w in ldm(other).items()}, file
+    )
+    assert_same_weights(load_vae(file), vae)
+    assert "took the one under student., not" in " ".join(inspect_vae(file).remarks)
 
 
 # The config beside a file.
@@ -276,6 +304,15 @@ def test_one_damaged_number_is_found_with_its_name(number: float, vae: Autoencod
         vae_core.decode(loaded, torch.zeros(1, 4, 8, 8))
     with pytest.raises(CheckpointError, match=rf"{key} has (NaN|infinity) in it: the file is damaged"):
         load_vae(file, dtype="float16")  # which reads all weights
+
+
+def test_a_negative_variance_is_damage(file: Path) -> None:
+    """Latents would be divided by its root: a black image."""
+    vae = make(MODELS["FLUX.2"])
+    vae.bn.running_var[3] = -0.5
+    with pytest.raises(CheckpointError, match=r"negative variance in bn\.running_var \(-0\.5\)") as error:
+        load_vae(write(vae.state_dict(), file))
+    assert inspect_vae(file).problem == str(error.value)
 
 
 def test_large_finite_weights_are_no_damage(file: Path) -> None:

@@ -112,6 +112,42 @@ def test_scales_of_blocks_are_applied(file: Path) -> None:
     assert torch.equal(ldm(load_vae(write(stored, file)))[f"{name}.weight"], meant[f"{name}.weight"])
 
 
+UNKNOWN_SCALES = (".scale", ".weight.scale", ".weight_scales", ".scale_inv", ".w_scale", ".scale_w", ".zero_point")
+
+
+@pytest.mark.parametrize("ending", UNKNOWN_SCALES)
+def test_scales_of_an_unknown_meaning_are_named(ending: str, vae: AutoencoderKL, file: Path) -> None:
+    stored, _ = eight_bit(vae, ending)
+    text = refusal(write(stored, file))
+    assert "They stand beside weights of type float8_e4m3fn" in text and "quantised in a way that is not known" in text
+    assert "another model" not in text
+
+
+@pytest.mark.parametrize(
+    ("dtype", "says"), [(torch.uint32, "uint32"), (torch.int8, "int8"), (torch.uint8, "uint8"), (torch.int32, "int32")]
+)
+def test_packed_weights_with_scales_are_named(dtype: torch.dtype, says: str, vae: AutoencoderKL, file: Path) -> None:
+    """As MLX and others quantise."""
+    q = "decoder.mid_block.attentions.0.to_q"
+    packed = {f"{q}.weight": torch.zeros(64, 8, dtype=dtype), f"{q}.scales": torch.zeros(64, 1)}
+    text = refusal(write({**vae.state_dict(), **packed, f"{q}.biases": torch.zeros(64, 1)}, file))
+    assert f"weights of type {says} ({q}.weight)" in text
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz])
+def test_every_8_bit_float_is_read(dtype: torch.dtype, vae: AutoencoderKL, tmp_path: Path) -> None:
+    stored = {name: weight.to(dtype) if weight.ndim == 4 else weight for name, weight in ldm(vae).items()}
+    torch.save(stored, tmp_path / "a.pt")
+    for path in (write(stored, tmp_path / "a.safetensors"), tmp_path / "a.pt"):
+        loaded = ldm(load_vae(path, dtype="float32"))
+        assert all(torch.equal(loaded[name].reshape(weight.shape), weight.float()) for name, weight in stored.items())
+
+
+def test_flaxs_weights_are_named(vae: AutoencoderKL, file: Path) -> None:
+    names = {name.replace(".weight", ".kernel"): weight for name, weight in vae.state_dict().items()}
+    assert "It seems to be weights of Flax or Keras" in refusal(write(names, file))
+
+
 # Channels.
 
 
