@@ -1,30 +1,37 @@
 """What the streaming engine costs, in time and memory, beside diffusers and ComfyUI.
 
     COMFYUI_PATH=/path/to/ComfyUI python benchmarks/engine.py [--rows NAME ...] [--runs 3] [--threads 2]
+    pip install --no-deps ncnn pnnx openvino openvino-telemetry     # for the rows beside other runtimes
 
 Every row runs all systems in turns, in one process, on the same weights (random, of SD's size) and input, and takes
-medians; `sizes` runs each system and size in a fresh process, for time and peak memory. Results gather in a JSON file
-(--json), row by row, so that rows may be measured one at a time; the table, in docs/benchmarks.md, and the plot,
-docs/images/benchmarks.png, are made anew from all that is in it. --quick tries everything on a tiny model and writes
-to build/ instead. docs/benchmarks.md says what each row means.
+medians; errors are differences to the modules in float64. Rows whose name ends in "busy" run while another process
+keeps one core busy; those beside other runtimes measure peak memory too, in fresh processes. `sizes` runs each system
+and size in a fresh process, for time and peak memory. Results gather in a JSON file (--json), row by row, so that rows
+may be measured one at a time; the table, in docs/benchmarks.md, and the plot, docs/images/benchmarks.png, are made anew
+from all that is in it. --quick tries everything on a tiny model and writes to build/ instead. docs/benchmarks.md says
+what each row means.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from counts import Counts, count
 from fresh import measure
 from peers import (
     CHANNELS_LAST,
@@ -43,11 +50,15 @@ from peers import (
     build,
     comfyui_version,
     make_input,
+    ours,
 )
 from report import write_plot, write_table
+from runtimes import RUNTIMES, MissingError
 from torch import Tensor
 
 PEERS = (DIFFUSERS, CHANNELS_LAST, COMFYUI)
+BESIDE_RUNTIMES = (CHANNELS_LAST, *RUNTIMES)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHORT_TURN, SHORT_TOTAL = 2.0, 12.0  # a turn that is shorter is repeated until this long
 QUICK = 4  # times smaller images for a trial
 SIZES = (256, 512, 1024, 2048)
@@ -57,7 +68,13 @@ GROWTH = 5.0  # times longer a run takes at twice the side, at most, but for att
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: `ours` against others on one input."""
+    """One comparison: `ours` against others on one input.
+
+    Attributes:
+        dtype: precision of all systems.
+        busy: another process keeps one core busy meanwhile.
+        exact: errors against float64 are measured, and peak memory in fresh processes.
+    """
 
     name: str
     title: str
@@ -67,11 +84,24 @@ class Row:
     others: tuple[str, ...]
     batch: int = 1
     config: str = "full"
+    dtype: str = "float32"
+    busy: bool = False
+    exact: bool = False
+
+
+def beside_runtimes(direction: str, size: int, dtype: str = "float32", busy: bool = False) -> Row:
+    """A row beside programs that run models of any kind."""
+    name = f"{direction}-{size}-runtimes" + (f"-{dtype}" if dtype != "float32" else "") + ("-busy" if busy else "")
+    title = f"{direction} {size}x{size}, {dtype}" + (", one core busy" if busy else "")
+    return Row(name, title, direction, size, OURS, BESIDE_RUNTIMES, dtype=dtype, busy=busy, exact=not busy)
 
 
 ROWS = (
     Row("decode-512", "decode 512x512", "decode", 512, OURS, PEERS),
     Row("encode-512", "encode 512x512", "encode", 512, OURS, PEERS),
+    *(beside_runtimes(direction, 512, dtype) for dtype in DTYPES for direction in ("decode", "encode")),
+    *(beside_runtimes(direction, 512, busy=True) for direction in ("decode", "encode")),
+    beside_runtimes("decode", 1024),
     Row("tiled-1024", "decode 1024x1024 in tiles", "decode", 1024, OURS_TILED, (DIFFUSERS_TILED, COMFYUI_TILED)),
     Row("exact-1024", "decode 1024x1024 in exact tiles / without tiles", "decode", 1024, OURS_TILED, (OURS,)),
     Row("budget-1024", "decode 1024x1024 under a budget / without", "decode", 1024, OURS_BUDGET, (OURS,)),
@@ -119,7 +149,7 @@ def available(names: Sequence[str], row: Row, budget: int) -> list[System]:
     systems = []
     for name in names:
         try:
-            systems.append(build(name, CONFIGS[row.config], budget))
+            systems.append(build(name, CONFIGS[row.config], budget, DTYPES[row.dtype]))
         except NotAvailableError as error:
             print(f"  {name} is left out: {error}")
     return systems
@@ -131,24 +161,78 @@ def run_row(row: Row, turns: int, limit: float, budget: int, only: Sequence[str]
     others = [name for name in row.others if not only or name in only]
     systems = available((row.ours, *others), row, budget)
     config = CONFIGS[row.config]
-    x = make_input(config, row.direction, row.size, row.batch)
-    warm_up = make_input(config, row.direction, min(row.size, 128), row.batch)
+    x = make_input(config, row.direction, row.size, row.batch).to(DTYPES[row.dtype])
+    warm_up = make_input(config, row.direction, min(row.size, 128), row.batch).to(DTYPES[row.dtype])
     results: dict[str, Tensor] = {}
-    for system in systems:
-        system.run(row.direction, warm_up)
+    for system in list(systems):
+        try:
+            system.run(row.direction, x if system.fixed else warm_up)
+        except MissingError as error:
+            print(f"  {system.name} is left out: {error}")
+            systems.remove(system)
 
     def run(system: System) -> Callable[[], None]:
         return lambda: results.__setitem__(system.name, system.run(row.direction, x))
 
-    seconds = in_turns([run(system) for system in systems], turns, limit)
+    with busy_core() if row.busy else nullcontext():
+        seconds = in_turns([run(system) for system in systems], turns, limit)
     mine = results[row.ours]
-    return {
+    measured: dict[str, Any] = {}
+    if row.exact:
+        measured["errors"] = errors(row, x, results)
+        measured["bytes"] = peak_memory(row, [system.name for system in systems], budget)
+    return measured | {
         "seconds": {s.name: statistics.median(times) for s, times in zip(systems, seconds, strict=True)},
         "turns": len(seconds[0]),
         "difference": {
             name: (mine - result).abs().max().item() for name, result in results.items() if name != row.ours
         },
     }
+
+
+def errors(row: Row, x: Tensor, results: dict[str, Tensor]) -> dict[str, list[float]]:
+    """Root mean square and largest difference of each result to the modules in float64, with the same weights."""
+    exact = copy.deepcopy(ours(CONFIGS[row.config], DTYPES[row.dtype])).double()
+    reference = exact.decode_reference if row.direction == "decode" else exact.encode_reference
+    wanted = reference(x.double())
+    if row.direction == "encode":
+        wanted = wanted.chunk(2, dim=1)[0]
+    found = {name: result.double() - wanted for name, result in results.items()}
+    return {name: [each.square().mean().sqrt().item(), each.abs().max().item()] for name, each in found.items()}
+
+
+def peak_memory(row: Row, systems: Sequence[str], budget: int) -> dict[str, int]:
+    """By how many bytes memory grows at most, of each system in a fresh process; nothing where that cannot be read."""
+    if sys.platform != "linux":
+        return {}
+    found = {}
+    for system in systems:
+        try:
+            run = measure(system, row.config, row.size, direction=row.direction, budget=budget, dtype=row.dtype)
+        except RuntimeError as error:
+            print(f"  peak memory of {system}: {str(error).strip().splitlines()[-1]}")
+            continue
+        found[system] = run.bytes
+    return found
+
+
+@contextmanager
+def busy_core() -> Iterator[None]:
+    """Another process computes on one core."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def counts_of(cases: Sequence[tuple[str, int, str, int | None]]) -> dict[str, Counts]:
+    """What full-size runs compute and move, by direction, side, precision and budget."""
+    found = {}
+    for direction, size, dtype, budget in cases:
+        title = f"{direction} {size}x{size}, {dtype}" + ("" if budget is None else f", budget {budget >> 20} MiB")
+        found[title] = count(ours(CONFIGS["full"], DTYPES[dtype]), direction, size, budget)
+    return found
 
 
 def sweep(
@@ -189,7 +273,7 @@ def machine() -> dict[str, str]:
     except OSError:
         pass
     versions = {"torch": torch.__version__, "Python": platform.python_version()}
-    for package in ("diffusers", "numba"):
+    for package in ("diffusers", "numba", "ncnn", "openvino"):
         try:
             versions[package] = __import__(package).__version__
         except ImportError:
@@ -262,7 +346,10 @@ def main() -> None:
         else:
             print("  left out: how memory grows is read from /proc, which is Linux's alone")
     if "machine" in results:
-        write_table(results, folder / "benchmarks.md")
+        wide, half = "float32", "bfloat16"
+        cases = [("decode", 512, wide, None), ("encode", 512, wide, None), ("decode", 512, half, None)]
+        cases += [("decode", 1024, wide, None), ("decode", 1024, wide, budget), ("decode", 2048, wide, None)]
+        write_table(results, folder / "benchmarks.md", counts_of(cases))
         write_plot(results["sizes"], folder / "images" / "benchmarks.png")
         print(f"written: {folder / 'benchmarks.md'}, {folder / 'images' / 'benchmarks.png'}, {file}")
 

@@ -35,14 +35,21 @@ class Measured:
 
 
 def measure(
-    system: str, config: str, size: int, *, direction: str = "decode", budget: int = 0, save: Path | None = None
+    system: str,
+    config: str,
+    size: int,
+    *,
+    direction: str = "decode",
+    budget: int = 0,
+    save: Path | None = None,
+    dtype: str = "float32",
 ) -> Measured:
     """Run a system once in a fresh process.
 
     Raises:
         RuntimeError: the process failed; the message is the end of what it wrote.
     """
-    command = [sys.executable, __file__, system, config, str(size), direction, str(budget), str(save or "")]
+    command = [sys.executable, __file__, system, config, str(size), direction, str(budget), str(save or ""), dtype]
     threads = str(torch.get_num_threads())
     with subprocess.Popen(
         [*command, threads], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -78,19 +85,19 @@ def anonymous_bytes(pid: int) -> int:
     return total
 
 
-def _run_once(system: str, config_name: str, size: int, direction: str, budget: int, save: str) -> None:
-    config = CONFIGS[config_name]
-    it = build(system, config, budget)
-    x = make_input(config, direction, size)
-    small = make_input(config, direction, WARM_UP_LATENTS * config.downscale_factor)
+def _run_once(system: str, config_name: str, size: int, direction: str, budget: int, save: str, precision: str) -> None:
+    config, dtype = CONFIGS[config_name], getattr(torch, precision)
+    it = build(system, config, budget, dtype)
+    x = make_input(config, direction, size).to(dtype)
+    small = make_input(config, direction, WARM_UP_LATENTS * config.downscale_factor).to(dtype)
 
     @torch.inference_mode()
     def warm_up() -> None:
         if system in (OURS, OURS_BUDGET):  # without a budget, which a small one may not fit
             run = vae_core.encode if direction == "encode" else vae_core.decode
-            run(ours(config), small)
+            run(ours(config, dtype), small)
         else:
-            it.run(direction, small)
+            it.run(direction, x if it.fixed else small)
 
     thread = threading.Thread(target=warm_up)
     thread.start()
@@ -113,12 +120,13 @@ def _run_once(system: str, config_name: str, size: int, direction: str, budget: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("system", "config", "size", "direction", "budget", "save", "threads"):
+    for name in ("system", "config", "size", "direction", "budget", "save", "dtype", "threads"):
         parser.add_argument(name, nargs="?" if name == "save" else None)
     options = parser.parse_args()
     torch.set_num_threads(int(options.threads))
     _run_once(
-        *(options.system, options.config, int(options.size), options.direction, int(options.budget), options.save)
+        *(options.system, options.config, int(options.size), options.direction, int(options.budget)),
+        *(options.save, options.dtype),
     )
 
 

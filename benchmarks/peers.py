@@ -1,4 +1,4 @@
-"""The systems that are compared, with the same weights: this package, diffusers, and ComfyUI's own VAE.
+"""The systems that are compared, with the same weights: this package, diffusers, ComfyUI's own VAE, and runtimes.
 
 ComfyUI is measured by its model class and its `tiled_scale`, which is what its nodes run, without the memory
 management around them. COMFYUI_PATH names a checkout of it; without one, or where it cannot be imported, it is left
@@ -20,6 +20,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import runtimes
+
 import vae_core
 from vae_core import AutoencoderKL, AutoencoderKLConfig, TileSpec
 from vae_core.checkpoints.single_file import ldm_state_dict
@@ -35,6 +37,7 @@ DIFFUSERS_TILED, COMFYUI_TILED = "diffusers, channels_last, tiled", "ComfyUI, ti
 SYSTEMS = (
     *(OURS, OURS_TILED, OURS_BUDGET, PLAIN),
     *(DIFFUSERS, CHANNELS_LAST, DIFFUSERS_TILED, COMFYUI, COMFYUI_TILED),
+    *runtimes.RUNTIMES,
 )
 
 
@@ -70,30 +73,37 @@ class NotAvailableError(Exception):
 
 @dataclass(frozen=True)
 class System:
-    """One way of running a model: images to the mode of their posterior, and latents to images."""
+    """One way of running a model: images to the mode of their posterior, and latents to images.
+
+    Attributes:
+        fixed: it is made for one shape, when it first sees it, which takes a while.
+    """
 
     name: str
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
+    fixed: bool = False
 
     def run(self, direction: str, x: Tensor) -> Tensor:
         return self.encode(x) if direction == "encode" else self.decode(x)
 
 
 @cache
-def ours(config: AutoencoderKLConfig) -> AutoencoderKL:
+def ours(config: AutoencoderKLConfig, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     """This package's model with random weights, the same in every process."""
     torch.manual_seed(0)
-    return AutoencoderKL(**config).eval().requires_grad_(False)
+    return AutoencoderKL(**config).eval().requires_grad_(False).to(dtype)
 
 
-def build(name: str, config: AutoencoderKLConfig, budget: int) -> System:
-    """A system, by its name.
+def build(name: str, config: AutoencoderKLConfig, budget: int, dtype: torch.dtype = torch.float32) -> System:
+    """A system, by its name, with weights of a precision; it takes inputs of that precision.
 
     Raises:
         NotAvailableError: it is not installed, or has no such model.
     """
-    vae = ours(config)
+    if name in runtimes.RUNTIMES:
+        return _runtime(name, ours(config), dtype)
+    vae = ours(config, dtype)
     if name in (DIFFUSERS, CHANNELS_LAST, DIFFUSERS_TILED):
         return _diffusers(name, vae)
     if name in (COMFYUI, COMFYUI_TILED):
@@ -106,6 +116,14 @@ def build(name: str, config: AutoencoderKLConfig, budget: int) -> System:
     return System(name, lambda x: vae_core.encode(vae, x, **options).mode(), partial(vae_core.decode, vae, **options))
 
 
+def _runtime(name: str, vae: AutoencoderKL, dtype: torch.dtype) -> System:
+    try:
+        run = runtimes.runner(name, vae, dtype)
+    except runtimes.MissingError as error:
+        raise NotAvailableError(str(error)) from None
+    return System(name, lambda x: run("encode", x).chunk(2, dim=1)[0], partial(run, "decode"), fixed=True)
+
+
 def _diffusers(name: str, vae: AutoencoderKL) -> System:
     try:
         import diffusers
@@ -114,7 +132,7 @@ def _diffusers(name: str, vae: AutoencoderKL) -> System:
     layout = torch.contiguous_format if name == DIFFUSERS else torch.channels_last
     theirs: Any = diffusers.AutoencoderKL.from_config(vae.config.to_dict())
     theirs.load_state_dict(vae.state_dict())
-    theirs = theirs.eval().requires_grad_(False).to(memory_format=layout)
+    theirs = theirs.eval().requires_grad_(False).to(vae.dtype).to(memory_format=layout)
     if name == DIFFUSERS_TILED:
         theirs.enable_tiling()
     return System(
@@ -144,7 +162,7 @@ def _comfyui(name: str, vae: AutoencoderKL) -> System:
     }
     model = autoencoder.AutoencoderKL(ddconfig=description, embed_dim=config.latent_channels).eval()
     model.load_state_dict(ldm_state_dict(vae.state_dict(), config))
-    model.requires_grad_(False)
+    model.requires_grad_(False).to(vae.dtype)
     decode = model.decode
     if name == COMFYUI_TILED:
         decode = partial(_comfyui_tiled, model.decode, utils.tiled_scale, config.downscale_factor)

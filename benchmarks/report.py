@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from counts import Counts
 from peers import (
     CHANNELS_LAST,
     COMFYUI,
@@ -17,6 +18,7 @@ from peers import (
     OURS_TILED,
     PLAIN,
 )
+from runtimes import RUNTIMES
 
 BEGIN, END = "<!-- begin: written by benchmarks/engine.py -->", "<!-- end -->"
 # The column of each system. A row is either tiled or not, and says so.
@@ -66,6 +68,34 @@ def against_peers(rows: list[Mapping[str, Any]]) -> str:
     return table(["case", OURS, *COLUMNS, "times faster than the fastest other", "turns"], lines)
 
 
+def beside_runtimes(rows: list[Mapping[str, Any]]) -> str:
+    """Rows with other runtimes: a line for each system, with errors and peak memory where they were measured."""
+    lines = []
+    for row in rows:
+        mine = row["seconds"][row["ours"]]
+        for system, seconds in row["seconds"].items():
+            found = [f"{error:.1e}" for error in row.get("errors", {}).get(system, ())] or ["", ""]
+            peak = row.get("bytes", {}).get(system)
+            memory = "" if peak is None else f"{peak / 2**20:.0f} MiB"
+            lines.append([row["title"], system, f"{duration(seconds)} ({seconds / mine:.2f})", *found, memory])
+    return table(["case", "system", "time (of ours)", "RMS error", "largest error", "peak memory growth"], lines)
+
+
+def counted(counts: Mapping[str, Counts]) -> str:
+    """What runs compute and move, by their plans."""
+    lines = [
+        [
+            case,
+            f"{each.plain / 1e9:.0f}",
+            f"{each.multiplications / 1e9:.0f}",
+            *(f"{size / 2**20:.0f} MiB" for size in (each.moved, each.spilled, each.peak)),
+        ]
+        for case, each in counts.items()
+    ]
+    header = ["case", "10^9 multiplications, plain", "here", "maps read and written", "on disk at most", "peak by plan"]
+    return table(header, lines)
+
+
 def against_ourselves(rows: list[Mapping[str, Any]]) -> str:
     """Rows that compare two ways of our own: the ratio of their times, and the difference of their results."""
     lines = []
@@ -99,14 +129,18 @@ def memory(sizes: Mapping[str, Mapping[str, list[float]]]) -> str:
     return table(["decode 1024x1024", "peak memory growth", "of diffusers'", "time"], lines)
 
 
-def text(results: Mapping[str, Any]) -> str:
-    """All tables, with the machine before them."""
+def text(results: Mapping[str, Any], counts: Mapping[str, Counts] | None = None) -> str:
+    """All tables: first what no machine changes, then the machine, and what was measured on it."""
     ordered = [results["rows"][name] for name in results["order"] if name in results["rows"]]
     own = [row for row in ordered if set(row["seconds"]) <= set(OWN) and len(row["seconds"]) > 1]
-    peers = [row for row in ordered if row not in own]
-    parts = ["Measured on: " + "; ".join(f"{name} {value}" for name, value in results["machine"].items()) + "."]
+    runtimes = [row for row in ordered if any(system in RUNTIMES for system in row["seconds"])]
+    peers = [row for row in ordered if row not in own and row not in runtimes]
+    parts = [counted(counts)] if counts else []
+    parts += ["Measured on: " + "; ".join(f"{name} {value}" for name, value in results["machine"].items()) + "."]
     if peers:
         parts.append(against_peers(peers))
+    if runtimes:
+        parts.append(beside_runtimes(runtimes))
     if own:
         parts.append(against_ourselves(own))
     if any(MEMORY_SIZE in at for at in results["sizes"].values()):
@@ -122,11 +156,11 @@ def replace_between(document: str, part: str) -> str:
     return f"{before}{BEGIN}\n\n{part}\n\n{END}{rest.split(END, 1)[1]}"
 
 
-def write_table(results: Mapping[str, Any], path: Path) -> None:
+def write_table(results: Mapping[str, Any], path: Path, counts: Mapping[str, Counts] | None = None) -> None:
     """Put the tables between the markers of a Markdown file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     document = path.read_text(encoding="utf-8") if path.exists() else ""
-    path.write_text(replace_between(document, text(results)), encoding="utf-8")
+    path.write_text(replace_between(document, text(results, counts)), encoding="utf-8")
 
 
 def write_plot(sizes: Mapping[str, Mapping[str, list[float]]], path: Path) -> None:
