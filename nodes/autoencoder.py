@@ -201,4 +201,5 @@ class AutoencoderDecoding:
         with vae.weights() as model:
             z = latents.from_wire(model, samples.float())
         run_job(self.job, z, image.movedim(-1, 1), status, vae.loaded_for)
+        status.show(lambda: previews.thumbnail(image.movedim(-1, 1)[:, :3]))
         return image

@@ -1,4 +1,4 @@
-"""What the host's progress bar shows of a run: what goes in, small."""
+"""What the host's progress bar shows of a run, small: what goes in, and images that came of it."""
 
 from __future__ import annotations
 

@@ -54,14 +54,24 @@ class NodeStatus:
         host.check_interrupted()
         now = time.monotonic()
         is_done = step.done >= step.total
-        if self._bar is not None and (now - self._shown >= BAR_SECONDS or is_done):
+        if now - self._shown >= BAR_SECONDS or is_done:
             self._shown = now
-            stage = max(0, self._stage)
-            share = sum(self._shares[:stage]) + self._shares[stage] * step.done / max(1, step.total)
-            self._bar(round(BAR_STEPS * share), self._take_preview())
+            self._update(step.done / max(1, step.total))
         if now - self._sent >= STATUS_SECONDS:
             self._sent = now
             host.send_status(self._event(step, now - self._start))
+
+    def show(self, result: Preview) -> None:
+        """The stage has ended: what came of it takes the place of its preview."""
+        self._preview = result
+        self._update(1.0)
+
+    def _update(self, done: float) -> None:
+        """Move the bar to this share of the stage."""
+        if self._bar is not None:
+            stage = max(0, self._stage)
+            share = sum(self._shares[:stage]) + self._shares[stage] * done
+            self._bar(round(BAR_STEPS * share), self._take_preview())
 
     def _take_preview(self) -> tuple[str, Image.Image, int] | None:
         if self._preview is None:

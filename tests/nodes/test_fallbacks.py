@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from given.nodes import CLOSE, Makers
@@ -248,7 +249,7 @@ def test_progress_and_status(host: Host, pack: Pack, make: Makers, monkeypatch: 
     assert values == sorted(values) and values[-1] == 1000 and len(values) > 10
     assert {node for *_, node in host.progress} == {"12"}
     previews = [preview for _, _, preview, _ in host.progress if preview is not None]
-    assert len(previews) == 1 and previews[0][0] == "JPEG" and previews[0][1].size == (240, 240)
+    assert [(kind, image.size) for kind, image, _ in previews] == [("JPEG", (240, 240)), ("JPEG", (80, 80))]
     events = [data for name, data in host.events if name == "seamless_vae.status"]
     plan = pack.module("vae_core").plan_decode(vae.first_stage_model.autoencoder, (3, 4, 40, 40))
     for event in events:
@@ -291,4 +292,8 @@ def test_two_stages_share_one_bar(host: Host, pack: Pack, make: Makers, monkeypa
     pack.run("SeamlessVAESwap", samples=make.latent(1, 4, 30, 30), from_vae=vae, to_vae=vae)
     values = [value for value, *_ in host.progress]
     assert values == sorted(values) and 700 in values and values[-1] == 1000
-    assert len([1 for _, _, preview, _ in host.progress if preview is not None]) == 2
+    previews = [(value, preview[1]) for value, _, preview, _ in host.progress if preview is not None]
+    # The latent; the image, once it is decoded; the image that is encoded.
+    assert [image.size for _, image in previews] == [(240, 240), (60, 60), (60, 60)]
+    decoded, encoded = (np.asarray(image) for _, image in previews[1:])
+    assert previews[1][0] == 700 and np.array_equal(decoded, encoded)
