@@ -46,6 +46,9 @@ test('durations have two units at most', () => {
     [59.4, '59 s'],
     [59.5, '1 min 0 s'],
     [75.2, '1 min 15 s'],
+    [599.4, '9 min 59 s'],
+    [599.5, '10 min'],
+    [2510, '42 min'],
     [3599.6, '1 h 0 min'],
     [7384, '2 h 3 min']
   ]

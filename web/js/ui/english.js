@@ -10,7 +10,7 @@ export const ENGLISH = {
   fileInfo: 'About this VAE file',
   reading: 'Reading the file header…',
   family: 'Family',
-  unknownFamily: 'unknown',
+  unknownFamily: 'none of the published',
   guess: '{family} (best guess)',
   latent: 'Latent',
   latentValue: '{channels} channels, {factor}x downscale',

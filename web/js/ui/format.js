@@ -34,13 +34,13 @@ function scaled(value, step, units) {
 }
 
 /**
- * Such as `1 min 15 s`.
+ * Such as `1 min 15 s`; in whole minutes from ten minutes on.
  * @param {number} seconds
  */
 export function duration(seconds) {
   const whole = Math.max(0, Math.round(seconds))
-  const minutes = Math.floor(whole / 60)
-  const hours = Math.floor(minutes / 60)
-  const parts = hours ? [hours, 'h', minutes % 60, 'min'] : minutes ? [minutes, 'min', whole % 60, 's'] : [whole, 's']
-  return parts.join(NBSP)
+  if (whole < 60) return [whole, 's'].join(NBSP)
+  if (whole < 600) return [Math.floor(whole / 60), 'min', whole % 60, 's'].join(NBSP)
+  const minutes = Math.round(whole / 60)
+  return (minutes < 60 ? [minutes, 'min'] : [Math.floor(minutes / 60), 'h', minutes % 60, 'min']).join(NBSP)
 }
