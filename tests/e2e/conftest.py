@@ -4,7 +4,6 @@ interpreter of the tests, the one that has its requirements.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from vae_core.cli.common import DEMO, DEMO_PHOTOGRAPH
 
 pytest.importorskip("aiohttp", reason="aiohttp is not installed; it is part of the extra `test`")
 
-from e2e.real_host import Comfy, running
+from e2e.real_host import Comfy, checkout, running
 
 SD_FIELDS = {
     "block_out_channels": (128, 256, 512, 512),
@@ -38,9 +37,7 @@ def random_vae(fields: dict[str, object], seed: int) -> vae_core.AutoencoderKL:
 
 @pytest.fixture(scope="session")
 def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
-    checkout = os.environ.get("COMFYUI_PATH")
-    if not checkout:
-        pytest.skip("COMFYUI_PATH is not set; it names a checkout of ComfyUI to test with")
+    path = checkout()
     folder = tmp_path_factory.mktemp("comfy")
     models = folder / "models"
     (models / "vae").mkdir(parents=True)
@@ -49,5 +46,5 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
     vae_core.save_single_file(random_vae(SMALL_FIELDS, 2), models / "vae" / SMALL_VAE)
     vae_core.load_vae(DEMO).save_pretrained(models / "diffusers" / "demo_pipeline" / "vae")
     (folder / "input" / PHOTOGRAPH).write_bytes(Path(DEMO_PHOTOGRAPH).read_bytes())
-    with running(Path(checkout), folder) as host:
+    with running(path, folder) as host:
         yield host

@@ -20,12 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 from safetensors import safe_open
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 START_SECONDS, RUN_SECONDS = 240, 600
+
+
+def checkout() -> Path:
+    """The checkout of ComfyUI to test with. Without one, what asks for it is skipped."""
+    path = os.environ.get("COMFYUI_PATH")
+    if not path:
+        pytest.skip("COMFYUI_PATH is not set; it names a checkout of ComfyUI to test with")
+    return Path(path)
 
 
 @dataclass

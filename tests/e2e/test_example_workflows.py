@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from e2e.conftest import HOST_VAE
-from e2e.real_host import ROOT, Comfy, Run, Workflow
+from e2e.real_host import ROOT, Comfy, Run, Workflow, checkout
 from PIL import Image, ImageStat
 
 from vae_core import load_vae
@@ -69,7 +69,7 @@ def to_prompt(saved: dict[str, Any], definitions: dict[str, Any]) -> Workflow:
 
 @pytest.fixture(scope="session")
 def definitions(comfy: Comfy) -> dict[str, Any]:
-    shutil.copy(Path(os.environ["COMFYUI_PATH"]) / "input" / SOURCE_IMAGE, comfy.folder / "input" / SOURCE_IMAGE)
+    shutil.copy(checkout() / "input" / SOURCE_IMAGE, comfy.folder / "input" / SOURCE_IMAGE)
     return comfy.get("/object_info")
 
 
@@ -86,6 +86,25 @@ def difference(one: Image.Image, other: Image.Image, box: tuple[int, int, int, i
     from PIL import ImageChops
 
     return sum(ImageStat.Stat(ImageChops.difference(one, other).crop(box)).mean) / 3
+
+
+def read_exr(path: Path) -> np.ndarray:
+    """An OpenEXR file of uncompressed rows of 32-bit floats in channels B, G, R, as an array [height, width, 3] of RGB.
+
+    The layout is that of https://openexr.com/en/latest/OpenEXRFileLayout.html.
+    """
+    data, at, attributes = path.read_bytes(), 8, {}
+    assert data[:4] == bytes.fromhex("762f3101")
+    while data[at]:
+        name, kind, rest = data[at:].split(b"\0", 2)
+        start = at + len(name) + len(kind) + 2 + 4
+        attributes[name] = rest[4 : 4 + int.from_bytes(rest[:4], "little")]
+        at = start + len(attributes[name])
+    left, top, right, bottom = np.frombuffer(attributes[b"dataWindow"], "<i4")
+    width, height = right - left + 1, bottom - top + 1
+    assert attributes[b"compression"] == b"\0"
+    rows = np.frombuffer(data, np.uint8, offset=at + 1 + 8 * height).reshape(height, 8 + 12 * width)[:, 8:]
+    return np.ascontiguousarray(rows).view("<f4").reshape(height, 3, width)[:, ::-1].transpose(0, 2, 1)
 
 
 def open_and_run(comfy: Comfy, definitions: dict[str, Any], name: str) -> tuple[dict[str, Any], Run]:
@@ -174,11 +193,11 @@ def test_a_workflow_runs(comfy: Comfy, definitions: dict[str, Any], name: str) -
         assert difference(shown, original, (240, 320, 528, 576)) > 1
     elif name == "compare_vaes":
         (row,) = shown_images(comfy, run, saved, "PreviewImage")
-        width = original.width + 8
-        assert row.size == (4 * width - 8, original.height)
-        parts = [row.crop((width * i, 0, width * i + original.width, original.height)) for i in range(4)]
-        assert difference(parts[0], original) == 0
-        assert all(0 < difference(part, original) < 6 for part in parts[1:]) and difference(parts[1], parts[2]) > 0
+        side, step = 384, 384 + 8
+        assert row.size == (4 * step - 8, side)
+        parts = [row.crop((step * i, 0, step * i + side, side)) for i in range(4)]
+        assert difference(parts[0], original.resize((side, side), Image.Resampling.BOX)) < 1
+        assert all(0 < difference(part, parts[0]) < 6 for part in parts[1:]) and difference(parts[1], parts[2]) > 0
     elif name == "extract_vae":
         (text,) = [shown["text"] for shown in run.shown.values() if "text" in shown and "output" in shown["text"][0]]
         found = load_vae(text[0]).state_dict()
@@ -188,6 +207,13 @@ def test_a_workflow_runs(comfy: Comfy, definitions: dict[str, Any], name: str) -
         assert len(shown_images(comfy, run, saved, "PreviewImage")) == 6
         (folder,) = (comfy.folder / "output" / "latents").iterdir()
         assert not verify_dataset(folder).faults and len(LatentDataset(folder)) == 1
+    elif name == "float_exr":
+        linear = read_exr(comfy.folder / "output" / "seamless_00001_.exr")
+        assert linear.shape == (original.height, original.width, 3)
+        assert linear.min() < -1e-4 and linear.max() > 1.001, "what lies beyond black and white is kept"
+        encoded = np.where(linear > 0.0031308, 1.055 * np.abs(linear) ** (1 / 2.4) - 0.055, linear * 12.92)
+        seen = Image.fromarray((encoded.clip(0, 1) * 255).round().astype(np.uint8))
+        assert difference(seen, shown_images(comfy, run, saved, "PreviewImage")[0]) < 1
     else:
         assert name == "seamless_texture"
         (shown,) = shown_images(comfy, run, saved, "PreviewImage")

@@ -5,19 +5,16 @@ front ends and with both ways of drawing nodes.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 pytest.importorskip("playwright", reason="playwright is not installed; it is part of the extra `test`")
 
-from e2e.real_host import ROOT, running
-from host.browser import FrontEnd, front_end, launched
-from host.frontend import VERSIONS, static_files
+from e2e.page import finished, opened, run
+from e2e.real_host import ROOT, checkout
+from host.browser import FrontEnd
 
 FILES = sorted((ROOT / "example_workflows").glob("*.json"))
 NEEDS_A_MODEL = "tiled_upscale_with_sampler"
@@ -47,56 +44,37 @@ WATCH = """(vue) => {
     window.seamlessWatch = setInterval(look, 100)
     look()
 }"""
+# Nodes of a new graph must not show what the last graph's nodes of the same ids have shown.
+LOAD = """async (data) => {
+    app.nodeOutputs = {}
+    await app.loadGraphData(data, true, false, app.extensionManager.workflow.activeWorkflow)
+}"""
 SEE_ALL = "() => { app.canvas.ds.scale = 0.35; app.canvas.ds.offset = [60, 80]; app.canvas.setDirty(true, true) }"
+# Images of 2048x2048 take minutes, and previews of them are as large as of these.
+SMALLER = """() => {
+    for (const widget of app.canvas.graph._nodes.flatMap((node) => node.type === 'ImageScale' ? node.widgets : []))
+        if (widget.value > 1024) widget.value = 512
+}"""
 
 
 @pytest.fixture(scope="module", params=["old-canvas", "new-canvas", "new-vue"])
 def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontEnd]:
-    checkout = os.environ.get("COMFYUI_PATH")
-    if not checkout:
-        pytest.skip("COMFYUI_PATH is not set; it names a checkout of ComfyUI to test with")
-    age, renderer = request.param.split("-")
-    folder = tmp_path_factory.mktemp("comfy")
-    (folder / "input").mkdir()
-    shutil.copy(Path(checkout) / "input" / "example.png", folder / "input")
-    static = str(static_files(VERSIONS[age]))
-    with (
-        running(Path(checkout), folder, "--front-end-root", static) as host,
-        launched() as browser,
-        front_end(browser, host.address, renderer, viewport={"width": 1600, "height": 1000}) as ui,
-    ):
-        ui.load()
+    folder, example = tmp_path_factory.mktemp("page") / "comfy", checkout() / "input" / "example.png"
+    with opened(request.param, folder, [example], viewport={"width": 1600, "height": 1000}) as (ui, _):
         yield ui
 
 
-def finished(ui: FrontEnd) -> dict[str, Any]:
-    """The run in the host's history, once it is there."""
-    for _ in range(RUN_SECONDS * 2):
-        runs = list(ui.page.request.get(f"{ui.url}/history").json().values())
-        if runs:
-            return runs[-1]
-        ui.page.wait_for_timeout(500)
-    raise AssertionError("the run did not end")
-
-
-@pytest.mark.parametrize(
-    "file",
-    [
-        # An image of 2048x2048 takes minutes on two cores.
-        pytest.param(file, id=file.stem, marks=[pytest.mark.slow] if file.stem == "tiled_upscale" else [])
-        for file in FILES
-    ],
-)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_no_node_overlaps_another(real: FrontEnd, file: Path) -> None:
     ui, saved = real, json.loads(file.read_text(encoding="utf-8"))
-    ui.js("(data) => app.loadGraphData(data, true, false, app.extensionManager.workflow.activeWorkflow)", saved)
+    ui.js(LOAD, saved)
+    ui.js(SMALLER)
     ui.js(SEE_ALL)
     ui.page.wait_for_timeout(1500)
     ui.js(WATCH, ui.vue)
     if file.stem != NEEDS_A_MODEL:
-        assert ui.page.request.post(f"{ui.url}/history", data={"clear": True}).ok
-        ui.js("() => { void app.queuePrompt(0) }")
-        done = finished(ui)
+        run(ui)
+        done = finished(ui, RUN_SECONDS)
         assert done["status"]["status_str"] == "success", done["status"]["messages"][-1]
         ui.page.wait_for_timeout(2500)
     assert ui.js("window.seamlessBoxes") == len(saved["nodes"]), "every node is drawn"

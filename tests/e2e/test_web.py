@@ -1,8 +1,7 @@
-"""The web side with the real host: a person runs workflows in the browser."""
+"""The web side with the real host: a user runs workflows in the browser."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +9,8 @@ import pytest
 
 pytest.importorskip("playwright", reason="playwright is not installed; it is part of the extra `test`")
 
-from e2e.real_host import running
-from host.browser import FrontEnd, front_end, launched
-from host.frontend import VERSIONS, static_files
+from e2e.page import finished, opened, run
+from host.browser import FrontEnd
 from playwright.sync_api import expect
 
 from vae_core.cli.common import DEMO_PHOTOGRAPH
@@ -23,35 +21,8 @@ MINUTES = 60_000
 
 @pytest.fixture(scope="module", params=["old-canvas", "new-vue"])
 def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontEnd]:
-    checkout = os.environ.get("COMFYUI_PATH")
-    if not checkout:
-        pytest.skip("COMFYUI_PATH is not set; it names a checkout of ComfyUI to test with")
-    age, renderer = request.param.split("-")
-    folder = tmp_path_factory.mktemp("comfy")
-    (folder / "input").mkdir()
-    (folder / "input" / PHOTOGRAPH).write_bytes(Path(DEMO_PHOTOGRAPH).read_bytes())
-    static = str(static_files(VERSIONS[age]))
-    with (
-        running(Path(checkout), folder, "--front-end-root", static) as host,
-        launched() as browser,
-        front_end(browser, host.address, renderer) as ui,
-    ):
-        ui.load()
+    with opened(request.param, tmp_path_factory.mktemp("page") / "comfy", [Path(DEMO_PHOTOGRAPH)]) as (ui, _):
         yield ui
-
-
-def run(ui: FrontEnd) -> None:
-    ui.js("() => { void app.queuePrompt(0) }")
-
-
-def last_words(ui: FrontEnd) -> str:
-    """The last output of the last run in its history, once that is there."""
-    for _ in range(600):
-        runs = list(ui.page.request.get(f"{ui.url}/history").json().values())
-        if runs:
-            return runs[-1]["status"]["messages"][-1][0]
-        ui.page.wait_for_timeout(100)
-    raise AssertionError("the host's history is empty")
 
 
 def test_a_round_trip_is_compared(real: FrontEnd) -> None:
@@ -107,14 +78,13 @@ def test_a_long_decode_is_followed_and_cancelled(real: FrontEnd) -> None:
             (5, 0, 6, "images"),
         ],
     )
-    assert ui.page.request.post(f"{ui.url}/history", data={"clear": True}).ok
     run(ui)
     panel = ui.panel("Run progress").filter(visible=True)
     expect(panel.first).to_be_visible(timeout=5 * MINUTES)
     expect(panel.first).to_contain_text("Pass")
     panel.first.get_by_role("button", name="Cancel").click()
     expect(panel).to_have_count(0, timeout=5 * MINUTES)
-    assert last_words(ui) == "execution_interrupted"
+    assert finished(ui, 60)["status"]["messages"][-1][0] == "execution_interrupted"
     # The browser writes the host's refusals to the console.
     complaints = [each for each in ui.complaints if "seamless" in each.lower()]
     assert complaints == []
