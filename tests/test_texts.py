@@ -24,6 +24,7 @@ LANGUAGES = tuple(texts.HEADINGS)
 CODE = sorted([*(ROOT / "nodes").rglob("*.py"), *(ROOT / "vae_core").rglob("*.py")])
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 IMAGE_BYTES = 80_000
+IMAGES_OF = {"en": "images/Seamless", "zh": "images/zh/Seamless"}
 # What vue-i18n takes for its own: placeholders, linked messages, plurals.
 MESSAGE_SYNTAX = re.compile(r"[{}@|]")
 HAN = re.compile(r"[\u4e00-\u9fff]")
@@ -109,7 +110,7 @@ def test_every_node_has_a_help_page_with_an_image(node_id: str, language: str) -
     found = texts.read_texts(language)[node_id]
     assert page == texts.updated_page(page, NODES[node_id], found, language), REMEDY
     images = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page)
-    assert images
+    assert images and all(name.startswith(IMAGES_OF[language]) for name in images)
     for name in images:  # the front end looks for them below web/docs, wherever the page is
         with Image.open(texts.DOCS / name) as image:
             image.verify()
@@ -120,7 +121,8 @@ def test_no_help_page_is_stale() -> None:
     expected = {texts.page_path(node_id, language) for node_id in NODES for language in LANGUAGES}
     assert set(texts.DOCS.rglob("*.md")) == expected
     mentioned = {name for page in expected for name in re.findall(r"\((images/[^)]+)\)", page.read_text("utf-8"))}
-    assert {f"images/{file.name}" for file in (texts.DOCS / "images").iterdir()} == mentioned
+    images = [file for file in (texts.DOCS / "images").rglob("*") if file.is_file()]
+    assert {file.relative_to(texts.DOCS).as_posix() for file in images} == mentioned
 
 
 @pytest.mark.parametrize("file", CODE, ids=lambda file: file.relative_to(ROOT).as_posix())
@@ -193,7 +195,8 @@ def test_messages_are_found(tmp_path: Path) -> None:
 def test_an_example_workflow_is_ready_to_open(file: Path) -> None:
     saved = json.loads(file.read_text(encoding="utf-8"))
     types = [node["type"] for node in saved["nodes"]]
-    assert "MarkdownNote" in types
+    notes = [node["widgets_values"][0] for node in saved["nodes"] if node["type"] == "MarkdownNote"]
+    assert [bool(HAN.search(text)) for text in notes] == [False, True], "a note in English, and one in Chinese"
     assert {name for name in types if name.startswith("Seamless")} <= set(NODES)
     slots = {(node["id"], index) for node in saved["nodes"] for index, _ in enumerate(node.get("outputs", []))}
     for _, source, output, target, slot, _ in saved["links"]:

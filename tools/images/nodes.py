@@ -1,6 +1,7 @@
 """Makes the images of the help pages, `web/docs/images/`: `python tools/images/nodes.py [NodeId ...]`.
 
-Each shows the node after a run, with what came of it. `stage.py` says what is needed.
+Each shows the node after a run, with what came of it, in English and below `zh` in Chinese. `stage.py` says what is
+needed.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ import sys
 from collections.abc import Callable
 
 from PIL import Image
-from stage import ROOT, Columns, Node, opened
+from stage import PHOTOGRAPH, ROOT, Columns, Node, opened
 
 FOLDER = ROOT / "web" / "docs" / "images"
+LANGUAGES = {"en": FOLDER, "zh": FOLDER / "zh"}
 WIDTH, QUALITY = 900, 82
 SMALL, LARGE = (300, 270), (380, 320)
 
 
 def photograph() -> Node:
-    return Node("image", "LoadImage", values={"image": "photograph.png"}, size=(300, 310))
+    return Node("image", "LoadImage", values={"image": PHOTOGRAPH.name}, size=(300, 310))
 
 
 def vae(key: str = "vae") -> Node:
@@ -160,15 +162,16 @@ SEEN: dict[str, tuple[str, ...]] = {
 
 
 def main() -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with opened(scale=1.0) as stage:
-        for name in sys.argv[1:] or GRAPHS:
-            stage.build(GRAPHS[name]())
-            stage.run()
-            stage.focus(*SEEN[name])
-            shot = stage.shot()
-            shot.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
-            shot.save(FOLDER / f"{name}.webp", quality=QUALITY, method=6)
+    for language, folder in LANGUAGES.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        with opened(language=language) as stage:
+            for name in sys.argv[1:] or GRAPHS:
+                stage.build(GRAPHS[name]())
+                stage.run()
+                stage.focus(*SEEN[name])
+                shot = stage.shot()
+                shot.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
+                shot.save(folder / f"{name}.webp", quality=QUALITY, method=6)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,38 @@
-"""Writes `docs/images/screencast.webp`: `python tools/images/screencast.py`.
+"""Writes `docs/images/screencast.webp`: `python tools/images/screencast.py [--frames=FOLDER]`.
 
 A workflow, its plan as a widget moves, a run with its progress, and the slider over the result, as an animated WebP of
-at most 1.5 MB. `stage.py` says what is needed.
+at most 1.5 MB. With `--frames` each frame is also written to that folder, to look at. `stage.py` says what is needed.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageChops
-from playwright.sync_api import FloatRect
-from stage import ROOT, VIEW, Columns, Node, Stage, opened
+from stage import PHOTOGRAPH, ROOT, VIEW, Columns, Node, Stage, opened
 
 FILE = ROOT / "docs" / "images" / "screencast.webp"
 MOST_BYTES = 1_500_000
 WIDTH = 960  # pixels
-LONG, SHORT = 1200, 120  # milliseconds that a frame is shown: where something is to be read, and where something moves
+LONG, MEDIUM, SHORT = 2000, 1300, 140  # milliseconds that a frame is shown: to be read, to be seen, and in motion
 MOST_OF_A_RUN = 40  # frames
 SLIDER = "Before and after"  # the panel
-SET_WIDGET = """([name, value]) => {
-    const node = app.canvas.graph._nodes.find((one) => one.type === 'SeamlessVAEDecodeTiled')
-    const widget = node.widgets.find((one) => one.name === name)
-    widget.value = value
-    widget.callback?.(value, app.canvas, node)
+BUDGETS = (0.15, 0.1, 0.05)  # GiB
+KEYS = (*["ArrowLeft"] * 8, *["ArrowRight"] * 14, *["ArrowLeft"] * 6)
+LOOK = """([indices, view, closest]) => {
+    const title = LiteGraph.NODE_TITLE_HEIGHT, margin = 40, bar = 40
+    const nodes = indices.map((index) => app.canvas.graph._nodes[index])
+    const left = Math.min(...nodes.map((n) => n.pos[0])) - margin
+    const top = Math.min(...nodes.map((n) => n.pos[1] - title)) - margin
+    const width = Math.max(...nodes.map((n) => n.pos[0] + n.size[0])) + margin - left
+    const height = Math.max(...nodes.map((n) => n.pos[1] + n.size[1])) + margin - top
+    const scale = Math.min(closest, view[0] / width, (view[1] - bar) / height)
+    app.canvas.ds.scale = scale
+    app.canvas.ds.offset = [(view[0] / scale - width) / 2 - left, ((view[1] + bar) / scale - height) / 2 - top]
+    app.canvas.deselectAll()
     app.canvas.setDirty(true, true)
 }"""
 Frame = tuple[Image.Image, int]  # and the milliseconds that it is shown
@@ -36,51 +43,66 @@ def graph() -> Columns:
     encode = {"pixels": ("large", 0), "vae": ("vae", 0)}
     return [
         [
-            Node("image", "LoadImage", values={"image": "photograph.png"}, size=(300, 340)),
+            Node("image", "LoadImage", values={"image": PHOTOGRAPH.name}, size=(300, 300)),
+            Node("large", "ImageScale", {"image": ("image", 0)}, size),
             Node("vae", "SeamlessVAELoad", values={"vae_name": "demo"}),
         ],
         [
-            Node("large", "ImageScale", {"image": ("image", 0)}, size),
             Node("encode", "SeamlessVAEEncode", encode, {"control_after_generate": "fixed"}),
+            Node("decode", "SeamlessVAEDecodeTiled", {"samples": ("encode", 0), "vae": ("vae", 0)}),
         ],
-        [Node("decode", "SeamlessVAEDecodeTiled", {"samples": ("encode", 0), "vae": ("vae", 0)})],
-        [Node("round", "SeamlessVAERoundTrip", {"pixels": ("image", 0), "vae": ("vae", 0)}, size=(420, 480))],
+        [
+            Node("shown", "PreviewImage", {"images": ("decode", 0)}, size=(420, 330)),
+            Node("round", "SeamlessVAERoundTrip", {"pixels": ("image", 0), "vae": ("vae", 0)}, size=(420, 480)),
+        ],
     ]
 
 
 class Camera:
-    """Takes images of one part of the page."""
+    """Takes frames of the page."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, columns: Columns) -> None:
         self.stage = stage
-        stage.shot()  # brings the whole graph into view
-        self.clip: FloatRect = {"x": 0, "y": 0, "width": VIEW[0], "height": VIEW[1]}
+        self.order = [node.key for column in columns for node in column]
+
+    def look(self, keys: Sequence[str], closest: float = 1.0) -> None:
+        """Bring these nodes into view, enlarged at most so much."""
+        self.stage.front_end.js(LOOK, [[self.order.index(key) for key in keys], list(VIEW), closest])
+        self.stage.front_end.page.wait_for_timeout(800)
 
     def frame(self, milliseconds: int) -> Frame:
-        shot = Image.open(BytesIO(self.stage.front_end.page.screenshot(clip=self.clip))).convert("RGB")
+        shot = Image.open(BytesIO(self.stage.front_end.page.screenshot())).convert("RGB")
         shot.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
         return shot, milliseconds
 
 
 def frames(stage: Stage) -> Iterator[Frame]:
-    page = stage.front_end.page
-    stage.build(graph(), roomy=True)
-    camera = Camera(stage)
+    ui, columns = stage.front_end, graph()
+    stage.build(columns, roomy=True)
+    camera = Camera(stage, columns)
+    camera.look(camera.order)
     yield camera.frame(LONG)
-    for size in (512, 384, 256, 128, 0):  # the plan moves with the widget
-        stage.front_end.js(SET_WIDGET, ["tile_size", size])
-        page.wait_for_timeout(900)
-        yield camera.frame(LONG // 2)
+    camera.look(["decode"], 1.7)
+    yield camera.frame(MEDIUM)
+    decode = camera.order.index("decode") + 1
+    for budget in BUDGETS:  # the plan moves with the widget
+        ui.set(decode, "memory_budget", budget)
+        ui.page.wait_for_timeout(1500)
+        yield camera.frame(MEDIUM)
+    camera.look(["encode", "decode", "shown"], 1.2)
     running: list[Frame] = []
     stage.run(lambda: running.append(camera.frame(SHORT)))
     yield from thinned(changed(running), MOST_OF_A_RUN)
     yield camera.frame(LONG)
-    slider = stage.front_end.panel(SLIDER).get_by_role("slider")
-    slider.focus()
-    for key in [*["ArrowLeft"] * 8, *["ArrowRight"] * 14, *["ArrowLeft"] * 6]:
-        page.keyboard.press(key)
-        page.wait_for_timeout(60)
+    camera.look(["round"], 1.7)
+    yield camera.frame(MEDIUM)
+    ui.panel(SLIDER).get_by_role("slider").focus()
+    for key in KEYS:
+        ui.page.keyboard.press(key)
+        ui.page.wait_for_timeout(60)
         yield camera.frame(SHORT)
+    ui.panel(SLIDER).get_by_role("button", name="Error").click()
+    ui.page.wait_for_timeout(800)
     yield camera.frame(LONG)
 
 
@@ -121,8 +143,13 @@ def write(shots: list[Frame], path: Path) -> int:
 
 
 def main() -> None:
-    with opened(scale=1.0) as stage:
+    folder = next((Path(each.removeprefix("--frames=")) for each in sys.argv if each.startswith("--frames=")), None)
+    with opened() as stage:
         shots = list(frames(stage))
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, (image, _) in enumerate(shots):
+            image.save(folder / f"{number:03}.png")
     size = write(shots, FILE)
     sys.stdout.write(f"{FILE.relative_to(ROOT)}: {len(shots)} frames, {size} bytes\n")
 

@@ -1,7 +1,7 @@
 """Graphs of nodes, built, run and photographed in the front end of a real ComfyUI.
 
 COMFYUI_PATH names its checkout, COMFYUI_PYTHON the interpreter that has its requirements, if it is another one.
-Chromium is needed, and what `pip install -e ".[test]"` brings.
+Chromium is needed, a Chinese font (Debian: fonts-noto-cjk), and what `pip install -e ".[test]"` brings.
 """
 
 # ruff: noqa: E501 - prose and JavaScript
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -25,9 +24,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests")]
 
-from e2e.real_host import Comfy, running  # noqa: E402
-from host.browser import FrontEnd, front_end, launched  # noqa: E402
-from host.frontend import VERSIONS, static_files  # noqa: E402
+from e2e import page  # noqa: E402
+from e2e.real_host import Comfy, checkout  # noqa: E402
+from host.browser import FrontEnd  # noqa: E402
 
 PHOTOGRAPH = ROOT / "vae_core" / "demo" / "chelsea.png"
 VIEW = (1600, 1000)
@@ -59,6 +58,7 @@ BUILD = """async (columns) => {
         if (slot < 0 || !nodes[from].connect(output, nodes[each.key], slot)) throw new Error(`no link to ${each.key}.${input}`)
     }
     app.nodeOutputs = {}
+    app.canvas.links_render_mode = LiteGraph.SPLINE_LINK
 }"""
 LAYOUT = """([columns, gap, roomy]) => {
     const nodes = app.canvas.graph._nodes
@@ -77,14 +77,19 @@ LAYOUT = """([columns, gap, roomy]) => {
         x += width + gap
     }
 }"""
-FOCUS = """([chosen, gap]) => {
+FOCUS = """([columns, gap]) => {
     app.canvas.links_render_mode = LiteGraph.HIDDEN_LINK
     for (const node of app.canvas.graph._nodes) node.pos = [-20000, -20000]
     let x = 0
-    for (const index of chosen) {
-        const node = app.canvas.graph._nodes[index]
-        node.pos = [x, 0]
-        x += node.size[0] + gap
+    for (const column of columns) {
+        let y = 0, width = 0
+        for (const index of column) {
+            const node = app.canvas.graph._nodes[index]
+            node.pos = [x, y]
+            y += node.size[1] + LiteGraph.NODE_TITLE_HEIGHT + gap
+            width = Math.max(width, node.size[0])
+        }
+        x += width + gap
     }
 }"""
 FRAME = """([view, margin]) => {
@@ -93,7 +98,7 @@ FRAME = """([view, margin]) => {
     const top = Math.min(...nodes.map((n) => n.pos[1] - title)) - margin - 18  // badges
     const width = Math.max(...nodes.map((n) => n.pos[0] + n.size[0])) + margin - left
     const height = Math.max(...nodes.map((n) => n.pos[1] + (n.flags.collapsed ? 0 : n.size[1]))) + margin - top
-    const scale = Math.min(1, (view[0] - 140) / width, (view[1] - 140) / height)
+    const scale = Math.min(1, (view[0] - 140) / width, (view[1] - 230) / height) // above what lies in the corner
     app.canvas.ds.scale = scale
     app.canvas.ds.offset = [-left + 70 / scale, -top + 70 / scale]
     app.canvas.deselectAll()
@@ -102,7 +107,7 @@ FRAME = """([view, margin]) => {
     return {x: box.left + 70, y: box.top + 70, width: width * scale, height: height * scale}
 }"""
 # By how much nodes grow in a run, over images of its progress and reports: in pixels, in whatever renderer.
-PROGRESS, REPORT = 300, 120
+PROGRESS, REPORT = 340, 120
 ROOM = {
     **dict.fromkeys(("SeamlessVAEEncode", "SeamlessVAEDecode", "SeamlessVAEEncodeTiled"), PROGRESS),
     **dict.fromkeys(("SeamlessVAEDecodeTiled", "SeamlessVAESwap", "SeamlessVAEInpaintEncode"), PROGRESS),
@@ -138,10 +143,6 @@ class Node:
     properties: dict[str, Any] = field(default_factory=dict)
 
 
-def note(key: str, text: str, size: tuple[int, int]) -> Node:
-    return Node(key, "MarkdownNote", values={"text": text}, title="Read me", size=size)
-
-
 Columns = Sequence[Sequence[Node]]
 
 
@@ -169,10 +170,15 @@ class Stage:
         self.front_end.page.wait_for_timeout(1000)
         self.front_end.js(LAYOUT, [*self._laid_out, roomy])
 
-    def focus(self, *keys: str) -> None:
-        """Put these nodes side by side, and the others and all links out of sight."""
+    def focus(self, *columns: str) -> None:
+        """Put these nodes side by side, and the others and all links out of sight.
+
+        Args:
+            columns: keys of nodes; several in one column have spaces between them.
+        """
         order = [node["key"] for column in self._laid_out[0] for node in column]
-        self.front_end.js(FOCUS, [[order.index(key) for key in keys], self._laid_out[1] // 2])
+        chosen = [[order.index(key) for key in column.split()] for column in columns]
+        self.front_end.js(FOCUS, [chosen, self._laid_out[1] // 2])
 
     def run(self, meanwhile: Callable[[], object] | None = None) -> None:
         """Run the graph and wait until its results are shown.
@@ -220,21 +226,15 @@ class Stage:
 
 
 @contextlib.contextmanager
-def opened(age: str = "old", scale: float = 1.0, vue: bool = False) -> Iterator[Stage]:
-    """A stage with a front end of an age of `host.frontend`; `scale` is of the device's pixels."""
-    checkout = os.environ.get("COMFYUI_PATH")
-    if not checkout:
+def opened(kind: str = "old-canvas", language: str = "en") -> Iterator[Stage]:
+    """A stage with a front end (see `e2e.page`) in a language of the pack."""
+    if not os.environ.get("COMFYUI_PATH"):
         raise SystemExit("COMFYUI_PATH is not set. Give the path of a checkout of ComfyUI.")
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        inputs = Path(folder) / "input"
-        inputs.mkdir()
-        shutil.copy(Path(checkout) / "input" / "example.png", inputs)
-        shutil.copy(PHOTOGRAPH, inputs / "photograph.png")
-        root = str(static_files(VERSIONS[age]))
-        comfy = stack.enter_context(running(Path(checkout), Path(folder), "--front-end-root", root))
-        browser = stack.enter_context(launched())
-        view: dict[str, Any] = {"viewport": {"width": VIEW[0], "height": VIEW[1]}, "device_scale_factor": scale}
-        page = stack.enter_context(front_end(browser, comfy.address, "vue" if vue else "canvas", **view))
-        page.load()
-        page.page.add_style_tag(content=HIDE)
-        yield Stage(comfy, page)
+    with tempfile.TemporaryDirectory() as folder:
+        images, view = [checkout() / "input" / "example.png", PHOTOGRAPH], {"width": VIEW[0], "height": VIEW[1]}
+        with page.opened(kind, Path(folder) / "comfy", images, {"Comfy.Locale": language}, viewport=view) as (
+            ui,
+            comfy,
+        ):
+            ui.page.add_style_tag(content=HIDE)
+            yield Stage(comfy, ui)

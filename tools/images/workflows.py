@@ -1,11 +1,10 @@
 """Writes `example_workflows/`: `python tools/images/workflows.py [NAME ...] [--no-run] [--shots=FOLDER]`.
 
 Each workflow is built in the front end of ComfyUI 0.3.64, saved as that saves it, and run if it needs no model. Its
-thumbnail is made from its result; with `--no-run` only new ones get a thumbnail, of the graph before a run. `stage.py`
-says what is needed.
+thumbnail is made from its result; with `--no-run` only new ones get a thumbnail, of the graph before a run. A graph
+with all of its nodes is written to the folder of `--shots`, to look at. What the notes say is in `notes.py`;
+`stage.py` says what is needed.
 """
-
-# ruff: noqa: E501 - prose and JavaScript
 
 from __future__ import annotations
 
@@ -15,30 +14,34 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from notes import texts
 from PIL import Image
-from stage import ROOT, Columns, Node, Stage, note, opened
+from stage import ROOT, Columns, Node, Stage, opened
 from usual_nodes import decoded, encoded, preview, scaled, source_image, vae
+from web.models import write_checkpoint
 
 FOLDER = ROOT / "example_workflows"
 THUMBNAIL = (640, 400)
+EXR_SAVER = "SaveImageAdvanced"  # of newer ComfyUIs' core
 CHECKPOINT = {
     "name": "v1-5-pruned-emaonly-fp16.safetensors",
     "url": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/"
     "v1-5-pruned-emaonly-fp16.safetensors",
     "directory": "checkpoints",
 }
-ANY_IMAGE = "`example.png` comes with every ComfyUI; any image of yours will do."
-DEMO = "`demo` is a small VAE that comes with the pack, so that this runs without a download."
+
+
+def notes(name: str) -> list[Node]:
+    return [
+        Node(title, "MarkdownNote", values={"text": text}, title=title, size=(340, height))
+        for title, text, height in zip(("Read me", "说明"), texts(name), (400, 360), strict=True)
+    ]
 
 
 def encode_and_decode() -> Columns:
-    text = (
-        "## Encode and decode\n\nAn image is encoded to a latent and decoded again, and **Round Trip** shows what the VAE "
-        f"preserves: drag the slider, switch to the error.\n\n- {DEMO}\n- {ANY_IMAGE}\n- The VAE also works in the core "
-        "nodes, as the one at the bottom shows, and a VAE from *Load VAE* or *Load Checkpoint* works in the nodes here."
-    )
     return [
-        [note("note", text, (300, 300)), source_image(), vae()],
+        notes("encode_and_decode"),
+        [source_image(), vae()],
         [encoded("image"), Node("inspect", "SeamlessVAEInspect", {"vae": ("vae", 0), "samples": ("encode", 0)})],
         [
             decoded("decode", "encode"),
@@ -50,17 +53,10 @@ def encode_and_decode() -> Columns:
 
 
 def tiled_upscale() -> Columns:
-    text = (
-        "## A large image in little memory\n\nThe image is enlarged to 2048x2048, encoded and decoded with a "
-        "`memory_budget` of 0.5 GiB. In the mode *exact* the result is the same as from the untiled nodes: no seams, no "
-        "colour shift, with any tile size.\n\nThe panels in the tiled nodes show the plan: strips, memory and "
-        f"cost.\n\n- {DEMO} Replace it with your own.\n- {ANY_IMAGE}\n- Replace *Upscale Image* with an upscale model "
-        "to add detail."
-    )
     size = {"upscale_method": "lanczos", "width": 2048, "height": 2048, "crop": "disabled"}
     return [
-        [note("note", text, (300, 360)), source_image()],
-        [Node("large", "ImageScale", {"image": ("image", 0)}, size), vae()],
+        notes("tiled_upscale"),
+        [source_image(), Node("large", "ImageScale", {"image": ("image", 0)}, size), vae()],
         [encoded("large", True, memory_budget=0.5)],
         [decoded("decode", "encode", True, memory_budget=0.5)],
         [Node("saved", "SaveImage", {"images": ("decode", 0)}, {"filename_prefix": "seamless_2048"}, size=(420, 480))],
@@ -68,18 +64,13 @@ def tiled_upscale() -> Columns:
 
 
 def tiled_upscale_with_sampler() -> Columns:
-    text = (
-        "## Upscale with a sampler in between\n\nEnlarge an image, encode it, let the sampler add detail, "
-        "and decode it. Both VAE nodes use the checkpoint's own VAE, without a copy of its weights, within a memory budget "
-        "of 1 GiB.\n\n- Choose your checkpoint; this is set up for Stable Diffusion 1.5.\n- "
-        "`denoise` 0.35 keeps the image; higher values change more.\n- " + ANY_IMAGE
-    )
     size = {"upscale_method": "lanczos", "width": 1536, "height": 1536, "crop": "disabled"}
     model = ("checkpoint", 2)
     sampling = {"seed": 1, "control_after_generate": "fixed", "steps": 20, "cfg": 6.0, "sampler_name": "dpmpp_2m"}
     text_size = (340, 120)
     return [
-        [note("note", text, (300, 320)), source_image()],
+        notes("tiled_upscale_with_sampler"),
+        [source_image(), Node("large", "ImageScale", {"image": ("image", 0)}, size)],
         [
             Node(
                 *("checkpoint", "CheckpointLoaderSimple", {}, {"ckpt_name": CHECKPOINT["name"]}),
@@ -93,7 +84,6 @@ def tiled_upscale_with_sampler() -> Columns:
                     ("negative", "blurry, watermark", "Negative prompt"),
                 )
             ),
-            Node("large", "ImageScale", {"image": ("image", 0)}, size),
         ],
         [encoded("large", True, model, memory_budget=1.0)],
         [
@@ -124,15 +114,9 @@ def tiled_upscale_with_sampler() -> Columns:
 
 
 def swap_vae() -> Columns:
-    text = (
-        "## Another VAE in the middle of a workflow\n\nOne model cannot read the latents of another. **Swap** decodes a "
-        "latent with its own VAE and encodes the image for the second model: SDXL for the composition, FLUX.1 for the "
-        "finish.\n\n- Both loaders are set to `demo`, so that this runs without a "
-        "download. Choose the VAEs of your models.\n- Put your samplers before and after *Swap*.\n- " + ANY_IMAGE
-    )
     return [
-        [note("note", text, (300, 340)), source_image()],
-        [vae("vae", "VAE of the first model"), vae("second", "VAE of the second model")],
+        notes("swap_vae"),
+        [source_image(), vae("vae", "VAE of the first model"), vae("second", "VAE of the second model")],
         [encoded("image")],
         [
             Node(
@@ -149,16 +133,10 @@ def swap_vae() -> Columns:
 
 
 def posterior_grid() -> Columns:
-    text = (
-        "## Where the encoder is certain\n\nAn encoder gives a distribution, not one latent. **Posterior Preview** shows "
-        "its mean and its standard deviation; **Sample Posterior** takes nine samples from it, which are decoded to nine "
-        "images.\n\n- `temperature` multiplies the standard deviation. The VAEs of diffusion models have very small "
-        f"variances, so 1 shows nothing; at 100 you see which details the latent leaves undetermined.\n- {DEMO}\n- {ANY_IMAGE}"
-    )
     values = {"seed": 7, "control_after_generate": "fixed", "temperature": 100.0, "count": 9}
     return [
-        [note("note", text, (300, 340)), source_image()],
-        [scaled(256, 256), vae()],
+        notes("posterior_grid"),
+        [source_image(), scaled(256, 256), vae()],
         [
             encoded("scaled"),
             Node("posterior", "SeamlessPosteriorPreview", {"posterior": ("encode", 1)}, size=(340, 300)),
@@ -172,23 +150,15 @@ def posterior_grid() -> Columns:
 
 
 def inpaint_with_composite() -> Columns:
-    text = (
-        "## Inpaint, and keep the rest unchanged\n\nA VAE changes every pixel a little, even where nothing was inpainted. "
-        "**Inpaint Composite** decodes the latent and pastes it into the original with the mask: where the mask is 0, the "
-        "image is unchanged, bit for bit.\n\n- *Flip Latent* is a placeholder for your KSampler, so that this runs without "
-        "a model. Replace it, and use the VAE of your checkpoint.\n- The mask is made of two rectangles here. Paint "
-        "your own: right-click on *Load Image*, *Open in MaskEditor*, and connect its MASK.\n"
-        "- " + ANY_IMAGE
-    )
     area, hole = {"value": 0.0, "width": 768, "height": 768}, {"value": 1.0, "width": 288, "height": 256}
     place = {"x": 240, "y": 320, "operation": "add"}
     return [
-        [note("note", text, (300, 390)), source_image()],
+        notes("inpaint_with_composite"),
+        [source_image(), vae()],
         [
             Node("area", "SolidMask", values=area, title="Mask of the whole image"),
             Node("hole", "SolidMask", values=hole, title="Area to inpaint"),
             Node("mask", "MaskComposite", {"destination": ("area", 0), "source": ("hole", 0)}, place),
-            vae(),
         ],
         [
             Node(
@@ -198,7 +168,7 @@ def inpaint_with_composite() -> Columns:
             ),
             Node(
                 *("sampler", "LatentFlip", {"samples": ("encode", 0)}, {"flip_method": "y-axis: horizontally"}),
-                title="Flip Latent: replace with your KSampler",
+                title="Your KSampler goes here",
             ),
         ],
         [
@@ -212,23 +182,15 @@ def inpaint_with_composite() -> Columns:
 
 
 def seamless_texture() -> Columns:
-    text = (
-        "## A texture that repeats\n\nA VAE pads the edges of an image with zeros, so a seamless texture shows a line "
-        "there. With `circular` it sees the opposite edge instead. The image is mirrored here, so that it repeats "
-        "downwards, is encoded and decoded with `circular` *y*, and put below itself to show the joint.\n\n- With the "
-        "VAE of your model, choose *both* for textures that repeat in both directions. The demo VAE supports *y* only, "
-        "because it stores the level of the colours at the right edge of its latent.\n- A sampler goes between the two "
-        f"tiled nodes; its model must use circular padding too.\n- {ANY_IMAGE}"
-    )
     below = {"direction": "down", "match_image_size": False, "spacing_width": 0, "spacing_color": "white"}
     stitch = "ImageStitch"
     return [
-        [note("note", text, (300, 390)), source_image()],
+        notes("seamless_texture"),
+        [source_image(), vae()],
         [
             scaled(384, 256),
             Node("flipped", "ImageFlip", {"image": ("scaled", 0)}, {"flip_method": "x-axis: vertically"}),
             Node("tile", stitch, {"image1": ("scaled", 0), "image2": ("flipped", 0)}, below, "The texture"),
-            vae(),
         ],
         [encoded("tile", True, circular="y")],
         [
@@ -240,12 +202,6 @@ def seamless_texture() -> Columns:
 
 
 def compare_vaes() -> Columns:
-    text = (
-        "## Several VAEs on one image\n\nEach **Round Trip** encodes and decodes the same image with the VAE above it, and "
-        "shows PSNR and SSIM below: higher is better. Drag the slider over a detail, or switch to the error.\n\n- All "
-        "loaders are set to `demo` in three precisions, so that this runs without a download. Choose your VAEs, and copy a "
-        f"column for one more.\n- At the right the results are side by side, the original first.\n- {ANY_IMAGE}"
-    )
     stitch = {"direction": "right", "match_image_size": True, "spacing_width": 8, "spacing_color": "white"}
     kinds = ("float32", "bfloat16", "float16")
     columns = [
@@ -254,8 +210,8 @@ def compare_vaes() -> Columns:
                 f"vae{i}", "SeamlessVAELoad", values={"vae_name": "demo", "dtype": kind}, title=f"VAE {i + 1}: {kind}"
             ),
             Node(
-                *(f"round{i}", "SeamlessVAERoundTrip", {"pixels": ("image", 0), "vae": (f"vae{i}", 0)}),
-                size=(340, 460),
+                *(f"round{i}", "SeamlessVAERoundTrip", {"pixels": ("scaled", 0), "vae": (f"vae{i}", 0)}),
+                size=(300, 440),
             ),
         ]
         for i, kind in enumerate(kinds)
@@ -265,59 +221,63 @@ def compare_vaes() -> Columns:
             *(f"joined{i}", "ImageStitch", {"image1": left, "image2": (f"round{i}", 0)}, stitch),
             title=f"Beside VAE {i + 1}",
         )
-        for i, left in enumerate((("image", 0), ("joined0", 0), ("joined1", 0)))
+        for i, left in enumerate((("scaled", 0), ("joined0", 0), ("joined1", 0)))
     ]
     return [
-        [note("note", text, (300, 330)), source_image()],
+        notes("compare_vaes"),
+        [source_image(), scaled(384, 384)],
         *columns,
-        joins,
-        [preview("shown", "joined2", title="Original, VAE 1, VAE 2, VAE 3", size=(620, 260))],
+        [*joins, preview("shown", "joined2", title="Original, VAE 1, VAE 2, VAE 3", size=(520, 210))],
     ]
 
 
 def extract_vae() -> Columns:
-    text = (
-        "## The VAE inside a checkpoint\n\nA checkpoint has a VAE baked in. **Load** reads it alone, without the rest of the "
-        "file; **Inspect** says what it is, and **Save** writes it to `output/vae` as one file that ComfyUI, A1111 and "
-        "diffusers read.\n\n- Choose your checkpoint in *Load*: entries that end in `[checkpoint]`. It is set to `demo`, so "
-        "that this runs without a download.\n- *Round Trip* shows what the VAE preserves of an image.\n- Set `format` to "
-        f"*diffusers* for a folder, and `dtype` to halve the file.\n- {ANY_IMAGE}"
-    )
     of_vae = {"vae": ("vae", 0)}
     return [
-        [note("note", text, (300, 360)), source_image()],
-        [vae(title="Choose your checkpoint"), Node("inspect", "SeamlessVAEInspect", of_vae, size=(400, 330))],
+        notes("extract_vae"),
+        [vae(title="Choose your checkpoint"), source_image()],
         [
+            Node("inspect", "SeamlessVAEInspect", of_vae, size=(400, 370)),
             Node("save", "SeamlessVAESave", of_vae, {"format": "single_file", "filename_prefix": "vae/extracted"}),
-            Node("round", "SeamlessVAERoundTrip", {"pixels": ("image", 0), **of_vae}, size=(340, 460)),
         ],
+        [Node("round", "SeamlessVAERoundTrip", {"pixels": ("image", 0), **of_vae}, size=(340, 460))],
     ]
 
 
 def dataset_latents() -> Columns:
-    text = (
-        "## Latents of a dataset\n\n**Latent Load** reads latents that `seamless-vae encode-dataset`, *Latent Save* or "
-        "kohya's trainers wrote, as raw latents like all others here, and says how their scale was converted. Below, an image "
-        "is encoded and its posterior saved as a collection of one, in `output/latents`.\n\n- `demo` is a collection of six "
-        "photographs that comes with the pack. Yours appear in the list once they are in ComfyUI's `input` or `output` folder; "
-        "press *R*.\n- To go through a collection, set `count` to 1 and connect an *Int* node, set to increment, to `start`.\n- Decode with the VAE that the "
-        f"latents were encoded with.\n- {ANY_IMAGE}"
-    )
     return [
-        [note("note", text, (300, 390)), source_image()],
+        notes("dataset_latents"),
         [
             Node(
                 "load", "SeamlessLatentLoad", values={"folder": "demo", "count": 6, "control_after_generate": "fixed"}
             ),
-            vae(),
+            source_image(),
         ],
+        [vae(), encoded("image")],
         [
             decoded("decode", "load"),
-            encoded("image"),
-        ],
-        [
-            preview("shown", "decode", title="Six photographs", size=(420, 420)),
             Node("save", "SeamlessLatentSave", {"samples": ("encode", 1), "vae": ("vae", 0)}),
+        ],
+        [preview("shown", "decode", title="Six photographs", size=(420, 340))],
+    ]
+
+
+def float_exr() -> Columns:
+    save = {"filename_prefix": "seamless", "format": "exr", "format.bit_depth": "32-bit float"}
+    return [
+        notes("float_exr"),
+        [source_image(), vae()],
+        [encoded("image")],
+        [decoded("decode", "encode", clamp=False)],
+        [
+            Node(
+                "saved",
+                EXR_SAVER,
+                {"images": ("decode", 0)},
+                {**save, "format.input_color_space": "sRGB"},
+                size=(400, 180),
+            ),
+            preview("shown", "decode", title="As a screen shows it"),
         ],
     ]
 
@@ -327,8 +287,24 @@ WORKFLOWS: dict[str, tuple[Callable[[], Columns], bool]] = {
     for each in (
         *(encode_and_decode, tiled_upscale, tiled_upscale_with_sampler, swap_vae),
         *(posterior_grid, inpaint_with_composite, seamless_texture),
-        *(compare_vaes, extract_vae, dataset_latents),
+        *(compare_vaes, extract_vae, dataset_latents, float_exr),
     )
+}
+
+
+# What is seen of a workflow on its thumbnail.
+SEEN: dict[str, tuple[str, ...]] = {
+    "encode_and_decode": ("image vae", "encode", "round"),
+    "tiled_upscale": ("decode", "saved"),
+    "tiled_upscale_with_sampler": ("encode", "sampler", "decode"),
+    "swap_vae": ("vae second", "swap", "shown"),
+    "posterior_grid": ("posterior samples", "shown"),
+    "inpaint_with_composite": ("image", "encode composite", "shown"),
+    "seamless_texture": ("encode", "decode", "shown"),
+    "compare_vaes": ("vae0 round0", "vae1 round1", "vae2 round2"),
+    "extract_vae": ("vae save", "inspect"),
+    "dataset_latents": ("load", "shown"),
+    "float_exr": ("decode saved", "shown"),
 }
 
 
@@ -353,20 +329,20 @@ def write(stage: Stage, name: str, run: bool, shots: Path | None) -> None:
         return
     if run and runs:
         stage.run()
-    stage.arrange()
-    shot = stage.shot()
     if shots is not None:
-        shot.save(shots / f"{name}.png")
-    thumbnail(shot).save(file.with_suffix(".jpg"), quality=88)
+        stage.shot().save(shots / f"{name}.png")
+    stage.arrange()
+    stage.focus(*SEEN[name])
+    thumbnail(stage.shot()).save(file.with_suffix(".jpg"), quality=88)
 
 
 def main() -> None:
     arguments = sys.argv[1:]
     names = [each for each in arguments if not each.startswith("--")]
     shots = next((Path(each.removeprefix("--shots=")) for each in arguments if each.startswith("--shots=")), None)
-    with opened(scale=1.0) as stage:
+    with opened() as stage:
         checkpoints = stage.comfy.folder / "models" / "checkpoints"
-        (checkpoints / CHECKPOINT["name"]).touch()  # so that the list offers it; it is not read
+        write_checkpoint(checkpoints / CHECKPOINT["name"])  # the header of one, for the list and the plans
         stage.front_end.load()
         for name in names or WORKFLOWS:
             write(stage, name, "--no-run" not in arguments, shots)
