@@ -44,11 +44,6 @@ WATCH = """(vue) => {
     window.seamlessWatch = setInterval(look, 100)
     look()
 }"""
-# Nodes of a new graph must not show what the last graph's nodes of the same ids have shown.
-LOAD = """async (data) => {
-    app.nodeOutputs = {}
-    await app.loadGraphData(data, true, false, app.extensionManager.workflow.activeWorkflow)
-}"""
 SEE_ALL = "() => { app.canvas.ds.scale = 0.35; app.canvas.ds.offset = [60, 80]; app.canvas.setDirty(true, true) }"
 # Images of 2048x2048 take minutes, and previews of them are as large as of these.
 SMALLER = """() => {
@@ -67,7 +62,8 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_no_node_overlaps_another(real: FrontEnd, file: Path) -> None:
     ui, saved = real, json.loads(file.read_text(encoding="utf-8"))
-    ui.js(LOAD, saved)
+    ui.load()  # nodes of a new graph show what those of the last one with the same ids have shown
+    ui.js("(data) => app.loadGraphData(data, true, false, app.extensionManager.workflow.activeWorkflow)", saved)
     ui.js(SMALLER)
     ui.js(SEE_ALL)
     ui.page.wait_for_timeout(1500)
