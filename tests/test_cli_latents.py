@@ -78,6 +78,26 @@ LATENTS: dict[str, tuple[str, str, list[str], Any]] = {
         lambda vae, z, path: save_file({"samples": scaled(vae, z)}, path),
     ),
     "FLUX.2, raw": ("flux2", "a.latent", [], lambda vae, z, path: save_file({"latent_tensor": z, **MARK}, path)),
+    "no name, pickled": ("sdxl", "a.pt", [], lambda vae, z, path: torch.save(z, path)),
+    "no name nor batch": ("sdxl", "a.pt", [], lambda vae, z, path: torch.save(z[0], path)),
+    "no name, scaled": ("sdxl", "a.pt", ["--scaled"], lambda vae, z, path: torch.save(scaled(vae, z), path)),
+    "NumPy": ("sdxl", "a.npy", [], lambda vae, z, path: np.save(path, z.numpy())),
+    "NumPy, columns first": ("sdxl", "a.npy", [], lambda vae, z, path: np.save(path, np.asfortranarray(z.numpy()))),
+    "NumPy, several": ("sdxl", "a.npz", [], lambda vae, z, path: npz(path, latents=z.numpy())),
+    "NumPy, no name": ("sdxl", "a.npz", [], lambda vae, z, path: np.savez(path, z.numpy())),
+    "ComfyUI, pickled": (
+        "sdxl",
+        "a.pt",
+        [],
+        lambda vae, z, path: torch.save({"samples": z, "batch_index": [0], "noise_mask": torch.zeros(1, 8, 8)}, path),
+    ),
+    "a trainer's latent": ("sdxl", "a.pt", [], lambda vae, z, path: torch.save({"latent_image": z[0]}, path)),
+    "a trainer's frames": (
+        "sdxl",
+        "a.safetensors",
+        [],
+        lambda vae, z, path: save_file({"latents_1x4x6_float32": z[0][:, None]}, path),
+    ),
     "kohya, SDXL": ("sdxl", "a_0048x0032_sdxl.npz", [], lambda vae, z, path: npz(path, latents=z[0].numpy(), **KOHYA)),
     "kohya, FLUX.1": (
         "flux1",
@@ -115,6 +135,56 @@ def test_an_unknown_scale_is_reported(
     save_file({"latents": torch.randn(1, 4, 4, 4)}, tmp_path / "a.safetensors")
     assert run("decode", tmp_path / "a.safetensors", "-o", tmp_path / "a.png", "--vae", vaes["sdxl"]) == 0
     assert "taken as raw; pass --scaled" in capsys.readouterr().err
+
+
+def test_tokens_of_flux_say_how_to_unpack_them(
+    vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(torch.zeros(1, 6, 64), tmp_path / "a.pt")
+    assert run("decode", tmp_path / "a.pt", "-o", tmp_path / "a.png", "--vae", vaes["flux1"]) == 1
+    assert "6 tokens of 64 channels, as FLUX's pipelines give them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["images", "images.v2", "x.exr"])
+def test_a_name_without_an_images_ending_says_what_to_write(
+    out: str, vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`-o images` for a folder that is not there yet."""
+    save_file({"samples": torch.zeros(2, 4, 4, 4)}, tmp_path / "a.latent")
+    assert run("decode", tmp_path / "a.latent", "-o", tmp_path / out, "--vae", vaes["sdxl"]) == 1
+    said = capsys.readouterr().err
+    assert "no ending of an image format. Name it .png, .jpg or .webp" in said
+    assert ("For a folder, write" in said) == (out == "images")
+    assert not list(tmp_path.glob("images*")) and not list(tmp_path.glob("x*"))
+
+
+@pytest.mark.parametrize("ending", [".pt", ".ckpt", ".npz", ".npy", ".json", ".bin", ".gguf"])
+def test_latents_are_not_written_under_the_name_of_another_format(
+    ending: str, vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / f"a{ending}"
+    assert run("encode", photo(tmp_path / "a.png"), "-o", out, "--vae", vaes["sdxl"]) == 1
+    assert f"{ending} files are not written. Latents are safetensors" in capsys.readouterr().err and not out.exists()
+
+
+def test_what_is_not_a_file_of_latents_is_not_asked_to_be_a_vae(
+    vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "objects.npy", np.array([None], dtype=object))
+    np.save(tmp_path / "text.npy", np.array(["a"]))
+    for path in (photo(tmp_path / "photo.png"), tmp_path / "objects.npy", tmp_path / "text.npy"):
+        assert run("decode", path, "-o", tmp_path / "b.png", "--vae", vaes["sdxl"]) == 1
+        said = capsys.readouterr().err
+        assert "as latents" in said and "ComfyUI or diffusers wrote" in said and "unexpected" not in said
+        assert "Give the file of a VAE" not in said and "Get the VAE" not in said
+
+
+@pytest.mark.parametrize(("value", "says"), [("inf", "give a finite number."), ("nan", "give a finite number.")])
+def test_a_shift_that_is_not_a_number(
+    value: str, says: str, vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("convert", vaes["sdxl"], tmp_path / "out", "--shift-factor", value) == 1
+    assert says in capsys.readouterr().err
 
 
 HOSTILE: dict[str, tuple[dict[str, Tensor], dict[str, str]]] = {
