@@ -19,7 +19,7 @@ from .checkpoints.generation import guesses_of
 from .checkpoints.identify import identify
 from .checkpoints.open_file import open_tensor_file
 from .checkpoints.plan import CheckpointPlan, plain_names
-from .checkpoints.pretrained import Folder, find_folder, open_folder, reading, snapshot, weight_files
+from .checkpoints.pretrained import Folder, find_folder, only_weights, open_folder, reading, snapshot
 from .checkpoints.single_file import plan_single_file, write_single_file
 from .checkpoints.tensor_file import TensorFile
 from .checkpoints.write import checked_path
@@ -232,7 +232,7 @@ def find_checkpoint(
     if config is not None:
         raise CheckpointError(f"{path} is a folder, which has its own config. Pass single fields as overrides.")
     folder = snapshot(path)
-    weights = weight_files(folder)
+    weights = only_weights(folder)
     if len(weights) == 1 and not any(os.path.lexists(each / CONFIG_NAME) for each in (folder, folder / "vae")):
         return SingleFile(open_tensor_file(weights[0]))
     return open_folder(find_folder(folder), variant)

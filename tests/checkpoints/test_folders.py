@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from given.files import assert_same_weights, ldm, write
 from given.models import fields, make
 from torch import Tensor
@@ -75,3 +76,22 @@ def test_json_with_a_byte_order_mark(vae: AutoencoderKL, tmp_path: Path) -> None
     assert inspect_vae(tmp_path).problem is None
     assert AutoencoderKL.load_config(tmp_path)["latent_channels"] == 4
     vae.save_pretrained(tmp_path)  # over it
+
+
+def test_a_trainers_folder_has_one_safetensors_file_beside_pickles(vae: AutoencoderKL, tmp_path: Path) -> None:
+    """As accelerate saves: the optimizer's state is beside the weights."""
+    write(dict(vae.state_dict()), tmp_path / "model.safetensors")
+    torch.save({"state": {}}, tmp_path / "optimizer.bin")
+    torch.save({}, tmp_path / "scheduler.pt")
+    assert_same_weights(load_vae(tmp_path), vae)
+    assert inspect_vae(tmp_path).problem is None
+
+
+def test_a_shard_alone_and_a_distributed_checkpoint_say_what_to_give(vae: AutoencoderKL, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path / "shards", max_shard_size="300KB")
+    for shard in sorted((tmp_path / "shards").glob(f"{STEM}-0*")):
+        with pytest.raises(CheckpointError, match=r"one of several shards of a model: give their folder, or the index"):
+            load_vae(shard)
+    (tmp_path / "__0_0.distcp").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"distributed checkpoint \(\.distcp\).*dcp_to_torch_save"):
+        load_vae(tmp_path)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from given.files import assert_same_weights, ldm
@@ -70,6 +71,22 @@ WITHOUT: dict[str, tuple[Any, str]] = {
     "a tensor": (torch.zeros(3), "is a single tensor, not a state dict"),
     "text": ("hello", "is a str, not a state dict"),
 }
+
+
+@pytest.mark.parametrize("kind", ["ours", "diffusers'", "its decoder", "in a checkpoint"])
+def test_a_whole_model_is_named_and_not_called_dangerous(kind: str, tmp_path: Path) -> None:
+    vae = make(fields(32))
+    saved = {
+        "ours": vae,
+        "diffusers'": diffusers.AutoencoderKL(**vae.config),
+        "its decoder": vae.decoder,
+        "in a checkpoint": {"model": vae, "epoch": 3},
+    }
+    torch.save(saved[kind], tmp_path / "a.pt")
+    for read in (load_vae, inspect_vae):
+        with pytest.raises(CheckpointError, match=r"a\.pt has a whole model in it.*Save its state dict") as error:
+            read(tmp_path / "a.pt")
+        assert "trust" not in str(error.value) and "dangerous" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", WITHOUT)

@@ -147,6 +147,8 @@ FRAMEWORKS = (
     "torch.cuda.amp",
     "numpy.dtypes",
 )
+# Libraries whose classes are models: a pickle that names one has a whole model in it.
+_MODELS = ("vae_core", "diffusers", "torch.nn.modules", "torchvision", "timm", "ldm", "sgm", "taming", "comfy", "peft")
 _CLASS = re.compile(r"_{0,2}[A-Z]\w*")  # the name of a class, not of a function; and not a path through one
 
 Placeholder = type("Placeholder", (), {"__slots__": (), "__doc__": "Stands for an object that is passed over."})
@@ -175,6 +177,12 @@ class Rebuild(NamedTuple):
     """Stands for one of the functions that a file of weights calls."""
 
     name: str
+
+
+def is_model_class(module: str, name: str) -> bool:
+    """Whether a name is that of a class of a library of models."""
+    is_known = any(module == known or module.startswith(f"{known}.") for known in _MODELS)
+    return is_known and _CLASS.fullmatch(name) is not None and "__" not in module
 
 
 def resolve(module: str, name: str) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from ..errors import UnsafeCheckpointError
 from . import rebuild
-from .allowed import CONTAINERS, PLACEHOLDER, Dummy, Placeholder, Rebuild, StorageType, resolve
+from .allowed import CONTAINERS, PLACEHOLDER, Dummy, Placeholder, Rebuild, StorageType, is_model_class, resolve
 from .rebuild import Array, NumpyType, Storage
 
 MAX_LINE = 1 << 16  # of an instruction that is written as a line of text
@@ -124,6 +124,12 @@ class Machine:
         if found is None:
             shown = f"{'builtins' if module == '__builtin__' else module}.{name}"
             shown = shown if len(shown) <= 120 and shown.isprintable() else ascii(shown[:120])
+            if is_model_class(module, name):
+                raise UnsafeCheckpointError(
+                    f"{self.name} has a whole model in it, saved as an object of the class {shown}, which is not made "
+                    f"here: nothing was run. Save its state dict where it was made: "
+                    f"torch.save(model.state_dict(), ...)."
+                )
             self.refuse(f"asks for {shown}, which a file of weights has no need of and which could run code")
         return found
 

@@ -39,6 +39,7 @@ USUAL = re.compile(
     r"scaled_fp8|denoiser\..*|epoch|__index_timestep_zero__|initted|step"
 )
 CODEBOOK = re.compile(r"(v?quant(ize|izer)\w*)\.(embedding|codebook|embed)\b.*")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # in the name of a file
 LORA = re.compile(r".*[._]lora_(A|B|down|up|embedding|magnitude)\w*[._].*")
 
 
@@ -274,6 +275,9 @@ def not_an_autoencoder(source: TensorFile, prefix: str = "", because: str = "") 
 
 def _what(part: Inner, otherwise: str) -> str:
     """What a file is that does not load, and what to do, as sentences."""
+    name = part.source.path.name
+    if _SHARD.search(name):
+        return "It is one of several shards of a model: give their folder, or the index beside them (*.index.json)."
     identity = identify(part.tensors)
     return why_not(part.tensors) or (_it_seems(identity) if identity else otherwise)
 

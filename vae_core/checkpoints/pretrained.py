@@ -49,6 +49,11 @@ def find_folder(folder: Path, subfolder: str | None = None) -> Path:
             return each
     weights = weight_files(folder)
     remedy = f"Give one of its files: {_listed(weights)}." if weights else "Give a VAE's or a pipeline's folder."
+    if any(path.suffix == ".distcp" for path in folder.iterdir()):
+        remedy = (
+            "It has a distributed checkpoint (.distcp): make one file of it with "
+            "torch.distributed.checkpoint.format_utils.dcp_to_torch_save, and give that."
+        )
     raise CheckpointError(f"{folder} has no {CONFIG_NAME}, neither itself nor in a `vae` folder. {remedy}")
 
 
@@ -75,6 +80,12 @@ def weight_files(folder: Path) -> list[Path]:
     """Every file of weights in a folder by its ending, safetensors first."""
     files = [path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES]
     return sorted(files, key=lambda path: (path.suffix not in SAFETENSORS_SUFFIXES, path.name))
+
+
+def only_weights(folder: Path) -> list[Path]:
+    """The files of a folder that may be its weights: safetensors if there are any, else pickles."""
+    files = weight_files(folder)
+    return [path for path in files if path.suffix in SAFETENSORS_SUFFIXES] or files
 
 
 @contextmanager
