@@ -32,6 +32,7 @@ class ConfigMixin:
     has_compatibles: ClassVar[bool] = False
     _automatically_saved_args: ClassVar[list[str]] = ["_diffusers_version", "_class_name", "_name_or_path"]
     _auto_class: ClassVar[str | None] = None
+    _deprecated_kwargs: ClassVar[list[str]] = []
 
     _config: AutoencoderKLConfig
 
