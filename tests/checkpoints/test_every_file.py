@@ -309,6 +309,7 @@ def test_one_damaged_number_is_found_with_its_name(number: float, vae: Autoencod
 def test_a_negative_variance_is_damage(file: Path) -> None:
     """Latents would be divided by its root: a black image."""
     vae = make(MODELS["FLUX.2"])
+    assert vae.bn is not None and vae.bn.running_var is not None
     vae.bn.running_var[3] = -0.5
     with pytest.raises(CheckpointError, match=r"negative variance in bn\.running_var \(-0\.5\)") as error:
         load_vae(write(vae.state_dict(), file))

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib
 import json
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import comfy.clip_model
@@ -24,8 +26,6 @@ import psutil
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from safetensors.torch import load_file, save_file
-
-import nodes
 
 
 class SeededImage:
@@ -311,6 +311,7 @@ class EXRSaver:
     """As the one of newer cores, which has the same inputs, for a host that has none: float images to linear light."""
 
     CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "image", "save", (), True
+    RELATIVE_PYTHON_MODULE = "comfy_extras.nodes_images"  # on the page it is one of the core's
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -352,6 +353,6 @@ NODE_CLASS_MAPPINGS = {
     "TestKeep": Keep,
     "TestMemory": Memory,
 }
-if nodes.NODE_CLASS_MAPPINGS.setdefault("SaveImageAdvanced", EXRSaver) is EXRSaver:
-    nodes.NODE_DISPLAY_NAME_MAPPINGS["SaveImageAdvanced"] = "Save Image (Advanced)"
-    EXRSaver.RELATIVE_PYTHON_MODULE = "comfy_extras.nodes_images"  # on the page it is one of the core's
+core: Any = importlib.import_module("nodes")  # the host's, not this pack's
+if core.NODE_CLASS_MAPPINGS.setdefault("SaveImageAdvanced", EXRSaver) is EXRSaver:
+    core.NODE_DISPLAY_NAME_MAPPINGS["SaveImageAdvanced"] = "Save Image (Advanced)"
