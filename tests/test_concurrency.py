@@ -19,6 +19,7 @@ import pytest
 import torch
 from given.files import assert_same_weights
 from given.inputs import image, latent
+from given.loops import in_loop
 from given.models import SMALL, make
 from given.runs import SIZE, StoppedError, workers
 
@@ -83,7 +84,7 @@ def test_an_event_loop_goes_on_while_images_are_decoded() -> None:
         await heart
         return found, beats
 
-    found, beats = asyncio.run(all_of_them())
+    found, beats = in_loop(all_of_them())
     assert isinstance(found.pop(2), StoppedError)
     assert all(torch.equal(each, wanted) for each in found)
     assert beats > 3 and not workers()

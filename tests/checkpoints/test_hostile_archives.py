@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from given.files import ldm
+from given.files import ldm, refusal
 from given.hostile import (
     SECONDS,
     STOP,
@@ -259,12 +259,11 @@ def test_numbers_in_names_are_never_counted_up_to(level: str, where: str, tmp_pa
     save_file({**ldm(make(fields(32))), where.format(level): torch.zeros(32, 32, 3, 3)}, path)
     tracemalloc.start()
     try:
-        with pytest.raises(CheckpointError) as error:
-            load_vae(path)
+        said = refusal(path)
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
-    assert inspect_vae(path).problem == str(error.value) and len(str(error.value)) < 700
+    assert len(said) < 700
 
 
 # JSON beside weights.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from given.files import assert_same_weights, ldm, write
+from given.files import assert_same_weights, ldm, refusal, write
 from given.models import MODELS, fields, make
 from torch import Tensor
 
@@ -17,17 +17,6 @@ from vae_core import AutoencoderKL, CheckpointError, inspect_vae, load_vae
 STEM = "diffusion_pytorch_model"
 Weights = dict[str, Tensor]
 EIGHT_BITS = torch.float8_e4m3fn
-
-
-def refusal(path: Path) -> str:
-    """What both load_vae and inspect_vae say of a file."""
-    with pytest.raises(CheckpointError) as error:
-        load_vae(path)
-    try:
-        assert inspect_vae(path).problem == str(error.value)
-    except CheckpointError as same:
-        assert str(same) == str(error.value)
-    return str(error.value)
 
 
 def eight_bit(vae: AutoencoderKL, ending: str, per_output: bool = False) -> tuple[Weights, Weights]:

@@ -289,7 +289,7 @@ def test_files_that_are_no_weights(vae: AutoencoderKL, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is compressed"):
         load_vae(path)
     torch.save(vae, path)
-    with pytest.raises(UnsafeCheckpointError, match="asks for vae_core.autoencoder_kl.AutoencoderKL"):
+    with pytest.raises(CheckpointError, match="has a whole model in it, .* nothing was run"):
         load_vae(path)
     torch.jit.save(torch.jit.script(torch.nn.ReLU()), path)
     with pytest.raises(CheckpointError, match="TorchScript program"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -45,10 +47,10 @@ TYPES = ["application/json", "text/plain", "application/json; charset=utf-16", "
 
 
 class Server:
-    """The pack's routes, as a server has them, in a loop of its own."""
+    """The pack's routes, as a server has them, in a loop and a thread of its own."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop, self.thread = asyncio.new_event_loop(), ThreadPoolExecutor(1)
         routes = web.RouteTableDef()
         self.pack = Pack()
         sys.modules["server"].PromptServer.instance.routes = routes  # type: ignore[attr-defined]
@@ -56,14 +58,17 @@ class Server:
         app = web.Application()
         app.add_routes(routes)
         self.client = TestClient(TestServer(app, loop=self.loop), loop=self.loop)
-        self.loop.run_until_complete(self.client.start_server())
+        self._run(self.client.start_server())
 
     def ask(self, method: str, path: str, **options: Any) -> tuple[int, str]:
         async def asked() -> tuple[int, str]:
             async with self.client.request(method, path, **options) as answer:
                 return answer.status, await answer.text()
 
-        return self.loop.run_until_complete(asked())
+        return self._run(asked())
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.thread.submit(self.loop.run_until_complete, work).result()
 
 
 @cache

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vae_core import AutoencoderKL, save_single_file
+from vae_core import AutoencoderKL, CheckpointError, inspect_vae, load_vae, save_single_file
 from vae_core.checkpoints.single_file import ldm_state_dict
 
 
@@ -113,3 +114,14 @@ def assert_same_weights(a: AutoencoderKL, b: AutoencoderKL) -> None:
     for key, weight in left.items():
         assert weight.dtype == right[key].dtype, key
         assert torch.equal(weight, right[key]), key
+
+
+def refusal(path: Path) -> str:
+    """What both load_vae and inspect_vae say of a file."""
+    with pytest.raises(CheckpointError) as error:
+        load_vae(path)
+    try:
+        assert inspect_vae(path).problem == str(error.value)
+    except CheckpointError as same:
+        assert str(same) == str(error.value)
+    return str(error.value)

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from given.loops import in_loop
 from host.stand_in import Host, Pack
 
 pytest.importorskip("aiohttp", reason="aiohttp is not installed; it is part of the extra `test`")
@@ -47,7 +48,7 @@ def serve(pack: Pack, host: Host, monkeypatch: pytest.MonkeyPatch) -> Callable[[
             async with serving(pack, monkeypatch) as client:
                 return await use(client)
 
-        return asyncio.run(main())
+        return in_loop(main())
 
     return run
 
@@ -125,5 +126,5 @@ def test_an_answer_that_takes_too_long_is_given_up(pack: Pack, host: Host) -> No
 
     for waiting, gone, text in ((5, False, "more than 0.05 seconds"), (5, True, "withdrawn"), (0, False, "Ask again")):
         with pytest.raises(module.RefusedError, match=text):
-            asyncio.run(ask(waiting, gone))
+            in_loop(ask(waiting, gone))
     may_end.set()

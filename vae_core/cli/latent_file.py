@@ -36,6 +36,7 @@ from ..checkpoints.write import safetensors, write_weights
 from ..datasets import kohya
 from ..errors import CheckpointError, VAEError
 from ..latent import from_diffusion
+from ..npz import read_arrays
 
 NAMES = ("latent_tensor", "samples", "latents", "latent", "latent_image")
 CACHED = ("latents", "latent", "latent_image")  # of one image without its batch, mostly
@@ -154,15 +155,15 @@ def _opened(path: Path) -> TensorFile:
     """The tensors of a file, or the arrays of NumPy's files."""
     try:
         if _is_npz(path):
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = [archive[name] for name in archive.files]
-                names = archive.files if any(name in NAMES for name in archive.files) else _numbered(len(arrays))
-                return in_memory({n: torch.from_numpy(a) for n, a in zip(names, arrays, strict=True)}, path.name)
+            arrays = read_arrays(path)
+            names = list(arrays) if any(name in NAMES for name in arrays) else _numbered(len(arrays))
+            tensors = {name: torch.from_numpy(array) for name, array in zip(names, arrays.values(), strict=True)}
+            return in_memory(tensors, path.name)
         if path.open("rb").read(6) == NUMPY_START:
             array = np.load(path, mmap_mode="r", allow_pickle=False)  # a header that lies is refused before any work
             return in_memory({UNNAMED: torch.from_numpy(np.array(array))}, path.name)
         return open_tensor_file(path, UNNAMED)
-    except (VAEError, ValueError, TypeError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (VAEError, ValueError, TypeError, OSError, EOFError) as error:
         reason = str(error).partition(". ")[0].rstrip(".")  # what a VAE's file would need does not follow
         raise CheckpointError(
             f"cannot read {path} as latents: {reason}. Give a file that `seamless-vae encode`, ComfyUI or diffusers "

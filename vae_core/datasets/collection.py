@@ -122,7 +122,7 @@ class Collection:
             return None
         except (OSError, ValueError) as error:
             raise DatasetError(
-                f"{place} cannot be read ({error}). Delete it and run encode-dataset with --resume."
+                f"{place} cannot be read ({error}). Move it elsewhere and run encode-dataset with --resume."
             ) from None
 
     def chunks_done(self, split: Split) -> tuple[int, bool]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 from ..checkpoints.families import FAMILIES
 from ..config import AutoencoderKLConfig
 from ..errors import ConfigError, DatasetError
+from ..npz import read_arrays
 from .buckets import kohya_crop
 from .encode import Encoded, Shard
 from .settings import Scale
@@ -199,10 +199,9 @@ def read(
 
 def _load(file: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DatasetError(f"cannot read {file}: {error}. Delete it and encode the image again.") from None
+        return read_arrays(file)
+    except ValueError as error:
+        raise DatasetError(f"cannot read {file}: {error}. Encode the image again.") from None
 
 
 def _tensor(array: np.ndarray | None) -> Tensor | None:
