@@ -10,6 +10,7 @@ many threads as torch has.
 from __future__ import annotations
 
 import copy
+import importlib
 import os
 import shutil
 import subprocess
@@ -56,7 +57,10 @@ def runner(name: str, vae: AutoencoderKL, dtype: torch.dtype) -> Callable[[str, 
     Raises:
         MissingError: the runtime is not installed. The function raises it for what the runtime cannot run.
     """
-    {NCNN: _import_ncnn, OPENVINO: _import_openvino, COMPILED: _check_compiler}[name]()
+    if name == COMPILED:
+        _check_compiler()
+    else:
+        _imported(name.lower())
     make = {NCNN: _ncnn, OPENVINO: _openvino, COMPILED: _compiled}[name]
 
     @cache
@@ -66,22 +70,21 @@ def runner(name: str, vae: AutoencoderKL, dtype: torch.dtype) -> Callable[[str, 
     return lambda direction, x: ready(direction, x.shape)(x)
 
 
-# ncnn.
-
-
-def _import_ncnn() -> Any:
+def _imported(package: str) -> Any:
     try:
-        import ncnn  # type: ignore[import-not-found]
+        return importlib.import_module(package)
     except ImportError as error:
-        raise MissingError(f"ncnn: {error}") from None
-    return ncnn
+        raise MissingError(f"{package}: {error}") from None
+
+
+# ncnn.
 
 
 def _ncnn(vae: AutoencoderKL, direction: str, x: Tensor, dtype: torch.dtype) -> Runner:
     widths = "-".join(map(str, vae.config.block_out_channels))
     folder = FOLDER / f"{direction}-{widths}-{'x'.join(map(str, x.shape))}"
     _convert_for_ncnn(Half(vae, direction), x, folder)
-    ncnn = _import_ncnn()
+    ncnn = _imported("ncnn")
     net = ncnn.Net()
     for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic"):
         setattr(net.opt, option, False)
@@ -103,10 +106,7 @@ def _convert_for_ncnn(half: nn.Module, x: Tensor, folder: Path) -> None:
     """Write model.ncnn.param and model.ncnn.bin for inputs of x's shape; nothing if they are there."""
     if (folder / "model.ncnn.bin").exists():
         return
-    try:
-        import pnnx  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise MissingError(f"pnnx: {error}") from None
+    pnnx = _imported("pnnx")
     with tempfile.TemporaryDirectory() as work:
         torch.jit.trace(half, x, check_trace=False).save(f"{work}/model.pt")  # type: ignore[union-attr]
         shape = ",".join(map(str, x.shape))
@@ -122,17 +122,9 @@ def _convert_for_ncnn(half: nn.Module, x: Tensor, folder: Path) -> None:
 # OpenVINO.
 
 
-def _import_openvino() -> Any:
-    try:
-        import openvino  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise MissingError(f"OpenVINO: {error}") from None
-    return openvino
-
-
 def _openvino(vae: AutoencoderKL, direction: str, x: Tensor, dtype: torch.dtype) -> Runner:
     """Without the hint it takes bfloat16 where the processor has it."""
-    openvino = _import_openvino()
+    openvino = _imported("openvino")
     precision = "bf16" if dtype == torch.bfloat16 else "f32"
     options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     model = openvino.compile_model(openvino.convert_model(Half(vae, direction), example_input=x), "CPU", options)
