@@ -133,9 +133,10 @@ def read_latents(path: Path) -> list[Latent]:
     if not path.is_file():
         what = "it is a folder" if path.is_dir() else "it does not exist"
         raise CheckpointError(f"cannot read {path}: {what}. Give a file of latents.")
-    if _is_npz(path) and not _has_plain_arrays(path):
+    arrays = _arrays_in(path)
+    if any(name.startswith("original_size") for name in arrays):  # a cache of kohya's says what size the image had
         return [_kohya_latent(path)]
-    file = _opened(path)
+    file = _opened(path, is_npz=bool(arrays))
     name, keys = _latent_keys(path, file)
     alphas = [key for key in file.tensors if re.fullmatch(r"alpha\.\d{1,6}", key)]
     try:
@@ -151,10 +152,10 @@ def read_latents(path: Path) -> list[Latent]:
     ]
 
 
-def _opened(path: Path) -> TensorFile:
+def _opened(path: Path, is_npz: bool) -> TensorFile:
     """The tensors of a file, or the arrays of NumPy's files."""
     try:
-        if _is_npz(path):
+        if is_npz:
             arrays = read_arrays(path)
             names = list(arrays) if any(name in NAMES for name in arrays) else _numbered(len(arrays))
             tensors = {name: torch.from_numpy(array) for name, array in zip(names, arrays.values(), strict=True)}
@@ -264,18 +265,14 @@ def _size(size: Any) -> tuple[int, int] | None:
     return size[0], size[1]
 
 
-def _is_npz(path: Path) -> bool:
+def _arrays_in(path: Path) -> list[str]:
+    """The names of all entries of an archive of NumPy's arrays; none for other files."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(name.endswith(".npy") for name in archive.namelist())
+            names = archive.namelist()
     except (OSError, zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, EOFError):
-        return False
-
-
-def _has_plain_arrays(path: Path) -> bool:
-    """Whether an archive of arrays is not a cache of kohya's, which says what size the image had."""
-    with zipfile.ZipFile(path) as archive:
-        return not any(name.startswith("original_size") for name in archive.namelist())
+        return []
+    return names if any(name.endswith(".npy") for name in names) else []
 
 
 def _kohya_latent(path: Path) -> Latent:

@@ -187,9 +187,8 @@ class DirectConvolution:
         result = self._convolved(window, strip)  # [B, rows, W, K]
         for residual in residuals:
             if self._weights.shortcut is not None:
-                residual = F.conv2d(
-                    residual.to(self.inputs.dtype).permute(0, 3, 1, 2), *self._weights.shortcut
-                ).permute(0, 2, 3, 1)
+                residual = residual.to(self.inputs.dtype).permute(0, 3, 1, 2)
+                residual = F.conv2d(residual, *self._weights.shortcut).permute(0, 2, 3, 1)
             result.add_(residual)
         self._transfers.download(result, self.inputs.target.rows(*strip.rows))
         number = self._numbers[strip]
