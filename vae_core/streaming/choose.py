@@ -75,8 +75,8 @@ STORED = (torch.bfloat16,)
 def computing_dtype(maps: torch.dtype, device: torch.device, choice: KernelChoice) -> torch.dtype:
     """The precision to compute in where maps are in another: on a CPU, bfloat16 is a way to store float32.
 
-    Processors compute in float32 at least half as fast as in bfloat16, and most far faster; fast kernels then make up
-    for it, and nothing is rounded but what is stored.
+    Without instructions for it a processor is far slower in bfloat16; those of processors that have some are not used.
+    The fast kernels compute in float32, and nothing is rounded but what is stored.
     """
     stored = device.type == "cpu" and maps in STORED and choice in ("auto", "winograd")
     return torch.float32 if stored else maps
