@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from gradients import use_products
 from muon import Muon
 from photographs import held_out, pyramid, training_paths
 from torch import Tensor
@@ -195,6 +196,8 @@ def train(folder: Path, schedule: Schedule, beginning: Path | None) -> None:
     else:
         model.load_state_dict(load_vae(beginning, dtype=torch.float32).state_dict())
     model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if not has_fast_bfloat16():
+        use_products(model)
     average = AutoencoderKL(**CONFIG).requires_grad_(False).eval()
     average.load_state_dict(model.state_dict())
     matrices = Muon((each for each in model.parameters() if each.ndim > 1), MATRIX_LEARNING_RATE)
