@@ -27,6 +27,7 @@ from vae_core import AutoencoderKL, AutoencoderKLConfig, TileSpec
 from vae_core.checkpoints.single_file import ldm_state_dict
 
 ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
 # The defaults of ComfyUI's node "VAE Decode (Tiled)", in pixels (its nodes.py, VAEDecodeTiled).
 COMFYUI_TILE, COMFYUI_OVERLAP = 512, 64
 OURS_TILE = TileSpec(size=64)  # latents: 512 pixels, as the peers
@@ -95,8 +96,16 @@ def ours(config: AutoencoderKLConfig, dtype: torch.dtype = torch.float32) -> Aut
     return AutoencoderKL(**config).eval().requires_grad_(False).to(dtype)
 
 
-def build(name: str, config: AutoencoderKLConfig, budget: int, dtype: torch.dtype = torch.float32) -> System:
-    """A system, by its name, with weights of a precision; it takes inputs of that precision.
+def build(
+    name: str,
+    config: AutoencoderKLConfig,
+    budget: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+) -> System:
+    """A system, by its name, with weights of a precision on a device; it takes inputs of that kind.
+
+    Of the systems, diffusers alone can be on another device than the CPU.
 
     Raises:
         NotAvailableError: it is not installed, or has no such model.
@@ -105,7 +114,7 @@ def build(name: str, config: AutoencoderKLConfig, budget: int, dtype: torch.dtyp
         return _runtime(name, ours(config), dtype)
     vae = ours(config, dtype)
     if name in (DIFFUSERS, CHANNELS_LAST, DIFFUSERS_TILED):
-        return _diffusers(name, vae)
+        return _diffusers(name, vae, device)
     if name in (COMFYUI, COMFYUI_TILED):
         return _comfyui(name, vae)
     if name == PLAIN:
@@ -124,7 +133,7 @@ def _runtime(name: str, vae: AutoencoderKL, dtype: torch.dtype) -> System:
     return System(name, lambda x: run("encode", x).chunk(2, dim=1)[0], partial(run, "decode"), fixed=True)
 
 
-def _diffusers(name: str, vae: AutoencoderKL) -> System:
+def _diffusers(name: str, vae: AutoencoderKL, device: torch.device) -> System:
     try:
         import diffusers
     except ImportError as error:
@@ -132,7 +141,7 @@ def _diffusers(name: str, vae: AutoencoderKL) -> System:
     layout = torch.contiguous_format if name == DIFFUSERS else torch.channels_last
     theirs: Any = diffusers.AutoencoderKL.from_config(vae.config.to_dict())
     theirs.load_state_dict(vae.state_dict())
-    theirs = theirs.eval().requires_grad_(False).to(vae.dtype).to(memory_format=layout)
+    theirs = theirs.eval().requires_grad_(False).to(device, vae.dtype).to(memory_format=layout)
     if name == DIFFUSERS_TILED:
         theirs.enable_tiling()
     return System(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +15,7 @@ from vae_core.streaming.transforms import WINOGRAD, winograd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
 
+import accelerator  # noqa: E402
 import engine  # noqa: E402
 import report  # noqa: E402
 import tiling_image  # noqa: E402
@@ -66,3 +68,30 @@ def test_page_keeps_what_is_around_the_tables() -> None:
     page = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
     assert report.replace_between(page, "new") == f"before\n{report.BEGIN}\n\nnew\n\n{report.END}\nafter\n"
     assert report.replace_between("text\n", "new") == f"text\n\n{report.BEGIN}\n\nnew\n\n{report.END}\n"
+
+
+def test_an_accelerators_table_is_written_and_renewed(tmp_path: Path) -> None:
+    """The script for a device, on the CPU: what a row says, and that another run takes the place of the first."""
+    out = tmp_path / "accelerators.md"
+    small = ["--device", "cpu", "--config", "tiny", "--sizes", "32", "--runs", "1", "--budgets", "8", "--no-tests"]
+    for dtype in ("float32", "bfloat16"):
+        run = subprocess.run(
+            [sys.executable, str(ROOT / "benchmarks" / "accelerator.py"), *small, "--dtype", dtype, "--out", str(out)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert run.returncode == 0 or "times the reference path's time" in run.stderr
+        text = out.read_text()
+        assert text.count("\n## ") == 1 and f", {dtype}, model tiny" in text
+        for name in ("reference path", "Seamless VAE", "in strips, without Triton", "within 8 MiB"):
+            seconds, speed, memory, difference = text.split(f"| 32 | {name} | ")[1].partition("\n")[0].split(" | ")
+            assert float(seconds) > 0 and float(speed) > 0 and memory == "unknown"
+            assert float(difference.rstrip(" |")) < (1e-4 if dtype == "float32" else 0.5)
+    exceeded = accelerator.Measured(8, "within 1 MiB", 1.0, None, 2**21, 2**20, 0.0)
+    slow = accelerator.Measured(8, accelerator.CHOSEN, 1.2, 1 / 1.2, None, None, 0.0)
+    assert list(accelerator.broken([exceeded, slow])) == [
+        "8: within 1 MiB was exceeded",
+        "8: 1.20 times the reference path's time",
+    ]
+    assert not list(accelerator.broken([exceeded._replace(memory=2**20), slow._replace(speed=1.0)]))

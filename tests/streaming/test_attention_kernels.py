@@ -114,7 +114,9 @@ def test_terms_of_packed_attention_are_what_it_allocates(size: tuple[int, int], 
     terms = made.workspace()
     with LargestAllocation() as preparing:
         made.prepare(made.pack())
-    packed = [each for item in made._items for pair in (*item.blocks, (item.query[0], item.out[0])) for each in pair]
+    packed = [
+        each for item in made._items for each in (item.query[0], *(part for block in item.blocks for part in block))
+    ]
     assert terms["keys"] == sum(4 * each.weight.numel() for each in packed)
     assert preparing.bytes <= terms["packing"]
     assert terms["statistics"] == made._table._values.nbytes

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import fused
 from .kernel import Layout, PassInputs, Strip, cut, even_size
 from .program import Convolve, PositionNorm
 from .scratch import Scratch, Scratches
@@ -300,6 +301,8 @@ def _activate(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module, out: Tens
 
     scale and shift [B, C] are in float32, or in float64 for x in that.
     """
+    if fused.activate(x, scale, shift, act, out):
+        return
     if x.device.type == "cuda" and len(x) == 1 and x.dtype != torch.float64:
         out.copy_(act_of_batch_norm(x, scale[0], shift[0], act))
     elif out.dtype in _IN_PLACE and isinstance(act, nn.SiLU):

@@ -14,7 +14,7 @@ from .kernel import Layout, PassInputs, Strip, cut
 from .maps import FeatureMap
 from .products import VECTOR, PackedProducts, padded
 from .program import Attend, AttentionWeights, Pass, PositionNorm
-from .softmax import OnlineSoftmax, folded, per_item
+from .softmax import OnlineSoftmax, folded, per_item, projections
 from .stats import ChannelStats, StatsTable, StripStats
 
 _CPU = torch.device("cpu")
@@ -61,7 +61,7 @@ class PackedAttention:
         copies = 2 if self.inputs.map_dtype == self.inputs.dtype else 3
         return {
             "statistics": StatsTable.bytes(len(self.layout), (1, channels), self.inputs.dtype),
-            "keys": 8 * (self.inputs.source.shape.numel() + self.inputs.source.shape[0] * channels**2),
+            "keys": 8 * self.inputs.source.shape.numel() + 4 * self.inputs.source.shape[0] * channels**2,
             # A block of them as it is and laid out anew, and the projections; allocators keep that.
             "packing": 4 * (copies * min(PACKED_KEYS, self.positions) * channels + 4 * channels**2),
             "scores": 4 * self.inputs.workers * self.queries * (2 * self.scores_per_query + 6 * channels),
@@ -114,14 +114,12 @@ class _PackedItem:
     ) -> None:
         dtype = torch.float32
         _, positions, _, channels = tokens.shape
-        to_q, to_k, to_v = weights.query_key_value()
+        to_q, to_k, to_v = projections(weights)
         weight, bias = folded(to_q, scale, shift, _CPU, dtype)
         self.query = _linear(weight * channels**-0.5, queries), bias * channels**-0.5
         # Keys differ from one another by their weights alone: a bias common to all of them cancels in the softmax.
         key_weight, _ = folded(to_k, scale, shift, _CPU, dtype)
         value_weight, value_bias = folded(to_v, scale, shift, _CPU, dtype)
-        out_weight, out_bias = weights.output()
-        self.out = _linear(out_weight.detach().to(_CPU, dtype), queries), out_bias.detach().to(_CPU, dtype)
         self.blocks = []
         for span in cut(positions, PACKED_KEYS):
             block = tokens.rows(*span)[0, :, 0].to(dtype)
@@ -134,7 +132,7 @@ class _PackedItem:
         softmax = OnlineSoftmax(len(tokens), tokens)
         for keys, values in self.blocks:
             softmax.add(_apply(query, keys), lambda weights, values=values: _apply(weights, values))
-        return _apply(softmax.result(), *self.out) + tokens
+        return softmax.result().add_(tokens)
 
 
 def _linear(weight: Tensor, rows: int) -> PackedProducts:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .program import Linear
+from .program import AttentionWeights, Linear
 from .stats import ChannelStats, StripStats, join_items, merge_all
 
 
@@ -41,6 +41,18 @@ def folded(layer: Linear, scale: Tensor, shift: Tensor, device: torch.device, dt
     weight = layer[0].detach().cpu().double()
     bias = layer[1].detach().cpu().double() + weight @ shift
     return (weight * scale).to(dtype).to(device), bias.to(dtype).to(device)  # there may be no float64 there
+
+
+def projections(weights: AttentionWeights) -> tuple[Linear, Linear, Linear]:
+    """Of queries, keys and values, where the output's projection is part of the values'.
+
+    The weights of a softmax add up to one, so what is attended to may be projected, bias and all, before it is summed.
+    """
+    to_q, to_k, to_v = weights.query_key_value()
+    (inner, inner_bias), (outer, outer_bias) = (
+        [each.detach().cpu().double() for each in layer] for layer in (to_v, weights.output())
+    )
+    return to_q, to_k, (outer @ inner, outer @ inner_bias + outer_bias)
 
 
 def per_item(parts: Sequence[tuple[int, StripStats]], items: int) -> ChannelStats:

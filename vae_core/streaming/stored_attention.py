@@ -13,7 +13,7 @@ from torch import Tensor
 from .kernel import Layout, PassInputs, Strip, cut
 from .maps import FeatureMap
 from .program import Attend, Linear, PositionNorm
-from .softmax import OnlineSoftmax, folded, per_item
+from .softmax import OnlineSoftmax, folded, per_item, projections
 from .stats import ChannelStats, StatsTable, StripStats
 
 _QUERIES = 1024  # positions that attend at a time
@@ -99,10 +99,8 @@ class StoredAttention:
         return None
 
     def prepare(self, packed: None) -> None:
-        weight, bias = self.step.weights.output()
         device, dtype = self.inputs.device, self.inputs.dtype
-        self._output = weight.detach().to(device, dtype), bias.detach().to(device, dtype)
-        self._projections = self.step.weights.query_key_value()
+        self._projections = projections(self.step.weights)
         strips = self.layout.strips()
         self._numbers = {strip: number for number, strip in enumerate(strips)}
         self._table = StatsTable(len(strips), (1, self.step.channels), dtype, device)
@@ -132,7 +130,7 @@ class StoredAttention:
         else:
             key, value = keys.bands[0][:, None, :, 0], values.bands[0][:, None, :, 0]
             attended = F.scaled_dot_product_attention(query[None, None], key, value)[0, 0]
-        result = F.linear(attended, *self._output) + chunk
+        result = attended + chunk
         self.inputs.target.tokens().item(item).write(start, result[None, :, None])
         self._table.put(self._numbers[strip], StripStats.of(result[None, None]))
         return self._numbers[strip]
@@ -143,7 +141,8 @@ class StoredAttention:
         if self.inputs.coefficients is not None:
             scale, shift = self.inputs.coefficients
             return folded(layer, scale[item], shift[item], device, dtype)
-        return layer[0].detach().to(device, dtype), layer[1].detach().to(device, dtype)
+        weight, bias = (each.detach().to(dtype).to(device) for each in layer)  # there may be no float64 there
+        return weight, bias
 
     def _normalized(self, tokens: Tensor) -> Tensor:
         norm = self.step.norm

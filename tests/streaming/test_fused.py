@@ -1,0 +1,143 @@
+"""Triton's kernels for accelerators, in its interpreter: each against float64, then a whole decode with them.
+
+The interpreter is asked for when Triton is imported, so all of it runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from given.inputs import latent
+from torch import nn
+
+import vae_core
+from vae_core import AutoencoderKL
+from vae_core.streaming import fused
+from vae_core.streaming.stats import StripStats
+
+TESTS = Path(__file__).resolve().parents[1]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that test_in_the_interpreter starts")
+
+SHAPES = [(1, 3, 5, 7), (2, 9, 70, 40), (1, 1, 1, 1), (1, 20, 33, 3), (2, 2, 2, 160)]  # [B, H, W, C]
+# The interpreter cuts bfloat16 off where a device rounds.
+ROUNDING = {torch.float32: 2e-7, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+
+
+@needs_triton
+@pytest.mark.skipif(INTERPRETED, reason="this is that process")
+def test_in_the_interpreter() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert " passed" in run.stdout
+
+
+def strip(shape: tuple[int, ...], dtype: torch.dtype, mean: float = 20.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return (3 * torch.randn(shape, generator=generator) + mean).to(dtype)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("act", [nn.SiLU(), nn.Identity()])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_norm_and_activation(shape: tuple[int, ...], act: nn.Module, dtype: torch.dtype) -> None:
+    x = strip(shape, dtype)
+    scale, shift = torch.randn(shape[0], shape[3]), torch.randn(shape[0], shape[3])
+    padded = torch.full((shape[0], shape[1] + 2, shape[2] + 2, shape[3]), 7.0, dtype=dtype)
+    inside = padded[:, 1:-1, 1:-1]
+    assert fused.activate(x, scale, shift, act, inside)
+    want = act(x.double() * scale[:, None, None] + shift[:, None, None])
+    size = (x.double() * scale[:, None, None]).abs().max() + shift.abs().max()
+    assert (inside.double() - want).abs().max() <= ROUNDING[dtype] * size
+    inside.fill_(7.0)
+    assert (padded == 7.0).all()  # nothing beside it was written
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_statistics(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = strip(shape, dtype, mean=1000.0)
+    assert fused.measured(x) is not None
+    stats = StripStats.of(x).finished()
+    values = x.double().flatten(1, 2)
+    torch.testing.assert_close(stats.mean, values.mean(1), rtol=1e-7, atol=0)
+    torch.testing.assert_close(stats.m2, (values - values.mean(1, keepdim=True)).square().sum(1), rtol=1e-5, atol=1e-5)
+
+
+@interpreted
+def test_sums_of_more_positions_than_one_program_has() -> None:
+    x = strip((1, 70, 64, 4), torch.float32, mean=0.0)
+    stats = StripStats.of(x).finished()
+    values = x.double().flatten(1, 2)
+    torch.testing.assert_close(stats.m2, (values - values.mean(1, keepdim=True)).square().sum(1), rtol=2e-6, atol=0)
+
+
+@interpreted
+@torch.no_grad()
+def test_a_decode(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vae_core.streaming import triton_kernels
+
+    calls: list[str] = []
+    for name in ("activate", "sums_about"):
+        kernel = getattr(triton_kernels, name)
+        monkeypatch.setattr(
+            triton_kernels, name, lambda *values, name=name, kernel=kernel: (calls.append(name), kernel(*values))[1]
+        )
+    z = latent(2, 6, 5)
+    with vae_core.kernels("direct"):
+        got = vae_core.decode(vae, z)
+        plan = vae_core.plan_decode(vae, z.shape)
+    exact = copy.deepcopy(vae).double().decode_reference(z.double())
+    assert (got - exact).abs().max() < 2e-5
+    assert calls.count("sums_about") == plan.strips - 2  # but those that make keys and values, of two items
+    assert 0 < calls.count("activate") < plan.strips
+
+
+@needs_triton
+@pytest.mark.skipif(INTERPRETED, reason="this is that process")
+def test_kernels_that_fail_give_way_to_torchs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where there is no C compiler: here compiled kernels are asked to run on a CPU."""
+    monkeypatch.setattr(fused, "_KINDS", ("cpu",))
+    fused._tried_on.cache_clear()
+    try:
+        x = strip((1, 3, 5, 7), torch.float32)
+        with caplog.at_level(logging.WARNING, "seamless_vae"):
+            for _ in range(2):
+                assert fused.measured(x) is None
+                assert not fused.activate(x, x[:, 0, 0], x[:, 0, 0], nn.SiLU(), torch.empty_like(x))
+        assert len(caplog.messages) == 1 and "torch's own operations take their place" in caplog.messages[0]
+    finally:
+        fused._tried_on.cache_clear()
+
+
+def test_what_the_kernels_leave_to_torch() -> None:
+    """float64, other activations, channels that are not neighbours, and a CPU."""
+    x = strip((1, 3, 5, 7), torch.float32)
+    ones = torch.ones(1, 7)
+    assert fused.measured(x) is None or INTERPRETED
+    assert not fused.activate(x, ones, ones, nn.GELU(), torch.empty_like(x))
+    assert not fused.activate(x.double(), ones, ones, nn.SiLU(), torch.empty_like(x).double())
+    assert not fused.activate(
+        x.transpose(2, 3).contiguous().transpose(2, 3), ones, ones, nn.SiLU(), torch.empty_like(x)
+    )
+    assert fused.measured(x.double()) is None
