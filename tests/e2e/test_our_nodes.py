@@ -6,11 +6,13 @@ import itertools
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from e2e.conftest import HOST_VAE, PHOTOGRAPH, SMALL_VAE
 from e2e.real_host import Comfy, Run, Workflow
+from given.growth import anonymous_bytes
 
 import vae_core
 from vae_core.cli.common import DEMO, DEMO_PHOTOGRAPH
@@ -154,8 +156,7 @@ def test_inpainting_keeps_what_is_not_masked(comfy: Comfy) -> None:
 
 def resident(comfy: Comfy) -> int:
     """Bytes of memory of its own that the host's process has; pages of mapped files are the system's to take."""
-    with open(f"/proc/{comfy.process.pid}/status") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+    return anonymous_bytes(Path(f"/proc/{comfy.process.pid}/status"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")

@@ -10,15 +10,13 @@ import pytest
 
 SIDE = 2048
 DECODE = """
-import ctypes, gc, sys, tempfile, threading, time
+import sys, tempfile, threading
 from pathlib import Path
 sys.path[:0] = sys.argv[1:3]
 import torch
 torch.set_num_threads(1)
+from given.growth import Growth
 from host.stand_in import Pack, installed
-
-def anonymous():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
 
 with tempfile.TemporaryDirectory() as folder, installed("new", Path(folder)):
     pack = Pack()
@@ -35,23 +33,9 @@ with tempfile.TemporaryDirectory() as folder, installed("new", Path(folder)):
     first = threading.Thread(target=decode, args=(128,))  # compiled code and pools are not working memory
     first.start()
     first.join()
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    before = peak = anonymous()
-    done = threading.Event()
-
-    def watch():
-        global peak
-        while not done.is_set():
-            peak = max(peak, anonymous())
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    image = decode(int(sys.argv[3]))
-    done.set()
-    watcher.join()
-    print(peak - before, image.nbytes)
+    with Growth() as growth:
+        image = decode(int(sys.argv[3]))
+    print(growth.bytes, image.nbytes)
 """
 
 

@@ -152,10 +152,11 @@ def test_progress_passes_through_the_costs_of_the_passes(vae: AutoencoderKL) -> 
 
 
 MEASURE_GROWTH = """
-import ctypes, sys, threading, time
+import sys
 sys.path[:0] = sys.argv[1:3]
 import torch
 torch.set_num_threads(2)
+from given.growth import Growth
 from given.models import fields, make
 import vae_core
 widths, side, budget, encoding = map(eval, sys.argv[3:])
@@ -167,21 +168,9 @@ else:
     x, run, plan, output_bytes = torch.randn(1, 4, latent, latent), vae_core.decode, vae_core.plan_decode, 12 * side**2
 run(vae, x, memory_budget=budget)  # compiled code and pools of threads are not working memory
 planned = plan(vae, x.shape, memory_budget=budget).peak_bytes
-ctypes.CDLL(None).malloc_trim(0)
-def anonymous():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon:")) * 1024
-before, peak, stop = anonymous(), 0, threading.Event()
-def watch():
-    global peak
-    while not stop.is_set():
-        peak = max(peak, anonymous())
-        time.sleep(0.0005)
-thread = threading.Thread(target=watch)
-thread.start()
-run(vae, x, memory_budget=budget)
-stop.set()
-thread.join()
-print(planned, peak - before - output_bytes)
+with Growth() as growth:
+    run(vae, x, memory_budget=budget)
+print(planned, growth.bytes - output_bytes)
 """
 # What allocators keep is a matter of chance, and of some MiB, beside which a narrow model's needs are small.
 CHANCE = 12 * 2**20

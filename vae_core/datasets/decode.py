@@ -134,7 +134,7 @@ def _sources(
 def _psnr(pixels: Tensor, source: Prepared | None, sha256: str) -> float | None:
     if source is None or source.sha256 != sha256:
         return None
-    reference = bytes_to_model_range(torch.from_numpy(source.pixels).movedim(-1, 0)[None])
+    reference = bytes_to_model_range(torch.from_numpy(source.pixels.copy()).movedim(-1, 0)[None])
     if reference.shape != pixels.shape:
         return None
     return float(psnr(pixels.clamp(-1, 1), reference, data_range=2.0))
