@@ -2,14 +2,16 @@
 
     python benchmarks/accelerator.py [--device cuda] [--sizes 1024 2048 4096] [--dtype bfloat16] [--budgets 1024 512]
 
-First the tests of what a device does are run. Then a decoder of SD's size with random weights decodes random latents:
-for every size the reference path and diffusers in channels_last, the engine as it chooses, the engine in strips with
-and without Triton's kernels, and under each budget (in MiB). The columns: medians of seconds in turns, how many times
-the reference path's speed that is, the growth of the device's memory beside the image, and the largest difference to
-float32. The table goes into a file (`--out`), in place of an older one of the same device.
+First the tests of what a device does are run. Then a model of SD's size with random weights decodes and encodes random
+inputs: for every size the reference path and diffusers in channels_last, the engine as it chooses, the engine in
+strips with and without Triton's kernels, and under each budget (in MiB). The columns: medians of seconds in turns, how
+many times the reference path's speed that is, the growth of the device's memory beside the result, and the largest
+difference to float32. The table goes into a file (`--out`), in place of an older one of the same device, and again
+after each size.
 
-Ends with status 1 if a test fails, if a budget is exceeded by more than 15 %, or if the engine as it chooses takes
-more than 1.1 times the reference path's time. Devices are whatever torch calls one: CUDA and ROCm ("cuda"), Intel's
+Ends with status 1 if a test fails, if a budget is exceeded by more than 15 %, if the engine as it chooses takes more
+than 1.1 times the time of the reference path or of strips, or if a way differs from float32 by more than twice as much
+as the reference path. Devices are whatever torch calls one: CUDA and ROCm ("cuda"), Intel's
 ("xpu"), Apple's ("mps"), Huawei's ("npu"); where a device cannot tell its memory, the column says so.
 """
 
@@ -29,16 +31,18 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-from engine import in_turns
+from engine import in_turns, make_input
 from peers import CHANNELS_LAST, CONFIGS, ROOT, NotAvailableError, build, ours
 from torch import Tensor
 
 import vae_core
-from vae_core import TileSpec
+from vae_core import AutoencoderKL, MemoryBudgetError, TileSpec
 from vae_core.streaming import fused
-from vae_core.streaming.devices import accelerators, module_of
+from vae_core.streaming.devices import accelerators, current, module_of
+from vae_core.streaming.shortage import is_out_of_memory
 
-ALLOWED_TIME, ALLOWED_MEMORY = 1.1, 1.15
+ALLOWED_TIME, ALLOWED_MEMORY, ALLOWED_DIFFERENCE = 1.1, 1.15, 2.0
+ROUNDING = 1e-4  # of float32, by which the truth itself may be off
 TESTS = ("tests/streaming/test_accelerator.py", "tests/streaming/test_fused.py", "tests/devices")
 REFERENCE, CHOSEN, IN_STRIPS, WITHOUT_TRITON = (
     "reference path",
@@ -51,8 +55,8 @@ TURNS_SECONDS = 120.0  # in which the turns of one size should be done
 HEAD = """# On accelerators
 
 Made by `python benchmarks/accelerator.py`, which checks and measures a device; each table is of one run on one device.
-Memory is the growth of the device's memory beside the image; the difference is the largest one to float32, of images
-between -1 and 1.
+Memory is the growth of the device's memory beside the result; the difference is the largest one to float32, of images
+between -1 and 1 and of latents.
 """
 
 
@@ -64,6 +68,7 @@ class Measured(NamedTuple):
         budget: bytes; None for no limit.
     """
 
+    direction: str
     size: int
     name: str
     seconds: float
@@ -86,8 +91,11 @@ class Device:
         return self.device.type if ask is None else str(ask(self.device))
 
     def call(self, function: str) -> Any:
+        """What the module's function says of this device; None if there is none of that name."""
         ask = getattr(self.module, function, None)
-        return None if ask is None else ask()
+        if ask is None:
+            return None
+        return ask(self.device) if self.device.index is not None and function != "empty_cache" else ask()
 
     def timed(self, run: Callable[[], Tensor]) -> None:
         run()
@@ -122,12 +130,14 @@ def main() -> None:
         options.device = torch.device(found[0])
     passed = options.no_tests or run_tests()
     device = Device(options.device)
-    rows = []
-    for size in options.sizes:
-        for row in measure(device, size, options):
-            rows.append(row)
-            print(line(row), flush=True)
-    write(options.out, section(device, options, rows, passed))
+    rows: list[Measured] = []
+    with current(device.device):
+        for size in options.sizes:
+            for direction in ("decode", "encode"):
+                for row in measure(device, direction, size, options):
+                    rows.append(row)
+                    print(line(row), flush=True)
+            write(options.out, section(device, options, rows, passed))
     failures = list(broken(rows))
     if not passed:
         failures.append("a test failed")
@@ -136,49 +146,59 @@ def main() -> None:
 
 
 def run_tests() -> bool:
-    """Whether the tests of devices pass; the interpreter's process and the device's are pytest's own affair."""
+    """Whether the tests of devices pass."""
     return subprocess.run([sys.executable, "-m", "pytest", "-q", *TESTS], cwd=ROOT).returncode == 0
 
 
 @torch.inference_mode()
-def measure(device: Device, size: int, options: argparse.Namespace) -> Iterator[Measured]:
-    """The rows of one size."""
+def measure(device: Device, direction: str, size: int, options: argparse.Namespace) -> Iterator[Measured]:
+    """The rows of one direction and size."""
     config, dtype = CONFIGS[options.config], getattr(torch, options.dtype)
-    side = size // config.downscale_factor
-    z = torch.randn(1, config.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
-    z = z.to(device.device)
+    x = make_input(config, direction, size).to(device.device)
     exact = copy.deepcopy(ours(config)).to(device.device)
-    strips = TileSpec(size=None)
-    truth = vae_core.decode(exact, z, tiling=strips).cpu()
+    truth = run_whole(exact, direction, x, TileSpec(size=None)).cpu()
     vae = exact.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    half = z.to(dtype)
+    half = x.to(dtype)
+    run, strips = partial(run_whole, vae, direction, half), TileSpec(size=None)
+    reference = vae.decode_reference if direction == "decode" else lambda x: vae.encode_reference(x).chunk(2, dim=1)[0]
     runs: dict[str, tuple[int | None, Callable[[], Tensor]]] = {
-        REFERENCE: (None, partial(vae.decode_reference, half)),
-        CHOSEN: (None, partial(vae_core.decode, vae, half)),
-        IN_STRIPS: (None, partial(vae_core.decode, vae, half, tiling=strips)),
-        WITHOUT_TRITON: (None, partial(in_torchs_operations, partial(vae_core.decode, vae, half, tiling=strips))),
+        REFERENCE: (None, partial(reference, half)),
+        CHOSEN: (None, run),
+        IN_STRIPS: (None, partial(run, strips)),
+        WITHOUT_TRITON: (None, partial(in_torchs_operations, partial(run, strips))),
     }
     try:
-        runs[CHANNELS_LAST] = (None, partial(build(CHANNELS_LAST, config, 0, dtype, device.device).decode, half))
+        peer = build(CHANNELS_LAST, config, 0, dtype, device.device)
+        runs[CHANNELS_LAST] = (None, partial(peer.run, direction, half))
     except NotAvailableError as error:
         print(f"{CHANNELS_LAST} is left out: {error}")
     for budget in options.budgets:
-        limited = partial(vae_core.decode, vae, half, memory_budget=budget * MIB)
-        runs[f"within {budget} MiB"] = (budget * MIB, limited)
+        runs[f"within {budget} MiB"] = (budget * MIB, partial(run, None, budget * MIB))
     results = {}
-    for name, (_, run) in list(runs.items()):
+    for name, (_, each) in list(runs.items()):
         try:
-            results[name] = device.growth(run)
-        except torch.OutOfMemoryError:
-            print(f"{size} {name}: out of memory")
+            results[name] = device.growth(each)
+        except Exception as error:
+            if not is_out_of_memory(error) and not isinstance(error, MemoryBudgetError):
+                raise
+            print(f"{direction} {size} {name}: {str(error).partition(chr(10))[0]}")
             del runs[name]
-    seconds = in_turns([partial(device.timed, run) for _, run in runs.values()], options.runs, TURNS_SECONDS, short=2.0)
+    seconds = in_turns([partial(device.timed, each) for _, each in runs.values()], options.runs, TURNS_SECONDS, 2.0)
     medians = dict(zip(runs, map(statistics.median, seconds), strict=True))
     for name, (budget, _) in runs.items():
-        image, memory = results[name]
+        result, memory = results[name]
         speed = medians[REFERENCE] / medians[name] if REFERENCE in medians else None
-        difference = (image.float().cpu() - truth).abs().max().item()
-        yield Measured(size, name, medians[name], speed, memory, budget, difference)
+        difference = (result.float().cpu() - truth).abs().max().item()
+        yield Measured(direction, size, name, medians[name], speed, memory, budget, difference)
+
+
+def run_whole(
+    vae: AutoencoderKL, direction: str, x: Tensor, tiling: TileSpec | None = None, budget: int | None = None
+) -> Tensor:
+    """The engine's image, or the mean of its posterior."""
+    if direction == "decode":
+        return vae_core.decode(vae, x, tiling=tiling, memory_budget=budget)
+    return vae_core.encode(vae, x, tiling=tiling, memory_budget=budget).mean
 
 
 def in_torchs_operations(run: Callable[[], Tensor]) -> Tensor:
@@ -195,18 +215,26 @@ def without_triton() -> Iterator[None]:
 
 def broken(rows: list[Measured]) -> Iterator[str]:
     """What is not as it has to be."""
+    of = {(row.direction, row.size, row.name): row for row in rows}
     for row in rows:
+        what = f"{row.direction} {row.size}"
         if row.budget is not None and row.memory is not None and row.memory > ALLOWED_MEMORY * row.budget:
-            yield f"{row.size}: {row.name} was exceeded"
-        if row.name == CHOSEN and row.speed is not None and row.speed < 1 / ALLOWED_TIME:
-            yield f"{row.size}: {1 / row.speed:.2f} times the reference path's time"
+            yield f"{what}: {row.name} was exceeded"
+        for other in (REFERENCE, IN_STRIPS) if row.name == CHOSEN else ():
+            faster = of.get((row.direction, row.size, other))
+            if faster is not None and row.seconds > ALLOWED_TIME * faster.seconds:
+                yield f"{what}: {row.seconds / faster.seconds:.2f} times the time of {other}"
+        reference = of.get((row.direction, row.size, REFERENCE))
+        if reference is not None and row.difference > ALLOWED_DIFFERENCE * reference.difference + ROUNDING:
+            yield f"{what}: {row.name} differs from float32 by {row.difference:.1e}"
 
 
 def line(row: Measured) -> str:
     """A row as Markdown."""
     speed = "" if row.speed is None else f"{row.speed:.2f}"
     memory = "unknown" if row.memory is None else f"{row.memory / MIB:.0f} MiB"
-    return f"| {row.size} | {row.name} | {row.seconds:.3f} | {speed} | {memory} | {row.difference:.1e} |"
+    what = f"{row.direction} {row.size} | {row.name}"
+    return f"| {what} | {row.seconds:.3f} | {speed} | {memory} | {row.difference:.1e} |"
 
 
 def section(device: Device, options: argparse.Namespace, rows: list[Measured], passed: bool) -> str:
@@ -219,7 +247,7 @@ def section(device: Device, options: argparse.Namespace, rows: list[Measured], p
             f"torch {torch.__version__}, {options.dtype}, model {options.config}, medians of {options.runs} in turns; "
             f"tests of devices: {tests}.",
             "",
-            "| side | run | seconds | speed | memory | difference |",
+            "| | run | seconds | speed | memory | difference |",
             "| --- | --- | --- | --- | --- | --- |",
             *map(line, rows),
             "",

@@ -81,17 +81,22 @@ def test_an_accelerators_table_is_written_and_renewed(tmp_path: Path) -> None:
             text=True,
             timeout=300,
         )
-        assert run.returncode == 0 or "times the reference path's time" in run.stderr
+        assert run.returncode == 0 or "times the time of" in run.stderr
         text = out.read_text()
         assert text.count("\n## ") == 1 and f", {dtype}, model tiny" in text
         for name in ("reference path", "Seamless VAE", "in strips, without Triton", "within 8 MiB"):
-            seconds, speed, memory, difference = text.split(f"| 32 | {name} | ")[1].partition("\n")[0].split(" | ")
+            row = text.split(f"| decode 32 | {name} | ")[1].partition("\n")[0]
+            seconds, speed, memory, difference = row.split(" | ")
             assert float(seconds) > 0 and float(speed) > 0 and memory == "unknown"
             assert float(difference.rstrip(" |")) < (1e-4 if dtype == "float32" else 0.5)
-    exceeded = accelerator.Measured(8, "within 1 MiB", 1.0, None, 2**21, 2**20, 0.0)
-    slow = accelerator.Measured(8, accelerator.CHOSEN, 1.2, 1 / 1.2, None, None, 0.0)
-    assert list(accelerator.broken([exceeded, slow])) == [
-        "8: within 1 MiB was exceeded",
-        "8: 1.20 times the reference path's time",
+    plain = accelerator.Measured("encode", 8, accelerator.REFERENCE, 1.0, 1.0, None, None, 0.01)
+    exceeded = plain._replace(name="within 1 MiB", memory=2**21, budget=2**20)
+    slow = plain._replace(name=accelerator.CHOSEN, seconds=1.2)
+    wrong = plain._replace(name=accelerator.IN_STRIPS, seconds=1.1, difference=0.03)
+    assert list(accelerator.broken([plain, exceeded, slow, wrong])) == [
+        "encode 8: within 1 MiB was exceeded",
+        "encode 8: 1.20 times the time of reference path",
+        "encode 8: in strips differs from float32 by 3.0e-02",
     ]
-    assert not list(accelerator.broken([exceeded._replace(memory=2**20), slow._replace(speed=1.0)]))
+    right = exceeded._replace(memory=2**20), slow._replace(seconds=1.0), wrong._replace(difference=0.01)
+    assert not list(accelerator.broken([plain, *right]))

@@ -1,6 +1,6 @@
-"""Triton's kernels for accelerators, in its interpreter: each against float64, then a whole decode with them.
+"""Triton's kernels for accelerators, there and in its interpreter: each against float64, then a whole decode.
 
-The interpreter is asked for when Triton is imported, so all of it runs in a process of its own.
+The interpreter is asked for when Triton is imported, so that part runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from torch import nn
 import vae_core
 from vae_core import AutoencoderKL
 from vae_core.streaming import fused
+from vae_core.streaming.devices import accelerators
 from vae_core.streaming.stats import StripStats
 
 TESTS = Path(__file__).resolve().parents[1]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that test_in_the_interpreter starts")
+DEVICES = ["cpu"] if INTERPRETED else [each for each in accelerators() if each.startswith(("cuda", "xpu"))]
+_SKIPPED = pytest.mark.skip(reason="runs on an accelerator, and in the process that test_in_the_interpreter starts")
+on_devices = pytest.mark.parametrize("device", DEVICES or [pytest.param("cpu", marks=_SKIPPED)])
 
 SHAPES = [(1, 3, 5, 7), (2, 9, 70, 40), (1, 1, 1, 1), (1, 20, 33, 3), (2, 2, 2, 160)]  # [B, H, W, C]
 # The interpreter cuts bfloat16 off where a device rounds.
@@ -53,46 +56,61 @@ def strip(shape: tuple[int, ...], dtype: torch.dtype, mean: float = 20.0) -> tor
     return (3 * torch.randn(shape, generator=generator) + mean).to(dtype)
 
 
-@interpreted
+@on_devices
+@needs_triton
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("act", [nn.SiLU(), nn.Identity()])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_norm_and_activation(shape: tuple[int, ...], act: nn.Module, dtype: torch.dtype) -> None:
+def test_norm_and_activation(shape: tuple[int, ...], act: nn.Module, dtype: torch.dtype, device: str) -> None:
     x = strip(shape, dtype)
     scale, shift = torch.randn(shape[0], shape[3]), torch.randn(shape[0], shape[3])
-    padded = torch.full((shape[0], shape[1] + 2, shape[2] + 2, shape[3]), 7.0, dtype=dtype)
+    padded = torch.full((shape[0], shape[1] + 2, shape[2] + 2, shape[3]), 7.0, dtype=dtype, device=device)
     inside = padded[:, 1:-1, 1:-1]
-    assert fused.activate(x, scale, shift, act, inside)
+    assert fused.activate(x.to(device), scale.to(device), shift.to(device), act, inside)
     want = act(x.double() * scale[:, None, None] + shift[:, None, None])
     size = (x.double() * scale[:, None, None]).abs().max() + shift.abs().max()
-    assert (inside.double() - want).abs().max() <= ROUNDING[dtype] * size
+    assert (inside.cpu().double() - want).abs().max() <= ROUNDING[dtype] * size
     inside.fill_(7.0)
     assert (padded == 7.0).all()  # nothing beside it was written
 
 
-@interpreted
+@on_devices
+@needs_triton
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_statistics(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_statistics(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
     x = strip(shape, dtype, mean=1000.0)
-    assert fused.measured(x) is not None
-    stats = StripStats.of(x).finished()
+    assert fused.measured(x.to(device)) is not None
+    stats = StripStats.of(x.to(device)).finished()
     values = x.double().flatten(1, 2)
     torch.testing.assert_close(stats.mean, values.mean(1), rtol=1e-7, atol=0)
     torch.testing.assert_close(stats.m2, (values - values.mean(1, keepdim=True)).square().sum(1), rtol=1e-5, atol=1e-5)
 
 
-@interpreted
-def test_sums_of_more_positions_than_one_program_has() -> None:
+@on_devices
+@needs_triton
+def test_a_strip_whose_first_rows_are_far_from_the_others(device: str) -> None:
+    """As a flat border: it must not be what deviations are taken from."""
+    x = strip((1, 40, 64, 4), torch.float32, mean=0.0)
+    x[:, :2] = 200.0
+    stats = StripStats.of(x.to(device)).finished()
+    values = x.double().flatten(1, 2)
+    torch.testing.assert_close(stats.m2, (values - values.mean(1, keepdim=True)).square().sum(1), rtol=1e-6, atol=0)
+
+
+@on_devices
+@needs_triton
+def test_sums_of_more_positions_than_one_program_has(device: str) -> None:
     x = strip((1, 70, 64, 4), torch.float32, mean=0.0)
-    stats = StripStats.of(x).finished()
+    stats = StripStats.of(x.to(device)).finished()
     values = x.double().flatten(1, 2)
     torch.testing.assert_close(stats.m2, (values - values.mean(1, keepdim=True)).square().sum(1), rtol=2e-6, atol=0)
 
 
-@interpreted
+@on_devices
+@needs_triton
 @torch.no_grad()
-def test_a_decode(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decode(device: str, vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
     from vae_core.streaming import triton_kernels
 
     calls: list[str] = []
@@ -103,8 +121,9 @@ def test_a_decode(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
         )
     z = latent(2, 6, 5)
     with vae_core.kernels("direct"):
-        got = vae_core.decode(vae, z)
-        plan = vae_core.plan_decode(vae, z.shape)
+        there, options = copy.deepcopy(vae).to(device), {"tiling": vae_core.TileSpec(size=None)}
+        got = vae_core.decode(there, z.to(device), **options).cpu()
+        plan = vae_core.plan_decode(there, z.shape, **options)
     exact = copy.deepcopy(vae).double().decode_reference(z.double())
     assert (got - exact).abs().max() < 2e-5
     assert calls.count("sums_about") == plan.strips - 2  # but those that make keys and values, of two items
@@ -118,7 +137,7 @@ def test_kernels_that_fail_give_way_to_torchs(
 ) -> None:
     """As where there is no C compiler: here compiled kernels are asked to run on a CPU."""
     monkeypatch.setattr(fused, "_KINDS", ("cpu",))
-    fused._tried_on.cache_clear()
+    fused._tried.cache_clear()
     try:
         x = strip((1, 3, 5, 7), torch.float32)
         with caplog.at_level(logging.WARNING, "seamless_vae"):
@@ -127,7 +146,7 @@ def test_kernels_that_fail_give_way_to_torchs(
                 assert not fused.activate(x, x[:, 0, 0], x[:, 0, 0], nn.SiLU(), torch.empty_like(x))
         assert len(caplog.messages) == 1 and "torch's own operations take their place" in caplog.messages[0]
     finally:
-        fused._tried_on.cache_clear()
+        fused._tried.cache_clear()
 
 
 def test_what_the_kernels_leave_to_torch() -> None:

@@ -7,6 +7,7 @@ None here, and the engine does without: one queue instead of three, or no budget
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -44,6 +45,12 @@ def with_streams(device: torch.device) -> Any:
     """The module of a device that has several queues; None where there is one."""
     module = None if device.type in ("cpu", "meta") else module_of(device)
     return module if all(hasattr(module, name) for name in _STREAMS) else None
+
+
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """In a `with` block the device is its kind's current one, which libraries beside torch send their kernels to."""
+    switch = getattr(module_of(device), "device", None)
+    return nullcontext() if switch is None or device.type == "cpu" or device.index is None else switch(device)
 
 
 def has_cpu_memory(device: torch.device) -> bool:

@@ -1,7 +1,8 @@
 """Norm, activation and statistics of strips on an accelerator, by Triton's kernels where they work.
 
-Whether they do is tried out once for each device, on a few numbers: Triton may be missing, too old for the device, or
-without the C compiler that its first kernel needs. torch's own operations then do the same in more steps.
+Whether they do is tried out once for each device and precision, on a few numbers: Triton may be missing, without the C
+compiler that its first kernel needs, or without this precision on a device of that age. torch's own operations then do
+the same in more steps.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from types import ModuleType
 
 import torch
 from torch import Tensor, nn
+
+from .devices import current
+from .shortage import is_out_of_memory
 
 _KINDS = ("cuda", "xpu")  # which Triton compiles for; ROCm's are "cuda" to torch
 _PIVOTS = 64  # positions whose mean the deviations are taken from
@@ -30,55 +34,79 @@ def activate(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module, out: Tenso
     """
     if not isinstance(act, nn.SiLU | nn.Identity) or x.dtype == torch.float64 or x.stride(3) != 1:
         return False
-    kernels = _kernels_on(x.device)
+    kernels = _kernels_for(x)
     if kernels is None:
         return False
-    kernels.activate(x, scale, shift, isinstance(act, nn.SiLU), out)
+    with current(x.device):
+        kernels.activate(x, scale, shift, isinstance(act, nn.SiLU), out)
     return True
 
 
 def measured(strip: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """Pivot, sum of deviations from it and sum of their squares, each [B, C] in float32, of a strip [B, H, W, C].
 
-    The pivot is the mean of a few positions, so that squares of deviations are not much larger than the variance and
-    little is lost when the pivot's own deviation is taken off. None where torch's operations have to do it.
+    The pivot is the mean of a few positions from all over the strip, so that squares of deviations are not much larger
+    than the variance and little is lost when the pivot's own deviation is taken off. None where torch's operations
+    have to do it.
     """
-    kernels = None if strip.dtype == torch.float64 else _kernels_on(strip.device)
+    kernels = _kernels_for(strip)
     if kernels is None:
         return None
     values = strip.flatten(1, 2).contiguous()
-    pivot = values[:, :_PIVOTS].float().mean(1)
-    return pivot, *kernels.sums_about(values, pivot)
+    pivot = values[:, :: max(1, values.shape[1] // _PIVOTS)].float().mean(1)
+    with current(strip.device):
+        return pivot, *kernels.sums_about(values, pivot)
 
 
-def _kernels_on(device: torch.device) -> ModuleType | None:
+def _kernels_for(x: Tensor) -> ModuleType | None:
     """The module of kernels; None where they cannot be used. On a CPU they run in Triton's interpreter alone."""
-    if device.type not in _KINDS and not (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+    kind = x.device.type
+    if x.dtype == torch.float64 or (kind not in _KINDS and not (kind == "cpu" and interpreted())):
         return None
-    return _tried_on(device)
+    return _tried(x.device, x.dtype)
+
+
+def interpreted() -> bool:
+    """Whether Triton is to interpret its kernels, which it then does for tensors on a CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @functools.cache
-def _tried_on(device: torch.device) -> ModuleType | None:
+def _tried(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
     if importlib.util.find_spec("triton") is None:
         return None
     try:
         from . import triton_kernels
 
-        x = torch.linspace(-4, 4, 2 * 3 * 5 * 6, device=device).reshape(2, 3, 5, 6)
-        scale, shift = x[:, 0, 0] + 0.5, x[:, 0, 1]
-        got, want = torch.empty_like(x), nn.functional.silu(x * scale[:, None, None] + shift[:, None, None])
-        triton_kernels.activate(x, scale, shift, True, got)
-        total, squares = triton_kernels.sums_about(x.flatten(1, 2), shift)
-        deviations = x.flatten(1, 2) - shift[:, None]
-        for each, true in ((got, want), (total, deviations.sum(1)), (squares, deviations.square().sum(1))):
-            torch.testing.assert_close(each, true, rtol=1e-4, atol=1e-4)
+        with current(device):
+            _try(triton_kernels, device, dtype)
     except Exception as error:  # a compiler or a driver has many
+        if is_out_of_memory(error):  # which says nothing of the kernels
+            raise
         logger.warning(
-            "Triton's kernels cannot be used on %s (%s: %s); torch's own operations take their place.",
+            "Triton's kernels cannot be used on %s in %s (%s: %s); torch's own operations take their place.",
             device,
+            str(dtype).removeprefix("torch."),
             type(error).__name__,
             str(error).partition("\n")[0],
         )
         return None
     return triton_kernels
+
+
+def _try(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise if a kernel does not compute what it should: several programs along each axis, the last ones not full."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 2, 70, 160, generator=generator).to(dtype)
+    scale, shift = torch.randn(2, 2, 160, generator=generator)
+    there, factors, offsets = x.to(device), scale.to(device), shift.to(device)
+    values = x.float()
+    for silu in (True, False):
+        got, want = torch.empty_like(there), values * scale[:, None, None] + shift[:, None, None]
+        kernels.activate(there, factors, offsets, silu, got)
+        want = nn.functional.silu(want) if silu else want
+        torch.testing.assert_close(got.cpu().float(), want, rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
+    deviations = values.flatten(1, 2) - shift[:, None]
+    sums = kernels.sums_about(there.flatten(1, 2), offsets)
+    for got, want in zip(sums, (deviations.sum(1), deviations.square().sum(1)), strict=True):
+        torch.testing.assert_close(got.cpu(), want, rtol=1e-4, atol=1e-3)

@@ -37,8 +37,8 @@ class Transfers:
     """Uploads and downloads of one pass. Where a device has one queue alone, they happen in it.
 
     Where it has streams (CUDA, ROCm, XPU, NPU) each direction has one of its own, so the next strip's upload and the
-    last one's download run while a strip is computed, if the maps are page-locked. The CPU runs at most `_IN_FLIGHT`
-    strips ahead, which bounds the device's memory.
+    last one's download run while a strip is computed, if the maps are page-locked, as they are for CUDA and ROCm. The
+    CPU runs at most `_IN_FLIGHT` strips ahead, which bounds the device's memory.
     """
 
     def __init__(self, device: torch.device) -> None:
