@@ -7,6 +7,7 @@ and is written again. The manifest is written first, without totals, and once mo
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -178,12 +179,20 @@ class Collection:
         return layout.files(shard, about)
 
     def all_records(self) -> Iterator[dict[str, Any]]:
-        """The records of all committed shards, in order."""
+        """The records of all shards, in order.
+
+        Raises:
+            DatasetError: one is missing or damaged.
+        """
         for split in self.splits():
-            chunk = 0
-            while (record := self.read_record(split.number, chunk)) is not None:
+            for chunk in itertools.count():
+                record = self.read_record(split.number, chunk)
+                if record is None:
+                    raise DatasetError(
+                        f"{self.record_path(split.number, chunk)} is missing, so that the collection is not whole. Run "
+                        f"encode-dataset with --resume; several machines need a folder that all of them see."
+                    )
                 yield record
-                chunk += 1
                 if record["last"]:
                     break
 
@@ -201,7 +210,11 @@ class Collection:
         return [by_name[name] for name in names]
 
     def finish(self) -> dict[str, int]:
-        """Write the list of shards, the report of failures and the totals; returns the totals."""
+        """Write the list of shards, the report of failures and the totals; returns the totals.
+
+        Raises:
+            DatasetError: a shard is missing, or there are no images at all.
+        """
         totals = {"images": 0, "failures": 0, "shards": 0, "bytes": 0}
         shards, failures = [], []
         for record in self.all_records():
@@ -216,6 +229,8 @@ class Collection:
             totals["failures"] += line["failures"]
             totals["bytes"] += size
             totals["shards"] += 1
+        if not totals["images"] and not totals["failures"]:
+            raise DatasetError(f"{self.manifest['source']} has no images. Give a source that has, and another folder.")
         write_bytes(self.records / SHARDS, _lines(shards))
         write_bytes(self.records / FAILURES, _lines(failures))
         self.manifest["totals"] = totals

@@ -21,6 +21,7 @@ from .collection import Collection
 from .encode import fingerprint, generator
 from .prepare import Prepared, prepare
 from .sources import Split, read_split
+from .writing import local_folder
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def decode_dataset(
     Raises:
         DatasetError: another VAE, a shard that cannot be read, an image that cannot be written.
     """
+    images = local_folder(images)
     collection = Collection.open(out)
     _check_vae(collection, vae)
     splits = {split.number: split for split in collection.splits()} if compare else {}
@@ -68,7 +70,7 @@ def decode_dataset(
         for image, tensors in zip(wanted, collection.read_images(record, wanted), strict=True):
             z = raw_z(tensors, collection, image["sha256"])
             pixels = decode(vae, z[None].to(vae.device, vae.dtype), memory_budget=memory_budget).float().cpu()
-            file = Path(images) / f"{safe_name(image['key'])}.png"
+            file = images / f"{safe_name(image['key'])}.png"
             write_image(to_pil(pixels)[0], file)
             yield Decoded(image["key"], file, _psnr(pixels, sources.get(image["position"]), image["sha256"]))
         count += len(wanted)

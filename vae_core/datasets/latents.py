@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from .encode import Encoded, Shard
 from .prepare import Prepared
 from .settings import STORED, Settings, automatic_shard
 from .sources import Split
+from .writing import local_folder
 
 SOURCE = "latents"
 
@@ -57,7 +57,7 @@ def save_latents(
         DatasetError: the folder exists, names that are equal, a file that cannot be written.
         ConfigError: options that contradict each other, or that the VAE does not fit.
     """
-    out, factor = Path(out), vae.config.downscale_factor
+    out, factor = local_folder(out), vae.config.downscale_factor
     sides = [(each.z.shape[-1] * factor, each.z.shape[-2] * factor) for each in latents]
     buckets = Buckets(max(width for width, _ in sides), max(height for _, height in sides))
     settings = Settings(buckets, shard_images=automatic_shard(buckets), **options)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import ImageError, VAEError
+from ..errors import DatasetError, ImageError, VAEError
 from ..image import from_pil, to_pil
 from .buckets import Fit
 from .settings import Failure, Settings
@@ -55,7 +55,11 @@ def prepare_all(raws: Iterable[Raw], settings: Settings, channels: int, first: i
 
 
 def prepare(raw: Raw, position: int, settings: Settings, channels: int) -> Result:
-    """Prepare one image for a model of so many channels."""
+    """Prepare one image for a model of so many channels.
+
+    Raises:
+        DatasetError: memory ran out, which is not the image's fault.
+    """
     if raw.data is None:
         return Failure(raw.key, position, raw.problem)
     try:
@@ -64,6 +68,11 @@ def prepare(raw: Raw, position: int, settings: Settings, channels: int) -> Resul
         pixels, alpha = _pixels(image, fit, channels, settings.alpha_mask)
     except VAEError as error:
         return Failure(raw.key, position, str(error))
+    except MemoryError as error:
+        raise DatasetError(
+            f"memory ran out while {raw.key} was read. What was finished stays valid: run the same command with "
+            f"--resume, and with fewer --workers."
+        ) from error
     except Exception as error:  # Pillow's readers raise nearly everything on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         return Failure(raw.key, position, f"it is damaged, or not an image that Pillow reads ({_stable(reason)})")

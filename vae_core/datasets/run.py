@@ -24,7 +24,7 @@ from .progress import Progress
 from .settings import Settings, automatic_batch, automatic_budget, automatic_shard
 from .sources import Split, find_splits
 from .weights import PackedVAE
-from .writing import remove_leftovers
+from .writing import local_folder, remove_leftovers
 
 logger = logging.getLogger("seamless_vae")
 
@@ -118,7 +118,7 @@ def encode_dataset(
         DatasetError: a source that cannot be read, a folder that has another collection, a full disk.
         ConfigError: settings that do not fit the VAE or the source.
     """
-    engine, progress, out = engine or Engine(), progress or Progress(show=False), Path(out)
+    engine, progress, out = engine or Engine(), progress or Progress(show=False), local_folder(out)
     settings.buckets.check(vae.config.downscale_factor)
     with sole_writer(records_folder(out, settings.layout)):
         collection = _begin(os.fspath(source), out, vae, settings, resume)

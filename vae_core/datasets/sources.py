@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import os
 import re
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
@@ -23,8 +25,14 @@ from PIL import Image
 from ..errors import DatasetError
 from .extras import require
 from .tables import TABLES, read_rows, row_ranges
-from .transfer import Raw, fetch, open_stream
+from .transfer import Raw, fetch, open_source
 
+logger = logging.getLogger("seamless_vae")
+
+# What a source may have, in the order of preference: tables beside tars or images describe these.
+_KINDS = {"tar": "tars", "files": "image files", "table": "tables"}
+# What only a collection of latents has together. Its files are not images.
+_COLLECTION = ("manifest.json", "splits.jsonl")
 # What tarfile, its decompressors and webdataset raise on a damaged tar; anything else is the disk's or the network's.
 _DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, AssertionError)
 _WITHOUT_PIXELS = {".pdf", ".ps", ".eps", ".mpg", ".mpeg"}
@@ -67,6 +75,9 @@ class Split:
 def find_splits(source: str | os.PathLike[str], images: int) -> list[Split]:
     """The splits of a source, of so many images each where that is for us to choose.
 
+    Of a source with several kinds of files one is read, and a warning names the others: tars before image files,
+    image files before tables.
+
     Args:
         source: a folder tree, a glob, a file; tars of WebDataset by name, glob or braces; .parquet or .csv; each also
             behind a URL that fsspec knows.
@@ -77,21 +88,27 @@ def find_splits(source: str | os.PathLike[str], images: int) -> list[Split]:
     """
     text = os.fspath(source)
     found = _expand(text)
-    kinds = {kind for url, _ in found if (kind := _kind(url)) is not None}
-    if not found or not kinds:
+    counts = Counter(kind for url, _ in found if (kind := _kind(url)) is not None)
+    kind = next((kind for kind in _KINDS if counts[kind]), None)
+    if kind is None:
         raise DatasetError(
             f"{text} has no images ({len(found)} files of other kinds). Give a folder, a glob such as 'photos/*.jpg', "
             f"tars, a .parquet or .csv table, or a URL of one of them."
         )
-    kind = "tar" if kinds == {"tar"} else "table" if kinds == {"table"} else "files"
-    chosen = [(url, key) for url, key in found if _kind(url) == kind] if kind != "files" else []
+    if others := [f"{counts[each]} {name}" for each, name in _KINDS.items() if each != kind and counts[each]]:
+        logger.warning(
+            "%s has %d %s, which are read, and %s beside them, which are not. Give a glob such as '**/*.jpg' to choose "
+            "others.", text, counts[kind], _KINDS[kind], " and ".join(others),
+        )  # fmt: skip
+    chosen = [(url, key) for url, key in found if _kind(url) == kind]
     if kind == "tar":
         require("webdataset", "datasets", "reading WebDataset tars")
         return [Split(number, "tar", (url,)) for number, (url, _) in enumerate(chosen)]
     if kind == "table":
         ranges = [(url, start, stop) for url, _ in chosen for start, stop in row_ranges(url, images)]
+        if not ranges:
+            raise DatasetError(f"{text} has no images: its tables have no rows. Give a table with rows.")
         return [Split(number, "rows", (url,), (), start, stop) for number, (url, start, stop) in enumerate(ranges)]
-    chosen = [(url, key) for url, key in found if _kind(url) == "files"]
     parts = [chosen[i : i + images] for i in range(0, len(chosen), images)]
     return [
         Split(number, "files", tuple(url for url, _ in part), tuple(key for _, key in part))
@@ -155,7 +172,7 @@ def _expand(text: str) -> list[tuple[str, str]]:
         names = []
     except OSError as error:
         raise DatasetError(f"{text} cannot be listed: {error}. Check the address and your access to it.") from None
-    names = sorted(name for name in map(str, names) if not _is_hidden(name, path))
+    names = sorted(name for name in _without_collections(map(str, names)) if not _is_hidden(name, path))
     if not names and not (local and os.path.isdir(text)):
         raise DatasetError(f"{text} does not exist, or nothing matches it. Give a folder, a file, a glob or a URL.")
     base = _base(path, names)
@@ -163,6 +180,14 @@ def _expand(text: str) -> list[tuple[str, str]]:
         (name if local else system.unstrip_protocol(name), os.path.relpath(name, base).replace(os.sep, "/"))
         for name in names
     ]
+
+
+def _without_collections(names: Iterable[str]) -> Iterator[str]:
+    """Files that are not of a collection of latents, which may have been written beside or among the images."""
+    names = list(names)
+    marks = [{name.rpartition("/")[0] for name in names if name.rpartition("/")[2] == mark} for mark in _COLLECTION]
+    folders = tuple(f"{folder}/" for folder in set.intersection(*marks))
+    return (name for name in names if not name.startswith(folders))
 
 
 def _braces(text: str) -> list[str]:
@@ -192,7 +217,7 @@ def _base(path: str, names: list[str]) -> str:
 
 def _read_tar(url: str) -> Iterator[Raw]:
     reading = require("webdataset.tariterators", "datasets", "reading WebDataset tars")
-    with open_stream(url) as stream:
+    with open_source(url) as stream:
         files = reading.tar_file_expander([{"url": url, "stream": stream}])
         yield from _tar_images(reading.group_by_keys(files), url)
 

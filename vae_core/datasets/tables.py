@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import DatasetError
 from .extras import require
-from .transfer import Raw, fetch, open_stream
+from .transfer import Raw, fetch, open_source
 
 TABLES = (".parquet", ".csv")
 # Columns that usually have the images, in the order of preference.
@@ -17,7 +17,7 @@ _COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes", "path", "file", "fil
 
 def row_ranges(url: str, images: int) -> list[tuple[int, int]]:
     """The rows of a table in ranges of so many."""
-    with open_stream(url) as file:
+    with open_source(url) as file:
         count = _read_csv(file, url).num_rows if _is_csv(url) else _parquet(file, url).metadata.num_rows
     return [(start, min(start + images, count)) for start in range(0, count, images)]
 
@@ -28,7 +28,7 @@ def read_rows(url: str, start: int, stop: int, column: str = "") -> Iterator[Raw
     Raises:
         DatasetError: the table cannot be read, or has no column of images.
     """
-    with open_stream(url) as file:
+    with open_source(url) as file:
         if _is_csv(url):
             table = _read_csv(file, url)
             name = _column(table.schema, column, url)

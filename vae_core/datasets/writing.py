@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 from ..atomic import write_file
@@ -11,6 +12,21 @@ from ..errors import DatasetError
 from ..temporaries import sweep
 
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+
+
+def local_folder(place: str | os.PathLike[str]) -> Path:
+    """A folder to write to, as an absolute path: processes elsewhere have other working directories.
+
+    Raises:
+        DatasetError: it is a URL.
+    """
+    text = os.fspath(place)
+    if re.match(r"[A-Za-z][\w+.-]+:/", text):  # a Path has one slash of the two; C:/ has one letter
+        raise DatasetError(
+            f"{text} is a URL, and collections are written to folders. Give a folder (of a mounted bucket, if it shall "
+            f"be there), or copy the collection there afterwards."
+        )
+    return Path(os.path.abspath(text))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
