@@ -30,7 +30,7 @@ from given.hostile import (
     zipped,
 )
 
-from vae_core import UnsafeCheckpointError
+from vae_core import CheckpointError, UnsafeCheckpointError
 from vae_core.checkpoints.open_file import open_tensor_file
 
 # Names and calls.
@@ -222,7 +222,8 @@ MEGABYTES = {
 @pytest.mark.parametrize("name", MEGABYTES)
 def test_short_programs_that_would_take_memory_or_time(name: str, tmp_path: Path) -> None:
     bounded(zipped(MEGABYTES[name], tmp_path / "x.pt"))
-    bounded(legacy(MEGABYTES[name], tmp_path / "y.pt"))
+    with pytest.raises(CheckpointError):
+        open_tensor_file(legacy(MEGABYTES[name], tmp_path / "y.pt"))
 
 
 def test_dictionaries_in_one_another_a_million_times(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vae_core import AutoencoderKL, CheckpointError, UnsafeCheckpointError, VAEError, inspect_vae, load_vae
-from vae_core.checkpoints import allowed, pickled, unpickler
+from vae_core.checkpoints import allowed, machine, pickled, unpickler
 from vae_core.checkpoints.open_file import open_tensor_file
 
 PROTOCOLS = (0, 1, 2, 3, 4, 5)
@@ -151,9 +151,9 @@ def test_a_file_cannot_bend_what_the_next_one_meets(tmp_path: Path) -> None:
     """BUILD of a class is refused; of an object that is passed over it changes nothing."""
     program = b"comegaconf\nThing\n}S'append'\nccollections\nOrderedDict\nsb."
     with pytest.raises(UnsafeCheckpointError, match="changes the attributes of a Dummy"):
-        unpickler.load(io.BytesIO(program), len(program), "a")
+        unpickler.load(io.BytesIO(program), len(program), "a", machine.time_limit())
     program = b"comegaconf\nThing\n)R}S'append'\nccollections\nOrderedDict\nsb."
-    thing, _ = unpickler.load(io.BytesIO(program), len(program), "a")
+    thing, _ = unpickler.load(io.BytesIO(program), len(program), "a", machine.time_limit())
     assert thing is allowed.PLACEHOLDER and not hasattr(thing, "append")
 
 

@@ -4,11 +4,17 @@ A pickle is a program that may call whatever it names. Python's unpickler is not
 reserves memory for lengths that a file only claims, and it hashes and prints what it is given. Here names become
 stand-ins (`allowed`), lengths are checked before they are read, keys are plain, and work and memory are limited by what
 the largest real files need. Nothing of a file is ever printed but names and numbers.
+
+Python's hashes of numbers are the same in every process, so that keys can be chosen that all have one hash, and each
+then takes as long as there are others. Whole numbers are therefore smaller than the modulus of that hash, texts are
+short; and what is left of such ways, the time limit ends.
 """
 
 from __future__ import annotations
 
 import struct
+import sys
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, BinaryIO, NoReturn
@@ -21,12 +27,23 @@ from .rebuild import Array, NumpyType, Storage
 MAX_LINE = 1 << 16  # of an instruction that is written as a line of text
 MAX_INTEGER_BYTES = 64
 MAX_KEY_ITEMS = 8  # of a tuple that is a key
-COST_LIMIT = 48 << 20  # bytes that the objects of a program may take, its texts apart; full checkpoints take a quarter
+MAX_KEY_TEXT = 4096  # characters
+MAX_KEY_INTEGER = sys.hash_info.modulus  # from there on, numbers have the hashes of smaller ones
+MAX_MEMO = 1 << 32  # as many as the instructions with a number of four bytes reach
+COST_LIMIT = 40 << 20  # bytes that the objects of a program may take, its texts apart; full checkpoints take a quarter
 COST = 96  # of an instruction
+KEY_COST = 48  # of a key beside it
+SECONDS = 8  # of the processor, for all pickles of a file: thirty times what full checkpoints take
+LOOK_EVERY = 64 * COST  # between two looks at the clock
 
 
 class DamagedError(ValueError):
     """Bytes that are not a whole pickle."""
+
+
+def time_limit() -> float:
+    """The time of this thread's clock at which a file whose reading begins now has taken too long."""
+    return time.thread_time() + SECONDS
 
 
 class Machine:
@@ -36,19 +53,20 @@ class Machine:
         file: open at the first byte of the pickle; left behind its last one.
         size: bytes of the file from there on.
         name: for messages.
+        until: see `time_limit`.
 
     Attributes:
         storages: every storage that the pickle refers to, by key.
     """
 
-    def __init__(self, file: BinaryIO, size: int, name: str) -> None:
-        self.file, self.left, self.name = file, size, name
+    def __init__(self, file: BinaryIO, size: int, name: str, until: float) -> None:
+        self.file, self.left, self.name, self.until = file, size, name, until
         self.frame_left: int | None = None
         self.position = 0
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        self.cost = 0
+        self.cost = self.look_at = 0
         self.copies_left = size
         self.storages: dict[str, Storage] = {}
         self.views: dict[str, Storage] = {}
@@ -56,36 +74,51 @@ class Machine:
     # Reading.
 
     def read(self, count: int) -> bytes:
-        if count > self.left or (self.frame_left is not None and count > self.frame_left):
+        frame = self.frame_left
+        if count > self.left or (frame is not None and count > frame):
             raise DamagedError(f"it ends where {count} bytes more are promised")
         raw = self.file.read(count)
         if len(raw) != count:
             raise DamagedError("it ends too early")
-        self._advance(count)
+        self.left -= count
+        self.position += count
+        if frame is not None:
+            self.frame_left = frame - count or None
         return raw
 
     def line(self) -> str:
-        raw = self.file.readline(min(MAX_LINE, self.left, self.left if self.frame_left is None else self.frame_left))
+        frame = self.frame_left
+        raw = self.file.readline(min(MAX_LINE, self.left, self.left if frame is None else frame))
         if not raw.endswith(b"\n"):
             raise DamagedError(f"a line of text has no end within {len(raw)} bytes")
-        self._advance(len(raw))
+        self.left -= len(raw)
+        self.position += len(raw)
+        if frame is not None:
+            self.frame_left = frame - len(raw) or None
         return raw[:-1].decode("utf-8")
 
     def number(self, form: str) -> int:
         return struct.unpack(form, self.read(struct.calcsize(form)))[0]
 
-    def _advance(self, count: int) -> None:
-        self.left -= count
-        self.position += count
-        if self.frame_left is not None:
-            self.frame_left = self.frame_left - count or None
-
     # Limits.
 
     def charge(self, cost: int) -> None:
         self.cost += cost
+        if self.cost > self.look_at:
+            self._look()
+
+    def _look(self) -> None:
         if self.cost > COST_LIMIT:
             self.refuse(f"describes more objects ({self.cost // COST} and more) than any file of weights")
+        if time.thread_time() > self.until:
+            self.refuse(f"takes more than {SECONDS:g} seconds to read, as no file of weights does")
+        self.look_at = min(COST_LIMIT, self.cost + LOOK_EVERY)
+
+    def copied(self, count: int) -> None:
+        """Charge a copy of so many bytes or characters of what the file has: an honest one has each copied once."""
+        self.copies_left -= count
+        if self.copies_left < 0:
+            self.refuse("copies more text than there is in it")
 
     def refuse(self, what: str) -> NoReturn:
         raise UnsafeCheckpointError(
@@ -94,6 +127,11 @@ class Machine:
         )
 
     # The stack.
+
+    def push_text(self, raw: bytes, text: str) -> None:
+        """A text of the file, which may take four bytes a character where the file has one."""
+        self.charge(max(0, sys.getsizeof(text) - len(raw)))
+        self.push(text)
 
     def pop(self) -> Any:
         if not self.stack:
@@ -140,10 +178,7 @@ class Machine:
         if isinstance(kind, Dummy):
             return PLACEHOLDER
         if isinstance(kind, Rebuild):
-            self.copies_left -= sum(len(each) for each in arguments if isinstance(each, str | bytes))
-            if self.copies_left < 0:
-                self.refuse("copies more text than there is in it")
-            return rebuild.call(kind.name, arguments)
+            return rebuild.call(kind.name, arguments, self.copied)
         if isinstance(kind, type) and kind in CONTAINERS.values():
             return self._container(kind, arguments)
         self.refuse(f"calls a {type(kind).__name__}, which is not a function that files of weights call")
@@ -167,12 +202,26 @@ class Machine:
 
     def key(self, value: Any) -> Any:
         """A key of a dictionary or an item of a set: plain, because hashing what a file builds may take for ever."""
+        self.charge(KEY_COST)
         kind = type(value)
-        if kind in (str, int, float, bool, bytes, type(None), Dummy, Placeholder):
-            return value
         if kind is tuple and len(value) <= MAX_KEY_ITEMS and all(type(each) in (str, int, bool) for each in value):
-            return value
-        self.refuse(f"has a key that is a {kind.__name__}; keys are texts and numbers")
+            parts = value
+        elif kind in (str, int, float, bool, bytes, type(None), Dummy, Placeholder):
+            parts = (value,)
+        else:
+            self.refuse(f"has a key that is a {kind.__name__}; keys are texts and numbers")
+        for each in parts:
+            if type(each) is int and abs(each) >= MAX_KEY_INTEGER:
+                self.refuse(f"has a key that is a whole number of {each.bit_length()} bits; keys have up to 60")
+            if isinstance(each, str | bytes) and len(each) > MAX_KEY_TEXT:
+                self.refuse(f"has a key of {len(each)} characters; keys have up to {MAX_KEY_TEXT}")
+        return value
+
+    def remember(self, place: int) -> None:
+        """Put what is on top of the stack into the memo."""
+        if not 0 <= place < MAX_MEMO:
+            raise DamagedError("it remembers something at a place that cannot be")
+        self.memo[place] = self.top()
 
     def set_items(self, target: Any, items: list[Any]) -> None:
         if isinstance(target, Placeholder):

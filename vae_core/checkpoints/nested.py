@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -25,19 +26,31 @@ WEIGHTS_FIRST = (
 )
 AVERAGES = ("ema_model_state_dict", "ema_state_dict", "ema_model", "ema", "model_ema", "params_ema", "shadow_params")
 MAX_DEPTH = 6
-MAX_STEPS = 2_000_000  # items looked at; the largest real checkpoints have some ten thousand
+MAX_STEPS = 500_000  # items looked at; the largest real checkpoints have some ten thousand
+MAX_NAME = 1_000  # characters, as of any file of weights
+NAMES = 32 << 20  # bytes that all names may take, those of dictionaries in one another again
+_NAME = 100  # bytes of one beside its characters
 
 
 class _Steps:
-    """Counts the items that are looked at, because one dictionary may be in a million places."""
+    """Counts the items that are looked at and the names that are made, because one thing may be in a million places."""
 
     def __init__(self) -> None:
-        self.left = MAX_STEPS
+        self.left, self.names_left = MAX_STEPS, NAMES
 
     def take(self, count: int) -> None:
         self.left -= count
         if self.left < 0:
             raise ValueError("its dictionaries are in one another more often than those of any checkpoint")
+
+    def name(self, prefix: str, name: str | int) -> str:
+        """A name behind those that it is below, made only if there is room for it."""
+        last = str(name)
+        length = len(prefix) + len(last)
+        self.names_left -= length + _NAME
+        if length > MAX_NAME or self.names_left < 0:
+            raise ValueError(f"its tensors have names of {length} characters and more, or more of them than any model")
+        return prefix + last
 
 
 class Found(NamedTuple):
@@ -64,10 +77,11 @@ def find_tensors(content: Mapping[Any, Any]) -> Found:
     ]
     if inner:
         path, tensors = min(inner, key=lambda item: _rank(item[0]))
-        others = [".".join(other) for other, _ in inner if other != path]
+        others = [other for other, _ in inner if other != path]
         if not others:
             return Found(tensors)
-        return Found(tensors, (f"there are several models in the file; took {'.'.join(path)}, not {others[0]}.",))
+        took, left = (".".join(part[:40] for part in each) for each in (path, others[0]))
+        return Found(tensors, (f"there are several models in the file; took {took}, not {left}.",))
     named = [content[name] for name in WEIGHTS_FIRST if isinstance(content.get(name), Mapping)]
     return Found(_flat(named[0] if named else content, steps))
 
@@ -81,9 +95,9 @@ def _rank(path: tuple[str, ...]) -> tuple[int, int]:
 def _dictionaries(content: Mapping[Any, Any], steps: _Steps) -> Iterator[tuple[tuple[str, ...], dict[str, AnyTensor]]]:
     """(path, tensors below it by dotted names) of a dictionary and of those in it, each once."""
     seen: set[int] = set()
-    waiting: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), content)]
+    waiting: deque[tuple[tuple[str, ...], Mapping[Any, Any]]] = deque([((), content)])
     while waiting:
-        path, mapping = waiting.pop(0)
+        path, mapping = waiting.popleft()
         if id(mapping) in seen:
             continue
         seen.add(id(mapping))
@@ -98,9 +112,9 @@ def _flat(content: Mapping[Any, Any], steps: _Steps, depth: int = MAX_DEPTH) -> 
     """Tensors by dotted names; dictionaries and lists that are in several places are looked into once."""
     found: dict[str, AnyTensor] = {}
     seen: set[int] = set()
-    waiting: list[tuple[str, int, Any]] = [("", 0, content)]
+    waiting: deque[tuple[str, int, Any]] = deque([("", 0, content)])
     while waiting:
-        prefix, level, container = waiting.pop(0)
+        prefix, level, container = waiting.popleft()
         if id(container) in seen:
             continue
         seen.add(id(container))
@@ -109,11 +123,10 @@ def _flat(content: Mapping[Any, Any], steps: _Steps, depth: int = MAX_DEPTH) -> 
         for name, value in items:
             if type(name) not in (str, int):
                 continue
-            full = f"{prefix}{name}"
             if isinstance(value, StoredTensor | InlineTensor):
-                found[full] = value
+                found[steps.name(prefix, name)] = value
             elif isinstance(value, Array) and value.has_numbers:
-                found[full] = InlineTensor(value.tensor())
-            elif level < depth and (type(value) in (list, tuple) or isinstance(value, Mapping)):
-                waiting.append((f"{full}.", level + 1, value))
+                found[steps.name(prefix, name)] = InlineTensor(value)
+            elif value and level < depth and (type(value) in (list, tuple) or isinstance(value, Mapping)):
+                waiting.append((f"{steps.name(prefix, name)}.", level + 1, value))
     return found

@@ -6,24 +6,22 @@ several pickles in a row and the blocks behind them.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ..errors import CheckpointError, UnsafeCheckpointError
-from .machine import Machine
+from .machine import Machine, time_limit
 from .nested import AnyTensor, Found, find_tensors
 from .rebuild import InlineTensor, StoredTensor
 from .tensor_file import TensorFile, TensorInfo
 from .unpickler import load
-from .zip_file import Entry, ZipError, list_entries, read_entry
+from .zip_file import Entry, ZipError, check_entry, list_entries, read_entry
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first number of files that torch wrote before 1.6
 LEGACY_PROTOCOL = 1001
 BYTE_ORDERS = (b"little", b"big")
+MAX_PROGRAM = 1 << 30  # bytes of an archive's pickle; only arrays in it make it longer than a few megabytes
 
 Places = dict[str, tuple[int, int]]  # storage key -> first byte in the file, number of bytes
 
@@ -44,7 +42,7 @@ def open_pickle(path: Path, unnamed: str | None = None) -> TensorFile:
             is_zip = file.read(4) == b"PK\x03\x04"
         content, places = _open_zip(path) if is_zip else _open_legacy(path)
         found = _tensors_of(content if unnamed is None else _named(content, unnamed), path.name)
-        values: dict[str, Tensor] = {n: t.value for n, t in found.tensors.items() if isinstance(t, InlineTensor)}
+        values = {name: each for name, each in found.tensors.items() if isinstance(each, InlineTensor)}
         infos = {name: _info(tensor, places) for name, tensor in found.tensors.items()}
     except CheckpointError:
         raise
@@ -87,8 +85,11 @@ def _open_zip(path: Path) -> tuple[Any, Places]:
                 raise ZipError("its byteorder is neither little nor big")
             if said == b"big":
                 raise CheckpointError(f"{path.name} was written on a big-endian machine. Save it as safetensors there.")
-        raw = read_entry(file, program)
-    content, machine = load(io.BytesIO(raw), len(raw), path.name)
+        if program.size > MAX_PROGRAM:
+            raise ZipError(f"its data.pkl has {program.size} bytes, and may have {MAX_PROGRAM}")
+        check_entry(file, program)
+        file.seek(program.start)
+        content, machine = load(file, program.size, path.name, time_limit())
     _check_end(machine, path)
     places = {}
     for key, storage in machine.storages.items():
@@ -123,10 +124,11 @@ def _check_end(machine: Machine, path: Path) -> None:
 def _open_legacy(path: Path) -> tuple[Any, Places]:
     """The form before torch 1.6: four pickles and a list of storage keys, then each storage after its length."""
     size = path.stat().st_size
+    until = time_limit()
     with open(path, "rb") as file:
 
         def following() -> tuple[Any, Machine]:
-            return load(file, size - file.tell(), path.name)
+            return load(file, size - file.tell(), path.name, until)
 
         if following()[0] != LEGACY_MAGIC:
             raise CheckpointError(f"{path.name} is a pickle, but not a torch file. Get the weights as safetensors.")
@@ -170,7 +172,7 @@ def _tensors_of(content: Any, file_name: str) -> Found:
 
 def _info(tensor: AnyTensor, places: Places) -> TensorInfo:
     if isinstance(tensor, InlineTensor):
-        return TensorInfo(tensor.value.dtype, tuple(tensor.value.shape), 0)
+        return TensorInfo(tensor.dtype, tensor.shape, 0)
     start, size = places[tensor.storage.key]
     info = TensorInfo(tensor.dtype, tensor.shape, start + tensor.offset * tensor.dtype.itemsize, tensor.stride)
     if info.start + info.size > start + size:

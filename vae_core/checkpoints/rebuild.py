@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -43,12 +44,6 @@ class StoredTensor(NamedTuple):
     dtype: torch.dtype
 
 
-class InlineTensor(NamedTuple):
-    """A tensor whose numbers are in the pickle itself, as those of accelerators without storages are."""
-
-    value: Tensor
-
-
 class NumpyType:
     """Stands for a number type of NumPy."""
 
@@ -73,7 +68,6 @@ class Array:
 
     def __init__(self) -> None:
         self.state: tuple[tuple[int, ...], NumpyType, bool, bytes] | None = None
-        self._tensor: Tensor | None = None
 
     @property
     def has_numbers(self) -> bool:
@@ -90,31 +84,54 @@ class Array:
         if type(shape) is tuple and type(kind) is NumpyType and type(fortran) is bool and type(raw) is bytes:
             self.state = _sizes(shape), kind, fortran, raw
 
-    def tensor(self) -> Tensor:
-        """The array's numbers, copied once."""
-        if self._tensor is None:
-            self._tensor = self._made()
-        return self._tensor
 
-    def _made(self) -> Tensor:
-        if self.state is None:
+class InlineTensor:
+    """A tensor whose numbers are in the pickle itself, as those of accelerators without storages are.
+
+    Nothing is copied before `tensor` is called, because one array may be a thousand tensors.
+
+    Args:
+        array: its numbers.
+        dtype: None for the array's own.
+
+    Raises:
+        ValueError: the array's shape is not that of its bytes, or has numbers that torch does not have.
+    """
+
+    def __init__(self, array: Array, dtype: torch.dtype | None = None) -> None:
+        if array.state is None:
             raise ValueError("an array without numbers")
-        shape, kind, fortran, raw = self.state
-        if math.prod(shape) * kind.dtype.itemsize != len(raw):
-            raise ValueError(f"an array of shape {shape} in {len(raw)} bytes")
-        flat = torch.frombuffer(bytearray(raw), dtype=kind.dtype) if raw else torch.empty(0, dtype=kind.dtype)
-        return flat.reshape(shape[::-1]).permute(*range(len(shape) - 1, -1, -1)) if fortran else flat.reshape(shape)
+        self.shape, kind, self._fortran, self._raw = array.state
+        self._stored = kind.dtype
+        self.dtype = dtype or kind.dtype
+        if math.prod(self.shape) * kind.dtype.itemsize != len(self._raw):
+            raise ValueError(f"an array of shape {self.shape} in {len(self._raw)} bytes")
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def tensor(self) -> Tensor:
+        """The numbers, in memory of their own."""
+        raw, dtype, shape = self._raw, self._stored, self.shape
+        flat = torch.frombuffer(bytearray(raw), dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+        if self._fortran:
+            return flat.reshape(shape[::-1]).permute(*range(len(shape) - 1, -1, -1)).to(self.dtype)
+        return flat.reshape(shape).to(self.dtype)
 
 
-def call(name: str, arguments: tuple[Any, ...]) -> Any:
+def call(name: str, arguments: tuple[Any, ...], copied: Callable[[int], None]) -> Any:
     """What one of the functions of `allowed.REBUILDERS` makes of its arguments.
+
+    Args:
+        copied: called with the length of a text before it is copied.
 
     Raises:
         ValueError: they are not what torch or NumPy gives it.
     """
     short = name.rpartition(".")[2]
     if short == "encode":
-        return _encode_latin1(*arguments)
+        return _encode_latin1(copied, *arguments)
     if short == "defaultdict":
         return {}  # its factory is never called
     if short == "Size":
@@ -137,7 +154,7 @@ def call(name: str, arguments: tuple[Any, ...]) -> Any:
         function, _, inner, _ = arguments
         if not isinstance(function, Rebuild) or function.name == name or type(inner) is not tuple:
             raise ValueError("a tensor rebuilt by something that rebuilds no tensors")
-        return call(function.name, inner)
+        return call(function.name, inner, copied)
     if short in ("_rebuild_meta_tensor_no_storage", "_rebuild_sparse_tensor"):
         return PLACEHOLDER
     if short == "_rebuild_tensor_v3":
@@ -175,12 +192,12 @@ def _sizes(numbers: Any) -> tuple[int, ...]:
 def _from_array(array: Any, dtype: Any) -> InlineTensor:
     if type(array) is not Array:
         raise ValueError(f"a tensor made of a {type(array).__name__}")
-    value = array.tensor()
-    return InlineTensor(value.to(dtype) if isinstance(dtype, torch.dtype) else value)
+    return InlineTensor(array, dtype if isinstance(dtype, torch.dtype) else None)
 
 
-def _encode_latin1(text: Any, encoding: Any = "latin1") -> bytes:
+def _encode_latin1(copied: Callable[[int], None], text: Any, encoding: Any = "latin1") -> bytes:
     """How protocol 2 writes bytes."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise ValueError("bytes in an unknown encoding")
+    copied(len(text))
     return text.encode("latin1")

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -44,6 +44,15 @@ class TensorInfo(NamedTuple):
         return self.elements * (self.dtype.itemsize if self.dtype else 0)
 
 
+class Kept(Protocol):
+    """Numbers in memory of which a tensor is made when it is read."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def tensor(self) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class TensorFile:
     """The tensors of one checkpoint, which may be spread over several files (shards).
@@ -54,7 +63,7 @@ class TensorFile:
         tensors: name -> what it is, and where in its file.
         files: name -> its file.
         metadata: the strings of a safetensors header; empty for a pickle.
-        values: name -> the tensor itself, of those that are in memory and not in a file.
+        values: name -> the tensor itself, or its numbers, of those that are in memory and not in a file.
         remarks: sentences on what was chosen or passed over.
     """
 
@@ -63,7 +72,7 @@ class TensorFile:
     tensors: Mapping[str, TensorInfo]
     files: Mapping[str, Path]
     metadata: Mapping[str, str] = field(default_factory=dict)
-    values: Mapping[str, Tensor] = field(default_factory=dict)
+    values: Mapping[str, Tensor | Kept] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
     @property
@@ -87,7 +96,8 @@ class TensorFile:
         read: dict[str, Tensor] = {}
         for name in names:
             if name in self.values:
-                read[name] = _arranged(self.values[name], self.tensors[name])
+                value = self.values[name]
+                read[name] = _arranged(value if isinstance(value, Tensor) else value.tensor(), self.tensors[name])
             else:
                 by_file.setdefault(self.files[name], []).append(name)
         for file, group in by_file.items():

@@ -19,18 +19,19 @@ Instruction = Callable[[Machine], None]
 _INSTRUCTIONS: dict[int, Instruction] = {}
 
 
-def load(file: BinaryIO, size: int, name: str) -> tuple[Any, Machine]:
+def load(file: BinaryIO, size: int, name: str, until: float) -> tuple[Any, Machine]:
     """What the pickle at a file's position describes, and the machine that has read it.
 
     Args:
         size: bytes of the file from there on.
         name: for messages.
+        until: see `machine.time_limit`.
 
     Raises:
         UnsafeCheckpointError: it names, calls or changes something that a file of weights does not.
         ValueError, KeyError, ...: it is damaged.
     """
-    machine = Machine(file, size, name)
+    machine = Machine(file, size, name, until)
     while True:
         code = machine.read(1)[0]
         if code == pickle.STOP[0]:
@@ -53,12 +54,26 @@ def _on(code: bytes) -> Callable[[Instruction], Instruction]:
     return register
 
 
-def _text(raw: bytes) -> str:
+def _text(form: str) -> Instruction:
+    def method(machine: Machine) -> None:
+        raw = machine.read(machine.number(form))
+        machine.push_text(raw, raw.decode("utf-8"))
+
+    return method
+
+
+def _old_text(form: str) -> Instruction:
     """Text of Python 2, whose strings are bytes."""
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return raw.decode("latin1")
+
+    def method(machine: Machine) -> None:
+        raw = machine.read(machine.number(form))
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            text = raw.decode("latin1")
+        machine.push_text(raw, text)
+
+    return method
 
 
 @_on(pickle.PROTO)
@@ -100,11 +115,11 @@ _on(pickle.BININT1)(lambda machine: machine.push(machine.number("<B")))
 _on(pickle.BININT2)(lambda machine: machine.push(machine.number("<H")))
 _on(pickle.BINFLOAT)(lambda machine: machine.push(machine.number(">d")))
 _on(pickle.FLOAT)(lambda machine: machine.push(float(machine.line())))
-_on(pickle.SHORT_BINSTRING)(lambda machine: machine.push(_text(machine.read(machine.number("<B")))))
-_on(pickle.BINSTRING)(lambda machine: machine.push(_text(machine.read(machine.number("<I")))))
-_on(pickle.SHORT_BINUNICODE)(lambda machine: machine.push(machine.read(machine.number("<B")).decode("utf-8")))
-_on(pickle.BINUNICODE)(lambda machine: machine.push(machine.read(machine.number("<I")).decode("utf-8")))
-_on(pickle.BINUNICODE8)(lambda machine: machine.push(machine.read(machine.number("<Q")).decode("utf-8")))
+_on(pickle.SHORT_BINSTRING)(_old_text("<B"))
+_on(pickle.BINSTRING)(_old_text("<I"))
+_on(pickle.SHORT_BINUNICODE)(_text("<B"))
+_on(pickle.BINUNICODE)(_text("<I"))
+_on(pickle.BINUNICODE8)(_text("<Q"))
 _on(pickle.SHORT_BINBYTES)(lambda machine: machine.push(machine.read(machine.number("<B"))))
 _on(pickle.BINBYTES)(lambda machine: machine.push(machine.read(machine.number("<I"))))
 _on(pickle.BINBYTES8)(lambda machine: machine.push(machine.read(machine.number("<Q"))))
@@ -123,12 +138,12 @@ _on(pickle.PERSID)(lambda machine: machine.push(machine.persistent(machine.line(
 @_on(pickle.INT)
 def _int(machine: Machine) -> None:
     text = machine.line()
-    machine.push({"00": False, "01": True}.get(text) if text in ("00", "01") else _small(int(text)))
+    machine.push({"00": False, "01": True}.get(text) if text in ("00", "01") else _whole(text))
 
 
 @_on(pickle.LONG)
 def _long(machine: Machine) -> None:
-    machine.push(_small(int(machine.line().removesuffix("L"))))
+    machine.push(_whole(machine.line().removesuffix("L")))
 
 
 def _read_long(form: str) -> Instruction:
@@ -145,10 +160,10 @@ _INSTRUCTIONS[pickle.LONG1[0]] = _read_long("<B")
 _INSTRUCTIONS[pickle.LONG4[0]] = _read_long("<i")
 
 
-def _small(number: int) -> int:
-    if number.bit_length() > 8 * MAX_INTEGER_BYTES:
+def _whole(text: str) -> int:
+    if len(text) > 3 * MAX_INTEGER_BYTES:  # digits, of which a byte makes less than three
         raise DamagedError("an integer is too long")
-    return number
+    return int(text)
 
 
 def _tuple_of(count: int) -> Instruction:
@@ -218,19 +233,16 @@ def _set_items(machine: Machine) -> None:
 
 @_on(pickle.PUT)
 def _put(machine: Machine) -> None:
-    machine.memo[_small(int(machine.line()))] = machine.top()
+    machine.remember(_whole(machine.line()))
 
 
 @_on(pickle.GET)
 def _get(machine: Machine) -> None:
-    machine.push(machine.memo[_small(int(machine.line()))])
+    machine.push(machine.memo[_whole(machine.line())])
 
 
 def _put_at(form: str) -> Instruction:
-    def method(machine: Machine) -> None:
-        machine.memo[machine.number(form)] = machine.top()
-
-    return method
+    return lambda machine: machine.remember(machine.number(form))
 
 
 def _get_at(form: str) -> Instruction:
@@ -245,7 +257,7 @@ _on(pickle.LONG_BINGET)(_get_at("<I"))
 
 @_on(pickle.MEMOIZE)
 def _memoize(machine: Machine) -> None:
-    machine.memo[len(machine.memo)] = machine.top()
+    machine.remember(len(machine.memo))
 
 
 @_on(pickle.STACK_GLOBAL)

@@ -19,6 +19,9 @@ _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 MAX_ENTRIES = 100_000
+MAX_NAME = 1_000  # bytes
+MAX_DIRECTORY = 16 << 20  # bytes; a hundred thousand tensors take a half
+_PIECE = 1 << 20
 ENCRYPTED = 0x1 | 0x40 | 0x2000
 STORED = 0
 
@@ -57,6 +60,8 @@ def list_entries(path: Path) -> dict[str, Entry]:
             raise ZipError(f"it has {count} entries")
         if directory + length != end:
             raise ZipError("its directory is not where it says, or something stands between it and its end")
+        if length > MAX_DIRECTORY:
+            raise ZipError(f"its directory has {length} bytes")
         file.seek(directory)
         raw = file.read(length)
         entries: dict[str, Entry] = {}
@@ -76,13 +81,21 @@ def list_entries(path: Path) -> dict[str, Entry]:
     return entries
 
 
-def read_entry(file: BinaryIO, entry: Entry) -> bytes:
-    """The bytes of a stored entry. Raises ZipError if they are not those that were written."""
+def check_entry(file: BinaryIO, entry: Entry) -> None:
+    """Read a stored entry once, a piece at a time. Raises ZipError if its bytes are not those that were written."""
     file.seek(entry.start)
-    raw = file.read(entry.size)
-    if len(raw) != entry.size or (entry.crc and zlib.crc32(raw) != entry.crc):  # torch can leave the sum out: 0
+    left, crc = entry.size, 0
+    while left and (piece := file.read(min(left, _PIECE))):
+        left, crc = left - len(piece), zlib.crc32(piece, crc)
+    if left or (entry.crc and crc != entry.crc):  # torch can leave the sum out: 0
         raise ZipError(f"{entry.name[:80]!r} has other bytes than were written")
-    return raw
+
+
+def read_entry(file: BinaryIO, entry: Entry) -> bytes:
+    """The bytes of a small stored entry. Raises ZipError if they are not those that were written."""
+    check_entry(file, entry)
+    file.seek(entry.start)
+    return file.read(entry.size)
 
 
 def _find_directory(file: BinaryIO, size: int) -> tuple[int, int, int, int]:
@@ -121,7 +134,7 @@ def _central_entry(raw: bytes, at: int) -> tuple[Entry, int]:
         raise ZipError("its directory ends too early")
     magic, _, _, flags, method, _, _, crc, packed, size, n, m, k, disk, _, _, header = _CENTRAL.unpack_from(raw, at)
     end = at + _CENTRAL.size + n + m + k
-    if magic != b"PK\x01\x02" or end > len(raw):
+    if magic != b"PK\x01\x02" or end > len(raw) or n > MAX_NAME:
         raise ZipError("its directory is damaged")
     name = _name(raw[at + _CENTRAL.size : at + _CENTRAL.size + n])
     extra = raw[at + _CENTRAL.size + n : at + _CENTRAL.size + n + m]
