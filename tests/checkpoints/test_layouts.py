@@ -243,9 +243,11 @@ def test_files_of_other_formats_are_named(name: str, tmp_path: Path) -> None:
     assert name in text and "Get the VAE as safetensors" in text
 
 
-def test_arrays_of_numpy_in_a_torch_file(vae: AutoencoderKL, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_fused", [False, True], ids=["plain", "fused"])
+def test_arrays_of_numpy_in_a_torch_file(is_fused: bool, vae: AutoencoderKL, tmp_path: Path) -> None:
     path = tmp_path / "vae.pt"
-    torch.save({name: weight.numpy() for name, weight in ldm(vae).items()}, path)
+    weights = fused(ldm(vae), "qkv", False) if is_fused else ldm(vae)
+    torch.save({name: weight.numpy() for name, weight in weights.items()}, path)
     assert_same_weights(load_vae(path), vae)
 
 

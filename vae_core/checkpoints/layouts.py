@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .tensor_file import TensorFile, TensorInfo
+from .tensor_file import KeptPart, TensorFile, TensorInfo
 
 _KERNEL = re.compile(r".*\.conv[12]\.weight")
 _FUSED = re.compile(r"(.*\.(?:attn_1|attn\.\d+|attentions\.\d+)\.)(?:to_)?qkv\.(weight|bias)")
@@ -106,7 +106,7 @@ def unfused(source: TensorFile, names: Mapping[str, str]) -> tuple[TensorFile, d
             part = f"{real}[{letter}]"
             tensors[part] = third._replace(start=info.start + i * step * info.dtype.itemsize)
             if real in values:
-                values[part] = values[real].chunk(3)[i]
+                values[part] = KeptPart(values[real], i, 3)
                 tensors[part] = third
             else:
                 files[part] = source.files[real]

@@ -12,7 +12,7 @@ from ..errors import CheckpointError
 from .generation import check_one_save
 from .pickled import open_pickle
 from .safetensors_file import open_safetensors
-from .tensor_file import TensorFile, TensorInfo
+from .tensor_file import Kept, TensorFile, TensorInfo
 
 MAX_INDEX_BYTES = 25_000_000
 MAX_NAME, MAX_NAMES = 1_000, 4_000_000  # characters of one name, and of all together; real ones have a tenth
@@ -152,7 +152,7 @@ def open_shards(index: Path) -> TensorFile:
     names = _weight_map(index)
     tensors: dict[str, TensorInfo] = {}
     files: dict[str, Path] = {}
-    values: dict[str, Tensor] = {}
+    values: dict[str, Tensor | Kept] = {}
     container, metadata = "safetensors", {}
     for file_name in sorted(set(names.values())):
         path = index.parent / file_name

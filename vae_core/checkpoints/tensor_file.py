@@ -54,6 +54,26 @@ class Kept(Protocol):
 
 
 @dataclass(frozen=True)
+class KeptPart:
+    """One of several equal parts, along the first dimension, of numbers in memory."""
+
+    whole: Tensor | Kept
+    index: int
+    count: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.whole.nbytes // self.count
+
+    def tensor(self) -> Tensor:
+        return as_tensor(self.whole).chunk(self.count)[self.index]
+
+
+def as_tensor(value: Tensor | Kept) -> Tensor:
+    return value if isinstance(value, Tensor) else value.tensor()
+
+
+@dataclass(frozen=True)
 class TensorFile:
     """The tensors of one checkpoint, which may be spread over several files (shards).
 
@@ -96,8 +116,7 @@ class TensorFile:
         read: dict[str, Tensor] = {}
         for name in names:
             if name in self.values:
-                value = self.values[name]
-                read[name] = _arranged(value if isinstance(value, Tensor) else value.tensor(), self.tensors[name])
+                read[name] = _arranged(as_tensor(self.values[name]), self.tensors[name])
             else:
                 by_file.setdefault(self.files[name], []).append(name)
         for file, group in by_file.items():
