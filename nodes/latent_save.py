@@ -60,7 +60,7 @@ class LatentSave:
                 "kohya_family": inputs.choice(
                     FAMILIES,
                     "Used by kohya only: the model that is trained, which is part of the files' names. auto takes "
-                    "that of the VAE. Files of flux are scaled and shifted, the others are raw.",
+                    "that of the VAE. Files of flux and lumina are scaled and shifted, the others are raw.",
                     advanced=True,
                 ),
                 "dtype": inputs.choice(

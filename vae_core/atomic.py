@@ -67,6 +67,7 @@ def write_file(
     *,
     overwrite: bool = True,
     release: Callable[[], None] | None = None,
+    tidy: bool = True,
 ) -> None:
     """Write one file whole, or leave what was there. Links are followed, modes are kept.
 
@@ -75,6 +76,8 @@ def write_file(
         overwrite: False raises FileExistsError if the path exists, even if it was made meanwhile.
         release: called if the file cannot be replaced, to let go of a memory map of it. Windows keeps a file in its
             place as long as a model is mapped from it.
+        tidy: remove abandoned temporaries in the folder first. False where many files go into one folder, and the
+            caller has swept it.
 
     Raises:
         OSError: it cannot be written: a folder, not a regular file, write-protected, no room, ...
@@ -84,7 +87,8 @@ def write_file(
         raise FileExistsError(errno.EEXIST, "it exists already", str(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     finish(target.parent)
-    sweep(target.parent)
+    if tidy:
+        sweep(target.parent)
     temporary, handle = reserve(target.parent, os.open, EXCLUSIVE, 0o666)
     try:
         _fill(handle, writer)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from given.collection import contents, encode, make_images
+from given.collection import contents, encode, encode_and_die, make_images
 
 from vae_core import AutoencoderKL, DatasetError
 from vae_core.datasets import Buckets, Engine, collection, verify_dataset
@@ -47,37 +47,20 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 OPTIONS = {"keep": "sample", "shard_images": 3, "batch": 2}
 
 
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
-def test_every_step_of_writing(step: int, few: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
-    """Killed before the n-th time that a file is flushed or renamed, for every n; by default for every fifth."""
-    encode(few, tmp_path / "whole", vae, **OPTIONS)
+@pytest.mark.parametrize("layout", ["shards", "webdataset"])
+@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_step_of_writing(step: int, layout: Any, few: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
+    """Killed before the n-th time that a file is flushed or renamed, for every n; by default for every ninth."""
+    encode(few, tmp_path / "whole", vae, layout=layout, **OPTIONS)
     for n in range(1, 200, step):
         out = tmp_path / "out" / str(n)
-        if in_a_process(lambda out=out, n=n: encode_and_die(n, few, out, vae)) == 0:
+        if in_a_process(lambda out=out, n=n: encode_and_die(n, few, out, vae, layout=layout, **OPTIONS)) == 0:
             break
-        encode(few, out, vae, resume=True, **OPTIONS)
+        encode(few, out, vae, resume=True, layout=layout, **OPTIONS)
         assert contents(out) == contents(tmp_path / "whole"), f"killed before step {n}"
     else:
         raise AssertionError("it never came to its end")
     assert n > 2 * 3 * 5, "files are flushed and renamed: five shards of two files, and three lists"
-
-
-def encode_and_die(n: int, source: Path, out: Path, vae: AutoencoderKL) -> None:
-    left = n
-
-    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*arguments: Any, **options: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if not left:
-                os._exit(9)
-            return real(*arguments, **options)
-
-        return step
-
-    for name in ("fsync", "replace"):
-        setattr(os, name, dying(getattr(os, name)))
-    encode(source, out, vae, **OPTIONS)
 
 
 @pytest.mark.parametrize("moments", [5, pytest.param(30, marks=pytest.mark.slow)])

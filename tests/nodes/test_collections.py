@@ -23,7 +23,8 @@ EIGHT: dict[str, Any] = {
     "up_block_types": ("UpDecoderBlock2D",) * 4,
 }
 FLUX = {**EIGHT, "latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159}
-CHANNELS = {"sd": 4, "sdxl": 4, "flux": 16, "sd3": 16}
+SD3 = {**FLUX, "scaling_factor": 1.5305, "shift_factor": 0.0609}
+FIELDS = {"sd": EIGHT, "sdxl": EIGHT, "flux": FLUX, "sd3": SD3, "lumina": FLUX}
 
 
 def save(pack: Pack, vae: Any, *samples: Any, names: str | None = None, **widgets: str) -> tuple[str, str]:
@@ -96,18 +97,18 @@ def test_moments(pack: Pack, make: Makers) -> None:
         save(pack, make.vae(**EIGHT), posterior(1, 4, 8, 8), layout="kohya", kohya_family="sd")
 
 
-@pytest.mark.parametrize("family", CHANNELS)
+@pytest.mark.parametrize("family", FIELDS)
 def test_kohya_s_files(pack: Pack, make: Makers, new_host: Host, family: str) -> None:
     """Under the names and with the numbers that its trainers expect; FLUX's alone are scaled."""
-    fields = FLUX if family == "flux" else {**EIGHT, "latent_channels": CHANNELS[family]}
-    vae, latent = make.vae(**fields), make.latent(2, CHANNELS[family], 8, 12)
+    fields = FIELDS[family]
+    vae, latent = make.vae(**fields), make.latent(2, fields.get("latent_channels", 4), 8, 12)
     path, text = save(pack, vae, latent, names="cat\ndog", layout="kohya", kohya_family=family)
     files = sorted(Path(path).glob("*.npz"))
     assert [file.name for file in files] == [f"{name}_0096x0064_{family}.npz" for name in ("cat", "dog")]
-    ending = "_8x12" if family in ("flux", "sd3") else ""
+    ending = "" if fields == EIGHT else "_8x12"
     stored = np.load(files[0])[f"latents{ending}"]
     expected = latent["samples"][0].numpy()
-    if family == "flux":
+    if fields == FLUX:
         expected = 0.3611 * (expected - 0.1159)
         assert "converted from raw latents to 0.3611 * (z - 0.1159)" in text
     np.testing.assert_allclose(stored, expected, rtol=0, atol=1e-6)
@@ -123,7 +124,7 @@ def test_kohya_s_files(pack: Pack, make: Makers, new_host: Host, family: str) ->
         (found,), (names,), text = load(pack, folder, count=2)
         torch.testing.assert_close(found, latent["samples"], rtol=0, atol=1e-6)
         assert names == "cat\ndog" and "kohya's cache files" in text
-        assert ("0.3611 * (z - 0.1159), converted to raw" in text) == (family == "flux")
+        assert ("0.3611 * (z - 0.1159), converted to raw" in text) == (fields == FLUX)
 
 
 def test_kohya_s_family_is_the_vae_s(pack: Pack, make: Makers) -> None:

@@ -42,7 +42,7 @@ CHOICES = {
     ("SeamlessLatentLoad", "join"): ["batch", "list"],
     ("SeamlessLatentLoad", "sample_mode"): ["mean", "sample"],
     ("SeamlessLatentSave", "layout"): ["shards", "webdataset", "kohya"],
-    ("SeamlessLatentSave", "kohya_family"): ["auto", "sd", "sdxl", "flux", "sd3"],
+    ("SeamlessLatentSave", "kohya_family"): ["auto", "sd", "sdxl", "flux", "sd3", "lumina"],
     ("SeamlessLatentSave", "dtype"): ["float32", "float16", "bfloat16"],
 }
 

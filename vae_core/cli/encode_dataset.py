@@ -6,13 +6,14 @@ import argparse
 from typing import get_args
 
 from ..autoencoder_kl import AutoencoderKL
+from ..checkpoints.families import family_of_config
 from ..datasets import Buckets, Engine, choose_settings, encode_dataset
 from ..datasets.dry_run import estimate
 from ..datasets.kohya import family_of
 from ..datasets.progress import Progress, in_bytes, in_time
 from ..datasets.settings import STORED, Keep, KohyaFamily, Layout
 from ..loading import inspect_vae
-from .common import DEMO, add_command, add_model_arguments, load_model, memory_budget
+from .common import DEMO, add_command, add_config_arguments, add_model_arguments, load_model, memory_budget
 
 EXAMPLES = """\
   seamless-vae encode-dataset photos --out latents --size 512 --vae sdxl_vae.safetensors
@@ -53,6 +54,7 @@ def add(subparsers) -> argparse.ArgumentParser:
     _add_contents(parser)
     _add_engine(parser)
     add_model_arguments(parser)
+    add_config_arguments(parser)
     return parser
 
 
@@ -157,7 +159,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _kohya_family(arguments: argparse.Namespace, vae: AutoencoderKL) -> str | None:
     if arguments.layout != "kohya":
         return arguments.kohya_family
-    return arguments.kohya_family or family_of(inspect_vae(arguments.vae or DEMO).family, vae.config)
+    found = family_of_config(vae.config)
+    name = found.name if found else inspect_vae(arguments.vae or DEMO).family
+    return arguments.kohya_family or family_of(name, vae.config)
 
 
 def _number(text: str) -> int:

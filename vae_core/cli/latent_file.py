@@ -280,6 +280,7 @@ def _kohya_latent(path: Path) -> Latent:
         found = kohya.read_file(path)
     except Exception as error:  # numpy and zipfile raise anything on damaged files
         raise CheckpointError(f"cannot read {path} as latents of kohya's trainers: {error}") from None
-    form: Form = {"flux": "scaled", None: "kohya"}.get(found.family, "raw")  # type: ignore[assignment]
+    scaled = kohya.scale_of(found.family).convention == "diffusion"
+    form: Form = "kohya" if found.family is None else "scaled" if scaled else "raw"
     [z] = _images(path, "latents", found.latents, "latents")
     return Latent(z[None].float(), None, path.stem, None, form)

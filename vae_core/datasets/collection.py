@@ -26,6 +26,7 @@ from ..autoencoder_kl import AutoencoderKL
 from ..config import AutoencoderKLConfig
 from ..errors import DatasetError
 from . import kohya, safetensors_layout, webdataset_layout
+from .buckets import Buckets
 from .encode import Encoded, Shard, fingerprint, shard_name
 from .settings import Scale, Settings
 from .sources import Split
@@ -50,7 +51,7 @@ class Collection:
         self.out, self.manifest = out, dict(manifest)
         self.settings = Settings.from_dict(manifest["settings"])
         self.scale = Scale(**manifest["scale"])
-        self.records = records_folder(out, self.settings.layout)
+        self.records = records_folder(out, self.settings.layout, self.settings.kohya, self.settings.buckets)
 
     @classmethod
     def begin(
@@ -76,13 +77,23 @@ class Collection:
     def open(cls, out: str | os.PathLike[str]) -> Collection:
         """Read a collection's manifest.
 
+        Args:
+            out: its folder. Of several collections of kohya's files in one, the folder of the one's records.
+
         Raises:
-            DatasetError: there is none, or it is damaged or of a later version.
+            DatasetError: there is none or are several, or it is damaged or of a later version.
         """
         out = Path(out)
-        place = find_manifest(out)
-        if place is None:
+        places = find_manifests(out)
+        if not places:
             raise DatasetError(f"{out} has no {MANIFEST}. Give a folder that `seamless-vae encode-dataset` wrote.")
+        if len(places) > 1:
+            raise DatasetError(
+                f"{out} has several collections. Give one of {', '.join(str(each.parent) for each in places)}."
+            )
+        place = places[0]
+        if place.parent.parent.name == _KOHYA_RECORDS:
+            out = place.parents[2]
         try:
             manifest = json.loads(place.read_bytes())
             if manifest["format"] == FORMAT and manifest["version"] == VERSION:
@@ -157,15 +168,13 @@ class Collection:
             "images": images,
         }
         files = self._files(shard, about)
+        of_parts = kohya.entries(shard) if self.settings.layout == "kohya" else {}
         for name, data in files.items():
             write_bytes(self.out / name, data)
         record = {
             "name": shard.name,
             "last": shard.last,
-            "files": [
-                {"path": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-                for name, data in files.items()
-            ],
+            "files": [{"path": name, **(of_parts.get(name) or _measured(data))} for name, data in files.items()],
             "images": images,
             "failures": [vars(failure) for failure in shard.failures],
         }
@@ -238,15 +247,21 @@ class Collection:
         return totals
 
 
-def records_folder(out: Path, layout: str) -> Path:
-    """Where a collection's own files are."""
-    return out / _KOHYA_RECORDS if layout == "kohya" else out
+def records_folder(out: Path, layout: str, family: str | None, buckets: Buckets) -> Path:
+    """Where a collection's own files are. Beside the same images there may be several collections of kohya's files: of
+    each family, and of each resolution where one file has several.
+    """
+    if layout != "kohya":
+        return out
+    sizes = str(buckets).replace(":", "-") + ("" if buckets.upscale else "-no-upscale")
+    return out / _KOHYA_RECORDS / (f"{family}_{sizes}" if family in kohya.MULTIRESOLUTION else str(family))
 
 
-def find_manifest(out: Path) -> Path | None:
-    """The manifest of the collection in a folder, if there is one."""
-    places = (out / MANIFEST, out / _KOHYA_RECORDS / MANIFEST)
-    return next((place for place in places if place.is_file()), None)
+def find_manifests(out: Path) -> list[Path]:
+    """The manifests of the collections in a folder."""
+    if (out / MANIFEST).is_file():
+        return [out / MANIFEST]
+    return sorted(place for place in out.glob(f"{_KOHYA_RECORDS}/*/{MANIFEST}") if place.is_file())
 
 
 def software() -> dict[str, str]:
@@ -317,6 +332,10 @@ def _locked(place: Path, deadline: float) -> int | None:
         raise DatasetError(f"cannot write to {place.parent}: {error.strerror or error}. Check the folder.") from None
 
 
+def _measured(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
 def _image_record(image: Encoded, settings: Settings) -> dict[str, Any]:
     source = image.image
     record = {
@@ -342,4 +361,4 @@ def _lines(values: Sequence[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(value) + "\n" for value in values).encode()
 
 
-__all__ = ["Collection", "find_manifest", "records_folder", "shard_name", "software", "sole_writer"]
+__all__ = ["Collection", "find_manifests", "records_folder", "shard_name", "software", "sole_writer"]

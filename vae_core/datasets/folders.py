@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import DatasetError
 from . import kohya
-from .collection import find_manifest
+from .collection import find_manifests
 from .reader import LatentDataset
 from .settings import Scale
 
@@ -27,6 +27,12 @@ class KohyaFiles:
         self.folder = Path(folder)
         self.paths = sorted(path for path in self.folder.rglob(f"*{kohya.SUFFIX}") if kohya.is_cache_name(path.name))
         if not self.paths:
+            others = {kohya.other_model(path.name) for path in self.folder.rglob(f"*{kohya.SUFFIX}")} - {None}
+            if others:
+                raise DatasetError(
+                    f"{folder} has cache files of {' and '.join(sorted(map(str, others)))}, whose VAE is not an "
+                    f"AutoencoderKL. Give a folder with latents of another model."
+                )
             raise DatasetError(
                 f"{folder} has no latents: neither a collection that `seamless-vae encode-dataset` wrote, nor cache "
                 f"files of kohya's trainers such as photo_0512x0768_sdxl.npz. Give a folder that has."
@@ -68,9 +74,9 @@ def open_folder(folder: str | os.PathLike[str]) -> LatentDataset | KohyaFiles:
     Raises:
         DatasetError: it has none, or a collection that is not finished.
     """
-    return LatentDataset(folder) if find_manifest(Path(folder)) is not None else KohyaFiles(folder)
+    return LatentDataset(folder) if len(find_manifests(Path(folder))) == 1 else KohyaFiles(folder)
 
 
 def has_latents(folder: Path, names: Sequence[str]) -> bool:
     """Whether a folder with these files in it is one for `open_folder`."""
-    return find_manifest(folder) is not None or any(kohya.is_cache_name(name) for name in names)
+    return bool(find_manifests(folder)) or any(kohya.is_cache_name(name) for name in names)

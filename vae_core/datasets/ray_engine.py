@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError, VAEError
-from .collection import Collection, find_manifest
+from .collection import MANIFEST, Collection
 from .encode import Encoder, Shard
 from .extras import require
 from .local import Work
@@ -217,12 +217,13 @@ def _write(rows: dict[str, Any], out: str, manifest: dict[str, Any]) -> dict[str
         if isinstance(given, _Trouble):
             raise DatasetError(given.sentence)
         shard, seconds = given
-        if find_manifest(Path(out)) is None:
+        collection = Collection(Path(out), manifest)
+        if not (collection.records / MANIFEST).is_file():
             raise DatasetError(
                 f"a machine of the cluster ({socket.gethostname()}) does not see {out}. Give an --out that all of its "
                 f"machines see under the same path."
             )
-        record = Collection(Path(out), manifest).commit(shard)
+        record = collection.commit(shard)
     except VAEError as error:
         return {"images": [0], "failures": [0], "bytes": [0], "seconds": [0.0], "trouble": [str(error)]}
     size = sum(file["bytes"] for file in record["files"])

@@ -17,7 +17,7 @@ from ..streaming.memory import available_bytes
 from . import devices as several_devices
 from . import kohya, local, ray_engine
 from .buckets import Buckets
-from .collection import Collection, find_manifest, records_folder, software, sole_writer
+from .collection import MANIFEST, Collection, records_folder, software, sole_writer
 from .encode import fingerprint
 from .local import Work
 from .progress import Progress
@@ -72,8 +72,9 @@ def choose_settings(
     """
     buckets = buckets or _size_of(vae)
     buckets.check(vae.config.downscale_factor)
-    if out is not None and find_manifest(Path(out)) is not None:
-        begun = Collection.open(out).settings
+    records = records_folder(Path(out or ""), others.get("layout", "shards"), others.get("kohya"), buckets)
+    if out is not None and (records / MANIFEST).is_file():
+        begun = Collection.open(records).settings
         if begun.buckets == buckets:
             batch = begun.batch if batch is None else batch
             memory_budget = begun.memory_budget if memory_budget is None else memory_budget
@@ -120,8 +121,10 @@ def encode_dataset(
     """
     engine, progress, out = engine or Engine(), progress or Progress(show=False), local_folder(out)
     settings.buckets.check(vae.config.downscale_factor)
-    with sole_writer(records_folder(out, settings.layout)):
-        collection = _begin(os.fspath(source), out, vae, settings, resume)
+    records = records_folder(out, settings.layout, settings.kohya, settings.buckets)
+    # Files of kohya's with several resolutions are written by one run at a time.
+    with sole_writer(records.parent if settings.layout == "kohya" else records):
+        collection = _begin(os.fspath(source), out, records, vae, settings, resume)
         work, images, before = _what_is_left(collection)
         progress.start(images, before)
         try:
@@ -132,9 +135,9 @@ def encode_dataset(
         return collection.finish()
 
 
-def _begin(source: str, out: Path, vae: AutoencoderKL, settings: Settings, resume: bool) -> Collection:
-    if find_manifest(out) is not None:
-        collection = Collection.open(out)
+def _begin(source: str, out: Path, records: Path, vae: AutoencoderKL, settings: Settings, resume: bool) -> Collection:
+    if (records / MANIFEST).is_file():
+        collection = Collection.open(records)
         if not resume:
             state = "a finished collection" if collection.totals else "a collection that was begun"
             raise DatasetError(f"{out} has {state}. Give --resume to go on with it, or another folder.")
@@ -145,7 +148,9 @@ def _begin(source: str, out: Path, vae: AutoencoderKL, settings: Settings, resum
     if settings.layout == "kohya":
         kohya.check_family(str(settings.kohya), vae.config)
         _check_kohya(source, splits)
-    remove_leftovers(records_folder(out, settings.layout))
+        keys = (key for split in splits for key in split.keys)
+        kohya.warn_of_old_files(keys, out, str(settings.kohya))
+    remove_leftovers(out if settings.layout == "kohya" else records)
     return Collection.begin(out, source, splits, settings, vae)
 
 

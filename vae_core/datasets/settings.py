@@ -15,8 +15,10 @@ from .buckets import Buckets
 
 Layout = Literal["shards", "webdataset", "kohya"]
 Keep = Literal["mean", "sample", "moments"]
-KohyaFamily = Literal["sd", "sdxl", "flux", "sd3"]
+KohyaFamily = Literal["sd", "sdxl", "flux", "sd3", "lumina"]
 
+# Of kohya's families, those whose files have scale * (z - shift), as FLUX.1's autoencoder gives it.
+KOHYA_SCALED = ("flux", "lumina")
 STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Pixels of a shard's images, as bytes: what is in memory of one shard at a time.
 _SHARD_PIXEL_BYTES = 256 * MIB
@@ -124,8 +126,8 @@ class Scale:
 
     @classmethod
     def of(cls, settings: Settings, config: AutoencoderKLConfig) -> Scale:
-        """Raw in every layout, except kohya's FLUX files."""
-        scaled = settings.layout == "kohya" and settings.kohya == "flux"
+        """Raw in every layout, except some of kohya's files."""
+        scaled = settings.layout == "kohya" and settings.kohya in KOHYA_SCALED
         return cls("diffusion" if scaled else "raw", config.scaling_factor, config.shift_factor or 0.0)
 
     def apply(self, z: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import VAEError
+from . import kohya
 from .collection import FAILURES, SHARDS, SPLITS, Collection
 from .sources import Split
 
@@ -117,15 +118,19 @@ def _check_files(out: Path, files: Sequence[Mapping[str, Any]]) -> Iterator[Faul
     for file in files:
         place = out / file["path"]
         try:
-            size = place.stat().st_size
+            size, sha256 = place.stat().st_size, ""
+            if "ending" in file:  # of several resolutions in the file, this collection's
+                size, sha256 = kohya.measure(place, file["ending"])
             if size != file["bytes"]:
                 yield Fault(file["path"], f"it has {size} bytes instead of {file['bytes']}")
-            elif _sha256(place) != file["sha256"]:
+            elif (sha256 or _sha256(place)) != file["sha256"]:
                 yield Fault(file["path"], "its contents have changed: the SHA-256 is another")
         except FileNotFoundError:
             yield Fault(file["path"], "it is missing; delete its shard's record and run encode-dataset with --resume")
         except OSError as error:
             yield Fault(file["path"], f"it cannot be read ({error.strerror or error})")
+        except VAEError as error:
+            yield Fault(file["path"], f"it cannot be read ({error})")
 
 
 def _check_latents(collection: Collection, record: Mapping[str, Any]) -> list[Fault]:

@@ -32,11 +32,13 @@ def local_folder(place: str | os.PathLike[str]) -> Path:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk and rename it into its place.
 
+    What killed runs left is not looked for, which would take longer with each file: see `remove_leftovers`.
+
     Raises:
         DatasetError: it cannot be written. What was there before stays.
     """
     try:
-        write_file(path, lambda file: file.write(data))
+        write_file(path, lambda file: file.write(data), tidy=False)
     except OSError as error:
         size = f"{len(data) / 1e6:.1f} MB"
         if error.errno in _FULL:
