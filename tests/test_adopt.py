@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import diffusers
 import pytest
@@ -14,6 +17,7 @@ from torch import nn
 
 import vae_core
 from vae_core import AutoencoderKL, CheckpointError, from_diffusers
+from vae_core.streaming import job
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
@@ -78,6 +82,31 @@ def test_exact_tiling_and_a_budget() -> None:
     assert torch.allclose(ours.decode(z).sample, whole, atol=1e-5)
     budget = vae_core.plan_decode(ours, z.shape).peak_bytes // 2
     assert torch.allclose(vae_core.decode(ours, z, memory_budget=budget), whole, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_budget_for_the_model_itself() -> None:
+    """As in a pipeline, which calls its methods alone: what they plan with is what the function plans with."""
+    ours, z = from_diffusers(theirs_of(CONFIGS["sd"])), latent(1, 24, 24)
+    whole = ours.decode(z).sample
+    least = vae_core.plan_decode(ours, z.shape, memory_budget=vae_core.plan_decode(ours, z.shape).peak_bytes // 2)
+    ours.memory_budget = least.peak_bytes
+    with planned() as plans:
+        assert torch.allclose(ours.decode(z).sample, whole, atol=1e-5)
+    assert [plan.peak_bytes <= least.peak_bytes for plan in plans] == [True]
+    ours.memory_budget = 1000
+    for run in (lambda: ours.decode(z), lambda: ours.encode(image(1, 64, 64))):
+        with pytest.raises(vae_core.MemoryBudgetError, match="Give at least"):
+            run()
+
+
+@contextmanager
+def planned() -> Iterator[list[vae_core.Plan]]:
+    """The plans of what runs in the `with` block."""
+    plans: list[vae_core.Plan] = []
+    run = job.Job.run_at_once
+    with patch.object(job.Job, "run_at_once", lambda self, *a, **k: (plans.append(self.plan), run(self, *a, **k))[1]):
+        yield plans
 
 
 def _half_of_a_lora(vae: Any) -> None:

@@ -187,7 +187,7 @@ class TestFiles:
     @pytest.mark.parametrize("load", [AutoencoderKL.from_single_file, load_vae])
     def test_a_file(self, load: Any, name: str, hub: SmallHub, cache: Any, vae: AutoencoderKL) -> None:
         assert same(load(name, norm_num_groups=8, **cache), vae)
-        assert len(hub.downloads()) == 1
+        assert len([each for each in hub.downloads() if not each.endswith("config.json")]) == 1
 
     def test_an_address_of_the_endpoint_itself(self, hub: SmallHub, cache: Any, vae: AutoencoderKL) -> None:
         assert same(load_vae(f"{hub.address}/{REPO}/blob/main/single.safetensors", **cache), vae)
@@ -197,6 +197,61 @@ class TestFiles:
     ) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache["cache_dir"]))
         assert same(AutoencoderKL.from_single_file(f"{REPO}/single.safetensors", config=REPO, **cache), vae)
+
+
+class TestFilesOfFolders:
+    """A file of a folder's weights by its own name means what it means on a disk, where its config lies beside it."""
+
+    @pytest.fixture
+    def name(self, hub: SmallHub, files: dict[str, bytes]) -> str:
+        from safetensors.torch import load, save
+
+        bare = save(load(files["diffusion_pytorch_model.safetensors"]))  # as others write it, without our metadata
+        config = {**json.loads(files["config.json"]), "scaling_factor": 0.5}
+        hub.repositories["org/bare"] = {
+            "vae/diffusion_pytorch_model.safetensors": bare,
+            "vae/config.json": json.dumps(config).encode(),
+        }
+        return "org/bare/vae/diffusion_pytorch_model.safetensors"
+
+    @pytest.mark.parametrize("load", [AutoencoderKL.from_single_file, load_vae])
+    def test_its_config_is_fetched(self, load: Any, name: str, cache: Any, vae: AutoencoderKL) -> None:
+        for _ in ("fetched", "cached"):
+            loaded = load(name, **cache)
+            assert same(loaded, vae) and loaded.config.scaling_factor == 0.5
+
+    def test_inspection_says_the_same(self, name: str, cache: Any) -> None:
+        for _ in ("fetched", "cached"):
+            info = inspect_vae(name, **cache)
+            assert info.config is not None and info.config.norm_num_groups == 8 and info.scaling_factor == 0.5
+            load_vae(name, **cache)
+
+    @pytest.mark.parametrize(
+        "weights", ["diffusion_pytorch_model.fp16.safetensors", "model.safetensors", "vae-ft.bin"], ids=str
+    )
+    def test_the_only_weights_are_taken(
+        self, weights: str, hub: SmallHub, cache: Any, vae: AutoencoderKL, files: dict[str, bytes]
+    ) -> None:
+        kind = "pickle/diffusion_pytorch_model.bin" if weights.endswith(".bin") else "single.safetensors"
+        hub.repositories["org/lone"] = {"config.json": files["config.json"], weights: files[kind]}
+        assert same(load_vae("org/lone", **cache), vae)
+        assert inspect_vae("org/lone", **cache).problem is None
+
+    @pytest.mark.parametrize("index", [b"[]", b"{", b'{"weight_map": []}', b"[" * 5000, b"\xff"])
+    def test_an_index_that_is_not_one(self, index: bytes, hub: SmallHub, cache: Any, files: dict[str, bytes]) -> None:
+        name = "diffusion_pytorch_model.safetensors.index.json"
+        hub.repositories["org/broken"] = {"config.json": files["config.json"], name: index}
+        with pytest.raises(CheckpointError, match=r"is not an index of shards"):
+            load_vae("org/broken", **cache)
+
+    def test_where_links_are_not_allowed(self, name: str, cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        load_vae(name, **cache)
+
+        def refuse(*arguments: Any, **options: Any) -> None:
+            raise OSError(1314, "A required privilege is not held by the client")
+
+        monkeypatch.setattr(Path, "symlink_to", refuse)
+        assert inspect_vae(name, **cache).problem is None
 
 
 class TestInspection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -122,22 +123,28 @@ def test_every_attribute_of_every_part_is_there(name: str) -> None:
                 assert getattr(parts[place], attribute) == value, f"{kind}.{attribute}"
 
 
-def test_every_keyword_that_their_documentation_names_is_taken() -> None:
-    """Arguments behind `**kwargs`, as their docstrings have them, are taken."""
-    accepted = {
-        "from_pretrained": "cache_dir force_download proxies output_loading_info local_files_only token revision "
-        "subfolder mirror low_cpu_mem_usage variant use_safetensors disable_mmap max_memory offload_folder "
-        "offload_state_dict device_map ignore_mismatched_sizes torch_dtype dtype user_agent from_flax",
-        "from_single_file": "config subfolder original_config force_download cache_dir proxies local_files_only token "
-        "revision low_cpu_mem_usage disable_mmap torch_dtype dtype use_safetensors",
-    }
+@pytest.mark.parametrize("method", ["from_pretrained", "from_single_file"])
+def test_every_keyword_that_they_take_is_taken(method: str) -> None:
+    """Arguments behind `**kwargs`: those that their documentation names, and all that their code asks for."""
+    source = inspect.getsource(getattr(THEIRS, method))
+    names = set(re.findall(r"kwargs\.(?:pop|get)\(\s*\"(\w+)\"", source))
+    names |= set(re.findall(r"^ {12}(\w+) \(`", source, re.MULTILINE))
+    names = {name for name in names if not name.startswith("pretrained_model_")}  # the first argument itself
+    assert {"torch_dtype", "token", "subfolder", "quantization_config", "disable_mmap"} <= names
     demo = Path(vae_core.__file__).parent / "demo"
-    for method, names in accepted.items():
-        path = demo if method == "from_pretrained" else demo / "diffusion_pytorch_model.safetensors"
-        for name in names.split():
-            value = False if name == "force_download" else None
-            found = getattr(AutoencoderKL, method)(path, norm_num_groups=8, **{name: value})
-            assert isinstance(found, AutoencoderKL), name
+    path = demo if method == "from_pretrained" else demo / "diffusion_pytorch_model.safetensors"
+    for name in sorted(names | {"mirror", "user_agent", "dtype", "resume_download"}):
+        value = False if name == "force_download" else None
+        found = getattr(AutoencoderKL, method)(path, norm_num_groups=8, **{name: value})
+        assert isinstance(found, AutoencoderKL), name
+
+
+@pytest.mark.parametrize(
+    "name", ["ignore_mismatched_sizes", "use_flashpack", "parallel_config", "quantization_config", "flashpack_kwargs"]
+)
+def test_what_is_not_done_is_said(name: str) -> None:
+    with pytest.raises(vae_core.ConfigError, match=rf"Leave {name} out\.$"):
+        AutoencoderKL.from_pretrained(Path(vae_core.__file__).parent / "demo", **{name: {"a": 1}})
 
 
 class TestLikeness:

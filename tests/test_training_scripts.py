@@ -118,10 +118,13 @@ class TestHooks:
             expected = [ours.decode(z).sample, ours.encode(x).latent_dist.mean]
             for vae in (ours, theirs):
                 vae.enable_group_offload(torch.device("cpu"), offload_type=kind, num_blocks_per_group=1)
+                assert set(hooked(ours)) <= set(hooked(vae)) and hooked(vae)
                 assert vae.device == torch.device("cpu")
                 assert torch.allclose(vae.decode(z).sample, expected[0], atol=1e-5)
                 assert torch.allclose(vae.encode(x).latent_dist.mean, expected[1], atol=1e-5)
         assert ours.to("cpu") is ours
+
+        assert hooked(ours) == hooked(theirs)
 
     def test_tiling_with_hooks_runs_the_modules(self) -> None:
         ours, z = pair()[0], latent(1, 24, 24)
@@ -130,6 +133,12 @@ class TestHooks:
             ours.enable_layerwise_casting(storage_dtype=torch.float16, compute_dtype=torch.float32)
             ours.enable_tiling()
             assert (ours.decode(z).sample - expected).abs().max() < 0.05
+
+
+def hooked(vae: torch.nn.Module) -> dict[str, list[str]]:
+    """The hooks of diffusers' that are on each module."""
+    found = {name: getattr(part, "_diffusers_hook", None) for name, part in vae.named_modules()}
+    return {name: sorted(registry.hooks) for name, registry in found.items() if registry is not None}
 
 
 class TestScripts:

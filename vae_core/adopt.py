@@ -102,9 +102,10 @@ def find_patch(module: nn.Module) -> str | None:
 def from_diffusers(vae: nn.Module) -> AutoencoderKL:
     """The VAE of a diffusers pipeline as ours, around the very same weights: no copy, no further memory.
 
-    `pipe.vae = vae_core.from_diffusers(pipe.vae)` gives a pipeline exact tiling (`pipe.vae.enable_tiling()`), and
-    everything else that takes our model. Kept are the config, the mode (training or not), slicing and tiling with
-    their sizes, attention processors, fused projections, gradient checkpointing, and which weights take gradients.
+    `pipe.vae = vae_core.from_diffusers(pipe.vae)` gives a pipeline exact tiling (`pipe.vae.enable_tiling()`), a budget
+    for its memory (`pipe.vae.memory_budget`), and everything else that takes our model. Kept are the config, the mode
+    (training or not), slicing and tiling with their sizes, attention processors, fused projections, gradient
+    checkpointing, and which weights take gradients.
 
     Args:
         vae: an AutoencoderKL or an AutoencoderKLFlux2 of diffusers; one of ours is returned as it is.

@@ -67,6 +67,8 @@ class AutoencoderKL(
     Attributes:
         config: every argument, as attributes and as a mapping.
         use_slicing, use_tiling, tiling_mode: how `encode` and `decode` work; set by the `enable_*` methods.
+        memory_budget: bytes of working memory beside weights, input and output that `encode` and `decode` keep to, as
+            the functions of that name do; None for no limit but what is free. Set it where a pipeline calls them.
         tile_sample_min_size, tile_latent_min_size: side of a tile in pixels and in latent pixels. Larger
             inputs are tiled.
         tile_overlap_factor: share of a tile that the next one covers again.
@@ -102,6 +104,7 @@ class AutoencoderKL(
         self.use_slicing = False
         self.use_tiling = False
         self.tiling_mode: Literal["exact", "blended"] = "exact"
+        self.memory_budget: int | None = None
         self.tile_sample_min_size = sample_size
         self.tile_latent_min_size = max(1, sample_size // config.downscale_factor)
         self.tile_overlap_factor = 0.25
@@ -179,7 +182,7 @@ class AutoencoderKL(
         if self.use_tiling and max(x.shape[-2:], default=0) > tile_side:
             blended = self.tiling_mode == "blended"
             tiling = self._blended_tiling(half) if blended else TileSpec(size=self.tile_latent_min_size)
-        return run_method(half, x, Options(tiling, max_items=1 if self.use_slicing else None))
+        return run_method(half, x, Options(tiling, self.memory_budget, max_items=1 if self.use_slicing else None))
 
     def _blended_tiling(self, half: Half) -> TileSpec:
         """diffusers' tiles, as `tile_sample_min_size` or `tile_latent_min_size` and `tile_overlap_factor` say."""

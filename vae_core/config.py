@@ -158,8 +158,11 @@ class AutoencoderKLConfig(dict[str, Any]):
                 f"scaling_factor is {_brief(self.scaling_factor)}; latents that are multiplied or divided by it are "
                 f"not finite numbers any more. Give one such as 0.18215."
             )
-        if self.shift_factor is not None and not _is_number(self.shift_factor):
-            raise ConfigError(f"shift_factor is {_brief(self.shift_factor)}; it must be a finite number, or None.")
+        if self.shift_factor is not None and not _is_level(self.shift_factor):
+            raise ConfigError(
+                f"shift_factor is {_brief(self.shift_factor)}; it must be a number of at most {LARGEST_SCALE:g}, or "
+                f"None."
+            )
         if not _is_number(self.batch_norm_eps) or self.batch_norm_eps <= 0:
             raise ConfigError(f"batch_norm_eps is {self.batch_norm_eps!r}; it must be a number above 0, such as 1e-4.")
         momentum = self.batch_norm_momentum
@@ -169,8 +172,9 @@ class AutoencoderKLConfig(dict[str, Any]):
             numbers = getattr(self, name)
             if numbers is None:
                 continue
-            if not isinstance(numbers, tuple) or not all(_is_number(number) for number in numbers):
-                raise ConfigError(f"{name} is {numbers!r}; give one finite number for each latent channel.")
+            if not isinstance(numbers, tuple) or not all(_is_level(number) for number in numbers):
+                largest = f"a number of at most {LARGEST_SCALE:g}"
+                raise ConfigError(f"{name} is {_brief(numbers)}; give {largest} for each latent channel.")
             if len(numbers) != self.latent_channels:
                 raise ConfigError(
                     f"{name} has {len(numbers)} numbers, but latent_channels is {self.latent_channels}. Give one each."
@@ -383,6 +387,11 @@ def _is_number(value: Any) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return abs(value) < math.inf and abs(value) <= sys.float_info.max  # false for NaN, and for an int beyond floats
+
+
+def _is_level(value: Any) -> bool:
+    """Whether latents in float32 can have this added, or be multiplied and divided by it."""
+    return _is_number(value) and abs(value) <= LARGEST_SCALE
 
 
 # What diffusers' AutoencoderKLFlux2 assumes where its config.json says nothing.

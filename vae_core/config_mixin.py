@@ -13,9 +13,11 @@ from typing import Any, ClassVar, TypeVar, cast
 
 from torch import nn
 
+from .checkpoints.generation import guesses_of, marked
+from .checkpoints.pretrained import snapshot
 from .config import SETTABLE_FIELDS, AutoencoderKLConfig, is_field
 from .errors import CheckpointError, ConfigError
-from .hub import HubOptions, commit_of, on_disk
+from .hub import HubOptions, commit_of, hub_name, on_disk
 from .hub_push import push_after_saving
 
 logger = logging.getLogger("seamless_vae")
@@ -109,8 +111,9 @@ class ConfigMixin:
         options, unused = HubOptions.split(kwargs)
         path = on_disk(pretrained_model_name_or_path, options, config_only=True)
         if path.is_dir():
-            inner = path / options.subfolder if options.subfolder else path
-            path = (inner if (inner / cls.config_name).is_file() else path) / cls.config_name
+            is_remote = hub_name(pretrained_model_name_or_path) is not None  # then it is the subfolder's already
+            folder = path if is_remote else snapshot(path) / (options.subfolder or "")
+            path = folder / cls.config_name
         values = cls._dict_from_json_file(path)
         found: tuple[Any, ...] = (values,)
         if return_unused_kwargs:
@@ -162,7 +165,8 @@ class ConfigMixin:
             config, kwargs = cls.load_config(config, return_unused_kwargs=True, **kwargs)
         assert isinstance(config, Mapping)
         fields, unused, hidden = cls.extract_init_dict(config, **kwargs)
-        arguments = [name for name in unused if name in kwargs or not (is_file or "_class_name" in config)]
+        as_saved = is_file or "_class_name" in config or isinstance(config, AutoencoderKLConfig)
+        arguments = [name for name in unused if name in kwargs or not as_saved]
         if arguments and not return_unused_kwargs:
             AutoencoderKLConfig.from_dict(dict.fromkeys(arguments))  # says that they are not fields
         if hidden and not return_unused_kwargs and set(unused) - set(arguments):
@@ -204,8 +208,8 @@ class ConfigMixin:
     # Writing.
 
     def to_json_string(self) -> str:
-        """The config as the text of a `config.json`."""
-        return json.dumps(self._config_to_save().to_dict(), indent=2, sort_keys=True) + "\n"
+        """The config as the text of a `config.json`; fields that are guesses are named in it as such."""
+        return json.dumps(marked(self._config_to_save().to_dict(), guesses_of(self)), indent=2, sort_keys=True) + "\n"
 
     def _config_to_save(self) -> AutoencoderKLConfig:
         if self._auto_class is None:

@@ -11,21 +11,28 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
+from .checkpoints.weight_names import (
+    EXTENSIONS,
+    WEIGHT_SUFFIXES,
+    WEIGHTS_STEM,
+    variants_in,
+    weight_names,
+    weights_among,
+)
 from .errors import CheckpointError
 from .optional import optional_import
 
 PathLike = str | os.PathLike[str]
 Result = TypeVar("Result")
 
-STEM = "diffusion_pytorch_model"
-WEIGHT_SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 _HUB_SERVERS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _ADDRESS = re.compile(r"https?:/{1,2}(?P<site>[^/]+)(?P<path>/.*)?")  # a Path of one has a single slash
 _IN_REPO = re.compile(r"/(?P<repo>[^/]+/[^/]+)(?:/(?:blob|resolve|raw|tree)/(?P<rest>.+))?")
@@ -164,10 +171,12 @@ class _Repository:
 
     def fetch(self, config_only: bool, variant: str | None, use_safetensors: bool | None) -> Path:
         if self.name.file and self.name.file.endswith((*WEIGHT_SUFFIXES, ".json")):
-            return self._download(self.name.file)
+            path = self._download(self.name.file)
+            self._config_beside()
+            return path
         config = self._config()
         if not config_only:
-            self._weights(config, variant, use_safetensors, self._download)
+            self._weights(variant, use_safetensors, self._download)
         return config.parent
 
     def fetch_header(self, folder: Path, variant: str | None) -> Path:
@@ -175,12 +184,18 @@ class _Repository:
             return self._header(file, folder)
 
         if self.name.file and self.name.file.endswith((*WEIGHT_SUFFIXES, ".json")):
-            return header(self.name.file)
-        config = self._config()
-        copy = folder / config.name
-        copy.write_bytes(config.read_bytes())
-        self._weights(config, variant, None, header)
-        return folder
+            path, config = header(self.name.file), self._config_beside()
+        else:
+            path, config = folder, self._config()
+            self._weights(variant, None, header)
+        if config is not None:
+            (folder / config.name).write_bytes(config.read_bytes())
+        return path
+
+    def _config_beside(self) -> Path | None:
+        """The `config.json` in the folder of a file of weights, which belongs to them; None if there is none."""
+        file = PurePosixPath(self.name.file or "")
+        return self._try(self._download, (file.parent / "config.json").as_posix()) if file.suffix != ".json" else None
 
     def _config(self) -> Path:
         """The `config.json` of the folder that is meant."""
@@ -197,26 +212,40 @@ class _Repository:
         where = f" in {folder}" if folder else ", neither itself nor in `vae`"
         raise CheckpointError(f"the repository {self.name.repo} has no config.json{where}. {remedy}")
 
-    def _weights(
-        self, config: Path, variant: str | None, use_safetensors: bool | None, get: Callable[[str], Path]
-    ) -> None:
-        for name in _weight_names(variant, use_safetensors):
-            path = f"{self.folder}/{name}".lstrip("/")
-            found = self._try(get, path)
-            if found is None:
-                continue
-            if name.endswith(".json"):
-                index = json.loads(self._download(path).read_text(encoding="utf-8-sig"))
-                for shard in sorted(set(index.get("weight_map", {}).values())):
-                    get(f"{self.folder}/{shard}".lstrip("/"))
+    def _weights(self, variant: str | None, use_safetensors: bool | None, get: Callable[[str], Path]) -> None:
+        """Get the weights in the folder that is meant, chosen as `checkpoints.pretrained.find_weights` does."""
+        extensions = EXTENSIONS[use_safetensors]
+        if any(self._got(name, get) for extension in extensions for name in weight_names(variant, extension)):
             return
         if self.unreachable is not None:
             raise self.unreachable
-        present = [file for file in self._listed() if file.startswith(f"{self.folder}/{STEM}".lstrip("/"))]
-        wanted = f"weights of the variant {variant!r}" if variant else f"{STEM}.safetensors or .bin"
-        has = f"it has {', '.join(present[:4])}" if present else "it has no weights of that name"
-        remedy = "Pass the variant that is there." if present else "Give the name of a file in it."
+        present = [
+            path.name for path in map(PurePosixPath, self._listed()) if path.parent == PurePosixPath(self.folder)
+        ]
+        variants, weights = variants_in(present), weights_among(present, use_safetensors)
+        if variant is None and len(variants) == 1:
+            return self._weights(variants[0], use_safetensors, get)
+        if variant is None and not variants and len(weights) == 1:
+            get(self._in_folder(weights[0]))
+            return None
+        wanted = f"weights of the variant {variant!r}" if variant else f"{WEIGHTS_STEM}.safetensors or .bin"
+        has = f"it has {', '.join(weights[:4])}" if weights else "it has no weights"
+        one = self._in_folder(weights[0]) if weights else ""
+        remedy = f"Give the name of a file, such as {self.name.repo}/{one}." if one else "Check the name."
         raise CheckpointError(f"the repository {self.name.repo} has no {wanted} ({has}). {remedy}")
+
+    def _got(self, name: str, get: Callable[[str], Path]) -> bool:
+        """Whether the folder has weights of that name, which are then there, with all shards of an index."""
+        path = self._in_folder(name)
+        if self._try(get, path) is None:
+            return False
+        if name.endswith(".json"):
+            for shard in _shards(self._download(path)):
+                get(self._in_folder(shard))
+        return True
+
+    def _in_folder(self, name: str) -> str:
+        return f"{self.folder}/{name}".lstrip("/")
 
     def _download(self, file: str) -> Path:
         arguments = self.options.arguments()
@@ -230,7 +259,7 @@ class _Repository:
         whole = options.local_files_only or options.local_dir is not None or isinstance(cached, str)
         if whole or not file.endswith((".safetensors", ".sft")):
             copy = folder / Path(file).name
-            copy.symlink_to(self._download(file).resolve())
+            _link(self._download(file).resolve(), copy)
             return copy
         found = self._ask(
             file,
@@ -303,15 +332,28 @@ def client(hub: Any) -> Any:
     return hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="seamless-vae")
 
 
-def _weight_names(variant: str | None, use_safetensors: bool | None) -> Iterator[str]:
-    """The files that may be a folder's weights, the likeliest first."""
-    for extension in {None: ("safetensors", "bin"), True: ("safetensors",), False: ("bin",)}[use_safetensors]:
-        if variant is None:
-            yield from (f"{STEM}.{extension}", f"{STEM}.{extension}.index.json")
-        else:
-            yield f"{STEM}.{variant}.{extension}"
-            yield f"{STEM}.{extension}.index.{variant}.json"
-            yield f"{STEM}.{variant}.{extension}.index.json"
+def _shards(index: Path) -> list[str]:
+    """The files that an index of shards names.
+
+    Raises:
+        CheckpointError: it is not one.
+    """
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values())
+        return sorted(str(name) for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{index.name} on the Hub is not an index of shards ({type(error).__name__}). Tell its author, or give the "
+            f"name of another file."
+        ) from None
+
+
+def _link(target: Path, place: Path) -> None:
+    """The file at another place as well: by a link where the system allows one, else by a copy."""
+    try:
+        place.symlink_to(target)
+    except OSError:  # Windows allows them to some users alone
+        shutil.copyfile(target, place)
 
 
 def _write_header(found: Any, path: Path) -> Path:

@@ -117,13 +117,24 @@ def load_vae(
     """
     parse_dtype(dtype)  # before any work
     options, overrides = HubOptions.split(overrides)
-    path = on_disk(path, options, variant=variant)
+    path = _below(path, options) if hub_name(path) is None else on_disk(path, options, variant=variant)
     with reading(path):
         plan = plan_checkpoint(path, variant, config, overrides)
         return build_model(AutoencoderKL, plan, dtype, device, mapped=not disable_mmap)
 
 
-def inspect_vae(path: PathLike, *, variant: str | None = None, **overrides: Any) -> VAEInfo:
+def _below(path: PathLike, options: HubOptions) -> Path:
+    """A path on this disk, or its subfolder if one is asked for."""
+    return snapshot(Path(path)) / options.subfolder if options.subfolder else Path(path)
+
+
+def inspect_vae(
+    path: PathLike,
+    *,
+    variant: str | None = None,
+    config: AutoencoderKLConfig | Mapping[str, Any] | PathLike | None = None,
+    **overrides: Any,
+) -> VAEInfo:
     """Say what a checkpoint is from its header and its biases, a thousandth of it. Takes what `load_vae` takes.
 
     Of a safetensors file on the Hub the header alone is fetched, and its biases are not looked at.
@@ -140,15 +151,20 @@ def inspect_vae(path: PathLike, *, variant: str | None = None, **overrides: Any)
     options, overrides = HubOptions.split(overrides)
     name = hub_name(path)
     if name is None:
-        return _inspect(Path(path), variant, overrides)
+        return _inspect(_below(path, options), variant, config, overrides)
     with tempfile.TemporaryDirectory() as folder:
-        info = _inspect(header_on_disk(path, Path(folder), options, variant), variant, overrides)
+        info = _inspect(header_on_disk(path, Path(folder), options, variant), variant, config, overrides)
     return dataclasses.replace(info, path=Path(str(name)))
 
 
-def _inspect(path: Path, variant: str | None, overrides: Mapping[str, Any]) -> VAEInfo:
+def _inspect(
+    path: Path,
+    variant: str | None,
+    config: AutoencoderKLConfig | Mapping[str, Any] | PathLike | None,
+    overrides: Mapping[str, Any],
+) -> VAEInfo:
     with reading(path):
-        found = find_checkpoint(path, variant)
+        found = find_checkpoint(path, variant, config)
         source = found.source
         try:
             plan = found.plan(overrides)

@@ -26,6 +26,7 @@ from .config_mixin import ConfigMixin
 from .errors import CheckpointError, ConfigError
 from .hub import HubOptions, hub_name, on_disk
 from .hub_push import push_after_saving
+from .streaming.devices import accelerators
 
 Self = TypeVar("Self", bound="PretrainedMixin")
 PathLike = str | os.PathLike[str]
@@ -34,9 +35,9 @@ PathLike = str | os.PathLike[str]
 # whole checkpoint: which of its other models to take, and of which kind they are. Nothing of it is about the VAE.
 IGNORED_ARGUMENTS = frozenset(
     (
-        *("low_cpu_mem_usage", "from_flax", "dduf_entries", "ignore_mismatched_sizes"),
+        *("low_cpu_mem_usage", "from_flax", "dduf_entries", "config_revision"),
         *("offload_folder", "offload_state_dict", "max_memory", "keep_in_fp32_modules"),
-        *("image_size", "use_flashpack", "parallel_config", "local_dir_use_symlinks"),
+        *("image_size", "local_dir_use_symlinks"),
         *("extract_ema", "load_safety_checker", "safety_checker", "feature_extractor", "num_in_channels"),
         *("prediction_type", "scheduler_type", "model_type", "pipeline_class", "pipeline_class_name"),
         *("upcast_attention", "stable_unclip", "stable_unclip_prior", "clip_stats_path", "controlnet", "adapter"),
@@ -44,18 +45,26 @@ IGNORED_ARGUMENTS = frozenset(
     )
 )
 
+# Those of diffusers' that would change what is loaded, and are not done here: said where one is not false.
+REFUSED_ARGUMENTS = {
+    "quantization_config": "this AutoencoderKL is not quantised when it is loaded",
+    "ignore_mismatched_sizes": "weights of other shapes than the config's are not left out",
+    "use_flashpack": "weights are not read from FlashPack files",
+    "flashpack_kwargs": "weights are not read from FlashPack files",
+    "parallel_config": "this AutoencoderKL is not spread over several devices",
+}
 LOADING_INFO = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
 
 def given_config(
-    config: AutoencoderKLConfig | Mapping[str, Any] | PathLike | None,
+    config: AutoencoderKLConfig | Mapping[str, Any] | PathLike | None, revision: str | None = None
 ) -> AutoencoderKLConfig | None:
     """A config from itself, from its fields, or from a path or a name on the Hub: a `config.json` or its folder."""
     if config is None or isinstance(config, AutoencoderKLConfig):
         return config
     if isinstance(config, Mapping):
         return AutoencoderKLConfig.from_dict(config)
-    return read_config(on_disk(config, config_only=True))
+    return read_config(on_disk(config, HubOptions(revision=revision), config_only=True))
 
 
 class PretrainedMixin(ConfigMixin):
@@ -100,8 +109,6 @@ class PretrainedMixin(ConfigMixin):
             ConfigError: an override that no AutoencoderKL has.
         """
         options, rest = HubOptions.split({**kwargs, "subfolder": subfolder})
-        if rest.pop("quantization_config", None) is not None:
-            raise ConfigError("this AutoencoderKL is not quantised when it is loaded. Leave quantization_config out.")
         is_remote = hub_name(pretrained_model_name_or_path) is not None
         path = on_disk(pretrained_model_name_or_path, options, variant=variant, use_safetensors=use_safetensors)
         if path.is_file():
@@ -169,7 +176,7 @@ class PretrainedMixin(ConfigMixin):
             source = memory_tensors(given, path.name) if isinstance(given, Mapping) else open_tensor_file(path)
             if use_safetensors and source.container == "pickle":
                 raise CheckpointError(f"{path.name} is a pickle, and use_safetensors=True allows none. Leave it out.")
-            plan = plan_single_file(source, _overrides(rest), given_config(config))
+            plan = plan_single_file(source, _overrides(rest), given_config(config, rest.get("config_revision")))
             device = _one_device(device_map) if device is None else device
             wanted, mapped = _one_dtype(torch_dtype, dtype), not disable_mmap
             model = build_model(cls, plan, wanted, device, mapped)  # type: ignore[type-var]
@@ -253,7 +260,17 @@ class PretrainedMixin(ConfigMixin):
 
 
 def _overrides(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if name not in IGNORED_ARGUMENTS}
+    """The config's fields among arguments of diffusers'.
+
+    Raises:
+        ConfigError: one asks for something that is not done here.
+    """
+    for name, reason in REFUSED_ARGUMENTS.items():
+        if kwargs.get(name):
+            raise ConfigError(f"{reason}. Leave {name} out.")
+    return {
+        name: value for name, value in kwargs.items() if name not in IGNORED_ARGUMENTS and name not in REFUSED_ARGUMENTS
+    }
 
 
 def _check_variant(weights: Path, variant: str | None) -> None:
@@ -286,8 +303,10 @@ def _one_dtype(torch_dtype: torch.dtype | str | None, dtype: torch.dtype | str |
 
 def _one_device(device_map: Any) -> torch.device | str | None:
     whole = device_map.get("") if isinstance(device_map, Mapping) and len(device_map) == 1 else device_map
-    if whole is None or whole in ("auto", "balanced", "balanced_low_0", "sequential"):
-        return None  # one small model: nothing to distribute
+    if whole in ("auto", "balanced", "balanced_low_0", "sequential"):  # one small model: nothing to distribute
+        return next(iter(accelerators()), None)
+    if whole is None:
+        return None
     if isinstance(whole, Mapping):
         raise CheckpointError("device_map splits the model; a VAE is loaded onto one device. Pass its name, or None.")
     return f"cuda:{whole}" if isinstance(whole, int) else whole

@@ -121,9 +121,9 @@ def test_a_decode(device: str, vae: AutoencoderKL, monkeypatch: pytest.MonkeyPat
         )
     z = latent(2, 6, 5)
     with vae_core.kernels("direct"):
-        there, options = copy.deepcopy(vae).to(device), {"tiling": vae_core.TileSpec(size=None)}
-        got = vae_core.decode(there, z.to(device), **options).cpu()
-        plan = vae_core.plan_decode(there, z.shape, **options)
+        there, strips = copy.deepcopy(vae).to(device), vae_core.TileSpec(size=None)
+        got = vae_core.decode(there, z.to(device), tiling=strips).cpu()
+        plan = vae_core.plan_decode(there, z.shape, tiling=strips)
     exact = copy.deepcopy(vae).double().decode_reference(z.double())
     assert (got - exact).abs().max() < 2e-5
     assert calls.count("sums_about") == plan.strips - 2  # but those that make keys and values, of two items

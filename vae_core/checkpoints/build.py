@@ -119,7 +119,7 @@ def build_model(
         wanted = torch.bfloat16  # has every 8-bit float, which nothing can be computed with
     # Weights made under inference_mode could never be trained, moved or saved after it.
     with torch.inference_mode(False), _no_garbage_collection():
-        return _build(model_class, plan, wanted, device, mapped)
+        return _build(model_class, plan, wanted, device, mapped, looked_at=dtype is not None or device is not None)
 
 
 @contextmanager
@@ -140,7 +140,9 @@ def _build(
     wanted: torch.dtype,
     device: torch.device | str | None,
     mapped: bool,
+    looked_at: bool,
 ) -> Model:
+    """Args: looked_at: weights that are converted are looked through for damage, as `inspect_vae` does not."""
     weights = read_weights(plan, weight_shapes(plan.config), wanted, mapped)
     with without_values():
         model = model_class(**plan.config)
@@ -154,7 +156,8 @@ def _build(
         weight = weights.pop(key)  # so that a copy that is converted is not kept
         holder, name, old = places[key]
         if device is not None or (weight.dtype is not wanted and weight.is_floating_point()):
-            check_whole(plan, key, weight)  # it is read anyway
+            if looked_at:
+                check_whole(plan, key, weight)  # it is read anyway
             weight = weight.to(device=device, dtype=wanted if weight.is_floating_point() else None)
         holder[name] = nn.Parameter(weight, old.requires_grad) if isinstance(old, nn.Parameter) else weight
     model.__dict__["guesses"] = plan.guesses  # so that saving does not make facts of them
@@ -186,7 +189,7 @@ def read_weights(
             of_length(one, read[name]) if is_length(name) else scaled(one, read[name], dtype or dtype_of(plan))
         )
     for key in OPTIONAL & shapes.keys() - weights.keys():
-        weights[key] = torch.zeros(shapes[key], dtype=torch.int64)
+        weights[key] = torch.zeros(shapes[key], dtype=torch.int64, device="cpu")
     for key, weight in weights.items():
         if weight.shape != shapes[key]:  # LDM's 1x1 kernels: matrices
             weights[key] = weight.reshape(shapes[key])

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError, ConfigError
-from .generation import guessed_in
+from .generation import guessed_in, sources
 from .open_file import check_link
 
 CONFIG_NAME = "config.json"
@@ -18,11 +18,22 @@ MAX_BYTES = 1_000_000  # real ones have one kilobyte
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """What a `config.json` says, remarks on what of it was passed over, and the fields that it calls guesses."""
+    """What a `config.json` says.
+
+    Attributes:
+        given: the names of the fields that it has; the others are defaults.
+        guessed: the names of those that it calls guesses.
+        remarks: on what of it was passed over.
+    """
 
     config: AutoencoderKLConfig
-    remarks: tuple[str, ...] = ()
+    given: frozenset[str]
     guessed: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    def origins(self, source: str) -> dict[str, str]:
+        """Field -> where its value comes from, where the file is called `source`."""
+        return dict.fromkeys(self.config, "default") | sources(self.given & self.config.keys(), source, self.guessed)
 
 
 def read_config_file(file: Path) -> ConfigFile:
@@ -42,11 +53,12 @@ def read_config_file(file: Path) -> ConfigFile:
         config = AutoencoderKLConfig.from_dict(fields)
     except (ConfigError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{file}: {error}") from None
+    given, guessed = own & values.keys(), guessed_in(values)
     if not others:
-        return ConfigFile(config, guessed=guessed_in(values))
+        return ConfigFile(config, given, guessed)
     shown = ", ".join(name[:40] for name in others[:5]) + (", ..." if len(others) > 5 else "")
     remark = f"passed over {shown} in {CONFIG_NAME}: an AutoencoderKL has no such fields."
-    return ConfigFile(config, (remark,), guessed_in(values))
+    return ConfigFile(config, given, guessed, (remark,))
 
 
 def _read_json(file: Path) -> dict[str, Any]:

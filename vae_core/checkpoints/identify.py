@@ -93,7 +93,7 @@ RULES: tuple[tuple[Callable[[Tensors], bool], Identity], ...] = (
     ),
     (
         _any(
-            r"(^|\.)(state\.\d+|base_state\.\d+|optimizer_states?\.[\w.]*)\.(exp_avg(_sq)?|momentum_buffer|step|square_avg)$"
+            r"(^|\.)((base_)?state\.\d+\.\w+|optimizer_states?\.[\w.]*\.(exp_avg(_sq)?|momentum_buffer|step|square_avg))$"
         ),
         Identity("the state of an optimizer", "Give the file of the model that was saved beside it."),
     ),

@@ -12,6 +12,7 @@ from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError
 from ..layers import without_values
 from .key_map import is_attention_projection
+from .nested import find_tensors
 from .plan import CheckpointPlan
 from .single_file import plan_single_file
 from .tensor_file import TensorFile, in_memory
@@ -20,7 +21,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def memory_tensors(tensors: Mapping[str, Any], name: str) -> TensorFile:
-    """A source of these tensors; a state dict one level deeper (`{"state_dict": ...}`) is taken out.
+    """A source of these tensors; a state dict that is deeper, as in training checkpoints, is taken out as of a file.
 
     Args:
         name: what messages call it.
@@ -28,11 +29,14 @@ def memory_tensors(tensors: Mapping[str, Any], name: str) -> TensorFile:
     Raises:
         CheckpointError: there are no tensors.
     """
-    inner = tensors.get("state_dict")
-    found = {key: value for key, value in (inner or tensors).items() if isinstance(value, Tensor)}
-    if not found:
+    try:
+        found = find_tensors(tensors)
+    except ValueError as error:
+        raise CheckpointError(f"{name} cannot be looked through: {error}. Give the state dict of a model.") from None
+    values = {key: each for key, each in found.tensors.items() if isinstance(each, Tensor)}
+    if not values:
         raise CheckpointError(f"{name} has no tensors. Give the state dict of a model: names and tensors.")
-    return in_memory(found, name)
+    return in_memory(values, name, found.remarks)
 
 
 def plan_tensors(
@@ -75,7 +79,7 @@ def build_around(
                 if old is None:
                     continue
                 key = f"{prefix}.{name}" if prefix else name
-                weight = weights[key] if key in weights else torch.zeros(old.shape, dtype=torch.int64)
+                weight = weights[key] if key in weights else torch.zeros(old.shape, dtype=torch.int64, device="cpu")
                 if isinstance(old, nn.Parameter) and not isinstance(weight, nn.Parameter):
                     weight = nn.Parameter(weight.detach(), requires_grad=False)
                 holder[name] = weight  # type: ignore[assignment]

@@ -6,11 +6,13 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from .detect import find_prefixes
 from .key_map import plain_name
 from .rebuild import Array, InlineTensor, StoredTensor
 
-AnyTensor = StoredTensor | InlineTensor
+AnyTensor = StoredTensor | InlineTensor | Tensor  # a tensor itself in a dictionary that never was a file
 
 # Names under which scripts save the weights, the one to take first. Moving averages come last.
 WEIGHTS_FIRST = (
@@ -123,7 +125,7 @@ def _flat(content: Mapping[Any, Any], steps: _Steps, depth: int = MAX_DEPTH) -> 
         for name, value in items:
             if type(name) not in (str, int):
                 continue
-            if isinstance(value, StoredTensor | InlineTensor):
+            if isinstance(value, StoredTensor | InlineTensor | Tensor):
                 found[steps.name(prefix, name)] = value
             elif isinstance(value, Array) and value.has_numbers:
                 found[steps.name(prefix, name)] = InlineTensor(value)

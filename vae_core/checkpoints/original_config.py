@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Mapping
@@ -13,25 +12,25 @@ from ..errors import ConfigError
 from ..optional import optional_import
 from .config_file import MAX_BYTES
 
-logger = logging.getLogger("seamless_vae")
-
 
 def original_scale(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[str, Any]:
     """The `scaling_factor` that a configuration of LDM's gives (`model.params.scale_factor`), if it gives one.
 
     Args:
-        config: its content, or the path of a YAML file. An address is not fetched; that is logged.
+        config: its content, or the path of a YAML file.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: it cannot be read, or is an address, which is not fetched.
         MissingDependencyError: PyYAML is not installed.
     """
     if config is None:
         return {}
     if not isinstance(config, Mapping):
         if re.match(r"https?:/", str(config)):
-            logger.warning("original_config %s is not fetched: scaling_factor is the file's own or a default.", config)
-            return {}
+            raise ConfigError(
+                f"original_config {config} is an address, which is not fetched. Download the file and give its path, "
+                f"or pass scaling_factor in its place."
+            )
         config = _read(Path(config))
     inner = config.get("model", {})
     inner = inner.get("params", {}) if isinstance(inner, Mapping) else {}

@@ -173,6 +173,7 @@ def _tensors_of(content: Any, file_name: str) -> Found:
 def _info(tensor: AnyTensor, places: Places) -> TensorInfo:
     if isinstance(tensor, InlineTensor):
         return TensorInfo(tensor.dtype, tensor.shape, 0)
+    assert isinstance(tensor, StoredTensor)
     start, size = places[tensor.storage.key]
     info = TensorInfo(tensor.dtype, tensor.shape, start + tensor.offset * tensor.dtype.itemsize, tensor.stride)
     if info.start + info.size > start + size:

@@ -69,11 +69,12 @@ class CheckpointPlan:
     @property
     def guesses(self) -> dict[str, Any]:
         """The config fields whose values are guesses. A scale that is only a default is one."""
+        no_scale = self.origins.get("scaling_factor") == "default"
         scale = ("scaling_factor", "shift_factor")
         return {
             name: self.config[name]
             for name, source in self.origins.items()
-            if source.endswith(A_GUESS) or (name in scale and source == "default")
+            if source.endswith(A_GUESS) or (no_scale and name in scale and source == "default")
         }
 
     def info(self, key: str) -> TensorInfo:

@@ -19,16 +19,22 @@ from ..units import GIB, MIB
 from .config_file import CONFIG_NAME, ConfigFile, read_config_file
 from .detect import DIFFUSERS, find_layout, find_prefixes
 from .families import family_of_config
-from .generation import SAVE_KEY, differences, fingerprint, marked, other_model, sources
+from .generation import SAVE_KEY, differences, fingerprint, marked, other_model
 from .open_file import check_link, open_tensor_file
 from .plan import CheckpointPlan, inner, match_keys, plain_names
 from .single_file import CONFIG_KEY, config_in_metadata
 from .tensor_file import TensorFile
+from .weight_names import (
+    EXTENSIONS,
+    SAFETENSORS_SUFFIXES,
+    WEIGHT_SUFFIXES,
+    WEIGHTS_STEM,
+    variants_in,
+    weight_names,
+    weights_among,
+)
 from .write import pickled, safetensors, text, write_in_folder
 
-WEIGHTS_STEM = "diffusion_pytorch_model"
-SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
-WEIGHT_SUFFIXES = (*SAFETENSORS_SUFFIXES, ".ckpt", ".pt", ".pth", ".bin")
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": MIB, "GIB": GIB}
 
 
@@ -84,8 +90,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def only_weights(folder: Path) -> list[Path]:
     """The files of a folder that may be its weights: safetensors if there are any, else pickles."""
-    files = weight_files(folder)
-    return [path for path in files if path.suffix in SAFETENSORS_SUFFIXES] or files
+    return [folder / name for name in weights_among(path.name for path in folder.iterdir())]
 
 
 @contextmanager
@@ -129,19 +134,18 @@ def find_weights(
     Raises:
         CheckpointError: there are no such weights, or nothing says which.
     """
-    extensions = {None: ("safetensors", "bin"), True: ("safetensors",), False: ("bin",)}[use_safetensors]
+    extensions = EXTENSIONS[use_safetensors]
     for extension in extensions:
-        for name in _weight_names(variant, extension):
+        for name in weight_names(variant, extension):
             check_link(folder / name)
             if (folder / name).is_file():
                 return folder / name, ()
     present = sorted(path.name for path in folder.iterdir() if path.name.startswith(WEIGHTS_STEM))
-    variants = sorted({found for name in present if (found := _variant_of(name)) is not None})
+    variants = variants_in(present)
     if variant is None and len(variants) == 1:
         weights, _ = find_weights(folder, variants[0], use_safetensors)
         return weights, (f"the folder has only the variant {variants[0]!r}; took that.",)
-    others = [path for path in weight_files(folder) if use_safetensors in (None, path.suffix in SAFETENSORS_SUFFIXES)]
-    first = [path for path in others if path.suffix in SAFETENSORS_SUFFIXES] or others
+    first = [folder / name for name in weights_among((path.name for path in folder.iterdir()), use_safetensors)]
     if variant is None and not variants and len(first) == 1:
         check_link(first[0])
         return first[0], (f"the folder has no {WEIGHTS_STEM}.safetensors; took {first[0].name}.",)
@@ -151,10 +155,10 @@ def find_weights(
             f"{folder} has its weights as the variants {', '.join(variants[:4])}, and nothing says which one to take. "
             f"Pass {choices}, or give the path of one of the files."
         )
-    wanted = f"variant {variant!r} of the weights" if variant else f"{_weight_names(None, extensions[0])[0]}"
+    wanted = f"variant {variant!r} of the weights" if variant else f"{weight_names(None, extensions[0])[0]}"
     if any(path.suffix == ".msgpack" for path in folder.iterdir()) and not present:
         raise CheckpointError(f"{folder} has Flax weights only. Save it once with PyTorch weights.")
-    listed = present or [path.name for path in others]
+    listed = present or [path.name for path in first]
     found = f"it has {', '.join(listed[:4])}" if listed else "it has no weights at all"
     if variants:
         remedy = f"Pass variant={variants[0]!r}."
@@ -169,22 +173,6 @@ def _listed(files: list[Path]) -> str:
     return ", ".join(path.name for path in files[:3])
 
 
-def _weight_names(variant: str | None, extension: str) -> tuple[str, ...]:
-    """The names that diffusers has used for one file of weights and for an index of shards."""
-    if variant is None:
-        return (f"{WEIGHTS_STEM}.{extension}", f"{WEIGHTS_STEM}.{extension}.index.json")
-    return (
-        f"{WEIGHTS_STEM}.{variant}.{extension}",
-        f"{WEIGHTS_STEM}.{extension}.index.{variant}.json",
-        f"{WEIGHTS_STEM}.{variant}.{extension}.index.json",
-    )
-
-
-def _variant_of(name: str) -> str | None:
-    match = re.fullmatch(rf"{WEIGHTS_STEM}\.(?:(?:safetensors|bin)\.index\.)?([\w-]+?)\.(?:safetensors|bin|json)", name)
-    return match[1] if match and match[1] not in ("safetensors", "bin", "index") else None
-
-
 @dataclass(frozen=True)
 class Folder:
     """A diffusers folder that was found: its config and the tensors of its weights, not yet matched."""
@@ -197,7 +185,7 @@ class Folder:
         """How to load the autoencoder in it. Raises as `plan_folder`."""
         overrides = overrides or {}
         guessed = set(self.config_file.guessed)
-        origins = sources(self.config_file.config, CONFIG_NAME, guessed) | dict.fromkeys(overrides, "override")
+        origins = self.config_file.origins(CONFIG_NAME) | dict.fromkeys(overrides, "override")
         config = self.config_file.config.replace(**overrides)
         plain = plain_names(self.source)
         part = inner(self.source, next(iter(find_prefixes(plain)), ""), plain)
@@ -309,7 +297,7 @@ def write_folder(
     extension = "safetensors" if safe_serialization else "bin"
     stem = WEIGHTS_STEM if variant is None else f"{WEIGHTS_STEM}.{variant}"
     shards = split_into_shards(weights, parse_size(max_shard_size))
-    single, index, *_ = _weight_names(variant, extension)
+    single, index, *_ = weight_names(variant, extension)
     writers: dict[str, Writer] = {CONFIG_NAME: text(_json(marked(config.to_dict(), guessed)))}
     metadata = {"format": "pt", CONFIG_KEY: json.dumps(marked(config, guessed))}
     if len(shards) == 1:

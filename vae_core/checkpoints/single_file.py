@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +117,8 @@ def _given(part: Inner, layout: str, config: AutoencoderKLConfig | None) -> _Fou
     if layout == DIFFUSERS:
         beside, remarks = _beside(part.source, _shown_by(saved))
         if beside is not None:
-            changed = differences(beside, saved)
-            origins = dict.fromkeys(beside, f"{CONFIG_NAME} beside the file")
-            return _Found(beside, origins, remarks=(*remarks, *([changed] if changed else [])))
+            changed = differences(beside.config, saved)
+            return replace(beside, remarks=(*remarks, *([changed] if changed else [])))
     guessed = guessed_in(json.loads(part.source.metadata[CONFIG_KEY]))
     return _Found(saved, sources(saved, "metadata", guessed), "scaling_factor" in guessed)
 
@@ -144,7 +143,7 @@ def _detect(part: Inner, overrides: Mapping[str, Any]) -> _Found:
     match = match_family(shown, siblings, source.metadata)
     beside, remarks = _beside(source, fields, match)
     if beside is not None:
-        return _Found(beside, dict.fromkeys(beside, f"{CONFIG_NAME} beside the file"), remarks=tuple(remarks))
+        return replace(beside, remarks=tuple(remarks))
     origins = dict.fromkeys(shown, "default") | dict.fromkeys(fields, "tensor shapes")
     groups_remark = (
         f"norm_num_groups is not in the file; {groups} is a guess, and images depend on it. Pass norm_num_groups "
@@ -174,7 +173,7 @@ def _detect(part: Inner, overrides: Mapping[str, Any]) -> _Found:
 
 def _beside(
     source: TensorFile, fields: Mapping[str, Any], match: FamilyMatch | None = None
-) -> tuple[AutoencoderKLConfig | None, list[str]]:
+) -> tuple[_Found | None, list[str]]:
     """The config of the `config.json` in the file's folder, if it is of the file's shapes; and remarks.
 
     What the file itself says of its family wins over a neighbour that scales latents in another way.
@@ -196,7 +195,8 @@ def _beside(
             f"the {CONFIG_NAME} beside the file has scaling_factor {config.scaling_factor}, which is not that of "
             f"{match.family.name}, the family that the file itself names, so it was not used."
         ]
-    return config, list(found.remarks)
+    origins = found.origins(f"{CONFIG_NAME} beside the file")
+    return _Found(config, origins, "scaling_factor" in found.guessed), list(found.remarks)
 
 
 def _scaling(family: Family) -> str:

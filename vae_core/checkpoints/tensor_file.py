@@ -125,10 +125,10 @@ class TensorFile:
         return read
 
 
-def in_memory(tensors: Mapping[str, Tensor], name: str) -> TensorFile:
+def in_memory(tensors: Mapping[str, Tensor], name: str, remarks: tuple[str, ...] = ()) -> TensorFile:
     """Tensors that are in memory already, such as a state dict, as if they were a file of this name."""
     infos = {key: TensorInfo(tensor.dtype, tuple(tensor.shape), 0) for key, tensor in tensors.items()}
-    return TensorFile(Path(name), "memory", infos, {}, values=dict(tensors))
+    return TensorFile(Path(name), "memory", infos, {}, remarks=remarks, values=dict(tensors))
 
 
 def _arranged(tensor: Tensor, info: TensorInfo) -> Tensor:

@@ -6,11 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..checkpoints.generation import guesses_of
+from ..checkpoints.generation import COMPARED, guesses_of
 from ..checkpoints.open_file import open_tensor_file
 from ..checkpoints.pretrained import CONFIG_NAME, WEIGHTS_STEM, write_folder
 from ..checkpoints.single_file import ldm_state_dict
 from ..checkpoints.write import pickled, write_weights
+from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError, VAEError
 from ..loading import inspect_vae, load_vae, save_single_file
 from .common import DTYPES, add_command, add_config_arguments, check_family, config_overrides
@@ -94,6 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
         write_weights(output, pickled(weights), overwrite=overwrite, release=vae.release_files)
     else:
         save_single_file(vae, output, overwrite=overwrite)
+    if ending in PICKLE_ENDINGS:
+        note_what_is_lost(output, vae.config)
     guessed = [f"{name} {vae.config[name]}" for name in guesses_of(vae)]
     if guessed:
         print(
@@ -104,6 +107,17 @@ def run(arguments: argparse.Namespace) -> int:
         )
     print(f"wrote {output}: {vae.num_parameters():,} parameters in {str(vae.dtype).removeprefix('torch.')}")
     return 0
+
+
+def note_what_is_lost(output: Path, config: AutoencoderKLConfig) -> None:
+    """Say which fields a pickle, which has no room for a config, will be read with in place of these."""
+    read = inspect_vae(output).config
+    assert read is not None
+    lost = [name for name in COMPARED if read[name] != config[name]]
+    if lost:
+        values = ", ".join(f"{name} {read[name]} and not {config[name]}" for name in lost)
+        remedy = "Write a .safetensors file or a folder to keep them, or pass --config when you use it."
+        print(f"note: {output.name} has no room for a config, so it is read with {values}. {remedy}", file=sys.stderr)
 
 
 def is_vae_alone(path: Path) -> bool:

@@ -313,11 +313,12 @@ def run_method(half: Half, x: Tensor, options: Options) -> Tensor:
         covered = max(x.shape[2:]) <= tiling.size * half.in_unit
         return run_reference(half, x, None if covered else tiling, options.max_items)
     item = x if options.max_items is None else x[: options.max_items]
-    if (tiling is not None or may_be_faster(half, item)) and may_stand_in(half, x):
+    asked = tiling is not None or options.memory_budget is not None
+    if (asked or may_be_faster(half, item)) and may_stand_in(half, x):
         batch, channels, height, width = x.shape
         kernels = kernel_choice()
         passes = half.program()
-        if tiling is not None or is_faster(passes, (len(item), channels, height, width), x.dtype, x.device, kernels):
+        if asked or is_faster(passes, (len(item), channels, height, width), x.dtype, x.device, kernels):
             shape = (batch, channels, height, width)
             request = Request.of(half, shape, options, numbered(half.device), None, kernels, None, passes)
             return Job(request).run_at_once(x)

@@ -9,6 +9,8 @@ Maps are [B, H, W, C], channels next to each other in memory; all other strides 
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -88,10 +90,10 @@ def _sum(
 def activate(x: Tensor, scale: Tensor, shift: Tensor, silu: bool, out: Tensor) -> None:
     """out = x * scale + shift for [B, H, W, C], with SiLU of that if asked; scale and shift [B, C] in float32."""
     batch, height, width, channels = x.shape
-    block = min(_MOST_CHANNELS, triton.next_power_of_2(channels))
-    grid = batch * height, triton.cdiv(width, _POSITIONS), triton.cdiv(channels, block)
+    block = _channels_at_once(channels)
+    launch: Any = _activate[batch * height, -(-width // _POSITIONS), -(-channels // block)]
     strides = *x.stride()[:3], *out.stride()[:3]
-    _activate[grid](
+    launch(
         x,
         out,
         scale.contiguous(),
@@ -112,11 +114,11 @@ def sums_about(x: Tensor, pivot: Tensor) -> tuple[Tensor, Tensor]:
     Of runs of positions in float32, which are then added, so that long sums round no more than short ones.
     """
     batch, positions, channels = x.shape
-    block = min(_MOST_CHANNELS, triton.next_power_of_2(channels))
-    blocks = triton.cdiv(positions, _POSITIONS * _STEPS)
+    block = _channels_at_once(channels)
+    blocks = -(-positions // (_POSITIONS * _STEPS))
     sums = x.new_empty((batch, blocks, 2, channels), dtype=pivot.dtype)
-    grid = blocks, batch, triton.cdiv(channels, block)
-    _sum[grid](
+    launch: Any = _sum[blocks, batch, -(-channels // block)]
+    launch(
         x,
         pivot.contiguous(),
         sums,
@@ -129,3 +131,8 @@ def sums_about(x: Tensor, pivot: Tensor) -> tuple[Tensor, Tensor]:
     )
     total, squares = sums.sum(1).unbind(1)
     return total, squares
+
+
+def _channels_at_once(channels: int) -> int:
+    """Those of a program: a power of two, as Triton's blocks have to be."""
+    return min(_MOST_CHANNELS, 1 << (channels - 1).bit_length())
