@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "decoder": {"blocks", "ldm_names", "diffusers_names", "attention", "layers", "config", "errors"},
     "patched": {"blocks", "attention", "encoder", "decoder"},
     "halves": {"patched", "layers", "blocks", "attention", "encoder", "decoder", "config", "errors", "streaming"},
-    "running": {"halves", "posterior", "streaming", "tiling.grid"},
+    "running": {"errors", "halves", "posterior", "streaming", "tiling.grid"},
     "units": set(),
 }
 # These join the parts; nothing below them may import them.

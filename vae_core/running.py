@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .errors import MemoryBudgetError
 from .halves import Autoencoder, decoder_half, encoder_half
 from .posterior import DiagonalGaussianDistribution
+from .streaming.devices import empty_cache
 from .streaming.job import Job, prepare
+from .streaming.memory import give_back_freed
 from .streaming.options import Circular, Options, Precision
 from .streaming.plan import Plan
 from .streaming.progress import ProgressCallback
+from .streaming.shortage import is_out_of_memory
 from .streaming.source import check_tensor
 from .tiling.grid import TileSpec
+
+logger = logging.getLogger("seamless_vae")
 
 
 def encode(
@@ -35,6 +42,7 @@ def encode(
         memory_budget: bytes of working memory beside weights, input and output; what does not fit is offloaded. None:
             a share of what is free.
         progress: called with a Progress. What it raises ends the call within a strip, and everything is released.
+            It starts anew where memory runs out and strips become smaller.
         circular: axes along which the image continues at its other side, for seamless (tileable) textures: "none", "x",
             "y" or "both".
         dtype: precision of the computation; None for that of the weights, "auto" for bfloat16 on accelerators that
@@ -46,14 +54,14 @@ def encode(
     Raises:
         ShapeError, ImageError: the image does not fit the model, or is not a tensor of floating-point values.
         TilingError, ConfigError: options that do not exist or do not go together; not a model of this package.
-        MemoryBudgetError: no way of running fits the budget.
+        MemoryBudgetError: no way of running fits the budget, or memory runs out in all of them.
         NonFiniteError: the image has NaN or infinite values.
         DamagedWeightError: a weight of the model has.
     """
     check_tensor(image, "image")
     bring_weights_in(vae)
     job = prepare(encoder_half(vae), image.shape, Options(tiling, memory_budget, circular, dtype))
-    return DiagonalGaussianDistribution(job.run_at_once(image, progress=progress))
+    return DiagonalGaussianDistribution(_run(job, image, progress))
 
 
 def decode(
@@ -76,7 +84,28 @@ def decode(
     check_tensor(z, "latent")
     bring_weights_in(vae)
     job = prepare(decoder_half(vae), z.shape, Options(tiling, memory_budget, circular, dtype))
-    return job.run_at_once(z, progress=progress)
+    return _run(job, z, progress)
+
+
+def _run(job: Job, source: Tensor, progress: ProgressCallback | None) -> Tensor:
+    """Run a job, or one that needs less of its device's memory as often as that runs out. The result is the same."""
+    while True:
+        try:
+            return job.run_at_once(source, progress=progress)
+        except BaseException as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside of the handler: its traceback would keep every tensor of the failed run alive.
+        give_back_freed()
+        empty_cache(job.device)
+        smaller = job.smaller()
+        if smaller.device != job.device:
+            raise MemoryBudgetError(
+                f"Out of memory on {job.device}: smaller strips and offloading were tried. Move the model to the CPU, "
+                f"close other programs, or work on a smaller image."
+            )
+        logger.warning("Memory ran out %s; now %s. The result is the same.", job.how, smaller.how)
+        job = smaller
 
 
 def prepare_encode(

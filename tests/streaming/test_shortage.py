@@ -5,12 +5,18 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from given.inputs import image, latent
 
+import vae_core
+from vae_core import AutoencoderKL
 from vae_core.errors import MemoryBudgetError
+from vae_core.streaming import job
 from vae_core.streaming.shortage import is_out_of_memory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,7 +106,7 @@ from given.models import fields, make
 import vae_core
 from vae_core.streaming.shortage import is_out_of_memory
 vae, z = make(fields(64, 128, 128, layers_per_block=1)), latent(1, 24)
-seen, raised = {}, 0
+raised = 0
 with vae_core.kernels("winograd"):
     job = vae_core.prepare_decode(vae, z.shape, vae_core.Options(memory_budget=2**30))
     wanted = job.run(z)
@@ -108,12 +114,13 @@ with vae_core.kernels("winograd"):
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + left, resource.RLIM_INFINITY))
         try:
-            found = job.run(z)
+            found = vae_core.decode(vae, z, memory_budget=2**30) if sys.argv[4] == "decode" else job.run(z)
         except BaseException as error:
-            assert is_out_of_memory(error), repr(error)
+            said = isinstance(error, vae_core.MemoryBudgetError)
+            assert said if sys.argv[4] == "decode" else is_out_of_memory(error), repr(error)
             raised += 1
         else:
-            assert torch.equal(found, wanted)
+            assert torch.equal(found, wanted) if sys.argv[4] == "job" else (found - wanted).abs().max() < 1e-5
             del found
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert torch.equal(job.run(z), wanted)
@@ -121,19 +128,55 @@ print(raised)
 """
 
 
-def check_real_shortages(steps: int) -> None:
-    command = [sys.executable, "-c", SHORT, str(ROOT), str(ROOT / "tests"), str(steps)]
+def check_real_shortages(steps: int, run: str) -> None:
+    command = [sys.executable, "-c", SHORT, str(ROOT), str(ROOT / "tests"), str(steps), run]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert 0 < int(done.stdout) < 2 * steps + 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
-def test_a_real_shortage() -> None:
-    check_real_shortages(6)
+@pytest.mark.parametrize("run", ["job", "decode"])
+def test_a_real_shortage(run: str) -> None:
+    check_real_shortages(6, run)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
-def test_real_shortages_of_every_size() -> None:
-    check_real_shortages(100)
+@pytest.mark.parametrize("run", ["job", "decode"])
+def test_real_shortages_of_every_size(run: str) -> None:
+    check_real_shortages(100, run)
+
+
+class TestFunctions:
+    """`vae_core.encode` and `decode` go down to smaller strips by themselves, and say so."""
+
+    @pytest.fixture
+    def fails(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+        def times(count: int) -> None:
+            left, run = [count], job.Job.run_at_once
+
+            def short(self: job.Job, *arguments: Any, **options: Any) -> Any:
+                left[0] -= 1
+                if left[0] >= 0:
+                    raise RuntimeError("could not create a primitive")
+                return run(self, *arguments, **options)
+
+            monkeypatch.setattr(job.Job, "run_at_once", short)
+
+        return times
+
+    def test_smaller_strips(self, fails: Callable, vae: AutoencoderKL, caplog: pytest.LogCaptureFixture) -> None:
+        z, x = latent(2, 24, 24), image(2, 48, 48)
+        wanted = vae_core.decode(vae, z), vae_core.encode(vae, x).mean
+        runs = (lambda: vae_core.decode(vae, z), lambda: vae_core.encode(vae, x).mean)
+        for found, run in zip(wanted, runs, strict=True):
+            fails(1)
+            caplog.clear()
+            assert (run() - found).abs().max() < 1e-5
+            assert [message.startswith("Memory ran out") for message in caplog.messages] == [True]
+
+    def test_none_is_small_enough(self, fails: Callable, vae: AutoencoderKL) -> None:
+        fails(100)
+        with pytest.raises(vae_core.MemoryBudgetError, match="the smallest attempt needed about"):
+            vae_core.decode(vae, latent(1, 24, 24))

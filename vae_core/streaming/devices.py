@@ -82,6 +82,13 @@ def allocated_bytes(device: torch.device) -> int | None:
     return None if ask is None else int(ask())
 
 
+def empty_cache(device: torch.device) -> None:
+    """Let torch give back what it keeps of an accelerator's freed memory."""
+    ask = getattr(module_of(device), "empty_cache", None)
+    if ask is not None and device.type != "cpu":
+        ask()
+
+
 def good_at_bfloat16(device: torch.device) -> bool:
     """Whether a device computes in bfloat16 by itself, not by an emulation."""
     ask = getattr(module_of(device), "is_bf16_supported", None)
