@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -366,7 +365,7 @@ class TestFiles:
         with pytest.raises(ImageError, match="cannot read"):
             open_image(tmp_path)
         (tmp_path / "text.png").write_text("no image")
-        with pytest.raises(ImageError, match=r"text\.png is not an image that Pillow knows"):
+        with pytest.raises(ImageError, match=r"text\.png is not an image of a known format"):
             open_image(tmp_path / "text.png")
         Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "whole.png")
         whole = (tmp_path / "whole.png").read_bytes()
@@ -374,13 +373,6 @@ class TestFiles:
             (tmp_path / "cut.png").write_bytes(whole[:length])
             with pytest.raises(ImageError, match=r"cut\.png"):
                 open_image(tmp_path / "cut.png")
-
-    def test_a_huge_header_is_refused(self, tmp_path: Path) -> None:
-        path = tmp_path / "bomb.bmp"
-        header = b"BM" + struct.pack("<IHHI", 54, 0, 0, 54)
-        path.write_bytes(header + struct.pack("<IiiHHIIiiII", 40, 60000, 60000, 1, 24, 0, 0, 0, 0, 0, 0))
-        with pytest.raises(ImageError, match=r"bomb\.bmp.*MAX_IMAGE_PIXELS"):
-            open_image(path)
 
     def test_first_frame_of_an_animation(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -37,6 +38,19 @@ def entry(array: np.ndarray, shape: bytes | None = None) -> bytes:
     return file.getvalue() if shape is None else file.getvalue().replace(str(array.shape).encode(), shape)
 
 
+def refused(path: Path, said: str, most: int = 2**20) -> str:
+    """Why an archive is refused, with no more memory than `most`."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=said) as error:
+            read_arrays(path)
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()
+    assert type(error.value) is ValueError and len(str(error.value)) <= 300
+    return str(error.value)
+
+
 ZEROS = np.zeros((4, 2, 3), np.float32)
 HOSTILE = {
     "says that it has": entry(ZEROS, b"(99999999, 99999999, 3)"),
@@ -54,13 +68,49 @@ def test_hostile_archives(said: str, tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("latents.npy", HOSTILE[said])
-    tracemalloc.start()
-    try:
-        with pytest.raises(ValueError, match=said):
-            read_arrays(path)
-        assert tracemalloc.get_traced_memory()[1] < 2**20
-    finally:
-        tracemalloc.stop()
+    refused(path, said)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA], ids=["bzip2", "LZMA"])
+def test_methods_that_are_unpacked_at_once_are_refused(method: int, tmp_path: Path) -> None:
+    """A header of an honest array, and megabytes of zeros behind it that the directory does not mention."""
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("latents.npy", entry(ZEROS) + bytes(8 << 20))
+    size = len(entry(ZEROS))
+    raw = bytearray(path.read_bytes())
+    place = raw.rindex(b"PK\x01\x02") + 24
+    raw[place : place + 4] = size.to_bytes(4, "little")
+    path.write_bytes(raw)
+    refused(path, "packed by the method")
+
+
+def test_a_directory_of_millions_of_entries(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for i in range(20):
+            archive.writestr(f"{i:02}" + "x" * 60_000, b"")
+    refused(tmp_path / "a.npz", "its directory has 12")
+
+
+HEADERS = {
+    "deep": b"[" * 9000,
+    "deep by signs": b"-" * 9000 + b"1",
+    "long": b"1" * 60_000,
+    "a thousand dimensions": b"{'descr': '<f4', 'fortran_order': False, 'shape': (" + b"1," * 1000 + b")}",
+    "huge numbers": b"{'descr': '<f4', 'fortran_order': False, 'shape': (" + b"9" * 5000 + b",)}",
+    "no bytes": b"{'descr': '|V0', 'fortran_order': False, 'shape': (99999999999,)}",
+    "fields": b"{'descr': " + b"[('a', " * 300 + b"'<f4'" + b")]" * 300 + b", 'fortran_order': False, 'shape': ()}",
+    "a date": b"{'descr': '<M8[99999999999999999999s]', 'fortran_order': False, 'shape': ()}",
+    "another type": b"{'descr': {'a': 1}, 'fortran_order': 5, 'shape': [1]}",
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_headers_that_are_no_headers(name: str, tmp_path: Path) -> None:
+    header = HEADERS[name]
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("latents.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+    assert refused(tmp_path / "a.npz", ".", most=2**24)
 
 
 def test_damage_at_every_byte(tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .atomic import given_name, write_file
 from .errors import ImageError
+from .image_formats import recognised
 
 logger = logging.getLogger("seamless_vae")
 
@@ -81,21 +82,19 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """Read an image file, turned upright by its EXIF orientation. Of an animation, the first frame.
 
     Raises:
-        ImageError: no such file, not an image, damaged, or too large to be meant.
+        ImageError: no such file, not an image, damaged, or of more than 2^30 pixels.
     """
     try:
         file = given_name(path)
     except OSError as error:
         raise ImageError(f"cannot read {path!r}: {error.strerror}. Give the path of an image.") from None
     try:
-        with Image.open(file) as image:
+        with open(file, "rb") as opened, recognised(opened, file.name) as image:
             if getattr(image, "n_frames", 1) > 1:
                 logger.warning("%s has %d frames; only the first is read.", file.name, image.n_frames)  # type: ignore[attr-defined]
             return upright(image)
-    except UnidentifiedImageError:
-        raise ImageError(f"{file.name} is not an image that Pillow knows. Convert it to PNG or JPEG.") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{file.name}: {error}. Raise PIL.Image.MAX_IMAGE_PIXELS if you trust it.") from None
+    except ImageError:
+        raise
     except Exception as error:  # Pillow's readers raise anything on damaged files
         if isinstance(error, OSError) and error.errno is not None:
             raise ImageError(f"cannot read {file}: {error.strerror}. Give the path of an image.") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from PIL import Image, ImageOps
 
 from ..errors import DatasetError, ImageError, VAEError
 from ..image import from_pil, to_pil
+from ..image_formats import recognised
 from .buckets import Fit
 from .settings import Failure, Settings
 from .transfer import Raw
@@ -84,18 +84,16 @@ def _open(data: bytes, settings: Settings, channels: int) -> tuple[Image.Image, 
 
     kohya's trainers know nothing of orientations, so that for them images stay as they are stored.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(data)) as image:
-            turn = settings.layout != "kohya"
-            turned = turn and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            size = (image.height, image.width) if turned else (image.width, image.height)
-            if image.format == "JPEG" and image.mode in ("RGB", "L"):
-                width, height = settings.buckets.fit(size).resized
-                wanted = (height, width) if turned else (width, height)
-                image.draft(None, (wanted[0] * _JPEG_MARGIN, wanted[1] * _JPEG_MARGIN))
-            image.load()
-            return (ImageOps.exif_transpose(image) if turn else image.copy()), size
+    with recognised(io.BytesIO(data), "it") as image:
+        turn = settings.layout != "kohya"
+        turned = turn and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        size = (image.height, image.width) if turned else (image.width, image.height)
+        if image.format == "JPEG" and image.mode in ("RGB", "L"):
+            width, height = settings.buckets.fit(size).resized
+            wanted = (height, width) if turned else (width, height)
+            image.draft(None, (wanted[0] * _JPEG_MARGIN, wanted[1] * _JPEG_MARGIN))
+        image.load()
+        return (ImageOps.exif_transpose(image) if turn else image.copy()), size
 
 
 _ORIENTATION = 0x0112

@@ -9,15 +9,16 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import DatasetError
+from ..npz import read_array
 from .encode import Shard
 from .safetensors_layout import parts, path, prefix
 
@@ -46,22 +47,46 @@ def read(file: Path, names: Sequence[str] | None = None) -> dict[str, dict[str, 
     found: dict[str, dict[str, Tensor]] = {}
     wanted = None if names is None else set(names)
     try:
-        with tarfile.open(file) as tar:
-            for member in tar:
+        with open(file, "rb") as opened:
+            for member in _members(opened, file.stat().st_size):
                 key, _, part = member.name.partition(".")
                 image = key[-6:]
                 if not part.endswith(".npy") or (wanted is not None and image not in wanted):
                     continue
-                stream = tar.extractfile(member)
-                assert stream is not None
-                array = np.load(io.BytesIO(stream.read()), allow_pickle=False)
+                opened.seek(member.offset_data)
+                array = read_array(opened, member.size, member.name)
                 found.setdefault(image, {})[part.removesuffix(".npy")] = torch.from_numpy(array)
-    except (OSError, tarfile.TarError, ValueError) as error:
+    except (OSError, tarfile.TarError, ValueError, TypeError) as error:
         raise DatasetError(f"cannot read {file}: {error}. Check it with `seamless-vae verify-dataset`.") from None
     missing = sorted(set(names or ()) - set(found))
     if missing:
         raise DatasetError(f"{file} lacks image {missing[0]}. Check it with `seamless-vae verify-dataset`.")
     return found
+
+
+def _members(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar as `files` writes it: plain files one after another, not compressed, in a file of a size.
+
+    `tarfile` by itself unpacks what is compressed, and takes as much memory as a member, or a record before it,
+    says that it needs.
+
+    Raises:
+        ValueError, tarfile.TarError: it is another kind of tar, or damaged.
+    """
+    at = 0
+    while True:
+        file.seek(at)
+        block = file.read(tarfile.BLOCKSIZE)
+        if at and not block.strip(b"\0"):
+            return
+        member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        member.offset_data = at + tarfile.BLOCKSIZE
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise ValueError(f"{member.name[:80]!r} is of the type {member.type!r}, and not a plain file")
+        if not 0 <= member.size <= size - member.offset_data:
+            raise ValueError(f"{member.name[:80]!r} has {member.size} bytes, more than are left in the tar")
+        yield member
+        at = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -1,0 +1,52 @@
+"""Which image files are opened: the formats, and how many pixels an image may have."""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO
+
+from PIL import Image
+
+from .errors import ImageError
+
+# What is opened: formats of pixels that people have. Pillow has readers for others: that of PostScript starts another
+# program on the file, whatever its name ends in. HEIF and JXL are those of packages that register theirs. TGA has no
+# first bytes of its own, and is tried last.
+FORMATS = (
+    *("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "ICO", "PPM", "JPEG2000", "QOI", "DDS", "PCX", "SGI"),
+    *("PSD", "HEIF", "JXL", "TGA"),
+)
+MOST_PIXELS = 1 << 30  # of an image that is opened: 32768 x 32768
+
+
+def recognised(file: BinaryIO, name: str) -> Image.Image:
+    """The image in an open file, by its first bytes, its pixels not read yet: see `FORMATS` and `MOST_PIXELS`.
+
+    As `PIL.Image.open`, without its limit of 179 million pixels, which is the whole process's, and less than some
+    telephones' photographs have.
+
+    Raises:
+        ImageError: not one of the formats, or of too many pixels.
+        Exception: whatever Pillow's readers raise on damaged files.
+    """
+    Image.init()
+    start = file.read(16)
+    for form in (form for form in FORMATS if form in Image.OPEN):
+        factory, accepts = Image.OPEN[form]
+        accepted = accepts is None or accepts(start)
+        if not accepted or isinstance(accepted, str):  # a text says what is missing here
+            continue
+        file.seek(0)
+        try:
+            image = factory(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # Pillow's way to say that it is another format
+            continue
+        if image.width * image.height > MOST_PIXELS:
+            raise ImageError(
+                f"{name} has {image.width} x {image.height} pixels; images of up to {MOST_PIXELS} pixels are opened. "
+                f"Make it smaller, or cut it into parts."
+            )
+        return image
+    raise ImageError(
+        f"{name} is not an image of a known format ({', '.join(FORMATS[:6])}, ...). Convert it to PNG or JPEG."
+    )
