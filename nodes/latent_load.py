@@ -155,11 +155,14 @@ class LatentLoad:
         indices = range(start, min(start + count, len(found)))
         items = [found[index] for index in indices]
         samples = _on_wire([_latent(item, flipped) for item in items], found, vae)
+        fits = [latents.fit_of(item, z) for item, z in zip(items, samples, strict=True)]
         names = [item["key"] for item in items]
         text = _report(folder, found, indices, samples, sample_mode, seed)
         if join == "batch":
             samples, names = [_batch(samples)], ["\n".join(names)]
-        return {"ui": {"text": [text]}, "result": ([{"samples": each} for each in samples], names, text)}
+            fits = fits[:1] if all(fit == fits[0] for fit in fits) else [{}]
+        loaded = [{"samples": z, **fit} for z, fit in zip(samples, fits, strict=True)]
+        return {"ui": {"text": [text]}, "result": (loaded, names, text)}
 
 
 def _latent(item: dict[str, Any], flipped: bool) -> Tensor:

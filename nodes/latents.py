@@ -166,6 +166,13 @@ def fit_keys(image: FittedImage, samples: Tensor) -> Latent:
     return {FIT_KEY: (*image.size, *samples.shape[-2:])}
 
 
+def fit_of(item: Mapping[str, Any], samples: Tensor) -> Latent:
+    """The same, of an item of a collection whose image was padded; `samples` are its latent on the wire."""
+    width, height = item.get("resized", (0, 0))
+    padded = 0 < width <= item["bucket"][0] and 0 < height <= item["bucket"][1] and [width, height] != item["bucket"]
+    return {FIT_KEY: (height, width, *samples.shape[-2:])} if padded else {}
+
+
 def restore_fit(latent: Mapping[str, Any], image: Tensor) -> Tensor:
     """A decoded image [B, H, W, C] without the padding that its latent remembers."""
     height, width = fitted_size(latent, *image.shape[1:3])

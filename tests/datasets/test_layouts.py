@@ -75,7 +75,7 @@ class TestWebDataset:
             item = shards[sample["json"]["key"]]
             np.testing.assert_array_equal(sample["latents.npy"], item["latents"])
             np.testing.assert_array_equal(sample["latents_flipped.npy"], item["latents_flipped"])
-            np.testing.assert_array_equal(sample["alpha_mask.npy"], item["alpha_mask"])
+            np.testing.assert_array_equal(sample["alpha_mask.npy"], item["alpha_mask"] * 255)
             assert sample["json"]["size"] == item["size"] and sample["json"]["sha256"] == item["sha256"]
             assert sample["json"]["scale"] == {"convention": "raw", "scaling_factor": 0.5, "shift_factor": 0.25}
 
@@ -93,6 +93,7 @@ def same_items(items: Any, expected: dict[str, dict[str, Any]], tolerance: float
         assert set(item) == set(other)
         for name in ("latents", "latents_flipped"):
             torch.testing.assert_close(item[name], other[name], atol=tolerance, rtol=tolerance)
+        assert torch.equal(item["alpha_mask"], other["alpha_mask"])
 
 
 class TestKohya:

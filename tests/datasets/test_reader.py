@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import pickle
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from given.collection import encode
+from given.collection import CONFIG, encode
+from given.models import make
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from vae_core import AutoencoderKL, ConfigError, DatasetError
-from vae_core.datasets import LatentDataset, LatentStream
+from vae_core.datasets import (
+    Buckets,
+    Collection,
+    LatentDataset,
+    LatentStream,
+    safetensors_layout,
+    webdataset_layout,
+)  # fmt: skip
+from vae_core.latent import to_diffusion
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +62,7 @@ def test_moments_are_sampled_freshly_each_epoch(out: Path) -> None:
     dataset.set_epoch(0)
     assert torch.equal(dataset[3]["latents"], samples[0]), "the same epoch, the same sample"
     assert not torch.equal(samples[0], samples[1])
-    record, image = dataset._records[0], dataset._records[0]["images"][3]
+    record, image = next(dataset.collection.all_records()), dataset.image(3)
     mean, logvar = dataset.collection.read_images(record, [image])[0]["moments"].chunk(2)
     stacked = torch.stack(samples)
     z = (stacked - mean) / torch.exp(0.5 * logvar)
@@ -129,6 +142,132 @@ def test_the_samples_of_a_resumed_epoch_are_the_same(out: Path) -> None:
     stream.load_state_dict(batches[1]["state"])
     for again, before in zip(stream, batches[2:], strict=True):
         assert torch.equal(again["latents"], before["latents"])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_workers_that_persist_follow_the_epoch(workers: int, out: Path) -> None:
+    """One DataLoader over two epochs gives what two give: another order, and new samples of moments."""
+
+    def epochs(dataset: Any, persistent: bool) -> list[list[Any]]:
+        options: dict[str, Any] = {"batch_size": None, "num_workers": workers}
+        loader = DataLoader(dataset, persistent_workers=True, **options) if persistent and workers else None
+        found = []
+        for epoch in (0, 7, 2**70):
+            dataset.set_epoch(epoch)
+            found.append(list(loader if loader is not None else DataLoader(dataset, **options)))
+        return found
+
+    for make_one in (lambda: LatentDataset(out), lambda: LatentStream(out, batch_size=2)):
+        fresh, kept = epochs(make_one(), False), epochs(make_one(), True)
+        assert len(kept[0]) == len(kept[1]) >= 10
+        for one, other in zip(fresh, kept, strict=True):
+            assert [each["key"] for each in one] == [each["key"] for each in other]
+            for a, b in zip(one, other, strict=True):
+                assert torch.equal(a["latents"], b["latents"])
+        first, second = ({str(each["key"]): each["latents"] for each in epoch} for epoch in kept[:2])
+        assert not any(torch.equal(first[key], second[key]) for key in first if key in second)
+
+
+def test_workers_that_persist_go_on_where_a_state_says(out: Path) -> None:
+    stream = LatentStream(out, batch_size=2)
+    loader = DataLoader(stream, batch_size=None, num_workers=2, persistent_workers=True)
+    whole = list(loader)
+    stream.load_state_dict(whole[3]["state"])
+    assert [each["key"] for each in loader] == [each["key"] for each in whole[4:]]
+    stream.set_epoch(0)
+    assert [each["key"] for each in loader] == [each["key"] for each in whole]
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "seed": {"seed": 6},
+    "batch_size": {"batch_size": 3},
+    "world_size": {"world_size": 3},
+    "window": {"window": 1},
+    "shuffle": {"shuffle": False},
+    "drop_last": {"drop_last": True},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_states_of_other_streams(name: str, out: Path) -> None:
+    options: dict[str, Any] = {"batch_size": 2, "seed": 5, "rank": 1, "world_size": 2}
+    state = next(iter(LatentStream(out, **options)))["state"]
+    other = LatentStream(out, **{**options, **CHANGES[name]})
+    with pytest.raises(ConfigError, match=f"of another stream: {name} .* instead of"):
+        other.load_state_dict(state)
+    with pytest.raises(ConfigError, match="images None instead of 20"):
+        other.load_state_dict({"epoch": 0, "batches": 3})
+    assert other.state_dict()["batches"] == 0
+
+
+@pytest.mark.parametrize("layout", ["shards", "webdataset"])
+def test_a_shard_is_opened_once(
+    layout: Any, images: Path, vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many images are read of it; and no record is parsed twice."""
+    encode(images, tmp_path / "out", vae, layout=layout, shard_images=4)
+    opened: Counter[str] = Counter()
+    for module in (safetensors_layout, webdataset_layout):
+        real = module.Opened.__init__
+        monkeypatch.setattr(
+            module.Opened, "__init__", lambda self, file, real=real: (opened.update([file.name]), real(self, file))[1]
+        )
+    parsed = Collection.read_record
+    monkeypatch.setattr(
+        Collection, "read_record", lambda self, *shard: (opened.update([str(shard)]), parsed(self, *shard))[1]
+    )
+    for dataset in (LatentDataset(tmp_path / "out"), LatentStream(tmp_path / "out", batch_size=3)):
+        opened.clear()
+        for _ in range(2):
+            assert sum(1 for _ in dataset) > 5
+        assert len(opened) == 2 * 6 and set(opened.values()) == {1}
+
+
+def test_what_is_done_to_an_item_is_not_seen_by_the_next(out: Path) -> None:
+    dataset = LatentDataset(out)
+    dataset.set_epoch(None)
+    before = dataset[5]["latents"].clone()
+    dataset[5]["latents"].mul_(0)
+    assert torch.equal(dataset[5]["latents"], before)
+    copied = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(copied[5]["latents"], before)
+
+
+@pytest.mark.parametrize("layout", ["shards", "webdataset", "kohya"])
+def test_masks_have_one_form(layout: Any, vae: AutoencoderKL, tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    alpha = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
+    Image.fromarray(alpha).save(folder / "a.png")
+    options = {"layout": "kohya", "kohya": "sd", "keep": "sample"} if layout == "kohya" else {"layout": layout}
+    encode(folder, tmp_path / "out", vae, alpha_mask=True, buckets=Buckets(64, 64), **options)
+    mask = LatentDataset(tmp_path / "out")[0]["alpha_mask"]
+    assert mask.dtype == torch.float32
+    assert torch.equal(mask, torch.from_numpy(alpha[..., 3]).float() / 255)
+
+
+@pytest.mark.parametrize("reader", [LatentDataset, LatentStream])
+def test_scaled_latents_of_flux2(reader: Any, images: Path, tmp_path: Path) -> None:
+    """Its statistics are in the manifest, because no config has them."""
+    flux2 = make({**CONFIG, "latent_channels": 8, "patch_size": (2, 2), "batch_norm_eps": 1e-4})
+    assert flux2.bn.running_mean is not None and flux2.bn.running_var is not None
+    flux2.bn.running_mean.uniform_(-1, 1)
+    flux2.bn.running_var.uniform_(0.5, 2)
+    encode(images, tmp_path / "out", flux2, buckets=Buckets(64, 64))
+    for scaled, raw in zip(*(reader(tmp_path / "out", scaled=each) for each in (True, False)), strict=True):
+        raw = raw["latents"].reshape(1, *raw["latents"].shape[-3:])
+        expected = to_diffusion(raw, flux2.config, flux2.bn.running_mean, flux2.bn.running_var)
+        assert torch.equal(scaled["latents"].reshape(expected.shape), expected)
+
+
+def test_a_list_that_does_not_fit(out: Path, tmp_path: Path) -> None:
+    for i, damage in enumerate((lambda text: "", lambda text: text[:40], lambda text: text.partition("\n")[2], None)):
+        copy = shutil.copytree(out, tmp_path / str(i))
+        place = copy / "shards.jsonl"
+        place.write_text(damage(place.read_text())) if damage else place.unlink()
+        for reader in (LatentDataset, LatentStream):
+            with pytest.raises(DatasetError, match=r"shards.jsonl cannot be read.*--resume"):
+                reader(copy)
 
 
 def test_refusals(out: Path, images: Path, vae: AutoencoderKL, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from given.nodes import Makers
@@ -170,6 +171,21 @@ def test_padding_is_not_part_of_the_image(pack: Pack, make: Makers) -> None:
     path, _ = save(pack, make.vae(), latent)
     record = json.loads(next(Path(path).rglob("shards/*/*.json")).read_text())
     assert record["images"][0]["size"] == [25, 21] and record["images"][0]["bucket"] == [26, 22]
+    # What is loaded decodes to the image without it, in the nodes and on the command line.
+    for options in ({}, {"join": "list"}):
+        (loaded,), *_ = pack.run("SeamlessLatentLoad", folder="sets/one_00001 [output]", **options)
+        image, *_ = pack.run("SeamlessVAEDecode", samples=loaded, vae=make.vae())
+        assert image.shape[1:3] == (21, 25)
+    datasets = pack.module("vae_core.datasets")
+    (decoded,) = datasets.decode_dataset(path, Path(path) / "images", make.model())
+    with PIL.Image.open(decoded.file) as written:
+        assert written.size == (25, 21)
+    # Images whose padding differs are a batch without it.
+    other, *_ = pack.run("SeamlessVAEEncode", pixels=make.image(1, 22, 26, 3), vae=make.vae(), fit="pad")
+    save(pack, make.vae(), latent, other, filename_prefix="sets/two")
+    (loaded,), *_ = pack.run("SeamlessLatentLoad", folder="sets/two_00001 [output]", count=2)
+    image, *_ = pack.run("SeamlessVAEDecode", samples=loaded, vae=make.vae())
+    assert image.shape[1:3] == (22, 26)
 
 
 def test_the_demo(pack: Pack) -> None:

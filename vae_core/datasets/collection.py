@@ -6,6 +6,7 @@ and is written again. The manifest is written first, without totals, and once mo
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -67,6 +68,10 @@ class Collection:
             "vae": {"sha256": fingerprint(vae), "config": vae.config.to_dict()},
             "software": software(),
         }
+        if vae.config.has_batch_norm:  # what scales its latents is not in its config
+            manifest["batch_norm"] = {
+                name: getattr(vae.bn, name).double().tolist() for name in ("running_mean", "running_var")
+            }
         lines = "".join(f"{split.to_json()}\n" for split in splits)
         collection = cls(out, manifest)
         write_bytes(collection.records / SPLITS, lines.encode())
@@ -106,6 +111,13 @@ class Collection:
     @property
     def config(self) -> AutoencoderKLConfig:
         return AutoencoderKLConfig.from_dict(self.manifest["vae"]["config"])
+
+    @functools.cached_property
+    def batch_norm(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Mean and variance, [channels] in float32, by which FLUX.2 normalises its latents; none of other families."""
+        if not (found := self.manifest.get("batch_norm")):
+            return None, None
+        return torch.tensor(found["running_mean"]), torch.tensor(found["running_var"])
 
     @property
     def totals(self) -> dict[str, int] | None:
@@ -213,10 +225,39 @@ class Collection:
                 h, w = image["shape"][-2:]
                 found.append(kohya.read(self.out / image["file"], ["x"], (h, w))["x"])
             return found
+        if not images:
+            return []
         names = [f"{image['position']:06d}" for image in images]
+        split, _, chunk = record["name"].partition("-")
+        return list(self.open_shard(int(split), int(chunk)).read(names).values())
+
+    def open_shard(self, split: int, chunk: int) -> safetensors_layout.Opened | webdataset_layout.Opened:
+        """The file of a shard, of a layout that has one.
+
+        Raises:
+            DatasetError: it cannot be read.
+        """
         layout = webdataset_layout if self.settings.layout == "webdataset" else safetensors_layout
-        by_name = layout.read(self.out / record["files"][0]["path"], names) if names else {}
-        return [by_name[name] for name in names]
+        return layout.Opened(self.out / f"{safetensors_layout.path(split, chunk)}{layout.SUFFIX}")
+
+    def shards(self) -> Iterator[tuple[tuple[int, int], int]]:
+        """((number of the split, number of the shard in it), images) of each shard of a finished collection.
+
+        Raises:
+            DatasetError: their list cannot be read, or does not have as many images as the totals.
+        """
+        place, count = self.records / SHARDS, 0
+        try:
+            with open(place, encoding="utf-8") as lines:
+                for line in map(json.loads, lines):
+                    split, _, chunk = line["name"].partition("-")
+                    count += line["images"]
+                    yield (int(split), int(chunk)), line["images"]
+            problem = "" if count == (self.totals or {}).get("images") else f"it has {count} images, not as the totals"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problem = str(error)
+        if problem:
+            raise DatasetError(f"{place} cannot be read: {problem}. Run encode-dataset with --resume.")
 
     def finish(self) -> dict[str, int]:
         """Write the list of shards, the report of failures and the totals; returns the totals.

@@ -71,7 +71,8 @@ def decode_dataset(
             z = raw_z(tensors, collection, image["sha256"])
             pixels = decode(vae, z[None].to(vae.device, vae.dtype), memory_budget=memory_budget).float().cpu()
             file = images / f"{safe_name(image['key'])}.png"
-            write_image(to_pil(pixels)[0], file)
+            width, height = image["resized"]  # smaller where the image was padded
+            write_image(to_pil(pixels[..., :height, :width])[0], file)
             yield Decoded(image["key"], file, _psnr(pixels, sources.get(image["position"]), image["sha256"]))
         count += len(wanted)
         if limit is not None and count >= limit:

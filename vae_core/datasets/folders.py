@@ -17,7 +17,8 @@ from .settings import Scale
 class KohyaFiles:
     """Cache files of kohya's trainers, in a folder and below it, in the order of their names.
 
-    Items are those of LatentDataset; of a file with several resolutions, the largest.
+    Items are those of LatentDataset, without what only its records have; of a file with several resolutions, the
+    largest.
 
     Raises:
         DatasetError: there are none.

@@ -96,7 +96,7 @@ def _encoded(position: int, latent: NamedLatent, side: tuple[int, int], collecti
         position,
         sha256,
         latent.size or side,
-        Fit(side, side, (0, 0)),
+        Fit(side, latent.size or side, (0, 0)),  # smaller than the latent: it was padded
         np.empty((0, 0, 0), np.uint8),
         None,
     )

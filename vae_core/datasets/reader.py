@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from ..latent import to_diffusion
 from .collection import Collection
 from .decode import sample_moments
 from .encode import generator
+from .opened import OpenShards, ShardNumber
 from .settings import Scale
+from .shared import SharedNumber
 
 _WINDOW = 32  # shards that are shuffled together
 
@@ -28,12 +30,14 @@ class LatentDataset(Dataset):
 
         latents: [C, h, w] in float32: raw z; where moments were kept, a sample that is new in each epoch.
         latents_flipped: of the mirrored image, if it was kept.
-        alpha_mask: [H, W] of bytes, if it was kept.
-        key, sha256, size, crop, bucket: of the image; sizes are (width, height).
+        alpha_mask: [H, W] in float32 in [0, 1], if it was kept.
+        key, sha256, size, resized, crop, bucket: of the image; sizes are (width, height). `resized` is smaller than
+            `bucket` where the image was padded at the right and below.
 
     Args:
         out: the collection's folder.
-        scaled: give what the diffusion model takes, scale * (z - shift), instead of raw z.
+        scaled: give what the diffusion model takes, scale * (z - shift), instead of raw z; of FLUX.2 packed and
+            normalised.
 
     Raises:
         DatasetError: there is no finished collection.
@@ -41,47 +45,53 @@ class LatentDataset(Dataset):
 
     def __init__(self, out: str | os.PathLike[str], *, scaled: bool = False) -> None:
         self.collection, self.scaled = _open(out), scaled
-        self.epoch: int | None = 0
-        self._records = [record for record in self.collection.all_records() if record["images"]]
-        self._starts = [0]
-        for record in self._records:
-            self._starts.append(self._starts[-1] + len(record["images"]))
+        self._epoch = SharedNumber(0)
+        self._opened = OpenShards(self.collection)
+        self._shards, self._starts = [], [0]
+        for shard, images in self.collection.shards():
+            if images:
+                self._shards.append(shard)
+                self._starts.append(self._starts[-1] + images)
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def set_epoch(self, epoch: int | None) -> None:
-        """The epoch whose samples of moments are given; None for their mean."""
-        self.epoch = epoch
+        """The epoch whose samples of moments are given; None for their mean. Workers that are running follow."""
+        self._epoch.value = epoch
 
     def files(self, index: int) -> list[Path]:
         """The files that an image's latents are read from, the record first."""
-        record, i = self._find(index)
+        shard, i = self._find(index)
+        record = self._opened.record(shard)
         kohya = record["images"][i].get("file")
-        split, _, chunk = record["name"].partition("-")
         files = [kohya] if kohya else [file["path"] for file in record["files"]]
-        return [self.collection.record_path(int(split), int(chunk)), *(self.collection.out / file for file in files)]
+        return [self.collection.record_path(*shard), *(self.collection.out / file for file in files)]
 
     def scale(self, index: int) -> Scale:
         """How the latents in an image's file are scaled."""
         return self.collection.scale
 
     def image(self, index: int) -> dict[str, Any]:
-        """What is known of an image: key, sha256, size, crop, bucket, shape."""
-        record, i = self._find(index)
-        return record["images"][i]
+        """What is known of an image: key, sha256, size, resized, crop, bucket, shape."""
+        shard, i = self._find(index)
+        return self._opened.images(shard)[i]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record, i = self._find(index)
-        tensors = self.collection.read_images(record, [record["images"][i]])[0]
-        return _item(self.collection, record["images"][i], tensors, self.epoch, self.scaled)
+        shard, i = self._find(index)
+        image = self._opened.images(shard)[i]
+        (tensors,) = self._opened.read(shard, [image])
+        return _item(self.collection, image, tensors, self._epoch.value, self.scaled)
 
-    def _find(self, index: int) -> tuple[dict[str, Any], int]:
+    def _find(self, index: int) -> tuple[ShardNumber, int]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of a collection of {len(self)}")
         index %= len(self)
         place = bisect.bisect_right(self._starts, index) - 1
-        return self._records[place], index - self._starts[place]
+        return self._shards[place], index - self._starts[place]
+
+
+_Batch = list[tuple[ShardNumber, dict[str, Any]]]
 
 
 class LatentStream(IterableDataset):
@@ -119,33 +129,55 @@ class LatentStream(IterableDataset):
         self.batch_size, self.shuffle, self.seed, self.window = batch_size, shuffle, seed, window
         self.drop_last = drop_last
         self.rank, self.world_size = _rank(rank, world_size)
-        self.epoch = self._skip = 0
-        names = [record["name"] for record in self.collection.all_records() if record["images"]]
-        self._shards = [(int(split), int(chunk)) for split, _, chunk in (name.partition("-") for name in names)]
+        self._epoch, self._skip = SharedNumber(0), SharedNumber(0)
+        self._opened = OpenShards(self.collection)
+        self._shards = [shard for shard, images in self.collection.shards() if images]
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch.value or 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch: another order, and new samples of moments."""
-        self.epoch, self._skip = epoch, 0
+        """Begin an epoch: another order, and new samples of moments. Workers that wait for the next one follow."""
+        self._epoch.value, self._skip.value = epoch, 0
 
     def state_dict(self, batch: Mapping[str, Any] | None = None) -> dict[str, int]:
-        """Where to go on after a batch; without one, where iteration would begin now."""
-        return dict(batch["state"]) if batch is not None else {"epoch": self.epoch, "batches": self._skip}
+        """Where to go on after a batch; without one, where iteration begins now. It has what decides the order too."""
+        return dict(batch["state"]) if batch is not None else self._state(self._skip.value or 0)
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where a state says. Iteration begins there once; the next epoch begins with `set_epoch`."""
-        self.epoch, self._skip = int(state["epoch"]), int(state["batches"])
+        """Go on where a state says. Iteration begins there until `set_epoch` is called.
+
+        Raises:
+            ConfigError: the state is of a stream that has another order, so that images would be seen twice or never.
+        """
+        mine = self._state(0)
+        others = [
+            f"{name} {state.get(name)} instead of {mine[name]}"
+            for name in mine
+            if name not in ("epoch", "batches") and state.get(name) != mine[name]
+        ]
+        if others:
+            raise ConfigError(f"this state is of another stream: {', '.join(others)}. Make the stream as it was then.")
+        self._epoch.value, self._skip.value = int(state["epoch"]), int(state["batches"])
+
+    def _state(self, batches: int) -> dict[str, int]:
+        order = {name: getattr(self, name) for name in ("seed", "batch_size", "world_size", "window")}
+        flags = {"shuffle": int(self.shuffle), "drop_last": int(self.drop_last)}
+        images = (self.collection.totals or {}).get("images", 0)
+        return {"epoch": self.epoch, "batches": batches, **order, **flags, "images": images}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        skip, self._skip = self._skip, 0
+        skip = self._skip.value or 0
         for number, batch in enumerate(self._of_rank()):
             # Workers are asked in turn, the first for the first batch that is not skipped.
             if number >= skip and (number - skip) % workers == worker:
                 yield self._read(batch, number + 1)
 
-    def _of_rank(self) -> Iterator[list[tuple[tuple[int, int], dict[str, Any]]]]:
-        turn: list[Any] = []
+    def _of_rank(self) -> Iterator[_Batch]:
+        turn: list[_Batch] = []
         for batch in self._batches():
             turn.append(batch)
             if len(turn) == self.world_size:
@@ -154,15 +186,16 @@ class LatentStream(IterableDataset):
         if self.rank < len(turn) and not self.drop_last:
             yield turn[self.rank]
 
-    def _batches(self) -> Iterator[list[tuple[tuple[int, int], dict[str, Any]]]]:
+    def _batches(self) -> Iterator[_Batch]:
         """Every batch of the epoch, of all ranks: pairs of a shard and an image's record."""
         chance = random.Random(f"{self.seed} {self.epoch}")
         shards = list(self._shards)
         if self.shuffle:
             chance.shuffle(shards)
-        waiting: dict[tuple[int, ...], list[Any]] = {}
+        waiting: dict[tuple[int, ...], _Batch] = {}
         for start in range(0, len(shards), self.window):
-            images = [(shard, image) for shard in shards[start : start + self.window] for image in self._images(shard)]
+            window = shards[start : start + self.window]
+            images = [(shard, image) for shard in window for image in self._opened.images(shard)]
             if self.shuffle:
                 chance.shuffle(images)
             for shard, image in images:
@@ -174,24 +207,21 @@ class LatentStream(IterableDataset):
         if not self.drop_last:
             yield from (waiting[shape] for shape in sorted(waiting))
 
-    def _images(self, shard: tuple[int, int]) -> list[dict[str, Any]]:
-        record = self.collection.read_record(*shard)
-        if record is None:
-            raise DatasetError(f"{self.collection.record_path(*shard)} is gone. Run encode-dataset with --resume.")
-        return record["images"]
-
-    def _read(self, batch: Sequence[tuple[tuple[int, int], dict[str, Any]]], number: int) -> dict[str, Any]:
-        items = []
-        for shard, image in batch:
-            record = self.collection.read_record(*shard)
-            assert record is not None
-            tensors = self.collection.read_images(record, [image])[0]
-            items.append(_item(self.collection, image, tensors, self.epoch, self.scaled))
+    def _read(self, batch: _Batch, number: int) -> dict[str, Any]:
+        """A batch, each of its shards asked once."""
+        places: dict[ShardNumber, list[int]] = {}
+        for i, (shard, _) in enumerate(batch):
+            places.setdefault(shard, []).append(i)
+        tensors: dict[int, dict[str, Tensor]] = {}
+        for shard, wanted in places.items():
+            tensors |= zip(wanted, self._opened.read(shard, [batch[i][1] for i in wanted]), strict=True)
+        epoch = self.epoch
+        items = [_item(self.collection, image, tensors[i], epoch, self.scaled) for i, (_, image) in enumerate(batch)]
         stacked = {
             name: torch.stack([item[name] for item in items]) if isinstance(value, Tensor) else [i[name] for i in items]
             for name, value in items[0].items()
         }
-        return {**stacked, "state": {"epoch": self.epoch, "batches": number}}
+        return {**stacked, "state": self._state(number)}
 
 
 def _open(out: str | os.PathLike[str]) -> Collection:
@@ -224,7 +254,8 @@ def _item(
             z = collection.scale.undo(tensors[f"latents{ending}"].float())
         else:
             continue
-        item[f"latents{ending}"] = to_diffusion(z[None], collection.config)[0] if scaled else z
-    if "alpha_mask" in tensors:
-        item["alpha_mask"] = tensors["alpha_mask"]
-    return {**item, **{name: image[name] for name in ("key", "sha256", "size", "crop", "bucket")}}
+        item[f"latents{ending}"] = to_diffusion(z[None], collection.config, *collection.batch_norm)[0] if scaled else z
+    if "alpha_mask" in tensors:  # kohya's files have it in [0, 1], the others as bytes
+        mask = tensors["alpha_mask"]
+        item["alpha_mask"] = mask if mask.is_floating_point() else mask.float() / 255
+    return {**item, **{name: image[name] for name in ("key", "sha256", "size", "resized", "crop", "bucket")}}

@@ -56,26 +56,48 @@ def prefix(image: Encoded) -> str:
     return f"{image.image.position:06d}"
 
 
-def read(file: Path, names: Sequence[str] | None = None) -> dict[str, dict[str, Tensor]]:
-    """Tensors of a shard by image: {prefix: {"latents": ..., ...}}; of some images, or of all.
+class Opened:
+    """A shard's file, with the names of its tensors by image.
 
     Raises:
-        DatasetError: it cannot be read, or lacks an image.
+        DatasetError: it cannot be read.
     """
-    found: dict[str, dict[str, Tensor]] = {}
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            wanted = None if names is None else set(names)
-            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                image, _, part = name.partition(".")
-                if wanted is None or image in wanted:
-                    found.setdefault(image, {})[part] = tensors.get_tensor(name)
-    except (OSError, SafetensorError) as error:
-        raise DatasetError(f"cannot read {file}: {error}. Check it with `seamless-vae verify-dataset`.") from None
-    missing = sorted(set(names or ()) - set(found))
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.parts: dict[str, list[str]] = {}
+        try:
+            self._tensors = safe_open(file, framework="pt").__enter__()
+        except (OSError, SafetensorError) as error:
+            raise DatasetError(f"cannot read {file}: {error}. Check it with `seamless-vae verify-dataset`.") from None
+        for name in self._tensors.keys():  # noqa: SIM118 (not a mapping)
+            image, _, part = name.partition(".")
+            self.parts.setdefault(image, []).append(part)
+
+    def read(self, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+        """Tensors by image, in the order of the names: {prefix: {"latents": ..., ...}}. They are copies, because what
+        is done to them must not be seen by the next who reads.
+
+        Raises:
+            DatasetError: they cannot be read, or the file lacks an image.
+        """
+        check_names(self.file, names, self.parts)
+        try:
+            return {
+                name: {part: self._tensors.get_tensor(f"{name}.{part}").clone() for part in self.parts[name]}
+                for name in names
+            }
+        except (OSError, SafetensorError) as error:
+            raise DatasetError(
+                f"cannot read {self.file}: {error}. Check it with `seamless-vae verify-dataset`."
+            ) from None
+
+
+def check_names(file: Path, names: Sequence[str], found: Mapping[str, Any]) -> None:
+    """Raise DatasetError for an image that a shard's file lacks."""
+    missing = sorted(set(names) - set(found))
     if missing:
         raise DatasetError(f"{file} lacks image {missing[0]}. Check it with `seamless-vae verify-dataset`.")
-    return found
 
 
 def read_about(file: Path) -> dict[str, Any]:

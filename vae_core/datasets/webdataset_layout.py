@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import DatasetError
 from ..npz import read_array
 from .encode import Shard
-from .safetensors_layout import parts, path, prefix
+from .safetensors_layout import check_names, parts, path, prefix
 
 SUFFIX = ".tar"
 
@@ -42,26 +42,40 @@ def files(shard: Shard, about: Mapping[str, Any]) -> dict[str, bytes]:
     return {f"{path(shard.split, shard.chunk)}{SUFFIX}": buffer.getvalue()}
 
 
-def read(file: Path, names: Sequence[str] | None = None) -> dict[str, dict[str, Tensor]]:
-    """Tensors of a tar by image; see `safetensors_layout.read`."""
-    found: dict[str, dict[str, Tensor]] = {}
-    wanted = None if names is None else set(names)
-    try:
-        with open(file, "rb") as opened:
-            for member in _members(opened, file.stat().st_size):
-                key, _, part = member.name.partition(".")
-                image = key[-6:]
-                if not part.endswith(".npy") or (wanted is not None and image not in wanted):
-                    continue
-                opened.seek(member.offset_data)
-                array = read_array(opened, member.size, member.name)
-                found.setdefault(image, {})[part.removesuffix(".npy")] = torch.from_numpy(array)
-    except (OSError, tarfile.TarError, ValueError, TypeError) as error:
-        raise DatasetError(f"cannot read {file}: {error}. Check it with `seamless-vae verify-dataset`.") from None
-    missing = sorted(set(names or ()) - set(found))
-    if missing:
-        raise DatasetError(f"{file} lacks image {missing[0]}. Check it with `seamless-vae verify-dataset`.")
-    return found
+class Opened:
+    """A shard's tar, with the places of its arrays by image: its headers are read once.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.parts: dict[str, dict[str, tarfile.TarInfo]] = {}
+        try:
+            with open(file, "rb") as opened:
+                for member in _members(opened, file.stat().st_size):
+                    key, _, part = member.name.partition(".")
+                    if part.endswith(".npy"):
+                        self.parts.setdefault(key[-6:], {})[part.removesuffix(".npy")] = member
+        except (OSError, tarfile.TarError, ValueError, TypeError) as error:
+            raise DatasetError(f"cannot read {file}: {error}. Check it with `seamless-vae verify-dataset`.") from None
+
+    def read(self, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+        """Tensors by image; see `safetensors_layout.Opened.read`."""
+        check_names(self.file, names, self.parts)
+        try:
+            with open(self.file, "rb") as tar:
+                return {name: {part: _array(tar, at) for part, at in self.parts[name].items()} for name in names}
+        except (OSError, ValueError, TypeError) as error:
+            raise DatasetError(
+                f"cannot read {self.file}: {error}. Check it with `seamless-vae verify-dataset`."
+            ) from None
+
+
+def _array(tar: BinaryIO, member: tarfile.TarInfo) -> Tensor:
+    tar.seek(member.offset_data)
+    return torch.from_numpy(read_array(tar, member.size, member.name))
 
 
 def _members(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
