@@ -17,6 +17,10 @@ SECONDS = 30.0  # that an answer may take
 LOOK_AGAIN = 0.25  # seconds between two looks at whether the page still waits
 WORKERS = 2
 WAITING = 64  # questions at a time; a page asks one for each of its panels
+# What JSON may be written in. Python has a hundred other codecs, some of which take the square of the length.
+CHARSETS = {
+    *("utf-8", "utf8", "us-ascii", "ascii", "utf-16", "utf-16le", "utf-16be", "utf-32", "utf-32le", "utf-32be"),
+}
 
 
 class RefusedError(Exception):
@@ -42,13 +46,18 @@ class Answering:
             is_gone: whether the asker has gone; what has not begun by then is never done.
 
         Raises:
-            RefusedError: too many questions wait, or the answer takes too long.
+            RefusedError: too many questions wait, the answer takes too long, or the system has no thread for it.
         """
         if self._asked >= self._waiting:
             raise RefusedError(503, f"{self._asked} questions are being answered already. Ask again later.")
+        future: Future[Any] = Future()
         self._asked += 1
-        future: Future[Any] = self._pool.submit(work, *arguments)
         future.add_done_callback(self._one_less)
+        try:
+            self._pool.submit(_do, future, work, arguments)
+        except (RuntimeError, MemoryError, OSError) as error:
+            future.cancel()  # it may be in the pool's queue already
+            raise RefusedError(503, f"The system has no thread for an answer ({error}). Ask again later.") from None
         try:
             return await self._result(future, is_gone)
         finally:  # also if the request itself is cancelled
@@ -70,6 +79,17 @@ class Answering:
                 raise RefusedError(503, f"The answer takes more than {self._seconds:g} seconds, so it was given up.")
 
 
+def _do(future: Future[Any], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = work(*arguments)
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
 async def read_json(request: Any) -> Any:
     """The body of a request (aiohttp's) as JSON.
 
@@ -83,10 +103,10 @@ async def read_json(request: Any) -> Any:
     raw = await request.read()  # once more if another part of the server has read it before, which the stream cannot
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
         raise RefusedError(400, f"The question has more than {MAX_DEPTH} lists and objects in it.")
-    charset = request.charset or "utf-8"
+    charset = (request.charset or "utf-8").lower()
+    if charset not in CHARSETS:
+        raise RefusedError(415, f"The charset {charset[:40]!r} is not known. Send UTF-8.")
     try:
         return json.loads(raw.decode(charset))
-    except LookupError:
-        raise RefusedError(415, f"The charset {charset[:40]!r} is not known. Send UTF-8.") from None
     except (ValueError, RecursionError) as error:
         raise RefusedError(400, f"The body of the request is not JSON: {str(error)[:200]}.") from None

@@ -57,6 +57,14 @@ REFUSED: dict[str, tuple[bytes, str, int, str]] = {
     "lists in lists": (b"[" * 100_000, "application/json", 413, "bytes"),
     "fewer lists in lists": (b"[" * 50_000, "application/json", 400, "lists and objects"),
     "an unknown charset": (json.dumps(PLAN).encode(), "application/json; charset=klingon", 415, "klingon"),
+    "a codec that takes the square of its length": (
+        b"a" * 60_000,
+        "application/json; charset=punycode",
+        415,
+        "punycode",
+    ),
+    "a codec of bytes": (b"aa", "application/json; charset=hex", 415, "hex"),
+    "UTF-16 cut": (b"\x7b", "application/json; charset=utf-16", 400, "not JSON"),
     "bytes of another charset": (b'{"name": "\xff"}', "application/json; charset=utf-8", 400, "not JSON"),
     "megabytes": (b" " * (3 << 20), "application/json", 413, "bytes"),
     "no JSON": (b"name=demo", "application/x-www-form-urlencoded", 400, "not JSON"),
@@ -128,3 +136,46 @@ def test_an_answer_that_takes_too_long_is_given_up(pack: Pack, host: Host) -> No
         with pytest.raises(module.RefusedError, match=text):
             in_loop(ask(waiting, gone))
     may_end.set()
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF-8", "utf-16", "utf-32le", "us-ascii"])
+def test_honest_charsets_are_read(serve: Any, charset: str) -> None:
+    async def use(client: TestClient) -> tuple[int, str]:
+        headers = {"Content-Type": f"application/json; charset={charset}"}
+        answer = await client.post("/seamless_vae/plan", data=json.dumps([1]).encode(charset), headers=headers)
+        return answer.status, await answer.text()
+
+    status, sentence = serve(use)
+    assert status == 400 and "not a JSON object" in sentence
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError(), OSError(11, "no thread")])
+def test_a_thread_that_cannot_start_closes_nothing(
+    error: Exception, pack: Pack, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More questions than may wait are refused because there is no thread; later ones are answered."""
+    module = pack.module("nodes.answering")
+    done: list[int] = []
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    async def ask(answering: Any, number: int) -> Any:
+        return await answering.answer(lambda: done.append(number), is_gone=lambda: False)
+
+    async def main() -> None:
+        answering = module.Answering(workers=1, waiting=3)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            for number in range(5):
+                with pytest.raises(module.RefusedError, match="has no thread.*Ask again later.$") as refused:
+                    await ask(answering, number)
+                assert refused.value.status == 503
+        for number in range(5, 10):
+            await ask(answering, number)
+        with pytest.raises(ZeroDivisionError):
+            await answering.answer(lambda: 1 // 0, is_gone=lambda: False)
+        assert answering._asked == 0
+
+    in_loop(main())
+    assert done == list(range(5, 10))

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from vae_core.streaming import internals
+from vae_core.temporaries import PREFIX, SUFFIX
 
 numba = pytest.importorskip("numba")
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,12 +160,26 @@ def test_a_disk_that_takes_nothing_gives_one_warning(
     number: int, add: Any, tmp_path: Path, monkeypatch, caplog
 ) -> None:
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "seamless_vae"):
-        patch.setattr(Path, "write_bytes", refuse(number))
+        patch.setattr(os, "fsync", refuse(number))
         for argument in (1, 1.0, 1j):  # three functions to be kept
             assert add()(argument) == 1 + argument
     (record,) = caplog.records
     assert "NUMBA_CACHE_DIR" in record.getMessage() and os.strerror(number) in record.getMessage()
     assert not list(tmp_path.glob("cache/*/*"))
+
+
+def test_what_a_kill_has_left_is_removed_and_no_link_is_followed(add: Any, tmp_path: Path) -> None:
+    assert add()(1) == 2
+    file = only_file(tmp_path)
+    whole, left, other = file.read_bytes(), file.with_name(f"{PREFIX}0123456789abcdef{SUFFIX}"), tmp_path / "other"
+    left.write_bytes(whole[:100])
+    other.write_bytes(b"the user's own")
+    file.unlink()
+    file.symlink_to(other)
+    assert add()(1) == 2
+    assert other.read_bytes() == b"the user's own"
+    assert only_file(tmp_path) == file and not file.is_symlink() and file.read_bytes()[:32] == whole[:32]
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_a_file_that_cannot_be_read_gives_one_warning(add: Any, monkeypatch, caplog) -> None:

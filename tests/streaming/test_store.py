@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -158,6 +159,54 @@ def test_a_file_system_that_reserves_nothing(number: int, vae: AutoencoderKL, mo
     monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
     wanted = vae_core.decode(vae, latent(1, 32, 32))
     assert (decode_to_disk(vae) - wanted).abs().max() < 1e-5
+
+
+@pytest.mark.skipif(not hasattr(os, "pwrite"), reason="Windows reserves what a file is made longer by")
+class TestNothingCanBeReserved:
+    """As on macOS, and on file systems that do not know the call: room is there before a map of it is written to."""
+
+    @pytest.fixture(autouse=True)
+    def no_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+
+    def test_the_file_has_its_blocks(self) -> None:
+        file = OffloadFile()
+        for size in (3 * 2**20, 5 * 2**20 + 1):
+            file.lend(size)
+        assert file._file is not None
+        found = os.fstat(file._file.fileno())
+        assert found.st_blocks * 512 >= found.st_size >= 8 * 2**20
+        file.close()
+
+    def test_a_full_disk_is_a_sentence(self, vae: AutoencoderKL, tmp_path: Path, monkeypatch: Any) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        free = [2**15]
+        monkeypatch.setattr(os, "fstatvfs", lambda handle: SimpleNamespace(f_bavail=free[0], f_frsize=1))
+        check_message(vae, tmp_path, re.escape(os.strerror(errno.ENOSPC)))
+        free[0] = 2**40
+        wanted = vae_core.decode(vae, latent(1, 32, 32))
+        assert (decode_to_disk(vae) - wanted).abs().max() < 1e-5
+
+    def test_a_disk_that_is_full_meanwhile(self, vae: AutoencoderKL, tmp_path: Path, monkeypatch: Any) -> None:
+        """After some of the zeros, of which none stay."""
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        real, written, lengths = os.pwrite, [], []
+
+        def write(handle: int, data: bytes, at: int) -> int:
+            if written:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            written.append(real(handle, data[:1000], at))
+            lengths.append(lambda: os.fstat(handle).st_size)
+            return written[0]
+
+        monkeypatch.setattr(os, "pwrite", write)
+        file = OffloadFile()
+        with pytest.raises(MemoryBudgetError, match=re.escape(os.strerror(errno.ENOSPC))):
+            file.lend(2**21)
+        assert lengths[0]() == 0
+        monkeypatch.setattr(os, "pwrite", real)
+        file.lend(2**21).fill_(1)
+        file.close()
 
 
 def test_a_file_that_cannot_be_mapped_is_a_shortage(monkeypatch: pytest.MonkeyPatch) -> None:

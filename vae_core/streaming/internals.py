@@ -38,7 +38,6 @@ import functools
 import hashlib
 import importlib.util
 import logging
-import os
 import pickle
 import sys
 import threading
@@ -50,6 +49,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..atomic import write_file
 from ..units import MIB
 from .once import WarnOnce
 
@@ -311,13 +311,9 @@ class _Files:
 
         content = dumps(data)
         path = self._path(key)
-        beside = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
-        try:
-            beside.write_bytes(self._origin + hashlib.sha256(content).digest() + content)
-            os.replace(beside, path)  # whole or not at all, whatever else writes the same
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+        if path.is_symlink():  # nobody has made one in honesty, and what it leads to is not to be written over
+            path.unlink()
+        write_file(path, lambda file: file.write(self._origin + hashlib.sha256(content).digest() + content))
 
     def flush(self) -> None:
         for path in self._folder.glob(f"{self._stem}.*.compiled"):

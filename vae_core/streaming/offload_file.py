@@ -20,6 +20,7 @@ from ..units import MIB, round_up
 _UNKNOWN = {errno.EINVAL, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.EINVAL)}  # where nothing can be reserved
 _UNIT = 2**12  # bytes; parts begin and end at multiples of it
 _SLACK = 2**18  # for parts that are no multiples
+_ZEROS = bytes(MIB)
 
 
 @dataclass
@@ -124,7 +125,23 @@ def _reserve(file: IO[bytes], start: int, size: int) -> None:
         except OSError as error:
             if error.errno not in _UNKNOWN:
                 raise
-    file.truncate(start + size)
+    if not hasattr(os, "pwrite"):  # Windows, which reserves what a file is made longer by
+        file.truncate(start + size)
+        return
+    found = os.fstatvfs(file.fileno())
+    if found.f_bavail * found.f_frsize < size:  # compressed, zeros alone would find room
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    try:
+        _write_zeros(file.fileno(), start, size)
+    except OSError:
+        file.truncate(start)
+        raise
+
+
+def _write_zeros(handle: int, start: int, size: int) -> None:
+    end = start + size
+    while start < end:
+        start += os.pwrite(handle, _ZEROS[: end - start], start)
 
 
 def _no_room(total: int, error: OSError) -> str:
