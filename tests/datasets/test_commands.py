@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from vae_core import AutoencoderKL, DatasetError
 from vae_core.cli import main
-from vae_core.datasets import Engine, LatentDataset, decode_dataset, verify_dataset
+from vae_core.datasets import Collection, Engine, LatentDataset, decode_dataset, verify_dataset
 from vae_core.datasets.dry_run import _sample, estimate
 from vae_core.datasets.progress import Progress, in_bytes, in_time
 from vae_core.datasets.sources import find_splits
@@ -112,6 +113,35 @@ class TestDecode:
         encode(tmp_path / "table.parquet", tmp_path / "out", vae)
         for each in decode_dataset(tmp_path / "out", tmp_path / "images", vae):
             assert (tmp_path / "images").resolve() in each.file.resolve().parents
+
+    def test_equal_keys_of_different_tars(self, vae: AutoencoderKL, tmp_path: Path) -> None:
+        """Each is an image of its own, with its own source beside it; so are names that differ in capitals."""
+        pytest.importorskip("webdataset")
+        files = sorted(place for place in make_images(tmp_path / "source", 9).rglob("*") if place.is_file())
+        (tmp_path / "tars").mkdir()
+        for number in range(3):
+            with tarfile.open(tmp_path / "tars" / f"{number}.tar", "w") as tar:
+                for i, file in enumerate(files[3 * number : 3 * number + 3]):
+                    tar.add(file, f"{('a', 'A', 'b')[i]}.png")
+        encode(tmp_path / "tars", tmp_path / "out", vae, shard_images=2)
+        decoded = list(decode_dataset(tmp_path / "out", tmp_path / "images", vae))
+        assert len({str(each.file).lower() for each in decoded}) == 9 == len(list((tmp_path / "images").iterdir()))
+        assert all(each.psnr is not None for each in decoded), "each is compared with its own source"
+        assert [each.file.name for each in decoded[:3]] == ["a.png.png", "A.png_000000-000001.png", "b.png.png"]
+
+    def test_what_exists_is_not_replaced(
+        self, images: Path, vae_folder: Path, vae: AutoencoderKL, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        encode(images, tmp_path / "out", vae)
+        first = next(Collection.open(tmp_path / "out").all_records())["images"][0]["key"]
+        mine = tmp_path / "mine" / f"{first}.png"
+        mine.parent.mkdir(parents=True)
+        mine.write_bytes(b"mine")
+        command = ["decode-dataset", tmp_path / "out", "--out", tmp_path / "mine", "--vae", vae_folder, "--limit", 2]
+        assert run(*command) == 1
+        assert f"{mine} exists already" in capsys.readouterr().err and mine.read_bytes() == b"mine"
+        assert run(*command, "--overwrite") == 0
+        assert mine.read_bytes() != b"mine"
 
 
 class TestDryRun:

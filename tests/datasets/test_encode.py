@@ -112,7 +112,8 @@ def test_broken_images_are_reported_and_do_not_stop_the_run(images: Path, vae: A
     encode(images, tmp_path / "out", vae)
     failures = [json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
     assert [failure["key"] for failure in failures] == ["part0/not_an_image.jpg", "part1/truncated.jpg"]
-    assert all("damaged, or not an image" in failure["reason"] for failure in failures)
+    assert "is not an image of a known format" in failures[0]["reason"]
+    assert "it is damaged, or not an image that Pillow reads (image file is truncated" in failures[1]["reason"]
 
 
 def test_the_manifest_says_what_was_done(images: Path, vae: AutoencoderKL, tmp_path: Path) -> None:

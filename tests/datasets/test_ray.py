@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import random
 import signal
@@ -14,11 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from given.collection import contents, encode, settings
+from given.collection import contents, encode, make_images, settings
 
 from vae_core import AutoencoderKL, DatasetError
 from vae_core.datasets import Engine, encode_dataset
+from vae_core.datasets.local import Work
+from vae_core.datasets.prepare import Prepared
 from vae_core.datasets.progress import Progress
+from vae_core.datasets.ray_engine import _make_source, shards_of, share_out
+from vae_core.datasets.sources import find_splits
 
 ray = pytest.importorskip("ray")
 TESTS = Path(__file__).resolve().parents[1]
@@ -44,14 +49,69 @@ def expected(images: Path, vae: AutoencoderKL, tmp_path_factory: pytest.TempPath
     return contents(out)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 def test_the_same_bytes_as_locally(
-    cluster: None, images: Path, vae: AutoencoderKL, expected: dict[str, str], tmp_path: Path
+    workers: int, cluster: None, images: Path, vae: AutoencoderKL, expected: dict[str, str], tmp_path: Path
 ) -> None:
     progress = Progress(show=False)
-    totals = encode(images, tmp_path / "out", vae, engine=ENGINE, progress=progress, **OPTIONS)
+    totals = encode(images, tmp_path / "out", vae, engine=Engine("ray", workers), progress=progress, **OPTIONS)
     assert contents(tmp_path / "out") == expected
     assert (progress.images, progress.failures, progress.shards) == (22, 2, totals["shards"])
     assert progress.bytes == totals["bytes"] and progress.busy > 0
+
+
+# Machines of a cluster, threads of an encoder -> what an encoder asks for, and how many there are.
+CLUSTERS = {
+    "a laptop": ([{"CPU": 8.0}], 2, {"num_cpus": 2}, 3),
+    "a laptop whose encoder fills it": ([{"CPU": 8.0}], 8, {"num_cpus": 7}, 1),
+    "one CPU": ([{"CPU": 1.0}], 1, {"num_cpus": 0.5}, 1),
+    "small machines": ([{"CPU": 4.0}] * 10, 16, {"num_cpus": 3}, 10),
+    "a head without CPUs": ([{"CPU": 0.0}, {"CPU": 16.0}, {}], 8, {"num_cpus": 8}, 1),
+    "different machines": ([{"CPU": 2.0}, {"CPU": 16.0}], 5, {"num_cpus": 5}, 3),
+    "devices": ([{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 64.0}], 8, {"num_gpus": 1}, 5),
+}
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_what_an_encoder_asks_of_its_machine(name: str) -> None:
+    """Never more than one machine has, whatever all of them have together; and a CPU is left to read."""
+    nodes, threads, device, most = CLUSTERS[name]
+    assert share_out(nodes, threads) == (device, most)
+
+
+def test_blocks_of_every_release(monkeypatch: pytest.MonkeyPatch, images: Path, vae: AutoencoderKL) -> None:
+    """Releases of Ray differ in the fields of a block's metadata; `schema` was one until 2025."""
+    from ray.data import block
+
+    @dataclasses.dataclass
+    class Older:
+        num_rows: int | None
+        size_bytes: int | None
+        schema: object
+        input_files: list[str] | None
+        exec_stats: object
+
+    work = [[Work(split)] for split in find_splits(images, 6)]
+    for kind in (Older, block.BlockMetadata):
+        monkeypatch.setattr(block, "BlockMetadata", kind)
+        tasks = _make_source(ray.data, work, settings(vae), 3).get_read_tasks(1)
+        assert len(tasks) == 4 and all(isinstance(task.metadata, kind) for task in tasks)
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 7, 12, 13])
+def test_shards_of_a_split(count: int, vae: AutoencoderKL, tmp_path: Path) -> None:
+    """Prepared as they are read, one file of an image in memory at a time; the last is known to be the last."""
+    source = make_images(tmp_path / "source", count)
+    (split,) = find_splits(source, 100)
+    chosen = settings(vae, shard_images=6)
+    found = list(shards_of(Work(split), chosen, 3))
+    assert [chunk for chunk, _, _ in found] == list(range(len(found)))
+    assert [last for *_, last in found] == [False] * (len(found) - 1) + [True]
+    results = [result for _, results, _ in found for result in results]
+    assert [result.position for result in results] == list(range(count))
+    assert all(isinstance(result, Prepared) for result in results)
+    rest = [result for _, results, _ in shards_of(Work(split, len(found) - 1), chosen, 3) for result in results]
+    assert [result.key for result in rest] == [result.key for result in results[6 * (len(found) - 1) :]]
 
 
 @pytest.mark.slow  # minutes, most of them Ray's; that retries give the same bytes, local kills show by default

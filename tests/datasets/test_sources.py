@@ -12,13 +12,14 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 from given.collection import contents, encode, make_images
 
 from vae_core import AutoencoderKL, DatasetError, MissingDependencyError
-from vae_core.datasets import LatentDataset
+from vae_core.datasets import Engine, LatentDataset, verify_dataset
 from vae_core.datasets.sources import Split, find_splits, read_split
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -103,7 +104,8 @@ def test_parquet(kind: str, files: list[Path], expected: list[bytes], tmp_path: 
     place = tmp_path / "table.parquet"
     parquet.write_table(pyarrow.table({"caption": ["a cat"] * 10, **columns}), place, row_group_size=3)
     for images in (1, 4, 7, 100):
-        assert read(place, images)[1] == expected, "ranges of rows that do not match the row groups"
+        assert read(place, images)[1] == expected, "as many row groups as have so many images"
+    assert [split.count for split in find_splits(place, 4)] == [6, 4]
     name = next(iter(columns))
     assert read(place, column=name)[1] == expected
     with pytest.raises(DatasetError, match=r"no column 'picture'.*caption"):
@@ -120,6 +122,59 @@ def test_csv_with_relative_paths(few: Path, files: list[Path], expected: list[by
     (tmp_path / "bad.csv").write_text("caption,text\na,b\n")
     with pytest.raises(DatasetError, match="--column"):
         read(tmp_path / "bad.csv")
+
+
+def test_a_csv_is_read_as_texts(files: list[Path], expected: list[bytes], tmp_path: Path) -> None:
+    """Captions of several lines, and names that look like numbers until the last row, far behind the first block."""
+    for i in range(3000):
+        shutil.copy(files[0], tmp_path / str(i)) if i % 1000 == 0 else None
+    shutil.copy(files[1], tmp_path / "last.jpg")
+    with open(tmp_path / "table.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["caption", "path"])
+        writer.writerows([f"line {i},\n{'x' * 1000}", str(i)] for i in range(3000))
+        writer.writerow(["", "last.jpg"])
+    (split,) = find_splits(tmp_path / "table.csv", 4)
+    assert split.count == 3001
+    found = list(read_split(split, wanted=[0, 1000, 2000, 3000]))
+    assert [raw.key for raw in found] == ["0", "1000", "2000", "last.jpg"]
+    assert [raw.data for raw in found] == [expected[0]] * 3 + [expected[1]]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "tar"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_row_is_read_once(
+    kind: str, workers: int, files: list[Path], vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many shards it is divided into; and nothing before the place where a run goes on."""
+    place = tmp_path / f"table.{kind}"
+    if kind == "csv":
+        place.write_text("path\n" + "".join(f"{file}\n" for file in files))
+    elif kind == "parquet":
+        parquet.write_table(pyarrow.table({"path": [str(file) for file in files]}), place, row_group_size=5)
+    else:
+        make_tars(tmp_path / "tars", files, per_tar=10)
+        place = tmp_path / "tars" / "shard-000.tar"
+    opened: list[str] = []
+    real = fsspec.open
+    monkeypatch.setattr(fsspec, "open", lambda url, mode: opened.append(url) or real(url, mode))
+    options: dict[str, Any] = {"shard_images": 2, "engine": Engine(workers=workers)}
+    assert encode(place, tmp_path / "out", vae, **options) == encode(place, tmp_path / "other", vae, shard_images=2)
+    assert contents(tmp_path / "out") == contents(tmp_path / "other")
+    found = verify_dataset(tmp_path / "out")
+    # Each row group is a split of its own, of 5 rows: shards of 2, 2 and 1.
+    assert (found.images, found.shards, found.faults) == (10, 6 if kind == "parquet" else 5, ())
+    # Killed behind the second shard of each split, it goes on there.
+    for record in (tmp_path / "out" / "shards").rglob("*.json"):
+        if record.stem[-4:] >= "0002":
+            record.unlink()
+    opened.clear()
+    encode(place, tmp_path / "out", vae, resume=True, **{**options, "engine": Engine(workers=0)})
+    assert contents(tmp_path / "out") == contents(tmp_path / "other")
+    images = [Path(url).name for url in opened if url != str(place)]
+    wanted = {"csv": files[4:], "parquet": [files[4], files[9]], "tar": []}[kind]
+    assert images == [file.name for file in wanted]
+    assert opened.count(str(place)) == (2 if kind == "parquet" else 1)
 
 
 def test_memory(files: list[Path], expected: list[bytes], few: Path) -> None:

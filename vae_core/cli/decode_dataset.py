@@ -7,6 +7,7 @@ import math
 
 from ..datasets.decode import decode_dataset
 from .common import add_command, add_model_arguments, load_model, memory_budget
+from .outputs import add_overwrite_argument
 
 EXAMPLES = """\
   seamless-vae decode-dataset latents --out images --vae sdxl_vae.safetensors
@@ -29,6 +30,7 @@ def add(subparsers) -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, metavar="IMAGES", help="a folder for the images")
     parser.add_argument("--limit", type=int, metavar="N", help="decode so many images (default: all)")
     parser.add_argument("--no-compare", action="store_true", help="do not read the source to measure the PSNR")
+    add_overwrite_argument(parser)
     add_model_arguments(parser)
     return parser
 
@@ -43,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         limit=arguments.limit,
         memory_budget=memory_budget(arguments),
         compare=not arguments.no_compare,
+        overwrite=arguments.overwrite,
     ):
         print(f"{'' if image.psnr is None else f'{image.psnr:.2f} dB':>10}  {image.key}")
         count += 1

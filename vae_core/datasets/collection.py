@@ -159,8 +159,8 @@ class Collection:
         return chunk, False
 
     def is_done(self, split: Split) -> bool:
-        """Whether a split needs no more work. Splits whose number of images is known are one shard."""
-        if split.count is not None:
+        """Whether a split needs no more work. Splits of files are one shard."""
+        if split.kind == "files":
             return self.record_path(split.number, 0).is_file()
         return self.chunks_done(split)[1]
 

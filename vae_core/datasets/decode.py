@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..autoencoder_kl import AutoencoderKL
 from ..errors import DatasetError, VAEError
-from ..image import bytes_to_model_range, to_pil, write_image
+from ..image import bytes_to_model_range, to_pil
 from ..metrics import psnr
 from ..running import decode
 from .collection import Collection
 from .encode import fingerprint, generator
 from .prepare import Prepared, prepare
-from .sources import Split, read_split
-from .writing import local_folder
+from .sources import read_split
+from .transfer import Raw
+from .writing import local_folder, remove_leftovers, write_bytes
 
 
 @dataclass(frozen=True)
@@ -47,36 +47,53 @@ def decode_dataset(
     limit: int | None = None,
     memory_budget: int | None = None,
     compare: bool = True,
+    overwrite: bool = False,
 ) -> Iterator[Decoded]:
     """Decode a collection into PNG files, named after their keys; gives each as it is written.
+
+    Images of equal keys, as several tars have them, get the numbers of their split and their position appended.
 
     Args:
         images: a folder for them.
         vae: the one that it was encoded with.
         limit: so many images at most.
         compare: read the source once more and measure the PSNR.
+        overwrite: replace files that are in the folder already.
 
     Raises:
-        DatasetError: another VAE, a shard that cannot be read, an image that cannot be written.
+        DatasetError: another VAE, a shard that cannot be read, an image that exists or cannot be written.
     """
     images = local_folder(images)
     collection = Collection.open(out)
     _check_vae(collection, vae)
-    splits = {split.number: split for split in collection.splits()} if compare else {}
-    count = 0
+    remove_leftovers(images)
+    sources = _Sources(collection, vae.config.in_channels) if compare else None
+    count, taken = 0, set()
     for record in collection.all_records():
         wanted = record["images"] if limit is None else record["images"][: limit - count]
-        sources = _sources(collection, splits.get(int(record["name"].partition("-")[0])), wanted, vae)
+        split = int(record["name"].partition("-")[0])
+        found = sources.of(split, [image["position"] for image in wanted]) if sources else {}
         for image, tensors in zip(wanted, collection.read_images(record, wanted), strict=True):
             z = raw_z(tensors, collection, image["sha256"])
             pixels = decode(vae, z[None].to(vae.device, vae.dtype), memory_budget=memory_budget).float().cpu()
-            file = images / f"{safe_name(image['key'])}.png"
+            file = images / _unique(safe_name(image["key"]), f"{split:06d}-{image['position']:06d}", taken)
             width, height = image["resized"]  # smaller where the image was padded
-            write_image(to_pil(pixels[..., :height, :width])[0], file)
-            yield Decoded(image["key"], file, _psnr(pixels, sources.get(image["position"]), image["sha256"]))
+            buffer = io.BytesIO()
+            to_pil(pixels[..., :height, :width])[0].save(buffer, "PNG")
+            write_bytes(file, buffer.getvalue(), overwrite)
+            yield Decoded(image["key"], file, _psnr(pixels, found.get(image["position"]), image["sha256"]))
         count += len(wanted)
         if limit is not None and count >= limit:
             return
+
+
+def _unique(name: str, number: str, taken: set[str]) -> str:
+    """A file's name that no other of this run has, on file systems that do not tell capitals apart either."""
+    name = f"{name}.png"
+    while name.lower() in taken:
+        name = f"{name.removesuffix('.png')}_{number}.png"
+    taken.add(name.lower())
+    return name
 
 
 def raw_z(tensors: dict[str, Tensor], collection: Collection, sha256: str, epoch: int | None = None) -> Tensor:
@@ -114,24 +131,41 @@ def _check_vae(collection: Collection, vae: AutoencoderKL) -> None:
         )
 
 
-def _sources(
-    collection: Collection, split: Split | None, wanted: list[dict[str, Any]], vae: AutoencoderKL
-) -> dict[int, Prepared]:
-    """The images of a shard as they were encoded, by position; what cannot be read any more is left out."""
-    if split is None or not wanted:
-        return {}
-    positions = {image["position"] for image in wanted}
-    found = {}
-    try:
-        raws = itertools.islice(read_split(split, collection.settings.column), max(positions) + 1)
-        for position, raw in enumerate(raws):
-            if position in positions:
-                image = prepare(raw, position, collection.settings, vae.config.in_channels)
-                if isinstance(image, Prepared):
-                    found[position] = image
-    except (VAEError, OSError):
+class _Sources:
+    """The images of a collection as they were encoded. Each split is read once, in the order of its shards."""
+
+    def __init__(self, collection: Collection, channels: int) -> None:
+        self.settings, self.channels = collection.settings, channels
+        self._splits = {split.number: split for split in collection.splits()}
+        self._number, self._raws = -1, iter(())
+
+    def of(self, number: int, positions: Sequence[int]) -> dict[int, Prepared]:
+        """Images of a split by position; what cannot be read any more is left out."""
+        split = self._splits.get(number)
+        if split is None or not positions:
+            return {}
+        if split.kind == "files":
+            raws = zip(positions, read_split(split, self.settings.column, positions), strict=False)
+        else:
+            if number != self._number:
+                self._number, self._raws = number, enumerate(read_split(split, self.settings.column))
+            raws = self._until(positions[-1])
+        found, wanted = {}, frozenset(positions)
+        try:
+            for position, raw in raws:
+                if position in wanted:
+                    image = prepare(raw, position, self.settings, self.channels)
+                    if isinstance(image, Prepared):
+                        found[position] = image
+        except (VAEError, OSError):
+            return found
         return found
-    return found
+
+    def _until(self, last: int) -> Iterator[tuple[int, Raw]]:
+        for position, raw in self._raws:
+            yield position, raw
+            if position >= last:
+                return
 
 
 def _psnr(pixels: Tensor, source: Prepared | None, sha256: str) -> float | None:

@@ -99,7 +99,8 @@ def estimate(
     encode = encoder.seconds / max(1, len(good))
 
     images, exact = _count(splits, raws)
-    shards = len(splits) if exact else math.ceil(images / settings.shard_images)
+    counts = [split.count for split in splits] if exact else [images]
+    shards = sum(math.ceil((count or 0) / settings.shard_images) for count in counts)
     workers = default_workers(vae) if engine.workers is None or engine.name == "ray" else engine.workers
     devices = max(1, len(engine.devices))
     seconds = images * max(read / max(1, workers), encode / devices, 0 if workers else read + encode)
@@ -134,13 +135,7 @@ def _sample(splits: Sequence[Split], settings: Settings, count: int) -> list[Raw
         size = cast(int, split.count)
         inside = [i - before for i in wanted if before <= i < before + size]
         before += size
-        if not inside:
-            continue
-        if split.kind == "files":
-            for i in inside:
-                raws += read_split(split, part=slice(i, i + 1))
-        else:
-            raws += [raw for i, raw in enumerate(read_split(split, settings.column)) if i in set(inside)]
+        raws += read_split(split, settings.column, inside)
     return raws
 
 

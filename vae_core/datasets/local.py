@@ -20,7 +20,7 @@ from .encode import Encoder, Shard
 from .prepare import Result, prepare_all
 from .progress import Progress
 from .settings import Failure, Settings
-from .sources import Split, read_split
+from .sources import Split, from_position, read_split
 
 # Images that a reader hands over at once, parts of them that it works ahead, and shards that wait to be written.
 _PART, _AHEAD, _UNWRITTEN = 4, 4, 2
@@ -130,7 +130,7 @@ class _Reading(IterableDataset):
 
     def __init__(self, work: Sequence[Work], settings: Settings, channels: int) -> None:
         self.settings, self.channels = settings, channels
-        self.tasks = [(each, part) for each in work for part in _tasks(each.split)]
+        self.tasks = [(each, wanted) for each in work for wanted in _tasks(each, settings.shard_images)]
 
     def __iter__(self) -> Iterator[_Part | _Stopped]:
         info = get_worker_info()
@@ -138,20 +138,17 @@ class _Reading(IterableDataset):
             end_with_parent()
         first, step = (0, 1) if info is None else (info.id, info.num_workers)
         try:
-            for work, part in self.tasks[first::step]:
-                yield from self._read(work, part)
+            for work, wanted in self.tasks[first::step]:
+                yield from self._read(work, wanted)
         except VAEError as error:
             yield _Stopped(error)
 
-    def _read(self, work: Work, part: slice) -> Iterator[_Part]:
-        split = work.split
-        start = part.start or work.chunk * self.settings.shard_images
-        raws = read_split(split, self.settings.column, part)
-        if split.kind != "files":
-            raws = itertools.islice(raws, start, None)
+    def _read(self, work: Work, wanted: range) -> Iterator[_Part]:
+        split, start = work.split, wanted.start
+        raws = read_split(split, self.settings.column, wanted)
         results = prepare_all(raws, self.settings, self.channels, start)
         if split.kind == "files":
-            yield _Part(split.number, start, list(results), part.stop >= len(split.urls))
+            yield _Part(split.number, start, list(results), wanted.stop >= len(split.urls))
             return
         while batch := list(itertools.islice(results, _PART)):
             yield _Part(split.number, start, batch, False)
@@ -159,11 +156,11 @@ class _Reading(IterableDataset):
         yield _Part(split.number, start, [], True)
 
 
-def _tasks(split: Split) -> list[slice]:
-    """Files may be read by many; a tar and a range of rows by one reader."""
-    if split.kind != "files":
-        return [slice(0, None)]
-    return [slice(start, start + _PART) for start in range(0, len(split.urls), _PART)]
+def _tasks(work: Work, shard_images: int) -> list[range]:
+    """Positions to read together. Files may be read by many; a tar and a range of rows by one reader."""
+    if work.split.kind != "files":
+        return [from_position(work.chunk * shard_images)]
+    return [range(start, start + _PART) for start in range(0, len(work.split.urls), _PART)]
 
 
 def _parts(work: Sequence[Work], settings: Settings, channels: int, workers: int) -> Iterator[_Part | _Stopped]:

@@ -1,17 +1,18 @@
 """The engine of many machines: Ray Data reads, resizes, encodes and writes, and decides where and when.
 
-    read (a task a split) -> map_batches(prepare, tasks) -> map_batches(encode, an actor a device) -> map_batches(write)
+    read and prepare (a task a split) -> map_batches(encode, an actor a device) -> map_batches(write)
 
 A row is a shard, so that its bytes cannot depend on who had it. Back-pressure, retries, autoscaling are Ray's.
 """
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
+import inspect
 import pickle
 import re
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,12 @@ from .local import Work
 from .prepare import Result, prepare_all
 from .progress import Progress
 from .settings import Settings
-from .sources import read_split
-from .transfer import Raw
+from .sources import from_position, read_split
 from .weights import PackedVAE
 
 # More read tasks than this are more than Ray's driver likes; then a task reads several splits in turn.
 _TASKS = 10_000
+_SHARED = 0.5  # of a machine's only CPU, for an encoder
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -81,7 +82,8 @@ def _join(ray: Any, address: str | None) -> None:
     # What a cluster's machines run is this very package, whatever they have installed.
     options = {"runtime_env": {"py_modules": [str(_PACKAGE)]}} if address else {"include_dashboard": False}
     try:
-        ray.init(address=address, log_to_driver=False, **options)
+        # Without an address Ray would join a cluster that happens to run here.
+        ray.init(address=address or "local", log_to_driver=False, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise DatasetError(_NO_CLUSTER.format(address, error)) from None
 
@@ -98,25 +100,24 @@ def _quieten(data: Any) -> None:
 def _pipeline(
     ray: Any, data: Any, collection: Collection, work: Sequence[Work], packed: PackedVAE, encoders: int | None
 ) -> Any:
-    settings, resources = collection.settings, ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    # Readers and writers need room beside the encoders; one that fills the machine shares it with them.
-    device = {"num_gpus": 1} if gpus else {"num_cpus": max(1, min(settings.threads, cpus - 1))}
-    most = encoders or gpus or max(1, (cpus - 1) // device["num_cpus"])
+    settings = collection.settings
+    device, most = share_out([each["Resources"] for each in ray.nodes() if each["Alive"]], settings.threads)
+    most = encoders or most
     # A task reads one split, or several in turn where there are very many.
     groups = [list(work[i :: min(len(work), _TASKS)]) for i in range(min(len(work), _TASKS))]
-    source = _make_source(data, groups, settings)
-    channels = packed.config["in_channels"]
+    source = _make_source(data, groups, settings, packed.config["in_channels"])
+    reading: dict[str, Any] = {}
+    if device.get("num_cpus") == _SHARED:  # a reader would ask for the whole CPU
+        named = "num_cpus" in inspect.signature(data.read_datasource).parameters  # in newer releases of Ray
+        reading = {"num_cpus": 0.25} if named else {"ray_remote_args": {"num_cpus": 0.25}}
     return (
-        data.read_datasource(source, override_num_blocks=len(groups))
-        .map_batches(_prepare, batch_size=1, fn_args=(settings, channels), num_cpus=1)
+        data.read_datasource(source, override_num_blocks=len(groups), **reading)
         .map_batches(
             _Encode,
             batch_size=1,
-            fn_constructor_args=(ray.put(packed), settings, bool(gpus)),
+            fn_constructor_args=(ray.put(packed), settings, "num_gpus" in device),
             concurrency=(1, most) if most > 1 else 1,
-            # An actor that is lost is started again, and does again what it had. (Without options of its own, Ray
-            # would put `_prepare` into it.)
+            # An actor that is lost is started again, and does again what it had.
             max_restarts=-1,
             max_task_retries=-1,
             **device,
@@ -125,7 +126,26 @@ def _pipeline(
     )
 
 
-def _make_source(data: Any, groups: Sequence[list[Work]], settings: Settings) -> Any:
+def share_out(nodes: Sequence[Mapping[str, float]], threads: int) -> tuple[dict[str, float], int]:
+    """(what an encoder asks of its machine, how many encoders there are at most).
+
+    Readers and writers need room beside the encoders: one CPU of each machine, a part of the only one.
+
+    Args:
+        nodes: what each machine of the cluster has, as `ray.nodes` says it.
+        threads: of an encoder on CPUs.
+    """
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    if gpus:
+        return {"num_gpus": 1}, gpus
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    if max(cpus, default=0) < 2:
+        return {"num_cpus": _SHARED}, max(1, len(cpus))
+    each = min(threads, max(cpus) - 1)  # an actor is on one machine, whatever the others have
+    return {"num_cpus": each}, max(1, sum((count - 1) // each for count in cpus if count > 1))
+
+
+def _make_source(data: Any, groups: Sequence[list[Work]], settings: Settings, channels: int) -> Any:
     """The splits as a source of Ray Data: a task a group, a block a shard."""
     from ray.data.block import BlockMetadata
 
@@ -137,38 +157,42 @@ def _make_source(data: Any, groups: Sequence[list[Work]], settings: Settings) ->
             return None
 
         def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[Any]:
-            nothing = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-            return [data.ReadTask(_Read(group, settings), nothing) for group in groups]
+            # Nothing is known of the blocks; releases of Ray differ in what could be.
+            nothing: Any = BlockMetadata(**{each.name: None for each in dataclasses.fields(BlockMetadata)})
+            return [data.ReadTask(_Read(group, settings, channels), nothing) for group in groups]
 
     return Splits()
 
 
 class _Read:
-    """The shards of some splits, as they come: blocks of one row, their images in it."""
+    """The shards of some splits, as they come: blocks of one row, their images in it.
 
-    def __init__(self, group: list[Work], settings: Settings) -> None:
-        self.group, self.settings = group, settings
+    Each image is resized as soon as it is read, so that files of images are in memory one at a time.
+    """
+
+    def __init__(self, group: list[Work], settings: Settings, channels: int) -> None:
+        self.group, self.settings, self.channels = group, settings, channels
 
     def __call__(self) -> Iterable[Any]:
         try:
             for work in self.group:
-                for chunk, first, raws, last in shards_of(work, self.settings):
-                    yield _row((work.split.number, chunk, first, raws, last))
+                for chunk, results, last in shards_of(work, self.settings, self.channels):
+                    yield _row((work.split.number, chunk, results, last))
         except VAEError as error:
             yield _row(_Trouble(str(error)))
 
 
-def shards_of(work: Work, settings: Settings) -> Iterator[tuple[int, int, list[Raw], bool]]:
-    """The raw images of each shard of a split: (number, position of the first, images, whether it is the last)."""
+def shards_of(work: Work, settings: Settings, channels: int) -> Iterator[tuple[int, list[Result], bool]]:
+    """The prepared images of each shard of a split: (number, images, whether it is the last)."""
     size, chunk = settings.shard_images, work.chunk
-    raws = itertools.islice(read_split(work.split, settings.column), chunk * size, None)
-    images = list(itertools.islice(raws, size))
-    while True:
-        following = list(itertools.islice(raws, size))
-        yield chunk, chunk * size, images, not following
-        if not following:
-            return
-        chunk, images = chunk + 1, following
+    raws = read_split(work.split, settings.column, from_position(chunk * size))
+    images: list[Result] = []
+    for result in prepare_all(raws, settings, channels, chunk * size):
+        if len(images) == size:  # it is known only now that it was not the last
+            yield chunk, images, False
+            chunk, images = chunk + 1, []
+        images.append(result)
+    yield chunk, images, True
 
 
 @dataclass(frozen=True)
@@ -176,15 +200,6 @@ class _Trouble:
     """What ends the run, passed on like a shard: of an exception, Ray would keep no more than its text."""
 
     sentence: str
-
-
-def _prepare(rows: dict[str, Any], settings: Settings, channels: int) -> Any:
-    given = pickle.loads(rows["shard"][0])
-    if isinstance(given, _Trouble):
-        return _row(given)
-    split, chunk, first, raws, last = given
-    results: list[Result] = list(prepare_all(raws, settings, channels, first))
-    return _row((split, chunk, results, last))
 
 
 class _Encode:

@@ -189,18 +189,16 @@ def _what_is_left(collection: Collection) -> tuple[list[Work], int | None, int]:
     work, total, before, known = [], 0, 0, True
     for split in collection.splits():
         count = split.count
-        if count is None:
-            known = False
-            chunks, complete = collection.chunks_done(split)
-            before += chunks * collection.settings.shard_images
-            if not complete:
-                work.append(Work(split, chunks))
+        known, total = known and count is not None, total + (count or 0)
+        if split.kind == "files":
+            done, chunks, images = collection.is_done(split), 0, len(split.urls)
+            before += images if done else 0
         else:
-            total += count
-            if collection.is_done(split):
-                before += count
-            else:
-                work.append(Work(split))
+            chunks, done = collection.chunks_done(split)
+            images = chunks * collection.settings.shard_images
+            before += images if count is None else min(images, count)
+        if not done:
+            work.append(Work(split, chunks))
     return work, total if known else None, before
 
 

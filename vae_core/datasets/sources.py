@@ -1,20 +1,22 @@
 """Where images come from: folders, globs, tars of WebDataset, parquet and CSV tables, on disks or behind URLs.
 
-A source is a list of splits, made once and kept with the collection. A split is read by one reader, in order, and
-gives raw images: a key and the bytes of a file.
+A source is a list of splits, made once and kept with the collection. A split is read in order, tars and tables once
+from their beginning, and gives raw images: a key and the bytes of a file.
 """
 
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import logging
 import os
 import re
+import sys
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -23,6 +25,7 @@ import fsspec
 from PIL import Image
 
 from ..errors import DatasetError
+from ..image_formats import FORMATS
 from .extras import require
 from .tables import TABLES, read_rows, row_ranges
 from .transfer import Raw, fetch, open_source
@@ -35,7 +38,6 @@ _KINDS = {"tar": "tars", "files": "image files", "table": "tables"}
 _COLLECTION = ("manifest.json", "splits.jsonl")
 # What tarfile, its decompressors and webdataset raise on a damaged tar; anything else is the disk's or the network's.
 _DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, AssertionError)
-_WITHOUT_PIXELS = {".pdf", ".ps", ".eps", ".mpg", ".mpeg"}
 
 
 @dataclass(frozen=True)
@@ -116,30 +118,41 @@ def find_splits(source: str | os.PathLike[str], images: int) -> list[Split]:
     ]
 
 
-def read_split(split: Split, column: str = "", part: slice = slice(None)) -> Iterator[Raw]:
+def read_split(split: Split, column: str = "", wanted: Sequence[int] | None = None) -> Iterator[Raw]:
     """The raw images of a split, in order.
 
     Args:
         column: of a table; see `Settings.column`.
-        part: of a split of files, the files to read.
+        wanted: positions in the split, ascending, of the images to give; None for all. The files of others are not
+            opened, and nothing is read behind the last.
 
     Raises:
         DatasetError: the place of the images cannot be reached. (An image that is missing is a Raw with a problem.)
     """
+    wanted = from_position(0) if wanted is None else wanted
+    if not wanted:
+        return
     if split.kind == "files":
-        for url, key in zip(split.urls[part], split.keys[part], strict=True):
-            yield fetch(url, key)
+        for i in itertools.takewhile(lambda i: i < len(split.urls), wanted):
+            yield fetch(split.urls[i], split.keys[i])
     elif split.kind == "rows":
-        yield from read_rows(split.urls[0], split.start, split.stop, column)
+        yield from read_rows(split.urls[0], split.start, split.stop, column, wanted)
     else:
-        yield from _read_tar(split.urls[0])
+        chosen = wanted if isinstance(wanted, range) else frozenset(wanted)
+        last = wanted[-1] + 1
+        yield from (raw for i, raw in enumerate(itertools.islice(_read_tar(split.urls[0]), last)) if i in chosen)
+
+
+def from_position(first: int) -> range:
+    """All positions of a split from one on."""
+    return range(first, sys.maxsize)
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's ending is that of an image that Pillow reads."""
+    """Whether a file's ending is that of an image that is opened."""
     Image.init()
-    ending = PurePosixPath(name.lower()).suffix
-    return Image.EXTENSION.get(ending) in Image.OPEN and ending not in _WITHOUT_PIXELS
+    form = Image.EXTENSION.get(PurePosixPath(name.lower()).suffix)
+    return form in FORMATS and form in Image.OPEN
 
 
 def _kind(url: str) -> str | None:

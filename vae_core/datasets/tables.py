@@ -3,54 +3,87 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..errors import DatasetError
+from ..errors import DatasetError, VAEError
 from .extras import require
 from .transfer import Raw, fetch, open_source
 
 TABLES = (".parquet", ".csv")
+_BATCH = 16  # rows of parquet at once, which may have whole images in them
 # Columns that usually have the images, in the order of preference.
 _COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes", "path", "file", "filename", "file_name", "filepath", "url")
 
 
 def row_ranges(url: str, images: int) -> list[tuple[int, int]]:
-    """The rows of a table in ranges of so many."""
+    """The rows of a table in ranges that are read each by itself: all of a CSV, which can only be read from its
+    beginning; of parquet as many whole row groups as have so many images.
+
+    Raises:
+        DatasetError: the table cannot be read.
+    """
     with open_source(url) as file:
-        count = _read_csv(file, url).num_rows if _is_csv(url) else _parquet(file, url).metadata.num_rows
-    return [(start, min(start + images, count)) for start in range(0, count, images)]
+        if _is_csv(url):
+            count = sum(len(batch) for batch in _csv_batches(file, url, 0))
+            return [(0, count)] if count else []
+        metadata = _parquet(file, url).metadata
+    ranges, start, stop = [], 0, 0
+    for i in range(metadata.num_row_groups):
+        stop += metadata.row_group(i).num_rows
+        if stop - start >= images or (i == metadata.num_row_groups - 1 and stop > start):
+            ranges.append((start, stop))
+            start = stop
+    return ranges
 
 
-def read_rows(url: str, start: int, stop: int, column: str = "") -> Iterator[Raw]:
-    """The images of some rows. Paths are taken as relative to the table's folder.
+def read_rows(url: str, start: int, stop: int, column: str, wanted: Sequence[int]) -> Iterator[Raw]:
+    """The images of some rows, from first to last without holding more than a few. Paths are taken as relative to the
+    table's folder.
+
+    Args:
+        wanted: the rows, counted from `start`, ascending.
 
     Raises:
         DatasetError: the table cannot be read, or has no column of images.
     """
+    first, stop = start + wanted[0], min(stop, start + wanted[-1] + 1)
+    chosen = wanted if isinstance(wanted, range) else frozenset(wanted)
     with open_source(url) as file:
-        if _is_csv(url):
-            table = _read_csv(file, url)
-            name = _column(table.schema, column, url)
-            values = table.column(name).slice(start, stop - start)
-        else:
-            source = _parquet(file, url)
-            name = _column(source.schema_arrow, column, url)
-            values = _rows_of_parquet(source, name, start, stop)
-    for i, value in enumerate(values):
-        yield _raw(value.as_py(), url, start + i)
+        read = _rows_of_csv if _is_csv(url) else _rows_of_parquet
+        for before, batch in read(file, url, column, first, stop):
+            for i in range(max(first, before), min(stop, before + len(batch))):
+                if i - start in chosen:
+                    yield _raw(batch[i - before].as_py(), url, i)
 
 
-def _rows_of_parquet(source: Any, name: str, start: int, stop: int) -> Any:
-    """A column's rows, read from no more row groups than have them."""
-    groups, first, before = [], 0, 0
+_Batches = Iterator[tuple[int, Any]]  # the number of the first row, and the values of the column
+
+
+def _rows_of_csv(file: Any, url: str, column: str, first: int, stop: int) -> _Batches:
+    """A column of a CSV as texts, batch by batch."""
+    before = 0
+    for batch in _csv_batches(file, url, lambda schema: schema.names.index(_column(schema, column, url))):
+        if before >= stop:
+            return
+        yield before, batch
+        before += len(batch)
+
+
+def _rows_of_parquet(file: Any, url: str, column: str, first: int, stop: int) -> _Batches:
+    """A column of parquet, in small batches of the row groups that have the rows."""
+    source = _parquet(file, url)
+    name = _column(source.schema_arrow, column, url)
+    groups, skipped, before = [], 0, 0
     for i in range(source.metadata.num_row_groups):
         rows = source.metadata.row_group(i).num_rows
-        if before < stop and before + rows > start:
-            first = before if not groups else first
+        if before < stop and before + rows > first:
+            skipped = before if not groups else skipped
             groups.append(i)
         before += rows
-    return source.read_row_groups(groups, columns=[name]).column(name).slice(start - first, stop - start)
+    for batch in source.iter_batches(_BATCH, row_groups=groups, columns=[name]):
+        yield skipped, batch.column(0)
+        skipped += len(batch)
 
 
 def _raw(value: Any, url: str, row: int) -> Raw:
@@ -89,10 +122,20 @@ def _is_csv(url: str) -> bool:
     return url.partition("?")[0].lower().endswith(".csv")
 
 
-def _read_csv(file: Any, url: str) -> Any:
-    csv = require("pyarrow.csv", "datasets", "reading CSV tables")
+def _csv_batches(file: Any, url: str, choose: int | Callable[[Any], int]) -> Iterator[Any]:
+    """One column of a CSV as texts, batch by batch, chosen by its number or by what the schema says."""
+    csv, pyarrow = (require(name, "datasets", "reading CSV tables") for name in ("pyarrow.csv", "pyarrow"))
+    parse = csv.ParseOptions(newlines_in_values=True)  # captions have them
     try:
-        return csv.read_csv(file)
+        names = csv.open_csv(file, parse_options=parse).schema
+        name = names.names[choose if isinstance(choose, int) else choose(names)]
+        file.seek(0)
+        # As texts: what the first rows look like does not say what the others are.
+        convert = csv.ConvertOptions(include_columns=[name], column_types={name: pyarrow.string()})
+        for batch in csv.open_csv(file, parse_options=parse, convert_options=convert):
+            yield batch.column(0)
+    except VAEError:
+        raise
     except ValueError as error:  # pyarrow's errors are ValueErrors
         raise DatasetError(f"{url} is not a CSV table that pyarrow reads: {error}. Export it again.") from None
 

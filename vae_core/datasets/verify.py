@@ -92,7 +92,7 @@ def _records(collection: Collection, faults: list[Fault]) -> Iterator[tuple[str,
                 faults.append(Fault(name, "it was not written; run encode-dataset with --resume"))
                 break
             yield name, record
-            faults += _check_count(split, name, record)
+            faults += _check_count(split, chunk * collection.settings.shard_images, collection, record)
             chunk += 1
             if record["last"]:
                 break
@@ -108,10 +108,12 @@ def _check_form(record: Mapping[str, Any]) -> None:
                 raise KeyError(name)
 
 
-def _check_count(split: Split, name: str, record: Mapping[str, Any]) -> Iterator[Fault]:
-    images = len(record["images"]) + len(record["failures"])
-    if split.count is not None and images != split.count:
-        yield Fault(name, f"its record has {images} images, and its split {split.count}")
+def _check_count(split: Split, before: int, collection: Collection, record: Mapping[str, Any]) -> Iterator[Fault]:
+    images, size = len(record["images"]) + len(record["failures"]), collection.settings.shard_images
+    left = images if split.count is None else split.count - before  # of a tar it is not known
+    expected = left if record["last"] else size
+    if images != expected or images > size:
+        yield Fault(record["name"], f"its record has {images} images, and should have {min(expected, size)}")
 
 
 def _check_files(out: Path, files: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:
