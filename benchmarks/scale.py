@@ -1,6 +1,7 @@
-"""Where the bottleneck is with 1, 8, 64 and 1000 devices: measured costs of each stage, put into a simulation.
+"""Where the bottleneck is with 1, 8, 64 and 1000 devices: the measured costs of a CPU and the assumed ones of devices
+and of an object store, put into a simulation.
 
-    python benchmarks/scale.py --measure costs.json      the costs of read, resize and write on this machine
+    python benchmarks/scale.py --measure costs.json      the CPU time of reading and of writing on this machine
     python benchmarks/scale.py costs.json --write        docs/scale.md's table and its plot
 
 The simulation is of discrete events. A shard passes through five stages, each with servers that take one shard at a
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import io
 import json
 import sys
 import tempfile
@@ -22,21 +22,20 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from dataset import make_photographs
 
-from vae_core.datasets import Buckets, Settings
-from vae_core.datasets.encode import Encoded
+from vae_core import AutoencoderKL
+from vae_core.datasets import Buckets, Collection, Settings
+from vae_core.datasets.encode import Encoded, Shard
 from vae_core.datasets.prepare import Prepared, prepare
-from vae_core.datasets.transfer import Raw
-from vae_core.datasets.writing import write_bytes
+from vae_core.datasets.transfer import fetch
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT, PLOT = ROOT / "docs" / "scale.md", ROOT / "docs" / "images" / "scale.png"
 BEGIN, END = "<!-- begin: written by benchmarks/scale.py -->", "<!-- end -->"
 DEVICES = (1, 8, 64, 1000)
-CPUS_A_DEVICE = (2, 4, 8, 16)
+CPUS_A_DEVICE = (1, 2, 4, 8)
 AHEAD = 2  # shards that wait between two stages, for each server of the later one
 
 
@@ -46,7 +45,7 @@ class Costs:
 
     Attributes:
         size: pixels of a side.
-        read, write: seconds of one CPU: reading, decoding and resizing; packing, hashing and writing the latents.
+        read, write: seconds of one CPU: reading, hashing, decoding and resizing; packing, hashing and writing latents.
         encode: seconds of one device.
         bytes_in, bytes_out: of the file, and of the latents.
         store: bytes a second that the object store gives and takes, all together.
@@ -65,7 +64,9 @@ class Costs:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a simulation found: images per second, the share of time that each stage is at work, the busiest stage."""
+    """What a simulation found in its middle, when it neither starts nor ends: images per second, the share of time that
+    each stage is at work, the busiest stage.
+    """
 
     images: float
     at_work: dict[str, float]
@@ -75,7 +76,7 @@ class Outcome:
         return max(self.at_work, key=lambda stage: self.at_work[stage])
 
 
-def simulate(costs: Costs, devices: int, cpus_a_device: int, shard: int = 64, shards_a_device: int = 12) -> Outcome:
+def simulate(costs: Costs, devices: int, cpus_a_device: int, shard: int = 64, shards_a_device: int = 24) -> Outcome:
     """Run so many shards through all stages.
 
     Args:
@@ -94,12 +95,16 @@ def simulate(costs: Costs, devices: int, cpus_a_device: int, shard: int = 64, sh
         ("store, writing", streams, put),
     ]
     total = max(shards_a_device * devices, 4 * max(count for _, count, _ in stages) // 2)
-    end, busy = _run(stages, total)
-    return Outcome(total * shard / end, {name: busy[i] / (end * count) for i, (name, count, _) in enumerate(stages)})
+    ends, _ = _run(stages, total)
+    # Servers of the slowest stage end together: from the beginning of one such group to that of another.
+    slowest = max(stages, key=lambda stage: stage[2] / stage[1])[1]
+    first, last = (total * part // 4 // slowest * slowest for part in (1, 3))
+    rate = (last - first) / (ends[last] - ends[first])  # of shards
+    return Outcome(rate * shard, {name: min(1.0, rate * seconds / count) for name, count, seconds in stages})
 
 
-def _run(stages: list[tuple[str, int, float]], total: int) -> tuple[float, list[float]]:
-    """(time of the last shard's end, seconds at work of each stage). Every server is as fast as the next."""
+def _run(stages: list[tuple[str, int, float]], total: int) -> tuple[list[float], list[float]]:
+    """(time of each shard's end, in order; seconds at work of each stage). Every server is as fast as the next."""
     waiting: list[deque[int]] = [deque() for _ in stages]
     waiting[0].extend(range(total))
     free = [count for _, count, _ in stages]
@@ -107,7 +112,7 @@ def _run(stages: list[tuple[str, int, float]], total: int) -> tuple[float, list[
     blocked: list[deque[int]] = [deque() for _ in stages]  # finished, and no room in the next stage
     busy = [0.0] * len(stages)
     events: list[tuple[float, int, int]] = []
-    now, done = 0.0, 0
+    now, ends = 0.0, []
 
     def settle() -> None:
         """Start and pass on whatever can be, from the last stage to the first, until nothing more can."""
@@ -129,33 +134,43 @@ def _run(stages: list[tuple[str, int, float]], total: int) -> tuple[float, list[
     while events:
         now, i, shard = heapq.heappop(events)
         if i == len(stages) - 1:
-            done += 1
+            ends.append(now)
             free[i] += 1
         else:
             blocked[i].append(shard)
         settle()
-    assert done == total
-    return now, busy
+    assert len(ends) == total
+    return ends, busy
 
 
 def measure(size: int, encode: float, count: int = 32) -> Costs:
-    """The costs of this machine's CPU, with one thread; `encode` is images per second of a device."""
+    """The CPU time of this machine's stages, of one thread; `encode` is images per second of a device.
+
+    What is timed is what the engines run: `fetch` and `prepare`, and `Collection.commit`, which packs a shard, takes
+    its SHA-256 and writes it and its record.
+    """
     torch.set_num_threads(1)
-    settings = Settings(Buckets(size, size))
+    settings = Settings(Buckets(size, size), shard_images=count)
     with tempfile.TemporaryDirectory() as place:
         photographs = make_photographs(Path(place) / "photos", count, size)
-        began = time.perf_counter()
-        prepared = [prepare(Raw(str(each), each.read_bytes()), i, settings, 3) for i, each in enumerate(photographs)]
-        read = (time.perf_counter() - began) / count
+        levels = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+        vae = AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=8, **levels)
+        collection = Collection.begin(Path(place) / "out", str(photographs[0].parent), [], settings, vae)
+        reads, writes, size_out = [], [], 0
+        for turn in range(3):
+            began = time.process_time()
+            prepared = [prepare(fetch(str(each), each.name), i, settings, 3) for i, each in enumerate(photographs)]
+            reads.append((time.process_time() - began) / count)
+            shard = Shard(turn, 0, settings, last=True)
+            for i, each in enumerate(prepared):
+                assert isinstance(each, Prepared)
+                shard.done[i] = Encoded(each, torch.randn(4, size // 8, size // 8), None)
+            began = time.process_time()
+            record = collection.commit(shard)
+            writes.append((time.process_time() - began) / count)
+            size_out = sum(file["bytes"] for file in record["files"])
         bytes_in = sum(each.stat().st_size for each in photographs) / count
-        images = [each for each in prepared if isinstance(each, Prepared)]
-        latents = [Encoded(each, torch.randn(4, size // 8, size // 8), None) for each in images]
-        began = time.perf_counter()
-        buffer = io.BytesIO()
-        np.savez(buffer, **{str(i): each.latents.numpy() for i, each in enumerate(latents)})  # pyright: ignore
-        write_bytes(Path(place) / "shard", buffer.getvalue())
-        write = (time.perf_counter() - began) / count
-    return Costs(size, read, write, 1 / encode, bytes_in, buffer.tell() / count)
+    return Costs(size, min(reads), min(writes), 1 / encode, bytes_in, size_out / count)
 
 
 def table(all_costs: list[Costs]) -> str:

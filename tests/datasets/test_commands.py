@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,11 @@ from vae_core.datasets.progress import Progress, in_bytes, in_time
 from vae_core.datasets.sources import find_splits
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def run(*arguments: object) -> int:
@@ -157,9 +164,21 @@ class TestDryRun:
         )
         assert abs(found.bytes - latents) < 0.01 * latents, "all images are in the sample"
         assert abs(sum(found.buckets.values()) - 1) < 1e-9
+        records = [image for record in Collection.open(tmp_path / "out").all_records() for image in record["images"]]
+        areas = sorted((tuple(image["size"]) for image in records), key=lambda size: size[0] * size[1])
+        assert found.sizes == (areas[0], areas[-1])
+        counted = Counter(tuple(image["bucket"]) for image in records)
+        assert found.buckets == {bucket: count / 20 for bucket, count in counted.items()} and len(counted) > 2
+        (w0, h0), (w1, h1) = areas[0], areas[-1]
+        (width, height), most = counted.most_common(1)[0]
         text = str(found)
-        for part in ("22 images in 4 shards", "bucket ", "time ", "bytes ", "not_an_image.jpg"):
+        for part in (
+            "22 images in 4 shards; 22 of them were looked at", f"sizes       {w0}x{h0} to {w1}x{h1}\n",
+            f"bucket      {width}x{height}: {most / 20:.0%}\n", "time        about 0:0",
+            f"bytes       about {in_bytes(found.bytes)}\n", "not_an_image.jpg",
+        ):  # fmt: skip
             assert part in text
+        assert found.seconds == pytest.approx(22 * (found.read_seconds + found.encode_seconds))
 
     def test_writes_nothing(self, images: Path, vae_folder: Path, tmp_path: Path) -> None:
         options = ["--vae", vae_folder, "--size", 64, "--dry-run"]
@@ -193,6 +212,41 @@ class TestProgress:
         lines = [record.getMessage() for record in caplog.records]
         assert len(lines) == 3, "every 15 seconds, and at the end"
         assert lines[-1] == "500 of 1000 images, 10.0 images/s, 0:50 left, 40 failed, 20.0 MB written"
+
+    @pytest.mark.parametrize("kind", ["files", "tar"])
+    def test_the_bar(
+        self, kind: str, images: Path, vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What a terminal shows: how far it is, images per second, time left, failures, bytes."""
+        if kind == "tar":
+            pytest.importorskip("webdataset")
+            with tarfile.open(tmp_path / "a.tar", "w") as tar:
+                for i, file in enumerate(sorted(place for place in images.rglob("*") if place.is_file())):
+                    tar.add(file, f"{i}{file.suffix}")
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        totals = encode(images if kind == "files" else tmp_path / "a.tar", tmp_path / "out", vae, progress=Progress())
+        lines = [line.strip() for line in re.split(r"[\r\n]", terminal.getvalue()) if line.strip()]
+        end = rf"[\d.]+ images/s, 2 failed, {re.escape(in_bytes(totals['bytes']))}\]"
+        if kind == "files":
+            assert re.fullmatch(rf"100%\|.+\| 22 of 22 images \[\d\d:\d\d<00:00, +{end}", lines[-1])
+            middle = [line for line in lines if re.search(r"\| 1\d of 22 images \[\d\d:\d\d<\d\d:\d\d, ", line)]
+            assert middle, "the time that is left shows on the way"
+        else:
+            assert re.fullmatch(rf"22 images \[\d\d:\d\d, +{end}", lines[-1])
+        assert any(" 1 failed" in line for line in lines)
+
+    def test_slow_images_are_images_per_second_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        terminal, clock = Terminal(), [0.0]
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+        progress = Progress()
+        progress.start(10, 0)
+        clock[0] = 20.0
+        progress.advance(5)
+        progress.committed(1, 1500)
+        assert "5 of 10 images [00:20<00:20,  0.25 images/s, 0 failed, 1.5 kB]" in terminal.getvalue()
+        progress.close()
 
     def test_units(self) -> None:
         assert [in_bytes(count) for count in (0, 999, 1000, 1.5e6, 2.25e9, 3e12, 4e15)] == [

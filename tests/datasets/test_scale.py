@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import scale
+
+from vae_core.datasets import writing
 
 FAST_STORE = {"bytes_in": 1.0, "bytes_out": 1.0, "store": 1e15, "latency": 0.0}
 
@@ -41,9 +44,32 @@ def test_the_store_alone_decides() -> None:
 
 def test_back_pressure() -> None:
     """A stage in the middle that is slow stops those before it: nothing piles up, and all shards arrive."""
-    end, busy = scale._run([("a", 1, 1.0), ("b", 1, 10.0), ("c", 1, 1.0)], 20)
-    assert end == pytest.approx(1 + 20 * 10 + 1)
+    ends, busy = scale._run([("a", 1, 1.0), ("b", 1, 10.0), ("c", 1, 1.0)], 20)
+    assert ends == pytest.approx([1 + 10 * i + 1 for i in range(1, 21)])
     assert busy == [20.0, 200.0, 20.0]
+
+
+@pytest.mark.parametrize("size", [512, 1024])
+@pytest.mark.parametrize("devices", [1, 8, 64])
+def test_more_cpus_are_never_slower(size: int, devices: int) -> None:
+    """With costs as they are measured: how full the store is at the start does not count."""
+    costs = scale.Costs(size, 0.0157 * (size / 512) ** 2.8, 6e-4, (size / 512) ** 2 / 60, 74e3, 66e3)
+    found = [scale.simulate(costs, devices, cpus) for cpus in scale.CPUS_A_DEVICE]
+    for fewer, more in itertools.pairwise(found):
+        assert more.images >= 0.99 * fewer.images
+    assert all(each.images <= devices / costs.encode * 1.001 for each in found)
+    assert found[-1].bottleneck == "encoding" and found[-1].at_work["encoding"] > 0.99
+
+
+def test_what_is_measured_is_what_the_engines_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    for owner, name in ((scale, "fetch"), (scale, "prepare"), (scale.Collection, "commit"), (writing, "write_file")):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, real=real, name=name, **o: (ran.append(name), real(*a, **o))[1])
+    costs = scale.measure(64, encode=10, count=4)
+    assert costs.encode == 0.1 and costs.read > 0 and costs.write > 0 and costs.bytes_in > 500
+    assert costs.bytes_out > 4 * 4 * 8 * 8
+    assert [ran.count(name) for name in ("fetch", "prepare", "commit")] == [12, 12, 3]
 
 
 def test_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,9 @@ from tqdm import tqdm
 logger = logging.getLogger("seamless_vae")
 
 _EVERY = 15.0  # seconds between lines of the log
+# Images per second however few, where tqdm by itself would turn to seconds per image.
+_BAR = "{percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} images [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+_BAR_WITHOUT_TOTAL = "{n_fmt} images [{elapsed}, {rate_noinv_fmt}{postfix}]"
 
 
 class Progress:
@@ -35,7 +38,11 @@ class Progress:
         self.total, self._before = total, before
         self._shown = self._began = time.monotonic()
         if self.show and sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=before, unit="image", dynamic_ncols=True, smoothing=0.05)
+            form = _BAR if total else _BAR_WITHOUT_TOTAL
+            self._bar = tqdm(
+                total=total, initial=before, unit=" images", dynamic_ncols=True, smoothing=0.05, bar_format=form
+            )
+            self._tell_bar()
 
     def advance(self, images: int, failures: int = 0) -> None:
         """So many images more are done; `failures` of them could not be encoded."""
@@ -43,14 +50,15 @@ class Progress:
         self.failures += failures
         if self._bar is not None:
             self._bar.update(images)
+        if failures:
+            self._tell_bar()
         self._tell()
 
     def committed(self, shards: int, size: int) -> None:
         """So many shards more are on the disk, of so many bytes."""
         self.shards += shards
         self.bytes += size
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"{self.failures} failed, {in_bytes(self.bytes)}")
+        self._tell_bar()
         self._tell()
 
     def close(self) -> None:
@@ -72,6 +80,10 @@ class Progress:
         if self.total is not None and speed > 0:
             parts.append(f"{in_time((self.total - done) / speed)} left")
         return ", ".join([*parts, f"{self.failures} failed", f"{in_bytes(self.bytes)} written"])
+
+    def _tell_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{self.failures} failed, {in_bytes(self.bytes)}")
 
     def _tell(self) -> None:
         now = time.monotonic()
