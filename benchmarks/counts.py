@@ -1,4 +1,8 @@
-"""What a run computes and moves, counted from its plan: figures that no machine changes."""
+"""What a run computes and moves, counted from its plan: figures that no machine changes.
+
+Plans depend on threads, on memory and on whether numba is there: these are of two threads, of memory without end where
+there is no budget, and with numba.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vae_core import AutoencoderKL, Options, prepare_decode, prepare_encode
+from vae_core.streaming import winograd
 from vae_core.streaming.program import INPUT, OUTPUT, Attend, Convolve
 from vae_core.streaming.strips import Strips
 from vae_core.streaming.winograd import GROUPS, TILE, Winograd
+from vae_core.threads import torch_threads
+
+THREADS, UNLIMITED = 2, 2**50
 
 
 @dataclass(frozen=True)
@@ -34,17 +42,20 @@ class Counts:
 
 
 def count(vae: AutoencoderKL, direction: str, size: int, budget: int | None = None) -> Counts:
-    """Of encoding or decoding one image of `size` by `size` pixels, as it is planned here.
+    """Of encoding or decoding one image of `size` by `size` pixels.
 
     Raises:
-        ValueError: it would not run in strips.
+        ValueError: it would not run in strips, or numba is not there.
     """
-    config = vae.config
-    if direction == "encode":
-        job = prepare_encode(vae, (1, config.in_channels, size, size), Options(memory_budget=budget))
-    else:
-        side = size // config.downscale_factor
-        job = prepare_decode(vae, (1, config.latent_channels, side, side), Options(memory_budget=budget))
+    if not winograd.compiled():
+        raise ValueError("numba is not installed, and these are figures of the kernels that it compiles")
+    config, options = vae.config, Options(memory_budget=budget)
+    with torch_threads(THREADS):
+        if direction == "encode":
+            job = prepare_encode(vae, (1, config.in_channels, size, size), options, available=UNLIMITED)
+        else:
+            side = size // config.downscale_factor
+            job = prepare_decode(vae, (1, config.latent_channels, side, side), options, available=UNLIMITED)
     run = job._planned
     if not isinstance(run, Strips):
         raise ValueError(f"this runs {job.way.name}: {job.way.reason}")

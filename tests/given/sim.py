@@ -7,7 +7,7 @@ process of their own: `simulate` in a worker. Nothing is computed; each operatio
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -175,6 +175,14 @@ class Watch(TorchDispatchMode):
         self.allow_float64 = allow_float64
         self._buffers: dict[int, _Buffer] = {}
         self._living = 0
+
+    def leave_out(self, tensors: Iterable[Tensor | None]) -> None:
+        """What was there before: its memory does not count."""
+        for tensor in tensors:
+            if tensor is not None:
+                storage = tensor.untyped_storage()
+                buffer = _Buffer(StorageWeakRef(storage), 0, _on_device(tensor), self.current.name)
+                self._buffers[storage._cdata] = buffer
 
     def keep(self, tensor: Tensor, stream: Stream) -> None:
         """`Tensor.record_stream`: its memory is not used again before the stream is done with it."""
@@ -345,6 +353,7 @@ def _simulate(case: Case) -> Seen:
         job = prepare(half, shape, options, device=KIND, available=None if case.budget else 2**50)
         source = torch.empty(shape, dtype=case.dtype, device=case.given)
         out = None if case.out is None else torch.empty(job.output_shape, dtype=case.dtype, device=case.out)
+        watch.leave_out((*vae.parameters(), *vae.buffers(), source, out))
         with watch, patch.object(strips, "MapStore", _offloading) if case.offloaded else nullcontext():
             result = job.run(source, out)
             del source, out
