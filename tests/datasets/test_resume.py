@@ -17,8 +17,7 @@ import pytest
 from given.collection import contents, encode, encode_and_die, make_images
 
 from vae_core import AutoencoderKL, DatasetError
-from vae_core.datasets import Buckets, Engine, collection, verify_dataset
-from vae_core.datasets.collection import sole_writer
+from vae_core.datasets import Buckets, Engine, sole_writer, verify_dataset
 from vae_core.datasets.encode import Encoder
 
 FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
@@ -202,14 +201,14 @@ def test_two_runs_at_once(tmp_path: Path) -> None:
     assert FORK is not None
 
     def try_it() -> None:
-        with sole_writer(tmp_path, patience=0.3):
+        with sole_writer.sole_writer(tmp_path, patience=0.3):
             pass
 
     def try_it_elsewhere() -> None:
-        collection._writing.clear()  # which a fork has of its parent
+        sole_writer._writing.clear()  # which a fork has of its parent
         try_it()
 
-    with sole_writer(tmp_path):
+    with sole_writer.sole_writer(tmp_path):
         with pytest.raises(DatasetError, match="another run"):
             try_it()
         assert in_a_process(try_it_elsewhere) == 1

@@ -6,6 +6,7 @@ import csv
 import functools
 import http.server
 import io
+import json
 import shutil
 import sys
 import tarfile
@@ -20,7 +21,8 @@ from given.collection import contents, encode, make_images
 
 from vae_core import AutoencoderKL, DatasetError, MissingDependencyError
 from vae_core.datasets import Engine, LatentDataset, verify_dataset
-from vae_core.datasets.sources import Split, find_splits, read_split
+from vae_core.datasets.records import split_of
+from vae_core.datasets.sources import find_splits, read_split
 
 pyarrow = pytest.importorskip("pyarrow")
 pytest.importorskip("webdataset")
@@ -44,7 +46,7 @@ def expected(files: list[Path]) -> list[bytes]:
 
 def read(source: object, images: int = 4, column: str = "") -> tuple[list[str], list[bytes | None]]:
     """Keys and bytes of all images of a source."""
-    splits = [Split.from_json(split.to_json()) for split in find_splits(str(source), images)]
+    splits = [split_of(json.loads(split.to_json())) for split in find_splits(str(source), images)]
     raws = [raw for split in splits for raw in read_split(split, column)]
     counts = [split.count for split in splits]
     assert None in counts or sum(count or 0 for count in counts) == len(raws)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fuzz import beside, files, images, latent_files, routes, wires
+from fuzz import beside, collections, files, images, latent_files, routes, wires
 
 TARGETS: dict[str, Callable[[], Any]] = {
     "safetensors": files.safetensors,
@@ -23,6 +23,7 @@ TARGETS: dict[str, Callable[[], Any]] = {
     "images": images.images,
     "latent-files": latent_files.latent_files,
     "npz": latent_files.npz,
+    "collections": collections.collections,
     "latents": wires.latents,
     "node-inputs": wires.node_inputs,
     "routes": routes.routes,

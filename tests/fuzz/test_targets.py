@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from fuzz import TARGETS, beside, limits
 from vae_core import inspect_vae, load_vae
 
-CASES = {"models": 100, "routes": 150, "latents": 150, "node-inputs": 150}
+CASES = {"collections": 60, "models": 100, "routes": 150, "latents": 150, "node-inputs": 150}
 
 
 def run(target: str, cases: int) -> None:

@@ -11,9 +11,7 @@ import hashlib
 import itertools
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,16 @@ from ..errors import DatasetError
 from . import kohya, safetensors_layout, webdataset_layout
 from .buckets import Buckets
 from .encode import Encoded, Shard, fingerprint, shard_name
+from .records import (
+    MOST_MANIFEST,
+    MOST_RECORD,
+    check_manifest,
+    check_record,
+    read_json,
+    read_lines,
+    reason,
+    split_of,
+)
 from .settings import Scale, Settings
 from .sources import Split
 from .writing import write_bytes
@@ -100,15 +108,18 @@ class Collection:
         if place.parent.parent.name == _KOHYA_RECORDS:
             out = place.parents[2]
         try:
-            manifest = json.loads(place.read_bytes())
+            manifest = read_json(place, MOST_MANIFEST)
             if manifest["format"] == FORMAT and manifest["version"] == VERSION:
-                return cls(out, manifest)
-            problem = f"it is {manifest['format']!r} of version {manifest['version']!r}"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = f"{type(error).__name__}: {error}"
+                check_manifest(manifest)
+                collection = cls(out, manifest)
+                _ = collection.config  # or its error, here
+                return collection
+            problem = f"it is {str(manifest['format'])[:80]!r} of version {str(manifest['version'])[:20]}"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            problem = f"{type(error).__name__}: {reason(error)}"
         raise DatasetError(f"{place} cannot be read: {problem}. This version reads {FORMAT!r} of version {VERSION}.")
 
-    @property
+    @functools.cached_property
     def config(self) -> AutoencoderKLConfig:
         return AutoencoderKLConfig.from_dict(self.manifest["vae"]["config"])
 
@@ -125,10 +136,18 @@ class Collection:
         return self.manifest.get("totals")
 
     def splits(self) -> Iterator[Split]:
-        """What the source was divided into when the collection was begun."""
-        with open(self.records / SPLITS, encoding="utf-8") as lines:
-            for line in lines:
-                yield Split.from_json(line)
+        """What the source was divided into when the collection was begun.
+
+        Raises:
+            DatasetError: their list is missing or damaged.
+        """
+        place = self.records / SPLITS
+        try:
+            yield from map(split_of, read_lines(place))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DatasetError(
+                f"{place} cannot be read: {reason(error)}. Get it from where the collection was made, or encode anew."
+            ) from None
 
     def record_path(self, split: int, chunk: int) -> Path:
         return self.records / f"{safetensors_layout.path(split, chunk)}.json"
@@ -137,16 +156,16 @@ class Collection:
         """The record of a shard; None if it was not committed.
 
         Raises:
-            DatasetError: it is damaged.
+            DatasetError: it is damaged, or names files outside of the collection.
         """
         place = self.record_path(split, chunk)
         try:
-            return json.loads(place.read_bytes())
+            return check_record(read_json(place, MOST_RECORD), self.settings.layout == "kohya")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetError(
-                f"{place} cannot be read ({error}). Move it elsewhere and run encode-dataset with --resume."
+                f"{place} cannot be read ({reason(error)}). Move it elsewhere and run encode-dataset with --resume."
             ) from None
 
     def chunks_done(self, split: Split) -> tuple[int, bool]:
@@ -248,14 +267,13 @@ class Collection:
         """
         place, count = self.records / SHARDS, 0
         try:
-            with open(place, encoding="utf-8") as lines:
-                for line in map(json.loads, lines):
-                    split, _, chunk = line["name"].partition("-")
-                    count += line["images"]
-                    yield (int(split), int(chunk)), line["images"]
+            for line in read_lines(place):
+                split, _, chunk = line["name"].partition("-")
+                count += line["images"]
+                yield (int(split), int(chunk)), line["images"]
             problem = "" if count == (self.totals or {}).get("images") else f"it has {count} images, not as the totals"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = str(error)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            problem = reason(error)
         if problem:
             raise DatasetError(f"{place} cannot be read: {problem}. Run encode-dataset with --resume.")
 
@@ -318,61 +336,6 @@ def software() -> dict[str, str]:
     }
 
 
-@contextmanager
-def sole_writer(records: Path, patience: float = 5.0) -> Iterator[None]:
-    """Make sure that no other run writes to the collection, where the system has locks on files.
-
-    The lock is the process's own: readers that outlive a run that was killed do not have it.
-
-    Raises:
-        DatasetError: another run has it, and keeps it for so many seconds.
-    """
-    place = Path(os.path.realpath(records)) / ".lock"
-    if str(place) in _writing:
-        raise DatasetError(_OTHER_RUN.format(records))
-    _writing.add(str(place))
-    handle = None
-    try:
-        handle = _locked(place, time.monotonic() + patience)
-        yield
-    finally:
-        _writing.discard(str(place))
-        if handle is not None:
-            with suppress(OSError):
-                place.unlink()
-            os.close(handle)
-
-
-_writing: set[str] = set()  # by this process, which does not lock itself out
-_OTHER_RUN = "another run is writing to {}. Wait for it, or stop it first."
-
-
-def _locked(place: Path, deadline: float) -> int | None:
-    """A handle of the lock; None where the system has none."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if place.exists() and os.path.samestat(os.fstat(handle), place.stat()):
-                    return handle
-            except (BlockingIOError, PermissionError):  # another process has it
-                if time.monotonic() > deadline:
-                    os.close(handle)
-                    raise DatasetError(_OTHER_RUN.format(place.parent)) from None
-                time.sleep(0.1)
-            except OSError:  # a file system without locks
-                return handle
-            os.close(handle)
-    except OSError as error:
-        raise DatasetError(f"cannot write to {place.parent}: {error.strerror or error}. Check the folder.") from None
-
-
 def _measured(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
@@ -402,4 +365,4 @@ def _lines(values: Sequence[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(value) + "\n" for value in values).encode()
 
 
-__all__ = ["Collection", "find_manifests", "records_folder", "shard_name", "software", "sole_writer"]
+__all__ = ["Collection", "find_manifests", "records_folder", "shard_name", "software"]

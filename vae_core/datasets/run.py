@@ -17,11 +17,12 @@ from ..streaming.memory import available_bytes
 from . import devices as several_devices
 from . import kohya, local, ray_engine
 from .buckets import Buckets
-from .collection import MANIFEST, Collection, records_folder, software, sole_writer
+from .collection import MANIFEST, Collection, records_folder, software
 from .encode import fingerprint
 from .local import Work
 from .progress import Progress
 from .settings import Settings, automatic_batch, automatic_budget, automatic_shard
+from .sole_writer import sole_writer
 from .sources import Split, find_splits
 from .weights import PackedVAE
 from .writing import local_folder, remove_leftovers

@@ -68,11 +68,6 @@ class Split:
         values = {name: value for name, value in asdict(self).items() if value or name == "number"}
         return json.dumps(values, separators=(",", ":"))
 
-    @classmethod
-    def from_json(cls, line: str) -> Split:
-        values = json.loads(line)
-        return cls(**{**values, "urls": tuple(values["urls"]), "keys": tuple(values.get("keys", ()))})
-
 
 def find_splits(source: str | os.PathLike[str], images: int) -> list[Split]:
     """The splits of a source, of so many images each where that is for us to choose.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from ..errors import VAEError
 from . import kohya
 from .collection import FAILURES, SHARDS, SPLITS, Collection
+from .records import read_lines, reason
 from .sources import Split
 
 _BLOCK = 2**22
@@ -74,8 +74,8 @@ def _records(collection: Collection, faults: list[Fault]) -> Iterator[tuple[str,
     """Each shard's record; what is missing or damaged becomes a fault."""
     try:
         splits = list(collection.splits())
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        faults.append(Fault(SPLITS, f"it cannot be read ({error})"))
+    except VAEError as error:
+        faults.append(Fault(SPLITS, str(error)))
         return
     for split in splits:
         chunk = 0
@@ -83,9 +83,7 @@ def _records(collection: Collection, faults: list[Fault]) -> Iterator[tuple[str,
             name = f"{split.number:06d}-{chunk:04d}"
             try:
                 record = collection.read_record(split.number, chunk)
-                if record is not None:
-                    _check_form(record)
-            except (VAEError, KeyError, TypeError) as error:
+            except VAEError as error:
                 faults.append(Fault(name, f"its record cannot be read ({error})"))
                 break
             if record is None:
@@ -96,16 +94,6 @@ def _records(collection: Collection, faults: list[Fault]) -> Iterator[tuple[str,
             chunk += 1
             if record["last"]:
                 break
-
-
-def _check_form(record: Mapping[str, Any]) -> None:
-    """Raise KeyError or TypeError for a record that lacks something."""
-    entries = [(each, ("key", "position")) for each in (*record["images"], *record["failures"])]
-    entries += [(file, ("path", "bytes", "sha256")) for file in record["files"]]
-    for entry, names in [*entries, (record, ("name", "last"))]:
-        for name in names:
-            if name not in entry:
-                raise KeyError(name)
 
 
 def _check_count(split: Split, before: int, collection: Collection, record: Mapping[str, Any]) -> Iterator[Fault]:
@@ -161,11 +149,11 @@ def _check_lists(collection: Collection, counts: Mapping[str, int]) -> list[Faul
         )
     for name, expected in ((SHARDS, counts["shards"]), (FAILURES, counts["failures"])):
         try:
-            lines = [json.loads(line) for line in (collection.records / name).read_text().splitlines()]
-            if len(lines) != expected:
-                faults.append(Fault(name, f"it has {len(lines)} lines instead of {expected}"))
+            lines = sum(1 for _ in read_lines(collection.records / name))
+            if lines != expected:
+                faults.append(Fault(name, f"it has {lines} lines instead of {expected}"))
         except (OSError, ValueError) as error:
-            faults.append(Fault(name, f"it cannot be read ({error})"))
+            faults.append(Fault(name, f"it cannot be read ({reason(error)})"))
     return faults
 
 
