@@ -43,7 +43,8 @@ def said(out: Path) -> list[str]:
     """Why a collection cannot be read: by the reader, and what `verify-dataset` finds."""
     found = []
     try:
-        list(LatentDataset(out))
+        dataset = LatentDataset(out)
+        assert [dataset[i]["key"] for i in range(len(dataset))]
     except DatasetError as error:
         found.append(str(error))
     try:
