@@ -11,7 +11,7 @@ import torch
 
 from ..vae_core.checkpoints.families import FAMILIES
 from ..vae_core.datasets.folders import has_latents
-from ..vae_core.errors import CheckpointError, ConfigError, DatasetError
+from ..vae_core.errors import CheckpointError, ConfigError, DatasetError, brief
 from . import host, hub_cache
 from .checks import check_choice, stays_inside
 
@@ -56,13 +56,13 @@ def vae_path(name: str) -> Path:
     if name == DEMO_NAME:
         return DEMO_PATH
     if not isinstance(name, str):
-        raise CheckpointError(f"{name!r} is not the name of a VAE. Choose one from the list.")
+        raise CheckpointError(f"{brief(name)} is not the name of a VAE. Choose one from the list.")
     mark = next((mark for mark in (*_KIND_OF_MARK, HUB_MARK) if name.endswith(mark)), "")
     kind = _KIND_OF_MARK.get(mark, "vae")
     inner = name.removesuffix(mark)
     if not inner or not stays_inside(inner):
         raise CheckpointError(
-            f"{name!r} is not the name of a VAE: it points outside the models folders. Choose one from the list."
+            f"{brief(name)} is not the name of a VAE: it points outside the models folders. Choose one from the list."
         )
     if mark == HUB_MARK:
         found = hub_cache.path_of(inner)
@@ -80,7 +80,7 @@ def vae_path(name: str) -> Path:
                 return path
     places = " or ".join(str(root) for root in roots) or f"ComfyUI's {kind} folder, which is not registered"
     raise CheckpointError(
-        f"cannot find a VAE named {name!r} in {places}. Put it there, refresh the page, and choose it again."
+        f"cannot find a VAE named {brief(name)} in {places}. Put it there, refresh the page, and choose it again."
     )
 
 
@@ -121,14 +121,16 @@ def latent_folder(name: str) -> Path:
     kind = next((kind for kind in _LATENT_ROOTS if isinstance(name, str) and name.endswith(f" [{kind}]")), None)
     inner = name.removesuffix(f" [{kind}]") if kind else ""
     if kind is None or not inner or not stays_inside(inner):
-        raise DatasetError(f"{name!r} is not the name of a folder of latents. Choose one from the list.")
+        raise DatasetError(f"{brief(name)} is not the name of a folder of latents. Choose one from the list.")
     roots = _latent_roots(kind)
     for root in roots:
         for path in (root / inner, root / inner.replace("\\", "/")):  # as workflows made on Windows name them
             if os.path.isdir(path):
                 return path
     places = " or ".join(str(root) for root in roots) or f"a {kind} folder, which does not exist"
-    raise DatasetError(f"cannot find a folder named {inner!r} in {places}. Refresh the page, and choose another one.")
+    raise DatasetError(
+        f"cannot find a folder named {brief(inner)} in {places}. Refresh the page, and choose another one."
+    )
 
 
 def _latent_roots(kind: str) -> list[Path]:

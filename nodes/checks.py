@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..vae_core.errors import ConfigError, ImageError, MemoryBudgetError, NonFiniteError
+from ..vae_core.errors import ConfigError, ImageError, MemoryBudgetError, NonFiniteError, brief
 from ..vae_core.masks import fit_mask
 from ..vae_core.streaming.source import count_not_finite, not_finite_message
 from ..vae_core.units import GIB
@@ -90,7 +90,7 @@ def check_at_least(least: int, **values: float) -> None:
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise ConfigError unless a value is one of the choices."""
     if value not in choices:
-        raise ConfigError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.")
+        raise ConfigError(f"{name} is {brief(value)}; it must be one of {', '.join(choices)}.")
 
 
 def stays_inside(name: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..vae_core.errors import CheckpointError, VAEError
+from ..vae_core.errors import CheckpointError, VAEError, brief
 from ..vae_core.image import to_model_range, to_pil, write_image
 from . import host
 from .checks import stays_inside
@@ -61,7 +61,7 @@ def numbered_path(prefix: str, ending: str) -> Path:
     name = prefix.replace("\\", "/")
     if not name.strip("/. ") or not stays_inside(name):
         raise CheckpointError(
-            f"the name {prefix!r} is empty or points outside the output folder. Use a name such as vae/seamless."
+            f"the name {brief(prefix)} is empty or points outside the output folder. Use a name such as vae/seamless."
         )
     path = host.directory("output") / name
     taken = re.compile(rf"{re.escape(path.name)}_(\d+)_?(\..*)?")

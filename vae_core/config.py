@@ -12,7 +12,7 @@ from decimal import Decimal
 from numbers import Rational
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, brief
 
 DOWN_BLOCK_TYPES = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 UP_BLOCK_TYPES = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
@@ -101,20 +101,20 @@ class AutoencoderKLConfig(dict[str, Any]):
         for name in _COUNTS:
             value = getattr(self, name)
             if not _is_count(value):
-                raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+                raise ConfigError(f"{name} is {brief(value)}; it must be a whole number of at least 1.")
         for name in ("block_out_channels", "decoder_block_out_channels"):
             widths = getattr(self, name)
             if widths is None and name == "decoder_block_out_channels":
                 continue
             if not isinstance(widths, tuple) or not widths:
-                raise ConfigError(f"{name} is {widths!r}; give one width per level, such as (128, 256, 512, 512).")
+                raise ConfigError(f"{name} is {brief(widths)}; give one width per level, such as (128, 256, 512, 512).")
             for width in widths:
                 if not _is_count(width):
-                    raise ConfigError(f"{name} has a width of {width!r}; it must be a whole number of at least 1.")
+                    raise ConfigError(f"{name} has a width of {brief(width)}; it must be a whole number of at least 1.")
                 if width % self.norm_num_groups:
                     raise ConfigError(
-                        f"{name} has a width of {width!r}, which is not a multiple of norm_num_groups "
-                        f"({self.norm_num_groups}). Change the width or the number of groups."
+                        f"{name} has a width of {brief(width)}, which is not a multiple of norm_num_groups "
+                        f"({brief(self.norm_num_groups)}). Change the width or the number of groups."
                     )
 
     def _check_blocks(self) -> None:
@@ -122,59 +122,65 @@ class AutoencoderKLConfig(dict[str, Any]):
         for name, known in (("down_block_types", DOWN_BLOCK_TYPES), ("up_block_types", UP_BLOCK_TYPES)):
             types = getattr(self, name)
             if not isinstance(types, tuple) or len(types) != levels:
-                raise ConfigError(f"{name} is {types!r}, but block_out_channels has {levels} levels. Give one each.")
+                raise ConfigError(
+                    f"{name} is {brief(types)}, but block_out_channels has {levels} levels. Give one each."
+                )
             for block_type in types:
                 if block_type not in known:
-                    raise ConfigError(f"{name} has {block_type!r}; an AutoencoderKL is made of {' and '.join(known)}.")
+                    raise ConfigError(
+                        f"{name} has {brief(block_type)}; an AutoencoderKL is made of {' and '.join(known)}."
+                    )
         if self.decoder_block_out_channels is not None and len(self.decoder_block_out_channels) != levels:
             raise ConfigError(
                 f"decoder_block_out_channels has {len(self.decoder_block_out_channels)} levels and "
                 f"block_out_channels has {levels}. Both need the same number."
             )
         if self.act_fn not in ACTIVATIONS:
-            raise ConfigError(f"act_fn is {self.act_fn!r}; known are {', '.join(ACTIVATIONS)}.")
+            raise ConfigError(f"act_fn is {brief(self.act_fn)}; known are {', '.join(ACTIVATIONS)}.")
 
     def _check_latents(self) -> None:
         sizes = self.sample_size if isinstance(self.sample_size, tuple) else (self.sample_size,)
         if not sizes or not all(_is_count(size) for size in sizes):
-            raise ConfigError(f"sample_size is {self.sample_size!r}; it must be a size in pixels, such as 512.")
+            raise ConfigError(f"sample_size is {brief(self.sample_size)}; it must be a size in pixels, such as 512.")
         patch = self.patch_size
         if patch is not None and (
             not isinstance(patch, tuple) or len(patch) != 2 or not all(_is_count(side) for side in patch)
         ):
-            raise ConfigError(f"patch_size is {patch!r}; it must be two whole numbers, such as (2, 2).")
+            raise ConfigError(f"patch_size is {brief(patch)}; it must be two whole numbers, such as (2, 2).")
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
+                raise ConfigError(f"{name} is {brief(getattr(self, name))}; it must be True or False.")
 
     def _check_scaling(self) -> None:
         if not _is_number(self.scaling_factor) or self.scaling_factor == 0:
             raise ConfigError(
-                f"scaling_factor is {_brief(self.scaling_factor)}; it must be a finite number other than 0, such as "
+                f"scaling_factor is {brief(self.scaling_factor)}; it must be a finite number other than 0, such as "
                 f"0.18215."
             )
         if not 1 / LARGEST_SCALE <= abs(self.scaling_factor) <= LARGEST_SCALE:
             raise ConfigError(
-                f"scaling_factor is {_brief(self.scaling_factor)}; latents that are multiplied or divided by it are "
+                f"scaling_factor is {brief(self.scaling_factor)}; latents that are multiplied or divided by it are "
                 f"not finite numbers any more. Give one such as 0.18215."
             )
         if self.shift_factor is not None and not _is_level(self.shift_factor):
             raise ConfigError(
-                f"shift_factor is {_brief(self.shift_factor)}; it must be a number of at most {LARGEST_SCALE:g}, or "
+                f"shift_factor is {brief(self.shift_factor)}; it must be a number of at most {LARGEST_SCALE:g}, or "
                 f"None."
             )
         if not _is_number(self.batch_norm_eps) or self.batch_norm_eps <= 0:
-            raise ConfigError(f"batch_norm_eps is {self.batch_norm_eps!r}; it must be a number above 0, such as 1e-4.")
+            raise ConfigError(
+                f"batch_norm_eps is {brief(self.batch_norm_eps)}; it must be a number above 0, such as 1e-4."
+            )
         momentum = self.batch_norm_momentum
         if momentum is not None and (not _is_number(momentum) or not 0 <= momentum <= 1):
-            raise ConfigError(f"batch_norm_momentum is {momentum!r}; it must be a number from 0 to 1.")
+            raise ConfigError(f"batch_norm_momentum is {brief(momentum)}; it must be a number from 0 to 1.")
         for name in ("latents_mean", "latents_std"):
             numbers = getattr(self, name)
             if numbers is None:
                 continue
             if not isinstance(numbers, tuple) or not all(_is_level(number) for number in numbers):
                 largest = f"a number of at most {LARGEST_SCALE:g}"
-                raise ConfigError(f"{name} is {_brief(numbers)}; give {largest} for each latent channel.")
+                raise ConfigError(f"{name} is {brief(numbers)}; give {largest} for each latent channel.")
             if len(numbers) != self.latent_channels:
                 raise ConfigError(
                     f"{name} has {len(numbers)} numbers, but latent_channels is {self.latent_channels}. Give one each."
@@ -187,7 +193,7 @@ class AutoencoderKLConfig(dict[str, Any]):
                 f"{given} is given without {absent}. Latents are normalised by both: give both, or neither."
             )
         if self.latents_std is not None and min(self.latents_std) < 1 / LARGEST_SCALE:
-            raise ConfigError(f"latents_std has {min(self.latents_std)!r}; a standard deviation must be above 0.")
+            raise ConfigError(f"latents_std has {brief(min(self.latents_std))}; a standard deviation must be above 0.")
 
     # As a dictionary: the same names as keys, and what is not a field.
     def __getitem__(self, key: str) -> Any:
@@ -278,13 +284,14 @@ class AutoencoderKLConfig(dict[str, Any]):
         class_name = values.get("_class_name", CLASS_NAME)
         if class_name not in (CLASS_NAME, FLUX2_CLASS_NAME, "FlaxAutoencoderKL"):
             raise ConfigError(
-                f"this config is for {class_name}, which is not an AutoencoderKL. "
+                f"this config is for {str(class_name)[:80]}, which is not an AutoencoderKL. "
                 f"Point to the folder of an AutoencoderKL, often the `vae` folder of a pipeline."
             )
         fields = {name: value for name, value in values.items() if not name.startswith("_")}
         unknown = sorted(set(fields) - set(FIELDS))
         if unknown:
-            raise ConfigError(f"an AutoencoderKL has no {', '.join(unknown)}. Its fields are {', '.join(FIELDS)}.")
+            shown = ", ".join(name[:40] for name in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+            raise ConfigError(f"an AutoencoderKL has no {shown}. Its fields are {', '.join(FIELDS)}.")
         if class_name == FLUX2_CLASS_NAME:
             fields = {**_FLUX2_DEFAULTS, **fields}
         return cls(**fields)
@@ -297,8 +304,8 @@ _NOT_WRITTEN = ("_class_name", "_use_default_values", "_ignore_files", "_pre_qua
 
 def _refuse_setting(self: AutoencoderKLConfig, name: str, value: Any) -> None:
     raise ReadOnlyConfigError(
-        f"config.{name} cannot be set in place. Use model.register_to_config({name}={value!r}), "
-        f"or config.replace({name}={value!r}) for a changed copy."
+        f"config.{name} cannot be set in place. Use model.register_to_config({name}={brief(value)}), "
+        f"or config.replace({name}={brief(value)}) for a changed copy."
     )
 
 
@@ -372,11 +379,6 @@ def _to_json(value: Any) -> Any:
         if callable(getattr(value, method, None)):
             return _to_json(getattr(value, method)())
     return str(value)
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:56]}..."
 
 
 def _is_count(value: Any) -> bool:

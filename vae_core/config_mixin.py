@@ -16,7 +16,7 @@ from torch import nn
 from .checkpoints.generation import guesses_of, marked
 from .checkpoints.pretrained import snapshot
 from .config import SETTABLE_FIELDS, AutoencoderKLConfig, is_field
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, brief
 from .hub import HubOptions, commit_of, hub_name, on_disk
 from .hub_push import push_after_saving
 
@@ -71,8 +71,8 @@ class ConfigMixin:
         if fixed:
             name = fixed[0]
             raise ConfigError(
-                f"{name} is {self._config[name]!r} in this model, and its weights are shaped by it: it cannot become "
-                f"{config[name]!r}. Make another model with AutoencoderKL.from_config(vae.config, {name}=...)."
+                f"{name} is {brief(self._config[name])} in this model, and its weights are shaped by it: it cannot "
+                f"become {brief(config[name])}. Make another model with AutoencoderKL.from_config(vae.config, {name}=...)."
             )
         self._config = config.with_extras(**extras)
 
@@ -84,7 +84,7 @@ class ConfigMixin:
             ConfigError: another auto class.
         """
         if auto_class != "AutoModel":
-            raise ConfigError(f"the auto class is {auto_class!r}; only AutoModel exists.")
+            raise ConfigError(f"the auto class is {brief(auto_class)}; only AutoModel exists.")
         cls._auto_class = auto_class
 
     # Reading.

@@ -5,6 +5,8 @@ Each is also the built-in exception that a caller of diffusers or torch would ha
 
 from __future__ import annotations
 
+_LONGEST = 120  # characters of a value in a message
+
 
 class VAEError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -52,3 +54,9 @@ class MissingDependencyError(VAEError, ImportError):
 
 class DatasetError(VAEError, RuntimeError):
     """A collection of images or latents that cannot be read, written or resumed."""
+
+
+def brief(value: object) -> str:
+    """A value that a file or a caller has given, as a message shows it: as in Python, and cut if it is long."""
+    text = repr(value[:_LONGEST] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]}..."

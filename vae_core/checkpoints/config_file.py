@@ -9,11 +9,10 @@ from typing import Any
 
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError, ConfigError
-from .generation import guessed_in, sources
+from .generation import MAX_BYTES, guessed_in, sources
 from .open_file import check_link
 
 CONFIG_NAME = "config.json"
-MAX_BYTES = 1_000_000  # real ones have one kilobyte
 
 
 @dataclass(frozen=True)

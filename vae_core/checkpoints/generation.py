@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ..config import CLASS_NAME, FLUX2_CLASS_NAME
-from ..errors import CheckpointError
+from ..errors import CheckpointError, brief
 
 GUESSED_KEY = "_guessed"  # beside a config's fields: the names of those that are guesses
 A_GUESS = " (a guess)"  # behind the source of such a field
 SAVE_KEY = "seamless_vae.save"  # in each shard's header: the same in all shards of one save
+MAX_BYTES = 1_000_000  # of a config.json; real ones have one kilobyte
 OUR_CLASSES = (CLASS_NAME, FLUX2_CLASS_NAME, "FlaxAutoencoderKL")
 COMPARED = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "norm_num_groups", "act_fn")
 
@@ -70,7 +71,7 @@ def guesses_of(model: Any) -> tuple[str, ...]:
 def differences(config: Mapping[str, Any], saved: Mapping[str, Any]) -> str | None:
     """A remark where a folder's config is not the one that its weights were saved with; None where it is."""
     found = [
-        f"{name} {config[name]} and not {saved[name]}"
+        f"{name} {brief(config[name])} and not {brief(saved[name])}"
         for name in COMPARED
         if name in config and name in saved and config[name] != saved[name]
     ]
@@ -85,7 +86,10 @@ def differences(config: Mapping[str, Any], saved: Mapping[str, Any]) -> str | No
 def other_model(folder: Path) -> str | None:
     """What a folder's config.json is of, if it is not an AutoencoderKL's; None without a config or with ours."""
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
+        place = folder / "config.json"
+        if place.stat().st_size > MAX_BYTES:
+            return "something whose config.json is not one"
+        values = json.loads(place.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError):
@@ -94,5 +98,9 @@ def other_model(folder: Path) -> str | None:
         return "something else"
     name = values.get("_class_name")
     if name is None:
-        return None if "block_out_channels" in values else f"a {values.get('model_type', 'model of another library')}"
+        return (
+            None
+            if "block_out_channels" in values
+            else f"a {str(values.get('model_type', 'model of another library'))[:80]}"
+        )
     return None if name in OUR_CLASSES else f"a {str(name)[:80]}"

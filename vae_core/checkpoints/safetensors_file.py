@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, brief
 from .tensor_file import TensorFile, TensorInfo
 
 # Name of a number type -> what torch calls it, and its bits. None: torch has no such type that weights could have.
@@ -116,7 +116,7 @@ def _parse(raw: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
                 raise ValueError(f"{METADATA} is there twice")
             metadata = _metadata(value)
         elif name in header:
-            raise ValueError(f"{_brief(name)} is there twice")
+            raise ValueError(f"{brief(name)} is there twice")
         else:
             header[name] = _entry(name, value)
     return header, metadata or {}
@@ -141,32 +141,32 @@ def _metadata(value: Any) -> dict[str, str]:
 
 def _entry(name: str, value: Any) -> _Entry:
     if not isinstance(value, _Pairs):
-        raise ValueError(f"{_brief(name)} is a {type(value).__name__}")
+        raise ValueError(f"{brief(name)} is a {type(value).__name__}")
     fields = dict(value)
     if len(fields) != len(value):
-        raise ValueError(f"{_brief(name)} has a field twice")
+        raise ValueError(f"{brief(name)} has a field twice")
     missing = [field for field in ("dtype", "shape", "data_offsets") if field not in fields]
     if missing:
-        raise ValueError(f"{_brief(name)} has no {missing[0]}")
+        raise ValueError(f"{brief(name)} has no {missing[0]}")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"{_brief(name)} has the unknown number type {_brief(dtype)}")
+        raise ValueError(f"{brief(name)} has the unknown number type {brief(dtype)}")
     for numbers in (shape, offsets):
         if type(numbers) is not list or not all(type(number) is int for number in numbers):
-            raise ValueError(f"{_brief(name)} has a shape or data_offsets that are not a list of whole numbers")
+            raise ValueError(f"{brief(name)} has a shape or data_offsets that are not a list of whole numbers")
         if max(numbers, default=0) > MAX_INTEGER:
-            raise ValueError(f"{_brief(name)} has a number above 2^64 - 1")
+            raise ValueError(f"{brief(name)} has a number above 2^64 - 1")
     if len(offsets) != 2 or offsets[1] < offsets[0]:
-        raise ValueError(f"{_brief(name)} has data_offsets {_brief(offsets)}")
+        raise ValueError(f"{brief(name)} has data_offsets {brief(offsets)}")
     kind, bits = DTYPES[dtype]
     elements = 1
     for side in shape:  # in its order, with the overflow that the library refuses
         elements *= side
         if elements > MAX_INTEGER:
-            raise ValueError(f"{_brief(name)} has a shape of more than 2^64 elements")
+            raise ValueError(f"{brief(name)} has a shape of more than 2^64 elements")
     if elements * bits > MAX_INTEGER or elements * bits != (offsets[1] - offsets[0]) * 8:
         raise ValueError(
-            f"{_brief(name)}, of shape {_brief(tuple(shape))} and type {dtype}, is in {offsets[1] - offsets[0]} bytes"
+            f"{brief(name)}, of shape {brief(tuple(shape))} and type {dtype}, is in {offsets[1] - offsets[0]} bytes"
         )
     return offsets[0], offsets[1] - offsets[0], TensorInfo(kind, tuple(shape), 0)
 
@@ -176,13 +176,13 @@ def _laid_out(header: dict[str, _Entry], base: int) -> dict[str, TensorInfo]:
     end = 0
     for name, (start, size, _) in sorted(header.items(), key=lambda item: item[1][:2]):
         if start != end:
-            raise ValueError(f"{_brief(name)} starts at byte {start} where the tensor before it ends at {end}")
+            raise ValueError(f"{brief(name)} starts at byte {start} where the tensor before it ends at {end}")
         end += size
     return {name: info._replace(start=base + start) for name, (start, _, info) in header.items()}
 
 
 def _no_float(text: str) -> NoReturn:
-    raise ValueError(f"a number is {_brief(text)}, which is not a whole number")
+    raise ValueError(f"a number is {brief(text)}, which is not a whole number")
 
 
 def _check_text(text: str) -> None:
@@ -192,8 +192,3 @@ def _check_text(text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise ValueError("a name or text has half of a surrogate pair") from None
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:56]}..."
