@@ -75,7 +75,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"scaling_factor": 1e35}, "are not finite numbers any more"),
     ({"scaling_factor": True}, "scaling_factor is True"),
     ({"scaling_factor": 1j}, "scaling_factor is 1j"),
-    ({"shift_factor": "0.1"}, "shift_factor is '0.1'; it must be a finite number, or None"),
+    ({"shift_factor": "0.1"}, "shift_factor is '0.1'; it must be a number of at most"),
     ({"latents_mean": [0.0] * 4}, "given without latents_std"),
     ({"latents_mean": [0.0] * 4, "latents_std": [1, 1, 1, 1e-40]}, "a standard deviation must be above 0"),
 ]

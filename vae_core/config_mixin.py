@@ -72,7 +72,8 @@ class ConfigMixin:
             name = fixed[0]
             raise ConfigError(
                 f"{name} is {brief(self._config[name])} in this model, and its weights are shaped by it: it cannot "
-                f"become {brief(config[name])}. Make another model with AutoencoderKL.from_config(vae.config, {name}=...)."
+                f"become {brief(config[name])}. Make another model with "
+                f"AutoencoderKL.from_config(vae.config, {name}=...)."
             )
         self._config = config.with_extras(**extras)
 
