@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from given.hostile import (
     within_limits,
     zipped,
 )
+from safetensors.torch import save_file
 
 from vae_core.checkpoints import machine, zip_file
 from vae_core.checkpoints.open_file import open_tensor_file
@@ -236,3 +238,20 @@ def test_long_directories(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert not open_tensor_file(path).tensors
         monkeypatch.setattr(zip_file, "MAX_DIRECTORY", 1000)
     assert "directory" in bounded(path)
+
+
+HUGE = "x" * 3_000_000
+INDEXES: dict[str, object] = {
+    "a file's name": {"weight_map": {"a": HUGE}},
+    "a file's name, of several parts": {"weight_map": {"a": f"../{HUGE}"}},
+    "a weight's name": {"weight_map": {HUGE: "a.safetensors"}},
+    "no map": {HUGE: 1},
+    "a map that is text": {"weight_map": HUGE},
+}
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_indexes_with_megabytes_of_text(name: str, tmp_path: Path) -> None:
+    save_file({"b": torch.zeros(1)}, tmp_path / "a.safetensors")
+    (tmp_path / "i.index.json").write_text(json.dumps(INDEXES[name]))
+    bounded(tmp_path / "i.index.json")

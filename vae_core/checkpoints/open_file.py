@@ -162,9 +162,11 @@ def open_shards(index: Path) -> TensorFile:
             )
         check_link(path)
         if not path.is_file():
-            raise CheckpointError(f"{index.name} names {file_name}, which is not there. Download all shards.")
+            raise CheckpointError(f"{index.name} names {file_name[:80]}, which is not there. Download all shards.")
         if path.suffix == ".json":
-            raise CheckpointError(f"{index.name} names {file_name}, which is not a file of weights. Do not trust it.")
+            raise CheckpointError(
+                f"{index.name} names {file_name[:80]}, which is not a file of weights. Do not trust it."
+            )
         shard = _open_one(path)
         container = shard.container
         check_one_save(index, metadata, path, shard.metadata)
@@ -177,7 +179,7 @@ def open_shards(index: Path) -> TensorFile:
     absent = sorted(set(names) - set(tensors))
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-        raise CheckpointError(f"{index.name} promises {absent[0]}{more}, which no shard has. Download all shards.")
+        raise CheckpointError(f"{index.name} promises {absent[0][:80]}{more}, which no shard has. Download all shards.")
     return TensorFile(index, container, tensors, files, metadata, values)
 
 
