@@ -44,6 +44,10 @@ def make_folder(path: Path) -> int:
         return os.open(os.devnull if fcntl is None else path, os.O_RDONLY)
     except FileNotFoundError:
         return NO_HANDLE
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+        raise
 
 
 def close(handle: int) -> int:
