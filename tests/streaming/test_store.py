@@ -20,6 +20,7 @@ from given.inputs import latent
 from given.runs import filing_budget, workers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import vae_core
 from vae_core import AutoencoderKL, MemoryBudgetError
@@ -218,3 +219,26 @@ def test_a_file_that_cannot_be_mapped_is_a_shortage(monkeypatch: pytest.MonkeyPa
         OffloadFile().lend(2**20)
     assert not isinstance(caught.value, MemoryBudgetError)
     gc.collect()
+
+
+@pytest.mark.parametrize("kernels", ["direct", "winograd"])
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_idle_memory_is_gone_before_fresh_memory_is_made(
+    vae: AutoencoderKL, kernels: Any, share: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plans count on it: nothing of the last pass may keep a map that the next one has no room beside."""
+    dropped, drop = [], MapStore._drop_idle
+
+    def watched(store: MapStore) -> None:
+        idle = [each for buffers in store._idle.values() for each in buffers if each.lot.place != "disk"]
+        storages = [StorageWeakRef(each.data.untyped_storage()) for each in idle]
+        del idle
+        drop(store)
+        dropped.extend(storage.expired() for storage in storages)
+
+    monkeypatch.setattr(MapStore, "_drop_idle", watched)
+    z = latent(1, 48, 40)
+    with vae_core.kernels(kernels):
+        budget = None if share is None else int(share * vae_core.plan_decode(vae, z.shape).peak_bytes)
+        vae_core.decode(vae, z, memory_budget=budget)
+    assert dropped and all(dropped)

@@ -135,15 +135,17 @@ class Execution:
             NonFiniteError: a value went out of range, or the statistics of a norm.
         """
         source, target = (FeatureMap.of(each.permute(0, 2, 3, 1)) for each in (part, output))
-        for index, (step, kernel) in enumerate(self.kernels(source, target, latent_rows)):
+        index = -1
+        for step, kernel in self.kernels(source, target, latent_rows):  # `enumerate` would keep the last kernel
+            index += 1
             report.begin_pass()
             kernel.prepare(weights.of(index, kernel))
             stats = kernel.combine(run_strips(kernel, pool, report, self.manner.trim))
             if not stats.finite:
                 self._not_finite(index, step, stats)
             self.stats[step.target] = stats
+            del kernel  # and with it maps that are not needed any more, before the next pass's are made
             if self.manner.trim:
-                del kernel
                 give_back_freed()
 
     def _not_finite(self, index: int, step: Pass, stats: ChannelStats) -> None:
