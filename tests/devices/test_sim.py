@@ -38,7 +38,15 @@ def check(seen: Seen, case: Case) -> None:
     assert seen.device == (case.out or "sim")
 
 
+WIDE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
 QUICK = {
+    "real widths": Case(WIDE, "encode", (512, 512)),
+    "real widths within a budget": Case(WIDE, "decode", (128, 128), budget=70 * MIB),
     "decode": Case(MODELS["SD 1.x"], "decode", (256, 256)),
     "encode": Case(MODELS["FLUX.2"], "encode", (256, 256)),
     "offloaded": OFFLOADED,

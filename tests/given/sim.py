@@ -67,7 +67,7 @@ class Seen:
 
     Attributes:
         peak: most living bytes on the device, beside what was there before: weights, and input and output if they were.
-        planned: what the job asked for.
+        planned: what the plan counts, but for what allocators keep.
         launches, strips: operations that compute on the device; pieces that the plan has.
         uploaded, downloaded: bytes of maps, input and output that went to the device and back.
         beside: those of them that went on a queue of their own.
@@ -360,6 +360,7 @@ def _simulate(case: Case) -> Seen:
             watch._bury()
     seen = watch.seen
     seen.faults += watch.order.faults
-    seen.planned, seen.strips, seen.places = job.bytes.device, job.plan.strips, job.plan.places
+    kept = job.plan.terms["kept by allocators"]  # beyond what lives: nothing here keeps anything
+    seen.planned, seen.strips, seen.places = job.plan.peak_bytes - kept, job.plan.strips, job.plan.places
     seen.shape, seen.device = tuple(result.shape), result.device.type
     return seen

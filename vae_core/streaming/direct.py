@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
@@ -101,7 +102,7 @@ class DirectConvolution:
         terms = {
             **self.scratch_sizes(),
             "statistics": StatsTable.bytes(len(self.layout), (batch, conv.out_channels), dtype),
-            "weights": 2 * conv.weight.numel() * dtype.itemsize,
+            "weights": self._packing_bytes(),
         }
         if norm is not None and (dtype not in _IN_PLACE or isinstance(norm, PositionNorm)):
             terms["normalized"] = 8 * read
@@ -136,8 +137,17 @@ class DirectConvolution:
         return {
             "window": int(strip.positions * source * conv.in_channels * per_position * halo),
             "result": strip.positions * target * conv.out_channels,
-            "weights": 2 * conv.weight.numel() * itemsize,
+            "weights": self._packing_bytes(),
         }
+
+    def _packing_bytes(self) -> int:
+        """The weights, and what leads to them: of phases, which are added up in single precision, one at a time."""
+        weight, itemsize = self.step.conv.weight, self.inputs.dtype.itemsize
+        if self.step.scale != "up":
+            return 2 * weight.numel() * itemsize
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        ninths = 12 * (itemsize + wide.itemsize) + (9 * wide.itemsize if wide != weight.dtype else 0)
+        return weight.numel() * ninths // 9
 
     def packed_bytes(self) -> int:
         phases = 16 / 9 if self.step.scale == "up" else 1
@@ -148,13 +158,14 @@ class DirectConvolution:
 
     def pack(self) -> _Weights:
         conv, shortcut = self.step.conv, self.step.shortcut
-        kernels = _phase_kernels(conv) if self.step.scale == "up" else [conv.weight]
+        phases = self.step.scale == "up"
+        kernels = list(_phase_kernels(conv, self._kernel)) if phases else [self._kernel(conv.weight)]
         also = None if shortcut is None else (self._kernel(shortcut.weight), self._bias(shortcut))
-        return _Weights([self._kernel(each) for each in kernels], self._bias(conv), also)
+        return _Weights(kernels, self._bias(conv), also)
 
     def _kernel(self, weight: Tensor) -> Tensor:
-        weight = weight.detach().to(self.inputs.device, self.inputs.dtype)
-        return weight.contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last  # in one step, of which nothing else is left
+        return weight.detach().to(self.inputs.device, self.inputs.dtype, memory_format=layout)
 
     def _bias(self, conv: nn.Conv2d) -> Tensor | None:
         return None if conv.bias is None else conv.bias.detach().to(self.inputs.device, self.inputs.dtype)
@@ -322,12 +333,15 @@ def act_of_batch_norm(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module) -
     return y.permute(0, 2, 3, 1)
 
 
-def _phase_kernels(conv: nn.Conv2d) -> list[Tensor]:
-    """A 3x3 kernel on a doubled map as four 2x2 kernels on the map itself, one for each parity of the output."""
+def _phase_kernels(conv: nn.Conv2d, place: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+    """A 3x3 kernel on a doubled map as four 2x2 kernels on the map itself, one for each parity of the output.
+
+    Args:
+        place: puts each where it is needed, so that no more than one is here.
+    """
     weight = conv.weight.detach().to(torch.promote_types(conv.weight.dtype, torch.float32))
-    return [
-        _merged(_merged(weight, dim=2, odd=a), dim=3, odd=b).contiguous() for a in (False, True) for b in (False, True)
-    ]
+    for a, b in itertools.product((False, True), repeat=2):
+        yield place(_merged(_merged(weight, dim=2, odd=a), dim=3, odd=b))
 
 
 def _merged(weight: Tensor, dim: int, odd: bool) -> Tensor:
