@@ -21,7 +21,7 @@ JAX = {"jax", "jaxlib", "flax", "optax", "msgpack"}
 # module of vae_core -> modules of vae_core that it may import. A package stands for everything in it.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "config": {"errors"},
+    "config": {"config_values", "errors"},
     "temporaries": set(),
     "atomic": {"temporaries"},
     "image_formats": {"errors"},

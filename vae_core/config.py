@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import operator
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, dataclass
-from decimal import Decimal
-from numbers import Rational
 from typing import Any
 
+from .config_values import has_order, is_count, is_number, plain_number, to_json
 from .errors import ConfigError, brief
 
 DOWN_BLOCK_TYPES = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
@@ -100,7 +96,7 @@ class AutoencoderKLConfig(dict[str, Any]):
     def _check_widths(self) -> None:
         for name in _COUNTS:
             value = getattr(self, name)
-            if not _is_count(value):
+            if not is_count(value):
                 raise ConfigError(f"{name} is {brief(value)}; it must be a whole number of at least 1.")
         for name in ("block_out_channels", "decoder_block_out_channels"):
             widths = getattr(self, name)
@@ -109,7 +105,7 @@ class AutoencoderKLConfig(dict[str, Any]):
             if not isinstance(widths, tuple) or not widths:
                 raise ConfigError(f"{name} is {brief(widths)}; give one width per level, such as (128, 256, 512, 512).")
             for width in widths:
-                if not _is_count(width):
+                if not is_count(width):
                     raise ConfigError(f"{name} has a width of {brief(width)}; it must be a whole number of at least 1.")
                 if width % self.norm_num_groups:
                     raise ConfigError(
@@ -140,11 +136,11 @@ class AutoencoderKLConfig(dict[str, Any]):
 
     def _check_latents(self) -> None:
         sizes = self.sample_size if isinstance(self.sample_size, tuple) else (self.sample_size,)
-        if not sizes or not all(_is_count(size) for size in sizes):
+        if not sizes or not all(is_count(size) for size in sizes):
             raise ConfigError(f"sample_size is {brief(self.sample_size)}; it must be a size in pixels, such as 512.")
         patch = self.patch_size
         if patch is not None and (
-            not isinstance(patch, tuple) or len(patch) != 2 or not all(_is_count(side) for side in patch)
+            not isinstance(patch, tuple) or len(patch) != 2 or not all(is_count(side) for side in patch)
         ):
             raise ConfigError(f"patch_size is {brief(patch)}; it must be two whole numbers, such as (2, 2).")
         for name in _FLAGS:
@@ -152,7 +148,7 @@ class AutoencoderKLConfig(dict[str, Any]):
                 raise ConfigError(f"{name} is {brief(getattr(self, name))}; it must be True or False.")
 
     def _check_scaling(self) -> None:
-        if not _is_number(self.scaling_factor) or self.scaling_factor == 0:
+        if not is_number(self.scaling_factor) or self.scaling_factor == 0:
             raise ConfigError(
                 f"scaling_factor is {brief(self.scaling_factor)}; it must be a finite number other than 0, such as "
                 f"0.18215."
@@ -167,12 +163,12 @@ class AutoencoderKLConfig(dict[str, Any]):
                 f"shift_factor is {brief(self.shift_factor)}; it must be a number of at most {LARGEST_SCALE:g}, or "
                 f"None."
             )
-        if not _is_number(self.batch_norm_eps) or self.batch_norm_eps <= 0:
+        if not is_number(self.batch_norm_eps) or self.batch_norm_eps <= 0:
             raise ConfigError(
                 f"batch_norm_eps is {brief(self.batch_norm_eps)}; it must be a number above 0, such as 1e-4."
             )
         momentum = self.batch_norm_momentum
-        if momentum is not None and (not _is_number(momentum) or not 0 <= momentum <= 1):
+        if momentum is not None and (not is_number(momentum) or not 0 <= momentum <= 1):
             raise ConfigError(f"batch_norm_momentum is {brief(momentum)}; it must be a number from 0 to 1.")
         for name in ("latents_mean", "latents_std"):
             numbers = getattr(self, name)
@@ -267,7 +263,7 @@ class AutoencoderKLConfig(dict[str, Any]):
         left_out = SCALING_FIELDS if self.class_name == FLUX2_CLASS_NAME else FLUX2_FIELDS
         assumed = AutoencoderKLConfig.from_dict({"_class_name": self.class_name})
         fields = {name: value for name, value in self.items() if name not in left_out or value != assumed[name]}
-        extras = {name: _to_json(value) for name, value in self.extras.items() if name not in _NOT_WRITTEN}
+        extras = {name: to_json(value) for name, value in self.extras.items() if name not in _NOT_WRITTEN}
         return {
             "_class_name": self.class_name,
             **{name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()},
@@ -342,58 +338,14 @@ def is_field(name: str) -> bool:
 
 def _plain(name: str, value: Any) -> Any:
     """A value as Python's own: numbers of other libraries as int and float, sequences as tuples."""
-    if name in _SEQUENCES and _has_order(value):
-        return tuple(_plain_number(item) for item in value)
-    return _plain_number(value)
-
-
-def _has_order(value: Any) -> bool:
-    """Whether a value is a sequence, of any library. A set has no order, and an iterator is used up by its reader."""
-    is_other = isinstance(value, str | bytes | Mapping)
-    return not is_other and isinstance(value, Iterable) and hasattr(value, "__len__") and hasattr(value, "__getitem__")
-
-
-def _plain_number(value: Any) -> Any:
-    if type(value) in (bool, int, float, str, tuple, type(None)):
-        return value
-    item = getattr(value, "item", None)  # a number of numpy or torch
-    if item is not None and getattr(value, "ndim", None) == 0:
-        return item()
-    if isinstance(value, Rational | Decimal) and not isinstance(value, int):
-        return float(value)
-    try:
-        return operator.index(value)
-    except TypeError:
-        return value
-
-
-def _to_json(value: Any) -> Any:
-    """What JSON can hold in place of a value of a config."""
-    if isinstance(value, Mapping):
-        return {str(key): _to_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [_to_json(item) for item in value]
-    if isinstance(value, str | int | float | bool) or value is None:
-        return value
-    for method in ("to_dict", "tolist"):
-        if callable(getattr(value, method, None)):
-            return _to_json(getattr(value, method)())
-    return str(value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: Any) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return abs(value) < math.inf and abs(value) <= sys.float_info.max  # false for NaN, and for an int beyond floats
+    if name in _SEQUENCES and has_order(value):
+        return tuple(plain_number(item) for item in value)
+    return plain_number(value)
 
 
 def _is_level(value: Any) -> bool:
     """Whether latents in float32 can have this added, or be multiplied and divided by it."""
-    return _is_number(value) and abs(value) <= LARGEST_SCALE
+    return is_number(value) and abs(value) <= LARGEST_SCALE
 
 
 # What diffusers' AutoencoderKLFlux2 assumes where its config.json says nothing.

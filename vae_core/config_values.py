@@ -1,0 +1,58 @@
+"""Values of a config: numbers and sequences of any library as Python's own, and what JSON can hold."""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from numbers import Rational
+from typing import Any
+
+
+def has_order(value: Any) -> bool:
+    """Whether a value is a sequence, of any library. A set has no order, and an iterator is used up by its reader."""
+    is_other = isinstance(value, str | bytes | Mapping)
+    return not is_other and isinstance(value, Iterable) and hasattr(value, "__len__") and hasattr(value, "__getitem__")
+
+
+def plain_number(value: Any) -> Any:
+    """A number of any library as Python's own; anything else as it is."""
+    if type(value) in (bool, int, float, str, tuple, type(None)):
+        return value
+    item = getattr(value, "item", None)  # a number of numpy or torch
+    if item is not None and getattr(value, "ndim", None) == 0:
+        return item()
+    if isinstance(value, Rational | Decimal) and not isinstance(value, int):
+        return float(value)
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
+
+
+def to_json(value: Any) -> Any:
+    """What JSON can hold in place of a value of a config."""
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [to_json(item) for item in value]
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    for method in ("to_dict", "tolist"):
+        if callable(getattr(value, method, None)):
+            return to_json(getattr(value, method)())
+    return str(value)
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number that a float has."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) < math.inf and abs(value) <= sys.float_info.max  # false for NaN, and for an int beyond floats
