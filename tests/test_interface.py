@@ -143,8 +143,9 @@ def test_every_keyword_that_they_take_is_taken(method: str) -> None:
     "name", ["ignore_mismatched_sizes", "use_flashpack", "parallel_config", "quantization_config", "flashpack_kwargs"]
 )
 def test_what_is_not_done_is_said(name: str) -> None:
+    arguments: dict[str, Any] = {name: {"a": 1}}
     with pytest.raises(vae_core.ConfigError, match=rf"Leave {name} out\.$"):
-        AutoencoderKL.from_pretrained(Path(vae_core.__file__).parent / "demo", **{name: {"a": 1}})
+        AutoencoderKL.from_pretrained(Path(vae_core.__file__).parent / "demo", **arguments)
 
 
 class TestLikeness:

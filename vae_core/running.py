@@ -17,7 +17,7 @@ from .streaming.job import Job, prepare
 from .streaming.memory import give_back_freed
 from .streaming.options import Circular, Options, Precision
 from .streaming.plan import Plan
-from .streaming.progress import ProgressCallback
+from .streaming.progress import Progress, ProgressCallback
 from .streaming.shortage import is_out_of_memory
 from .streaming.source import check_tensor
 from .tiling.grid import TileSpec
@@ -88,12 +88,25 @@ def decode(
 
 
 def _run(job: Job, source: Tensor, progress: ProgressCallback | None) -> Tensor:
-    """Run a job, or one that needs less of its device's memory as often as that runs out. The result is the same."""
+    """Run a job, or one that needs less of its device's memory as often as that runs out. The result is the same.
+
+    What `progress` raises ends it, be it a MemoryError.
+    """
+    theirs: list[BaseException] = []
+
+    def report(step: Progress) -> None:
+        assert progress is not None
+        try:
+            progress(step)
+        except BaseException as error:
+            theirs.append(error)
+            raise
+
     while True:
         try:
-            return job.run_at_once(source, progress=progress)
+            return job.run_at_once(source, progress=None if progress is None else report)
         except BaseException as error:
-            if not is_out_of_memory(error):
+            if theirs or not is_out_of_memory(error):
                 raise
         # Outside of the handler: its traceback would keep every tensor of the failed run alive.
         give_back_freed()

@@ -113,7 +113,8 @@ def test_broken_images_are_reported_and_do_not_stop_the_run(images: Path, vae: A
     failures = [json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
     assert [failure["key"] for failure in failures] == ["part0/not_an_image.jpg", "part1/truncated.jpg"]
     assert "is not an image of a known format" in failures[0]["reason"]
-    assert "it is damaged, or not an image that Pillow reads (image file is truncated" in failures[1]["reason"]
+    assert "it is damaged, or not an image that Pillow reads (" in failures[1]["reason"]
+    assert "truncated" in failures[1]["reason"].lower()
 
 
 def test_the_manifest_says_what_was_done(images: Path, vae: AutoencoderKL, tmp_path: Path) -> None:

