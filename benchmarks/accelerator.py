@@ -147,7 +147,7 @@ def main() -> None:
 
 def run_tests() -> bool:
     """Whether the tests of devices pass."""
-    return subprocess.run([sys.executable, "-m", "pytest", "-q", *TESTS], cwd=ROOT).returncode == 0
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "not slow", *TESTS], cwd=ROOT).returncode == 0
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -42,6 +43,7 @@ def test_averaged_tilings_of_a_pointwise_function_change_nothing() -> None:
     torch.testing.assert_close(result, decode(z), rtol=0, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_turns_alternate_and_stop_at_the_limit() -> None:
     order: list[str] = []
     now = [0.0]
@@ -70,6 +72,7 @@ def test_page_keeps_what_is_around_the_tables() -> None:
     assert report.replace_between("text\n", "new") == f"text\n\n{report.BEGIN}\n\nnew\n\n{report.END}\n"
 
 
+@pytest.mark.thorough
 def test_an_accelerators_table_is_written_and_renewed(tmp_path: Path) -> None:
     """The script for a device, on the CPU: what a row says, and that another run takes the place of the first."""
     out = tmp_path / "accelerators.md"

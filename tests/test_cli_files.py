@@ -132,6 +132,7 @@ class TestNothingIsLost:
     @pytest.mark.parametrize(
         "name", ["../up", "/etc/passwd", "..", ".", "", "a\0b", "a/b", "a\\b", "n" * 300, "ü" * 300, "CON?"]
     )
+    @pytest.mark.thorough
     def test_names_from_a_file_stay_in_the_folder(self, name: str, vaes: dict[str, Path], tmp_path: Path) -> None:
         about = {"sizes": [[8, 8]] * 2, "names": [name, name.upper()]}
         save_file(shaped(2, 4, 4, 4), tmp_path / "a.latent", {"seamless_vae": json.dumps(about)})
@@ -323,6 +324,7 @@ class TestManners:
             run(*arguments)
         assert caught.value.code == 2 and "the name" in capsys.readouterr().err
 
+    @pytest.mark.thorough
     def test_names_that_are_not_text(self, vaes: dict[str, Path], tmp_path: Path) -> None:
         name = os.fsdecode(tmp_path) + "/caf\udce9.png"
         photo(tmp_path / "a.png").rename(name)

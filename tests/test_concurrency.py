@@ -39,6 +39,7 @@ WAYS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.thorough
 def test_eight_threads_on_one_vae() -> None:
     vae = make(SMALL)
     z, x = latent(1, SIZE, SIZE, model=vae), image(1, 48, 48, model=vae)
@@ -121,6 +122,7 @@ FORKED = """
 
 
 @fork
+@pytest.mark.thorough
 def test_a_process_forked_after_computing_computes_on_one_thread_and_says_so() -> None:
     """OpenMP's threads are not there any more; who waits for them waits for ever."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
@@ -134,6 +136,7 @@ def decode_here(folder: str, z: Any) -> Any:
     return vae_core.decode(load_vae(folder), torch.from_numpy(z)).numpy()
 
 
+@pytest.mark.thorough
 def test_spawned_processes(tmp_path: Path) -> None:
     vae = make(SMALL)
     vae.save_pretrained(tmp_path / "vae")
@@ -145,6 +148,7 @@ def test_spawned_processes(tmp_path: Path) -> None:
 
 @fork
 @pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.thorough
 def test_one_process_saves_what_another_one_loads(tmp_path: Path, kind: str) -> None:
     """Two hosts with one folder of models: whoever loads gets the one that was saved before, or the new one, whole."""
     place, models = tmp_path / ("vae.safetensors" if kind == "file" else "vae"), [make(SMALL, seed) for seed in (0, 1)]

@@ -47,6 +47,7 @@ def test_latents_have_a_deviation_of_one_when_scaled() -> None:
     assert 0.5 < to_diffusion(z, vae.config).std().item() < 1.5
 
 
+@pytest.mark.thorough
 def test_photographs_that_it_never_saw() -> None:
     import skimage.data
 

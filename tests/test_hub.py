@@ -303,6 +303,7 @@ class TestErrors:
         ],
     )
     @pytest.mark.parametrize("load", [load_vae, inspect_vae])
+    @pytest.mark.thorough
     def test_each_is_one_sentence(
         self, load: Any, name: str, arguments: Any, says: str, hub: SmallHub, cache: Any, files: dict[str, bytes]
     ) -> None:

@@ -173,6 +173,7 @@ class TestLikeness:
             assert type(other) is AutoencoderKL and other.config == vae.config
             assert torch.equal(other.decode(z).sample, expected)
 
+    @pytest.mark.thorough
     def test_diffusers_may_be_imported_after_the_model_is_made(self) -> None:
         script = """
 import sys, vae_core

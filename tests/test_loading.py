@@ -20,6 +20,7 @@ from vae_core import CheckpointError, ConfigError, inspect_vae, load_vae, save_s
 
 
 @pytest.mark.parametrize("model", MODELS)
+@pytest.mark.thorough
 def test_formats_that_carry_their_config(model: str, tmp_path: Path) -> None:
     """The same tensors and the same config from each; saved again, still the same."""
     vae = make(MODELS[model])
@@ -37,6 +38,7 @@ def test_formats_that_carry_their_config(model: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
+@pytest.mark.thorough
 def test_formats_whose_config_is_found_out(model: str, tmp_path: Path) -> None:
     """From any of them the same tensors and one and the same config, which is the true one in all that shapes show."""
     vae = make(MODELS[model])

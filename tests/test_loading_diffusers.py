@@ -24,6 +24,7 @@ DIFFUSERS_MODELS = {name: config for name, config in MODELS.items() if "FLUX.2" 
 @pytest.mark.parametrize(
     "options", [{}, {"max_shard_size": "300KB"}, {"safe_serialization": False}, {"variant": "fp16"}], ids=str
 )
+@pytest.mark.thorough
 def test_diffusers_loads_our_folder(model: str, options: dict, tmp_path: Path) -> None:
     vae = make(MODELS[model])
     vae.save_pretrained(tmp_path, **options)

@@ -175,6 +175,7 @@ class TestCompilation:
         torch.testing.assert_close(as_tuples[0], expected[0][:, :4], rtol=0, atol=tolerance)
         torch.testing.assert_close(as_tuples[1], expected[1], rtol=0, atol=tolerance)
 
+    @pytest.mark.thorough
     def test_whole_graph(self) -> None:
         self.check("aot_eager", 1e-5)
 

@@ -46,6 +46,7 @@ def inputs(theirs: Any, batch: int = 2, size: tuple[int, int] = (3, 5)) -> tuple
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.thorough
 def test_encode_decode_forward(name: str) -> None:
     ours, theirs = pair(name)
     x, z = inputs(theirs)
@@ -62,6 +63,7 @@ def test_encode_decode_forward(name: str) -> None:
     assert not torch.equal(drawn[0], ours(x).sample)
 
 
+@pytest.mark.thorough
 def test_full_size_sd() -> None:
     theirs = theirs_of(FULL_SIZE_SD)
     ours = ours_like(theirs)
@@ -97,6 +99,7 @@ def enable_blended(model: Any) -> None:
     "size", [(32, 33), (40, 40), (64, 64), (33, 71), (96, 16), (8, 104), (57, 58), (80, 111), (72, 48)]
 )
 @pytest.mark.parametrize("name", ["sd", "sd3"])
+@pytest.mark.thorough
 def test_blended_tiling_encodes(name: str, size: tuple[int, int]) -> None:
     ours, theirs = pair(name)
     x = image(1, *size)
@@ -111,6 +114,7 @@ def test_blended_tiling_encodes(name: str, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(4, 5), (5, 4), (8, 8), (9, 4), (3, 7), (12, 2), (1, 10), (10, 10), (6, 13)])
 @pytest.mark.parametrize("name", ["sd", "sd3"])
+@pytest.mark.thorough
 def test_blended_tiling_decodes(name: str, size: tuple[int, int]) -> None:
     ours, theirs = pair(name)
     z = latent(1, *size, channels=theirs.config.latent_channels)
@@ -124,6 +128,7 @@ def test_blended_tiling_decodes(name: str, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(64, 0.25), (32, 0.5), (64, 0.125), (32, 0.0), (64, 0.75)])
+@pytest.mark.thorough
 def test_blended_tiling_with_other_tiles(tile: int, overlap: float) -> None:
     ours, theirs = pair("sd")
     x, z = inputs(theirs, batch=2, size=(13, 9))

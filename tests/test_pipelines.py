@@ -224,6 +224,7 @@ KINDS = ("SD", "img2img", "inpaint", "inpaint, 9 channels", "ControlNet", "upsca
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.thorough
 def test_every_kind_gives_the_same_image(kind: str, parts: dict[str, Any]) -> None:
     pipeline, others, arguments = kinds_of_pipelines(parts)[kind]
     theirs = theirs_of(narrow(16, 16, 32) if kind == "upscale" else narrow(16, 16, 32, 32))

@@ -141,6 +141,7 @@ LONG_NAMES = {
 
 
 @pytest.mark.parametrize("name", LONG_NAMES)
+@pytest.mark.thorough
 def test_names_are_bounded_before_they_are_put_together(name: str, tmp_path: Path) -> None:
     bounded(zipped(LONG_NAMES[name], tmp_path / "x.pt", DATA))
 

@@ -220,6 +220,7 @@ MEGABYTES = {
 
 
 @pytest.mark.parametrize("name", MEGABYTES)
+@pytest.mark.thorough
 def test_short_programs_that_would_take_memory_or_time(name: str, tmp_path: Path) -> None:
     bounded(zipped(MEGABYTES[name], tmp_path / "x.pt"))
     with pytest.raises(CheckpointError):

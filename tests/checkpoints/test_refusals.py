@@ -72,6 +72,7 @@ CHANGES: dict[str, Any] = {
     max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
+@pytest.mark.thorough
 def test_inspect_and_load_say_the_same_of_any_damage(data: st.DataObject, tmp_path: Path) -> None:
     weights = dict(BASE[data.draw(st.sampled_from(sorted(BASE)))])
     for _ in range(data.draw(st.integers(1, 2))):

@@ -257,6 +257,7 @@ class TestProgress:
 
 @pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])  # a minute or more
+@pytest.mark.thorough
 def test_from_end_to_end_with_a_kill(
     engine: str, count: int, vae_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

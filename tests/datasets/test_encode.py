@@ -99,6 +99,7 @@ def test_equal_images_have_equal_samples(images: Path, vae: AutoencoderKL, tmp_p
     [Engine(workers=1), Engine(workers=8), Engine(workers=2, devices=("cpu", "cpu"))],
     ids=["1 worker", "8 workers", "2 devices"],
 )
+@pytest.mark.thorough
 def test_the_same_bytes_from_any_number_of_workers(
     engine: Engine, images: Path, vae: AutoencoderKL, tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ def expected(images: Path, vae: AutoencoderKL, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.thorough
 def test_the_same_bytes_as_locally(
     workers: int, cluster: None, images: Path, vae: AutoencoderKL, expected: dict[str, str], tmp_path: Path
 ) -> None:
@@ -148,6 +149,7 @@ def encoders() -> list[int]:
     return found
 
 
+@pytest.mark.thorough
 def test_errors_are_sentences(cluster: None, images: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
     """What fails on a worker is said as locally."""
     out = tmp_path / "out"
@@ -157,6 +159,7 @@ def test_errors_are_sentences(cluster: None, images: Path, vae: AutoencoderKL, t
         encode(images, out, vae, engine=ENGINE, **OPTIONS)
 
 
+@pytest.mark.thorough
 def test_no_cluster(images: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
     script = (
         "from vae_core.cli import main; import sys; "

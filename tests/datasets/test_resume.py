@@ -48,6 +48,7 @@ OPTIONS = {"keep": "sample", "shard_images": 3, "batch": 2}
 
 @pytest.mark.parametrize("layout", ["shards", "webdataset"])
 @pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.thorough
 def test_every_step_of_writing(step: int, layout: Any, few: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
     """Killed before the n-th time that a file is flushed or renamed, for every n; by default for every ninth."""
     encode(few, tmp_path / "whole", vae, layout=layout, **OPTIONS)
@@ -84,6 +85,7 @@ def test_random_moments(moments: int, images: Path, vae: AutoencoderKL, tmp_path
     assert contents(out / str(finished)) == expected
 
 
+@pytest.mark.thorough
 def test_readers_end_with_a_run_that_is_killed(vae: AutoencoderKL, tmp_path: Path) -> None:
     """Even those that wait to hand over what they have read: of many images, before the first is asked for."""
     psutil = pytest.importorskip("psutil")
@@ -153,6 +155,7 @@ def test_a_finished_collection_needs_nothing(
 
 
 @pytest.mark.parametrize("number", range(1, 8))
+@pytest.mark.thorough
 def test_a_full_disk(
     number: int, few: Path, vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,7 @@ def test_a_csv_is_read_as_texts(files: list[Path], expected: list[bytes], tmp_pa
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "tar"])
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.thorough
 def test_each_row_is_read_once(
     kind: str, workers: int, files: list[Path], vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,7 @@ QUICK = {
 
 
 @pytest.mark.parametrize("name", QUICK)
+@pytest.mark.thorough
 def test_a_run(run: Run, name: str) -> None:
     check(run(QUICK[name]), QUICK[name])
 
@@ -72,6 +73,7 @@ def test_maps_on_the_device_stay_there(run: Run) -> None:
 
 
 @pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.thorough
 def test_what_is_offloaded_goes_and_comes_beside_the_computation(run: Run, streams: bool) -> None:
     seen = run(OFFLOADED._replace(size=(128, 128), rows=32, streams=streams))
     moved = seen.uploaded + seen.downloaded
@@ -81,6 +83,7 @@ def test_what_is_offloaded_goes_and_comes_beside_the_computation(run: Run, strea
 
 
 @pytest.mark.parametrize("broken", BREAKS)
+@pytest.mark.thorough
 def test_what_is_broken_is_found(run: Run, broken: str) -> None:
     assert run(OFFLOADED, broken).faults
 

@@ -257,6 +257,7 @@ def calls(case: Case, name: str, kind: str) -> tuple[int, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("name", "kind"), COMBINATIONS, ids=["-".join(each) for each in COMBINATIONS])
+@pytest.mark.thorough
 def test_some_of_them(name: str, kind: str, case: Case) -> None:
     count, wanted = calls(case, name, kind)
     for n in sorted({1, count // 2, count} - {0}):

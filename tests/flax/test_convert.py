@@ -36,6 +36,7 @@ QUICK = ("sd", "flux2 small decoder", "attention in the levels", "grey")
         for name, dtype in [(name, torch.float32) for name in CONFIGS] + OTHER_TYPES
     ],
 )
+@pytest.mark.thorough
 def test_there_and_back(name: str, dtype: torch.dtype) -> None:
     vae = model(name).to(dtype)
     if name.startswith("flux2"):

@@ -46,6 +46,7 @@ def test_every_format(write: Writer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", BY_NAME)
+@pytest.mark.thorough
 def test_every_family(family: str, tmp_path: Path) -> None:
     vae = make(family_fields(BY_NAME[family]))
     vae.save_pretrained(tmp_path / "vae")

@@ -42,6 +42,7 @@ QUICK = ("attention in the levels", "no mid attention", "flux2 small decoder", "
 
 
 @pytest.mark.parametrize("name", mostly_slow(CONFIGS, *QUICK))
+@pytest.mark.thorough
 def test_encode_and_decode(name: str) -> None:
     vae, model, params = twins(name)
     factor = vae.config.downscale_factor
@@ -66,6 +67,7 @@ def test_forward(name: str) -> None:
     assert difference(jitted(model, "__call__")(params, x.numpy()), vae(x).sample) <= FORWARD_TOLERANCE
 
 
+@pytest.mark.thorough
 def test_float64_is_double_throughout() -> None:
     """Far closer than float32 could be: neither norms nor scores nor fresh parameters pass through another type."""
     vae, model, _ = twins("attention in the levels")
@@ -83,6 +85,7 @@ def test_float64_is_double_throughout() -> None:
         jax.config.update("jax_enable_x64", before)
 
 
+@pytest.mark.thorough
 def test_the_demo_vae_on_its_photograph() -> None:
     vae = load_vae(DEMO, dtype="float32")
     model, params = FlaxAutoencoderKL.from_pretrained(DEMO)
@@ -139,6 +142,7 @@ def test_norms_keep_their_digits_far_from_zero() -> None:
     assert difference(usual, expected) > 2e-3, "this would not tell the two apart"
 
 
+@pytest.mark.thorough
 def test_attention_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = [latent(2, 5, 7, channels=6, seed=i).flatten(2).mT for i in range(3)]  # [2, 35, 6]
     query, key, value = (jnp.asarray(tensor.numpy()) for tensor in tensors)
@@ -159,6 +163,7 @@ def test_attention_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("name", ["sd3", "attention in the levels"])
+@pytest.mark.thorough
 def test_bfloat16_is_as_close_as_torchs(name: str) -> None:
     """Both round differently; neither may be further from the result in float32 than the other by much."""
     vae, model, params = twins(name)
@@ -180,6 +185,7 @@ def test_bfloat16_is_as_close_as_torchs(name: str) -> None:
 class TestTiling:
     # Tiles of 32 pixels, a new one every 24: rests of several kinds, in one and in both directions.
     @pytest.mark.parametrize("size", [(64, 64), (33, 71)])
+    @pytest.mark.thorough
     def test_blended_encodes(self, size: tuple[int, int]) -> None:
         vae, model, params = twins("no mid attention", sample_size=32)
         x = image(1, *size)
@@ -190,6 +196,7 @@ class TestTiling:
         assert difference(ours, untiled) > 1e-3, "the tiles were not used"
 
     @pytest.mark.parametrize("size", [(4, 5), (10, 10)])
+    @pytest.mark.thorough
     def test_blended_decodes(self, size: tuple[int, int]) -> None:
         vae, model, params = twins("no mid attention")
         z = latent(1, *size)
@@ -199,6 +206,7 @@ class TestTiling:
         assert difference(ours, vae.decode(z).sample) <= TOLERANCE
         assert difference(ours, untiled) > 1e-3, "the tiles were not used"
 
+    @pytest.mark.thorough
     def test_tiles_of_other_sizes_and_slices(self) -> None:
         vae, model, params = twins("mish")
         vae.enable_tiling(mode="blended")
@@ -263,6 +271,7 @@ def test_what_images_are_no_images() -> None:
         FlaxAutoencoderKL(dropout=1.5)
 
 
+@pytest.mark.thorough
 def test_arrays_of_other_libraries_and_other_ways_to_call() -> None:
     vae, model, params = twins("f4")
     z = latent(1, 2, 3)

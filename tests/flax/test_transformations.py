@@ -46,6 +46,7 @@ def test_fresh_parameters(model: Model, params: Params) -> None:
     assert jax.tree_util.tree_structure(made) == jax.tree_util.tree_structure(params)
 
 
+@pytest.mark.thorough
 def test_fresh_parameters_are_as_linens_own() -> None:
     model: Any = FlaxAutoencoderKL.from_config(narrow(16, 64, patch_size=(2, 2)))
     ours: Any = flatten_dict(model.init_weights(KEY))
@@ -62,6 +63,7 @@ def test_fresh_parameters_are_as_linens_own() -> None:
             assert float(abs(leaf).max()) == pytest.approx(float(abs(usual).max()), rel=0.05)
 
 
+@pytest.mark.thorough
 def test_jit_traces_once_per_shape(model: Model, params: Params) -> None:
     traced = []
 
@@ -94,6 +96,7 @@ def test_the_module_is_a_static_argument(model: Model, params: Params) -> None:
     assert len(traced) == 1
 
 
+@pytest.mark.thorough
 def test_a_training_step_lowers_the_loss(model: Model, params: Params) -> None:
     x = image(4, 8, 8).numpy()
 
@@ -183,6 +186,7 @@ def on_four_devices() -> dict[str, Any]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.thorough
 def test_sharding_over_devices(on_four_devices: dict[str, Any]) -> None:
     assert on_four_devices["devices"] == on_four_devices["shards"] == 4
     assert on_four_devices["sharded difference"] < 1e-5

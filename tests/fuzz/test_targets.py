@@ -29,6 +29,7 @@ def run(target: str, cases: int) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.thorough
 def test_target(target: str) -> None:
     run(target, CASES.get(target, 300))
 

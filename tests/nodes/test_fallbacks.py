@@ -73,6 +73,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.thorough
 def test_smaller_strips_first(
     host: Host, pack: Pack, make: Makers, fault: Fault, caplog: pytest.LogCaptureFixture, error: str
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_job_works_in_what_the_host_made_room_for(
     assert jobs[2].options.memory_budget == 2**28, "the user's budget is kept to"
 
 
+@pytest.mark.thorough
 def test_then_feature_maps_on_disk(host: Host, pack: Pack, make: Makers, fault: Fault) -> None:
     vae = make.vae()
     fault.fails = lambda job: False
@@ -137,6 +139,7 @@ def test_then_feature_maps_on_disk(host: Host, pack: Pack, make: Makers, fault: 
     torch.testing.assert_close(image, expected, **CLOSE)
 
 
+@pytest.mark.thorough
 def test_then_the_cpu(host: Host, pack: Pack, make: Makers, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = make.vae()
     fault.fails = lambda job: False
@@ -153,6 +156,7 @@ def test_then_the_cpu(host: Host, pack: Pack, make: Makers, fault: Fault, monkey
     assert {id(weight) for weight in vae.first_stage_model.autoencoder.parameters()} == weights
 
 
+@pytest.mark.thorough
 def test_the_last_error_says_so(host: Host, pack: Pack, make: Makers, fault: Fault) -> None:
     with pytest.raises(
         MemoryError, match="Out of memory: smaller strips, disk offload and the CPU were all tried; .* smaller image"
@@ -162,6 +166,7 @@ def test_the_last_error_says_so(host: Host, pack: Pack, make: Makers, fault: Fau
     assert fault.jobs[2].options.memory_budget > fault.jobs[3].options.memory_budget
 
 
+@pytest.mark.thorough
 def test_nothing_of_a_failed_attempt_is_held_in_the_next(host: Host, pack: Pack, make: Makers, fault: Fault) -> None:
     held = []
 
@@ -175,6 +180,7 @@ def test_nothing_of_a_failed_attempt_is_held_in_the_next(host: Host, pack: Pack,
     assert len(held) == 3 and held[0]() is None and held[1]() is None
 
 
+@pytest.mark.thorough
 def test_the_users_budget_is_not_exceeded(host: Host, pack: Pack, make: Makers, fault: Fault) -> None:
     given = 2**24
     fault.fails = lambda job: untiled(job) or job.options.memory_budget == given
@@ -188,6 +194,7 @@ def test_a_budget_that_is_too_small_says_what_is_needed(host: Host, pack: Pack, 
         decode(pack, make, make.vae(), memory_budget=0.0001)
 
 
+@pytest.mark.thorough
 def test_the_hosts_tiled_and_plain_calls_fall_back_too(host: Host, make: Makers, fault: Fault) -> None:
     vae, z = make.vae(), make.latent(*SHAPE)["samples"]
     fault.fails = lambda job: False
@@ -197,6 +204,7 @@ def test_the_hosts_tiled_and_plain_calls_fall_back_too(host: Host, make: Makers,
     torch.testing.assert_close(vae.decode_tiled(z, tile_x=16, tile_y=16, overlap=4), expected, **CLOSE)
 
 
+@pytest.mark.thorough
 def test_encoding_falls_back(host: Host, pack: Pack, make: Makers, monkeypatch: pytest.MonkeyPatch) -> None:
     vae, pixels = make.vae(), make.image(1, 160, 80, 3)
     expected = vae.encode(pixels)

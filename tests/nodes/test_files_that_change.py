@@ -44,6 +44,7 @@ with installed("new", folder):
 """
 
 
+@pytest.mark.thorough
 def test_the_host_neither_ends_nor_shows_another_image(tmp_path: Path) -> None:
     vae = make(fields(32, 64))
     folder = tmp_path / "models" / "vae"

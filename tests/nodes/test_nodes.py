@@ -118,6 +118,7 @@ def test_inputs_are_never_changed(pack: Pack, make: Makers) -> None:
 
 @pytest.mark.parametrize("tile_size", [0, 2, 6, 30, 1000])
 @pytest.mark.parametrize("memory_budget", [0.0, 0.03])
+@pytest.mark.thorough
 def test_exact_tiles(pack: Pack, make: Makers, tile_size: int, memory_budget: float) -> None:
     vae, pixels = make.vae(), make.image(1, 50, 34, 3)
     latent, posterior, _ = encode(pack, vae, pixels)

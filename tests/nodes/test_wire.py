@@ -249,6 +249,7 @@ class Brighter(torch.nn.Module):
 
 
 @pytest.mark.parametrize("half", ["decoder", "encoder", "post_quant_conv", "quant_conv"])
+@pytest.mark.thorough
 def test_a_half_that_is_exchanged_is_what_runs(vae: Any, half: str, pack: Pack, make: Makers) -> None:
     """On `first_stage_model`, as packs do; by the host's calls and by our nodes. Undoing it brings the engine back."""
     first, original = vae.first_stage_model, getattr(vae.first_stage_model, half)

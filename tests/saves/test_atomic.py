@@ -102,6 +102,7 @@ def kills(action: Callable[[], object], prepare: Callable[[], object]) -> Iterat
 class TestKilled:
     @pytest.mark.parametrize("before", [None, ["a", "b"], ["a", "c", "diffusion_x_model-1.bin"]], ids=str)
     @pytest.mark.parametrize("now", [["a", "b"], ["a", "d", "diffusion_x_model-2.bin"]], ids=str)
+    @pytest.mark.thorough
     def test_files_are_the_old_or_the_new(self, before: list[str] | None, now: list[str], tmp_path: Path) -> None:
         folder, number = tmp_path, 0
 
@@ -132,6 +133,7 @@ class TestKilled:
             assert traces(folder.parent) == []
 
     @pytest.mark.parametrize("before, now", [({}, SHARDS), (SHARDS, {}), (SHARDS, {"max_shard_size": "20KB"})], ids=str)
+    @pytest.mark.thorough
     def test_a_model_is_the_old_or_the_new(
         self, before: dict[str, Any], now: dict[str, Any], old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path
     ) -> None:
@@ -146,6 +148,7 @@ class TestKilled:
             seen.add(load_vae(folder).config.scaling_factor)
         assert seen == {0.5, 0.25}
 
+    @pytest.mark.thorough
     def test_a_file_is_the_old_or_the_new(self, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path) -> None:
         path = tmp_path / "vae.safetensors"
         for _ in kills(lambda: save_single_file(new, path), lambda: save_single_file(old, path)):
@@ -178,6 +181,7 @@ class TestKilled:
 
 
 @fork
+@pytest.mark.thorough
 def test_a_full_disk_at_every_byte(tmp_path: Path) -> None:
     """A limit of the file's size is a disk with so much room: a write takes what fits, and the next one fails."""
     path = tmp_path / "small.safetensors"

@@ -98,6 +98,7 @@ def attention_errors(name: str, case: Attending) -> tuple[float, float]:
 @pytest.mark.skipif(not products_available(), reason="torch has no oneDNN")
 @pytest.mark.parametrize("name", ["packed", "stored"])
 @pytest.mark.parametrize("case", ATTENDING, ids=str)
+@pytest.mark.thorough
 def test_attention(case: Attending, name: str) -> None:
     assert_within("attention", case.channels, *attention_errors(name, case))
 

@@ -180,6 +180,7 @@ def assert_even(reports: list[tuple[int, int]], largest_step: float) -> None:
 
 
 @pytest.mark.parametrize(("batch", "side"), [(1, 56), (3, 40)])
+@pytest.mark.thorough
 def test_progress_is_even_and_ends_at_its_total(batch: int, side: int, vae: AutoencoderKL, threads: int) -> None:
     z, x = latent(batch, side, side), image(batch, 2 * side, 2 * side)
     assert_even(reports_of(lambda report: vae_core.decode(vae, z, progress=report, tiling=TileSpec(size=4))), 0.05)
@@ -208,6 +209,7 @@ def stores(monkeypatch: pytest.MonkeyPatch) -> list[store.MapStore]:
 
 @pytest.mark.parametrize("error", [StoppedError, KeyboardInterrupt, MemoryError])
 @pytest.mark.parametrize("filing", [False, True], ids=["memory", "file"])
+@pytest.mark.thorough
 def test_what_progress_raises_ends_the_call(
     error: type[BaseException], filing: bool, vae: AutoencoderKL, threads: int, stores: list[store.MapStore]
 ) -> None:
@@ -351,6 +353,7 @@ def global_state(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.mark.usefixtures("transforms")
 @pytest.mark.parametrize("kernels", ["winograd", "direct"])
+@pytest.mark.thorough
 def test_settings_of_torch_change_nothing(kernels: Any, global_state: str, vae: AutoencoderKL) -> None:
     with torch.device("cpu"):
         z, x = latent(1, SIZE).float(), image(1, 2 * SIZE).float()

@@ -22,6 +22,7 @@ CONFIGS = {"usual": WIDE, "attention everywhere": ATTENTION_EVERYWHERE}
 @pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "torch"])
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
+@pytest.mark.thorough
 def test_errors_are_smaller_than_torchs_own(
     name: str, compiled: bool, choice: KernelChoice, monkeypatch: pytest.MonkeyPatch
 ) -> None:

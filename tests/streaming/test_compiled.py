@@ -248,6 +248,7 @@ print(winograd.compiled())
     ],
     ids=["missing", "another numpy", "no library", "too old"],
 )
+@pytest.mark.thorough
 def test_without_a_numba_that_works_torch_is_used(error: str, warnings: int) -> None:
     done = subprocess.run([sys.executable, "-c", BROKEN.format(error=error)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]

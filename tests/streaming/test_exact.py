@@ -72,6 +72,7 @@ WAYS = {"threads": [1, 3], "transforms": ["compiled", "torch"]}
 
 
 @thinned(name=CONFIGS, size=[None, 1, 2, 5, 13, 64], **WAYS)
+@pytest.mark.thorough
 def test_any_strip(name, size, threads, transforms, monkeypatch):
     set_up(monkeypatch, threads, transforms)
     vae = vae_of(name)
@@ -81,6 +82,7 @@ def test_any_strip(name, size, threads, transforms, monkeypatch):
 
 
 @thinned(name=CONFIGS, size=[(1, 4), (4, 1), (1, 9), (9, 1), (2, 3), (4, 4), (5, 4), (31, 33)], **WAYS)
+@pytest.mark.thorough
 def test_any_shape(name, size, threads, transforms, monkeypatch):
     set_up(monkeypatch, threads, transforms)
     vae = vae_of(name)

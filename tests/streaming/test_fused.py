@@ -38,6 +38,7 @@ ROUNDING = {torch.float32: 2e-7, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 
 @needs_triton
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
+@pytest.mark.thorough
 def test_in_the_interpreter() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", __file__],

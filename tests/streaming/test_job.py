@@ -80,6 +80,7 @@ def counted_half(vae: AutoencoderKL, seen: Counter[str]) -> Any:
 
 
 @pytest.mark.usefixtures("threads")
+@pytest.mark.thorough
 def test_a_batch_in_parts_is_planned_and_packed_once(vae: AutoencoderKL, counts: Counter[str]) -> None:
     z = latent(8, 40, 40)  # two at once
     prepared = prepare(counted_half(vae, counts), z.shape)
@@ -222,6 +223,7 @@ def test_the_planned_peak_of_the_reference_path_bounds_its_tensors(options: Opti
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
 @pytest.mark.parametrize("options", [Options(), Options(tiling=BLENDED), Options(tiling=TileSpec(size=5))])
+@pytest.mark.thorough
 def test_the_result_goes_into_the_callers_memory(options: Options, dtype: torch.dtype, vae: AutoencoderKL) -> None:
     z = latent(3, 40, 40)
     prepared = vae_core.prepare_decode(vae, z.shape, options)

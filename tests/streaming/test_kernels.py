@@ -236,6 +236,7 @@ def kind_of(name: str, case: Convolution) -> str:
 @pytest.mark.skipif(not products_available(), reason="torch has no oneDNN")
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.thorough
 def test_a_convolution(case: Convolution, name: str) -> None:
     mean, largest = errors(name, case)
     assert_within(kind_of(name, case), case.channels[0], mean, largest)
@@ -279,6 +280,7 @@ def test_half_precision_rounds_each_step_once(dtype: torch.dtype, scale: str) ->
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("case", [*CASES, replace(USUAL, scale="down", act=False, size=(8, 6))], ids=str)
 @torch.no_grad()
+@pytest.mark.thorough
 def test_maps_in_bfloat16_are_what_float32_gives_rounded_once(case: Convolution, name: str) -> None:
     if name != "direct" and case.scale == "down":
         pytest.skip("the direct kernel alone computes it")

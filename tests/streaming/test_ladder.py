@@ -41,6 +41,7 @@ def test_each_smaller_job_needs_less_and_gives_the_same(vae: AutoencoderKL) -> N
         assert (each.run(z) - want).abs().max() < 1e-5
 
 
+@pytest.mark.thorough
 def test_the_ladder_of_an_accelerator_ends_on_the_cpu(vae: AutoencoderKL) -> None:
     found = rungs(vae_core.prepare_decode(vae, (1, 4, 192, 192), device="cuda", available=2**30))
     assert found[0].way == ("whole", "it fits into the device's memory")
@@ -93,6 +94,7 @@ def least_budget(prepare_with: Any) -> int:
     return int(str(caught.value).rpartition("at least ")[2].split()[0]) * 2**20
 
 
+@pytest.mark.thorough
 def test_the_ladder_of_a_batch_is_planned_once(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: Counter[str] = Counter()
     real = strips.plan_program

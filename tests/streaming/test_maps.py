@@ -113,6 +113,7 @@ def model(request: pytest.FixtureRequest) -> AutoencoderKL:
 @pytest.mark.parametrize("kernels", ["winograd", "reference"])
 @pytest.mark.parametrize("size", [None, 5])
 @torch.no_grad()
+@pytest.mark.thorough
 def test_bands_change_nothing(model: AutoencoderKL, kernels: Any, size: int | None) -> None:
     z = latent(2, 19, 13)
     factor = model.config.downscale_factor
@@ -182,6 +183,7 @@ def test_bands_of_a_map_that_cannot_be_had_whole_are_given_back(monkeypatch: pyt
 
 @pytest.mark.parametrize("direct", [False, True])
 @torch.no_grad()
+@pytest.mark.thorough
 def test_nothing_is_made_that_is_as_large_as_a_map(
     vae: AutoencoderKL, direct: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.thorough
 def test_a_plan_of_any_size_is_made_at_once(name: str, device: str, full_size: AutoencoderKL) -> None:
     for prepare, channels, unit in ((vae_core.prepare_decode, 4, 8), (vae_core.prepare_encode, 3, 1)):
         for side in SIDES:

@@ -171,6 +171,7 @@ print("the same")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 @pytest.mark.parametrize("limit", ["processes", pytest.param("memory", marks=pytest.mark.slow)])
+@pytest.mark.thorough
 def test_a_real_limit(limit: str) -> None:
     command = [sys.executable, "-c", LIMITED, str(ROOT), str(ROOT / "tests"), limit]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -137,6 +137,7 @@ def check_real_shortages(steps: int, run: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 @pytest.mark.parametrize("run", ["job", "decode"])
+@pytest.mark.thorough
 def test_a_real_shortage(run: str) -> None:
     check_real_shortages(6, run)
 

@@ -10,6 +10,8 @@ import pytest
 from host.browser import FrontEnd
 from playwright.sync_api import expect
 
+pytestmark = pytest.mark.thorough
+
 INFO, PLAN = "About this VAE file", "Run plan"
 NODES = [("SeamlessVAELoad", 80, 120), ("SeamlessVAEDecodeTiled", 400, 120)]
 TOAST = "the server did not answer. If"

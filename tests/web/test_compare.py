@@ -14,6 +14,8 @@ from playwright.sync_api import Locator, expect
 
 from web import models
 
+pytestmark = pytest.mark.thorough
+
 PANEL = "Before and after"
 WIDTH, HEIGHT = 96, 64
 RED, GREEN, BLUE = (200, 30, 30), (30, 160, 30), (30, 30, 220)

@@ -12,6 +12,8 @@ from playwright.sync_api import Browser, expect
 
 from web import models
 
+pytestmark = pytest.mark.thorough
+
 OVERFLOWS = """() => {
     const found = []
     const name = (each) => `${each.tagName}.${each.getAttribute('class')} ${each.textContent.slice(0, 30)}`

@@ -12,6 +12,8 @@ from host.browser import FrontEnd
 from PIL import Image
 from playwright.sync_api import Locator, expect
 
+pytestmark = pytest.mark.thorough
+
 PANEL = "Run plan"
 TILED = ("SeamlessVAEDecodeTiled", 420, 120)
 

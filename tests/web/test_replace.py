@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from host.browser import FrontEnd
 from playwright.sync_api import expect
+
+pytestmark = pytest.mark.thorough
 
 TO_SEAMLESS, TO_CORE = "Replace VAE nodes with Seamless VAE", "Replace Seamless VAE with core VAE nodes"
 NODES = [

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from host.browser import FrontEnd
 from PIL import Image
 from playwright.sync_api import expect
+
+pytestmark = pytest.mark.thorough
 
 TEXT = "family: SDXL\nlatents: 4 channels at 1/8 of the size\n<b>not markup</b>"
 

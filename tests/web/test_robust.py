@@ -9,6 +9,8 @@ import pytest
 from host.browser import LOST_IMAGE, FrontEnd
 from playwright.sync_api import Route, expect
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).resolve().parents[2]
 NODES = [("SeamlessVAELoad", 80, 120), ("SeamlessVAEDecodeTiled", 400, 120), ("SeamlessVAEEncodeTiled", 720, 120)]
 TOAST = "the server did not answer. If"

@@ -19,6 +19,8 @@ from web.models import sd_fields
 import vae_core
 from vae_core import AutoencoderKL
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture
 def url(servers: dict[str, str]) -> str:

@@ -6,6 +6,8 @@ import pytest
 from host.browser import FrontEnd
 from playwright.sync_api import Locator, expect
 
+pytestmark = pytest.mark.thorough
+
 PANEL = "Run progress"
 STATUS = {"done": 300, "total": 1000, "pass": 12, "passes": 35, "memory": 1.5 * 2**30, "seconds_left": 75.2}
 

@@ -23,6 +23,8 @@ from playwright.sync_api import Locator, expect
 
 from web import models
 
+pytestmark = pytest.mark.thorough
+
 STORED = Path(__file__).with_name("screenshots")
 SEEN = Path(__file__).resolve().parents[2] / "build" / "screenshots"
 WRITE = bool(os.environ.get("SEAMLESS_VAE_WRITE_SCREENSHOTS"))

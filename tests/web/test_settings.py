@@ -11,6 +11,8 @@ import pytest
 from host.browser import FrontEnd
 from playwright.sync_api import expect
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).resolve().parents[2]
 TILED = ("SeamlessVAEDecodeTiled", 200, 120)
 

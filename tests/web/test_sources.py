@@ -10,6 +10,8 @@ import pytest
 from host.browser import FrontEnd
 from playwright.sync_api import expect
 
+pytestmark = pytest.mark.thorough
+
 PANEL = "Run plan"
 NODES = [
     ("SeamlessVAELoad", 80, 120, {"vae_name": "sdxl.safetensors"}),

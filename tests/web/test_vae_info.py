@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from host.browser import FrontEnd
 from playwright.sync_api import expect
+
+pytestmark = pytest.mark.thorough
 
 PANEL = "About this VAE file"
 
