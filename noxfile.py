@@ -44,7 +44,7 @@ def quick(session: nox.Session, torch: str, numba: bool) -> None:
     if newest and tuple(map(int, str(session.python).split("."))) > tuple(map(int, newest.split("."))):
         session.skip(f"torch {torch} has no build for Python {session.python}")
     install(session, torch, *(["numba>=0.60"] if numba else []))
-    session.run("python", "-m", "pytest", "-q", *QUICK)
+    session.run("python", "-m", "pytest", "-q", "-m", "not slow", *QUICK)
 
 
 @nox.session(python="3.11")
