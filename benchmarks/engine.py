@@ -162,7 +162,8 @@ def run_row(row: Row, turns: int, limit: float, budget: int, only: Sequence[str]
     systems = available((row.ours, *others), row, budget)
     config = CONFIGS[row.config]
     x = make_input(config, row.direction, row.size, row.batch).to(DTYPES[row.dtype])
-    warm_up = make_input(config, row.direction, min(row.size, 128), row.batch).to(DTYPES[row.dtype])
+    # Large enough that strips run, whose functions are compiled in the first run after each change of theirs.
+    warm_up = make_input(config, row.direction, min(row.size, 256), row.batch).to(DTYPES[row.dtype])
     results: dict[str, Tensor] = {}
     for system in list(systems):
         try:
