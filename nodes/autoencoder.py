@@ -147,7 +147,7 @@ class Autoencoder:
         pixels = image.pixels
         job = self.encode_job(tuple(pixels.shape), options)
         status.stage(lambda: previews.thumbnail(pixels[:1, :3]))
-        moments = torch.empty(job.output_shape, device=self.output_device)
+        moments = torch.empty(job.output_shape, dtype=torch.float32, device=self.output_device)
         run_job(job, pixels, moments, status, self.loaded_for)
         with self.weights() as model:
             return latents.posterior_to_wire(model, DiagonalGaussianDistribution(moments))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from vae_core.datasets import (
     safetensors_layout,
     webdataset_layout,
 )  # fmt: skip
+from vae_core.datasets.decode import sample_moments
+from vae_core.datasets.encode import generator
 from vae_core.latent import to_diffusion
 
 
@@ -286,3 +289,18 @@ def test_refusals(out: Path, images: Path, vae: AutoencoderKL, tmp_path: Path) -
     manifest.write_text(text.replace('"version": 1', '"version": 2', 1))
     with pytest.raises(DatasetError, match="version 2"):
         LatentDataset(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "change", [lambda: torch.set_default_dtype(torch.float64), lambda: torch.set_default_device("meta")]
+)
+def test_settings_of_torch_change_no_sample(change: Callable[[], None]) -> None:
+    moments = torch.zeros(8, 2, 2)
+    wanted = sample_moments(moments, generator("ab"))
+    change()
+    try:
+        found = sample_moments(moments, generator("ab"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert found.dtype == wanted.dtype == torch.float32 and torch.equal(found, wanted)

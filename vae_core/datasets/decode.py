@@ -112,7 +112,7 @@ def sample_moments(moments: Tensor, source: torch.Generator | None) -> Tensor:
     mean, logvar = moments.float().chunk(2)
     if source is None:
         return mean
-    return mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=source)
+    return mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=source, dtype=torch.float32, device="cpu")
 
 
 def _check_vae(collection: Collection, vae: AutoencoderKL) -> None:

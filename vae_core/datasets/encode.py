@@ -95,14 +95,14 @@ class Encoder:
             moments = self._jobs[shape].run(images)
         except NonFiniteError as error:
             logger.warning("%s", error)
-            moments = torch.full((shape[0], 2 * self.vae.config.latent_channels, 1, 1), torch.nan)
+            moments = images.new_full((shape[0], 2 * self.vae.config.latent_channels, 1, 1), torch.nan)
         return DiagonalGaussianDistribution(moments.float().cpu())
 
 
 def generator(sha256: str, flipped: bool = False, epoch: int = 0) -> torch.Generator:
     """The source of an image's randomness: its content alone decides it, on every machine and in any order."""
     seed = hashlib.sha256(f"{sha256} {int(flipped)} {epoch}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(seed[:8], "little") >> 1)
+    return torch.Generator("cpu").manual_seed(int.from_bytes(seed[:8], "little") >> 1)
 
 
 @dataclass
