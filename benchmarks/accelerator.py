@@ -24,32 +24,26 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-from engine import in_turns, make_input
-from peers import CHANNELS_LAST, CONFIGS, ROOT, NotAvailableError, build, ours
+from engine import in_turns
+from peers import CHANNELS_LAST, CONFIGS, OURS, PLAIN, ROOT, NotAvailableError, build, make_input, ours
 from torch import Tensor
 
 import vae_core
 from vae_core import AutoencoderKL, MemoryBudgetError, TileSpec
 from vae_core.streaming import fused
-from vae_core.streaming.devices import accelerators, current, module_of
+from vae_core.streaming.devices import accelerators, allocated_bytes, current, empty_cache, module_of
 from vae_core.streaming.shortage import is_out_of_memory
 
 ALLOWED_TIME, ALLOWED_MEMORY, ALLOWED_DIFFERENCE = 1.1, 1.15, 2.0
 ROUNDING = 1e-4  # of float32, by which the truth itself may be off
 TESTS = ("tests/streaming/test_accelerator.py", "tests/streaming/test_fused.py", "tests/devices")
-REFERENCE, CHOSEN, IN_STRIPS, WITHOUT_TRITON = (
-    "reference path",
-    "Seamless VAE",
-    "in strips",
-    "in strips, without Triton",
-)
+IN_STRIPS, WITHOUT_TRITON = "in strips", "in strips, without Triton"
 MIB = 2**20
 TURNS_SECONDS = 120.0  # in which the turns of one size should be done
 HEAD = """# On accelerators
@@ -95,7 +89,7 @@ class Device:
         ask = getattr(self.module, function, None)
         if ask is None:
             return None
-        return ask(self.device) if self.device.index is not None and function != "empty_cache" else ask()
+        return ask() if self.device.index is None else ask(self.device)
 
     def timed(self, run: Callable[[], Tensor]) -> None:
         run()
@@ -103,9 +97,9 @@ class Device:
 
     def growth(self, run: Callable[[], Tensor]) -> tuple[Tensor, int | None]:
         """The result, and how much more memory than it was taken at most."""
-        self.call("empty_cache")
+        empty_cache(self.device)
         self.call("reset_peak_memory_stats")
-        before = self.call("memory_allocated")
+        before = allocated_bytes(self.device)
         result = run()
         self.call("synchronize")
         most = self.call("max_memory_allocated")
@@ -156,16 +150,16 @@ def measure(device: Device, direction: str, size: int, options: argparse.Namespa
     config, dtype = CONFIGS[options.config], getattr(torch, options.dtype)
     x = make_input(config, direction, size).to(device.device)
     exact = copy.deepcopy(ours(config)).to(device.device)
-    truth = run_whole(exact, direction, x, TileSpec(size=None)).cpu()
+    truth = run_engine(exact, direction, x, TileSpec(size=None)).cpu()
     vae = exact.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     half = x.to(dtype)
-    run, strips = partial(run_whole, vae, direction, half), TileSpec(size=None)
+    run, strips = partial(run_engine, vae, direction, half), TileSpec(size=None)
     reference = vae.decode_reference if direction == "decode" else lambda x: vae.encode_reference(x).chunk(2, dim=1)[0]
     runs: dict[str, tuple[int | None, Callable[[], Tensor]]] = {
-        REFERENCE: (None, partial(reference, half)),
-        CHOSEN: (None, run),
+        PLAIN: (None, partial(reference, half)),
+        OURS: (None, run),
         IN_STRIPS: (None, partial(run, strips)),
-        WITHOUT_TRITON: (None, partial(in_torchs_operations, partial(run, strips))),
+        WITHOUT_TRITON: (None, partial(without_triton, partial(run, strips))),
     }
     try:
         peer = build(CHANNELS_LAST, config, 0, dtype, device.device)
@@ -187,12 +181,12 @@ def measure(device: Device, direction: str, size: int, options: argparse.Namespa
     medians = dict(zip(runs, map(statistics.median, seconds), strict=True))
     for name, (budget, _) in runs.items():
         result, memory = results[name]
-        speed = medians[REFERENCE] / medians[name] if REFERENCE in medians else None
+        speed = medians[PLAIN] / medians[name] if PLAIN in medians else None
         difference = (result.float().cpu() - truth).abs().max().item()
         yield Measured(direction, size, name, medians[name], speed, memory, budget, difference)
 
 
-def run_whole(
+def run_engine(
     vae: AutoencoderKL, direction: str, x: Tensor, tiling: TileSpec | None = None, budget: int | None = None
 ) -> Tensor:
     """The engine's image, or the mean of its posterior."""
@@ -201,16 +195,10 @@ def run_whole(
     return vae_core.encode(vae, x, tiling=tiling, memory_budget=budget).mean
 
 
-def in_torchs_operations(run: Callable[[], Tensor]) -> Tensor:
+def without_triton(run: Callable[[], Tensor]) -> Tensor:
     """The same without Triton's kernels."""
-    with without_triton():
-        return run()
-
-
-@contextmanager
-def without_triton() -> Iterator[None]:
     with patch.object(fused, "_KINDS", ()), patch.dict(os.environ, TRITON_INTERPRET="0"):
-        yield
+        return run()
 
 
 def broken(rows: list[Measured]) -> Iterator[str]:
@@ -220,11 +208,11 @@ def broken(rows: list[Measured]) -> Iterator[str]:
         what = f"{row.direction} {row.size}"
         if row.budget is not None and row.memory is not None and row.memory > ALLOWED_MEMORY * row.budget:
             yield f"{what}: {row.name} was exceeded"
-        for other in (REFERENCE, IN_STRIPS) if row.name == CHOSEN else ():
+        for other in (PLAIN, IN_STRIPS) if row.name == OURS else ():
             faster = of.get((row.direction, row.size, other))
             if faster is not None and row.seconds > ALLOWED_TIME * faster.seconds:
                 yield f"{what}: {row.seconds / faster.seconds:.2f} times the time of {other}"
-        reference = of.get((row.direction, row.size, REFERENCE))
+        reference = of.get((row.direction, row.size, PLAIN))
         if reference is not None and row.difference > ALLOWED_DIFFERENCE * reference.difference + ROUNDING:
             yield f"{what}: {row.name} differs from float32 by {row.difference:.1e}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,10 +10,9 @@ from torch import Tensor
 
 from ..vae_core import Job
 from ..vae_core.errors import MemoryBudgetError
+from ..vae_core.streaming.job import run_or_smaller
 from . import host, speeds
 from .status import NodeStatus
-
-logger = logging.getLogger("seamless_vae")
 
 
 def run_job(
@@ -36,26 +34,26 @@ def run_job(
         MemoryBudgetError: no job is small enough, or the disk has no room for what a budget leaves.
     """
     budget = job.options.memory_budget
-    while True:
+
+    def run(job: Job) -> None:
         status.begin(job.device)
-        try:
-            with loaded_for(job):
-                made = _within_free_memory(job)
-                began = time.monotonic()
-                made.run(source, out=out, progress=status)
-                speeds.record(made, time.monotonic() - began)
-            return
-        except MemoryBudgetError:
-            if budget is not None and job.options.memory_budget == budget:  # the message says what budget to set
-                raise
-        except BaseException as error:
-            if not host.is_out_of_memory(error):
-                raise
-        # Outside of the handlers: their traceback would keep every tensor of the failed run alive.
-        host.soft_empty_cache()
-        smaller = job.smaller()
-        logger.warning("Memory ran out %s; now %s. The result is the same.", job.how, smaller.how)
-        job = smaller
+        with loaded_for(job):
+            made = _within_free_memory(job)
+            began = time.monotonic()
+            made.run(source, out=out, progress=status)
+            speeds.record(made, time.monotonic() - began)
+
+    def is_short(job: Job, error: BaseException) -> bool:
+        if isinstance(error, MemoryBudgetError):  # of the budget that was asked for it says what to set
+            return budget is None or job.options.memory_budget != budget
+        return host.is_out_of_memory(error)
+
+    run_or_smaller(job, run, is_short, _smaller)
+
+
+def _smaller(job: Job) -> Job:
+    host.soft_empty_cache()
+    return job.smaller()
 
 
 def _within_free_memory(job: Job) -> Job:

@@ -16,6 +16,7 @@ import vae_core
 from vae_core import AutoencoderKL, CheckpointError, ConfigError, inspect_vae, load_vae, save_single_file
 from vae_core.checkpoints.generation import GUESSED_KEY
 from vae_core.cli import main
+from vae_core.cli.common import DEMO
 
 
 @pytest.fixture
@@ -88,17 +89,13 @@ def test_what_a_config_does_not_say_is_a_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["ckpt", "pt", "bin"])
 def test_what_a_pickle_cannot_keep_is_said(ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / f"demo.{ending}"
-    assert main(["convert", str(vae_core_demo()), str(out)]) == 0
+    assert main(["convert", str(DEMO), str(out)]) == 0
     said = capsys.readouterr().err
     assert "norm_num_groups 32 and not 8" in said and "pass --config" in said
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")  # beside it, and nothing to do with it
     make(SMALL).save_pretrained(tmp_path / "plain")
     assert main(["convert", str(tmp_path / "plain"), str(tmp_path / f"plain.{ending}")]) == 0
     assert "norm_num_groups" not in capsys.readouterr().err
-
-
-def vae_core_demo() -> Path:
-    return Path(vae_core.__file__).parent / "demo"
 
 
 class TestSubfolders:
@@ -202,7 +199,7 @@ def test_a_config_with_values_of_ones_own_makes_a_model() -> None:
 def test_a_device_map_finds_the_accelerator(device_map: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for found in ([], ["meta"]):
         monkeypatch.setattr("vae_core.pretrained_mixin.accelerators", lambda found=found: found)
-        vae = AutoencoderKL.from_pretrained(vae_core_demo(), device_map=device_map)
+        vae = AutoencoderKL.from_pretrained(DEMO, device_map=device_map)
         assert vae.device == torch.device(*found or ["cpu"])
 
 

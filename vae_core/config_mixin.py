@@ -17,7 +17,7 @@ from .checkpoints.generation import guesses_of, marked
 from .checkpoints.pretrained import snapshot
 from .config import SETTABLE_FIELDS, AutoencoderKLConfig, is_field
 from .errors import CheckpointError, ConfigError, brief
-from .hub import HubOptions, commit_of, hub_name, on_disk
+from .hub import HubOptions, commit_of, on_disk
 from .hub_push import push_after_saving
 
 logger = logging.getLogger("seamless_vae")
@@ -112,9 +112,7 @@ class ConfigMixin:
         options, unused = HubOptions.split(kwargs)
         path = on_disk(pretrained_model_name_or_path, options, config_only=True)
         if path.is_dir():
-            is_remote = hub_name(pretrained_model_name_or_path) is not None  # then it is the subfolder's already
-            folder = path if is_remote else snapshot(path) / (options.subfolder or "")
-            path = folder / cls.config_name
+            path = snapshot(path) / cls.config_name
         values = cls._dict_from_json_file(path)
         found: tuple[Any, ...] = (values,)
         if return_unused_kwargs:

@@ -6,6 +6,7 @@ Each is also the built-in exception that a caller of diffusers or torch would ha
 from __future__ import annotations
 
 _LONGEST = 120  # characters of a value in a message
+_LONGEST_REASON = 300  # characters of what another program or a file says
 
 
 class VAEError(Exception):
@@ -60,3 +61,8 @@ def brief(value: object) -> str:
     """A value that a file or a caller has given, as a message shows it: as in Python, and cut if it is long."""
     text = repr(value[:_LONGEST] if isinstance(value, str | bytes) else value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]}..."
+
+
+def in_one_line(text: object) -> str:
+    """What an error or a text says, as a part of a sentence: in one line, and cut if it is long."""
+    return " ".join(str(text)[: 2 * _LONGEST_REASON].split())[:_LONGEST_REASON]

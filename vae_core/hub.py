@@ -19,6 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
+from .checkpoints.open_file import weight_map
+from .checkpoints.pretrained import snapshot
 from .checkpoints.weight_names import (
     EXTENSIONS,
     WEIGHT_SUFFIXES,
@@ -125,7 +127,8 @@ def on_disk(
     variant: str | None = None,
     use_safetensors: bool | None = None,
 ) -> Path:
-    """The path of a file or of a folder, which is downloaded into the Hub's cache if the name is one on the Hub.
+    """The path of a file or of a folder, which is downloaded into the Hub's cache if the name is one on the Hub. Of a
+    folder on this disk, that of the subfolder in `options`.
 
     Of a repository, the config and the weights that `variant` and `use_safetensors` ask for are fetched: of itself, of
     the subfolder in `options`, or of its folder `vae`. The path is then that of the folder with the `config.json`.
@@ -133,10 +136,10 @@ def on_disk(
     Raises:
         CheckpointError: neither on this disk nor on the Hub, or it cannot be fetched; says why.
     """
-    found = hub_name(name)
+    found, options = hub_name(name), options or HubOptions()
     if found is None:
-        return Path(name)
-    return _Repository(found, options or HubOptions()).fetch(config_only, variant, use_safetensors)
+        return _below(Path(name), options)
+    return _Repository(found, options).fetch(config_only, variant, use_safetensors)
 
 
 def header_on_disk(name: PathLike, folder: Path, options: HubOptions | None = None, variant: str | None = None) -> Path:
@@ -144,10 +147,15 @@ def header_on_disk(name: PathLike, folder: Path, options: HubOptions | None = No
 
     It is written into `folder`, with the size of the whole file and nothing in place of the weights.
     """
-    found = hub_name(name)
+    found, options = hub_name(name), options or HubOptions()
     if found is None:
-        return Path(name)
-    return _Repository(found, options or HubOptions()).fetch_header(folder, variant)
+        return _below(Path(name), options)
+    return _Repository(found, options).fetch_header(folder, variant)
+
+
+def _below(path: Path, options: HubOptions) -> Path:
+    """A path on this disk, or its subfolder if one is asked for."""
+    return snapshot(path) / options.subfolder if options.subfolder else path
 
 
 def commit_of(path: Path) -> str | None:
@@ -169,9 +177,14 @@ class _Repository:
         self.unreachable: _NotCachedError | None = None
         self.options = options if options.revision else dataclasses.replace(options, revision=name.revision)
 
+    @property
+    def is_file(self) -> bool:
+        """Whether the name is that of a file in the repository, and not of a folder."""
+        return self.name.file is not None and self.name.file.endswith((*WEIGHT_SUFFIXES, ".json"))
+
     def fetch(self, config_only: bool, variant: str | None, use_safetensors: bool | None) -> Path:
-        if self.name.file and self.name.file.endswith((*WEIGHT_SUFFIXES, ".json")):
-            path = self._download(self.name.file)
+        if self.is_file:
+            path = self._download(str(self.name.file))
             self._config_beside()
             return path
         config = self._config()
@@ -183,8 +196,8 @@ class _Repository:
         def header(file: str) -> Path:
             return self._header(file, folder)
 
-        if self.name.file and self.name.file.endswith((*WEIGHT_SUFFIXES, ".json")):
-            path, config = header(self.name.file), self._config_beside()
+        if self.is_file:
+            path, config = header(str(self.name.file)), self._config_beside()
         else:
             path, config = folder, self._config()
             self._weights(variant, None, header)
@@ -240,7 +253,7 @@ class _Repository:
         if self._try(get, path) is None:
             return False
         if name.endswith(".json"):
-            for shard in _shards(self._download(path)):
+            for shard in sorted(set(weight_map(self._download(path)).values())):
                 get(self._in_folder(shard))
         return True
 
@@ -330,22 +343,6 @@ class _NotCachedError(CheckpointError):
 def client(hub: Any) -> Any:
     """huggingface_hub's client for the Hub that the environment names now."""
     return hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="seamless-vae")
-
-
-def _shards(index: Path) -> list[str]:
-    """The files that an index of shards names.
-
-    Raises:
-        CheckpointError: it is not one.
-    """
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values())
-        return sorted(str(name) for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{index.name} on the Hub is not an index of shards ({type(error).__name__}). Tell its author, or give the "
-            f"name of another file."
-        ) from None
 
 
 def _link(target: Path, place: Path) -> None:

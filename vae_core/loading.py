@@ -27,7 +27,7 @@ from .config import AutoencoderKLConfig
 from .errors import CheckpointError, ConfigError
 from .halves import unwrapped
 from .hub import HubOptions, header_on_disk, hub_name, on_disk
-from .pretrained_mixin import given_config
+from .pretrained_mixin import GivenConfig, given_config
 
 PathLike = str | os.PathLike[str]
 
@@ -85,7 +85,7 @@ def load_vae(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     variant: str | None = None,
-    config: AutoencoderKLConfig | Mapping[str, Any] | PathLike | None = None,
+    config: GivenConfig = None,
     disable_mmap: bool = False,
     **overrides: Any,
 ) -> AutoencoderKL:
@@ -117,22 +117,17 @@ def load_vae(
     """
     parse_dtype(dtype)  # before any work
     options, overrides = HubOptions.split(overrides)
-    path = _below(path, options) if hub_name(path) is None else on_disk(path, options, variant=variant)
+    path = on_disk(path, options, variant=variant)
     with reading(path):
         plan = plan_checkpoint(path, variant, config, overrides)
         return build_model(AutoencoderKL, plan, dtype, device, mapped=not disable_mmap)
-
-
-def _below(path: PathLike, options: HubOptions) -> Path:
-    """A path on this disk, or its subfolder if one is asked for."""
-    return snapshot(Path(path)) / options.subfolder if options.subfolder else Path(path)
 
 
 def inspect_vae(
     path: PathLike,
     *,
     variant: str | None = None,
-    config: AutoencoderKLConfig | Mapping[str, Any] | PathLike | None = None,
+    config: GivenConfig = None,
     **overrides: Any,
 ) -> VAEInfo:
     """Say what a checkpoint is from its header and its biases, a thousandth of it. Takes what `load_vae` takes.
@@ -151,18 +146,13 @@ def inspect_vae(
     options, overrides = HubOptions.split(overrides)
     name = hub_name(path)
     if name is None:
-        return _inspect(_below(path, options), variant, config, overrides)
+        return _inspect(on_disk(path, options), variant, config, overrides)
     with tempfile.TemporaryDirectory() as folder:
         info = _inspect(header_on_disk(path, Path(folder), options, variant), variant, config, overrides)
     return dataclasses.replace(info, path=Path(str(name)))
 
 
-def _inspect(
-    path: Path,
-    variant: str | None,
-    config: AutoencoderKLConfig | Mapping[str, Any] | PathLike | None,
-    overrides: Mapping[str, Any],
-) -> VAEInfo:
+def _inspect(path: Path, variant: str | None, config: GivenConfig, overrides: Mapping[str, Any]) -> VAEInfo:
     with reading(path):
         found = find_checkpoint(path, variant, config)
         source = found.source
@@ -233,9 +223,7 @@ class SingleFile:
         return plan_single_file(self.source, overrides, self.config)
 
 
-def find_checkpoint(
-    path: Path, variant: str | None, config: AutoencoderKLConfig | Mapping[str, Any] | PathLike | None = None
-) -> Folder | SingleFile:
+def find_checkpoint(path: Path, variant: str | None, config: GivenConfig = None) -> Folder | SingleFile:
     """The checkpoint at a path, whatever its format: opened, and not yet looked at for an autoencoder.
 
     Raises:
@@ -255,10 +243,7 @@ def find_checkpoint(
 
 
 def plan_checkpoint(
-    path: PathLike,
-    variant: str | None,
-    config: AutoencoderKLConfig | Mapping[str, Any] | PathLike | None,
-    overrides: Mapping[str, Any],
+    path: PathLike, variant: str | None, config: GivenConfig, overrides: Mapping[str, Any]
 ) -> CheckpointPlan:
     """How to load the autoencoder at a path, whatever its format."""
     return find_checkpoint(Path(path), variant, config).plan(overrides)

@@ -13,13 +13,13 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .errors import in_one_line
 from .units import MIB
 
 MOST_BEYOND = 64 * MIB  # bytes that arrays may take beyond the file itself, which may be compressed
 MOST_NAMES = MIB  # bytes of an archive's directory: of some ten thousand arrays
 _TAIL = 1 << 17  # bytes, more than a zip's last record and its comment can have
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_LONGEST = 300  # characters of a reason, which may repeat what the file says
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -39,7 +39,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                     raise ValueError(f"its arrays take {total} bytes, and a file of this size may have {most}")
                 return {entry.filename.removesuffix(".npy"): _entry(archive, entry) for entry in entries}
     except Exception as error:  # zipfile's and NumPy's readers raise nearly everything on damaged files
-        raise ValueError(_reason(error)) from None
+        raise ValueError(in_one_line(error) or type(error).__name__) from None
 
 
 def read_array(stream: BinaryIO, size: int, name: str) -> np.ndarray:
@@ -54,7 +54,7 @@ def read_array(stream: BinaryIO, size: int, name: str) -> np.ndarray:
     try:
         return _read_array(stream, size, name)
     except Exception as error:  # NumPy reads headers by Python's own parser
-        raise ValueError(_reason(error)) from None
+        raise ValueError(in_one_line(error) or type(error).__name__) from None
 
 
 class _Bounded:
@@ -95,7 +95,3 @@ def _read_array(stream: BinaryIO, size: int, name: str) -> np.ndarray:
         raise ValueError(f"{name} says that it has {str(shape)[:80]} of {str(dtype)[:40]}, and has {there} bytes")
     values = np.frombuffer(bytearray(stream.read(needed)), dtype)
     return values.reshape(shape, order="F" if fortran_order else "C")
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error)[: 2 * _LONGEST].split())[:_LONGEST] or type(error).__name__

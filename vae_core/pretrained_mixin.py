@@ -24,7 +24,7 @@ from .checkpoints.write import checked_path
 from .config import AutoencoderKLConfig
 from .config_mixin import ConfigMixin
 from .errors import CheckpointError, ConfigError
-from .hub import HubOptions, hub_name, on_disk
+from .hub import HubOptions, on_disk
 from .hub_push import push_after_saving
 from .streaming.devices import accelerators
 
@@ -56,9 +56,11 @@ REFUSED_ARGUMENTS = {
 LOADING_INFO = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
 
-def given_config(
-    config: AutoencoderKLConfig | Mapping[str, Any] | PathLike | None, revision: str | None = None
-) -> AutoencoderKLConfig | None:
+# A config as callers give it: itself, its fields, or where it is.
+GivenConfig = AutoencoderKLConfig | Mapping[str, Any] | PathLike | None
+
+
+def given_config(config: GivenConfig, revision: str | None = None) -> AutoencoderKLConfig | None:
     """A config from itself, from its fields, or from a path or a name on the Hub: a `config.json` or its folder."""
     if config is None or isinstance(config, AutoencoderKLConfig):
         return config
@@ -109,15 +111,11 @@ class PretrainedMixin(ConfigMixin):
             ConfigError: an override that no AutoencoderKL has.
         """
         options, rest = HubOptions.split({**kwargs, "subfolder": subfolder})
-        is_remote = hub_name(pretrained_model_name_or_path) is not None
         path = on_disk(pretrained_model_name_or_path, options, variant=variant, use_safetensors=use_safetensors)
         if path.is_file():
             raise CheckpointError(f"{path} is a file, not a folder. Use from_single_file or load_vae.")
-        folder = path if is_remote else path / (subfolder or "")
-        with reading(folder):
-            plan = plan_folder(
-                folder if is_remote else find_folder(path, subfolder), variant, _overrides(rest), use_safetensors
-            )
+        with reading(path):
+            plan = plan_folder(find_folder(path), variant, _overrides(rest), use_safetensors)
             _check_variant(plan.source.path, variant)
             place, mapped = _one_device(device_map), not disable_mmap
             model = build_model(cls, plan, _one_dtype(torch_dtype, dtype), place, mapped)  # type: ignore[type-var]
@@ -132,7 +130,7 @@ class PretrainedMixin(ConfigMixin):
         cls: type[Self],
         pretrained_model_link_or_path_or_dict: PathLike | Mapping[str, Any] | None = None,
         *,
-        config: AutoencoderKLConfig | Mapping[str, Any] | PathLike | None = None,
+        config: GivenConfig = None,
         subfolder: str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         dtype: torch.dtype | str | None = None,
@@ -268,9 +266,8 @@ def _overrides(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     for name, reason in REFUSED_ARGUMENTS.items():
         if kwargs.get(name):
             raise ConfigError(f"{reason}. Leave {name} out.")
-    return {
-        name: value for name, value in kwargs.items() if name not in IGNORED_ARGUMENTS and name not in REFUSED_ARGUMENTS
-    }
+    others = IGNORED_ARGUMENTS | REFUSED_ARGUMENTS.keys()
+    return {name: value for name, value in kwargs.items() if name not in others}
 
 
 def _check_variant(weights: Path, variant: str | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from .errors import MemoryBudgetError
 from .halves import Autoencoder, decoder_half, encoder_half
 from .posterior import DiagonalGaussianDistribution
 from .streaming.devices import empty_cache
-from .streaming.job import Job, prepare
+from .streaming.job import Job, prepare, run_or_smaller
 from .streaming.memory import give_back_freed
 from .streaming.options import Circular, Options, Precision
 from .streaming.plan import Plan
@@ -21,8 +20,6 @@ from .streaming.progress import Progress, ProgressCallback
 from .streaming.shortage import is_out_of_memory
 from .streaming.source import check_tensor
 from .tiling.grid import TileSpec
-
-logger = logging.getLogger("seamless_vae")
 
 
 def encode(
@@ -102,23 +99,25 @@ def _run(job: Job, source: Tensor, progress: ProgressCallback | None) -> Tensor:
             theirs.append(error)
             raise
 
-    while True:
-        try:
-            return job.run_at_once(source, progress=None if progress is None else report)
-        except BaseException as error:
-            if theirs or not is_out_of_memory(error):
-                raise
-        # Outside of the handler: its traceback would keep every tensor of the failed run alive.
-        give_back_freed()
-        empty_cache(job.device)
-        smaller = job.smaller()
-        if smaller.device != job.device:
-            raise MemoryBudgetError(
-                f"Out of memory on {job.device}: smaller strips and offloading were tried. Move the model to the CPU, "
-                f"close other programs, or work on a smaller image."
-            )
-        logger.warning("Memory ran out %s; now %s. The result is the same.", job.how, smaller.how)
-        job = smaller
+    return run_or_smaller(
+        job,
+        lambda job: job.run_at_once(source, progress=None if progress is None else report),
+        lambda _, error: not theirs and is_out_of_memory(error),
+        _smaller,
+    )
+
+
+def _smaller(job: Job) -> Job:
+    """The next job on the same device, where the weights are."""
+    give_back_freed()
+    empty_cache(job.device)
+    smaller = job.smaller()
+    if smaller.device != job.device:
+        raise MemoryBudgetError(
+            f"Out of memory on {job.device}: smaller strips and offloading were tried. Move the model to the CPU, "
+            f"close other programs, or work on a smaller image."
+        )
+    return smaller
 
 
 def prepare_encode(

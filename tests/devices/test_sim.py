@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
-from given.models import MODELS, SMALL
+from given.models import MODELS, SMALL, fields
 from given.sim import BREAKS, Case, Seen, simulate
 
 registration = pytest.importorskip("torch.utils.backend_registration")
@@ -38,12 +38,7 @@ def check(seen: Seen, case: Case) -> None:
     assert seen.device == (case.out or "sim")
 
 
-WIDE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-}
+WIDE = fields(128, 256, 512, 512, layers_per_block=2)
 QUICK = {
     "real widths": Case(WIDE, "encode", (512, 512)),
     "real widths within a budget": Case(WIDE, "decode", (128, 128), budget=70 * MIB),

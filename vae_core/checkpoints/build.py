@@ -142,7 +142,11 @@ def _build(
     mapped: bool,
     looked_at: bool,
 ) -> Model:
-    """Args: looked_at: weights that are converted are looked through for damage, as `inspect_vae` does not."""
+    """A model as `build_model` makes it.
+
+    Args:
+        looked_at: look weights that are converted through for damage, which `inspect_vae` does not.
+    """
     weights = read_weights(plan, weight_shapes(plan.config), wanted, mapped)
     with without_values():
         model = model_class(**plan.config)

@@ -68,17 +68,22 @@ def guesses_of(model: Any) -> tuple[str, ...]:
     return tuple(name for name, value in guesses.items() if model.config[name] == value)
 
 
-def differences(config: Mapping[str, Any], saved: Mapping[str, Any]) -> str | None:
-    """A remark where a folder's config is not the one that its weights were saved with; None where it is."""
-    found = [
+def compared(config: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
+    """Fields that no shape of a weight shows and that differ, as "name value and not value, ..."; empty if none do."""
+    return ", ".join(
         f"{name} {brief(config[name])} and not {brief(saved[name])}"
         for name in COMPARED
         if name in config and name in saved and config[name] != saved[name]
-    ]
+    )
+
+
+def differences(config: Mapping[str, Any], saved: Mapping[str, Any]) -> str | None:
+    """A remark where a folder's config is not the one that its weights were saved with; None where it is."""
+    found = compared(config, saved)
     if not found:
         return None
     return (
-        f"config.json has {', '.join(found)}, with which these weights were saved: it was changed, or is of another "
+        f"config.json has {found}, with which these weights were saved: it was changed, or is of another "
         f"model. What config.json says was taken."
     )
 

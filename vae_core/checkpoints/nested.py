@@ -29,7 +29,7 @@ WEIGHTS_FIRST = (
 AVERAGES = ("ema_model_state_dict", "ema_state_dict", "ema_model", "ema", "model_ema", "params_ema", "shadow_params")
 MAX_DEPTH = 6
 MAX_STEPS = 500_000  # items looked at; the largest real checkpoints have some ten thousand
-MAX_NAME = 1_000  # characters, as of any file of weights
+MAX_NAME = 1_000  # characters, in any file of weights; real ones have a tenth
 NAMES = 32 << 20  # bytes that all names may take, those of dictionaries in one another again
 _NAME = 100  # bytes of one beside its characters
 

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .generation import check_one_save
+from .nested import MAX_NAME
 from .pickled import open_pickle
 from .safetensors_file import open_safetensors
 from .tensor_file import Kept, TensorFile, TensorInfo
 
 MAX_INDEX_BYTES = 25_000_000
-MAX_NAME, MAX_NAMES = 1_000, 4_000_000  # characters of one name, and of all together; real ones have a tenth
+MAX_NAMES = 4_000_000  # characters of all names together; real ones have a tenth
 ZIP_START = b"PK\x03\x04"
 
 # First bytes of other formats -> what they are and what to do.
@@ -149,7 +150,7 @@ def open_shards(index: Path) -> TensorFile:
     Raises:
         CheckpointError: the index is broken, or a shard is missing, lacks a tensor, or is not a file of tensors.
     """
-    names = _weight_map(index)
+    names = weight_map(index)
     tensors: dict[str, TensorInfo] = {}
     files: dict[str, Path] = {}
     values: dict[str, Tensor | Kept] = {}
@@ -183,18 +184,22 @@ def open_shards(index: Path) -> TensorFile:
     return TensorFile(index, container, tensors, files, metadata, values)
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """Name of a weight -> name of its file."""
+def weight_map(index: Path) -> dict[str, str]:
+    """Name of a weight -> name of its file, of an index of shards.
+
+    Raises:
+        CheckpointError: it is not one.
+    """
     size = index.stat().st_size
     try:
         if size > MAX_INDEX_BYTES:
             raise ValueError(f"it has {size} bytes")
-        weight_map = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
-        if not all(isinstance(file, str) for file in weight_map.values()):
+        names = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
+        if not all(isinstance(file, str) for file in names.values()):
             raise ValueError("a file's name is not text")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{index.name} is not an index of shards ({type(error).__name__}: {error}). "
             f"It needs a `weight_map` from weights to files."
         ) from None
-    return weight_map
+    return names

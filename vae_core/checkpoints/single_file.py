@@ -115,10 +115,10 @@ def _given(part: Inner, layout: str, config: AutoencoderKLConfig | None) -> _Fou
     if saved is None:
         return None
     if layout == DIFFUSERS:
-        beside, remarks = _beside(part.source, _shown_by(saved))
+        beside, _ = _beside(part.source, _shown_by(saved))
         if beside is not None:
             changed = differences(beside.config, saved)
-            return replace(beside, remarks=(*remarks, *([changed] if changed else [])))
+            return replace(beside, remarks=(*beside.remarks, changed)) if changed else beside
     guessed = guessed_in(json.loads(part.source.metadata[CONFIG_KEY]))
     return _Found(saved, sources(saved, "metadata", guessed), "scaling_factor" in guessed)
 
@@ -143,7 +143,7 @@ def _detect(part: Inner, overrides: Mapping[str, Any]) -> _Found:
     match = match_family(shown, siblings, source.metadata)
     beside, remarks = _beside(source, fields, match)
     if beside is not None:
-        return replace(beside, remarks=tuple(remarks))
+        return beside
     origins = dict.fromkeys(shown, "default") | dict.fromkeys(fields, "tensor shapes")
     groups_remark = (
         f"norm_num_groups is not in the file; {groups} is a guess, and images depend on it. Pass norm_num_groups "
@@ -174,7 +174,7 @@ def _detect(part: Inner, overrides: Mapping[str, Any]) -> _Found:
 def _beside(
     source: TensorFile, fields: Mapping[str, Any], match: FamilyMatch | None = None
 ) -> tuple[_Found | None, list[str]]:
-    """The config of the `config.json` in the file's folder, if it is of the file's shapes; and remarks.
+    """The config of the `config.json` in the file's folder, if it is of the file's shapes; else remarks on why not.
 
     What the file itself says of its family wins over a neighbour that scales latents in another way.
     """
@@ -196,7 +196,7 @@ def _beside(
             f"{match.family.name}, the family that the file itself names, so it was not used."
         ]
     origins = found.origins(f"{CONFIG_NAME} beside the file")
-    return _Found(config, origins, "scaling_factor" in found.guessed), list(found.remarks)
+    return _Found(config, origins, "scaling_factor" in found.guessed, found.remarks), []
 
 
 def _scaling(family: Family) -> str:

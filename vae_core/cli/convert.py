@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..checkpoints.generation import COMPARED, guesses_of
+from ..checkpoints.generation import compared, guesses_of
 from ..checkpoints.open_file import open_tensor_file
 from ..checkpoints.pretrained import CONFIG_NAME, WEIGHTS_STEM, write_folder
 from ..checkpoints.single_file import ldm_state_dict
@@ -93,10 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
     elif ending in PICKLE_ENDINGS:
         weights = ldm_state_dict(vae.weights_to_save(), vae.config)
         write_weights(output, pickled(weights), overwrite=overwrite, release=vae.release_files)
+        note_what_is_lost(output, vae.config)
     else:
         save_single_file(vae, output, overwrite=overwrite)
-    if ending in PICKLE_ENDINGS:
-        note_what_is_lost(output, vae.config)
     guessed = [f"{name} {vae.config[name]}" for name in guesses_of(vae)]
     if guessed:
         print(
@@ -113,11 +112,10 @@ def note_what_is_lost(output: Path, config: AutoencoderKLConfig) -> None:
     """Say which fields a pickle, which has no room for a config, will be read with in place of these."""
     read = inspect_vae(output).config
     assert read is not None
-    lost = [name for name in COMPARED if read[name] != config[name]]
+    lost = compared(read, config)
     if lost:
-        values = ", ".join(f"{name} {read[name]} and not {config[name]}" for name in lost)
         remedy = "Write a .safetensors file or a folder to keep them, or pass --config when you use it."
-        print(f"note: {output.name} has no room for a config, so it is read with {values}. {remedy}", file=sys.stderr)
+        print(f"note: {output.name} has no room for a config, so it is read with {lost}. {remedy}", file=sys.stderr)
 
 
 def is_vae_alone(path: Path) -> bool:

@@ -26,7 +26,7 @@ from ..config import AutoencoderKLConfig
 from ..errors import DatasetError
 from . import kohya, safetensors_layout, webdataset_layout
 from .buckets import Buckets
-from .encode import Encoded, Shard, fingerprint, shard_name
+from .encode import Encoded, Shard, fingerprint, shard_name, shard_numbers
 from .records import (
     MOST_MANIFEST,
     MOST_RECORD,
@@ -247,8 +247,7 @@ class Collection:
         if not images:
             return []
         names = [f"{image['position']:06d}" for image in images]
-        split, _, chunk = record["name"].partition("-")
-        return list(self.open_shard(int(split), int(chunk)).read(names).values())
+        return list(self.open_shard(*shard_numbers(record["name"])).read(names).values())
 
     def open_shard(self, split: int, chunk: int) -> safetensors_layout.Opened | webdataset_layout.Opened:
         """The file of a shard, of a layout that has one.
@@ -268,9 +267,9 @@ class Collection:
         place, count = self.records / SHARDS, 0
         try:
             for line in read_lines(place):
-                split, _, chunk = line["name"].partition("-")
+                shard = shard_numbers(line["name"])
                 count += line["images"]
-                yield (int(split), int(chunk)), line["images"]
+                yield shard, line["images"]
             problem = "" if count == (self.totals or {}).get("images") else f"it has {count} images, not as the totals"
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problem = reason(error)

@@ -17,7 +17,7 @@ from ..image import bytes_to_model_range, to_pil
 from ..metrics import psnr
 from ..running import decode
 from .collection import Collection
-from .encode import fingerprint, generator
+from .encode import fingerprint, generator, shard_numbers
 from .prepare import Prepared, prepare
 from .sources import read_split
 from .transfer import Raw
@@ -71,7 +71,7 @@ def decode_dataset(
     count, taken = 0, set()
     for record in collection.all_records():
         wanted = record["images"] if limit is None else record["images"][: limit - count]
-        split = int(record["name"].partition("-")[0])
+        split, _ = shard_numbers(record["name"])
         found = sources.of(split, [image["position"] for image in wanted]) if sources else {}
         for image, tensors in zip(wanted, collection.read_images(record, wanted), strict=True):
             z = raw_z(tensors, collection, image["sha256"])

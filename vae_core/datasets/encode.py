@@ -176,6 +176,12 @@ def shard_name(split: int, chunk: int) -> str:
     return f"{split:06d}-{chunk:04d}"
 
 
+def shard_numbers(name: str) -> tuple[int, int]:
+    """(number of the split, number of the shard in it), of the name of a shard. Raises ValueError for another name."""
+    split, _, chunk = name.partition("-")
+    return int(split), int(chunk)
+
+
 def fingerprint(vae: AutoencoderKL) -> str:
     """SHA-256 of a VAE's encoder side and decoder side: names, types, shapes and bytes of its weights, its config."""
     digest = hashlib.sha256(json.dumps(vae.config.to_dict(), sort_keys=True).encode())

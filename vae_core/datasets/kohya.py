@@ -91,13 +91,13 @@ def file_name(key: str, size: tuple[int, int], family: str) -> str:
 
 def check_family(family: str, config: AutoencoderKLConfig) -> None:
     """Raise ConfigError for a VAE whose latents the trainers of a family cannot take."""
-    channels = _checkpoints(family).latent_channels
+    known = _checkpoints(family)
+    channels, fields = known.latent_channels, known.fields
     if (config.latent_channels, config.downscale_factor) != (channels, _FACTOR):
         raise ConfigError(
             f"latents of {family} have {channels} channels at 1/{_FACTOR} of the size, and those of this VAE have "
             f"{config.latent_channels} at 1/{config.downscale_factor}. Use the VAE of that model, or another family."
         )
-    fields = _checkpoints(family).fields
     expected = (fields["scaling_factor"], fields.get("shift_factor", 0.0))
     given = (config.scaling_factor, config.shift_factor or 0.0)
     # Only those of 16 channels: the files of SD and SDXL are not scaled, and their VAEs are told apart by nothing else.

@@ -37,7 +37,7 @@ class OpenShards:
         Raises:
             DatasetError: its record is gone, or damaged.
         """
-        return self._record(shard)["images"]
+        return self.record(shard)["images"]
 
     def record(self, shard: ShardNumber) -> dict[str, Any]:
         """The record of a shard; raises as `images`."""

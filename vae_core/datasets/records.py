@@ -6,18 +6,18 @@ A collection may come from anywhere, so that nothing of it is used before it was
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from ..config_values import is_number
+from ..errors import in_one_line
 from .sources import Split
 
 MOST_MANIFEST = 16 << 20  # bytes; real ones have some thousand
 MOST_RECORD = 64 << 20  # bytes of a shard's record or of a line of `splits.jsonl`; an image takes some hundred
 _SHA256 = re.compile("[0-9a-f]{64}")
-_LONGEST = 300  # characters of a reason, which may repeat what the file says
 
 
 def read_json(place: Path, most: int) -> Any:
@@ -50,8 +50,7 @@ def _parsed(raw: bytes, most: int) -> Any:
 
 def reason(error: Exception) -> str:
     """Why a file cannot be used, in few words whatever it says."""
-    text = str(getattr(error, "strerror", None) or error)[: 2 * _LONGEST]
-    text = " ".join(text.split())[:_LONGEST]
+    text = in_one_line(getattr(error, "strerror", None) or error)
     return f"it lacks {text}" if isinstance(error, KeyError) else text or type(error).__name__
 
 
@@ -65,7 +64,7 @@ def check_record(record: Any, has_own_files: bool) -> dict[str, Any]:
         ValueError, KeyError, TypeError: it lacks something, or names a file outside of the collection.
     """
     split, _, chunk = _text(record, "name").partition("-")
-    if not (_is_number(split) and _is_number(chunk)):
+    if not (_has_digits_alone(split) and _has_digits_alone(chunk)):
         raise ValueError("its name is not that of a shard")
     if not isinstance(record["last"], bool):
         raise ValueError("it does not say whether it is the last one")
@@ -95,7 +94,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     scale = manifest["scale"]
     if scale["convention"] not in ("raw", "diffusion"):
         raise ValueError("its scale is not one of raw and diffusion")
-    if not all(_is_finite(scale[name]) for name in ("scaling_factor", "shift_factor")) or not scale["scaling_factor"]:
+    if not all(is_number(scale[name]) for name in ("scaling_factor", "shift_factor")) or not scale["scaling_factor"]:
         raise ValueError("its scale has numbers that no latents are scaled by")
     _text(manifest, "source")
     _text(manifest["vae"], "sha256")
@@ -103,7 +102,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     for name in totals or ():
         _count(totals, name)
     for name, values in (manifest.get("batch_norm") or {}).items():
-        if not isinstance(values, list) or not all(map(_is_finite, values)):
+        if not isinstance(values, list) or not all(map(is_number, values)):
             raise ValueError(f"its {name[:40]} is not a list of numbers")
 
 
@@ -155,9 +154,5 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def _is_number(text: str) -> bool:
+def _has_digits_alone(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 12
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

@@ -69,7 +69,7 @@ class Opened:
         try:
             self._tensors = safe_open(file, framework="pt").__enter__()
         except (OSError, SafetensorError) as error:
-            raise DatasetError(f"cannot read {file}: {error}. Check it with `seamless-vae verify-dataset`.") from None
+            raise unreadable(file, error) from None
         for name in self._tensors.keys():  # noqa: SIM118 (not a mapping)
             image, _, part = name.partition(".")
             self.parts.setdefault(image, []).append(part)
@@ -88,9 +88,12 @@ class Opened:
                 for name in names
             }
         except (OSError, SafetensorError) as error:
-            raise DatasetError(
-                f"cannot read {self.file}: {error}. Check it with `seamless-vae verify-dataset`."
-            ) from None
+            raise unreadable(self.file, error) from None
+
+
+def unreadable(file: Path, error: Exception) -> DatasetError:
+    """The sentence for a shard's file that cannot be read."""
+    return DatasetError(f"cannot read {file}: {error}. Check it with `seamless-vae verify-dataset`.")
 
 
 def check_names(file: Path, names: Sequence[str], found: Mapping[str, Any]) -> None:

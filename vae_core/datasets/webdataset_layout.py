@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DatasetError
 from ..npz import read_array
 from .encode import Shard
-from .safetensors_layout import check_names, parts, path, prefix
+from .safetensors_layout import check_names, parts, path, prefix, unreadable
 
 SUFFIX = ".tar"
 
@@ -59,7 +58,7 @@ class Opened:
                     if part.endswith(".npy"):
                         self.parts.setdefault(key[-6:], {})[part.removesuffix(".npy")] = member
         except (OSError, tarfile.TarError, ValueError, TypeError) as error:
-            raise DatasetError(f"cannot read {file}: {error}. Check it with `seamless-vae verify-dataset`.") from None
+            raise unreadable(file, error) from None
 
     def read(self, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
         """Tensors by image; see `safetensors_layout.Opened.read`."""
@@ -68,9 +67,7 @@ class Opened:
             with open(self.file, "rb") as tar:
                 return {name: {part: _array(tar, at) for part, at in self.parts[name].items()} for name in names}
         except (OSError, ValueError, TypeError) as error:
-            raise DatasetError(
-                f"cannot read {self.file}: {error}. Check it with `seamless-vae verify-dataset`."
-            ) from None
+            raise unreadable(self.file, error) from None
 
 
 def _array(tar: BinaryIO, member: tarfile.TarInfo) -> Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -340,7 +339,7 @@ def _phase_kernels(conv: nn.Conv2d, place: Callable[[Tensor], Tensor]) -> Iterat
         place: puts each where it is needed, so that no more than one is here.
     """
     weight = conv.weight.detach().to(torch.promote_types(conv.weight.dtype, torch.float32))
-    for a, b in itertools.product((False, True), repeat=2):
+    for a, b in product((False, True), repeat=2):
         yield place(_merged(_merged(weight, dim=2, odd=a), dim=3, odd=b))
 
 

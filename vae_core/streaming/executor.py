@@ -135,9 +135,7 @@ class Execution:
             NonFiniteError: a value went out of range, or the statistics of a norm.
         """
         source, target = (FeatureMap.of(each.permute(0, 2, 3, 1)) for each in (part, output))
-        index = -1
-        for step, kernel in self.kernels(source, target, latent_rows):  # `enumerate` would keep the last kernel
-            index += 1
+        for index, step, kernel in self.kernels(source, target, latent_rows):
             report.begin_pass()
             kernel.prepare(weights.of(index, kernel))
             stats = kernel.combine(run_strips(kernel, pool, report, self.manner.trim))
@@ -159,8 +157,9 @@ class Execution:
 
     def kernels(
         self, source: FeatureMap, target: FeatureMap, latent_rows: int
-    ) -> Generator[tuple[Pass, Kernel], None, None]:
-        """Each pass with its kernel, its maps allocated; maps that no later pass reads are released after it.
+    ) -> Generator[tuple[int, Pass, Kernel], None, None]:
+        """Each pass with its number and its kernel, its maps allocated; maps that no later pass reads are released
+        after it. (`enumerate` would keep the last kernel, and its maps, until the next one is made.)
 
         With planned maps and a planned store this is a dry run that computes nothing.
         """
@@ -171,7 +170,7 @@ class Execution:
                 self._allocate_target(step)
                 kernel = self._kernel(index, step, latent_rows)
                 try:
-                    yield step, kernel
+                    yield index, step, kernel
                 finally:
                     kernel.close()
                     del kernel

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from .strips import Strips
 
 logger = logging.getLogger("seamless_vae")
 
+Result = TypeVar("Result")
 _SMALL_STRIP = 4  # rows of latent pixels
 
 
@@ -222,6 +223,31 @@ class Job:
             logger.warning("%s It is now run in %s.", error, str(wider.dtype).removeprefix("torch."))
         result = wider._planned.run(given, out, report)
         return result if out is not None else result.to(self.dtype)
+
+
+def run_or_smaller(
+    job: Job,
+    run: Callable[[Job], Result],
+    is_short: Callable[[Job, BaseException], bool],
+    smaller: Callable[[Job], Job],
+) -> Result:
+    """What `run` gives of a job, or of the next smaller one as often as memory runs out. The result is the same.
+
+    Args:
+        run: runs a job, or raises.
+        is_short: whether what it raised says that memory ran out.
+        smaller: gives freed memory back, and then the next job; raises MemoryBudgetError where there is none.
+    """
+    while True:
+        try:
+            return run(job)
+        except BaseException as error:
+            if not is_short(job, error):
+                raise
+        # Outside of the handler: its traceback would keep every tensor of the failed run alive.
+        following = smaller(job)
+        logger.warning("Memory ran out %s; now %s. The result is the same.", job.how, following.how)
+        job = following
 
 
 def _ladder(request: Request, items: int) -> list[_Rung]:

@@ -145,7 +145,7 @@ def plan_program(request: Request, manner: Manner) -> ProgramPlan:
         source, target = (PlannedMap.whole((items, each[2], each[3], each[1])) for each in (shape, output_shape))
         found = _DryRun(PlannedStore(limit, cpu_limit))
         execution = Execution(passes, manner, found.store, like=like and like.planned)
-        for step, kernel in execution.kernels(source, target, latent_rows):
+        for _, step, kernel in execution.kernels(source, target, latent_rows):
             found.add(step, kernel, execution.maps[step.target])
         return found
 
