@@ -150,7 +150,8 @@ def measure(device: Device, direction: str, size: int, options: argparse.Namespa
     config, dtype = CONFIGS[options.config], getattr(torch, options.dtype)
     x = make_input(config, direction, size).to(device.device)
     exact = copy.deepcopy(ours(config)).to(device.device)
-    truth = run_engine(exact, direction, x, TileSpec(size=None)).cpu()
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        truth = run_engine(exact, direction, x, TileSpec(size=None)).cpu()
     vae = exact.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     half = x.to(dtype)
     run, strips = partial(run_engine, vae, direction, half), TileSpec(size=None)

@@ -46,8 +46,9 @@ class ModelMixin:
         theirs = _hooked(self)
         if theirs is not None:
             return theirs.get_parameter_dtype(self)
-        parameters = list(cast(nn.Module, self).parameters())
-        return next((p.dtype for p in parameters if p.is_floating_point()), parameters[0].dtype)
+        module = cast(nn.Module, self)
+        found = next((each for each in module.parameters() if each.is_floating_point()), None)
+        return next(module.parameters()).dtype if found is None else found.dtype
 
     @property
     def device(self) -> torch.device:

@@ -52,7 +52,10 @@ def test_a_plan_for_an_accelerator(vae: AutoencoderKL, monkeypatch: pytest.Monke
     assert plan.places.disk and not plan.places.cpu and plan.peak_bytes <= budget
 
 
-def test_on_an_accelerator_the_reference_path_runs_where_it_fits(vae: AutoencoderKL) -> None:
+def test_without_triton_the_reference_path_runs_where_it_fits(
+    vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vae_core.streaming.fused.can_finish", lambda device, dtype: False)
     shape = (2, 4, 64, 64)
     largest = 128 * 128 * 32 * 4  # of one item, which is what runs at once; float32
     plan = vae_core.plan_decode(vae, shape, device="cuda", memory_budget=6 * largest)
@@ -60,6 +63,16 @@ def test_on_an_accelerator_the_reference_path_runs_where_it_fits(vae: Autoencode
     assert plan.pass_flops == (plan.flops // 2,) * 2
     for options in ({"memory_budget": 6 * largest - 1}, {"dtype": torch.float16}, {"tiling": TileSpec(size=None)}):
         assert vae_core.plan_decode(vae, shape, **{"device": "cuda", "memory_budget": 2**40, **options}).strips > 0
+
+
+def test_with_triton_strips_run_but_for_small_images(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vae_core.streaming.fused.can_finish", lambda device, dtype: dtype != torch.float64)
+    plans = {
+        (side, dtype): vae_core.plan_decode(vae.to(dtype), (1, 4, side, side), device="cuda", memory_budget=2**40)
+        for side in (32, 256)
+        for dtype in (torch.float32, torch.float64)
+    }
+    assert [key for key, plan in plans.items() if plan.strips] == [(256, torch.float32)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -101,18 +114,36 @@ def test_strips_of_one_shape(length: int, size: int, multiple: int, want: int) -
 @pytest.mark.parametrize("share", [1.5, 0.6, 0.35])
 @torch.no_grad()
 def test_on_an_accelerator_within_a_budget(vae: AutoencoderKL, device: str, dtype: torch.dtype, share: float) -> None:
-    z, module = latent(1, 96, 80).to(dtype), module_of(torch.device(device))
+    z, module = latent(1, 256, 160).to(dtype), module_of(torch.device(device))
     exact = copy.deepcopy(vae).double().decode_reference(z.double())
     there = copy.deepcopy(vae).to(device).to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     given = z.to(device)
-    plain = there.decode_reference(given).cpu()
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        plain = there.decode_reference(given).cpu()
     budget = int(share * vae_core.plan_decode(there, z.shape, memory_budget=2**40).peak_bytes)
     tells, before = hasattr(module, "max_memory_allocated"), 0
     if tells:
         module.reset_peak_memory_stats(device)
         before = module.memory_allocated(device)
-    with vae_core.kernels("auto"):
+    with torch.backends.cudnn.flags(allow_tf32=False):
         got = vae_core.decode(there, given, memory_budget=budget, tiling=TileSpec(size=None))
     if tells:
         assert module.max_memory_allocated(device) - before - got.nbytes <= 1.15 * budget
     assert (got.cpu() - exact).abs().max() <= 1.5 * (plain - exact).abs().max() + 1e-4
+
+
+@pytest.mark.skipif(not accelerators(), reason="needs an accelerator")
+@pytest.mark.parametrize("device", accelerators())
+@pytest.mark.parametrize("where", ["early", "late"])
+@torch.no_grad()
+def test_on_an_accelerator_values_out_of_range_are_found(
+    vae: AutoencoderKL, device: str, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However late the device is looked at, the warning names the pass that made them."""
+    there = copy.deepcopy(vae).to(device).half()
+    block = there.decoder.mid_block.resnets[0] if where == "early" else there.decoder.up_blocks[-1].resnets[0]
+    block.conv1.weight.fill_(6e4)
+    for tiling in (TileSpec(size=None), TileSpec(size=1)):  # a strip for each pass, and many, which are looked at
+        vae_core.decode(there, latent(1, 24, 20).to(device).half(), tiling=tiling)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first == second and f"in pass {3 if where == 'early' else 13} of 17" in first

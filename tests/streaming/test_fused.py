@@ -22,6 +22,8 @@ import vae_core
 from vae_core import AutoencoderKL
 from vae_core.streaming import fused
 from vae_core.streaming.devices import accelerators
+from vae_core.streaming.fused import Part
+from vae_core.streaming.phases import PARITIES
 from vae_core.streaming.stats import StripStats
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -101,11 +103,65 @@ def test_a_strip_whose_first_rows_are_far_from_the_others(device: str) -> None:
 
 @on_devices
 @needs_triton
-def test_sums_of_more_positions_than_one_program_has(device: str) -> None:
+@pytest.mark.parametrize("programs", [1, 3, 1000])
+def test_statistics_by_programs_that_have_more_or_less_to_do(
+    programs: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vae_core.streaming.triton_kernels.PROGRAMS", programs)
     x = strip((1, 70, 64, 4), torch.float32, mean=0.0)
     stats = StripStats.of(x.to(device)).finished()
     values = x.double().flatten(1, 2)
     torch.testing.assert_close(stats.m2, (values - values.mean(1, keepdim=True)).square().sum(1), rtol=2e-6, atol=0)
+
+
+@on_devices
+@needs_triton
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("form", ["all", "bias alone", "residual alone, in place", "phases", "planes"])
+def test_what_comes_after_a_convolution(form: str, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+    """Bias, residual, where the sum goes to, and the statistics of what was stored there."""
+    batch, height, width, channels = shape
+    bias = None if form.startswith("residual") else torch.randn(channels)
+    parts = 4 if form == "phases" else 1
+    results = [strip(shape, dtype) + index for index in range(parts)]
+    residual = (
+        None
+        if form == "bias alone"
+        else strip((batch, parts // 2 * height or height, parts // 2 * width or width, channels), dtype, -3.0)
+    )
+    want = results[0].double()
+    if form == "phases":
+        want = torch.zeros(batch, 2 * height, 2 * width, channels, dtype=torch.float64)
+        for (a, b), each in zip(PARITIES, results, strict=True):
+            want[:, a::2, b::2] = each.double()
+    if residual is not None:
+        want = want + residual.double()
+    if bias is not None:
+        want = want + bias
+    there = [each.to(device) for each in results]
+    added = None if residual is None else residual.to(device)
+    if form == "planes":  # an image [B, C, H, W] in another precision
+        out = torch.empty(batch, channels, height, width, device=device).permute(0, 2, 3, 1)
+    else:
+        out = torch.full((batch, *want.shape[1:3], channels + 3), 7.0, dtype=dtype, device=device)[..., :channels]
+    if form.endswith("in place"):
+        out = there[0]
+    cut = [(slice(a, None, 2), slice(b, None, 2)) for a, b in PARITIES] if parts == 4 else [(slice(None), slice(None))]
+    row = torch.empty(3, batch, channels, device=device)
+    made = [
+        Part(each, None if added is None else added[:, rows, columns], out[:, rows, columns])
+        for each, (rows, columns) in zip(there, cut, strict=True)
+    ]
+    assert fused.finish(made, None if bias is None else bias.to(device), row)
+    got = out.cpu().double()
+    assert (got - want).abs().max() <= ROUNDING[out.dtype] * 1.01 * want.abs().max()
+    stats = StripStats(want.shape[1] * want.shape[2], *row).finished()
+    values = got.flatten(1, 2)
+    torch.testing.assert_close(stats.mean, values.mean(1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(stats.m2, (values - values.mean(1, keepdim=True)).square().sum(1), rtol=1e-5, atol=1e-4)
+    if out._base is not None and form in ("all", "bias alone"):
+        assert (out._base[..., channels:] == 7.0).all()  # nothing beside it was written
 
 
 @on_devices
@@ -115,19 +171,22 @@ def test_a_decode(device: str, vae: AutoencoderKL, monkeypatch: pytest.MonkeyPat
     from vae_core.streaming import triton_kernels
 
     calls: list[str] = []
-    for name in ("activate", "sums_about"):
+    for name in ("activate", "finish", "merge"):
         kernel = getattr(triton_kernels, name)
         monkeypatch.setattr(
             triton_kernels, name, lambda *values, name=name, kernel=kernel: (calls.append(name), kernel(*values))[1]
         )
     z = latent(2, 6, 5)
-    with vae_core.kernels("direct"):
+    with vae_core.kernels("direct"), torch.backends.cudnn.flags(allow_tf32=False):
         there, strips = copy.deepcopy(vae).to(device), vae_core.TileSpec(size=None)
         got = vae_core.decode(there, z.to(device), tiling=strips).cpu()
         plan = vae_core.plan_decode(there, z.shape, tiling=strips)
     exact = copy.deepcopy(vae).double().decode_reference(z.double())
     assert (got - exact).abs().max() < 2e-5
-    assert calls.count("sums_about") == plan.strips - 2  # but those that make keys and values, of two items
+    finished = plan.strips - 2  # but those that make keys and values, of two items
+    assert calls.count("merge") == finished
+    doublings = len(vae.config.block_out_channels) - 1
+    assert calls.count("finish") == finished + 3 * doublings  # which have four phases
     assert 0 < calls.count("activate") < plan.strips
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vae_core.attention import NORM_EPS
-from vae_core.streaming.stats import ChannelStats, StripStats, merge_all
+from vae_core.streaming.stats import ChannelStats, StatsTable, StripStats, all_finite, merge_all
 
 
 def strip(offset: float, rows: int) -> torch.Tensor:
@@ -59,6 +59,24 @@ def test_affine_is_group_norm():
 
 def test_numbers_that_are_not_finite_show():
     x = torch.zeros(1, 2, 2, 3)
-    assert StripStats.of(x).finished().finite
+    fine = StripStats.of(x).finished()
     x[0, 1, 1, 2] = float("inf")
-    assert not StripStats.of(x).finished().finite
+    infinite = StripStats.of(x).finished()
+    x[0, 1, 1, 2] = float("nan")
+    assert all_finite([]) == []
+    assert all_finite([fine, infinite, StripStats.of(x).finished(), fine]) == [True, False, False, True]
+
+
+def test_a_table_that_is_merged_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a device with float64: the same statistics, of all strips or of some that follow one another."""
+    parts = [strip(20.0, rows) for rows in (1, 7, 2)]
+    table = StatsTable(3, (2, 8), torch.float32, torch.device("cpu"))
+    for index, part in enumerate(parts):
+        table.put(index, StripStats.of(part))
+    wanted = {strips: table.merged(strips) for strips in ((0, 1, 2), (1, 2), (1,))}
+    monkeypatch.setattr("vae_core.streaming.stats._WITH_FLOAT64", ("cpu",))
+    for strips, want in wanted.items():
+        got = table.merged(strips)
+        assert got.count == want.count and got.mean.dtype == torch.float64
+        torch.testing.assert_close(got.mean, want.mean, rtol=1e-14, atol=0)
+        torch.testing.assert_close(got.m2, want.m2, rtol=1e-12, atol=0)

@@ -89,7 +89,7 @@ def test_what_lies_on_the_device_is_not_copied_beside_it(gpu: SimpleNamespace, m
     arriving = gpu.transfers.upload([here[:, 1:]], [elsewhere])
     assert len(copied) == 1 and copied[0] is elsewhere
     assert arriving.event is gpu.up
-    assert arriving.tensors[0].data_ptr() == here[:, 1:].data_ptr()
+    assert arriving.windows[0][0].data_ptr() == here[:, 1:].data_ptr()
 
 
 def test_all_passes_share_two_streams(monkeypatch: pytest.MonkeyPatch) -> None:

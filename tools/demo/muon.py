@@ -27,6 +27,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
+            alike: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}  # which are orthogonalised together
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
@@ -35,17 +36,21 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(weight)
                 state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
                 gradient = weight.grad.lerp(state["momentum"], group["momentum"]).flatten(1)  # Nesterov's look ahead
-                scale = max(1.0, gradient.shape[0] / gradient.shape[1]) ** 0.5
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(orthogonal(gradient).view_as(weight), alpha=-group["lr"] * scale)
+                alike.setdefault(gradient.shape, []).append((weight, gradient))
+            for shape, members in alike.items():
+                scale = max(1.0, shape[0] / shape[1]) ** 0.5
+                steps = orthogonal(torch.stack([gradient for _, gradient in members]))
+                for (weight, _), direction in zip(members, steps, strict=True):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.add_(direction.view_as(weight), alpha=-group["lr"] * scale)
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """About U V^T of the singular value decomposition U S V^T of a matrix."""
+def orthogonal(matrices: Tensor) -> Tensor:
+    """About U V^T of the singular value decomposition U S V^T of each matrix [N, rows, columns]."""
     a, b, c = NEWTON_SCHULZ
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.t()
-    x = wide / (wide.norm() + 1e-7)
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    x = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
-        square = x @ x.t()
+        square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return x if wide is matrix else x.t()
+    return x if wide is matrices else x.mT

@@ -1,12 +1,12 @@
 """Train the demo VAE. Resumes by itself from the run folder; Ctrl-C loses at most a minute.
 
-    python tools/demo/train.py RUN_FOLDER [--steps 8000]
+    python tools/demo/train.py RUN_FOLDER [--steps 8000] [--device cuda --batch 16]
     python tools/demo/train.py RUN_FOLDER --start vae_core/demo [--steps 2000]      # train a finished model on
 
 Every loss is in the log (`log.csv`); `card.py` makes the shipped files and the model card of it. The last third of the
 steps sees large crops, the last quarter lets the learning rate fall to zero; a model that is trained on sees large
 crops alone, at a third of the learning rate, which falls to zero from its first step. To end a run early, start it
-again with fewer --steps.
+again with fewer --steps. On an accelerator a step of many times the crops takes about as long as one of few: --batch.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ KL_WEIGHT = 1e-4  # per latent value in nats, against errors per colour value in
 # (side, batch) of successive steps: the same number of pixels.
 SMALL_CROPS = ((64, 16), (128, 4))
 LARGE_CROPS = ((256, 1), (128, 4), (256, 1))
+LOG_EVERY = 10
 EVALUATE_EVERY = 250
 SAVE_EVERY_SECONDS = 60
 
@@ -84,33 +85,38 @@ class Schedule:
         return self.rate * min(1.0, (step + 1) / WARMUP_STEPS) * decay
 
 
-def random_crops(levels: list[list[np.ndarray]], side: int, batch: int, rng: np.random.Generator) -> Tensor:
-    """Crops [batch, 3, side, side] in [-1, 1]: any photograph, any size, turned, flipped, in other colours."""
+def random_crops(levels: list[list[Tensor]], side: int, batch: int, rng: np.random.Generator) -> Tensor:
+    """Crops [batch, 3, side, side] in [-1, 1]: any photograph, any size, turned, flipped, in other colours.
+
+    Args:
+        levels: the photographs [H, W, 3] in bytes, each in several sizes, where the crops are to be.
+    """
     large = [[image for image in sizes if min(image.shape[:2]) >= side] for sizes in levels]
     large = [sizes for sizes in large if sizes]
-    crops = []
+    crops, colours = [], []
     for _ in range(batch):
         sizes = large[rng.integers(len(large))]
         image = sizes[rng.integers(len(sizes))]
         top = rng.integers(image.shape[0] - side + 1)
         left = rng.integers(image.shape[1] - side + 1)
-        crop = np.rot90(image[top : top + side, left : left + side], int(rng.integers(4)))
-        if rng.random() < 0.5:
-            crop = crop[:, ::-1]
-        crop = crop.astype(np.float32) / 127.5 - 1
-        crops.append(recolour(crop, rng) if rng.random() < 0.75 else np.ascontiguousarray(crop))
-    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+        crop = image[top : top + side, left : left + side].rot90(int(rng.integers(4)))
+        crops.append(crop.flip(1) if rng.random() < 0.5 else crop)
+        colours.append(recolouring(rng) if rng.random() < 0.75 else np.eye(3, 4))
+    pixels = torch.stack(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
+    colour = torch.from_numpy(np.stack(colours)).to(pixels)
+    turned = torch.einsum("bij,bjhw->bihw", colour[:, :, :3], pixels) + colour[:, :, 3, None, None]
+    return turned.clamp_(-1, 1)
 
 
-def recolour(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The crop [H, W, 3] in [-1, 1] with its colours turned: few photographs hold few colours, a VAE needs all.
+def recolouring(rng: np.random.Generator) -> np.ndarray:
+    """Other colours, as a matrix [3, 4] for a colour in [-1, 1] and a one: few photographs hold few, a VAE needs all.
 
     Channels are shuffled and may be inverted, then saturation, contrast and each channel's level change.
     """
-    crop = crop[:, :, rng.permutation(3)] * (1 if rng.random() < 0.7 else -1)
-    grey = crop.mean(axis=2, keepdims=True)
-    crop = grey + (crop - grey) * rng.uniform(0.3, 2.0)
-    return np.clip(crop * rng.uniform(0.6, 1.2) + rng.uniform(-0.4, 0.4, 3), -1, 1).astype(np.float32)
+    shuffled = np.eye(3)[rng.permutation(3)] * (1 if rng.random() < 0.7 else -1)
+    saturation = rng.uniform(0.3, 2.0)
+    saturated = saturation * np.eye(3) + (1 - saturation) / 3
+    return np.hstack([rng.uniform(0.6, 1.2) * saturated @ shuffled, rng.uniform(-0.4, 0.4, (3, 1))])
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -159,11 +165,12 @@ def start_near_identity(model: AutoencoderKL) -> None:
 @torch.inference_mode()
 def evaluate(model: AutoencoderKL) -> dict[str, float]:
     """PSNR in dB of each held-out photograph, cropped to whole latents, rounded to bytes."""
+    device = next(model.parameters()).device
     scores = {}
     for name, image in held_out():
         pixels = np.asarray(image)
         pixels = pixels[: pixels.shape[0] // 8 * 8, : pixels.shape[1] // 8 * 8]
-        x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float()
+        x = torch.from_numpy(pixels.copy()).to(device).permute(2, 0, 1)[None].float()
         y = (model(x / 127.5 - 1).sample.float() + 1) * 127.5
         error = (y.round().clamp(0, 255) - x).square().mean()
         scores[name] = float(10 * torch.log10(255**2 / error))
@@ -184,12 +191,17 @@ def save(path: Path, **state: object) -> None:
     os.replace(path.with_suffix(".new"), path)
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16; others would do so in many more steps than float32."""
-    return torch.cpu._is_avx512_bf16_supported()
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16; other processors would do so in many more steps than float32."""
+    return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
 
 
-def train(folder: Path, schedule: Schedule, beginning: Path | None) -> None:
+def train(folder: Path, schedule: Schedule, beginning: Path | None, device: torch.device, batches: int = 1) -> None:
+    """Train in a run folder, from where it was left.
+
+    Args:
+        batches: how many times the crops of `schedule` a step sees.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     model, steps = AutoencoderKL(**CONFIG), schedule.steps
@@ -197,10 +209,11 @@ def train(folder: Path, schedule: Schedule, beginning: Path | None) -> None:
         start_near_identity(model)
     else:
         model.load_state_dict(load_vae(beginning, dtype=torch.float32).state_dict())
-    model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    if not has_fast_bfloat16():
+    model = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    half = has_fast_bfloat16(device)
+    if not half:
         use_products(model)
-    average = AutoencoderKL(**CONFIG).requires_grad_(False).eval()
+    average = AutoencoderKL(**CONFIG).requires_grad_(False).eval().to(device)
     average.load_state_dict(model.state_dict())
     matrices = Muon((each for each in model.parameters() if each.ndim > 1), MATRIX_LEARNING_RATE)
     vectors = torch.optim.Adam(
@@ -210,7 +223,7 @@ def train(folder: Path, schedule: Schedule, beginning: Path | None) -> None:
     start = 0
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         for optimizer, its_state in zip(optimizers, state["optimizers"], strict=True):
@@ -219,7 +232,8 @@ def train(folder: Path, schedule: Schedule, beginning: Path | None) -> None:
     forget_after(folder / "log.csv", start)
     forget_after(folder / "psnr.csv", start + 1)
 
-    levels, half = [pyramid(path) for path in training_paths()], has_fast_bfloat16()
+    levels = [[torch.from_numpy(image.copy()).to(device) for image in pyramid(path)] for path in training_paths()]
+    written: list[tuple[int, Tensor]] = []  # steps and losses that are not in the log yet: reading one waits for it
     with (
         open(folder / "log.csv", "a", newline="") as log_file,
         open(folder / "psnr.csv", "a", newline="") as psnr_file,
@@ -229,11 +243,11 @@ def train(folder: Path, schedule: Schedule, beginning: Path | None) -> None:
         saved = time.monotonic()
         for step in range(start, steps):
             side, batch = schedule.crop(step)
-            x = random_crops(levels, side, batch, np.random.default_rng((0, step)))
+            x = random_crops(levels, side, batch * batches, np.random.default_rng((0, step)))
             x = x.contiguous(memory_format=torch.channels_last)
             matrices.param_groups[0]["lr"] = MATRIX_LEARNING_RATE * schedule.learning_rate(step)
             vectors.param_groups[0]["lr"] = VECTOR_LEARNING_RATE * schedule.learning_rate(step)
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 (posterior,) = model.encode(x, return_dict=False)
                 posterior = DiagonalGaussianDistribution(posterior.parameters.float())
                 (output,) = model.decode(posterior.sample(), return_dict=False)
@@ -246,17 +260,19 @@ def train(folder: Path, schedule: Schedule, beginning: Path | None) -> None:
                 optimizer.step()
             with torch.no_grad():
                 decay = min(EMA_DECAY, (step + 1) / (step + 10))
-                for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
-                    slow.lerp_(fast, 1 - decay)
+                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
-            log.writerow([step, f"{reconstruction.item():.5f}", f"{kl.item():.4f}"])
-            bar.update()
+            written.append((step, torch.stack([reconstruction.detach(), kl.detach()])))
+            if len(written) == LOG_EVERY or step + 1 == steps:
+                log.writerows([each, f"{loss:.5f}", f"{nats:.4f}"] for each, (loss, nats) in written)
+                written.clear()
+                bar.update(step + 1 - bar.n)
             if (step + 1) % EVALUATE_EVERY == 0 or step + 1 == steps:
                 scores = evaluate(average)
                 psnr.writerow([step + 1, *(f"{score:.3f}" for score in scores.values())])
                 psnr_file.flush()
                 bar.set_postfix(psnr=f"{np.mean(list(scores.values())):.2f}")
-            if time.monotonic() - saved > SAVE_EVERY_SECONDS or step + 1 == steps:
+            if (not written and time.monotonic() - saved > SAVE_EVERY_SECONDS) or step + 1 == steps:
                 log_file.flush()
                 save(
                     checkpoint,
@@ -273,9 +289,11 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path, help="where checkpoint and log are kept")
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--start", type=Path, help="a finished model to train on")
+    parser.add_argument("--device", type=torch.device, default="cpu")
+    parser.add_argument("--batch", type=int, default=1, help="how many times the crops of a step on a processor")
     arguments = parser.parse_args()
     if arguments.start is None:
         schedule = Schedule(arguments.steps)
     else:
         schedule = Schedule(arguments.steps, large_from=0, decay_share=1, rate=0.3)
-    train(arguments.folder, schedule, arguments.start)
+    train(arguments.folder, schedule, arguments.start, arguments.device, arguments.batch)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, TilingError
-from . import winograd
+from . import fused, winograd
 from .compiled_winograd import CompiledWinograd
 from .direct import DirectConvolution
 from .half import Half, Shape
@@ -116,6 +116,10 @@ def _winograd_wins(step: Convolve, in_channels: int, target: FeatureMap) -> bool
 
 # Ways.
 
+# Fewer latent pixels are too little work for a device to hide what a strip costs a processor:
+# `benchmarks/accelerator.py`.
+_SMALLEST_ON_A_DEVICE = 64 * 64
+
 
 class Way(NamedTuple):
     """How a job runs.
@@ -171,6 +175,8 @@ def choose_way(
         return Way("strips", "you chose another precision than that of the weights")
     if dtype == torch.float16:
         return Way("strips", "in float16 every pass is checked for values out of range")
+    if strips_lead(latent_size[0] * latent_size[1], device, dtype):
+        return Way("strips", "on this device strips are the fastest way")
     if fits():
         return Way("whole", "it fits into the device's memory")
     return Way("strips", "it does not fit into the device's memory whole")
@@ -208,14 +214,23 @@ _FAST_SHARE = 0.4
 
 def may_be_faster(half: Half, x: Tensor) -> bool:
     """Whether it is worth finding out if strips are faster than the reference path."""
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, *STORED):
+    if x.dtype not in (torch.float32, *STORED):
         return False
     height, width = half.latent_size(x.shape)
-    return height * width * x.shape[0] >= _SMALLEST
+    if x.device.type == "cpu":
+        return height * width * x.shape[0] >= _SMALLEST
+    return strips_lead(height * width, x.device, x.dtype)
+
+
+def strips_lead(latent_pixels: int, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether strips are the fastest way on an accelerator, for an image of so many latent pixels."""
+    return latent_pixels >= _SMALLEST_ON_A_DEVICE and fused.can_finish(device, dtype)
 
 
 def is_faster(passes: list[Pass], shape: Shape, dtype: torch.dtype, device: torch.device, choice: KernelChoice) -> bool:
     """Whether enough of a program's FLOPs for an input [B, C, H, W] would be in fast kernels, without planning it."""
+    if device.type != "cpu":  # what counts there is known by `may_be_faster`
+        return True
     batch, channels, height, width = shape
     dtype = computing_dtype(dtype, device, choice)
     sizes = {INPUT: (batch, height, width, channels)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise, product
+import functools
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -11,12 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import fused
+from .fused import Part
 from .kernel import Layout, PassInputs, Strip, cut, even_size
+from .maps import joined
+from .phases import PARITIES, phase_kernels
 from .program import Convolve, PositionNorm
 from .scratch import Scratch, Scratches
-from .stats import ChannelStats, StatsTable, StripStats, merge_all
+from .stats import ChannelStats, StatsTable, StripStats
 from .transfer import Arriving, Transfers
 
+_NOTHING = 1e-12  # some of torch's batch norms refuse an eps of 0
 _IN_PLACE = (torch.float32, torch.float64)  # precisions in which a norm is applied without a wider copy
 
 
@@ -25,6 +30,7 @@ class _Weights(NamedTuple):
 
     Attributes:
         kernels: the convolution's, or its four phases after a doubling.
+        bias: of the convolution; where the sum is taken at once, with that of the shortcut, in float32.
         shortcut: weight and bias, or None.
     """
 
@@ -158,16 +164,26 @@ class DirectConvolution:
     def pack(self) -> _Weights:
         conv, shortcut = self.step.conv, self.step.shortcut
         phases = self.step.scale == "up"
-        kernels = list(_phase_kernels(conv, self._kernel)) if phases else [self._kernel(conv.weight)]
-        also = None if shortcut is None else (self._kernel(shortcut.weight), self._bias(shortcut))
-        return _Weights(kernels, self._bias(conv), also)
+        kernels = list(phase_kernels(conv, self._kernel)) if phases else [self._kernel(conv.weight)]
+        biases = [None if each is None else self._bias(each) for each in (conv, shortcut)]
+        if self._fused:
+            given = [bias for bias in biases if bias is not None]
+            biases = [torch.stack(given).sum(0) if given else None, None]
+        also = None if shortcut is None else (self._kernel(shortcut.weight), biases[1])
+        return _Weights(kernels, biases[0], also)
 
     def _kernel(self, weight: Tensor) -> Tensor:
         layout = torch.channels_last  # in one step, of which nothing else is left
         return weight.detach().to(self.inputs.device, self.inputs.dtype, memory_format=layout)
 
     def _bias(self, conv: nn.Conv2d) -> Tensor | None:
-        return None if conv.bias is None else conv.bias.detach().to(self.inputs.device, self.inputs.dtype)
+        dtype = torch.float32 if self._fused else self.inputs.dtype
+        return None if conv.bias is None else conv.bias.detach().to(self.inputs.device, dtype)
+
+    @functools.cached_property
+    def _fused(self) -> bool:
+        """Whether one kernel does all that comes after the convolution."""
+        return fused.can_finish(self.inputs.device, self.inputs.dtype)
 
     def prepare(self, packed: _Weights) -> None:
         inputs = self.inputs
@@ -195,23 +211,54 @@ class DirectConvolution:
         if (following := self._following.get(strip)) is not None:  # before this strip's work is queued
             self._arriving[following] = self._upload(following)
         window, *residuals = arriving.here()
-        result = self._convolved(window, strip)  # [B, rows, W, K]
-        for residual in residuals:
-            if self._weights.shortcut is not None:
-                residual = residual.to(self.inputs.dtype).permute(0, 3, 1, 2)
-                residual = F.conv2d(residual, *self._weights.shortcut).permute(0, 2, 3, 1)
+        number = self._numbers[strip]
+        x = self._padded(window, strip)
+        residual = self._residual(joined(residuals[0])) if residuals else None
+        (self._finish_at_once if self._fused else self._finish)(x, residual, strip, number)
+        return number
+
+    def _residual(self, x: Tensor) -> Tensor:
+        if self._weights.shortcut is None:
+            return x
+        x = x.to(self.inputs.dtype).permute(0, 3, 1, 2)
+        return F.conv2d(x, *self._weights.shortcut).permute(0, 2, 3, 1)
+
+    def _finish(self, x: Tensor, residual: Tensor | None, strip: Strip, number: int) -> None:
+        """Convolve what is padded, and put it into the target, in torch's operations."""
+        assert self._transfers is not None
+        result = self._convolved(x)  # [B, rows, W, K]
+        if residual is not None:
             result.add_(residual)
         self._transfers.download(result, self.inputs.target.rows(*strip.rows))
-        number = self._numbers[strip]
         shape = (len(result), result.shape[1] * result.shape[2], result.shape[3])
         memory = None
         if self._scratch is not None:
             memory = self._scratch.tensor("deviations", shape, torch.promote_types(result.dtype, torch.float32))
         self._table.put(number, StripStats.of(result, memory))
-        return number
+
+    def _finish_at_once(self, x: Tensor, residual: Tensor | None, strip: Strip, number: int) -> None:
+        """The same, where one kernel does all that comes after the convolution."""
+        assert self._transfers is not None
+        target = self.inputs.target.rows(*strip.rows)
+        stays = target.device == x.device
+        results = list(self._phases(x, None))
+        count = len(results) * results[0].shape[1:3].numel()
+        if len(results) == 1:
+            out = target if stays else results[0]
+            parts = [Part(results[0], residual, out)]
+        else:
+            out = target if stays else x.new_empty(target.shape)
+            of = [None if residual is None else residual[:, a::2, b::2] for a, b in PARITIES]
+            to = [out[:, a::2, b::2] for a, b in PARITIES]
+            parts = list(map(Part, results, of, to))
+        fused.finish(parts, self._weights.bias, self._table.row(number, count))
+        if stays:
+            self._transfers.computed()
+        else:
+            self._transfers.download(out, target)
 
     def combine(self, parts: Sequence[int]) -> ChannelStats:
-        return merge_all([self._table.of(number).finished() for number in parts])
+        return self._table.merged(parts)
 
     def close(self) -> None:
         self._arriving.clear()
@@ -240,46 +287,54 @@ class DirectConvolution:
         halo = self.step.conv.kernel_size[0] // 2
         return start - halo, stop + halo
 
-    def _convolved(self, window: Tensor, strip: Strip) -> Tensor:
-        kernels, bias = self._weights.kernels, self._weights.bias
-        x = self._padded(window, strip)
+    def _convolved(self, x: Tensor) -> Tensor:
+        """[B, C, rows, W], padded, to [B, rows, W, K] of the target."""
+        parts = self._phases(x, self._weights.bias)
         if self.step.scale != "up":
-            stride = 2 if self.step.scale == "down" else 1
-            return F.conv2d(x, kernels[0], bias, stride=stride).permute(0, 2, 3, 1)
-
-        rows, columns = x.shape[2] - 2, x.shape[3] - 2
-        shape = x.shape[0], 2 * rows, 2 * columns, self.step.conv.out_channels
+            return next(parts)
+        shape = x.shape[0], 2 * (x.shape[2] - 2), 2 * (x.shape[3] - 2), self.step.conv.out_channels
         result = x.new_empty(shape) if self._scratch is None else self._scratch.tensor("result", shape, x.dtype)
-        for phase, kernel in enumerate(kernels):
-            a, b = divmod(phase, 2)
-            part = F.conv2d(x[:, :, a : a + rows + 1, b : b + columns + 1], kernel, bias)
-            result[:, a::2, b::2] = part.permute(0, 2, 3, 1)
+        for (a, b), part in zip(PARITIES, parts, strict=True):
+            result[:, a::2, b::2] = part
         return result
 
-    def _padded(self, x: Tensor, strip: Strip) -> Tensor:
+    def _phases(self, x: Tensor, bias: Tensor | None) -> Iterator[Tensor]:
+        """The convolution [B, rows, W, K], or its phases after a doubling, one for each parity of rows and columns."""
+        kernels = self._weights.kernels
+        if self.step.scale != "up":
+            yield F.conv2d(x, kernels[0], bias, stride=2 if self.step.scale == "down" else 1).permute(0, 2, 3, 1)
+            return
+        rows, columns = x.shape[2] - 2, x.shape[3] - 2
+        for (a, b), kernel in zip(PARITIES, kernels, strict=True):
+            yield F.conv2d(x[:, :, a : a + rows + 1, b : b + columns + 1], kernel, bias).permute(0, 2, 3, 1)
+
+    def _padded(self, pieces: Sequence[Tensor], strip: Strip) -> Tensor:
         """The rows that a strip reads, normalised, activated and padded: [B, C, rows, left + W + right].
 
         They are in a buffer that serves all strips of the pass.
         """
         if self._as_it_is:
-            return x.to(self.inputs.dtype).permute(0, 3, 1, 2)
+            return joined(pieces).to(self.inputs.dtype).permute(0, 3, 1, 2)
         first, stop = self._reads(strip)
         left, right = self._sides
         circular = self.inputs.circular
         height = self.inputs.source.shape[1]
         above, below = (0, 0) if circular.y else (max(0, -first), max(0, stop - height))
-        batch, rows, width, channels = x.shape
-        rows += above + below
+        batch, _, width, channels = pieces[0].shape
+        rows = above + sum(piece.shape[1] for piece in pieces) + below
         if self._buffer is None:
-            self._buffer = self._new_buffer((batch, rows, left + width + right, channels), x)
+            self._buffer = self._new_buffer((batch, rows, left + width + right, channels), pieces[0])
         padded = self._buffer[:, :rows]
         inside = padded[:, above : rows - below, left : left + width]
-        if self.step.norm is None and self.step.act is None:
-            inside.copy_(x)
-        else:
-            self._activate(x, inside)
-        padded[:, :above] = 0
-        padded[:, rows - below :] = 0
+        for piece, place in zip(pieces, inside.split([piece.shape[1] for piece in pieces], dim=1), strict=True):
+            if self.step.norm is None and self.step.act is None:
+                place.copy_(piece)
+            else:
+                self._activate(piece, place)
+        if above:
+            padded[:, :above] = 0
+        if below:
+            padded[:, rows - below :] = 0
         if circular.x:
             padded[:, :, :left] = padded[:, :, width : width + left]
             padded[:, :, left + width :] = padded[:, :, left : left + right]
@@ -288,8 +343,9 @@ class DirectConvolution:
     def _new_buffer(self, shape: tuple[int, int, int, int], like: Tensor) -> Tensor:
         """For the first strip, which is the largest; the columns at its sides are zeros."""
         if self._scratch is None:
-            return like.new_zeros(shape)
-        buffer = self._scratch.tensor("window", shape, self.inputs.dtype)
+            buffer = like.new_empty(shape)
+        else:
+            buffer = self._scratch.tensor("window", shape, self.inputs.dtype)
         left, right = self._sides
         buffer[:, :, :left] = 0
         buffer[:, :, shape[2] - right :] = 0
@@ -326,24 +382,7 @@ def act_of_batch_norm(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module) -
 
     Batch norm with fixed statistics reads half precision, computes in float32 and writes half precision.
     """
-    mean, variance = torch.zeros_like(shift), torch.ones_like(scale)
-    y = F.batch_norm(x.permute(0, 3, 1, 2), mean, variance, scale, shift, training=False, eps=0.0)
+    mean, variance = torch.zeros_like(shift), torch.ones_like(scale)  # 1 + _NOTHING is 1
+    y = F.batch_norm(x.permute(0, 3, 1, 2), mean, variance, scale, shift, training=False, eps=_NOTHING)
     y = F.silu(y, inplace=True) if isinstance(act, nn.SiLU) else act(y)
     return y.permute(0, 2, 3, 1)
-
-
-def _phase_kernels(conv: nn.Conv2d, place: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-    """A 3x3 kernel on a doubled map as four 2x2 kernels on the map itself, one for each parity of the output.
-
-    Args:
-        place: puts each where it is needed, so that no more than one is here.
-    """
-    weight = conv.weight.detach().to(torch.promote_types(conv.weight.dtype, torch.float32))
-    for a, b in product((False, True), repeat=2):
-        yield place(_merged(_merged(weight, dim=2, odd=a), dim=3, odd=b))
-
-
-def _merged(weight: Tensor, dim: int, odd: bool) -> Tensor:
-    """Three taps along a dimension as two, for the outputs of one parity: those that meet the same position added."""
-    first, middle, last = weight.split(1, dim)
-    return torch.cat([first + middle, last] if odd else [first, middle + last], dim)

@@ -18,8 +18,10 @@ from .options import NO_AXES, Axes
 from .pool import WorkerPool, run_strips
 from .program import INPUT, OUTPUT, Attend, Convolve, Pass
 from .progress import Report
-from .stats import ChannelStats, StripStats
+from .stats import ChannelStats, StripStats, all_finite
 from .store import Store
+
+_UNSEEN_STRIPS = 8  # of a pass; the time of so few is not worth an error at once
 
 
 @dataclass(frozen=True)
@@ -135,16 +137,28 @@ class Execution:
             NonFiniteError: a value went out of range, or the statistics of a norm.
         """
         source, target = (FeatureMap.of(each.permute(0, 2, 3, 1)) for each in (part, output))
+        written: list[tuple[int, Pass, ChannelStats]] = []  # and not checked yet
         for index, step, kernel in self.kernels(source, target, latent_rows):
             report.begin_pass()
             kernel.prepare(weights.of(index, kernel))
             stats = kernel.combine(run_strips(kernel, pool, report, self.manner.trim))
-            if not stats.finite:
-                self._not_finite(index, step, stats)
             self.stats[step.target] = stats
+            written.append((index, step, stats))
+            # To look at values that are on a device is to wait for it: after few strips that is left for later.
+            if stats.mean.device.type == "cpu" or len(kernel.layout) > _UNSEEN_STRIPS:
+                self._check(written)
             del kernel  # and with it maps that are not needed any more, before the next pass's are made
             if self.manner.trim:
                 give_back_freed()
+        self._check(written)
+
+    def _check(self, written: list[tuple[int, Pass, ChannelStats]]) -> None:
+        """Raise for the first pass whose values went out of range, and forget the passes that are looked at here."""
+        finite = all_finite([stats for _, _, stats in written])
+        for (index, step, stats), fine in zip(written, finite, strict=True):
+            if not fine:
+                self._not_finite(index, step, stats)
+        written.clear()
 
     def _not_finite(self, index: int, step: Pass, stats: ChannelStats) -> None:
         """Raise for what makes every later value wrong: where only squares leave the range, a norm that needs them."""

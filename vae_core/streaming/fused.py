@@ -1,4 +1,4 @@
-"""Norm, activation and statistics of strips on an accelerator, by Triton's kernels where they work.
+"""Norm, activation, sums and statistics of strips on an accelerator, by Triton's kernels where they work.
 
 Whether they do is tried out once for each device and precision, on a few numbers: Triton may be missing, without the C
 compiler that its first kernel needs, or without this precision on a device of that age. torch's own operations then do
@@ -11,18 +11,31 @@ import functools
 import importlib.util
 import logging
 import os
+from collections.abc import Sequence
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .devices import current
+from .devices import current, module_of
 from .shortage import is_out_of_memory
 
 _KINDS = ("cuda", "xpu")  # which Triton compiles for; ROCm's are "cuda" to torch
-_PIVOTS = 64  # positions whose mean the deviations are taken from
 
 logger = logging.getLogger("seamless_vae")
+
+
+class Part(NamedTuple):
+    """What becomes of a part of a strip: out = result + bias + residual, all of them [B, H, W, C].
+
+    Attributes:
+        out: of any precision and strides; None where statistics alone are asked for.
+    """
+
+    result: Tensor
+    residual: Tensor | None = None
+    out: Tensor | None = None
 
 
 def activate(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module, out: Tensor) -> bool:
@@ -42,28 +55,58 @@ def activate(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module, out: Tenso
     return True
 
 
-def measured(strip: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Pivot, sum of deviations from it and sum of their squares, each [B, C] in float32, of a strip [B, H, W, C].
+def finish(parts: Sequence[Part], bias: Tensor | None, row: Tensor) -> bool:
+    """Finish a strip, whose parts are of one shape, and say True; False if nothing was done.
 
-    The pivot is the mean of a few positions from all over the strip, so that squares of deviations are not much larger
-    than the variance and little is lost when the pivot's own deviation is taken off. None where torch's operations
-    have to do it.
+    Args:
+        bias: [C] in float32, or None.
+        row: [3, B, C] in float32, becomes what `StripStats` has of all parts together, as they were stored.
     """
-    kernels = _kernels_for(strip)
+    result = parts[0].result
+    kernels = _kernels_for(result)
     if kernels is None:
+        return False
+    with current(result.device):
+        blocks = kernels.blocks_of(result.shape)
+        batch, channels = result.shape[0], result.shape[3]
+        partial = torch.empty((batch, len(parts) * blocks, 4, channels), dtype=torch.float32, device=result.device)
+        for index, (result, residual, out) in enumerate(parts):
+            rows = (each if each is None or each.stride(3) == 1 else each.contiguous() for each in (result, residual))
+            made, added = rows
+            kernels.finish(made, bias, added, out, partial, index * blocks)
+        kernels.merge(partial, row)
+    return True
+
+
+def measured(strip: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Mean, sum of deviations from it and sum of their squares, each [B, C] in float32, of a strip [B, H, W, C].
+
+    None where torch's operations have to do it.
+    """
+    row = torch.empty((3, strip.shape[0], strip.shape[3]), dtype=torch.float32, device=strip.device)
+    if not finish([Part(strip)], None, row):
         return None
-    values = strip.flatten(1, 2).contiguous()
-    pivot = values[:, :: max(1, values.shape[1] // _PIVOTS)].float().mean(1)
-    with current(strip.device):
-        return pivot, *kernels.sums_about(values, pivot)
+    mean, rest, squares = row.unbind()
+    return mean, rest, squares
+
+
+def can_finish(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `finish` does something for strips of a precision on a device."""
+    return _kernels(device, dtype) is not None
 
 
 def _kernels_for(x: Tensor) -> ModuleType | None:
+    return _kernels(x.device, x.dtype)
+
+
+def _kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
     """The module of kernels; None where they cannot be used. On a CPU they run in Triton's interpreter alone."""
-    kind = x.device.type
-    if x.dtype == torch.float64 or (kind not in _KINDS and not (kind == "cpu" and interpreted())):
+    kind = device.type
+    if dtype == torch.float64 or (kind not in _KINDS and not (kind == "cpu" and interpreted())):
         return None
-    return _tried(x.device, x.dtype)
+    if kind != "cpu" and not module_of(device).is_available():  # a plan for another machine
+        return None
+    return _tried(device, dtype)
 
 
 def interpreted() -> bool:
@@ -106,7 +149,14 @@ def _try(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
         kernels.activate(there, factors, offsets, silu, got)
         want = nn.functional.silu(want) if silu else want
         torch.testing.assert_close(got.cpu().float(), want, rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
-    deviations = values.flatten(1, 2) - shift[:, None]
-    sums = kernels.sums_about(there.flatten(1, 2), offsets)
-    for got, want in zip(sums, (deviations.sum(1), deviations.square().sum(1)), strict=True):
-        torch.testing.assert_close(got.cpu(), want, rtol=1e-4, atol=1e-3)
+    added, out = torch.randn(160, generator=generator), torch.empty_like(there)
+    partial = factors.new_empty(2, kernels.blocks_of(x.shape), 4, 160)
+    row = factors.new_empty(3, 2, 160)
+    kernels.finish(there, added.to(device), there, out, partial, 0)
+    kernels.merge(partial, row)
+    want = 2 * values + added
+    torch.testing.assert_close(out.cpu().float(), want, rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
+    deviations = out.cpu().float().flatten(1, 2) - row[0].cpu()[:, None]
+    wanted = want.mean((1, 2)), deviations.sum(1), deviations.square().sum(1)
+    for got, want in zip(row.cpu(), wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-2)

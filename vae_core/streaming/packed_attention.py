@@ -99,8 +99,8 @@ class PackedAttention:
 
     def combine(self, parts: Sequence[int]) -> ChannelStats:
         strips = self.layout.strips()
-        found = [(strips[number].items[0], self._table.of(number)) for number in parts]
-        return per_item(found, self.inputs.source.shape[0])
+        found = [(strips[number].items[0], number) for number in parts]
+        return per_item(self._table, found, self.inputs.source.shape[0])
 
     def close(self) -> None:
         self._items = []
@@ -114,7 +114,7 @@ class _PackedItem:
     ) -> None:
         dtype = torch.float32
         _, positions, _, channels = tokens.shape
-        to_q, to_k, to_v = projections(weights)
+        to_q, to_k, to_v = projections(weights, _CPU)
         weight, bias = folded(to_q, scale, shift, _CPU, dtype)
         self.query = _linear(weight * channels**-0.5, queries), bias * channels**-0.5
         # Keys differ from one another by their weights alone: a bias common to all of them cancels in the softmax.

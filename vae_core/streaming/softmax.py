@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .program import AttentionWeights, Linear
-from .stats import ChannelStats, StripStats, join_items, merge_all
+from .stats import ChannelStats, StatsTable, join_items
 
 
 class OnlineSoftmax:
@@ -37,26 +37,27 @@ class OnlineSoftmax:
 
 
 def folded(layer: Linear, scale: Tensor, shift: Tensor, device: torch.device, dtype: torch.dtype) -> Linear:
-    """The linear layer of x * scale + shift as one of x: weight and bias."""
-    weight = layer[0].detach().cpu().double()
-    bias = layer[1].detach().cpu().double() + weight @ shift
+    """The linear layer of x * scale + shift as one of x: weight and bias. scale and shift [C] are in float64."""
+    weight, bias = (each.detach().to(scale.device).double() for each in layer)
+    bias = bias + weight @ shift
     return (weight * scale).to(dtype).to(device), bias.to(dtype).to(device)  # there may be no float64 there
 
 
-def projections(weights: AttentionWeights) -> tuple[Linear, Linear, Linear]:
+def projections(weights: AttentionWeights, place: torch.device) -> tuple[Linear, Linear, Linear]:
     """Of queries, keys and values, where the output's projection is part of the values'.
 
     The weights of a softmax add up to one, so what is attended to may be projected, bias and all, before it is summed.
+
+    Args:
+        place: a device with float64.
     """
     to_q, to_k, to_v = weights.query_key_value()
     (inner, inner_bias), (outer, outer_bias) = (
-        [each.detach().cpu().double() for each in layer] for layer in (to_v, weights.output())
+        [each.detach().to(place).double() for each in layer] for layer in (to_v, weights.output())
     )
     return to_q, to_k, (outer @ inner, outer @ inner_bias + outer_bias)
 
 
-def per_item(parts: Sequence[tuple[int, StripStats]], items: int) -> ChannelStats:
-    """The statistics of a batch, from those of its strips, each with the number of its item."""
-    return join_items(
-        [merge_all([stats.finished() for item, stats in parts if item == index]) for index in range(items)]
-    )
+def per_item(table: StatsTable, parts: Sequence[tuple[int, int]], items: int) -> ChannelStats:
+    """The statistics of a batch, from a table of those of its strips: pairs of an item and a strip, in their order."""
+    return join_items([table.merged([strip for item, strip in parts if item == index]) for index in range(items)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +15,9 @@ from .pages import pages
 
 @dataclass
 class ChannelStats:
-    """Count, mean and sum of squared deviations (M2) of every channel of every batch item, in float64 on the CPU.
+    """Count, mean and sum of squared deviations (M2) of every channel of every batch item, in float64.
+
+    They are on the CPU, or where a device has float64 on it, so that nothing waits for it from pass to pass.
 
     Attributes:
         count: values per channel so far.
@@ -39,11 +42,6 @@ class ChannelStats:
         m2 = self.m2 + other.m2 + delta.square() * (self.count * other.count / count)
         return ChannelStats(count, mean, m2)
 
-    @property
-    def finite(self) -> bool:
-        """False if a value was NaN or infinite, or too large to be squared."""
-        return bool(torch.isfinite(self.mean).all() and torch.isfinite(self.m2).all())
-
     def affine(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
         """GroupNorm as one scale and one shift per channel: norm(x) = x * scale + shift, each [B, C] in float64."""
         groups = norm.num_groups
@@ -52,11 +50,14 @@ class ChannelStats:
         # The variance of a group: within its channels, plus that of the channels' means.
         variance = (self.m2.unflatten(1, (groups, -1)) / self.count + (per_channel - mean).square()).mean(2, True)
         inverse = torch.rsqrt(variance + norm.eps)
-        weight = norm.weight.detach().cpu().double().unflatten(0, (groups, -1))
-        bias = norm.bias.detach().cpu().double().unflatten(0, (groups, -1))
+        weight, bias = (
+            each.detach().to(self.mean.device).double().unflatten(0, (groups, -1)) for each in (norm.weight, norm.bias)
+        )
         scale = weight * inverse
         return scale.flatten(1), (bias - mean * scale).flatten(1)
 
+
+_WITH_FLOAT64 = ("cuda",)  # devices that compute in it, slowly or not
 
 # Added to a variance before its root is taken and inverted, and taken off again; it only keeps the root from zero.
 _TINY = 1e-12
@@ -137,9 +138,27 @@ class StatsTable:
         for place, value in zip(self._values[index], stats[1:], strict=True):
             place.copy_(value)
 
+    def row(self, index: int, count: int) -> Tensor:
+        """Where to write down mean, rest and squares, [3, B, C], of a strip of so many values per channel."""
+        self._counts[index] = count
+        return self._values[index]
+
     def of(self, index: int) -> StripStats:
         """A strip's, as views of the table."""
         return StripStats(self._counts[index], *self._values[index])
+
+    def merged(self, strips: Sequence[int]) -> ChannelStats:
+        """The statistics of strips that follow one another, together."""
+        if self._values.device.type not in _WITH_FLOAT64:
+            return merge_all([self.of(index).finished() for index in strips])
+        mean, rest, squares = self._values[strips[0] : strips[-1] + 1].double().unbind(1)  # [strips, B, C] each
+        counts = [self._counts[index] for index in strips]
+        count = torch.tensor(counts, dtype=torch.float64).to(mean.device, non_blocking=True)[:, None, None]
+        mean, m2 = mean + rest / count, (squares - rest.square() / count).clamp_min_(0)
+        if len(strips) == 1:
+            return ChannelStats(counts[0], mean[0], m2[0])
+        middle = (count * mean).sum(0) / sum(counts)
+        return ChannelStats(sum(counts), middle, (m2 + count * (mean - middle).square()).sum(0))
 
 
 def _measured_on_cuda(strip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,6 +167,15 @@ def _measured_on_cuda(strip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     means, inverses = zip(*(torch.batch_norm_stats(item.permute(2, 0, 1)[None], _TINY) for item in strip), strict=True)
     mean = torch.stack(means)
     return mean, torch.zeros_like(mean), (torch.stack(inverses).pow(-2) - _TINY) * count
+
+
+def all_finite(several: Sequence[ChannelStats]) -> list[bool]:
+    """For each, False if a value was NaN or infinite, or too large to be squared. Waits for the device once."""
+    if not several:
+        return []
+    # A value that is not finite makes any sum NaN or infinite; finite ones in float64, of float32, add up to finite.
+    sums = [stats.mean.sum() + stats.m2.sum() for stats in several]
+    return torch.isfinite(torch.stack(sums)).tolist()
 
 
 def merge_all(parts: list[ChannelStats]) -> ChannelStats:

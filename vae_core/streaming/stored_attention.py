@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import fused
+from .fused import Part
 from .kernel import Layout, PassInputs, Strip, cut
 from .maps import FeatureMap
 from .program import Attend, Linear, PositionNorm
@@ -100,7 +102,8 @@ class StoredAttention:
 
     def prepare(self, packed: None) -> None:
         device, dtype = self.inputs.device, self.inputs.dtype
-        self._projections = projections(self.step.weights)
+        place = torch.device("cpu") if self.inputs.coefficients is None else self.inputs.coefficients[0].device
+        self._projections = projections(self.step.weights, place)
         strips = self.layout.strips()
         self._numbers = {strip: number for number, strip in enumerate(strips)}
         self._table = StatsTable(len(strips), (1, self.step.channels), dtype, device)
@@ -130,10 +133,24 @@ class StoredAttention:
         else:
             key, value = keys.bands[0][:, None, :, 0], values.bands[0][:, None, :, 0]
             attended = F.scaled_dot_product_attention(query[None, None], key, value)[0, 0]
-        result = attended + chunk
-        self.inputs.target.tokens().item(item).write(start, result[None, :, None])
-        self._table.put(self._numbers[strip], StripStats.of(result[None, None]))
-        return self._numbers[strip]
+        number = self._numbers[strip]
+        self._finish(
+            attended[None, :, None], chunk[None, :, None], self.inputs.target.tokens().item(item), start, number
+        )
+        return number
+
+    def _finish(self, attended: Tensor, chunk: Tensor, target: FeatureMap, start: int, number: int) -> None:
+        """Put what is attended to [1, Q, 1, C] and what it is added to into the target, and take the statistics."""
+        pieces = target.pieces(start, start + attended.shape[1])
+        whole = len(pieces) == 1 and pieces[0].device == attended.device
+        out = pieces[0] if whole else attended
+        row = self._table.row(number, attended.shape[1])
+        if not fused.finish([Part(attended, chunk, out)], None, row):
+            out = attended + chunk
+            self._table.put(number, StripStats.of(out))
+            whole = False
+        if not whole:
+            target.write(start, out)
 
     def _of_normalized(self, layer: Linear, item: int) -> Linear:
         """A projection of what `_normalized` leaves: a GroupNorm is part of its weights."""
@@ -150,8 +167,8 @@ class StoredAttention:
 
     def combine(self, parts: Sequence[int | None]) -> ChannelStats:
         strips = self.layout.strips()
-        found = [(strips[number].items[0], self._table.of(number)) for number in parts if number is not None]
-        return per_item(found, self.inputs.source.shape[0])
+        found = [(strips[number].items[0], number) for number in parts if number is not None]
+        return per_item(self._table, found, self.inputs.source.shape[0])
 
 
 def attend_in_blocks(query: Tensor, keys: FeatureMap, values: FeatureMap) -> Tensor:

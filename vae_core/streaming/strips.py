@@ -67,7 +67,7 @@ class Strips:
         report.expect(planned.plan.flops, planned.plan.passes)
         rows = request.latent_size[0]
         try:
-            with worker_pool(manner.workers) as pool:
+            with worker_pool(manner.workers if manner.device.type == "cpu" else 1) as pool:
                 for start in range(0, batch, items):
                     part = slice(start, min(start + items, batch))
                     passes = planned.planned if start + items <= batch else planned.rest

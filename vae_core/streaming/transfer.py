@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,19 +19,19 @@ _IN_FLIGHT = 2  # strips that may be computed or on their way back before the ne
 
 @dataclass
 class Arriving:
-    """A strip's tensors on the device, or on their way there."""
+    """A strip's windows on the device, or on their way there, each in pieces of rows below one another."""
 
-    tensors: tuple[Tensor, ...]
+    windows: tuple[list[Tensor], ...]
     event: Any = None  # None where all of them were on the device before
     current: Any = None  # the current stream, where there is an event
 
-    def here(self) -> tuple[Tensor, ...]:
-        """The tensors, for use on the current stream."""
+    def here(self) -> tuple[list[Tensor], ...]:
+        """The windows, for use on the current stream."""
         if self.event is not None:
             self.current.wait_event(self.event)
-            for tensor in self.tensors:
-                tensor.record_stream(self.current)
-        return self.tensors
+            for piece in chain(*self.windows):
+                piece.record_stream(self.current)
+        return self.windows
 
 
 class Transfers:
@@ -53,23 +54,24 @@ class Transfers:
         return self._up is not None
 
     def upload(self, *windows: list[Tensor]) -> Arriving:
-        """Contiguous tensors on the device, each of the pieces of a window."""
+        """Windows on the device: what is there as it is, what is elsewhere as one contiguous piece."""
         here = [all(piece.device == self.device for piece in pieces) for pieces in windows]
         if self._up is None or all(here):
             return Arriving(
-                tuple(joined([piece.to(self.device) for piece in pieces]).contiguous() for pieces in windows)
+                tuple(
+                    pieces if stays else [joined([piece.to(self.device) for piece in pieces])]
+                    for pieces, stays in zip(windows, here, strict=True)
+                )
             )
         # Not before the work that is queued, so that strips which wait for theirs do not fill the device.
         current = self._module.current_stream(self.device)
         self._up.wait_stream(current)
         with self._module.stream(self._up):
-            copies = [
-                None if stays else copied_to(pieces, self.device) for pieces, stays in zip(windows, here, strict=True)
-            ]
-        # What is on the device stays on the current stream, whose memory the other one must not read unseen.
-        both = zip(windows, copies, strict=True)
-        tensors = tuple(joined(pieces).contiguous() if copy is None else copy for pieces, copy in both)
-        return Arriving(tensors, self._up.record_event(), current)
+            arriving = tuple(
+                pieces if stays else [copied_to(pieces, self.device)]
+                for pieces, stays in zip(windows, here, strict=True)
+            )
+        return Arriving(arriving, self._up.record_event(), current)
 
     def download(self, result: Tensor, target: Tensor) -> None:
         """target[:] = result, sooner or later; `finish` waits for it."""
@@ -79,13 +81,22 @@ class Transfers:
         current = self._module.current_stream(self.device)
         if target.device == self.device:
             target.copy_(result)
-            self._finished.append(current.record_event())
-        else:
-            self._down.wait_stream(current)
-            with self._module.stream(self._down):
-                _copy_items(result, target)
-                result.record_stream(self._down)
-            self._finished.append(self._down.record_event())
+            self.computed()
+            return
+        self._down.wait_stream(current)
+        with self._module.stream(self._down):
+            _copy_items(result, target)
+            result.record_stream(self._down)
+        self._wait_for(self._down.record_event())
+
+    def computed(self) -> None:
+        """A strip's work is queued, and its result stays on the device."""
+        if self._down is not None:
+            self._wait_for(self._module.current_stream(self.device).record_event())
+
+    def _wait_for(self, event: Any) -> None:
+        """Let the CPU run no more than some strips ahead of the device."""
+        self._finished.append(event)
         if len(self._finished) > _IN_FLIGHT:
             self._finished.popleft().synchronize()
 

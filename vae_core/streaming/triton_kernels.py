@@ -1,14 +1,16 @@
-"""Two kernels in Triton for strips on an accelerator; `fused.py` decides whether they are used.
+"""Kernels in Triton for strips on an accelerator; `fused.py` decides whether they are used.
 
-A GroupNorm and its activation are two passes over a map: one that sums, as each strip is written, and one that scales,
-shifts and activates, as each strip is read again. Each reads a value once, in the precision in which it is stored,
-computes in float32, and writes no more than its result.
+Beside its convolution a pass is two steps over a map: one scales, shifts and activates a strip as it is read, and one
+adds bias and residual to what the convolution has made, puts it where it belongs and takes its statistics, from which
+the next norm comes. Each reads a value once, in the precision in which it is stored, computes in float32, and writes
+no more than its result.
 
 Maps are [B, H, W, C], channels next to each other in memory; all other strides are free.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import triton
@@ -17,7 +19,8 @@ from torch import Tensor
 
 _POSITIONS = 32  # of a row that a program has at once
 _MOST_CHANNELS = 128  # the same
-_STEPS = 32  # blocks of positions that a program sums one after another
+_MERGED_BLOCKS, _MERGED_CHANNELS = 128, 16  # that a program merges at once
+PROGRAMS = 1024  # that are busy at once on a large device
 
 
 @triton.jit
@@ -57,34 +60,117 @@ def _activate(
 
 
 @triton.jit
-def _sum(
-    x,
-    pivot,
-    sums,
+def _finish(
+    result,
+    residual,
+    out,
+    bias,
+    partial,
     positions,
+    width,
     channels,
     blocks,
+    first,
+    steps,
+    result_item,
+    result_row,
+    result_column,
+    residual_item,
+    residual_row,
+    residual_column,
+    out_item,
+    out_row,
+    out_column,
+    out_channel,
+    has_residual: tl.constexpr,
+    has_out: tl.constexpr,
+    has_bias: tl.constexpr,
     block_positions: tl.constexpr,
     block_channels: tl.constexpr,
-    steps: tl.constexpr,
 ):
     block, item = tl.program_id(0), tl.program_id(1).to(tl.int64)
     channel = tl.program_id(2) * block_channels + tl.arange(0, block_channels)
     known = channel < channels
-    middle = tl.load(pivot + item * channels + channel, mask=known, other=0.0)
+    added = tl.zeros([block_channels], tl.float32)
+    if has_bias:
+        added = tl.load(bias + channel, mask=known, other=0.0)
+    pivot = tl.zeros([block_channels], tl.float32)
     total = tl.zeros([block_channels], tl.float32)
     squares = tl.zeros([block_channels], tl.float32)
     for step in range(steps):
         position = (block * steps + step) * block_positions + tl.arange(0, block_positions)
-        within = (position[:, None] < positions) & known[None, :]
-        place = (item * positions + position[:, None]) * channels + channel[None, :]
-        value = tl.load(x + place, mask=within, other=0.0).to(tl.float32)
-        deviation = tl.where(within, value - middle[None, :], 0.0)
+        exists = position < positions
+        within = exists[:, None] & known[None, :]
+        row, column = (position // width).to(tl.int64), position % width
+        place = item * result_item + row * result_row + column * result_column
+        value = tl.load(result + place[:, None] + channel[None, :], mask=within, other=0.0).to(tl.float32)
+        value += added[None, :]
+        if has_residual:
+            place = item * residual_item + row * residual_row + column * residual_column
+            value += tl.load(residual + place[:, None] + channel[None, :], mask=within, other=0.0).to(tl.float32)
+        if has_out:
+            place = item * out_item + row * out_row + column * out_column
+            stored = value.to(out.dtype.element_ty)
+            tl.store(out + place[:, None] + channel[None, :].to(tl.int64) * out_channel, stored, mask=within)
+            value = stored.to(tl.float32)
+        if step == 0:
+            pivot = tl.sum(tl.where(within, value, 0.0), 0) / tl.sum(exists.to(tl.float32), 0)
+        deviation = tl.where(within, value - pivot[None, :], 0.0)
         total += tl.sum(deviation, 0)
         squares += tl.sum(deviation * deviation, 0)
-    start = sums + (item * blocks + block) * 2 * channels + channel
-    tl.store(start, total, mask=known)
-    tl.store(start + channels, squares, mask=known)
+    span = steps * block_positions
+    count = tl.minimum(positions - block * span, span).to(tl.float32)
+    start = partial + ((item * blocks + first + block) * 4) * channels + channel
+    tl.store(start, tl.zeros([block_channels], tl.float32) + count, mask=known)
+    tl.store(start + channels, pivot, mask=known)
+    tl.store(start + 2 * channels, total / count, mask=known)
+    tl.store(start + 3 * channels, squares - total * total / count, mask=known)
+
+
+@triton.jit
+def _merge(
+    partial,
+    row,
+    blocks,
+    channels,
+    batch,
+    block_blocks: tl.constexpr,
+    block_channels: tl.constexpr,
+):
+    item = tl.program_id(0).to(tl.int64)
+    channel = tl.program_id(1) * block_channels + tl.arange(0, block_channels)
+    known = channel < channels
+    start = partial + item * blocks * 4 * channels
+    # Means are close to one another beside their size: what is summed are differences from one of the pivots.
+    origin = tl.load(start + channels + channel, mask=known, other=0.0)
+    counts = tl.zeros([block_channels], tl.float32)
+    total = tl.zeros([block_channels], tl.float32)
+    for first in range(0, blocks, block_blocks):
+        block = first + tl.arange(0, block_blocks)
+        within = (block[:, None] < blocks) & known[None, :]
+        place = start + block[:, None] * 4 * channels + channel[None, :]
+        count = tl.load(place, mask=within, other=0.0)
+        middle = tl.load(place + channels, mask=within, other=0.0) - origin[None, :]
+        middle += tl.load(place + 2 * channels, mask=within, other=0.0)
+        counts += tl.sum(count, 0)
+        total += tl.sum(count * middle, 0)
+    mean = origin + total / tl.maximum(counts, 1.0)
+    rest = tl.zeros([block_channels], tl.float32)
+    squares = tl.zeros([block_channels], tl.float32)
+    for first in range(0, blocks, block_blocks):
+        block = first + tl.arange(0, block_blocks)
+        within = (block[:, None] < blocks) & known[None, :]
+        place = start + block[:, None] * 4 * channels + channel[None, :]
+        count = tl.load(place, mask=within, other=0.0)
+        deviation = tl.load(place + channels, mask=within, other=0.0) - mean[None, :]
+        deviation += tl.load(place + 2 * channels, mask=within, other=0.0)
+        deviation = tl.where(within, deviation, 0.0)
+        rest += tl.sum(count * deviation, 0)
+        squares += tl.sum(tl.load(place + 3 * channels, mask=within, other=0.0) + count * deviation * deviation, 0)
+    place = item * channels + channel
+    tl.store(row + place, mean, mask=known)
+    tl.store(row + batch * channels + place, rest, mask=known)
+    tl.store(row + 2 * batch * channels + place, squares, mask=known)
 
 
 def activate(x: Tensor, scale: Tensor, shift: Tensor, silu: bool, out: Tensor) -> None:
@@ -108,29 +194,73 @@ def activate(x: Tensor, scale: Tensor, shift: Tensor, silu: bool, out: Tensor) -
     )
 
 
-def sums_about(x: Tensor, pivot: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums [B, C] of x - pivot and of its square over the positions of a contiguous [B, N, C]; pivot [B, C].
+def finish(
+    result: Tensor, bias: Tensor | None, residual: Tensor | None, out: Tensor | None, partial: Tensor, first: int
+) -> None:
+    """out = result + bias + residual for [B, H, W, C], and what its statistics are made of.
 
-    Of runs of positions in float32, which are then added, so that long sums round no more than short ones.
+    Args:
+        bias: [C] in float32.
+        out: of any precision and strides; None where statistics alone are asked for.
+        partial: [B, N, 4, C] in float32, contiguous. `blocks_of(result.shape)` of the N are written, each of a run of
+            positions of what was stored: their count, a number close to them, their mean about that, and the sum of
+            squared deviations from their mean.
+        first: the first one of them.
     """
-    batch, positions, channels = x.shape
+    batch, height, width, channels = result.shape
+    count, steps = _blocks_and_steps(batch, height * width, channels)
     block = _channels_at_once(channels)
-    blocks = -(-positions // (_POSITIONS * _STEPS))
-    sums = x.new_empty((batch, blocks, 2, channels), dtype=pivot.dtype)
-    launch: Any = _sum[blocks, batch, -(-channels // block)]
+    launch: Any = _finish[count, batch, -(-channels // block)]
+    added, target = (result if each is None else each for each in (residual, out))
     launch(
-        x,
-        pivot.contiguous(),
-        sums,
-        positions,
+        result,
+        added,
+        target,
+        result if bias is None else bias,
+        partial,
+        height * width,
+        width,
         channels,
-        blocks,
+        partial.shape[1],
+        first,
+        steps,
+        *result.stride()[:3],
+        *added.stride()[:3],
+        *target.stride(),
+        has_residual=residual is not None,
+        has_out=out is not None,
+        has_bias=bias is not None,
         block_positions=_POSITIONS,
         block_channels=block,
-        steps=_STEPS,
     )
-    total, squares = sums.sum(1).unbind(1)
-    return total, squares
+
+
+def blocks_of(shape: Sequence[int]) -> int:
+    """How many runs of positions `finish` cuts [B, H, W, C] into."""
+    return _blocks_and_steps(shape[0], shape[1] * shape[2], shape[3])[0]
+
+
+def merge(partial: Tensor, row: Tensor) -> None:
+    """The statistics of all runs [B, N, 4, C] together: about the mean, sum of deviations and of their squares.
+
+    Args:
+        row: [3, B, C] in float32, contiguous.
+    """
+    batch, blocks, _, channels = partial.shape
+    block = min(_MERGED_CHANNELS, _channels_at_once(channels))
+    launch: Any = _merge[batch, -(-channels // block)]
+    launch(partial, row, blocks, channels, batch, block_blocks=_MERGED_BLOCKS, block_channels=block)
+
+
+def _blocks_and_steps(batch: int, positions: int, channels: int) -> tuple[int, int]:
+    """Runs of positions of each item, and how many blocks of positions a program takes of one.
+
+    Enough programs to fill a device, and no more, since each leaves numbers that have to be merged.
+    """
+    blocks = -(-positions // _POSITIONS)
+    beside = batch * -(-channels // _channels_at_once(channels))
+    steps = max(1, blocks * beside // PROGRAMS)
+    return -(-blocks // steps), steps
 
 
 def _channels_at_once(channels: int) -> int:
