@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import os
 import statistics
 import subprocess
@@ -141,7 +142,9 @@ def main() -> None:
 
 def run_tests() -> bool:
     """Whether the tests of devices pass."""
-    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "not slow", *TESTS], cwd=ROOT).returncode == 0
+    several = ["-n", "4"] if importlib.util.find_spec("xdist") else []
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", *several, *TESTS]
+    return subprocess.run(command, cwd=ROOT).returncode == 0
 
 
 @torch.inference_mode()

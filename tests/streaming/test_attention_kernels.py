@@ -120,7 +120,7 @@ def test_terms_of_packed_attention_are_what_it_allocates(size: tuple[int, int], 
     ]
     assert terms["keys"] == sum(4 * each.weight.numel() for each in packed)
     assert preparing.bytes <= terms["packing"]
-    assert terms["statistics"] == made._table._values.nbytes
+    assert terms["statistics"] == made._table.values.nbytes
     with LargestAllocation() as computing:
         for strip in made.layout.strips():
             made.compute(strip)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from given.inputs import latent
 from torch import nn
 
@@ -24,7 +25,7 @@ from vae_core.streaming import fused
 from vae_core.streaming.devices import accelerators
 from vae_core.streaming.fused import Part
 from vae_core.streaming.phases import PARITIES
-from vae_core.streaming.stats import StripStats
+from vae_core.streaming.stats import StatsTable, StripStats, TableStats, all_finite, merge_all
 
 TESTS = Path(__file__).resolve().parents[1]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -34,12 +35,13 @@ _SKIPPED = pytest.mark.skip(reason="runs on an accelerator, and in the process t
 on_devices = pytest.mark.parametrize("device", DEVICES or [pytest.param("cpu", marks=_SKIPPED)])
 
 SHAPES = [(1, 3, 5, 7), (2, 9, 70, 40), (1, 1, 1, 1), (1, 20, 33, 3), (2, 2, 2, 160)]  # [B, H, W, C]
+CASES = [(shape, torch.float32) for shape in SHAPES] + [(SHAPES[1], torch.float16), (SHAPES[1], torch.bfloat16)]
 # The interpreter cuts bfloat16 off where a device rounds.
 ROUNDING = {torch.float32: 2e-7, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 
 
 @needs_triton
-@pytest.mark.skipif(INTERPRETED, reason="this is that process")
+@pytest.mark.skipif(bool(DEVICES), reason="this is that process, or there is a device")
 @pytest.mark.thorough
 def test_in_the_interpreter() -> None:
     run = subprocess.run(
@@ -61,26 +63,62 @@ def strip(shape: tuple[int, ...], dtype: torch.dtype, mean: float = 20.0) -> tor
 
 @on_devices
 @needs_triton
-@pytest.mark.parametrize("dtype", ROUNDING)
-@pytest.mark.parametrize("act", [nn.SiLU(), nn.Identity()])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_norm_and_activation(shape: tuple[int, ...], act: nn.Module, dtype: torch.dtype, device: str) -> None:
+@pytest.mark.parametrize(("shape", "dtype"), CASES)
+@pytest.mark.parametrize("act", [nn.SiLU(), None])
+@pytest.mark.parametrize("around", [(1, 1, 1, 1), (0, 1, 0, 1), (0, 0, 0, 0)])  # above, below, left, right
+def test_norm_activation_and_padding(
+    around: tuple[int, ...], shape: tuple[int, ...], act: nn.Module | None, dtype: torch.dtype, device: str
+) -> None:
+    above, below, left, right = around
     x = strip(shape, dtype)
-    scale, shift = torch.randn(shape[0], shape[3]), torch.randn(shape[0], shape[3])
-    padded = torch.full((shape[0], shape[1] + 2, shape[2] + 2, shape[3]), 7.0, dtype=dtype, device=device)
-    inside = padded[:, 1:-1, 1:-1]
-    assert fused.activate(x.to(device), scale.to(device), shift.to(device), act, inside)
-    want = act(x.double() * scale[:, None, None] + shift[:, None, None])
-    size = (x.double() * scale[:, None, None]).abs().max() + shift.abs().max()
-    assert (inside.cpu().double() - want).abs().max() <= ROUNDING[dtype] * size
-    inside.fill_(7.0)
-    assert (padded == 7.0).all()  # nothing beside it was written
+    scale, shift = torch.randn(2, shape[0], shape[3])
+    whole = (shape[0], above + shape[1] + below, left + shape[2] + right + 2, shape[3])
+    beside = torch.full(whole, 7.0, dtype=dtype, device=device)
+    out = beside[:, :, 1:-1]
+    for planes in (False, True):  # channels next to each other, as maps have them, or apart, as images do
+        given = x.movedim(3, 1).contiguous().movedim(1, 3) if planes else x
+        for norm in ((scale, shift), None):
+            out.fill_(3.0)
+            fused.activate(given.to(device), norm and (scale.to(device), shift.to(device)), act, out, above, left)
+            want = x.double()
+            size = want.abs().max()
+            if norm is not None:
+                want = want * scale[:, None, None] + shift[:, None, None]
+                size = (x.double() * scale[:, None, None]).abs().max() + shift.abs().max()
+            want = F.pad(want if act is None else act(want), (0, 0, left, right, above, below))
+            assert (out.cpu().double() - want).abs().max() <= ROUNDING[dtype] * size
+    out.fill_(7.0)
+    assert (beside == 7.0).all()  # nothing beside it was written
 
 
 @on_devices
 @needs_triton
-@pytest.mark.parametrize("dtype", ROUNDING)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("groups", "channels", "strips"), [(1, 3, 1), (4, 8, 3), (2, 160, 70), (7, 7, 2)])
+def test_a_norm_of_strips(groups: int, channels: int, strips: int, device: str) -> None:
+    """Of strips of several sizes, and of values far from zero, as `ChannelStats.affine` computes it in float64."""
+    norm = nn.GroupNorm(groups, channels, eps=1e-6)
+    for each in (norm.weight, norm.bias):
+        nn.init.normal_(each)
+    parts = [strip((2, 1 + index % 3, 5, channels), torch.float32, mean=300.0) for index in range(strips)]
+    table = StatsTable(strips, (2, channels), torch.float32, torch.device(device), counted=True)
+    for index, part in enumerate(parts):
+        fused.finish([Part(part.to(device))], None, table.row(index, part.shape[1] * part.shape[2]))
+    stats = TableStats(table, strips)
+    scale, shift = (each.cpu().double() for each in stats.affine(norm))
+    exact = merge_all([StripStats.of(part.double()).finished() for part in parts])
+    want_scale, want_shift = exact.affine(norm)
+    x = torch.cat(parts, dim=1).double()
+    got, want = (x * a[:, None, None] + b[:, None, None] for a, b in ((scale, shift), (want_scale, want_shift)))
+    assert (got - want).abs().max() <= 1e-6 * (x * want_scale[:, None, None]).abs().max()
+    torch.testing.assert_close(stats.mean.cpu(), exact.mean, rtol=1e-6, atol=0)
+    assert all_finite([stats]) == [True]
+    fused.finish([Part(torch.full_like(parts[0], torch.inf).to(device))], None, table.row(0, 5))
+    assert all_finite([stats, exact]) == [False, True]
+
+
+@on_devices
+@needs_triton
+@pytest.mark.parametrize(("shape", "dtype"), CASES)
 def test_statistics(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
     x = strip(shape, dtype, mean=1000.0)
     assert fused.measured(x.to(device)) is not None
@@ -116,8 +154,7 @@ def test_statistics_by_programs_that_have_more_or_less_to_do(
 
 @on_devices
 @needs_triton
-@pytest.mark.parametrize("dtype", ROUNDING)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "dtype"), CASES)
 @pytest.mark.parametrize("form", ["all", "bias alone", "residual alone, in place", "phases", "planes"])
 def test_what_comes_after_a_convolution(form: str, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
     """Bias, residual, where the sum goes to, and the statistics of what was stored there."""
@@ -148,7 +185,7 @@ def test_what_comes_after_a_convolution(form: str, shape: tuple[int, ...], dtype
     if form.endswith("in place"):
         out = there[0]
     cut = [(slice(a, None, 2), slice(b, None, 2)) for a, b in PARITIES] if parts == 4 else [(slice(None), slice(None))]
-    row = torch.empty(3, batch, channels, device=device)
+    row = torch.empty(4, batch, channels, device=device)
     made = [
         Part(each, None if added is None else added[:, rows, columns], out[:, rows, columns])
         for each, (rows, columns) in zip(there, cut, strict=True)
@@ -156,7 +193,8 @@ def test_what_comes_after_a_convolution(form: str, shape: tuple[int, ...], dtype
     assert fused.finish(made, None if bias is None else bias.to(device), row)
     got = out.cpu().double()
     assert (got - want).abs().max() <= ROUNDING[out.dtype] * 1.01 * want.abs().max()
-    stats = StripStats(want.shape[1] * want.shape[2], *row).finished()
+    stats = StripStats(want.shape[1] * want.shape[2], *row[:3]).finished()
+    assert (row[3] == stats.count).all()
     values = got.flatten(1, 2)
     torch.testing.assert_close(stats.mean, values.mean(1), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(stats.m2, (values - values.mean(1, keepdim=True)).square().sum(1), rtol=1e-5, atol=1e-4)
@@ -203,20 +241,17 @@ def test_kernels_that_fail_give_way_to_torchs(
         with caplog.at_level(logging.WARNING, "seamless_vae"):
             for _ in range(2):
                 assert fused.measured(x) is None
-                assert not fused.activate(x, x[:, 0, 0], x[:, 0, 0], nn.SiLU(), torch.empty_like(x))
+                assert not fused.can_finish(x.device, x.dtype)
         assert len(caplog.messages) == 1 and "torch's own operations take their place" in caplog.messages[0]
     finally:
         fused._tried.cache_clear()
 
 
 def test_what_the_kernels_leave_to_torch() -> None:
-    """float64, other activations, channels that are not neighbours, and a CPU."""
+    """float64, other norms and activations, and a CPU."""
     x = strip((1, 3, 5, 7), torch.float32)
-    ones = torch.ones(1, 7)
     assert fused.measured(x) is None or INTERPRETED
-    assert not fused.activate(x, ones, ones, nn.GELU(), torch.empty_like(x))
-    assert not fused.activate(x.double(), ones, ones, nn.SiLU(), torch.empty_like(x).double())
-    assert not fused.activate(
-        x.transpose(2, 3).contiguous().transpose(2, 3), ones, ones, nn.SiLU(), torch.empty_like(x)
-    )
-    assert fused.measured(x.double()) is None
+    assert fused.measured(x.double()) is None and not fused.can_finish(x.device, torch.float64)
+    assert fused.can_activate(nn.GroupNorm(1, 7), nn.SiLU()) and fused.can_activate(None, None)
+    assert not fused.can_activate(nn.GroupNorm(1, 7), nn.GELU())
+    assert not fused.can_activate(nn.BatchNorm2d(7), nn.SiLU())

@@ -74,7 +74,7 @@ def test_a_table_that_is_merged_where_it_is(monkeypatch: pytest.MonkeyPatch) -> 
     for index, part in enumerate(parts):
         table.put(index, StripStats.of(part))
     wanted = {strips: table.merged(strips) for strips in ((0, 1, 2), (1, 2), (1,))}
-    monkeypatch.setattr("vae_core.streaming.stats._WITH_FLOAT64", ("cpu",))
+    monkeypatch.setattr("vae_core.streaming.stats.WITH_FLOAT64", ("cpu",))
     for strips, want in wanted.items():
         got = table.merged(strips)
         assert got.count == want.count and got.mean.dtype == torch.float64

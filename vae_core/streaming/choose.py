@@ -118,7 +118,7 @@ def _winograd_wins(step: Convolve, in_channels: int, target: FeatureMap) -> bool
 
 # Fewer latent pixels are too little work for a device to hide what a strip costs a processor:
 # `benchmarks/accelerator.py`.
-_SMALLEST_ON_A_DEVICE = 64 * 64
+_SMALLEST_ON_A_DEVICE = 96 * 96
 
 
 class Way(NamedTuple):

@@ -18,7 +18,7 @@ from .maps import joined
 from .phases import PARITIES, phase_kernels
 from .program import Convolve, PositionNorm
 from .scratch import Scratch, Scratches
-from .stats import ChannelStats, StatsTable, StripStats
+from .stats import Stats, StatsTable, StripStats, TableStats
 from .transfer import Arriving, Transfers
 
 _NOTHING = 1e-12  # some of torch's batch norms refuse an eps of 0
@@ -185,6 +185,11 @@ class DirectConvolution:
         """Whether one kernel does all that comes after the convolution."""
         return fused.can_finish(self.inputs.device, self.inputs.dtype)
 
+    @functools.cached_property
+    def _pads(self) -> bool:
+        """Whether one kernel does all that comes before it."""
+        return self._fused and fused.can_activate(self.step.norm, self.step.act)
+
     def prepare(self, packed: _Weights) -> None:
         inputs = self.inputs
         self._weights = packed
@@ -199,7 +204,7 @@ class DirectConvolution:
         strips = self.layout.strips()
         shape = (inputs.target.shape[0], self.step.conv.out_channels)
         self._numbers = {strip: number for number, strip in enumerate(strips)}
-        self._table = StatsTable(len(strips), shape, inputs.dtype, inputs.device)
+        self._table = StatsTable(len(strips), shape, inputs.dtype, inputs.device, self._fused)
         on_cpu = inputs.device.type == "cpu"
         self.scratches = Scratches(inputs.store.scratch, int(on_cpu), self.scratch_sizes() if on_cpu else {})
         self._scratch = self.scratches.take() if on_cpu else None
@@ -257,8 +262,8 @@ class DirectConvolution:
         else:
             self._transfers.download(out, target)
 
-    def combine(self, parts: Sequence[int]) -> ChannelStats:
-        return self._table.merged(parts)
+    def combine(self, parts: Sequence[int]) -> Stats:
+        return TableStats(self._table, len(parts)) if self._fused else self._table.merged(parts)
 
     def close(self) -> None:
         self._arriving.clear()
@@ -321,19 +326,25 @@ class DirectConvolution:
         height = self.inputs.source.shape[1]
         above, below = (0, 0) if circular.y else (max(0, -first), max(0, stop - height))
         batch, _, width, channels = pieces[0].shape
-        rows = above + sum(piece.shape[1] for piece in pieces) + below
+        heights = [piece.shape[1] for piece in pieces]
+        rows = above + sum(heights) + below
         if self._buffer is None:
             self._buffer = self._new_buffer((batch, rows, left + width + right, channels), pieces[0])
         padded = self._buffer[:, :rows]
-        inside = padded[:, above : rows - below, left : left + width]
-        for piece, place in zip(pieces, inside.split([piece.shape[1] for piece in pieces], dim=1), strict=True):
-            if self.step.norm is None and self.step.act is None:
-                place.copy_(piece)
-            else:
-                self._activate(piece, place)
-        if above:
+        if self._pads:
+            heights[0] += above
+            heights[-1] += below
+            norm, act = self._coefficients, self.step.act
+            for index, (piece, place) in enumerate(zip(pieces, padded.split(heights, dim=1), strict=True)):
+                fused.activate(piece, norm, act, place, 0 if index else above, left)
+        else:
+            inside = padded[:, above : rows - below, left : left + width]
+            for piece, place in zip(pieces, inside.split(heights, dim=1), strict=True):
+                if self.step.norm is None and self.step.act is None:
+                    place.copy_(piece)
+                else:
+                    self._activate(piece, place)
             padded[:, :above] = 0
-        if below:
             padded[:, rows - below :] = 0
         if circular.x:
             padded[:, :, :left] = padded[:, :, width : width + left]
@@ -341,14 +352,15 @@ class DirectConvolution:
         return padded.permute(0, 3, 1, 2)
 
     def _new_buffer(self, shape: tuple[int, int, int, int], like: Tensor) -> Tensor:
-        """For the first strip, which is the largest; the columns at its sides are zeros."""
+        """For the first strip, which is the largest; the columns at its sides are zeros, or written with each strip."""
         if self._scratch is None:
             buffer = like.new_empty(shape)
         else:
             buffer = self._scratch.tensor("window", shape, self.inputs.dtype)
-        left, right = self._sides
-        buffer[:, :, :left] = 0
-        buffer[:, :, shape[2] - right :] = 0
+        if not self._pads:
+            left, right = self._sides
+            buffer[:, :, :left] = 0
+            buffer[:, :, shape[2] - right :] = 0
         return buffer
 
     def _activate(self, x: Tensor, out: Tensor) -> None:
@@ -367,8 +379,6 @@ def _activate(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module, out: Tens
 
     scale and shift [B, C] are in float32, or in float64 for x in that.
     """
-    if fused.activate(x, scale, shift, act, out):
-        return
     if x.device.type == "cuda" and len(x) == 1 and x.dtype != torch.float64:
         out.copy_(act_of_batch_norm(x, scale[0], shift[0], act))
     elif out.dtype in _IN_PLACE and isinstance(act, nn.SiLU):

@@ -18,7 +18,7 @@ from .options import NO_AXES, Axes
 from .pool import WorkerPool, run_strips
 from .program import INPUT, OUTPUT, Attend, Convolve, Pass
 from .progress import Report
-from .stats import ChannelStats, StripStats, all_finite
+from .stats import Stats, StripStats, all_finite
 from .store import Store
 
 _UNSEEN_STRIPS = 8  # of a pass; the time of so few is not worth an error at once
@@ -114,7 +114,7 @@ class Execution:
         self.find_damage = find_damage
         self.maps: dict[str, FeatureMap] = {}
         self._owned: dict[str, FeatureMap] = {}  # what the store lent, by the map that it is used for now
-        self.stats: dict[str, ChannelStats] = {}
+        self.stats: dict[str, Stats] = {}
 
     def run(
         self,
@@ -137,7 +137,7 @@ class Execution:
             NonFiniteError: a value went out of range, or the statistics of a norm.
         """
         source, target = (FeatureMap.of(each.permute(0, 2, 3, 1)) for each in (part, output))
-        written: list[tuple[int, Pass, ChannelStats]] = []  # and not checked yet
+        written: list[tuple[int, Pass, Stats]] = []  # and not checked yet
         for index, step, kernel in self.kernels(source, target, latent_rows):
             report.begin_pass()
             kernel.prepare(weights.of(index, kernel))
@@ -145,14 +145,14 @@ class Execution:
             self.stats[step.target] = stats
             written.append((index, step, stats))
             # To look at values that are on a device is to wait for it: after few strips that is left for later.
-            if stats.mean.device.type == "cpu" or len(kernel.layout) > _UNSEEN_STRIPS:
+            if stats.on_cpu or len(kernel.layout) > _UNSEEN_STRIPS:
                 self._check(written)
             del kernel  # and with it maps that are not needed any more, before the next pass's are made
             if self.manner.trim:
                 give_back_freed()
         self._check(written)
 
-    def _check(self, written: list[tuple[int, Pass, ChannelStats]]) -> None:
+    def _check(self, written: list[tuple[int, Pass, Stats]]) -> None:
         """Raise for the first pass whose values went out of range, and forget the passes that are looked at here."""
         finite = all_finite([stats for _, _, stats in written])
         for (index, step, stats), fine in zip(written, finite, strict=True):
@@ -160,7 +160,7 @@ class Execution:
                 self._not_finite(index, step, stats)
         written.clear()
 
-    def _not_finite(self, index: int, step: Pass, stats: ChannelStats) -> None:
+    def _not_finite(self, index: int, step: Pass, stats: Stats) -> None:
         """Raise for what makes every later value wrong: where only squares leave the range, a norm that needs them."""
         damaged, self.find_damage = self.find_damage(), lambda: None  # looked for once
         if damaged is not None:
@@ -215,7 +215,7 @@ class Execution:
             self.store.release(owned)
 
     def _coefficients(self, step: Pass) -> tuple[Tensor, Tensor] | None:
-        """A GroupNorm of the source as scale and shift [B, C] in float64; None for others and in a dry run."""
+        """A GroupNorm of the source as scale and shift [B, C]; None for others and in a dry run."""
         if not isinstance(step.norm, nn.GroupNorm) or isinstance(self.maps[step.source], PlannedMap):
             return None
         if step.source not in self.stats:  # the input, which no pass has written

@@ -38,21 +38,35 @@ class Part(NamedTuple):
     out: Tensor | None = None
 
 
-def activate(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module, out: Tensor) -> bool:
-    """Write act(x * scale + shift) for [B, H, W, C] to `out` and say True; False if nothing was done.
+def can_activate(norm: object, act: nn.Module | None) -> bool:
+    """Whether `activate` computes such a norm, once it is scale and shift, and such an activation."""
+    return isinstance(norm, nn.GroupNorm | None) and isinstance(act, nn.SiLU | nn.Identity | None)
+
+
+def activate(
+    x: Tensor, norm: tuple[Tensor, Tensor] | None, act: nn.Module | None, out: Tensor, above: int, left: int
+) -> None:
+    """act(x * scale + shift) for [B, H, W, C] into `out`, with zeros around it, where `can_finish` and `can_activate`.
 
     Args:
-        scale, shift: [B, C] in float32.
-        act: SiLU or Identity; nothing is done for another.
+        norm: scale and shift [B, C] in float32, contiguous.
+        out: [B, above + H + below, left + W + right, C], channels next to each other.
     """
-    if not isinstance(act, nn.SiLU | nn.Identity) or x.dtype == torch.float64 or x.stride(3) != 1:
-        return False
-    kernels = _kernels_for(x)
-    if kernels is None:
-        return False
+    kernels = _kernels(x.device, out.dtype)
+    assert kernels is not None
     with current(x.device):
-        kernels.activate(x, scale, shift, isinstance(act, nn.SiLU), out)
-    return True
+        kernels.activate(x, norm, isinstance(act, nn.SiLU), out, above, left)
+
+
+def norm(rows: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+    """A GroupNorm as scale and shift [B, C] in float32, from rows [strips, 4, B, C] of `finish`, where it works."""
+    from . import triton_kernels
+
+    scale, shift = torch.empty((2, *rows.shape[2:]), dtype=torch.float32, device=rows.device)
+    weight, bias = (each.detach().to(rows.device) for each in (norm.weight, norm.bias))
+    with current(rows.device):
+        triton_kernels.norm(rows, norm.num_groups, norm.eps, weight, bias, scale, shift)
+    return scale, shift
 
 
 def finish(parts: Sequence[Part], bias: Tensor | None, row: Tensor) -> bool:
@@ -60,7 +74,7 @@ def finish(parts: Sequence[Part], bias: Tensor | None, row: Tensor) -> bool:
 
     Args:
         bias: [C] in float32, or None.
-        row: [3, B, C] in float32, becomes what `StripStats` has of all parts together, as they were stored.
+        row: [4, B, C] in float32, becomes what `StripStats` has of all parts together, as they were stored, and count.
     """
     result = parts[0].result
     kernels = _kernels_for(result)
@@ -83,10 +97,10 @@ def measured(strip: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
 
     None where torch's operations have to do it.
     """
-    row = torch.empty((3, strip.shape[0], strip.shape[3]), dtype=torch.float32, device=strip.device)
+    row = torch.empty((4, strip.shape[0], strip.shape[3]), dtype=torch.float32, device=strip.device)
     if not finish([Part(strip)], None, row):
         return None
-    mean, rest, squares = row.unbind()
+    mean, rest, squares, _ = row.unbind()
     return mean, rest, squares
 
 
@@ -145,18 +159,23 @@ def _try(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
     there, factors, offsets = x.to(device), scale.to(device), shift.to(device)
     values = x.float()
     for silu in (True, False):
-        got, want = torch.empty_like(there), values * scale[:, None, None] + shift[:, None, None]
-        kernels.activate(there, factors, offsets, silu, got)
-        want = nn.functional.silu(want) if silu else want
+        got, want = there.new_empty(2, 4, 72, 160), values * scale[:, None, None] + shift[:, None, None]
+        kernels.activate(there, (factors, offsets), silu, got, 1, 1)
+        want = nn.functional.pad(nn.functional.silu(want) if silu else want, (0, 0, 1, 1, 1, 1))
         torch.testing.assert_close(got.cpu().float(), want, rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
     added, out = torch.randn(160, generator=generator), torch.empty_like(there)
     partial = factors.new_empty(2, kernels.blocks_of(x.shape), 4, 160)
-    row = factors.new_empty(3, 2, 160)
+    rows = factors.new_empty(1, 4, 2, 160)
     kernels.finish(there, added.to(device), there, out, partial, 0)
-    kernels.merge(partial, row)
+    kernels.merge(partial, rows[0])
     want = 2 * values + added
     torch.testing.assert_close(out.cpu().float(), want, rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
-    deviations = out.cpu().float().flatten(1, 2) - row[0].cpu()[:, None]
+    stored = out.cpu().float()
+    deviations = stored.flatten(1, 2) - rows[0, 0].cpu()[:, None]
     wanted = want.mean((1, 2)), deviations.sum(1), deviations.square().sum(1)
-    for got, want in zip(row.cpu(), wanted, strict=True):
+    for got, want in zip(rows[0].cpu(), wanted, strict=False):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-2)
+    kernels.norm(rows, 8, 1e-6, there[0, 0, 0], there[0, 0, 1], factors, offsets)
+    want = nn.functional.group_norm(stored.movedim(3, 1), 8, x[0, 0, 0].float(), x[0, 0, 1].float(), 1e-6)
+    got = stored * factors.cpu()[:, None, None] + offsets.cpu()[:, None, None]
+    torch.testing.assert_close(got, want.movedim(1, 3), rtol=1e-3, atol=1e-3)

@@ -13,7 +13,7 @@ from torch import Tensor
 from .maps import FeatureMap
 from .options import Axes
 from .program import Pass
-from .stats import ChannelStats
+from .stats import Stats
 from .store import Store
 
 Span = tuple[int, int]
@@ -105,7 +105,8 @@ class PassInputs:
     Attributes:
         dtype: precision of the computation.
         map_dtype: that of all maps but the output, which may be of another.
-        coefficients: a GroupNorm as scale and shift [B, C]; None for another norm, or none, and in a dry run.
+        coefficients: a GroupNorm as scale and shift [B, C], in float64 on the CPU, or on the device as `Stats.affine`
+            gives it; None for another norm, or none, and in a dry run.
         circular: axes along which the image continues at its other side.
         max_rows: most target rows that a strip may have, or None.
         strip_bytes: bytes that a strip of the direct kernel has on its wider side, about; less makes others smaller.
@@ -175,7 +176,7 @@ class Kernel(Protocol):
         """Compute a strip into the target; what is returned goes to `combine`."""
         ...
 
-    def combine(self, parts: Sequence[Any]) -> ChannelStats:
+    def combine(self, parts: Sequence[Any]) -> Stats:
         """The statistics of the target, from the results of all strips in their order."""
         ...
 

@@ -34,6 +34,15 @@ class ChannelStats:
         mean = total / count
         return cls(count, mean, (squares - total * mean).clamp_min_(0.0))
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether to look at them is not to wait for a device."""
+        return self.mean.device.type == "cpu"
+
+    def total(self) -> Tensor:
+        """NaN or infinite if a value was, or its square."""
+        return self.mean.sum() + self.m2.sum()
+
     def merge(self, other: ChannelStats) -> ChannelStats:
         """The statistics of both sets of values (Chan, Golub & LeVeque, 1979, eq. 2.1)."""
         count = self.count + other.count
@@ -57,7 +66,32 @@ class ChannelStats:
         return scale.flatten(1), (bias - mean * scale).flatten(1)
 
 
-_WITH_FLOAT64 = ("cuda",)  # devices that compute in it, slowly or not
+class TableStats:
+    """The statistics of all strips of a table whose strips have counts, left where they are.
+
+    Norms come from them there, so that nothing waits for the device from pass to pass.
+    """
+
+    on_cpu = False
+
+    def __init__(self, table: StatsTable, strips: int) -> None:
+        self._table, self._strips = table, strips
+
+    def affine(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
+        """GroupNorm as one scale and one shift per channel, each [B, C] in float32."""
+        return fused.norm(self._table.values, norm)
+
+    def total(self) -> Tensor:
+        """NaN or infinite if a value was, or its square."""
+        return self._table.values.sum()
+
+    @property
+    def mean(self) -> Tensor:
+        """[B, C] of all strips."""
+        return self._table.merged(range(self._strips)).mean
+
+
+WITH_FLOAT64 = ("cuda",)  # devices that compute in it, slowly or not
 
 # Added to a variance before its root is taken and inverted, and taken off again; it only keeps the root from zero.
 _TINY = 1e-12
@@ -115,43 +149,47 @@ class StatsTable:
         shape: [B, C] of each.
         dtype: of strips; statistics are in float32, or wider if that is.
         device: where they are until the pass is over.
+        counted: a strip has a fourth row, its counts, as `fused.finish` writes it.
     """
 
-    def __init__(self, strips: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, strips: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device, counted: bool = False
+    ) -> None:
         wide = torch.promote_types(dtype, torch.float32)
         self._counts = [0] * strips
-        numbers = 3 * strips * shape[0] * shape[1]
+        rows = 3 + counted
+        numbers = rows * strips * shape[0] * shape[1]
         if device.type == "cpu":
             memory = pages(numbers * wide.itemsize, "statistics").view(wide)
         else:
             memory = torch.empty(numbers, dtype=wide, device=device)
-        self._values = memory.view(strips, 3, *shape)
+        self.values = memory.view(strips, rows, *shape)
 
     @staticmethod
     def bytes(strips: int, shape: tuple[int, int], dtype: torch.dtype) -> int:
-        """What a table takes."""
+        """What a table without counts takes."""
         return 3 * strips * shape[0] * shape[1] * torch.promote_types(dtype, torch.float32).itemsize
 
     def put(self, index: int, stats: StripStats) -> None:
         """Write down a strip's."""
         self._counts[index] = stats.count
-        for place, value in zip(self._values[index], stats[1:], strict=True):
+        for place, value in zip(self.values[index, :3], stats[1:], strict=True):
             place.copy_(value)
 
     def row(self, index: int, count: int) -> Tensor:
-        """Where to write down mean, rest and squares, [3, B, C], of a strip of so many values per channel."""
+        """Where to write down mean, rest, squares and counts, [4, B, C], of a strip of so many values per channel."""
         self._counts[index] = count
-        return self._values[index]
+        return self.values[index]
 
     def of(self, index: int) -> StripStats:
         """A strip's, as views of the table."""
-        return StripStats(self._counts[index], *self._values[index])
+        return StripStats(self._counts[index], *self.values[index, :3])
 
     def merged(self, strips: Sequence[int]) -> ChannelStats:
         """The statistics of strips that follow one another, together."""
-        if self._values.device.type not in _WITH_FLOAT64:
+        if self.values.device.type not in WITH_FLOAT64:
             return merge_all([self.of(index).finished() for index in strips])
-        mean, rest, squares = self._values[strips[0] : strips[-1] + 1].double().unbind(1)  # [strips, B, C] each
+        mean, rest, squares = self.values[strips[0] : strips[-1] + 1, :3].double().unbind(1)  # [strips, B, C] each
         counts = [self._counts[index] for index in strips]
         count = torch.tensor(counts, dtype=torch.float64).to(mean.device, non_blocking=True)[:, None, None]
         mean, m2 = mean + rest / count, (squares - rest.square() / count).clamp_min_(0)
@@ -169,13 +207,19 @@ def _measured_on_cuda(strip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, torch.zeros_like(mean), (torch.stack(inverses).pow(-2) - _TINY) * count
 
 
-def all_finite(several: Sequence[ChannelStats]) -> list[bool]:
+Stats = ChannelStats | TableStats
+
+
+def all_finite(several: Sequence[Stats]) -> list[bool]:
     """For each, False if a value was NaN or infinite, or too large to be squared. Waits for the device once."""
     if not several:
         return []
-    # A value that is not finite makes any sum NaN or infinite; finite ones in float64, of float32, add up to finite.
-    sums = [stats.mean.sum() + stats.m2.sum() for stats in several]
-    return torch.isfinite(torch.stack(sums)).tolist()
+    # A value that is not finite makes a sum NaN or infinite, whatever else there is.
+    totals = [stats.total() for stats in several]
+    elsewhere = next((total.device for total in totals if total.device.type != "cpu"), None)
+    if elsewhere is not None:
+        totals = [total.float().to(elsewhere) for total in totals]  # there may be no float64 there
+    return torch.isfinite(torch.stack(totals)).tolist()
 
 
 def merge_all(parts: list[ChannelStats]) -> ChannelStats:

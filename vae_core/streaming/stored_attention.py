@@ -16,7 +16,7 @@ from .kernel import Layout, PassInputs, Strip, cut
 from .maps import FeatureMap
 from .program import Attend, Linear, PositionNorm
 from .softmax import OnlineSoftmax, folded, per_item, projections
-from .stats import ChannelStats, StatsTable, StripStats
+from .stats import WITH_FLOAT64, ChannelStats, StatsTable, StripStats
 
 _QUERIES = 1024  # positions that attend at a time
 _ACCELERATOR_QUERIES = 4096  # where there is more to be busy with
@@ -102,11 +102,12 @@ class StoredAttention:
 
     def prepare(self, packed: None) -> None:
         device, dtype = self.inputs.device, self.inputs.dtype
-        place = torch.device("cpu") if self.inputs.coefficients is None else self.inputs.coefficients[0].device
+        place = device if device.type in WITH_FLOAT64 else torch.device("cpu")
         self._projections = projections(self.step.weights, place)
+        self._norm = [each.to(place).double() for each in self.inputs.coefficients or ()]
         strips = self.layout.strips()
         self._numbers = {strip: number for number, strip in enumerate(strips)}
-        self._table = StatsTable(len(strips), (1, self.step.channels), dtype, device)
+        self._table = StatsTable(len(strips), (1, self.step.channels), dtype, device, fused.can_finish(device, dtype))
         self.inputs.store.scratch.lend(0, 0)  # what passes before have left is not needed here
 
     def close(self) -> None:
@@ -155,8 +156,8 @@ class StoredAttention:
     def _of_normalized(self, layer: Linear, item: int) -> Linear:
         """A projection of what `_normalized` leaves: a GroupNorm is part of its weights."""
         device, dtype = self.inputs.device, self.inputs.dtype
-        if self.inputs.coefficients is not None:
-            scale, shift = self.inputs.coefficients
+        if self._norm:
+            scale, shift = self._norm
             return folded(layer, scale[item], shift[item], device, dtype)
         weight, bias = (each.detach().to(dtype).to(device) for each in layer)  # there may be no float64 there
         return weight, bias

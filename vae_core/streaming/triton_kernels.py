@@ -5,7 +5,7 @@ adds bias and residual to what the convolution has made, puts it where it belong
 the next norm comes. Each reads a value once, in the precision in which it is stored, computes in float32, and writes
 no more than its result.
 
-Maps are [B, H, W, C], channels next to each other in memory; all other strides are free.
+Maps are [B, H, W, C]; where nothing else is said channels are next to each other, and all other strides are free.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 _POSITIONS = 32  # of a row that a program has at once
 _MOST_CHANNELS = 128  # the same
 _MERGED_BLOCKS, _MERGED_CHANNELS = 128, 16  # that a program merges at once
+_MERGED_STRIPS = 32
 PROGRAMS = 1024  # that are busy at once on a large device
 
 
@@ -32,31 +33,43 @@ def _activate(
     height,
     width,
     channels,
+    rows,
+    columns,
+    above,
+    left,
     x_item,
     x_row,
     x_column,
+    x_channel,
     out_item,
     out_row,
     out_column,
+    norm: tl.constexpr,
     silu: tl.constexpr,
     block_positions: tl.constexpr,
     block_channels: tl.constexpr,
 ):
     line = tl.program_id(0).to(tl.int64)  # rows of all items: an offset may need more than 32 bits
-    item, row = line // height, line % height
+    item, row = line // rows, line % rows
     column = tl.program_id(1) * block_positions + tl.arange(0, block_positions)
     channel = tl.program_id(2) * block_channels + tl.arange(0, block_channels)
-    within = (column[:, None] < width) & (channel[None, :] < channels)
-    coefficient = item * channels + channel
-    factor = tl.load(scale + coefficient, mask=channel < channels, other=0.0)
-    offset = tl.load(shift + coefficient, mask=channel < channels, other=0.0)
-    start = x + item * x_item + row * x_row
-    value = tl.load(start + column[:, None] * x_column + channel[None, :], mask=within, other=0.0).to(tl.float32)
-    value = value * factor[None, :] + offset[None, :]
+    known = channel < channels
+    there_row, there_column = row - above, column - left
+    inside = (there_row >= 0) & (there_row < height) & (there_column >= 0) & (there_column < width)
+    within = inside[:, None] & known[None, :]
+    place = item * x_item + there_row * x_row + there_column * x_column
+    value = tl.load(x + place[:, None] + channel[None, :].to(tl.int64) * x_channel, mask=within, other=0.0)
+    value = value.to(tl.float32)
+    if norm:
+        coefficient = item * channels + channel
+        factor = tl.load(scale + coefficient, mask=known, other=0.0)
+        value = value * factor[None, :] + tl.load(shift + coefficient, mask=known, other=0.0)[None, :]
     if silu:
         value = value / (1.0 + tl.exp(-value))
+    value = tl.where(within, value, 0.0)
     start = out + item * out_item + row * out_row
-    tl.store(start + column[:, None] * out_column + channel[None, :], value.to(out.dtype.element_ty), mask=within)
+    stored = (column[:, None] < columns) & known[None, :]
+    tl.store(start + column[:, None] * out_column + channel[None, :], value.to(out.dtype.element_ty), mask=stored)
 
 
 @triton.jit
@@ -167,27 +180,92 @@ def _merge(
         deviation = tl.where(within, deviation, 0.0)
         rest += tl.sum(count * deviation, 0)
         squares += tl.sum(tl.load(place + 3 * channels, mask=within, other=0.0) + count * deviation * deviation, 0)
-    place = item * channels + channel
-    tl.store(row + place, mean, mask=known)
-    tl.store(row + batch * channels + place, rest, mask=known)
-    tl.store(row + 2 * batch * channels + place, squares, mask=known)
+    place = row + item * channels + channel
+    tl.store(place, mean, mask=known)
+    tl.store(place + batch * channels, rest, mask=known)
+    tl.store(place + 2 * batch * channels, squares, mask=known)
+    tl.store(place + 3 * batch * channels, counts, mask=known)
 
 
-def activate(x: Tensor, scale: Tensor, shift: Tensor, silu: bool, out: Tensor) -> None:
-    """out = x * scale + shift for [B, H, W, C], with SiLU of that if asked; scale and shift [B, C] in float32."""
+@triton.jit
+def _norm(
+    rows,
+    weight,
+    bias,
+    scale,
+    shift,
+    strips,
+    batch,
+    channels,
+    size,
+    eps,
+    block_strips: tl.constexpr,
+    block_channels: tl.constexpr,
+):
+    item, group = tl.program_id(0), tl.program_id(1)
+    within_group = tl.arange(0, block_channels)
+    known = within_group < size
+    channel = group * size + within_group
+    numbers = batch * channels
+    start = rows + item * channels + channel
+    origin = tl.load(rows + item * channels + group * size)
+    count = 0.0
+    total = 0.0
+    for first in range(0, strips, block_strips):
+        strip = (first + tl.arange(0, block_strips)).to(tl.int64)
+        within = (strip[:, None] < strips) & known[None, :]
+        place = start[None, :] + strip[:, None] * 4 * numbers
+        counts = tl.load(place + 3 * numbers, mask=within, other=0.0)
+        middle = tl.load(place, mask=within, other=0.0) - origin
+        sums = counts * middle + tl.load(place + numbers, mask=within, other=0.0)
+        count += tl.sum(tl.sum(counts, 0), 0)
+        total += tl.sum(tl.sum(sums, 0), 0)
+    mean = total / count
+    squares = 0.0
+    for first in range(0, strips, block_strips):
+        strip = (first + tl.arange(0, block_strips)).to(tl.int64)
+        within = (strip[:, None] < strips) & known[None, :]
+        place = start[None, :] + strip[:, None] * 4 * numbers
+        counts = tl.load(place + 3 * numbers, mask=within, other=0.0)
+        middle = tl.load(place, mask=within, other=0.0) - origin - mean
+        rest = tl.load(place + numbers, mask=within, other=0.0)
+        spread = tl.load(place + 2 * numbers, mask=within, other=0.0)
+        spread += middle * (2.0 * rest + counts * middle)
+        squares += tl.sum(tl.sum(tl.where(within, spread, 0.0), 0), 0)
+    factor = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32) / tl.sqrt(squares / count + eps)
+    offset = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32) - (origin + mean) * factor
+    tl.store(scale + item * channels + channel, factor, mask=known)
+    tl.store(shift + item * channels + channel, offset, mask=known)
+
+
+def activate(x: Tensor, norm: tuple[Tensor, Tensor] | None, silu: bool, out: Tensor, above: int, left: int) -> None:
+    """x [B, H, W, C] of any strides, normalised and activated, into `out` with zeros around it.
+
+    Args:
+        norm: scale and shift [B, C] in float32: x * scale + shift.
+        silu: then SiLU of that.
+        out: [B, above + H + below, left + W + right, C], channels next to each other.
+    """
     batch, height, width, channels = x.shape
+    _, rows, columns, _ = out.shape
     block = _channels_at_once(channels)
-    launch: Any = _activate[batch * height, -(-width // _POSITIONS), -(-channels // block)]
-    strides = *x.stride()[:3], *out.stride()[:3]
+    scale, shift = (x, x) if norm is None else norm
+    launch: Any = _activate[batch * rows, -(-columns // _POSITIONS), -(-channels // block)]
     launch(
         x,
         out,
-        scale.contiguous(),
-        shift.contiguous(),
+        scale,
+        shift,
         height,
         width,
         channels,
-        *strides,
+        rows,
+        columns,
+        above,
+        left,
+        *x.stride(),
+        *out.stride()[:3],
+        norm=norm is not None,
         silu=silu,
         block_positions=_POSITIONS,
         block_channels=block,
@@ -241,15 +319,42 @@ def blocks_of(shape: Sequence[int]) -> int:
 
 
 def merge(partial: Tensor, row: Tensor) -> None:
-    """The statistics of all runs [B, N, 4, C] together: about the mean, sum of deviations and of their squares.
+    """The statistics of all runs [B, N, 4, C] together: about the mean, sums of deviations and of their squares, count.
 
     Args:
-        row: [3, B, C] in float32, contiguous.
+        row: [4, B, C] in float32, contiguous.
     """
     batch, blocks, _, channels = partial.shape
     block = min(_MERGED_CHANNELS, _channels_at_once(channels))
     launch: Any = _merge[batch, -(-channels // block)]
     launch(partial, row, blocks, channels, batch, block_blocks=_MERGED_BLOCKS, block_channels=block)
+
+
+def norm(rows: Tensor, groups: int, eps: float, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> None:
+    """A GroupNorm as scale and shift [B, C] in float32.
+
+    Args:
+        rows: [strips, 4, B, C] of `merge`, contiguous.
+        weight, bias: [C] of any precision.
+    """
+    strips, _, batch, channels = rows.shape
+    size = channels // groups
+    launch: Any = _norm[batch, groups]
+    block = 1 << (size - 1).bit_length()
+    launch(
+        rows,
+        weight,
+        bias,
+        scale,
+        shift,
+        strips,
+        batch,
+        channels,
+        size,
+        eps,
+        block_strips=_MERGED_STRIPS,
+        block_channels=block,
+    )
 
 
 def _blocks_and_steps(batch: int, positions: int, channels: int) -> tuple[int, int]:
