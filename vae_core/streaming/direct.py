@@ -132,7 +132,9 @@ class DirectConvolution:
         if self.step.norm is not None and (dtype not in _IN_PLACE or isinstance(self.step.norm, PositionNorm)):
             source += itemsize
         # The result and strips on their way back, what is added to it, and deviations from its mean in float32.
-        target = 5 * itemsize + 4 + (4 if dtype != torch.float32 else 0)
+        target = 5 * itemsize
+        if not self._fused:
+            target += 4 + (4 if dtype != torch.float32 else 0)
         if self.step.shortcut is not None:
             target += itemsize
         if self.step.scale == "up":

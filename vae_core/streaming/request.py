@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +27,8 @@ class Request:
         shape: of the whole batch, [B, C, H, W].
         device: where it computes.
         available: bytes of the device's memory to count on; None where nothing is known.
-        offload: bytes of CPU memory for what an accelerator has no room for.
+        find_offload: says how many bytes of CPU memory there are for what an accelerator has no room for. It is found
+            out once, and only where it is asked for, because a dozen files of the system have to be read.
         kernels, workers: which kernels are taken, and threads for strips: as they were when the run was prepared.
         patch: what is patched in the modules, in words; None for unmodified ones.
         passes: of the half's program; of unmodified modules, to count by, where the reference path runs.
@@ -37,7 +39,7 @@ class Request:
     options: Options
     device: torch.device
     available: int | None
-    offload: int
+    find_offload: Callable[[], int]
     kernels: KernelChoice
     workers: int
     patch: str | None
@@ -61,8 +63,8 @@ class Request:
         if available is None and options.memory_budget is None:
             available = available_bytes(device)
         workers = torch.get_num_threads()
-        offload = offload_bytes(device)
-        return cls(half, shape, options, device, available, offload, kernels, workers, patch, passes)
+        find_offload = functools.cache(lambda: offload_bytes(device))
+        return cls(half, shape, options, device, available, find_offload, kernels, workers, patch, passes)
 
     def but(self, **options: Any) -> Request:
         """The same run with other options."""
@@ -75,8 +77,13 @@ class Request:
     def on_cpu(self) -> Request:
         """The same run on the CPU, in the same precision."""
         cpu = torch.device("cpu")
-        made = replace(self, device=cpu, available=available_bytes(cpu), offload=0)
+        made = replace(self, device=cpu, available=available_bytes(cpu), find_offload=lambda: 0)
         return made.but(dtype=self.dtype)
+
+    @property
+    def offload(self) -> int:
+        """Bytes of CPU memory for what an accelerator has no room for."""
+        return self.find_offload()
 
     @property
     def output_shape(self) -> Shape:
