@@ -51,7 +51,9 @@ HEAD = """# On accelerators
 
 Made by `python benchmarks/accelerator.py`, which checks and measures a device; each table is of one run on one device.
 Memory is the growth of the device's memory beside the result; the difference is the largest one to float32, of images
-between -1 and 1 and of latents.
+between -1 and 1 and of latents. "Seamless VAE" is the way that it chooses by itself, with its planning; where that is
+the reference path, planning and checks are what it takes longer. Under a budget maps are in CPU memory, and their way
+to the device and back is most of the time.
 """
 
 
