@@ -11,7 +11,8 @@ from given.inputs import latent
 from torch import nn
 
 import vae_core
-from vae_core import AutoencoderKL, TileSpec
+from vae_core import AutoencoderKL, MemoryBudgetError, TileSpec
+from vae_core.streaming.choose import is_captured
 from vae_core.streaming.devices import accelerators, module_of
 from vae_core.streaming.direct import act_of_batch_norm
 from vae_core.streaming.kernel import even_size
@@ -63,6 +64,26 @@ def test_without_triton_the_reference_path_runs_where_it_fits(
     assert plan.pass_flops == (plan.flops // 2,) * 2
     for options in ({"memory_budget": 6 * largest - 1}, {"dtype": torch.float16}, {"tiling": TileSpec(size=None)}):
         assert vae_core.plan_decode(vae, shape, **{"device": "cuda", "memory_budget": 2**40, **options}).strips > 0
+
+
+@pytest.mark.parametrize("capturing", [True, False])
+def test_a_cuda_graph_that_is_captured_has_the_modules_in_it(capturing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    assert is_captured(torch.device("cuda:0")) is capturing
+    assert not is_captured(CPU)
+
+
+@torch.no_grad()
+def test_a_models_own_method_where_strips_have_no_room(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs by its modules, as if strips were not faster; a budget that was asked for is an error."""
+    z = latent(1, 20, 20)
+    want = vae.decode_reference(z)
+    monkeypatch.setattr("vae_core.streaming.request.available_bytes", lambda device: 1000)
+    monkeypatch.setattr("vae_core.streaming.job.is_faster", lambda *given: True)
+    assert torch.equal(vae.decode(z).sample, want)
+    vae.memory_budget = 700
+    with pytest.raises(MemoryBudgetError):
+        vae.decode(z)
 
 
 def test_with_triton_strips_run_but_for_small_images(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:

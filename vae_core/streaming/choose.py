@@ -183,10 +183,15 @@ def choose_way(
 
 
 def is_watched(x: Tensor) -> bool:
-    """Whether each operation on x is looked at: by a compiler, a tracer, a transformation, its own kind of tensor."""
+    """Whether each operation on x is looked at: by a compiler, a tracer, a transformation, a graph, its own kind."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor or x.is_meta:
         return True
-    return is_transformed()
+    return is_transformed() or is_captured(x.device)
+
+
+def is_captured(device: torch.device) -> bool:
+    """Whether what is queued on a device becomes part of a CUDA graph, in which nothing may wait for it."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def may_stand_in(half: Half, x: Tensor) -> bool:

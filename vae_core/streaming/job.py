@@ -347,5 +347,9 @@ def run_method(half: Half, x: Tensor, options: Options) -> Tensor:
         if asked or is_faster(passes, (len(item), channels, height, width), x.dtype, x.device, kernels):
             shape = (batch, channels, height, width)
             request = Request.of(half, shape, options, numbered(half.device), None, kernels, None, passes)
-            return Job(request).run_at_once(x)
+            try:
+                return Job(request).run_at_once(x)
+            except MemoryBudgetError:  # while it was planned
+                if asked:
+                    raise
     return run_reference(half, x, None, options.max_items)
