@@ -1,7 +1,8 @@
 """Make the shipped demo VAE, its images and its model card from a training run.
 
     pip install matplotlib scikit-image scikit-learn        # and the wallpapers, see photographs.py
-    python tools/demo/card.py RUN_FOLDER [--hours 6] [--root REPOSITORY]
+    python tools/demo/card.py RUN_FOLDER [--took "about 6 hours on two CPU cores"] [--root REPOSITORY]
+    python tools/demo/card.py RUN_FOLDER --first "..." --rate "..." --batch 16 [--took "..."]     # a model trained on
 
 Writes vae_core/demo/ (config.json, half-precision weights, README.md, chelsea.png) and docs/images/ (roundtrip.png,
 demo_training.png, demo_reconstructions.png). Every figure in the card is measured here, with the files as shipped.
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from photographs import HELD_OUT, SKIMAGE_TRAINING, WALLPAPERS, held_out, pyramid, training_paths
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -81,6 +82,36 @@ class Score:
     psnr: float
     ssim: float
     edges: Edges
+    mirrored: Edges  # of the same pixels, the image mirrored so that they are at the opposite side
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run folder does not say of a training.
+
+    Attributes:
+        first: of a model that was trained on, how it was trained before; None of one that began at random.
+        rate: the learning rate of a model that was trained on, if it is not the one that train.py chooses.
+        took: time and device.
+        batch: how many times the crops of `LARGE_CROPS` and `SMALL_CROPS` a step saw.
+    """
+
+    first: str | None = None
+    rate: str | None = None
+    took: str | None = None
+    batch: int = 1
+
+    def text(self, steps: int) -> str:
+        """Sentences on the steps, for the card."""
+        small, large = (
+            " or ".join(f"{batch * self.batch} of {side}x{side}" for side, batch in dict.fromkeys(crops))
+            for crops in (SMALL_CROPS, LARGE_CROPS)
+        )
+        took = "" if self.took is None else f" It took {self.took}."
+        if self.first is None:
+            return f"{steps:,} steps of crops: {small}, in turn, then {large}, in turn.{took}"
+        rate = "" if self.rate is None else f" The learning rate was {self.rate}."
+        return f"First {self.first}. Then {steps:,} more steps of crops: {large}, in turn.{rate}{took}"
 
 
 @torch.no_grad()
@@ -126,7 +157,12 @@ def judge(vae: AutoencoderKL, sheet: Path) -> list[Score]:
         pairs.append(both)
         original, kept = (torch.from_numpy(values.astype(np.float64)).movedim(-1, 0)[None] for values in both)
         noise, similarity = psnr(kept, original, 255).item(), ssim(kept, original, 255).item()
-        scores.append(Score(name, image.size, noise, similarity, Edges.of(*both)))
+        sideways, upside_down = (
+            Edges.of(*(np.flip(values, axis) for values in reconstruct(vae, mirror(image))))
+            for mirror, axis in ((ImageOps.mirror, 1), (ImageOps.flip, 0))
+        )
+        mirrored = sideways._replace(top=upside_down.top, bottom=upside_down.bottom)
+        scores.append(Score(name, image.size, noise, similarity, Edges.of(*both), mirrored))
     write_image(contact_sheet(pairs), sheet)
     return scores
 
@@ -183,7 +219,7 @@ def plot_training(run: Path, path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def card(vae: AutoencoderKL, scores: list[Score], steps: int, hours: float | None, weights: Path) -> str:
+def card(vae: AutoencoderKL, scores: list[Score], steps: int, training: Training, weights: Path) -> str:
     """The text of the model card."""
     config = vae.config
     mean_psnr = np.mean([score.psnr for score in scores])
@@ -197,15 +233,14 @@ def card(vae: AutoencoderKL, scores: list[Score], steps: int, hours: float | Non
         for package, (_, names) in WALLPAPERS.items()
     )
     factor = config.downscale_factor
-    small, large = (
-        " or ".join(f"{batch} of {side}x{side}" for side, batch in dict.fromkeys(crops))
-        for crops in (SMALL_CROPS, LARGE_CROPS)
+    edges, mirrored = (
+        " | ".join(f"{np.mean(side):.2f}" for side in zip(*each, strict=True))
+        for each in ((score.edges for score in scores), (score.mirrored for score in scores))
     )
-    edges = " | ".join(f"{np.mean(side):.2f}" for side in zip(*(score.edges for score in scores), strict=True))
     scale = f"`scaling_factor` {config.scaling_factor}"
     if config.shift_factor is not None:
         scale += f", after `shift_factor` {config.shift_factor} has been taken off,"
-    time = "" if hours is None else f" It took about {hours:g} hours on two CPU cores."
+    plot = "Loss, divergence and PSNR while training" + ("" if training.first is None else " on")
     return f"""\
 # The demo VAE
 
@@ -229,23 +264,27 @@ Photographs that it never saw, whole, with the weights as shipped run in float32
 {table}
 | **mean** | | **{mean_psnr:.2f}** | **{mean_ssim:.3f}** | |
 
-Mean PSNR in dB of the outermost {EDGE} pixels at each side, and of the rest:
+Mean PSNR in dB of the outermost {EDGE} pixels at each side, and of the rest; and of the same pixels when the photograph
+is mirrored, so that they are at the opposite side:
 
-| left | right | top | bottom | inside |
-| --- | --- | --- | --- | --- |
-| {edges} |
+| | left | right | top | bottom | inside |
+| --- | --- | --- | --- | --- | --- |
+| as it is | {edges} |
+| mirrored | {mirrored} |
 
 ![Each original with its reconstruction to the right](../../docs/images/demo_reconstructions.png)
 
 ## How it was trained
 
-`tools/demo/train.py`, {steps:,} steps of crops: {small}, in turn, then {large}; Muon for the kernels, Adam for norms and biases; an average \
-of the weights over time is what is shipped.{time} The loss is L1 and squared error at four scales, the L1 of differences \
+`tools/demo/train.py`; Muon for the kernels, Adam for norms and biases; an average of the weights over time is what is \
+shipped. {training.text(steps)}
+
+The loss is L1 and squared error at four scales, the L1 of differences \
 between neighbours, and {KL_WEIGHT:g} times the KL divergence from the standard normal per latent value. No perceptual \
 network and no adversary had a part in it. Crops are flipped and turned, and three in four get other colours: channels \
 exchanged or inverted, another saturation, contrast and level.
 
-![Loss, divergence and PSNR while training](../../docs/images/demo_training.png)
+![{plot}](../../docs/images/demo_training.png)
 
 {scale} brings the latents of the training photographs to a deviation of one, as measured over all of them.
 
@@ -266,6 +305,8 @@ fur, foliage, small print) comes back smooth, not invented.
 - Few faces, people and drawings were among the photographs; flat graphics and text lose their sharpest edges.
 - Trained on crops of at most {max(side for side, _ in LARGE_CROPS)} pixels. Larger images work, because the model is a convolution but for one \
 attention.
+- It stores the level of the colours at the right edge of its latents: decode them whole or by exact tiles. Blended \
+tiles, each decoded by itself, have other colours, and `circular` padding is for *y* alone.
 - Its latents suit no published diffusion model.
 
 The weights are under the licence of this repository, Apache-2.0.
@@ -282,7 +323,7 @@ def make_roundtrip(demo: Path, path: Path) -> None:
         shutil.copyfile(Path(folder) / "chelsea-roundtrip.png", path)
 
 
-def make(run: Path, root: Path, hours: float | None) -> None:
+def make(run: Path, root: Path, training: Training) -> None:
     demo, images = root / "vae_core" / "demo", root / "docs" / "images"
     steps = ship(run, demo)
     vae = load_vae(demo, dtype=torch.float32)
@@ -292,7 +333,7 @@ def make(run: Path, root: Path, hours: float | None) -> None:
     plot_training(run, images / "demo_training.png")
     make_roundtrip(demo, images / "roundtrip.png")
     (weights,) = demo.glob("*.safetensors")
-    (demo / "README.md").write_text(card(vae, scores, steps, hours, weights), encoding="utf-8", newline="\n")
+    (demo / "README.md").write_text(card(vae, scores, steps, training, weights), encoding="utf-8", newline="\n")
     for score in scores:
         print(f"{score.name:<12}{score.psnr:.2f} dB  {score.ssim:.3f}")
     print(f"{'mean':<12}{np.mean([score.psnr for score in scores]):.2f} dB")
@@ -301,7 +342,11 @@ def make(run: Path, root: Path, hours: float | None) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the folder that train.py was given")
-    parser.add_argument("--hours", type=float, help="how long it was trained, for the card")
+    parser.add_argument("--took", help="time and device, for the card: about 6 hours on two CPU cores")
+    parser.add_argument("--batch", type=int, default=1, help="as it was given to train.py")
+    parser.add_argument("--first", help="of a model that was trained on: its steps, crops and KL weight before that")
+    parser.add_argument("--rate", help="of a model that was trained on: the learning rate over its steps")
     parser.add_argument("--root", type=Path, default=ROOT, help="where to write (default: this repository)")
     arguments = parser.parse_args()
-    make(arguments.run, arguments.root, arguments.hours)
+    training = Training(arguments.first, arguments.rate, arguments.took, arguments.batch)
+    make(arguments.run, arguments.root, training)

@@ -1,12 +1,13 @@
 """Train the demo VAE. Resumes by itself from the run folder; Ctrl-C loses at most a minute.
 
     python tools/demo/train.py RUN_FOLDER [--steps 8000] [--device cuda --batch 16]
-    python tools/demo/train.py RUN_FOLDER --start vae_core/demo [--steps 2000]      # train a finished model on
+    python tools/demo/train.py RUN_FOLDER --start vae_core/demo [--steps 2000 --rate 0.5]  # train a finished model on
 
 Every loss is in the log (`log.csv`); `card.py` makes the shipped files and the model card of it. The last third of the
 steps sees large crops, the last quarter lets the learning rate fall to zero; a model that is trained on sees large
-crops alone, at a third of the learning rate, which falls to zero from its first step. To end a run early, start it
-again with fewer --steps. On an accelerator a step of many times the crops takes about as long as one of few: --batch.
+crops alone, at a third of the learning rate (or --rate), which falls to zero from its first step. To end a run early,
+start it again with fewer --steps. On an accelerator a step of many times the crops takes about as long as one of few:
+--batch.
 """
 
 from __future__ import annotations
@@ -291,9 +292,10 @@ if __name__ == "__main__":
     parser.add_argument("--start", type=Path, help="a finished model to train on")
     parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--batch", type=int, default=1, help="how many times the crops of a step on a processor")
+    parser.add_argument("--rate", type=float, help="share of the full learning rate (default: 1, with --start 0.3)")
     arguments = parser.parse_args()
     if arguments.start is None:
-        schedule = Schedule(arguments.steps)
+        schedule = Schedule(arguments.steps, rate=arguments.rate or 1.0)
     else:
-        schedule = Schedule(arguments.steps, large_from=0, decay_share=1, rate=0.3)
+        schedule = Schedule(arguments.steps, large_from=0, decay_share=1, rate=arguments.rate or 0.3)
     train(arguments.folder, schedule, arguments.start, arguments.device, arguments.batch)
