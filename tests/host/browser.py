@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -62,6 +63,21 @@ MAKE_GRAPH = """async ([nodes, links]) => {
     app.canvas.ds.scale = 1
     app.canvas.ds.offset = [0, 0]
     app.canvas.draw(true, true) // the canvas knows under a pointer only what it has drawn
+}"""
+
+# Nothing is asked for, loaded or to be drawn any more, and panels stay where they are for some frames.
+SETTLED = """async () => {
+    const busy = () => app.canvas.dirty_canvas || app.canvas.dirty_bgcanvas || document.fonts.status !== 'loaded' ||
+        document.querySelector('.seamless-content[aria-busy="true"]') ||
+        [...document.querySelectorAll('.seamless-panel img')].some((each) => !each.complete)
+    const look = () => JSON.stringify([...document.querySelectorAll('.seamless-panel, .seamless-panel *')].map(
+        (each) => each.getBoundingClientRect()))
+    const before = look()
+    for (let frame = 0; frame < 3; frame++) {
+        await new Promise(requestAnimationFrame)
+        if (busy() || look() !== before) return false
+    }
+    return true
 }"""
 
 
@@ -208,6 +224,12 @@ class FrontEnd:
             }""",
             [node, widget, value],
         )
+
+    def settle(self) -> None:
+        """Until the panels have their final places."""
+        end = time.monotonic() + PATIENCE / 1000
+        while not self.js(SETTLED):
+            assert time.monotonic() < end, "the panels do not come to rest"
 
     def panel(self, label: str) -> Locator:
         return self.page.locator(f'.seamless-panel[aria-label="{label}"]')

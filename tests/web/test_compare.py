@@ -75,8 +75,7 @@ def test_the_screen_shows_the_original_left_and_the_reconstruction_right(ui: Fro
     assert colours(stage, 0.25, 0.75) == [RED, RED]
     panel.get_by_role("button", name="Error").click()
     expect(panel.get_by_role("button", name="Error")).to_have_attribute("aria-pressed", "true")
-    ui.page.wait_for_function("[...document.querySelectorAll('.seamless-stage img')].every((each) => each.complete)")
-    ui.page.wait_for_timeout(200)
+    ui.settle()
     assert colours(stage, 0.75, 0.95) == [RED, BLUE]
 
 
@@ -158,7 +157,7 @@ def test_the_wheel_zooms_the_image_and_not_the_graph(ui: FrontEnd) -> None:
     fitted, graph = width(), ui.js("app.canvas.ds.scale")
     ui.page.mouse.click(*middle)  # until then the wheel is the graph's
     ui.page.mouse.wheel(0, -100)
-    ui.page.wait_for_timeout(300)
+    ui.settle()
     assert width() == pytest.approx(1.25 * fitted, rel=0.01)
     assert ui.js("app.canvas.ds.scale") == graph
     before = image.bounding_box()
@@ -182,7 +181,7 @@ def test_a_batch_is_gone_through(ui: FrontEnd) -> None:
     expect(panel).to_contain_text("1 / 2")
     panel.get_by_role("button", name="Next image").click()
     expect(panel).to_contain_text("2 / 2")
-    ui.page.wait_for_timeout(300)
+    ui.settle()
     assert colours(panel.locator(".seamless-stage"), 0.25, 0.75) == [RED, GREEN]
     panel.get_by_role("button", name="Next image").click()
     expect(panel).to_contain_text("1 / 2")

@@ -74,8 +74,19 @@ def fill(ui: FrontEnd, width: float | None) -> None:
     expect(ui.panel("Run progress").filter(has_text="99 %")).to_be_visible()
     expect(ui.panel("Run plan")).to_contain_text("Strips")
     if width is not None:
-        ui.js("(width) => { for (const node of app.canvas.graph.nodes) node.setSize([width, node.size[1]]) }", width)
-    ui.page.wait_for_timeout(700)
+        resize(ui, width)
+        ui.js("app.canvas.setDirty(true, true)")
+    ui.settle()
+    if width is not None and not ui.vue:  # Nodes 2.0 has a least width of its own
+        shown = ui.js(
+            "[...document.querySelectorAll('.seamless-panel:not(.seamless-hidden)')].map((p) => p.offsetWidth)"
+        )
+        assert len(shown) == 6 and set(shown) == {width - 12}
+
+
+def resize(ui: FrontEnd, width: float) -> None:
+    """Every node becomes so wide; older front ends draw that only when something else has to be drawn."""
+    ui.js("(width) => { for (const node of app.canvas.graph.nodes) node.setSize([width, node.size[1]]) }", width)
 
 
 @pytest.mark.parametrize("width", [190, None, 640])
@@ -83,6 +94,23 @@ def test_nothing_overlaps_or_overflows(ui: FrontEnd, width: float | None) -> Non
     fill(ui, width)
     assert ui.js(OVERFLOWS) == []
     ui.send("execution_success", prompt_id="p")
+
+
+def test_a_panel_grows_in_a_node_that_was_resized_and_not_drawn(ui: FrontEnd) -> None:
+    ui.graph([("SeamlessVAEDecodeTiled", 60, 120)])
+    expect(ui.panel("Run plan")).to_contain_text("Strips")
+    ui.settle()
+    resize(ui, 640)
+    ui.panel("Run plan").evaluate(
+        """(panel) => {
+            const lines = document.createElement('pre')
+            lines.textContent = 'a line of an answer\\n'.repeat(20)
+            panel.firstChild.append(lines)
+        }"""
+    )
+    ui.settle()
+    assert ui.panel("Run plan").locator("pre").evaluate("(lines) => lines.offsetHeight") > 200
+    assert ui.js(OVERFLOWS) == []
 
 
 @pytest.fixture(params=["dark", "light", "arc"])

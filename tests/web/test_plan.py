@@ -163,8 +163,9 @@ def test_the_vae_comes_from_upstream(ui: FrontEnd) -> None:
     expect(ui.panel(PANEL)).to_contain_text("Strips")
     assert asked(ui)[-1]["name"] == "sd15.safetensors [checkpoint]"
     assert not ui.panel(PANEL).get_by_text("Assuming Stable Diffusion").count()
+    before = len(asked(ui))
     ui.js("app.canvas.graph.getNodeById(3).connect(0, app.canvas.graph.getNodeById(1), 1)")
-    ui.page.wait_for_timeout(700)
+    ui.wait_for_requests("/seamless_vae/plan", before + 1)
     assert asked(ui)[-1]["name"] == "flux1.safetensors"
     ui.js("app.canvas.graph.getNodeById(3).mode = 2")  # muted: it gives nothing
     expect(ui.panel(PANEL)).to_contain_text("Assuming Stable Diffusion")

@@ -119,14 +119,15 @@ def test_a_graph_is_opened_again_with_its_values(ui: FrontEnd) -> None:
 
 def test_the_size_of_a_node_does_not_grow_with_each_opening(ui: FrontEnd) -> None:
     ui.graph([("SeamlessVAELoad", 80, 150), ("SeamlessVAEDecodeTiled", 400, 150), ("SeamlessVAERoundTrip", 720, 150)])
-    ui.page.wait_for_timeout(1000)
+    expect(ui.panel("Run plan")).to_contain_text("Strips")
+    ui.settle()
     sizes = "app.canvas.graph.nodes.map((node) => [...node.size].map(Math.round))"
     ui.js("async () => app.loadGraphData(app.canvas.graph.serialize(), true, false)")
-    ui.page.wait_for_timeout(1000)
+    ui.settle()
     before = ui.js(sizes)
     for _ in range(2):
         ui.js("async () => app.loadGraphData(app.canvas.graph.serialize(), true, false)")
-        ui.page.wait_for_timeout(400)
+        ui.settle()
     assert ui.js(sizes) == before
 
 
@@ -164,7 +165,7 @@ def test_a_new_node_has_its_size_at_once(ui: FrontEnd) -> None:
     sizes = "app.canvas.graph.serialize().nodes.map((node) => node.size)"
     before = ui.js(sizes)
     expect(ui.panel("About this VAE file")).to_contain_text("16 channels")
-    ui.page.wait_for_timeout(300)  # some frames
+    ui.settle()
     assert ui.js(sizes) == before
 
 

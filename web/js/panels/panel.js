@@ -69,9 +69,10 @@ export function addPanel(node, name, { height = 60, width = 0, fill = false, sho
 
   const observer = new ResizeObserver(() => {
     // Never smaller again: a node whose size changes with every answer is restless.
+    if (fill || content.offsetHeight <= measured) return
     const placed = Math.abs(root.offsetWidth - (node.size[0] - 2 * MARGIN)) < 2 // narrower while it is put in place
-    if (fill || !placed || content.offsetHeight <= measured) return
-    refit(() => (measured = content.offsetHeight))
+    if (placed) refit(() => (measured = content.offsetHeight))
+    else node.setDirtyCanvas(true, true) // a node that was resized and not drawn: drawing puts the panel in place
   })
   observer.observe(content)
   chain(node, 'onRemoved', () => observer.disconnect())
