@@ -144,7 +144,7 @@ def test_the_result_is_the_same_without_threads(vae: AutoencoderKL, failing_star
 
 
 LIMITED = """
-import os, resource, sys
+import os, resource, sys, threading
 sys.path[:0] = sys.argv[1:3]
 import torch
 torch.set_num_threads(2)
@@ -159,9 +159,11 @@ with vae_core.kernels("winograd"):
         if os.geteuid() == 0:
             os.setuid(65534)  # the limit is not for root
         resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
-    else:  # less than a thread's stack
+    else:  # enough for the decode and not for the stack of a thread, or for neither
+        threading.stack_size(2**28)
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + 2**22, used + 2**22))
+        left = {"stacks": 2**27, "memory": 2**21}[sys.argv[3]]
+        resource.setrlimit(resource.RLIMIT_AS, (used + left, used + left))
     found = vae_core.decode(vae, z)
 assert (found - wanted).abs().max() < 1e-5
 assert torch.get_num_threads() == 2 and not workers()
@@ -169,18 +171,26 @@ print("the same")
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
-@pytest.mark.parametrize("limit", ["processes", pytest.param("memory", marks=pytest.mark.slow)])
-@pytest.mark.thorough
-def test_a_real_limit(limit: str) -> None:
+def run_limited(limit: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", LIMITED, str(ROOT), str(ROOT / "tests"), limit]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if limit == "memory" and done.returncode:
-        # So little memory may not be enough for the decode itself, which then says so.
-        assert "MemoryError" in done.stderr or "can't allocate" in done.stderr, done.stderr[-2000:]
-        return
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+@pytest.mark.parametrize("limit", ["processes", "stacks"])
+@pytest.mark.thorough
+def test_a_real_limit_of_threads(limit: str) -> None:
+    done = run_limited(limit)
     assert done.stdout.strip() == "the same", done.stderr[-2000:]
     assert done.stderr.count("ulimit -u") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+@pytest.mark.thorough
+def test_a_real_limit_of_memory_is_said() -> None:
+    done = run_limited("memory")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("vae_core.errors.MemoryBudgetError: "), done.stderr[-2000:]
 
 
 # Interruptions.
