@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -321,6 +322,60 @@ class TestErrors:
         assert same(AutoencoderKL.from_pretrained("org/gated", token="secret", **cache), vae)
 
     @pytest.mark.parametrize("load", [load_vae, inspect_vae])
+    def test_the_environments_token_is_passed_on(
+        self, load: Any, hub: SmallHub, cache: Any, files: Any, monkeypatch: Any
+    ) -> None:
+        hub.repositories["org/private"] = files
+        hub.private.add("org/private")
+        monkeypatch.setenv("HF_TOKEN", "secret")
+        assert load("org/private", **cache).config.latent_channels == 4
+        monkeypatch.setenv("HF_TOKEN", "another")
+        with pytest.raises(CheckpointError, match="that you may read"):
+            load("org/private", force_download=True, **cache)
+
+    @pytest.mark.parametrize("name", ["config.json", "diffusion_pytorch_model.safetensors"])
+    def test_a_download_that_is_cut_off(
+        self, name: str, hub: SmallHub, cache: Any, vae: AutoencoderKL, monkeypatch: Any
+    ) -> None:
+        monkeypatch.setattr("time.sleep", lambda seconds: None)  # huggingface_hub tries again, later and later
+        hub.cut[name] = 99
+        with pytest.raises(CheckpointError, match=rf"{name} of {REPO} (cannot be fetched|is not in the Hub's cache)"):
+            load_vae(REPO, **cache)
+        assert hub.cut[name] < 99
+        with pytest.raises(CheckpointError):
+            load_vae(REPO, local_files_only=True, **cache)  # what came of it is not used
+        hub.cut[name] = 1
+        assert same(load_vae(REPO, **cache), vae)
+
+    def test_a_header_that_is_cut_off(self, hub: SmallHub, cache: Any, monkeypatch: Any) -> None:
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        hub.cut["single.safetensors"] = 99
+        with pytest.raises(CheckpointError, match=r"single\.safetensors of org/some-vae cannot be fetched"):
+            inspect_vae(f"{REPO}/single.safetensors", **cache)
+        hub.cut.clear()
+        assert inspect_vae(f"{REPO}/single.safetensors", **cache).problem is None
+
+    @pytest.mark.thorough
+    def test_the_environment_says_offline(self, hub: SmallHub, cache: Any) -> None:
+        load_vae(REPO, **cache)
+        asked = len(hub.requests)
+        script = """
+import sys, vae_core
+assert vae_core.load_vae(sys.argv[1], cache_dir=sys.argv[2]).config.latent_channels == 4
+for load in (vae_core.load_vae, vae_core.inspect_vae):
+    try:
+        load(sys.argv[1], cache_dir=sys.argv[2] + "-empty")
+    except vae_core.VAEError as error:
+        assert "is not in the Hub's cache" in str(error), error
+    else:
+        raise AssertionError
+"""
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-c", script, REPO, str(cache["cache_dir"])]
+        subprocess.run(command, check=True, cwd=Path(vae_core.__file__).parents[1], env=environment)
+        assert len(hub.requests) == asked
+
+    @pytest.mark.parametrize("load", [load_vae, inspect_vae])
     def test_no_network(self, load: Any, monkeypatch: pytest.MonkeyPatch, cache: Any) -> None:
         monkeypatch.setattr("time.sleep", lambda seconds: None)  # huggingface_hub tries again, later and later
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -381,3 +436,11 @@ def test_the_command_line(hub: SmallHub, monkeypatch: Any, tmp_path: Path, capsy
     assert "latent" in capsys.readouterr().out
     assert main(["convert", REPO, str(tmp_path / "out.safetensors")]) == 0
     assert load_vae(tmp_path / "out.safetensors").config.latent_channels == 4
+    hub.requests.clear()
+    assert main(["convert", REPO, str(tmp_path / "fp16.safetensors"), "--variant", "fp16"]) == 0
+    assert {path.split("/")[-1] for _, path, _ in hub.requests} == {
+        "config.json",
+        "diffusion_pytorch_model.fp16.safetensors",
+    }
+    assert main(["info", REPO, "--variant", "int8"]) == 1
+    assert "no weights of the variant 'int8'" in capsys.readouterr().err

@@ -304,7 +304,7 @@ class _Repository:
         errors = self.hub.errors
         repo, revision = self.name.repo, self.options.revision
         try:
-            return question()
+            return _forced(question)
         except errors.GatedRepoError as error:
             raise CheckpointError(
                 f"{repo} is gated: accept its terms on its page on the Hub, then log in with `hf auth login` or pass "
@@ -338,6 +338,17 @@ class _NoSuchFileError(CheckpointError):
 
 class _NotCachedError(CheckpointError):
     """A file that is not in the cache, while the Hub is not asked."""
+
+
+def _forced(question: Callable[[], Result]) -> Result:
+    """The answer; of a forced download that failed, the reason that huggingface_hub gives as the cause of its error."""
+    try:
+        return question()
+    except ValueError as error:
+        reason = error.__cause__
+        if type(error) is ValueError and isinstance(reason, Exception):
+            raise reason from None
+        raise
 
 
 def client(hub: Any) -> Any:

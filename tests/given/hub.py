@@ -24,6 +24,7 @@ class SmallHub:
         address: for `HF_ENDPOINT`.
         repositories: `org/name` -> path in it -> content.
         gated, private: repositories that want the token "secret".
+        cut: path in a repository -> how many answers with its content are to end half way.
         requests: (method, path, Range header) of every request, in their order.
         sent: bytes of bodies that were sent.
     """
@@ -33,6 +34,7 @@ class SmallHub:
     revisions: set[str] = field(default_factory=lambda: {"main", COMMIT})
     gated: set[str] = field(default_factory=set)
     private: set[str] = field(default_factory=set)
+    cut: dict[str, int] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     sent: int = 0
 
@@ -124,7 +126,13 @@ class _Handler(BaseHTTPRequestHandler):
             last = min(int(wanted[2] or len(content)), len(content) - 1)
             part, status = content[int(wanted[1]) : last + 1], 206
             headers["Content-Range"] = f"bytes {wanted[1]}-{last}/{len(content)}"
-        self._send(status, part, {**headers, "Accept-Ranges": "bytes", "X-Repo-Commit": COMMIT})
+        headers |= {"Accept-Ranges": "bytes", "X-Repo-Commit": COMMIT}
+        if self.command == "GET" and self.hub.cut.get(file, 0) > 0:
+            self.hub.cut[file] -= 1
+            self._send(status, part[: len(part) // 2], headers, len(part))
+            self.close_connection = True
+        else:
+            self._send(status, part, headers)
 
     def _list(self, repo: str) -> None:
         if repo not in self.hub.repositories:
@@ -139,9 +147,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, status: int, code: str) -> None:
         self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code, "X-Repo-Commit": COMMIT})
 
-    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+    def _send(self, status: int, body: bytes, headers: dict[str, str], promised: int | None = None) -> None:
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+        for name, value in {**headers, "Content-Length": str(len(body) if promised is None else promised)}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":

@@ -52,8 +52,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         type=name_argument,
         metavar="PATH",
         help="a VAE in any format: a safetensors, ckpt or pt file, a whole checkpoint, a diffusers folder "
-        "(default: the small one that is bundled)",
+        "(default: the small one that is bundled). Its files are mapped, not copied: leave them as they are meanwhile",
     )
+    add_variant_argument(group)
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: auto)")
     group.add_argument("--dtype", choices=DTYPES, default="float32", help="precision to work in (default: %(default)s)")
     group.add_argument(
@@ -62,6 +63,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GB",
         help="working memory to keep to; what needs more is offloaded to disk, the result is the same (default: what "
         "is free)",
+    )
+
+
+def add_variant_argument(parser: Any) -> None:
+    """The option by which one of several variants of a folder's weights is chosen."""
+    parser.add_argument(
+        "--variant",
+        type=name_argument,
+        metavar="NAME",
+        help="which weights of a folder, such as fp16, if it has several",
     )
 
 
@@ -148,8 +159,15 @@ def load_model(arguments: argparse.Namespace) -> AutoencoderKL:
     memory_budget(arguments)  # refuses before any work
     path, dtype = arguments.vae or DEMO, DTYPES[arguments.dtype]
     if not hasattr(arguments, "family"):
-        return load_vae(path, dtype=dtype, device=device)
-    vae = load_vae(path, dtype=dtype, device=device, config=arguments.config, **config_overrides(arguments, path))
+        return load_vae(path, dtype=dtype, device=device, variant=arguments.variant)
+    vae = load_vae(
+        path,
+        dtype=dtype,
+        device=device,
+        variant=arguments.variant,
+        config=arguments.config,
+        **config_overrides(arguments, path),
+    )
     check_family(vae.config, arguments)
     return vae
 

@@ -14,7 +14,7 @@ from ..checkpoints.write import pickled, write_weights
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError, VAEError
 from ..loading import inspect_vae, load_vae, save_single_file
-from .common import DTYPES, add_command, add_config_arguments, check_family, config_overrides
+from .common import DTYPES, add_command, add_config_arguments, add_variant_argument, check_family, config_overrides
 from .outputs import add_overwrite_argument, check_is_not_input, check_outputs, name_argument, path_argument
 
 EXAMPLES = """\
@@ -43,7 +43,12 @@ def add(subparsers) -> argparse.ArgumentParser:
         "Convert a VAE to another format or precision.",
         EXAMPLES,
     )
-    parser.add_argument("input", metavar="IN", type=name_argument, help="a VAE in any format")
+    parser.add_argument(
+        "input",
+        metavar="IN",
+        type=name_argument,
+        help="a VAE in any format; its files are mapped, not copied: leave them as they are meanwhile",
+    )
     parser.add_argument(
         "output", metavar="OUT", type=path_argument, help="a .safetensors, .ckpt, .pt, .pth or .bin file, or a folder"
     )
@@ -52,6 +57,7 @@ def add(subparsers) -> argparse.ArgumentParser:
         choices=("diffusers", "single-file"),
         help="of OUT (default: single-file if it has the ending of one, else a diffusers folder)",
     )
+    add_variant_argument(parser)
     parser.add_argument("--dtype", choices=DTYPES, help="precision of the weights (default: as they are)")
     add_overwrite_argument(parser)
     add_config_arguments(parser)
@@ -77,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     vae = load_vae(
         arguments.input,
         dtype=DTYPES.get(arguments.dtype),
+        variant=arguments.variant,
         config=arguments.config,
         **config_overrides(arguments, arguments.input),
     )

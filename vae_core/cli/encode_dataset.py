@@ -160,7 +160,7 @@ def _kohya_family(arguments: argparse.Namespace, vae: AutoencoderKL) -> str | No
     if arguments.layout != "kohya":
         return arguments.kohya_family
     found = family_of_config(vae.config)
-    name = found.name if found else inspect_vae(arguments.vae or DEMO).family
+    name = found.name if found else inspect_vae(arguments.vae or DEMO, variant=arguments.variant).family
     return arguments.kohya_family or family_of(name, vae.config)
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from ..loading import VAEInfo, inspect_vae
-from .common import DEMO, add_command
+from .common import DEMO, add_command, add_variant_argument
 from .outputs import name_argument
 
 EXAMPLES = """\
@@ -37,11 +37,12 @@ def add(subparsers) -> argparse.ArgumentParser:
         metavar="PATH",
         help="a file or a folder (default: the bundled VAE)",
     )
+    add_variant_argument(parser)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
-    info = inspect_vae(arguments.path)
+    info = inspect_vae(arguments.path, variant=arguments.variant)
     print(table(rows(info)))
     for remark in info.remarks:
         print(f"note: {remark}", file=sys.stderr)

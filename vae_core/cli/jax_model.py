@@ -33,7 +33,7 @@ class JaxModel:
         from ..flax import load_vae
 
         self.device = _device(arguments.device)
-        self._model, params = load_vae(arguments.vae or DEMO, dtype=arguments.dtype)
+        self._model, params = load_vae(arguments.vae or DEMO, dtype=arguments.dtype, variant=arguments.variant)
         self.config: AutoencoderKLConfig = self._model.config
         self.compiling = 0.0
         self._params = self._put(params)
