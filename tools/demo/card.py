@@ -307,6 +307,8 @@ fur, foliage, small print) comes back smooth, not invented.
 attention.
 - It stores the level of the colours at the right edge of its latents: decode them whole or by exact tiles. Blended \
 tiles, each decoded by itself, have other colours, and `circular` padding is for *y* alone.
+- Plain areas within about 20 pixels of the right edge show very faint upright lines (4 \
+of 255 levels in the photograph of the flower): the encoder pads below and at the right alone.
 - Its latents suit no published diffusion model.
 
 The weights are under the licence of this repository, Apache-2.0.
