@@ -70,7 +70,6 @@ def lint(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def security(session: nox.Session) -> None:
     """bandit on what is shipped, and the advisories on what constraints.txt pins, where PyPI's are reached."""
-    session.install("bandit", "pip-audit")
-    # What ruff's rules S101, S301 and S311 check as well, with the reasons in pyproject.toml; and imports of pickle.
-    session.run("bandit", "-q", "-r", "vae_core", "nodes", "__init__.py", "-s", "B101,B301,B311,B403")
+    session.install("-c", "constraints.txt", "bandit[toml]", "pip-audit")
+    session.run("bandit", "-q", "-c", "pyproject.toml", "-r", "vae_core", "nodes", "__init__.py")
     session.run("pip-audit", "--no-deps", "--disable-pip", "-r", "constraints.txt")
