@@ -12,9 +12,9 @@ from torch import nn
 
 import vae_core
 from vae_core import AutoencoderKL, MemoryBudgetError, TileSpec
+from vae_core.streaming.activation import act_of_batch_norm
 from vae_core.streaming.choose import is_captured
 from vae_core.streaming.devices import accelerators, module_of
-from vae_core.streaming.direct import act_of_batch_norm
 from vae_core.streaming.kernel import even_size
 from vae_core.streaming.maps import FeatureMap
 from vae_core.streaming.store import MapStore
@@ -74,6 +74,18 @@ def test_a_cuda_graph_that_is_captured_has_the_modules_in_it(capturing: bool, mo
 
 
 @torch.no_grad()
+def test_nothing_is_tried_out_where_operations_are_watched(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that are launched meanwhile would become part of what is captured, or fail for good."""
+    monkeypatch.setattr("vae_core.streaming.job.may_be_faster", lambda *given: pytest.fail("was asked"))
+    z = latent(1, 20, 20)
+    with monkeypatch.context() as capture:
+        capture.setattr("vae_core.streaming.choose.is_captured", lambda device: True)
+        assert torch.equal(vae.decode(z).sample, vae.decode_reference(z))
+    with pytest.raises(pytest.fail.Exception, match="was asked"):
+        vae.decode(z)
+
+
+@torch.no_grad()
 def test_a_models_own_method_where_strips_have_no_room(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
     """It runs by its modules, as if strips were not faster; a budget that was asked for is an error."""
     z = latent(1, 20, 20)
@@ -81,6 +93,7 @@ def test_a_models_own_method_where_strips_have_no_room(vae: AutoencoderKL, monke
     monkeypatch.setattr("vae_core.streaming.request.available_bytes", lambda device: 1000)
     monkeypatch.setattr("vae_core.streaming.job.is_faster", lambda *given: True)
     assert torch.equal(vae.decode(z).sample, want)
+    vae = copy.deepcopy(vae)
     vae.memory_budget = 700
     with pytest.raises(MemoryBudgetError):
         vae.decode(z)
@@ -89,7 +102,9 @@ def test_a_models_own_method_where_strips_have_no_room(vae: AutoencoderKL, monke
 def test_with_triton_strips_run_but_for_small_images(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vae_core.streaming.fused.can_finish", lambda device, dtype: dtype != torch.float64)
     plans = {
-        (side, dtype): vae_core.plan_decode(vae.to(dtype), (1, 4, side, side), device="cuda", memory_budget=2**40)
+        (side, dtype): vae_core.plan_decode(
+            copy.deepcopy(vae).to(dtype), (1, 4, side, side), device="cuda", memory_budget=2**40
+        )
         for side in (32, 256)
         for dtype in (torch.float32, torch.float64)
     }

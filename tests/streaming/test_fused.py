@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ on_devices = pytest.mark.parametrize("device", DEVICES or [pytest.param("cpu", m
 
 SHAPES = [(1, 3, 5, 7), (2, 9, 70, 40), (1, 1, 1, 1), (1, 20, 33, 3), (2, 2, 2, 160)]  # [B, H, W, C]
 CASES = [(shape, torch.float32) for shape in SHAPES] + [(SHAPES[1], torch.float16), (SHAPES[1], torch.bfloat16)]
+FORMS = ["all", "bias alone", "residual alone, into the result", "into the residual", "phases", "planes"]
 # The interpreter cuts bfloat16 off where a device rounds.
 ROUNDING = {torch.float32: 2e-7, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 
@@ -103,7 +105,7 @@ def test_a_norm_of_strips(groups: int, channels: int, strips: int, device: str) 
     table = StatsTable(strips, (2, channels), torch.float32, torch.device(device), counted=True)
     for index, part in enumerate(parts):
         fused.finish([Part(part.to(device))], None, table.row(index, part.shape[1] * part.shape[2]))
-    stats = TableStats(table, strips)
+    stats = TableStats(table)
     scale, shift = (each.cpu().double() for each in stats.affine(norm))
     exact = merge_all([StripStats.of(part.double()).finished() for part in parts])
     want_scale, want_shift = exact.affine(norm)
@@ -155,7 +157,9 @@ def test_statistics_by_programs_that_have_more_or_less_to_do(
 @on_devices
 @needs_triton
 @pytest.mark.parametrize(("shape", "dtype"), CASES)
-@pytest.mark.parametrize("form", ["all", "bias alone", "residual alone, in place", "phases", "planes"])
+@pytest.mark.parametrize(
+    "form", ["all", "bias alone", "residual alone, into the result", "into the residual", "phases", "planes"]
+)
 def test_what_comes_after_a_convolution(form: str, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
     """Bias, residual, where the sum goes to, and the statistics of what was stored there."""
     batch, height, width, channels = shape
@@ -182,8 +186,11 @@ def test_what_comes_after_a_convolution(form: str, shape: tuple[int, ...], dtype
         out = torch.empty(batch, channels, height, width, device=device).permute(0, 2, 3, 1)
     else:
         out = torch.full((batch, *want.shape[1:3], channels + 3), 7.0, dtype=dtype, device=device)[..., :channels]
-    if form.endswith("in place"):
+    if form == "residual alone, into the result":
         out = there[0]
+    elif form == "into the residual":
+        assert added is not None
+        out = added
     cut = [(slice(a, None, 2), slice(b, None, 2)) for a, b in PARITIES] if parts == 4 else [(slice(None), slice(None))]
     row = torch.empty(4, batch, channels, device=device)
     made = [
@@ -226,6 +233,26 @@ def test_a_decode(device: str, vae: AutoencoderKL, monkeypatch: pytest.MonkeyPat
     doublings = len(vae.config.block_out_channels) - 1
     assert calls.count("finish") == finished + 3 * doublings  # which have four phases
     assert 0 < calls.count("activate") < plan.strips
+
+
+@on_devices
+@needs_triton
+@pytest.mark.parametrize("kernels", ["auto", "direct"])
+@pytest.mark.parametrize("circular", ["none", "both"])
+@torch.no_grad()
+def test_many_strips(circular: Any, kernels: Any, device: str, vae: AutoencoderKL) -> None:
+    """Both directions, of a batch, in strips of two latent rows whose last one is smaller, against the reference."""
+    there, exact = copy.deepcopy(vae).to(device), copy.deepcopy(vae).double()
+    z, image = latent(2, 7, 6), torch.rand(2, 3, 14, 12) * 2 - 1
+    given: dict[str, Any] = {"tiling": vae_core.TileSpec(size=2), "circular": circular}
+    with vae_core.kernels(kernels), torch.backends.cudnn.flags(allow_tf32=False):
+        decoded = vae_core.decode(there, z.to(device), **given).cpu()
+        encoded = vae_core.encode(there, image.to(device), **given).mean.cpu()
+    with vae_core.kernels("direct"):
+        given["circular"] = circular
+        want = vae_core.decode(exact, z.double(), **given), vae_core.encode(exact, image.double(), **given).mean
+    assert (decoded - want[0]).abs().max() < 2e-5
+    assert (encoded - want[1]).abs().max() < 2e-5
 
 
 @needs_triton

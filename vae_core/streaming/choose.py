@@ -116,8 +116,8 @@ def _winograd_wins(step: Convolve, in_channels: int, target: FeatureMap) -> bool
 
 # Ways.
 
-# Fewer latent pixels are too little work for a device to hide what a strip costs a processor:
-# `benchmarks/accelerator.py`.
+# Fewer latent pixels are too little work for a device to hide what a strip costs a processor: with 64x64 an H200 took
+# longer than by the reference path, with 128x128 a third of the time (`benchmarks/accelerator.py`).
 _SMALLEST_ON_A_DEVICE = 96 * 96
 
 
@@ -197,10 +197,10 @@ def is_captured(device: torch.device) -> bool:
 def may_stand_in(half: Half, x: Tensor) -> bool:
     """Whether a job may stand in for the reference path on this input.
 
-    It may not where gradients, autocasting, tracing or another kind of tensor are at work, where a module is patched,
-    where the reference path is asked for, or where weights and input differ in device or precision.
+    It may not where gradients or autocasting are at work, where a module is patched, where the reference path is asked
+    for, or where weights and input differ in device or precision; nor where `is_watched`, which is asked before this.
     """
-    if is_watched(x) or kernel_choice() == "reference":
+    if kernel_choice() == "reference":
         return False
     if torch.is_grad_enabled():
         weights = (weight for module in half.modules.values() for weight in module.parameters())

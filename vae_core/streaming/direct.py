@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import fused
+from .activation import IN_PLACE, activate
 from .fused import Part
 from .kernel import Layout, PassInputs, Strip, cut, even_size
 from .maps import joined
@@ -20,9 +21,6 @@ from .program import Convolve, PositionNorm
 from .scratch import Scratch, Scratches
 from .stats import Stats, StatsTable, StripStats, TableStats
 from .transfer import Arriving, Transfers
-
-_NOTHING = 1e-12  # some of torch's batch norms refuse an eps of 0
-_IN_PLACE = (torch.float32, torch.float64)  # precisions in which a norm is applied without a wider copy
 
 
 class _Weights(NamedTuple):
@@ -109,12 +107,12 @@ class DirectConvolution:
             "statistics": StatsTable.bytes(len(self.layout), (batch, conv.out_channels), dtype),
             "weights": self._packing_bytes(),
         }
-        if norm is not None and (dtype not in _IN_PLACE or isinstance(norm, PositionNorm)):
+        if norm is not None and (dtype not in IN_PLACE or isinstance(norm, PositionNorm)):
             terms["normalized"] = 8 * read
         if self.inputs.circular.y or self.inputs.source.band_count > 1:
             terms["joined"] = self.inputs.map_dtype.itemsize * read  # a window of several pieces
         terms["convolution"] = results * dtype.itemsize // (4 if self.step.scale == "up" else 1)  # a phase
-        if dtype not in _IN_PLACE:
+        if dtype not in IN_PLACE:
             terms["values"] = 4 * results
         if self.step.shortcut is not None:
             terms["shortcut"] = results * dtype.itemsize
@@ -127,25 +125,29 @@ class DirectConvolution:
 
     def _workspace_on_a_device(self) -> dict[str, int]:
         strip, dtype, conv = self.layout.first, self.inputs.dtype, self.step.conv
+        batch, _, width, channels = self.inputs.source.shape
         itemsize = dtype.itemsize
+        first, stop = self._reads(strip)
         source = 4 * itemsize  # bytes of a value at once: the buffer, what leads to it, and strips on their way
-        if self.step.norm is not None and (dtype not in _IN_PLACE or isinstance(self.step.norm, PositionNorm)):
+        if self.step.norm is not None and (dtype not in IN_PLACE or isinstance(self.step.norm, PositionNorm)):
             source += itemsize
-        # The result and strips on their way back, what is added to it, and deviations from its mean in float32.
-        target = 5 * itemsize
-        if not self._fused:
-            target += 4 + (4 if dtype != torch.float32 else 0)
+        # The result and strips on their way back, and the statistics of runs of positions, or what leads to them: the
+        # deviations from its mean in float32.
+        target = 4 * itemsize + (1 if self._fused else 4 + (4 if dtype != torch.float32 else 0))
         if self.step.shortcut is not None:
             target += itemsize
         if self.step.scale == "up":
             target += itemsize // 4  # a phase
-        per_position = {"up": 0.25, "down": 4.0}.get(self.step.scale, 1.0)  # source positions for one of the target
-        halo = 1 + 2 / strip.height
-        return {
-            "window": int(strip.positions * source * conv.in_channels * per_position * halo),
+        table = StatsTable.bytes(len(self.layout), (batch, conv.out_channels), dtype, self._fused)
+        terms = {
+            "window": batch * (stop - first) * (width + sum(self._sides)) * channels * source,
             "result": strip.positions * target * conv.out_channels,
+            "statistics": 2 * table,  # the source's as well
             "weights": self._packing_bytes(),
         }
+        if self.inputs.residual is not None:  # this strip's and the next one's
+            terms["residual"] = 2 * strip.positions * self.inputs.residual.shape[3] * itemsize
+        return terms
 
     def _packing_bytes(self) -> int:
         """The weights, and what leads to them: of phases, which are added up in single precision, one at a time."""
@@ -265,7 +267,7 @@ class DirectConvolution:
             self._transfers.download(out, target)
 
     def combine(self, parts: Sequence[int]) -> Stats:
-        return TableStats(self._table, len(parts)) if self._fused else self._table.merged(parts)
+        return TableStats(self._table) if self._fused else self._table.merged(parts)
 
     def close(self) -> None:
         self._arriving.clear()
@@ -369,32 +371,8 @@ class DirectConvolution:
         """out = act(norm(x)) for [B, H, W, C]."""
         act: Any = self.step.act or nn.Identity()
         if self._coefficients is not None:
-            _activate(x, *self._coefficients, act, out)
+            activate(x, *self._coefficients, act, out)
             return
         if isinstance(self.step.norm, PositionNorm):
             x = self.step.norm.apply(x.to(self.inputs.dtype))
         out.copy_(act(x.to(self.inputs.dtype)))
-
-
-def _activate(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module, out: Tensor) -> None:
-    """out = act(x * scale + shift) for [B, H, W, C] in any precision.
-
-    scale and shift [B, C] are in float32, or in float64 for x in that.
-    """
-    if x.device.type == "cuda" and len(x) == 1 and x.dtype != torch.float64:
-        out.copy_(act_of_batch_norm(x, scale[0], shift[0], act))
-    elif out.dtype in _IN_PLACE and isinstance(act, nn.SiLU):
-        F.silu(torch.addcmul(shift[:, None, None], x, scale[:, None, None], out=out), inplace=True)
-    else:
-        out.copy_(act(torch.addcmul(shift[:, None, None], x.to(scale.dtype), scale[:, None, None])))
-
-
-def act_of_batch_norm(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module) -> Tensor:
-    """The same for one item, with scale and shift [C], in two kernels that write no more than the result.
-
-    Batch norm with fixed statistics reads half precision, computes in float32 and writes half precision.
-    """
-    mean, variance = torch.zeros_like(shift), torch.ones_like(scale)  # 1 + _NOTHING is 1
-    y = F.batch_norm(x.permute(0, 3, 1, 2), mean, variance, scale, shift, training=False, eps=_NOTHING)
-    y = F.silu(y, inplace=True) if isinstance(act, nn.SiLU) else act(y)
-    return y.permute(0, 2, 3, 1)

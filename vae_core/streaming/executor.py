@@ -210,6 +210,7 @@ class Execution:
 
     def _release(self, name: str) -> None:
         self.maps.pop(name, None)
+        self.stats.pop(name, None)
         owned = self._owned.pop(name, None)
         if owned is not None:
             self.store.release(owned)

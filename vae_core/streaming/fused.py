@@ -63,7 +63,10 @@ def norm(rows: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
     from . import triton_kernels
 
     scale, shift = torch.empty((2, *rows.shape[2:]), dtype=torch.float32, device=rows.device)
-    weight, bias = (each.detach().to(rows.device) for each in (norm.weight, norm.bias))
+    weight, bias = (
+        (each.float() if each.dtype == torch.float64 else each).to(rows.device)  # there may be no float64 there
+        for each in (norm.weight.detach(), norm.bias.detach())
+    )
     with current(rows.device):
         triton_kernels.norm(rows, norm.num_groups, norm.eps, weight, bias, scale, shift)
     return scale, shift
@@ -95,7 +98,7 @@ def finish(parts: Sequence[Part], bias: Tensor | None, row: Tensor) -> bool:
 def measured(strip: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """Mean, sum of deviations from it and sum of their squares, each [B, C] in float32, of a strip [B, H, W, C].
 
-    None where torch's operations have to do it.
+    Of what no pass has finished, such as a program's input. None where torch's operations have to do it.
     """
     row = torch.empty((4, strip.shape[0], strip.shape[3]), dtype=torch.float32, device=strip.device)
     if not finish([Part(strip)], None, row):
@@ -154,8 +157,8 @@ def _tried(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
 def _try(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
     """Raise if a kernel does not compute what it should: several programs along each axis, the last ones not full."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 2, 70, 160, generator=generator).to(dtype)
-    scale, shift = torch.randn(2, 2, 160, generator=generator)
+    x = torch.randn(2, 2, 70, 160, generator=generator, device="cpu").to(dtype)
+    scale, shift = torch.randn(2, 2, 160, generator=generator, device="cpu")
     there, factors, offsets = x.to(device), scale.to(device), shift.to(device)
     values = x.float()
     for silu in (True, False):
@@ -163,7 +166,7 @@ def _try(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
         kernels.activate(there, (factors, offsets), silu, got, 1, 1)
         want = nn.functional.pad(nn.functional.silu(want) if silu else want, (0, 0, 1, 1, 1, 1))
         torch.testing.assert_close(got.cpu().float(), want, rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
-    added, out = torch.randn(160, generator=generator), torch.empty_like(there)
+    added, out = torch.randn(160, generator=generator, device="cpu"), torch.empty_like(there)
     partial = factors.new_empty(2, kernels.blocks_of(x.shape), 4, 160)
     rows = factors.new_empty(1, 4, 2, 160)
     kernels.finish(there, added.to(device), there, out, partial, 0)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import MemoryBudgetError, NonFiniteError
 from ..tiling.grid import Cuts, TileSpec
 from ..units import GIB, MIB
-from .choose import Way, choose_way, is_faster, kernel_choice, may_be_faster, may_stand_in
+from .choose import Way, choose_way, is_faster, is_watched, kernel_choice, may_be_faster, may_stand_in
 from .devices import numbered
 from .forks import leave_lost_threads
 from .half import Half
@@ -340,7 +340,8 @@ def run_method(half: Half, x: Tensor, options: Options) -> Tensor:
         return run_reference(half, x, None if covered else tiling, options.max_items)
     item = x if options.max_items is None else x[: options.max_items]
     asked = tiling is not None or options.memory_budget is not None
-    if (asked or may_be_faster(half, item)) and may_stand_in(half, x):
+    # Whether x is watched comes first: what finds out the rest may run kernels.
+    if not is_watched(x) and (asked or may_be_faster(half, item)) and may_stand_in(half, x):
         batch, channels, height, width = x.shape
         kernels = kernel_choice()
         passes = half.program()
@@ -348,8 +349,10 @@ def run_method(half: Half, x: Tensor, options: Options) -> Tensor:
             shape = (batch, channels, height, width)
             request = Request.of(half, shape, options, numbered(half.device), None, kernels, None, passes)
             try:
-                return Job(request).run_at_once(x)
-            except MemoryBudgetError:  # while it was planned
+                job = Job(request)
+            except MemoryBudgetError:
                 if asked:
                     raise
+            else:
+                return job.run_at_once(x)
     return run_reference(half, x, None, options.max_items)

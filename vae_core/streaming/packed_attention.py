@@ -84,7 +84,7 @@ class PackedAttention:
         self.inputs.store.scratch.lend(0, 0)  # what passes before have left is not needed here
         self._items = [
             _PackedItem(self.step.weights, self.inputs.source.tokens().item(item), scale, shift, self.queries)
-            for item, (scale, shift) in enumerate(zip(*self.inputs.coefficients, strict=True))
+            for item, (scale, shift) in enumerate(zip(*map(Tensor.double, self.inputs.coefficients), strict=True))
         ]
 
     def compute(self, strip: Strip) -> int:

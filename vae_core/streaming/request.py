@@ -28,7 +28,7 @@ class Request:
         device: where it computes.
         available: bytes of the device's memory to count on; None where nothing is known.
         find_offload: says how many bytes of CPU memory there are for what an accelerator has no room for. It is found
-            out once, and only where it is asked for, because a dozen files of the system have to be read.
+            out once, and only where strips are planned, because a dozen files of the system have to be read.
         kernels, workers: which kernels are taken, and threads for strips: as they were when the run was prepared.
         patch: what is patched in the modules, in words; None for unmodified ones.
         passes: of the half's program; of unmodified modules, to count by, where the reference path runs.

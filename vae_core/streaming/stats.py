@@ -39,9 +39,9 @@ class ChannelStats:
         """Whether to look at them is not to wait for a device."""
         return self.mean.device.type == "cpu"
 
-    def total(self) -> Tensor:
-        """NaN or infinite if a value was, or its square."""
-        return self.mean.sum() + self.m2.sum()
+    def finite(self) -> Tensor:
+        """Whether no value was NaN or infinite, or too large to be squared; one truth value, where they are."""
+        return torch.isfinite(self.mean).all() & torch.isfinite(self.m2).all()
 
     def merge(self, other: ChannelStats) -> ChannelStats:
         """The statistics of both sets of values (Chan, Golub & LeVeque, 1979, eq. 2.1)."""
@@ -74,21 +74,21 @@ class TableStats:
 
     on_cpu = False
 
-    def __init__(self, table: StatsTable, strips: int) -> None:
-        self._table, self._strips = table, strips
+    def __init__(self, table: StatsTable) -> None:
+        self._table = table
 
     def affine(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
         """GroupNorm as one scale and one shift per channel, each [B, C] in float32."""
         return fused.norm(self._table.values, norm)
 
-    def total(self) -> Tensor:
-        """NaN or infinite if a value was, or its square."""
-        return self._table.values.sum()
+    def finite(self) -> Tensor:
+        """As that of `ChannelStats`."""
+        return torch.isfinite(self._table.values).all()
 
     @property
     def mean(self) -> Tensor:
         """[B, C] of all strips."""
-        return self._table.merged(range(self._strips)).mean
+        return self._table.merged(range(len(self._table.values))).mean
 
 
 WITH_FLOAT64 = ("cuda",)  # devices that compute in it, slowly or not
@@ -166,14 +166,14 @@ class StatsTable:
         self.values = memory.view(strips, rows, *shape)
 
     @staticmethod
-    def bytes(strips: int, shape: tuple[int, int], dtype: torch.dtype) -> int:
-        """What a table without counts takes."""
-        return 3 * strips * shape[0] * shape[1] * torch.promote_types(dtype, torch.float32).itemsize
+    def bytes(strips: int, shape: tuple[int, int], dtype: torch.dtype, counted: bool = False) -> int:
+        """What a table takes."""
+        return (3 + counted) * strips * shape[0] * shape[1] * torch.promote_types(dtype, torch.float32).itemsize
 
     def put(self, index: int, stats: StripStats) -> None:
         """Write down a strip's."""
         self._counts[index] = stats.count
-        for place, value in zip(self.values[index, :3], stats[1:], strict=True):
+        for place, value in zip(self.values[index], stats[1:], strict=True):
             place.copy_(value)
 
     def row(self, index: int, count: int) -> Tensor:
@@ -211,15 +211,12 @@ Stats = ChannelStats | TableStats
 
 
 def all_finite(several: Sequence[Stats]) -> list[bool]:
-    """For each, False if a value was NaN or infinite, or too large to be squared. Waits for the device once."""
+    """`finite` of each. Waits for the device once."""
     if not several:
         return []
-    # A value that is not finite makes a sum NaN or infinite, whatever else there is.
-    totals = [stats.total() for stats in several]
-    elsewhere = next((total.device for total in totals if total.device.type != "cpu"), None)
-    if elsewhere is not None:
-        totals = [total.float().to(elsewhere) for total in totals]  # there may be no float64 there
-    return torch.isfinite(torch.stack(totals)).tolist()
+    found = [stats.finite() for stats in several]
+    elsewhere = next((each.device for each in found if each.device.type != "cpu"), found[0].device)
+    return torch.stack([each.to(elsewhere) for each in found]).tolist()
 
 
 def merge_all(parts: list[ChannelStats]) -> ChannelStats:

@@ -67,7 +67,7 @@ class StoredAttention:
             "queries": 64 * self.queries * channels,
             "weights": 32 * channels**2,
             "scores": 4 * self.queries * in_blocks,
-            "statistics": StatsTable.bytes(len(self.layout), (1, channels), self.inputs.dtype),
+            "statistics": StatsTable.bytes(len(self.layout), (1, channels), self.inputs.dtype, self._counted),
         }
         if self.inputs.device.type != "cpu":
             terms["scores"] = 4 * self.queries * max(in_blocks, whole)
@@ -83,6 +83,11 @@ class StoredAttention:
         if strip.rows == _MAKE_KEYS:
             return projection
         return (self.step.flops(self.positions) - projection) // self.positions * strip.height
+
+    @property
+    def _counted(self) -> bool:
+        """Whether strips are finished by a kernel, which writes their counts too."""
+        return fused.can_finish(self.inputs.device, self.inputs.dtype)
 
     @property
     def _too_many(self) -> bool:
@@ -107,7 +112,7 @@ class StoredAttention:
         self._norm = [each.to(place).double() for each in self.inputs.coefficients or ()]
         strips = self.layout.strips()
         self._numbers = {strip: number for number, strip in enumerate(strips)}
-        self._table = StatsTable(len(strips), (1, self.step.channels), dtype, device, fused.can_finish(device, dtype))
+        self._table = StatsTable(len(strips), (1, self.step.channels), dtype, device, self._counted)
         self.inputs.store.scratch.lend(0, 0)  # what passes before have left is not needed here
 
     def close(self) -> None:
