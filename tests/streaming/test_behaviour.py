@@ -20,7 +20,7 @@ import vae_core
 from vae_core import AutoencoderKL, TileSpec
 from vae_core.halves import decoder_half
 from vae_core.streaming import store, strips
-from vae_core.streaming.choose import kernel_choice, may_stand_in
+from vae_core.streaming.choose import is_watched, kernel_choice, may_stand_in
 from vae_core.streaming.internals import products_available
 from vae_core.streaming.job import Job
 
