@@ -56,6 +56,41 @@ QUICK = {
 }
 
 
+KERNELS = {
+    "real widths within a budget": Case(WIDE, "decode", (256, 256), budget=130 * MIB),
+    "real widths within a budget, encode": Case(WIDE, "encode", (256, 256), budget=130 * MIB, dtype=torch.float32),
+    "offloaded": OFFLOADED,
+    "offloaded, one queue": OFFLOADED._replace(streams=False, direction="encode"),
+    "on the device": Case(SMALL, "decode", (64, 64), given="sim", out=None),
+    "weights elsewhere, in a batch, circular": QUICK["weights elsewhere, in a batch, circular"]._replace(rows=4),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.thorough
+def test_a_run_with_tritons_kernels(run: Run, name: str) -> None:
+    pytest.importorskip("triton")
+    case = KERNELS[name]._replace(kernels=True)
+    seen = run(case)
+    check(seen, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", ["decode", "encode"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("budget", [400, 600, 1000])
+def test_real_widths_within_budgets(run: Run, direction: str, dtype: torch.dtype, kernels: bool, budget: int) -> None:
+    case = Case(WIDE, direction, (1024, 1024), budget=budget * MIB, dtype=dtype, kernels=kernels)
+    check(run(case), case)
+
+
+def test_kernels_of_triton_are_fewer_launches(run: Run) -> None:
+    pytest.importorskip("triton")
+    case = KERNELS["on the device"]
+    assert run(case._replace(kernels=True)).launches < 0.6 * run(case).launches
+
+
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.thorough
 def test_a_run(run: Run, name: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from vae_core import AutoencoderKL, TileSpec
 from vae_core.halves import decoder_half, encoder_half
-from vae_core.streaming import stats, store, strips, transfer
+from vae_core.streaming import fused, stats, store, strips, transfer
 from vae_core.streaming.job import prepare
 from vae_core.streaming.options import Options
 
@@ -43,6 +43,7 @@ class Case(NamedTuple):
         streams: whether the device has several queues.
         rows: of latent pixels in a strip; None for what suits each pass.
         offloaded: all maps are in CPU memory, whatever was planned.
+        kernels: those of Triton are taken for working.
         weights, given, out: the devices that they are on; None for an output that the job allocates.
     """
 
@@ -56,6 +57,7 @@ class Case(NamedTuple):
     streams: bool = True
     rows: int | None = None
     offloaded: bool = False
+    kernels: bool = False
     weights: str = KIND
     given: str = "cpu"
     out: str | None = "cpu"
@@ -188,6 +190,12 @@ class Watch(TorchDispatchMode):
         """`Tensor.record_stream`: its memory is not used again before the stream is done with it."""
         self._buffer(tensor)[1].known.add(stream.name)
 
+    def launched(self, name: str, reads: Iterable[Tensor | None], writes: Iterable[Tensor | None]) -> None:
+        """A kernel that is no operation of torch's."""
+        accesses = [[self._access(each) for each in tensors if each is not None] for tensors in (reads, writes)]
+        self.order.work(self.current.name, *accesses, name)
+        self.seen.launches += 1
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.namespace != "aten" or func.is_view:  # such as a question for the device
@@ -303,6 +311,31 @@ def _placed(vae: AutoencoderKL, case: Case) -> AutoencoderKL:
     return vae
 
 
+def _tritons() -> Any:
+    """Triton's kernels, which write down what they read and write, and compute nothing."""
+    from vae_core.streaming import triton_kernels
+
+    def activate(x: Tensor, norm: Any, silu: bool, out: Tensor, above: int, left: int) -> None:
+        Watch.at_work.launched("activate", [x, *(norm or ())], [out])
+
+    def finish(result: Tensor, bias: Any, residual: Any, out: Any, partial: Tensor, first: int) -> None:
+        Watch.at_work.launched("finish", [result, bias, residual], [out, partial])
+
+    def merge(partial: Tensor, row: Tensor) -> None:
+        Watch.at_work.launched("merge", [partial], [row])
+
+    def norm(rows: Tensor, groups: int, eps: float, weight: Tensor, bias: Tensor, *made: Tensor) -> None:
+        Watch.at_work.launched("norm", [rows, weight, bias], made)
+
+    stands_in = {each.__name__: each for each in (activate, finish, merge, norm)}
+    context = ExitStack()
+    context.enter_context(patch.multiple(triton_kernels, **stands_in))
+    context.enter_context(
+        patch.object(fused, "_kernels", lambda device, dtype: triton_kernels if device.type == KIND else None)
+    )
+    return context
+
+
 BREAKS: dict[str, Callable[[], Any]] = {
     "no wait for an upload": lambda: patch.object(Stream, "wait_event", lambda self, event: None),
     "no wait at the end of a pass": lambda: patch.object(transfer.Transfers, "finish", lambda self: None),
@@ -322,7 +355,7 @@ def simulate(case: Case, broken: str | None = None) -> Seen:
     Args:
         broken: one of BREAKS, to see that it is found.
     """
-    with BREAKS[broken]() if broken is not None else nullcontext():
+    with BREAKS[broken]() if broken is not None else nullcontext(), _tritons() if case.kernels else nullcontext():
         return _simulate(case)
 
 

@@ -212,11 +212,10 @@ Stats = ChannelStats | TableStats
 
 def all_finite(several: Sequence[Stats]) -> list[bool]:
     """`finite` of each. Waits for the device once."""
-    if not several:
-        return []
     found = [stats.finite() for stats in several]
-    elsewhere = next((each.device for each in found if each.device.type != "cpu"), found[0].device)
-    return torch.stack([each.to(elsewhere) for each in found]).tolist()
+    there = [each for each in found if each.device.type != "cpu"]
+    told = iter(torch.stack(there).tolist() if there else ())
+    return [bool(each) if each.device.type == "cpu" else next(told) for each in found]
 
 
 def merge_all(parts: list[ChannelStats]) -> ChannelStats:
