@@ -83,7 +83,8 @@ class TableStats:
 
     def finite(self) -> Tensor:
         """As that of `ChannelStats`."""
-        return torch.isfinite(self._table.values).all()
+        values = self._table.values
+        return torch.isfinite(values).all()
 
     @property
     def mean(self) -> Tensor:
@@ -214,8 +215,8 @@ def all_finite(several: Sequence[Stats]) -> list[bool]:
     """`finite` of each. Waits for the device once."""
     found = [stats.finite() for stats in several]
     there = [each for each in found if each.device.type != "cpu"]
-    told = iter(torch.stack(there).tolist() if there else ())
-    return [bool(each) if each.device.type == "cpu" else next(told) for each in found]
+    flags = iter(torch.stack(there).tolist() if there else ())
+    return [bool(each) if each.device.type == "cpu" else next(flags) for each in found]
 
 
 def merge_all(parts: list[ChannelStats]) -> ChannelStats:
