@@ -121,9 +121,15 @@ def _kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
     kind = device.type
     if dtype == torch.float64 or (kind not in _KINDS and not (kind == "cpu" and interpreted())):
         return None
-    if kind != "cpu" and not module_of(device).is_available():  # a plan for another machine
+    if kind != "cpu" and not _is_available(kind):  # a plan for another machine
         return None
     return _tried(device, dtype)
+
+
+@functools.cache
+def _is_available(kind: str) -> bool:
+    """Whether this machine has such devices: a plan asks for each of its passes."""
+    return module_of(torch.device(kind)).is_available()
 
 
 def interpreted() -> bool:
