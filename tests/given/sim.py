@@ -192,8 +192,8 @@ class Watch(TorchDispatchMode):
 
     def launched(self, name: str, reads: Iterable[Tensor | None], writes: Iterable[Tensor | None]) -> None:
         """A kernel that is no operation of torch's."""
-        accesses = [[self._access(each) for each in tensors if each is not None] for tensors in (reads, writes)]
-        self.order.work(self.current.name, *accesses, name)
+        read, written = ([self._access(each) for each in tensors if each is not None] for tensors in (reads, writes))
+        self.order.work(self.current.name, read, written, name)
         self.seen.launches += 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -327,9 +327,9 @@ def _tritons() -> Any:
     def norm(rows: Tensor, groups: int, eps: float, weight: Tensor, bias: Tensor, *made: Tensor) -> None:
         Watch.at_work.launched("norm", [rows, weight, bias], made)
 
-    stands_in = {each.__name__: each for each in (activate, finish, merge, norm)}
     context = ExitStack()
-    context.enter_context(patch.multiple(triton_kernels, **stands_in))
+    for each in (activate, finish, merge, norm):
+        context.enter_context(patch.object(triton_kernels, each.__name__, each))
     context.enter_context(
         patch.object(fused, "_kernels", lambda device, dtype: triton_kernels if device.type == KIND else None)
     )
