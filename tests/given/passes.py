@@ -11,7 +11,7 @@ from vae_core.streaming.kernel import Kernel, PassInputs
 from vae_core.streaming.maps import FeatureMap
 from vae_core.streaming.options import NO_AXES
 from vae_core.streaming.program import Pass
-from vae_core.streaming.stats import Stats
+from vae_core.streaming.stats import ChannelStats
 from vae_core.streaming.store import MapStore
 
 CPU = torch.device("cpu")
@@ -34,11 +34,13 @@ def pass_inputs(step: Pass, source: FeatureMap, target: FeatureMap, **others: An
     return PassInputs(step=step, source=source, target=target, store=given.pop("store", None) or MapStore(CPU), **given)
 
 
-def run_pass(kernel: Kernel) -> Stats:
+def run_pass(kernel: Kernel) -> ChannelStats:
     """Compute a pass; returns the statistics of its target."""
     try:
         kernel.prepare(kernel.pack())
-        return kernel.combine([kernel.compute(strip) for strip in kernel.layout.strips()])
+        stats = kernel.combine([kernel.compute(strip) for strip in kernel.layout.strips()])
+        assert isinstance(stats, ChannelStats)
+        return stats
     finally:
         kernel.close()
 
@@ -80,7 +82,7 @@ def assert_within(kind: str, channels: int, mean: float, largest: float) -> None
     assert largest <= growth * BOUNDS[kind].largest
 
 
-def check_statistics(stats: Stats, found: Tensor, dtype: torch.dtype) -> None:
+def check_statistics(stats: ChannelStats, found: Tensor, dtype: torch.dtype) -> None:
     """Of what was written, whatever its own errors: sums in float32 over a strip, in float64 over strips."""
     mean = found.mean((1, 2))
     deviations = (found - mean[:, None, None]).square().sum((1, 2))
