@@ -80,7 +80,7 @@ def finish(parts: Sequence[Part], bias: Tensor | None, row: Tensor) -> bool:
         row: [4, B, C] in float32, becomes what `StripStats` has of all parts together, as they were stored, and count.
     """
     result = parts[0].result
-    kernels = _kernels_for(result)
+    kernels = _kernels(result.device, result.dtype)
     if kernels is None:
         return False
     with current(result.device):
@@ -88,8 +88,9 @@ def finish(parts: Sequence[Part], bias: Tensor | None, row: Tensor) -> bool:
         batch, channels = result.shape[0], result.shape[3]
         partial = torch.empty((batch, len(parts) * blocks, 4, channels), dtype=torch.float32, device=result.device)
         for index, (result, residual, out) in enumerate(parts):
-            rows = (each if each is None or each.stride(3) == 1 else each.contiguous() for each in (result, residual))
-            made, added = rows
+            made, added = (
+                each if each is None or each.stride(3) == 1 else each.contiguous() for each in (result, residual)
+            )
             kernels.finish(made, bias, added, out, partial, index * blocks)
         kernels.merge(partial, row)
     return True
@@ -110,10 +111,6 @@ def measured(strip: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
 def can_finish(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether `finish` does something for strips of a precision on a device."""
     return _kernels(device, dtype) is not None
-
-
-def _kernels_for(x: Tensor) -> ModuleType | None:
-    return _kernels(x.device, x.dtype)
 
 
 def _kernels(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
