@@ -6,7 +6,6 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +15,7 @@ from ..vae_core.adopt import recognise, tensors_of
 from ..vae_core.checkpoints.memory import planned_weights
 from ..vae_core.errors import VAEError
 from ..vae_core.layers import without_values
-
-
-class _Slot(NamedTuple):
-    """The place of one parameter or buffer of a model."""
-
-    key: str
-    holder: dict[str, Any]
-    name: str
-
-    @property
-    def value(self) -> Tensor:
-        return self.holder[self.name]
-
-    def fill(self, value: Tensor) -> None:
-        is_weight = isinstance(self.value, nn.Parameter)
-        self.holder[self.name] = nn.Parameter(value.detach(), requires_grad=False) if is_weight else value
+from ..vae_core.streaming.internals import WeightPlace, weight_places
 
 
 class Borrowed:
@@ -45,7 +29,7 @@ class Borrowed:
         self.model = model
         self._first_stage = weakref.ref(first_stage)
         self._keys = keys
-        self._slots = _slots_of(model)
+        self._places = weight_places(model)
         self._lock = threading.Lock()
         self._runs = 0
 
@@ -60,14 +44,14 @@ class Borrowed:
         dtype = next(iter(self._current().values())).dtype
         with self._lock:
             if not self._runs and dtype != self.model.dtype:
-                _empty(self._slots, dtype)
+                _empty(self._places, dtype)
 
     @contextmanager
     def weights(self) -> Iterator[AutoencoderKL]:
         """The model with the loader's weights as they are now, wherever they are. Several threads may run at a time."""
         with self._lock:
             if not self._runs:
-                _fill(self._slots, self._current(), self.model.dtype)
+                _fill(self._places, self._current(), self.model.dtype)
             self._runs += 1
         try:
             yield self.model
@@ -75,7 +59,7 @@ class Borrowed:
             with self._lock:
                 self._runs -= 1
                 if not self._runs:
-                    _empty(self._slots, self.model.dtype)
+                    _empty(self._places, self.model.dtype)
 
     def _current(self) -> dict[str, Tensor]:
         """The loader's weights by our keys. They may be moved, patched or exchanged between two runs."""
@@ -104,34 +88,24 @@ def copied(model: AutoencoderKL, device: torch.device, dtype: torch.dtype | None
     with without_values():
         made = AutoencoderKL.from_config(model.config).eval()
     weights = {key: weight.to(device) for key, weight in model.state_dict(keep_vars=True).items()}
-    _fill(_slots_of(made), weights, dtype)
+    _fill(weight_places(made), weights, dtype)
     made.__dict__["guesses"] = getattr(model, "guesses", {})
     return made
 
 
-def _fill(slots: list[_Slot], weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
-    for slot in slots:
-        weight = weights.get(slot.key)
+def _fill(places: list[WeightPlace], weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
+    for place in places:
+        weight = weights.get(place.key)
         if weight is None:  # a counter of batch norm, which few files have
-            slot.fill(torch.zeros(slot.value.shape, dtype=torch.int64, device="cpu"))
+            place.fill(torch.zeros(place.value.shape, dtype=torch.int64, device="cpu"))
         else:
-            slot.fill(weight.to(dtype) if weight.is_floating_point() else weight)
+            place.fill(weight.detach().to(dtype) if weight.is_floating_point() else weight)
 
 
-def _empty(slots: list[_Slot], dtype: torch.dtype) -> None:
-    for slot in slots:
-        kept = dtype if slot.value.is_floating_point() else slot.value.dtype
-        slot.fill(torch.empty_like(slot.value, dtype=kept, device="meta"))
-
-
-def _slots_of(model: nn.Module) -> list[_Slot]:
-    return [
-        _Slot(f"{prefix}.{name}" if prefix else name, holder, name)
-        for prefix, module in model.named_modules()
-        for holder in (module._parameters, module._buffers)
-        for name, value in holder.items()
-        if value is not None
-    ]
+def _empty(places: list[WeightPlace], dtype: torch.dtype) -> None:
+    for place in places:
+        kept = dtype if place.value.is_floating_point() else place.value.dtype
+        place.fill(torch.empty_like(place.value, dtype=kept, device="meta"))
 
 
 def _recognise(first_stage: nn.Module) -> Borrowed | str:

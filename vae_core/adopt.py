@@ -18,9 +18,9 @@ from .config import AutoencoderKLConfig, is_field
 from .errors import CheckpointError
 from .layers import without_values
 from .patched import is_replaced
+from .streaming import internals
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_PATCHABLE = ("forward", "encode", "decode", "_conv_forward")
+_PATCHABLE = ("encode", "decode", *internals.COMPUTING)
 # Processors whose numbers are those of our default, by the name of their class.
 _DEFAULT_PROCESSORS = ("AttnProcessor2_0", "FusedAttnProcessor2_0")
 _KEPT = ("use_slicing", "use_tiling", "tile_sample_min_size", "tile_latent_min_size", "tile_overlap_factor")
@@ -74,9 +74,8 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = dict(module.named_parameters())
     for prefix, child in module.named_modules():
-        for name, buffer in child._buffers.items():
-            if buffer is not None and name not in child._non_persistent_buffers_set:
-                found[f"{prefix}.{name}" if prefix else name] = buffer
+        for name, buffer in internals.lasting_buffers(child).items():
+            found[f"{prefix}.{name}" if prefix else name] = buffer
     return {name: tensor for name, tensor in found.items() if ".to_qkv." not in name}
 
 
@@ -84,9 +83,9 @@ def find_patch(module: nn.Module) -> str | None:
     """What is patched in a module, in words: its own methods compute something else then."""
     for name, part in module.named_modules():
         where = name or type(module).__name__
-        if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
+        if internals.is_compiled(part):
             return f"{where} has been compiled"
-        if any(getattr(part, hooks, None) for hooks in _HOOKS):
+        if internals.has_hooks(part):
             return f"{where} has a hook"
         if hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook"):
             return f"{where} has a hook for offloading or casting"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.modules import module as torch_module
 
 from .attention import STOCK_PROCESSORS, Attention
 from .blocks import DownBlock, Downsample, ResnetBlock, UNetMidBlock2D, UpBlock, Upsample
 from .decoder import Decoder
 from .encoder import Encoder
+from .streaming import internals
 
 _CLASSES = (
     Encoder, Decoder, DownBlock, UpBlock, UNetMidBlock2D, ResnetBlock, Attention, Downsample, Upsample,
@@ -16,10 +16,6 @@ _CLASSES = (
 )  # fmt: skip
 # As they were when this package was imported: a class can be patched, too.
 _FORWARDS = {cls: cls.forward for cls in _CLASSES if cls is not nn.ModuleList}
-_CONV_FORWARD = nn.Conv2d._conv_forward
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
-_PATCHABLE = ("forward", "_conv_forward", "__call__", "_call_impl")
 
 
 def find_patch(module: nn.Module) -> str | None:
@@ -28,7 +24,7 @@ def find_patch(module: nn.Module) -> str | None:
     Looked for: hooks, also global ones; another class, a parametrization, a patched or a compiled method; a
     convolution with another padding; a custom attention processor.
     """
-    if any(getattr(torch_module, name, None) for name in _GLOBAL_HOOKS):
+    if internals.has_global_hooks():
         return "a forward hook on all modules"
     for name, child in module.named_modules():
         patch = _patch_of(child)
@@ -51,11 +47,11 @@ def _patch_of(module: nn.Module) -> str | None:
         return f"the class {cls.__name__}"
     if cls in _FORWARDS and cls.forward is not _FORWARDS[cls]:
         return f"a patched {cls.__name__}.forward"
-    if any(getattr(module, name, None) for name in _HOOKS):
+    if internals.has_hooks(module):
         return "a hook"
-    if any(is_replaced(module, name) for name in _PATCHABLE):
+    if any(is_replaced(module, name) for name in internals.COMPUTING):
         return "a patched method"
-    if getattr(module, "_compiled_call_impl", None) is not None:
+    if internals.is_compiled(module):
         return "been compiled"
     if isinstance(module, nn.Conv2d):
         return _patch_of_convolution(module)
@@ -67,7 +63,7 @@ def _patch_of(module: nn.Module) -> str | None:
 
 
 def _patch_of_convolution(conv: nn.Conv2d) -> str | None:
-    if nn.Conv2d._conv_forward is not _CONV_FORWARD:
+    if internals.convolves_otherwise():
         return "a patched Conv2d._conv_forward"
     if conv.padding_mode != "zeros":
         return f"padding mode {conv.padding_mode}"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vae_core.streaming import winograd, winograd_torch
+from vae_core.streaming import torch_transforms, winograd
 from vae_core.streaming.transforms import UPSAMPLE, WINOGRAD, Matrix, Transform, as_tensor
 from vae_core.streaming.transforms import winograd as winograd_at
 
@@ -77,7 +77,7 @@ def inputs_of(transform: Transform, source: Tensor, compiled: bool, affine=None)
     out = torch.full((1, 1, n * n, channels), torch.nan)
     if not compiled:
         tensors = affine and (torch.from_numpy(affine[0]), torch.from_numpy(affine[1]))
-        winograd_torch.transform_inputs(transform, source, 0, 0, False, tensors, (1, 1), some, out)
+        torch_transforms.transform_inputs(transform, source, 0, 0, False, tensors, (1, 1), some, out)
         return out.reshape(n * n, channels)
     jit, ring, place = winograd.jit(), np.empty((channels // 16, 6, 6, 16), np.float32), begin(out.numpy())
     image = rows_of(source.numpy()), width, channels, FLOAT32
@@ -95,7 +95,7 @@ def outputs_of(transform: Transform, products: Tensor, compiled: bool) -> Tensor
     channels = products.shape[1]
     target, bias, sums = torch.full((4, 4, channels), torch.nan), torch.zeros(channels), np.zeros((2, channels))
     if not compiled:
-        winograd_torch.transform_outputs(transform, products[None, None], bias, None, target, (1, 1), some, sums)
+        torch_transforms.transform_outputs(transform, products[None, None], bias, None, target, (1, 1), some, sums)
         return checked(target, sums)
     rows, products = rows_of(target.numpy()), products.contiguous()
     place, size, totals = (rows, (0, 0), channels, FLOAT32), (4, 4), tuple(each.ctypes.data // 8 for each in sums)

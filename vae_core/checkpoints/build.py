@@ -6,13 +6,14 @@ import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..layers import without_values
+from ..streaming.internals import weight_places
 from .finite import check_small, check_whole
 from .key_map import OPTIONAL, weight_shapes
 from .layouts import is_length, of_length, scaled
@@ -150,7 +151,7 @@ def _build(
     weights = read_weights(plan, weight_shapes(plan.config), wanted, mapped)
     with without_values():
         model = model_class(**plan.config)
-    places = _places(model)  # in eval mode from here on
+    places = {place.key: place for place in weight_places(model)}
     if set(places) - OPTIONAL != set(plan.keys) - OPTIONAL:
         raise CheckpointError(
             f"{model_class} has other weights than an AutoencoderKL of its config. Load an AutoencoderKL instead, and "
@@ -158,12 +159,13 @@ def _build(
         )
     for key in list(weights):
         weight = weights.pop(key)  # so that a copy that is converted is not kept
-        holder, name, old = places[key]
         if device is not None or (weight.dtype is not wanted and weight.is_floating_point()):
             if looked_at:
                 check_whole(plan, key, weight)  # it is read anyway
             weight = weight.to(device=device, dtype=wanted if weight.is_floating_point() else None)
-        holder[name] = nn.Parameter(weight, old.requires_grad) if isinstance(old, nn.Parameter) else weight
+        places[key].fill(weight, places[key].value.requires_grad)
+    for module in model.modules():
+        module.__dict__["training"] = False  # what eval() does, through a slower setter
     model.__dict__["guesses"] = plan.guesses  # so that saving does not make facts of them
     return model
 
@@ -200,18 +202,3 @@ def read_weights(
         elif weight.ndim == 4 and not weight.is_contiguous():  # MLX's kernels: rows of torch's
             weights[key] = weight.contiguous()
     return weights
-
-
-def _places(model: nn.Module) -> dict[str, tuple[dict[str, Any], str, Tensor]]:
-    """Key of a weight -> the dictionary of its module that it is in, its name there, and what is there now.
-
-    Goes through the modules once, and so sets them to eval mode as well.
-    """
-    places: dict[str, tuple[dict[str, Any], str, Tensor]] = {}
-    for prefix, module in model.named_modules():
-        module.__dict__["training"] = False  # what eval() does, through a slower setter
-        for holder in (module._parameters, module._buffers):
-            for name, tensor in holder.items():
-                if tensor is not None:
-                    places[f"{prefix}.{name}" if prefix else name] = holder, name, tensor
-    return places

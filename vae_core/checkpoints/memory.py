@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError
 from ..layers import without_values
+from ..streaming.internals import weight_places
 from .key_map import is_attention_projection
 from .nested import find_tensors
 from .plan import CheckpointPlan
@@ -72,15 +73,9 @@ def build_around(
     """
     with without_values():
         model = model_class(**config)
-    for prefix, module in model.named_modules():
-        module.training = False
-        for holder in (module._parameters, module._buffers):
-            for name, old in holder.items():
-                if old is None:
-                    continue
-                key = f"{prefix}.{name}" if prefix else name
-                weight = weights[key] if key in weights else torch.zeros(old.shape, dtype=torch.int64, device="cpu")
-                if isinstance(old, nn.Parameter) and not isinstance(weight, nn.Parameter):
-                    weight = nn.Parameter(weight.detach(), requires_grad=False)
-                holder[name] = weight  # type: ignore[assignment]
-    return model
+    for place in weight_places(model):
+        weight = weights.get(place.key)
+        if weight is None:  # a counter of batch norm, which few files have
+            weight = torch.zeros(place.value.shape, dtype=torch.int64, device="cpu")
+        place.fill(weight)
+    return model.eval()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .internals import is_compiled
 from .program import Pass
 
 Shape = tuple[int, int, int, int]
@@ -51,6 +52,11 @@ class Half:
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return self.placement()[1]
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether a part of it was compiled, whose inside cannot be observed."""
+        return any(is_compiled(part) for module in self.modules.values() for part in module.modules())
 
     def reference(self, x: Tensor) -> Tensor:
         """The reference path: the modules as they are."""

@@ -17,6 +17,12 @@ torch (2.4 to 2.13)
     threads of one thread alone. Where they are missing, as on Windows and macOS, `torch.set_num_threads` is called,
     and its other effect, on threads to come, put right again: `tests/streaming/test_pool.py` would notice.
 
+    `Module._parameters`, `_buffers` and `_non_persistent_buffers_set`: what a module keeps, see `WeightPlace`. And what
+    others put on one: `_forward_hooks`, `_forward_pre_hooks`, `_backward_hooks`, `_backward_pre_hooks`, the global ones
+    in `torch.nn.modules.module`, `_compiled_call_impl`, `_orig_mod`, `_call_impl`, `Conv2d._conv_forward`. If one got
+    another name, the engine would compute what a patched module no longer does: `tests/streaming/test_patched.py` and
+    `tests/test_adopt.py` would notice.
+
 numba (0.60 to 0.68)
     `numba.core.caching.FunctionCache` with its `_impl` (`locator`, `filename_base`, `reduce`, `rebuild`,
     `check_cachable`), `_index_key` and `_cache_file`, `Dispatcher._cache`, and `numba.core.serialize.dumps`: see
@@ -44,10 +50,10 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..atomic import write_file
 from ..units import MIB
@@ -62,6 +68,76 @@ def is_transformed() -> bool:
     """Whether forward-mode gradients or a transformation of functorch's, such as vmap, is at work."""
     functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     return torch.autograd.forward_ad._current_level >= 0 or functorch.peek_interpreter_stack() is not None
+
+
+# torch: what others put on a module.
+
+# The methods by which a module computes.
+COMPUTING = ("forward", "_conv_forward", "__call__", "_call_impl")
+_CONV_FORWARD = nn.Conv2d._conv_forward  # as it was when this package was imported
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module by itself has hooks on its forward or backward."""
+    return any(getattr(module, name, None) for name in _HOOKS)
+
+
+def has_global_hooks() -> bool:
+    """Whether there are forward hooks on all modules."""
+    return any(getattr(nn.modules.module, name, None) for name in _GLOBAL_HOOKS)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module by itself was compiled, by torch.compile or in place; its inside cannot be observed."""
+    wrapped = type(module).__name__ == "OptimizedModule" or hasattr(module, "_orig_mod")
+    return wrapped or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def convolves_otherwise() -> bool:
+    """Whether somebody has exchanged what all convolutions compute by."""
+    return nn.Conv2d._conv_forward is not _CONV_FORWARD
+
+
+class WeightPlace(NamedTuple):
+    """Where a model keeps one parameter or buffer.
+
+    Attributes:
+        key: its key in a state dict.
+        holder, name: the dictionary of its module that it is in, and its name there.
+    """
+
+    key: str
+    holder: dict[str, Any]
+    name: str
+
+    @property
+    def value(self) -> Tensor:
+        return self.holder[self.name]
+
+    def fill(self, weight: Tensor, requires_grad: bool = False) -> None:
+        """Put a tensor there: as a new parameter where one is, unless it is a parameter itself."""
+        if isinstance(self.value, nn.Parameter) and not isinstance(weight, nn.Parameter):
+            weight = nn.Parameter(weight, requires_grad)
+        self.holder[self.name] = weight
+
+
+def weight_places(model: nn.Module) -> list[WeightPlace]:
+    """Those of all parameters and buffers that there are."""
+    return [
+        WeightPlace(f"{prefix}.{name}" if prefix else name, holder, name)
+        for prefix, module in model.named_modules()
+        for holder in (module._parameters, module._buffers)
+        for name, value in holder.items()
+        if value is not None
+    ]
+
+
+def lasting_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a module by itself that its state dict has."""
+    passing = module._non_persistent_buffers_set
+    return {name: each for name, each in module._buffers.items() if each is not None and name not in passing}
 
 
 # torch: the number of threads of one thread.

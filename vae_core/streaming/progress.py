@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .devices import module_of
@@ -65,14 +65,6 @@ class Report:
         self.done = min(self.done + flops, self.total)
         if self.progress is not None:
             self.progress(Progress(self.done, self.total, max(1, self.pass_index), self.passes))
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Whether a part of a model was compiled, whose inside cannot be observed."""
-    return any(
-        type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
-        for module in model.modules()
-    )
 
 
 class Watched(TorchFunctionMode):

@@ -16,7 +16,7 @@ from .choose import is_watched
 from .executor import damaged_message
 from .half import Half
 from .plan import Plan, parts_of, plan_tiles, plan_whole
-from .progress import Report, Watched, is_compiled
+from .progress import Report, Watched
 from .request import Request
 from .source import Source, count_not_finite
 
@@ -91,7 +91,7 @@ class Whole:
         # Where an offloading hook has the weights, it moves what comes in.
         stays = request.half.device.type == "meta"
         half = request.half if stays else request.half.on(request.device, request.dtype)
-        watched = report.progress is not None and not any(map(is_compiled, half.modules.values()))
+        watched = report.progress is not None and not half.is_compiled
         report.expect(self.plan.flops, self.plan.passes)
 
         def reference(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Convolutions with few multiplications, in float32 on a CPU, in torch operations: where there is no numba.
 
 The products of a strip are one grouped convolution of oneDNN (`products.py`), the transforms around them products with
-small matrices (`winograd_torch.py`).
+small matrices (`torch_transforms.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import internals, transforms, winograd, winograd_torch
+from . import internals, torch_transforms, transforms, winograd
 from .kernel import STRIP_BYTES, Layout, Strip, cut
 from .products import VECTOR, PackedProducts, whole_vectors
 from .program import Pass
@@ -114,7 +114,7 @@ class TorchWinograd(winograd.Winograd):
         down, across = self._tiles
         numbers = down * across * self.groups
         sizes = {"left": numbers * whole_vectors(conv.in_channels), "results": numbers * conv.out_channels}
-        sizes |= winograd_torch.scratch_sizes(self.transform, conv.in_channels, conv.out_channels, self._tiles)
+        sizes |= torch_transforms.scratch_sizes(self.transform, conv.in_channels, conv.out_channels, self._tiles)
         stored = inputs.map_dtype != torch.float32  # then what is read is made wider
         if stored or inputs.circular.y or inputs.source.band_count > 1:  # rows from two places
             rows = strip.height // 2 + 2 if self.step.scale == "up" else strip.height + 2
@@ -188,7 +188,7 @@ class TorchWinograd(winograd.Winograd):
         pieces, first = source.around(top // scale - 1, bottom // scale + 1, circular.y)
         window = _joined([piece[item] for piece in pieces], "window", scratch)
         operands = _Operands.of(scratch, self.weights.products, self.step.conv.in_channels)
-        winograd_torch.transform_inputs(
+        torch_transforms.transform_inputs(
             self.transform,
             window,
             top // scale - 1 - first,
@@ -202,7 +202,7 @@ class TorchWinograd(winograd.Winograd):
         results = operands.multiply()
         place = self.inputs.target.rows(top, bottom)[item, :, left:right]
         residual = self._residual(strip, scratch)
-        winograd_torch.transform_outputs(
+        torch_transforms.transform_outputs(
             self.transform, results, self.weights.bias, residual, place, tiles, scratch.tensor, sums
         )
         results.zero_()
