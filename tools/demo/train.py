@@ -2,6 +2,7 @@
 
     python tools/demo/train.py RUN_FOLDER [--steps 8000] [--device cuda --batch 16]
     python tools/demo/train.py RUN_FOLDER --start vae_core/demo [--steps 2000 --rate 0.5]  # train a finished model on
+    python tools/demo/train.py RUN_FOLDER --start vae_core/demo --windows 0.5  # so that parts decode by themselves
 
 Every loss is in the log (`log.csv`); `card.py` makes the shipped files and the model card of it. The last third of the
 steps sees large crops, the last quarter lets the learning rate fall to zero; a model that is trained on sees large
@@ -54,6 +55,8 @@ KL_WEIGHT = 1e-4  # per latent value in nats, against errors per colour value in
 # (side, batch) of successive steps: the same number of pixels.
 SMALL_CROPS = ((64, 16), (128, 4))
 LARGE_CROPS = ((256, 1), (128, 4), (256, 1))
+FACTOR = 8  # pixels along one side of a latent pixel
+ALL = slice(None)
 LOG_EVERY = 10
 EVALUATE_EVERY = 250
 SAVE_EVERY_SECONDS = 60
@@ -68,12 +71,14 @@ class Schedule:
         large_from: the share of them before large crops.
         decay_share: over the last share of them the learning rate falls to zero.
         rate: share of the full learning rate at most.
+        windows: share of the steps that decode a part of the latent alone.
     """
 
     steps: int
     large_from: float = 2 / 3
     decay_share: float = 0.25
     rate: float = 1.0
+    windows: float = 0.0
 
     def crop(self, step: int) -> tuple[int, int]:
         """Side and number of the crops of a step."""
@@ -107,6 +112,22 @@ def random_crops(levels: list[list[Tensor]], side: int, batch: int, rng: np.rand
     colour = torch.from_numpy(np.stack(colours)).to(pixels)
     turned = torch.einsum("bij,bjhw->bihw", colour[:, :, :3], pixels) + colour[:, :, 3, None, None]
     return turned.clamp_(-1, 1)
+
+
+def random_window(size: int, rng: np.random.Generator) -> tuple[slice, slice]:
+    """Rows and columns of a quarter to the whole of a latent: what blended tiles decode by themselves.
+
+    A model that has not seen such parts may keep an image's colours at its edges alone, where its norms find them.
+    """
+    sides = rng.integers(size // 2, size + 1, 2)
+    first = rng.integers(0, size - sides + 1)
+    rows, columns = (slice(int(start), int(start + side)) for start, side in zip(first, sides, strict=True))
+    return rows, columns
+
+
+def scaled(part: slice) -> slice:
+    """Rows or columns of a latent as those of its image."""
+    return part if part == ALL else slice(FACTOR * part.start, FACTOR * part.stop)
 
 
 def recolouring(rng: np.random.Generator) -> np.ndarray:
@@ -244,15 +265,17 @@ def train(folder: Path, schedule: Schedule, beginning: Path | None, device: torc
         saved = time.monotonic()
         for step in range(start, steps):
             side, batch = schedule.crop(step)
-            x = random_crops(levels, side, batch * batches, np.random.default_rng((0, step)))
+            rng = np.random.default_rng((0, step))
+            x = random_crops(levels, side, batch * batches, rng)
             x = x.contiguous(memory_format=torch.channels_last)
+            rows, columns = random_window(side // FACTOR, rng) if rng.random() < schedule.windows else (ALL, ALL)
             matrices.param_groups[0]["lr"] = MATRIX_LEARNING_RATE * schedule.learning_rate(step)
             vectors.param_groups[0]["lr"] = VECTOR_LEARNING_RATE * schedule.learning_rate(step)
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 (posterior,) = model.encode(x, return_dict=False)
                 posterior = DiagonalGaussianDistribution(posterior.parameters.float())
-                (output,) = model.decode(posterior.sample(), return_dict=False)
-            reconstruction = reconstruction_loss(output.float(), x)
+                (output,) = model.decode(posterior.sample()[:, :, rows, columns], return_dict=False)
+            reconstruction = reconstruction_loss(output.float(), x[:, :, scaled(rows), scaled(columns)])
             kl = posterior.kl().mean() / posterior.mean[0].numel()
             model.zero_grad()
             (reconstruction + KL_WEIGHT * kl).backward()
@@ -293,9 +316,12 @@ if __name__ == "__main__":
     parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--batch", type=int, default=1, help="how many times the crops of a step on a processor")
     parser.add_argument("--rate", type=float, help="share of the full learning rate (default: 1, with --start 0.3)")
+    parser.add_argument("--windows", type=float, default=0.0, help="share of steps that decode a part of the latent")
     arguments = parser.parse_args()
+    windows = arguments.windows
     if arguments.start is None:
-        schedule = Schedule(arguments.steps, rate=arguments.rate or 1.0)
+        schedule = Schedule(arguments.steps, rate=arguments.rate or 1.0, windows=windows)
     else:
-        schedule = Schedule(arguments.steps, large_from=0, decay_share=1, rate=arguments.rate or 0.3)
+        rate = arguments.rate or 0.3
+        schedule = Schedule(arguments.steps, large_from=0, decay_share=1, rate=rate, windows=windows)
     train(arguments.folder, schedule, arguments.start, arguments.device, arguments.batch)
