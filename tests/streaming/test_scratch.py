@@ -120,17 +120,40 @@ def test_terms_of_a_fast_kernel_are_what_it_allocates(case: str, kind: Any) -> N
     [(each, each) for each in (torch.float32, torch.float64, torch.bfloat16)] + [(torch.float32, torch.bfloat16)],
 )
 @pytest.mark.parametrize("scale", ["same", "up", "down"])
+@pytest.mark.parametrize("shortcut", [False, True])
 @torch.no_grad()
 def test_terms_of_the_direct_kernel_are_what_it_allocates(
-    scale: str, dtype: torch.dtype, map_dtype: torch.dtype
+    scale: str, shortcut: bool, dtype: torch.dtype, map_dtype: torch.dtype
 ) -> None:
-    made = kernel(DirectConvolution, scale=scale, dtype=dtype, map_dtype=map_dtype)
+    made = kernel(DirectConvolution, scale=scale, shortcut=shortcut, circular=True, dtype=dtype, map_dtype=map_dtype)
     terms = made.workspace()
     made.prepare(made.pack())
     allocated = made.scratches.allocated
     assert allocated and allocated == {name: terms[name] for name in allocated}
-    for strip in made.layout.strips():
-        made.compute(strip)
+    passing = {name: size for name, size in terms.items() if name not in {*allocated, "statistics", "weights"}}
+    passing["normalized"] = passing.get("normalized", 0) // 2  # before and after the activation
+    with LargestAllocation() as taken:
+        for strip in made.layout.strips():
+            made.compute(strip)
+    assert taken.bytes == max(passing.values())
+    made.close()
+
+
+@torch.no_grad()
+def test_pieces_that_the_direct_kernel_joins_are_planned() -> None:
+    def banded(channels: int) -> FeatureMap:
+        bands = torch.randn(1, 6, 10, channels), torch.randn(1, 4, 10, channels)
+        return FeatureMap(bands, torch.Size((1, 10, 10, channels)))
+
+    step = Convolve("source", "target", nn.Conv2d(32, 8, 1), residual="residual")
+    target = FeatureMap.of(torch.empty(1, 10, 10, 8))
+    made: Any = DirectConvolution(pass_inputs(step, banded(32), target, residual=banded(8)))
+    terms = made.workspace()
+    made.prepare(made.pack())
+    with LargestAllocation() as taken:
+        made.compute(made.layout.first)
+    assert terms["joined"] == 4 * 10 * 10 * (32 + 8)
+    assert taken.bytes == 4 * 10 * 10 * 32
     made.close()
 
 

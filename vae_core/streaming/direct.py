@@ -109,8 +109,12 @@ class DirectConvolution:
         }
         if norm is not None and (dtype not in IN_PLACE or isinstance(norm, PositionNorm)):
             terms["normalized"] = 8 * read
-        if self.inputs.circular.y or self.inputs.source.band_count > 1:
-            terms["joined"] = self.inputs.map_dtype.itemsize * read  # a window of several pieces
+        residual = self.inputs.residual
+        joins = read if self._as_it_is and self.inputs.source.band_count > 1 else 0  # else pieces go to the window
+        if residual is not None and residual.band_count > 1:
+            joins += strip.positions * residual.shape[3]
+        if joins:
+            terms["joined"] = self.inputs.map_dtype.itemsize * joins
         terms["convolution"] = results * dtype.itemsize // (4 if self.step.scale == "up" else 1)  # a phase
         if dtype not in IN_PLACE:
             terms["values"] = 4 * results
