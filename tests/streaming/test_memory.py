@@ -17,7 +17,7 @@ from given.inputs import image, latent
 from given.runs import SIZE, StoppedError, filing_budget
 
 import vae_core
-from vae_core import AutoencoderKL, MemoryBudgetError
+from vae_core import AutoencoderKL, MemoryBudgetError, Options
 
 # Temporary files.
 
@@ -114,6 +114,26 @@ def test_a_budget_that_is_too_small_tells_one_that_works(vae: AutoencoderKL, thr
     assert plan.peak_bytes <= least
     with torch.no_grad():
         assert (vae_core.decode(vae, z, memory_budget=least) - vae.decode_reference(z)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_too_little_free_memory_is_not_called_a_budget(device: str, vae: AutoencoderKL, threads: int) -> None:
+    shape = (1, 4, 32, 32)
+    with pytest.raises(MemoryBudgetError) as caught:
+        vae_core.prepare_decode(vae, shape, device=device, available=10_000)
+    said = str(caught.value)
+    assert said.startswith("too little memory is free: ") and f"of the memory of {device}" in said
+    least = int(said.rpartition("at least ")[2].split()[0]) * 2**20
+    options = Options(memory_budget=least)
+    assert vae_core.prepare_decode(vae, shape, options, device=device, available=1).plan.peak_bytes <= least
+    with pytest.raises(MemoryBudgetError, match="^the memory budget is too small"):
+        vae_core.prepare_decode(vae, shape, Options(memory_budget=10_000), device=device, available=2**40)
+
+
+def test_a_job_that_cannot_be_cut_to_what_is_free_names_no_budget(vae: AutoencoderKL) -> None:
+    job = vae_core.prepare_decode(vae, (1, 4, 32, 32), device="cuda", available=2**40)
+    with pytest.raises(MemoryBudgetError, match="^too little memory is free"):
+        job.within(10_000)
 
 
 def test_a_plan_follows_its_budget(vae: AutoencoderKL) -> None:

@@ -162,7 +162,7 @@ def plan_program(request: Request, manner: Manner) -> ProgramPlan:
             manner = replace(manner, strip_bytes=manner.bytes_per_strip // 4)
             found = dry_run(manner, None, items)
         if found.workspace > left:
-            raise MemoryBudgetError(_too_small(left, found.workspace, manner))
+            raise MemoryBudgetError(_too_small(request, budget, found.workspace, manner))
         limit = left - found.workspace
         found = dry_run(manner, limit, items)
         peak = found.peak + _reserve(found.peak, manner)
@@ -259,11 +259,18 @@ def _reserve(size: int, manner: Manner) -> int:
     return int(min(size / 4, limit) + share * size)
 
 
-def _too_small(left: int, workspace: int, manner: Manner) -> str:
+def _too_small(request: Request, budget: int, workspace: int, manner: Manner) -> str:
     needed = workspace
     while needed - _reserve(needed, manner) < workspace:
         needed += MIB
+    there, least = f"{budget / MIB:.0f} MiB", f"at least {math.ceil(needed / MIB)} MiB"
+    if request.budget_given:
+        return (
+            f"the memory budget is too small: a single strip of this model does not fit into {there}. Give {least}, "
+            f"or no budget."
+        )
     return (
-        f"the memory budget is too small: after {left / MIB:.0f} MiB a single strip of this model still does not fit. "
-        f"Give at least {math.ceil(needed / MIB)} MiB."
+        f"too little memory is free: without a memory budget {there} of the memory of {request.device} can be used, "
+        f"and a single strip of this model needs {least}. Close other programs, raise the limit of this process or "
+        f"container, or give a memory budget if you know that more is free."
     )

@@ -32,6 +32,7 @@ class Request:
         kernels, workers: which kernels are taken, and threads for strips: as they were when the run was prepared.
         patch: what is patched in the modules, in words; None for unmodified ones.
         passes: of the half's program; of unmodified modules, to count by, where the reference path runs.
+        budget_given: whether the caller gave a memory budget; smaller jobs have one of their own in any case.
     """
 
     half: Half
@@ -44,6 +45,7 @@ class Request:
     workers: int
     patch: str | None
     passes: list[Pass]
+    budget_given: bool
 
     @classmethod
     def of(
@@ -64,7 +66,8 @@ class Request:
             available = available_bytes(device)
         workers = torch.get_num_threads()
         find_offload = functools.cache(lambda: offload_bytes(device))
-        return cls(half, shape, options, device, available, find_offload, kernels, workers, patch, passes)
+        given = options.memory_budget is not None
+        return cls(half, shape, options, device, available, find_offload, kernels, workers, patch, passes, given)
 
     def but(self, **options: Any) -> Request:
         """The same run with other options."""
