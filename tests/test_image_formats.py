@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import struct
 import subprocess
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fuzz.limits import limits
 from PIL import Image
 
 from vae_core import ImageError
@@ -18,7 +20,7 @@ from vae_core.datasets.prepare import prepare
 from vae_core.datasets.settings import Failure, Settings
 from vae_core.datasets.transfer import Raw
 from vae_core.image import open_image
-from vae_core.image_formats import FORMATS, MOST_PIXELS, recognised
+from vae_core.image_formats import FORMATS, MOST_PIXELS, PIXELS_PER_BYTE, recognised
 
 Image.init()
 ENDINGS = ("png", "jpg", "jpeg", "webp", "tif", "bmp", "gif", "tga", "eps", "ps")
@@ -96,7 +98,61 @@ def test_more_pixels_than_are_opened(size: tuple[int, int], tmp_path: Path) -> N
 @pytest.mark.parametrize("size", [(12032, 9024), (16320, 12240), (32768, 32768)], ids=["108 MP", "200 MP", "the most"])
 def test_photographs_of_large_sensors_are_opened(size: tuple[int, int]) -> None:
     """Of 108 and 200 megapixels, which Pillow by itself warns of or refuses. Their pixels are not read here."""
-    assert recognised(io.BytesIO(bitmap(*size)), "x").size == size
+    raw = bitmap(*size) + bytes(size[0] * size[1] // PIXELS_PER_BYTE)
+    assert recognised(io.BytesIO(raw), "x").size == size
+
+
+def tiff(width: int, height: int) -> bytes:
+    """A header of a TIFF of greyscale, and 20 bytes of its pixels."""
+    tags = [(256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, height), (279, 20)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 28) + bytes(20) + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+LARGEST = {
+    "png": (32768, 32768),
+    "gif": (32767, 32767),
+    "bmp": (32768, 32768),
+    "tga": (32768, 32767),
+    "qoi": (32768, 32768),
+    "bmp of one column": (1, 2**30),
+    "tiff of one column": (1, 2**30),
+}
+
+
+def lying(name: str) -> bytes:
+    """A file of a few hundred bytes whose header says a gigapixel."""
+    width, height = LARGEST[name]
+    form = name.split()[0]
+    if form == "bmp":
+        return bitmap(width, height)
+    if form == "tiff":
+        return tiff(width, height)
+    raw = bytearray(saved(form.upper()))
+    at, order = {"png": (16, ">II"), "gif": (6, "<HH"), "tga": (12, "<HH"), "qoi": (4, ">II")}[form]
+    struct.pack_into(order, raw, at, width, height)
+    if form == "png":
+        struct.pack_into(">I", raw, 29, zlib.crc32(raw[12:29]))
+    return bytes(raw)
+
+
+@pytest.mark.parametrize("name", LARGEST)
+def test_a_header_that_says_more_than_its_file_can_have(name: str, tmp_path: Path) -> None:
+    raw = lying(name)
+    (tmp_path / "image").write_bytes(raw)
+    said = f"its header says {LARGEST[name][0]} x {LARGEST[name][1]} pixels, which {len(raw)} bytes cannot have"
+    with limits(len(raw)), pytest.raises(ImageError, match=said):
+        open_image(tmp_path / "image")
+    assert said in failure(raw)
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF", "JPEG", "WEBP", "TIFF"])
+def test_one_colour_in_the_fewest_bytes_is_opened(form: str) -> None:
+    buffer = io.BytesIO()
+    options = {"TIFF": {"compression": "group4"}, "WEBP": {"lossless": True}, "JPEG": {"quality": 1}}
+    Image.new("L" if form in ("JPEG", "WEBP") else "1", (4096, 4096)).save(buffer, form, **options.get(form, {}))
+    buffer.seek(0)
+    assert recognised(buffer, "x").size == (4096, 4096)
 
 
 def test_a_photograph_of_108_megapixels_is_encoded(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import BinaryIO
 
@@ -17,6 +18,11 @@ FORMATS = (
     *("PSD", "HEIF", "JXL", "TGA"),
 )
 MOST_PIXELS = 1 << 30  # of an image that is opened: 32768 x 32768
+# A header can say any size. In most formats a byte can say no more than so many pixels: 8256 in a PNG of one
+# bit a pixel, by deflate. The others can have areas of one colour in a few bytes, but no more rows than that, each of
+# which costs Pillow a pointer.
+PIXELS_PER_BYTE = 1 << 14
+ROWS_ALONE = ("WEBP", "AVIF", "TIFF", "JPEG2000", "HEIF", "JXL")
 
 
 def recognised(file: BinaryIO, name: str) -> Image.Image:
@@ -26,10 +32,12 @@ def recognised(file: BinaryIO, name: str) -> Image.Image:
     telephones' photographs have.
 
     Raises:
-        ImageError: not one of the formats, or of too many pixels.
+        ImageError: not one of the formats, of too many pixels, or of more than a file of its size can have.
         Exception: whatever Pillow's readers raise on damaged files.
     """
     Image.init()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     start = file.read(16)
     for form in (form for form in FORMATS if form in Image.OPEN):
         factory, accepts = Image.OPEN[form]
@@ -45,6 +53,11 @@ def recognised(file: BinaryIO, name: str) -> Image.Image:
             raise ImageError(
                 f"{name} has {image.width} x {image.height} pixels; images of up to {MOST_PIXELS} pixels are opened. "
                 f"Make it smaller, or cut it into parts."
+            )
+        if image.height * (1 if form in ROWS_ALONE else image.width) > size * PIXELS_PER_BYTE:
+            raise ImageError(
+                f"{name} is damaged: its header says {image.width} x {image.height} pixels, which {size} bytes cannot "
+                f"have. Download or export it again."
             )
         return image
     raise ImageError(

@@ -14,6 +14,7 @@ from PIL import Image
 from fuzz.limits import limits, put
 from vae_core import ImageError
 from vae_core.image import from_pil, open_image
+from vae_core.image_formats import recognised
 
 FORMATS = {
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
@@ -27,6 +28,7 @@ FORMATS = {
     "PPM": ("L", "RGB"),
 }
 KINDS = [(form, mode) for form, modes in FORMATS.items() for mode in modes]
+SECONDS_PER_PIXEL = 1e-7
 NUMBERS = [0, 1, 8, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF]
 
 
@@ -75,9 +77,10 @@ def images(data: st.DataObject) -> None:
 
 
 def image(path: Path) -> None:
-    # Pillow opens images of up to 89 megapixels without a warning, and a few bytes can say that they are so large; each
-    # step makes a copy. The bound on memory is on what there is beside these.
-    with limits(_pixels(path)):
+    # A few hundred bytes can say several megapixels, and some formats have gigapixels of one colour in them. Each step
+    # makes a copy of them as floats.
+    pixels = _pixels(path)
+    with limits(pixels * 4 * 4 * 4, pixels * SECONDS_PER_PIXEL):
         try:
             found = from_pil(open_image(path))
         except ImageError as error:
@@ -87,9 +90,9 @@ def image(path: Path) -> None:
 
 
 def _pixels(path: Path) -> int:
-    """Bytes that an image of the size in this header may take: it is decoded, turned and made into floats."""
+    """How many pixels an image has by its header, if it is opened at all."""
     try:
-        with Image.open(path) as image:
-            return image.width * image.height * 4 * 4 * 4
+        with open(path, "rb") as file, recognised(file, path.name) as image:
+            return image.width * image.height
     except Exception:  # the point of this target
         return 0
