@@ -37,10 +37,12 @@ STORAGE_DTYPES = {
     "QUInt8Storage": torch.uint8,
     "QInt32Storage": torch.int32,
 }
-_EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 # By name, because `getattr(torch, name)` may import what it is asked for.
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*STORAGE_DTYPES.values(), *_EIGHT_BITS)}
-TORCH_ALIASES = {"double": "float64", "float": "float32", "half": "float16", "long": "int64", "int": "int32"}
+DTYPES = {str(each).removeprefix("torch."): each for each in vars(torch).values() if isinstance(each, torch.dtype)}
+TORCH_ALIASES = {
+    **{"double": "float64", "float": "float32", "half": "float16", "cdouble": "complex128", "cfloat": "complex64"},
+    **{"chalf": "complex32", "long": "int64", "int": "int32", "short": "int16"},
+}
 
 # torch's functions that make a tensor of a storage, a shape and strides; and the others that files of weights call.
 REBUILDERS = frozenset(
@@ -56,6 +58,9 @@ REBUILDERS = frozenset(
         "torch._utils._rebuild_xla_tensor",  # TPUs before torch 1.13
         "torch._utils._rebuild_meta_tensor_no_storage",
         "torch._utils._rebuild_sparse_tensor",
+        "torch._utils._rebuild_sparse_csr_tensor",  # torch 1.10
+        "torch._utils._rebuild_nested_tensor",
+        "torch.serialization._get_layout",
         "torch._tensor._rebuild_from_type_v2",
         "torch.Size",
         "torch.device",
@@ -63,7 +68,10 @@ REBUILDERS = frozenset(
         "_codecs.encode",
         "numpy.core.multiarray._reconstruct",
         "numpy._core.multiarray._reconstruct",
+        "numpy.core.numeric._frombuffer",  # the fifth protocol
+        "numpy._core.numeric._frombuffer",
         "numpy.dtype",
+        "builtins.bytes",  # how the older protocols write none
     )
 )
 # Named beside tensors and never called.
@@ -73,7 +81,6 @@ MARKERS = frozenset(
         "torch.nn.parameter.Parameter",
         "torch.nn.Parameter",
         "torch.nn.parameter.Buffer",
-        "torch.serialization._get_layout",
         "torch.per_tensor_affine",
         "torch.per_channel_affine",
         "torch.per_channel_affine_float_qparams",
@@ -87,7 +94,6 @@ MARKERS = frozenset(
         "builtins.float",
         "builtins.bool",
         "builtins.str",
-        "builtins.bytes",
         "builtins.object",
         "typing.Any",
         "typing.Union",
@@ -120,8 +126,13 @@ DUMMIES = frozenset(
         "numpy.random._pickle.__randomstate_ctor",
         "numpy.random._pickle.__bit_generator_ctor",
         "numpy.random._pickle.__generator_ctor",
+        "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
+        "numpy.random.bit_generator.SeedSequence",
         "numpy.random._mt19937.MT19937",
         "numpy.random._pcg64.PCG64",
+        "numpy.random._pcg64.PCG64DXSM",
+        "numpy.random._philox.Philox",
+        "numpy.random._sfc64.SFC64",
         "torch.torch_version.TorchVersion",
         "torch.Generator",
         "torch._C.Generator",

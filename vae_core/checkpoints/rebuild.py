@@ -23,6 +23,13 @@ NUMPY_DTYPES = {
     "b1": torch.bool,
 }
 MAX_DIMENSIONS = 16
+# What these make is nothing that a model has for its weights.
+PASSED_OVER = frozenset(
+    (
+        *("device", "_get_layout", "_rebuild_meta_tensor_no_storage"),
+        *("_rebuild_sparse_tensor", "_rebuild_sparse_csr_tensor", "_rebuild_nested_tensor"),
+    )
+)
 
 
 class Storage(NamedTuple):
@@ -64,10 +71,14 @@ class NumpyType:
 
 
 class Array:
-    """Stands for an array of NumPy, whose numbers its state brings."""
+    """Stands for an array of NumPy, whose numbers its state brings.
+
+    Attributes:
+        state: (shape as the numbers are stored, type, order of its axes, numbers).
+    """
 
     def __init__(self) -> None:
-        self.state: tuple[tuple[int, ...], NumpyType, bool, bytes] | None = None
+        self.state: tuple[tuple[int, ...], NumpyType, tuple[int, ...], bytes] | None = None
 
     @property
     def has_numbers(self) -> bool:
@@ -82,7 +93,14 @@ class Array:
             return
         _, shape, kind, fortran, raw = state
         if type(shape) is tuple and type(kind) is NumpyType and type(fortran) is bool and type(raw) is bytes:
-            self.state = _sizes(shape), kind, fortran, raw
+            axes = tuple(range(len(shape)))
+            self.state = _sizes(shape[::-1] if fortran else shape), kind, axes[::-1] if fortran else axes, raw
+
+    def transpose(self, axes: Any) -> None:
+        """Give its axes another order. Raises ValueError for what is not one."""
+        if self.state is None or type(axes) is not tuple or sorted(axes) != list(range(len(self.state[0]))):
+            raise ValueError("an array whose axes have no order")
+        self.state = self.state[0], self.state[1], axes, self.state[3]
 
 
 class InlineTensor:
@@ -101,7 +119,8 @@ class InlineTensor:
     def __init__(self, array: Array, dtype: torch.dtype | None = None) -> None:
         if array.state is None:
             raise ValueError("an array without numbers")
-        self.shape, kind, self._fortran, self._raw = array.state
+        self._stored_shape, kind, self._axes, self._raw = array.state
+        self.shape = tuple(self._stored_shape[axis] for axis in self._axes)
         self._stored = kind.dtype
         self.dtype = dtype or kind.dtype
         if math.prod(self.shape) * kind.dtype.itemsize != len(self._raw):
@@ -113,11 +132,9 @@ class InlineTensor:
 
     def tensor(self) -> Tensor:
         """The numbers, in memory of their own."""
-        raw, dtype, shape = self._raw, self._stored, self.shape
+        raw, dtype = self._raw, self._stored
         flat = torch.frombuffer(bytearray(raw), dtype=dtype) if raw else torch.empty(0, dtype=dtype)
-        if self._fortran:
-            return flat.reshape(shape[::-1]).permute(*range(len(shape) - 1, -1, -1)).to(self.dtype)
-        return flat.reshape(shape).to(self.dtype)
+        return flat.reshape(self._stored_shape).permute(self._axes).to(self.dtype)
 
 
 def call(name: str, arguments: tuple[Any, ...], copied: Callable[[int], None]) -> Any:
@@ -132,11 +149,15 @@ def call(name: str, arguments: tuple[Any, ...], copied: Callable[[int], None]) -
     short = name.rpartition(".")[2]
     if short == "encode":
         return _encode_latin1(copied, *arguments)
+    if name == "builtins.bytes":
+        if arguments:
+            raise ValueError("bytes that are made of something else")
+        return b""
     if short == "defaultdict":
         return {}  # its factory is never called
     if short == "Size":
         return arguments[0] if arguments and type(arguments[0]) is tuple else ()
-    if name == "torch.device":
+    if short in PASSED_OVER:
         return PLACEHOLDER
     if name == "numpy.dtype":
         if not arguments or type(arguments[0]) is not str or len(arguments[0]) > 8:
@@ -144,6 +165,8 @@ def call(name: str, arguments: tuple[Any, ...], copied: Callable[[int], None]) -
         return NumpyType(arguments[0])
     if short == "_reconstruct":
         return Array()
+    if short == "_frombuffer":
+        return _array_of(*arguments)
     if short in ("_rebuild_parameter", "_rebuild_parameter_with_state", "_rebuild_device_tensor_from_cpu_tensor"):
         return arguments[0] if arguments else PLACEHOLDER
     if short == "_rebuild_xla_tensor":
@@ -155,8 +178,6 @@ def call(name: str, arguments: tuple[Any, ...], copied: Callable[[int], None]) -
         if not isinstance(function, Rebuild) or function.name == name or type(inner) is not tuple:
             raise ValueError("a tensor rebuilt by something that rebuilds no tensors")
         return call(function.name, inner, copied)
-    if short in ("_rebuild_meta_tensor_no_storage", "_rebuild_sparse_tensor"):
-        return PLACEHOLDER
     if short == "_rebuild_tensor_v3":
         storage, offset, shape, stride, _, _, dtype, *_ = arguments
         return _tensor(storage, offset, shape, stride, dtype)
@@ -193,6 +214,15 @@ def _from_array(array: Any, dtype: Any) -> InlineTensor:
     if type(array) is not Array:
         raise ValueError(f"a tensor made of a {type(array).__name__}")
     return InlineTensor(array, dtype if isinstance(dtype, torch.dtype) else None)
+
+
+def _array_of(raw: Any, kind: Any, shape: Any, order: Any, axes: Any = None) -> Any:
+    """An array of NumPy as the fifth protocol writes it; one of numbers that torch does not have is passed over."""
+    array = Array()
+    array.set_state((1, shape, kind, order == "F", raw))
+    if axes is not None and array.state is not None:
+        array.transpose(axes)
+    return array
 
 
 def _encode_latin1(copied: Callable[[int], None], text: Any, encoding: Any = "latin1") -> bytes:

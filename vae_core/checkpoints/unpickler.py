@@ -123,6 +123,7 @@ _on(pickle.BINUNICODE8)(_text("<Q"))
 _on(pickle.SHORT_BINBYTES)(lambda machine: machine.push(machine.read(machine.number("<B"))))
 _on(pickle.BINBYTES)(lambda machine: machine.push(machine.read(machine.number("<I"))))
 _on(pickle.BINBYTES8)(lambda machine: machine.push(machine.read(machine.number("<Q"))))
+_on(pickle.BYTEARRAY8)(lambda machine: machine.push(machine.read(machine.number("<Q"))))  # arrays of NumPy
 _on(pickle.UNICODE)(lambda machine: machine.push(machine.line()))
 _on(pickle.STRING)(lambda machine: machine.push(machine.line()[1:-1]))
 _on(pickle.EMPTY_LIST)(lambda machine: machine.push([]))

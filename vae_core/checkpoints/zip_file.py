@@ -167,7 +167,8 @@ def _zip64(extra: bytes, size: int, packed: int, header: int) -> tuple[int, int,
 def _name(raw: bytes) -> str:
     """The name of an entry, which must be a path below the archive's own folder."""
     name = raw.decode("utf-8", errors="surrogateescape")
-    if not name or name.startswith("/") or "\\" in name or "\0" in name or ":" in name or ".." in name.split("/"):
+    outside = name.startswith("/") or name[1:2] == ":" or ".." in name.split("/")
+    if not name or outside or "\\" in name or "\0" in name:
         raise ZipError(f"{name[:80]!r} is not the name of an entry that torch would write")
     return name
 

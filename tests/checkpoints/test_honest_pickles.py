@@ -1,0 +1,115 @@
+"""What training scripts leave beside the weights in a pickle, by every protocol that torch writes: the weights load."""
+
+from __future__ import annotations
+
+import datetime
+import random
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from given.files import assert_same_weights
+from given.models import fields, make
+
+from vae_core import AutoencoderKL, inspect_vae, load_vae
+
+PROTOCOLS = (2, 3, 4, 5)
+
+NUMPY: dict[str, Callable[[], Any]] = {
+    "an array": lambda: np.arange(6.0).reshape(2, 3),
+    "an array of columns": lambda: np.asfortranarray(np.ones((2, 3))),
+    "an array with its axes moved": lambda: np.ones((2, 3, 4)).transpose(1, 2, 0),
+    "an empty array": lambda: np.zeros((0, 3)),
+    "a read-only array": lambda: np.broadcast_to(np.ones(1), (3,)).copy(),
+    "a big-endian array": lambda: np.ones(2, ">f4"),
+    "an array of texts": lambda: np.array(["a", "bc"]),
+    "an array of bytes": lambda: np.array([b"a"]),
+    "an array of objects": lambda: np.array(["a", None], object),
+    "an array of records": lambda: np.zeros(2, [("a", "f4")]),
+    "an array of dates": lambda: np.array(["2024-01-01"], "M8[D]"),
+    "a complex array": lambda: np.ones(2, complex),
+    "numbers": lambda: [np.float64(0.5), np.float32(1), np.int64(2), np.bool_(True), np.datetime64("2024-01-01")],
+    "a number type": lambda: np.dtype("float32"),
+    "a state of the old generator": np.random.get_state,
+    "generators": lambda: [
+        np.random.Generator(kind(0))
+        for kind in (
+            np.random.PCG64,
+            np.random.MT19937,
+            np.random.Philox,
+            np.random.SFC64,
+            np.random.PCG64DXSM,
+        )
+    ],
+    "a generator of the old kind": lambda: np.random.RandomState(0),
+}
+TORCH: dict[str, Callable[[], Any]] = {
+    "number types": lambda: [torch.uint16, torch.uint32, torch.uint64, torch.complex32, torch.float8_e8m0fnu],
+    "tensors of rare types": lambda: [
+        torch.ones(2, dtype=dtype) for dtype in (torch.uint16, torch.uint64, torch.complex64, torch.complex128)
+    ],
+    "8-bit exponents": lambda: torch.ones(2).to(torch.float8_e8m0fnu),
+    "layouts": lambda: [torch.strided, torch.sparse_coo],
+    "sparse tensors": lambda: [torch.eye(3).to_sparse(), torch.eye(3).to_sparse_csr()],
+    "a nested tensor": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "a tensor without memory": lambda: torch.ones(2, device="meta"),
+    "the state of its generator": torch.get_rng_state,
+    "a device and a size": lambda: [torch.device("cpu"), torch.Size([1, 2])],
+    "a parameter": lambda: torch.nn.Parameter(torch.ones(1)),
+}
+PYTHON: dict[str, Callable[[], Any]] = {
+    "no bytes": lambda: [b"", bytearray()],
+    "bytes": lambda: [b"a" * 300, bytearray(b"a")],
+    "numbers": lambda: [1 + 2j, 2**200, -(2**70), float("nan"), Decimal("1.5"), Fraction(1, 3)],
+    "containers": lambda: [{1}, frozenset((1,)), range(3), slice(1), OrderedDict(a=1), defaultdict(list), Counter("a")],
+    "dates": lambda: [datetime.datetime(2024, 1, 1), datetime.timedelta(1)],
+    "paths": lambda: Path("a"),
+    "the state of its generator": random.getstate,
+}
+BESIDE = {"numpy": NUMPY, "torch": TORCH, "python": PYTHON}
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    return make(fields(32))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("kind", BESIDE)
+def test_what_is_beside_the_weights_does_not_matter(
+    kind: str, protocol: int, vae: AutoencoderKL, tmp_path: Path
+) -> None:
+    beside = {name: thing() for name, thing in BESIDE[kind].items()}
+    path = tmp_path / "a.ckpt"
+    torch.save({"state_dict": vae.state_dict(), "beside": beside}, path, pickle_protocol=protocol)
+    assert_same_weights(load_vae(path), vae)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_weights_that_are_arrays_of_numpy(protocol: int, vae: AutoencoderKL, tmp_path: Path) -> None:
+    """In the order of their memory, columns first, and with axes in any other order."""
+    orders: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
+        np.ascontiguousarray,
+        np.asfortranarray,
+        lambda w: np.moveaxis(np.ascontiguousarray(np.moveaxis(w, 0, -1)), -1, 0),
+    )
+    for number, order in enumerate(orders):
+        path = tmp_path / f"{number}.pt"
+        torch.save({key: order(w.numpy()) for key, w in vae.state_dict().items()}, path, pickle_protocol=protocol)
+        assert_same_weights(load_vae(path), vae)
+
+
+@pytest.mark.parametrize("name", ["epoch=3, loss: 0.1.ckpt", "vae (1).pt", "日本 VAE.pt", "a..pt", "-.pt", "a'b\"c.pt"])
+def test_whatever_a_file_is_called(name: str, vae: AutoencoderKL, tmp_path: Path) -> None:
+    """torch names the folder in its archive after the file."""
+    path = tmp_path / name
+    torch.save(vae.state_dict(), path)
+    assert_same_weights(load_vae(path), vae)
+    assert inspect_vae(path).problem is None
