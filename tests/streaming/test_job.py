@@ -122,26 +122,22 @@ def test_a_plan_under_a_budget_takes_the_steps_that_it_needs(vae: AutoencoderKL,
     assert counts["layouts"] == counts["plans"] == 0 and counts["strips"] == prepared.plan.strips
 
 
-def test_layouts_do_not_depend_on_the_thread_that_asks(vae: AutoencoderKL) -> None:
+def test_layouts_do_not_depend_on_the_thread_that_asks(vae: AutoencoderKL, counts: Counter[str]) -> None:
     """They once did: three strips in a thread where torch has four threads, one in a worker."""
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
         prepared = vae_core.prepare_decode(vae, (1, 4, 24, 24))
-        seen: list[int] = []
+        counts.clear()
 
         def run() -> None:
             torch.set_num_threads(1)
-            strips = Counter[str]()
-            for planned in prepared._planned.planned.planned:  # type: ignore[attr-defined]
-                strips[planned.kernel.__name__] += len(planned.layout)
-            seen.append(sum(strips.values()))
-            prepared.run(latent(1, SIZE))
+            prepared.run(latent(1, 24, 24))
 
         thread = threading.Thread(target=run)
         thread.start()
         thread.join()
-        assert seen == [prepared.plan.strips]
+        assert counts["strips"] == prepared.plan.strips and counts["layouts"] == 0
     finally:
         torch.set_num_threads(before)
 
@@ -179,13 +175,23 @@ def test_a_plan_of_a_patched_model_is_what_is_run() -> None:
     assert calls[:3] == [(2, 4, 40, 40), (2, 4, 40, 40), (1, 4, 40, 40)]
 
 
-def test_an_image_within_one_blended_tile_runs_whole(vae: AutoencoderKL) -> None:
-    z, calls = latent(1, 8, 7), []
-    prepared = vae_core.prepare_decode(vae, z.shape, Options(tiling=BLENDED))
-    assert prepared.way.name == "whole" and prepared.plan.passes == 1
+@pytest.mark.parametrize(("side", "tiles"), [(15, 0), (16, 0), (17, 4), (18, 4)])  # of which 16 is one tile
+def test_an_image_within_one_blended_tile_runs_whole(side: int, tiles: int) -> None:
+    vae = make(SMALL)
+    x, calls = image(1, side, side), []
+    vae.encoder.register_forward_pre_hook(lambda module, args: calls.append(tuple(args[0].shape[2:])))
+    prepared = vae_core.prepare_encode(vae, x.shape, Options(tiling=BLENDED))
+    assert (prepared.way.name, prepared.plan.tiles) == ("tiles" if tiles else "whole", tiles)
+    moments = prepared.run(x)
+    assert len(calls) == (tiles or 1)
+
+    calls.clear()
+    vae.enable_tiling(mode="blended")
+    vae.tile_latent_min_size, vae.tile_sample_min_size = 8, 16
+    vae.tile_overlap_factor = 0.25
     with torch.no_grad():
-        assert torch.equal(prepared.run(z), vae.decode_reference(z))
-    assert not calls
+        assert torch.equal(vae.encode(x).latent_dist.parameters, moments)  # by the model's own method as well
+    assert len(calls) == (tiles or 1)
 
 
 class Living(TorchDispatchMode):
@@ -347,7 +353,24 @@ def test_an_overflow_of_the_reference_path_is_redone_wider(options: Options, cap
 def test_a_budget_that_cannot_be_kept_is_said(vae: AutoencoderKL, caplog: pytest.LogCaptureFixture) -> None:
     options = Options(tiling=BLENDED, memory_budget=2**20)
     vae_core.prepare_decode(vae, (1, 4, 24, 24), options).run(latent(1, SIZE))
-    assert "budget is not kept to: you chose blended tiles" in caplog.text
+    assert "The memory budget is ignored: you chose blended tiles" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda vae: vae.enable_tiling(mode="blended"), "you chose blended tiles"),
+        (lambda vae: vae.decoder.conv_out.register_forward_hook(lambda *_: None), "the model is patched"),
+    ],
+)
+@torch.no_grad()
+def test_a_budget_of_the_model_that_cannot_be_kept_is_said(change: Any, reason: str, caplog: Any) -> None:
+    vae = make(SMALL)
+    change(vae)
+    vae.tile_latent_min_size = 8
+    vae.memory_budget = 2**20
+    vae.decode(latent(1, 24, 24))
+    assert f"The memory budget is ignored: {reason}" in caplog.text
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 8.7, 8), (1, 4, "8", 8)])

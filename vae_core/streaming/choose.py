@@ -137,6 +137,7 @@ class Way(NamedTuple):
 def choose_way(
     options: Options,
     latent_size: tuple[int, int],
+    covered: bool,
     patch: str | None,
     fits: Callable[[], bool],
     device: torch.device,
@@ -145,6 +146,7 @@ def choose_way(
     """The way of a job.
 
     Args:
+        covered: whether one blended tile covers the image, where such tiles are chosen.
         patch: what is patched in the model, in words; None for an unmodified one.
         fits: whether the reference path has room within the budget.
         precisions: of the computation and of the weights.
@@ -154,8 +156,7 @@ def choose_way(
     """
     tiling, (dtype, weights) = options.tiling, precisions
     if options.blended:
-        assert tiling is not None and tiling.size is not None
-        if max(latent_size) <= tiling.size:
+        if covered:
             return Way("whole", "the image is not larger than one blended tile")
         return Way("tiles", "you chose blended tiles")
     if patch is not None:

@@ -89,6 +89,13 @@ class Half:
                         f"run: load its weights first, by load_state_dict(..., assign=True) or load_vae."
                     )
 
+    def is_covered(self, shape: Sequence[int], tile: int) -> bool:
+        """Whether one blended tile, of so many latent pixels a side, covers an input [B, C, H, W].
+
+        In pixels of the input, as diffusers compares: an image may have some that make no whole latent pixel.
+        """
+        return max(shape[2:]) <= tile * self.in_unit
+
     def latent_size(self, shape: Sequence[int]) -> tuple[int, int]:
         """Height and width in latent pixels, for inputs [B, C, H, W]."""
         return shape[2] // self.in_unit, shape[3] // self.in_unit

@@ -61,6 +61,7 @@ def _choose(request: Request) -> tuple[Way, Planned]:
     way = choose_way(
         request.options,
         request.latent_size,
+        request.is_covered,
         request.patch,
         fits,
         request.device,
@@ -213,7 +214,7 @@ class Job:
         if self._request.patch is not None and self.way.name == "whole":
             logger.warning("%s, so its own modules run it whole.", self.way.reason)
         if self.way.name != "strips" and self.options.memory_budget is not None:
-            logger.warning("the memory budget is not kept to: %s, and only strips can be cut to fit.", self.way.reason)
+            _ignore_budget(self.way.reason)
         try:
             return self._planned.run(given, out, report)
         except NonFiniteError as error:
@@ -334,14 +335,14 @@ def run_method(half: Half, x: Tensor, options: Options) -> Tensor:
     leave_lost_threads()
     half.check(x.shape)
     tiling = options.tiling
+    watched = is_watched(x)  # asked first: what finds out the rest may run kernels
     if options.blended:
-        assert tiling is not None and tiling.size is not None
-        covered = max(x.shape[2:]) <= tiling.size * half.in_unit
-        return run_reference(half, x, None if covered else tiling, options.max_items)
+        if options.memory_budget is not None and not watched:
+            _ignore_budget("you chose blended tiles")
+        return run_reference(half, x, None if half.is_covered(x.shape, options.tile) else tiling, options.max_items)
     item = x if options.max_items is None else x[: options.max_items]
     asked = tiling is not None or options.memory_budget is not None
-    # Whether x is watched comes first: what finds out the rest may run kernels.
-    if not is_watched(x) and (asked or may_be_faster(half, item)) and may_stand_in(half, x):
+    if not watched and (asked or may_be_faster(half, item)) and may_stand_in(half, x):
         batch, channels, height, width = x.shape
         kernels = kernel_choice()
         passes = half.program()
@@ -355,4 +356,10 @@ def run_method(half: Half, x: Tensor, options: Options) -> Tensor:
                     raise
             else:
                 return job.run_at_once(x)
+    elif options.memory_budget is not None and not watched and (patch := half.find_patch()) is not None:
+        _ignore_budget(f"the model is patched ({patch})")
     return run_reference(half, x, None, options.max_items)
+
+
+def _ignore_budget(reason: str) -> None:
+    logger.warning("The memory budget is ignored: %s, and only strips can be cut to fit.", reason)

@@ -57,7 +57,7 @@ class Options:
         if self.tiling is not None and not isinstance(self.tiling, TileSpec):
             raise TilingError(f"tiling is {self.tiling!r}; give a TileSpec, such as TileSpec(size=64), or None.")
         if self.circular not in get_args(Circular):
-            raise TilingError(f"circular is {self.circular!r}; it is one of {', '.join(get_args(Circular))}.")
+            raise TilingError(f"circular is {self.circular!r}; it must be one of {', '.join(get_args(Circular))}.")
         if self.blended and self.circular != "none":
             raise TilingError("blended tiles cannot be circular. Set the mode to exact, or circular to none.")
         budget = self.memory_budget
@@ -77,6 +77,12 @@ class Options:
     def blended(self) -> bool:
         """Whether blended tiles are asked for, which are not exact."""
         return self.tiling is not None and self.tiling.mode == "blended"
+
+    @property
+    def tile(self) -> int:
+        """Side of a blended tile in latent pixels."""
+        assert self.blended and self.tiling is not None and self.tiling.size is not None
+        return self.tiling.size
 
     @property
     def strip_latents(self) -> int | None:

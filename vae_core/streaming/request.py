@@ -21,7 +21,7 @@ _LATENT_PIXELS_AT_ONCE = 64 * 64
 
 @dataclass(frozen=True)
 class Request:
-    """A run as it is to be planned. Made by `Request.of`, changed by `but` and `on`.
+    """A run as it is to be planned. Made by `Request.of`, changed by `but`, `patched` and `on_cpu`.
 
     Attributes:
         shape: of the whole batch, [B, C, H, W].
@@ -114,13 +114,17 @@ class Request:
         return self.patch is None and not self.options.blended
 
     @property
+    def is_covered(self) -> bool:
+        """Whether a blended tile was chosen that covers all."""
+        return self.options.blended and self.half.is_covered(self.shape, self.options.tile)
+
+    @property
     def tile(self) -> tuple[int, int]:
         """Height and width in latent pixels of what runs at once: a blended tile, or all."""
         height, width = self.latent_size
         if not self.options.blended:
             return height, width
-        assert self.options.tiling is not None and self.options.tiling.size is not None
-        return min(height, self.options.tiling.size), min(width, self.options.tiling.size)
+        return min(height, self.options.tile), min(width, self.options.tile)
 
     def items(self) -> Iterator[int]:
         """How many of the batch may run at once: first what is fastest, then fewer, to 1."""
