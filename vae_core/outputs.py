@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree
 
 from .posterior import DiagonalGaussianDistribution
+from .streaming.internals import register_container
 
 
 class ModelOutput(OrderedDict[str, Any]):
@@ -22,11 +22,10 @@ class ModelOutput(OrderedDict[str, Any]):
 
     def __init_subclass__(cls) -> None:
         """Let torch look into outputs for tensors, as distributed training and export do."""
-        _pytree.register_pytree_node(
+        register_container(
             cls,
             lambda output: (list(output.values()), list(output)),
             lambda values, names: cls(**dict(zip(names, values, strict=True))),  # type: ignore[arg-type]
-            serialized_type_name=f"{cls.__module__}.{cls.__name__}",
         )
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from vae_core.streaming import internals
+from vae_core.streaming import numba_functions
 from vae_core.temporaries import PREFIX, SUFFIX
 
 numba = pytest.importorskip("numba")
@@ -79,7 +79,7 @@ def add(x):
 def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """A maker of the compiled function, as a new process would find it: `add(number)`."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
-    internals.cache_failure.reset()
+    numba_functions.cache_failure.reset()
     file = tmp_path / "seamless_vae_test_add.py"
     loaded: list[str] = []
 
@@ -93,7 +93,7 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
         exec(compile(file.read_text(), str(file), "exec"), module.__dict__)
         sys.modules[name] = module
         loaded.append(name)
-        internals.keep_on_disk(module.add, file.read_bytes())
+        numba_functions.keep_on_disk(module.add, file.read_bytes())
         return module.add
 
     yield load
@@ -219,7 +219,7 @@ def test_two_versions_in_one_process_do_not_share_their_functions(tmp_path: Path
         folder.mkdir(parents=True)
         (folder / "__init__.py").write_text("from .parts import NUMBER\n__all__ = ['NUMBER']\n")
         (folder / "parts.py").write_text(f"NUMBER = {number}\n")
-        modules.append(internals.load_compiled(folder))
+        modules.append(numba_functions.load_compiled(folder))
     assert [module.NUMBER for module in modules if module] == [1, 2, 1]
     assert modules[0] is modules[2]
 

@@ -1,39 +1,29 @@
-"""What the engine uses of torch and numba that they do not promise to keep: what to look at when upgrading them.
+"""What is used of torch (2.4 to 2.13) that it does not promise to keep: what to look at when upgrading it.
 
-torch (2.4 to 2.13)
-    `torch.ops.mkldnn._reorder_convolution_weight`, `_convolution_pointwise`, `_convolution_pointwise_`: oneDNN's packed
-    convolutions, which `torch.compile` is built on (`torch/_inductor/mkldnn_ir.py` shows how they are called, and
-    `aten/src/ATen/native/mkldnn/Conv.cpp` what they take). Where one is missing, `products_available` is False, and the
-    direct kernels run. That the last of them adds to what is in its output, in the caller's memory, is not
-    documented: `tests/streaming/test_kernels.py` would notice.
+`torch.ops.mkldnn._reorder_convolution_weight`, `_convolution_pointwise`, `_convolution_pointwise_`: oneDNN's packed
+convolutions, which `torch.compile` is built on (`torch/_inductor/mkldnn_ir.py` shows how they are called, and
+`aten/src/ATen/native/mkldnn/Conv.cpp` what they take). Where one is missing, `products_available` is False, and the
+direct kernels run. That the last of them adds to what is in its output, in the caller's memory, is not
+documented: `tests/streaming/test_kernels.py` would notice.
 
-    `torch.autograd.forward_ad._current_level`, `torch._C._functorch.peek_interpreter_stack`: whether a transformation
-    of functions is at work, which strips must not be part of: `tests/streaming/test_behaviour.py` would notice.
+`torch.autograd.forward_ad._current_level`, `torch._C._functorch.peek_interpreter_stack`: whether a transformation
+of functions is at work, which strips must not be part of: `tests/streaming/test_behaviour.py` would notice.
 
-    `torch.cuda.cudart()` with `cudaHostRegister` and `cudaHostUnregister`, which ROCm has under the same names: memory
-    is locked where it is, see `page_lock`. Where they are missing, copies take longer.
+`torch.cuda.cudart()` with `cudaHostRegister` and `cudaHostUnregister`, which ROCm has under the same names: memory
+is locked where it is, see `page_lock`. Where they are missing, copies take longer.
 
-    `omp_set_num_threads` and `MKL_Set_Num_Threads_Local` in `libtorch_cpu`, or what it is linked with: the number of
-    threads of one thread alone. Where they are missing, as on Windows and macOS, `torch.set_num_threads` is called,
-    and its other effect, on threads to come, put right again: `tests/streaming/test_pool.py` would notice.
+`omp_set_num_threads` and `MKL_Set_Num_Threads_Local` in `libtorch_cpu`, or what it is linked with: the number of
+threads of one thread alone. Where they are missing, as on Windows and macOS, `torch.set_num_threads` is called,
+and its other effect, on threads to come, put right again: `tests/streaming/test_pool.py` would notice.
 
-    `Module._parameters`, `_buffers` and `_non_persistent_buffers_set`: what a module keeps, see `WeightPlace`. And what
-    others put on one: `_forward_hooks`, `_forward_pre_hooks`, `_backward_hooks`, `_backward_pre_hooks`, the global ones
-    in `torch.nn.modules.module`, `_compiled_call_impl`, `_orig_mod`, `_call_impl`, `Conv2d._conv_forward`. If one got
-    another name, the engine would compute what a patched module no longer does: `tests/streaming/test_patched.py` and
-    `tests/test_adopt.py` would notice.
+`torch.utils._pytree.register_pytree_node`: how distributed training and export find tensors in an output:
+`tests/test_interface.py` would notice.
 
-numba (0.60 to 0.68)
-    `numba.core.caching.FunctionCache` with its `_impl` (`locator`, `filename_base`, `reduce`, `rebuild`,
-    `check_cachable`), `_index_key` and `_cache_file`, `Dispatcher._cache`, and `numba.core.serialize.dumps`: see
-    `keep_on_disk`. Where one is missing, functions are compiled in every process, with a warning.
-
-llvmlite, through numba
-    `numba.extending.intrinsic` and `overload`, `numba.core.cgutils` and `types`, `llvmlite.ir`: the whole of
-    `winograd_jit/lanes.py`, and the loop of `winograd_jit/multiply.py`, which asks `llvmlite.binding` for the
-    processor's features. What to look at: pointers to typed vectors (`as_pointer`), instructions' `flags` and
-    `align`, and the names of LLVM's intrinsics (`llvm.rint.v16f32`). Where something is missing the import fails, and
-    the transforms in torch operations run, with a warning.
+`Module._parameters`, `_buffers` and `_non_persistent_buffers_set`: what a module keeps, see `WeightPlace`. And what
+others put on one: `_forward_hooks`, `_forward_pre_hooks`, `_backward_hooks`, `_backward_pre_hooks`, the global ones
+in `torch.nn.modules.module`, `_compiled_call_impl`, `_orig_mod`, `_call_impl`, `Conv2d._conv_forward`. If one got
+another name, the engine would compute what a patched module no longer does: `tests/streaming/test_patched.py` and
+`tests/test_adopt.py` would notice.
 """
 
 from __future__ import annotations
@@ -41,27 +31,22 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import hashlib
-import importlib.util
 import logging
-import pickle
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
-from ..atomic import write_file
 from ..units import MIB
-from .once import WarnOnce
 
 logger = logging.getLogger("seamless_vae")
 
-# torch: transformations of functions.
+# Transformations of functions.
 
 
 def is_transformed() -> bool:
@@ -70,7 +55,7 @@ def is_transformed() -> bool:
     return torch.autograd.forward_ad._current_level >= 0 or functorch.peek_interpreter_stack() is not None
 
 
-# torch: what others put on a module.
+# What others put on a module.
 
 # The methods by which a module computes.
 COMPUTING = ("forward", "_conv_forward", "__call__", "_call_impl")
@@ -140,7 +125,18 @@ def lasting_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: each for name, each in module._buffers.items() if each is not None and name not in passing}
 
 
-# torch: the number of threads of one thread.
+# Containers of tensors.
+
+
+def register_container(
+    cls: type, flatten: Callable[[Any], tuple[list[Any], Any]], unflatten: Callable[[Any, Any], Any]
+) -> None:
+    """Let torch look into objects of a class for tensors: `flatten` gives them and the rest, `unflatten` takes both."""
+    name = f"{cls.__module__}.{cls.__name__}"
+    _pytree.register_pytree_node(cls, flatten, unflatten, serialized_type_name=name)
+
+
+# The number of threads of one thread.
 
 
 def set_threads_of_this_thread(count: int) -> None:
@@ -191,7 +187,7 @@ def _set_and_put_default_back(count: int) -> None:
             other.join()
 
 
-# torch: grouped 1x1 convolutions of oneDNN on weights that it has laid out in advance.
+# Grouped 1x1 convolutions of oneDNN on weights that it has laid out in advance.
 
 _OPERATORS = ("_reorder_convolution_weight", "_convolution_pointwise", "_convolution_pointwise_")
 
@@ -219,7 +215,7 @@ def add_products(y: Tensor, x: Tensor, packed: Tensor, groups: int) -> None:
     )
 
 
-# torch: memory for copies beside the computation.
+# Memory for copies beside the computation.
 
 
 def page_lock(data: Tensor, device: torch.device) -> bool:
@@ -247,163 +243,3 @@ def take_cuda_error() -> None:
     """Clear the error that CUDA keeps of a call whose failure is handled; the next kernel would be blamed for it."""
     with contextlib.suppress(RuntimeError):
         torch.empty(1, device="cuda").fill_(0)  # the kernel to be blamed
-
-
-# numba: compiled functions, and what is kept of them on disk.
-
-_loading = threading.Lock()
-
-
-def load_compiled(folder: Path) -> ModuleType | None:
-    """The package of compiled functions in a folder; None where numba cannot be used.
-
-    Its name follows from its sources alone. numba's files on disk contain it, and what was compiled under a name that
-    a host chose could not be loaded under another; and two versions of this package in one process must not share it.
-    """
-    sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
-    name = f"seamless_vae_{folder.name}_{hashlib.sha256(sources).hexdigest()[:12]}"
-    with _loading:
-        if name in sys.modules:
-            return sys.modules[name]
-        before = set(sys.modules)
-        location = folder / "__init__.py"
-        spec = importlib.util.spec_from_file_location(name, location, submodule_search_locations=[str(folder)])
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:  # a numba that is too new, too old or broken has many
-            for each in set(sys.modules) - before:
-                if each == name or each.startswith(f"{name}."):
-                    del sys.modules[each]
-            if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):
-                logger.warning(
-                    "numba cannot be used (%s: %s), so convolutions take about twice as long. Install another version "
-                    "of it: pip install --upgrade numba",
-                    type(error).__name__,
-                    error,
-                )
-            return None
-        for each in map(module.__dict__.get, module.__all__):
-            if hasattr(each, "py_func"):
-                keep_on_disk(each, sources)
-        return module
-
-
-def keep_on_disk(function: Any, sources: bytes) -> None:
-    """Let numba keep on disk what it compiles of a function, as its option `cache=True` does, but safely.
-
-    numba's own files are unpickled as they are: one that was cut short or damaged, or a disk without room for another,
-    ends every call with an error. These have a digest, and whatever goes wrong with them is a warning; the function is
-    then compiled in memory. The folder is numba's: NUMBA_CACHE_DIR, `__pycache__` beside the function, or the user's.
-
-    Args:
-        function: from `numba.njit`.
-        sources: the code that it is compiled from. (numba looks at one file only.)
-    """
-    try:
-        from numba.core.caching import FunctionCache
-
-        files = FunctionCache(function.py_func)
-        files._cache_file = _Files(Path(files.cache_path), files._impl.filename_base, sources)  # type: ignore[assignment]
-        function._cache = _SafeCache(files)
-    except Exception as error:  # RuntimeError where no folder can be written; others with another numba
-        _warn_once("numba can keep nothing on disk", error)
-
-
-class _SafeCache:
-    """numba's interface of a cache: one that may fail to load or to save."""
-
-    def __init__(self, cache: Any) -> None:
-        self._cache = cache
-
-    @property
-    def cache_path(self) -> str:
-        return self._cache.cache_path
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        try:
-            return self._cache.load_overload(sig, target_context)
-        except Exception as error:
-            _warn_once(f"a file of compiled functions in {self.cache_path} cannot be used", error)
-            return None
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        try:
-            self._cache.save_overload(sig, data)
-        except Exception as error:
-            _warn_once(f"no compiled functions can be kept in {self.cache_path}", error)
-
-    def enable(self) -> None:
-        self._cache.enable()
-
-    def disable(self) -> None:
-        self._cache.disable()
-
-    def flush(self) -> None:
-        self._cache.flush()
-
-
-class _Files:
-    """numba's interface of a cache's files: one file for a function, its arguments' types and the processor.
-
-    A file is the digest of what it was made from, that of its content, and the content, a pickle. A file that was made
-    from other sources, or by another numba, is as good as none.
-    """
-
-    def __init__(self, folder: Path, stem: str, sources: bytes) -> None:
-        import numba
-
-        self._folder, self._stem = folder, stem
-        self._origin = hashlib.sha256(f"{numba.__version__} {sys.version}".encode() + sources).digest()
-
-    def _path(self, key: tuple[Any, ...]) -> Path:
-        """The key is the types of the arguments, the processor, and the function's code, which the digest is of too."""
-        types_and_processor = hashlib.sha256(repr(key[:2]).encode()).hexdigest()[:16]
-        return self._folder / f"{self._stem}.{types_and_processor}.compiled"
-
-    def load(self, key: tuple[Any, ...]) -> Any:
-        """What was saved; None for nothing.
-
-        Raises:
-            ValueError: the file is damaged.
-        """
-        path = self._path(key)
-        try:
-            whole = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        origin = whole[:32]
-        digest = whole[32:64]
-        content = whole[64:]
-        if len(whole) >= 64 and origin != self._origin:
-            return None
-        if digest != hashlib.sha256(content).digest():
-            raise ValueError(f"{path.name} is damaged")
-        return pickle.loads(content)
-
-    def save(self, key: tuple[Any, ...], data: Any) -> None:
-        from numba.core.serialize import dumps
-
-        content = dumps(data)
-        path = self._path(key)
-        if path.is_symlink():  # nobody has made one in honesty, and what it leads to is not to be written over
-            path.unlink()
-        write_file(path, lambda file: file.write(self._origin + hashlib.sha256(content).digest() + content))
-
-    def flush(self) -> None:
-        for path in self._folder.glob(f"{self._stem}.*.compiled"):
-            path.unlink(missing_ok=True)
-
-
-cache_failure = WarnOnce(logger)
-
-
-def _warn_once(what: str, error: Exception) -> None:
-    cache_failure(
-        "%s (%s: %s). They are compiled anew, which takes about half a minute. If this comes back, free some disk "
-        "space, or set NUMBA_CACHE_DIR to a folder that can be written.",
-        what[0].upper() + what[1:],
-        type(error).__name__,
-        error,
-    )

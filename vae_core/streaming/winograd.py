@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import internals, transforms
+from . import transforms
 from .kernel import Layout, PassInputs, Strip
+from .numba_functions import load_compiled
 from .pages import pages
 from .program import Convolve, Pass
 from .scratch import Scratch, Scratches
@@ -31,7 +32,7 @@ GROUPS = {scale: each.products**2 for scale, each in transforms.BY_SCALE.items()
 @functools.cache
 def jit() -> Any:
     """The compiled functions, `winograd_jit`; None without numba."""
-    return internals.load_compiled(Path(__file__).with_name("winograd_jit"))
+    return load_compiled(Path(__file__).with_name("winograd_jit"))
 
 
 @functools.cache

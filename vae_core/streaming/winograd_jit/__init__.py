@@ -13,7 +13,7 @@ counts as zero. A map may have more channels than are worked on. The channels th
 An array without elements stands for what is not there. (For None numba would compile each function a second time,
 which takes as long as a decode.)
 
-`internals.load_compiled` loads this folder under a name of its own, by which what numba keeps on disk is found.
+`numba_functions.load_compiled` loads this folder under a name of its own, by which what numba keeps on disk is found.
 """
 
 from .convolve import BLOCK, convolve, transform_inputs, transform_outputs

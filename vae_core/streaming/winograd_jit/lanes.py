@@ -4,7 +4,7 @@ The vectors are explicit: of loops over channels with a dozen arrays, the compil
 another, and leaves them one number at a time.
 
 This is what the package asks of LLVM, through numba's interface for extensions (`numba.extending`, `numba.core.types`
-and `cgutils`, `llvmlite.ir`); see `../internals.py` for what to look at when upgrading.
+and `cgutils`, `llvmlite.ir`); see `../numba_functions.py` for what to look at when upgrading.
 """
 
 from __future__ import annotations

@@ -1,0 +1,188 @@
+"""Compiled functions of numba (0.60 to 0.68), and what is kept of them on disk.
+
+What is used of it that it does not promise to keep, to look at when upgrading it:
+
+`numba.core.caching.FunctionCache` with its `_impl` (`locator`, `filename_base`, `reduce`, `rebuild`,
+`check_cachable`), `_index_key` and `_cache_file`, `Dispatcher._cache`, and `numba.core.serialize.dumps`: see
+`keep_on_disk`. Where one is missing, functions are compiled in every process, with a warning.
+
+`numba.extending.intrinsic` and `overload`, `numba.core.cgutils` and `types`, `llvmlite.ir`: the whole of
+`winograd_jit/lanes.py`, and the loop of `winograd_jit/multiply.py`, which asks `llvmlite.binding` for the
+processor's features. What to look at: pointers to typed vectors (`as_pointer`), instructions' `flags` and
+`align`, and the names of LLVM's intrinsics (`llvm.rint.v16f32`). Where something is missing the import fails, and
+the transforms in torch operations run, with a warning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import pickle
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..atomic import write_file
+from .once import WarnOnce
+
+logger = logging.getLogger("seamless_vae")
+
+_loading = threading.Lock()
+
+
+def load_compiled(folder: Path) -> ModuleType | None:
+    """The package of compiled functions in a folder; None where numba cannot be used.
+
+    Its name follows from its sources alone. numba's files on disk contain it, and what was compiled under a name that
+    a host chose could not be loaded under another; and two versions of this package in one process must not share it.
+    """
+    sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+    name = f"seamless_vae_{folder.name}_{hashlib.sha256(sources).hexdigest()[:12]}"
+    with _loading:
+        if name in sys.modules:
+            return sys.modules[name]
+        before = set(sys.modules)
+        location = folder / "__init__.py"
+        spec = importlib.util.spec_from_file_location(name, location, submodule_search_locations=[str(folder)])
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # a numba that is too new, too old or broken has many
+            for each in set(sys.modules) - before:
+                if each == name or each.startswith(f"{name}."):
+                    del sys.modules[each]
+            if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):
+                logger.warning(
+                    "numba cannot be used (%s: %s), so convolutions take about twice as long. Install another version "
+                    "of it: pip install --upgrade numba",
+                    type(error).__name__,
+                    error,
+                )
+            return None
+        for each in map(module.__dict__.get, module.__all__):
+            if hasattr(each, "py_func"):
+                keep_on_disk(each, sources)
+        return module
+
+
+def keep_on_disk(function: Any, sources: bytes) -> None:
+    """Let numba keep on disk what it compiles of a function, as its option `cache=True` does, but safely.
+
+    numba's own files are unpickled as they are: one that was cut short or damaged, or a disk without room for another,
+    ends every call with an error. These have a digest, and whatever goes wrong with them is a warning; the function is
+    then compiled in memory. The folder is numba's: NUMBA_CACHE_DIR, `__pycache__` beside the function, or the user's.
+
+    Args:
+        function: from `numba.njit`.
+        sources: the code that it is compiled from. (numba looks at one file only.)
+    """
+    try:
+        from numba.core.caching import FunctionCache
+
+        files = FunctionCache(function.py_func)
+        files._cache_file = _Files(Path(files.cache_path), files._impl.filename_base, sources)  # type: ignore[assignment]
+        function._cache = _SafeCache(files)
+    except Exception as error:  # RuntimeError where no folder can be written; others with another numba
+        _warn_once("numba can keep nothing on disk", error)
+
+
+class _SafeCache:
+    """numba's interface of a cache: one that may fail to load or to save."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    @property
+    def cache_path(self) -> str:
+        return self._cache.cache_path
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return self._cache.load_overload(sig, target_context)
+        except Exception as error:
+            _warn_once(f"a file of compiled functions in {self.cache_path} cannot be used", error)
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            self._cache.save_overload(sig, data)
+        except Exception as error:
+            _warn_once(f"no compiled functions can be kept in {self.cache_path}", error)
+
+    def enable(self) -> None:
+        self._cache.enable()
+
+    def disable(self) -> None:
+        self._cache.disable()
+
+    def flush(self) -> None:
+        self._cache.flush()
+
+
+class _Files:
+    """numba's interface of a cache's files: one file for a function, its arguments' types and the processor.
+
+    A file is the digest of what it was made from, that of its content, and the content, a pickle. A file that was made
+    from other sources, or by another numba, is as good as none.
+    """
+
+    def __init__(self, folder: Path, stem: str, sources: bytes) -> None:
+        import numba
+
+        self._folder, self._stem = folder, stem
+        self._origin = hashlib.sha256(f"{numba.__version__} {sys.version}".encode() + sources).digest()
+
+    def _path(self, key: tuple[Any, ...]) -> Path:
+        """The key is the types of the arguments, the processor, and the function's code, which the digest is of too."""
+        types_and_processor = hashlib.sha256(repr(key[:2]).encode()).hexdigest()[:16]
+        return self._folder / f"{self._stem}.{types_and_processor}.compiled"
+
+    def load(self, key: tuple[Any, ...]) -> Any:
+        """What was saved; None for nothing.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        path = self._path(key)
+        try:
+            whole = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        origin = whole[:32]
+        digest = whole[32:64]
+        content = whole[64:]
+        if len(whole) >= 64 and origin != self._origin:
+            return None
+        if digest != hashlib.sha256(content).digest():
+            raise ValueError(f"{path.name} is damaged")
+        return pickle.loads(content)
+
+    def save(self, key: tuple[Any, ...], data: Any) -> None:
+        from numba.core.serialize import dumps
+
+        content = dumps(data)
+        path = self._path(key)
+        if path.is_symlink():  # nobody has made one in honesty, and what it leads to is not to be written over
+            path.unlink()
+        write_file(path, lambda file: file.write(self._origin + hashlib.sha256(content).digest() + content))
+
+    def flush(self) -> None:
+        for path in self._folder.glob(f"{self._stem}.*.compiled"):
+            path.unlink(missing_ok=True)
+
+
+cache_failure = WarnOnce(logger)
+
+
+def _warn_once(what: str, error: Exception) -> None:
+    cache_failure(
+        "%s (%s: %s). They are compiled anew, which takes about half a minute. If this comes back, free some disk "
+        "space, or set NUMBA_CACHE_DIR to a folder that can be written.",
+        what[0].upper() + what[1:],
+        type(error).__name__,
+        error,
+    )
