@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from given.files import assert_same_weights, ldm, renamed, write
+from given.files import assert_same_weights, ldm, refusal, renamed, write
 from given.models import MODELS, fields, make
 from torch import Tensor
 
@@ -149,12 +149,13 @@ def test_helpers_of_training_are_passed_over_with_a_remark(
         "foundation_model.model.cls_token": torch.zeros(1, 1, 4),
         "linear_proj.weight": torch.zeros(2, 2),
         "disc.blocks.0.weight": torch.zeros(2),
+        "quantize.embedding.weight": torch.zeros(16, 4),
         "loss.logvar": torch.zeros(()),
     }
     write({**ldm(vae), **beside}, file)
     with caplog.at_level(logging.WARNING, "seamless_vae"):
         assert_same_weights(load_vae(file), vae)
-    assert "passed over 3 tensors beside the autoencoder (disc.blocks.0.weight, foundation_model" in caplog.text
+    assert "passed over 4 tensors beside the autoencoder (disc.blocks.0.weight, foundation_model" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,6 @@ def test_helpers_of_training_are_passed_over_with_a_remark(
     [
         {"decoder.refiner.weight": torch.zeros(1)},
         {"encoder.mid.attn_2.q.weight": torch.zeros(1)},
-        {"quantize.embedding.weight": torch.zeros(4, 4)},
         {"decoder.mid.attn_1.q.lora_A.weight": torch.zeros(4, 64)},
         {"bn.running_mean": torch.zeros(7)},
     ],
@@ -174,6 +174,35 @@ def test_inside_the_model_everything_stays_strict(extra: Weights, vae: Autoencod
         load_vae(file)
     assert inspect_vae(file).problem == str(error.value)
     assert "remove" not in str(error.value).lower() and "delete" not in str(error.value).lower()
+
+
+CODEBOOKS = ("quantize.embedding.weight", "quantizer._codebook.embed", "vq.codebook.weight", None)
+
+
+@pytest.mark.parametrize("codebook", CODEBOOKS)
+@pytest.mark.parametrize("quant_convs", [True, False])
+def test_an_encoder_without_a_variance_is_refused(codebook: str | None, quant_convs: bool, file: Path) -> None:
+    """As that of a VQ model is, or of an autoencoder with `double_z: false`, whatever is beside it."""
+    vae = make(fields(32, 64, use_quant_conv=quant_convs, use_post_quant_conv=quant_convs))
+    weights = {
+        name: weight[:4] if name.startswith("encoder.conv_out.") else weight for name, weight in ldm(vae).items()
+    }
+    if quant_convs:
+        weights |= {"quant_conv.weight": torch.zeros(4, 4, 1, 1), "quant_conv.bias": torch.zeros(4)}
+    said = refusal(write(weights | ({codebook: torch.zeros(16, 4)} if codebook else {}), file))
+    assert (
+        "has an encoder that gives 4 channels for latents of 4" in said and "a mean and a variance for each, 8" in said
+    )
+    assert ("VQ model" in said) == (codebook in CODEBOOKS[:2])
+
+
+@pytest.mark.parametrize("codebook", CODEBOOKS[:3])
+def test_a_codebook_beside_a_whole_model_is_passed_over(codebook: str, vae: AutoencoderKL, file: Path) -> None:
+    path = write({**ldm(vae), codebook: torch.zeros(16, 4)}, file)
+    assert_same_weights(load_vae(path), vae)
+    assert f"passed over 1 tensors beside the autoencoder ({codebook})" in " ".join(inspect_vae(path).remarks)
+    write({name: w for name, w in ldm(vae).items() if "conv_out.bias" not in name} | {codebook: torch.zeros(4)}, file)
+    assert "VQ" not in refusal(file)
 
 
 def test_several_copies_take_the_weights_and_say_so(vae: AutoencoderKL, file: Path) -> None:

@@ -46,6 +46,14 @@ def _both(*tests: Callable[[Tensors], bool]) -> Callable[[Tensors], bool]:
     return lambda tensors: all(test(tensors) for test in tests)
 
 
+def gives_posterior(tensors: Tensors) -> bool | None:
+    """Whether an encoder gives two numbers for each latent channel, a mean and a variance; None if nothing tells."""
+    given, taken = tensors.get("encoder.conv_out.weight"), tensors.get("decoder.conv_in.weight")
+    if given is None or taken is None or len(given.shape) != 4 or len(taken.shape) != 4:
+        return None
+    return None if given.shape[0] not in (taken.shape[1], 2 * taken.shape[1]) else given.shape[0] != taken.shape[1]
+
+
 _is_autoencoder = _any(r"(^|\.)(en|de)coder\.")
 
 # The first that is true. What is most telling comes first; what other kinds share comes last.
@@ -59,19 +67,21 @@ RULES: tuple[tuple[Callable[[Tensors], bool], Identity], ...] = (
     ),
     (
         _any(
+            r"\.(qweight|qzeros|wscales|W_q|_?weight_q?data|weight_packed|weight_zero_point|weight_scale_2)$|"
+            r"\.(SCB|weight_format)$|"
+            r"\.weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+|SCB|_data|_scale)$|"
+            r"\.weight[.:](int_data|qdata|tensor_impl|layout_tensor|packed_weight)\b"
+        ),
+        Identity(
+            "quantised (by bitsandbytes, GPTQ, torchao or the like)", "Get the VAE in float16, bfloat16 or float32."
+        ),
+    ),
+    (
+        _any(
             r"\.lora_(down|up|A|B|embedding_[AB]|magnitude_vector)(\.|$)|(^|\.)lora_(unet|te\d?|vae)_|\.dora_scale$|"
             r"\.(hada_w1|lokr_w|b?oft_(blocks|[RS])|ia3_l|vera_lambda)"
         ),
         Identity("a LoRA or another adapter", "Load the VAE that it was made for, and put the adapter on that."),
-    ),
-    (
-        _any(
-            r"\.(qweight|qzeros|weight_packed|weight_zero_point|weight_scale_2|SCB|weight_format)$|"
-            r"\.weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+|SCB|_data|_scale)$"
-        ),
-        Identity(
-            "quantised (by bitsandbytes, GPTQ, quanto or the like)", "Get the VAE in float16, bfloat16 or float32."
-        ),
     ),
     (
         _any(r"\.weight_(orig|u)$|\.parametrizations\.\w+\.\d+\.\w+$"),
@@ -93,9 +103,25 @@ RULES: tuple[tuple[Callable[[Tensors], bool], Identity], ...] = (
     ),
     (
         _any(
-            r"(^|\.)((base_)?state\.\d+\.\w+|optimizer_states?\.[\w.]*\.(exp_avg(_sq)?|momentum_buffer|step|square_avg))$"
+            r"(^|\.)(\w*state\.\d+\.\w+|\w*state\.([\w.]+\.)?(exp_avg(_sq)?|momentum_buffer|square_avg)|"
+            r"(single_partition_of_)?fp32(_flat)?_groups\.\d+|"
+            r"optimizer_states?\.[\w.]*\.(exp_avg(_sq)?|momentum_buffer|step|square_avg))$"
         ),
         Identity("the state of an optimizer", "Give the file of the model that was saved beside it."),
+    ),
+    (
+        _any(r"(^|\.)_?flat_param(_\d+)?$"),
+        Identity(
+            "a part of a model that FSDP has made flat",
+            "Save the whole state dict where it was trained (StateDictType.FULL_STATE_DICT).",
+        ),
+    ),
+    (
+        lambda tensors: any(info.shape == (0,) for name, info in tensors.items() if name.endswith("conv_in.weight")),
+        Identity(
+            "what DeepSpeed leaves of a model that is spread over several files (ZeRO, stage 3)",
+            "Make one file of them with the zero_to_fp32.py that is beside them.",
+        ),
     ),
     (
         _any(r"(^|\.)shadow_params\.\d+$"),
@@ -104,7 +130,10 @@ RULES: tuple[tuple[Callable[[Tensors], bool], Identity], ...] = (
     (_any(r"^decoder_unet\."), Identity("a consistency decoder (ConsistencyDecoderVAE)", OTHER_MODEL)),
     (_any(r"(^|\.)decoder\.condition_encoder\."), Identity("an AsymmetricAutoencoderKL", OTHER_MODEL)),
     (
-        _any(r"(^|\.)(v?quant(ize|izer)\w*)\.(embedding|codebook|embed)"),
+        _both(
+            _any(r"(^|\.)(v?quant(ize|izer)\w*)\.(\w+\.){0,2}_?(embeddings?|codebooks?|embed)(\.|$)"),
+            lambda tensors: not gives_posterior(tensors),
+        ),
         Identity("a VQ model (VQ-GAN, MoVQ: latents from a codebook)", OTHER_MODEL),
     ),
     (

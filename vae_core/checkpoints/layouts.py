@@ -24,7 +24,7 @@ _FUSED = re.compile(r"(.*\.(?:attn_1|attn\.\d+|attentions\.\d+)\.)(?:to_)?qkv\.(
 SCALES = (".scale_weight", ".weight_scale", ".weight_scale_inv")
 # Beside them: how a layer's input would be quantised, and a note of the format. A VAE that is not computed in 8 bits
 # needs neither.
-BESIDE_SCALES = (".scale_input", ".input_scale", ".comfy_quant")
+BESIDE_SCALES = (".scale_input", ".input_scale", ".output_scale", ".scale_output", ".comfy_quant")
 # Beside a weight of weight norm, which is a direction: the length for each output. See `key_map.plain_name`.
 LENGTHS = (".weight_g", ".parametrizations.weight.original0")
 DIRECTIONS = (".weight_v", ".parametrizations.weight.original1")

@@ -10,7 +10,7 @@ from typing import Any
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError
 from .generation import A_GUESS
-from .identify import Identity, identify
+from .identify import Identity, gives_posterior, identify
 from .key_map import OPTIONAL, count_at_least, plain_name, spellings
 from .layouts import (
     BESIDE_SCALES,
@@ -38,7 +38,6 @@ USUAL = re.compile(
     r"(posterior_|alphas_|betas|sqrt_|log_one_minus|edm_)\w*|model_ema_\w+|logvar|global_step|scale_factor|"
     r"scaled_fp8|denoiser\..*|epoch|__index_timestep_zero__|initted|step"
 )
-CODEBOOK = re.compile(r"(v?quant(ize|izer)\w*)\.(embedding|codebook|embed)\b.*")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")  # in the name of a file
 LORA = re.compile(r".*[._]lora_(A|B|down|up|embedding|magnitude)\w*[._].*")
 
@@ -167,9 +166,9 @@ def match_keys(part: Inner, config: AutoencoderKLConfig) -> Matched:
     ]  # directions without their lengths
     needed = set(table.values())
     missing = sorted(needed - OPTIONAL - set(keys))
-    codebook = [real for name, real in part.names.items() if CODEBOOK.fullmatch(name)]
-    if missing or unknown or codebook:
-        raise mismatch(part, missing, sorted(unknown), len(needed - OPTIONAL), codebook)
+    if missing or unknown:
+        raise mismatch(part, missing, sorted(unknown), len(needed - OPTIONAL))
+    check_posterior(part)
     for key, real in scales.items():
         check_scale(source.path.name, real, source.tensors[keys[key]], source.tensors[real])
     remarks = ()
@@ -189,17 +188,27 @@ def _scaled_weight(name: str, table: Mapping[str, str]) -> str | None:
     return None
 
 
-def mismatch(
-    part: Inner, missing: list[str], unknown: list[str], needed: int, codebook: list[str] | None = None
-) -> CheckpointError:
+def check_posterior(part: Inner) -> None:
+    """Raise CheckpointError for an encoder that gives latents themselves, as one number for each of their channels."""
+    if gives_posterior(part.tensors) is False:
+        given, latent = (
+            part.tensors["encoder.conv_out.weight"].shape[0],
+            part.tensors["decoder.conv_in.weight"].shape[1],
+        )
+        what = _what(part, "Give an AutoencoderKL.")
+        raise CheckpointError(
+            f"{part.source.path.name} has an encoder that gives {given} channels for latents of {latent}; that of an "
+            f"AutoencoderKL gives a mean and a variance for each, {2 * latent}. {what}"
+        )
+
+
+def mismatch(part: Inner, missing: list[str], unknown: list[str], needed: int) -> CheckpointError:
     """The error for a file whose keys are not those of its model."""
     parts = []
     if missing:
         parts.append(f"lacks {len(missing)} of the {needed} weights of its AutoencoderKL ({_some(missing)})")
     if unknown:
         parts.append(f"has {len(unknown)} weights that no AutoencoderKL has ({_some(unknown)})")
-    if codebook and not parts:
-        parts.append(f"has a codebook ({_some(codebook)}), which no AutoencoderKL has")
     lora = unknown and not missing and all(LORA.fullmatch(name) for name in unknown)
     remedy = _quantised(part, unknown) or _remedy(missing, unknown, bool(lora))
     what = remedy if lora else _what(part, remedy)

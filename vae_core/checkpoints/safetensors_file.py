@@ -34,7 +34,7 @@ DTYPES: dict[str, tuple[torch.dtype | None, int]] = {
     "U32": (torch.uint32, 32),
     "U16": (torch.uint16, 16),
     "C64": (torch.complex64, 64),
-    "F8_E8M0": (None, 8),
+    "F8_E8M0": (getattr(torch, "float8_e8m0fnu", None), 8),  # of torch 2.7
     "F8_E4M3FNUZ": (torch.float8_e4m3fnuz, 8),
     "F8_E5M2FNUZ": (torch.float8_e5m2fnuz, 8),
     "F6_E2M3": (None, 6),
