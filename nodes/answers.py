@@ -27,12 +27,12 @@ class FileAnswer(TypedDict):
     problem: None
     seems_to_be: None
     container: str | None
-    file_size: int | None
+    file_size: int
     family: str | None
     family_is_guess: bool
     layout: str | None
     prefix: str | None
-    parameters: int | None
+    parameters: int
     dtype: str
     latent_channels: int
     downscale_factor: int

@@ -27,7 +27,6 @@ _DIFFUSERS_DEPTH = 3
 DEMO_LATENTS = DEMO_PATH / "latents"
 _LATENT_ROOTS = ("input", "output", "latents")
 _LATENT_DEPTH = 3
-_SCALE_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
 def vae_names() -> list[str]:
@@ -165,8 +164,7 @@ def family_fields(name: str) -> dict[str, Any]:
         ConfigError: no such family.
     """
     check_choice("latent_scale", name, [AUTO, *family_names()])
-    fields = next(family.fields for family in FAMILIES if family.name == name)
-    return {key: fields.get(key) for key in _SCALE_FIELDS}
+    return next(family.scaling for family in FAMILIES if family.name == name)
 
 
 def device_names() -> list[str]:

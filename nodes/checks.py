@@ -15,11 +15,9 @@ from torch import Tensor
 
 from ..vae_core.errors import ConfigError, ImageError, MemoryBudgetError, NonFiniteError, brief
 from ..vae_core.masks import fit_mask
+from ..vae_core.streaming.options import PRECISIONS
 from ..vae_core.streaming.source import count_not_finite, not_finite_message
 from ..vae_core.units import GIB
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""What torch computes in; 8-bit floats are for storing alone."""
 
 
 def checked_image(image: Any, dimensions: Sequence[int] = (4,)) -> Tensor:
@@ -34,7 +32,7 @@ def checked_image(image: Any, dimensions: Sequence[int] = (4,)) -> Tensor:
             f"this is not a batch of images: found {shape}, expected [batch, height, width, channels] with at least "
             f"one image. Check what is connected to the input."
         )
-    if image.dtype not in FLOATS:
+    if image.dtype not in PRECISIONS:
         remedy = f"{_division(image.dtype)} before connecting it."
         raise ImageError(
             f"This image has dtype {str(image.dtype).removeprefix('torch.')}; ComfyUI images are floating point from 0 "

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from ..vae_core.posterior import MAX_SEED
+from ..vae_core.streaming.options import Circular
+from ..vae_core.tiling.grid import MODES as TILING_MODES
 
 CATEGORY = "latent/seamless"
 SAMPLE_MODES = ["mean", "sample"]
-MODES, CIRCULAR = ["exact", "blended"], ["none", "x", "y", "both"]
+MODES = list(TILING_MODES)
+CIRCULAR = list(get_args(Circular))
+DTYPES = ["auto", "float32", "bfloat16", "float16"]
 
 # What people type to find the tiled nodes. In the host's own nodes "seamless" means that a texture repeats.
 TILED_ALIASES = (
@@ -45,15 +49,11 @@ def sample_mode(default: str, tooltip: str) -> Input:
     return choice(sorted(SAMPLE_MODES, key=lambda name: name != default), tooltip)
 
 
-def seed() -> Input:
-    return "INT", {
-        "default": 0,
-        "min": 0,
-        "max": MAX_SEED,
-        "control_after_generate": True,
-        "tooltip": "Used by sample only. Image i of a batch uses seed + i. The noise is generated on the CPU, so the "
-        "result is the same on every device and for every batch size.",
-    }
+def seed(
+    tooltip: str = "Used by sample only. Image i of a batch uses seed + i. The noise is generated on the CPU, so the "
+    "result is the same on every device and for every batch size.",
+) -> Input:
+    return "INT", {"default": 0, "min": 0, "max": MAX_SEED, "control_after_generate": True, "tooltip": tooltip}
 
 
 def fit() -> Input:

@@ -40,7 +40,7 @@ class VAELoad:
                     "checkpoints and the Hugging Face cache, labelled as such.",
                 ),
                 "dtype": inputs.choice(
-                    ["auto", "float32", "bfloat16", "float16"],
+                    inputs.DTYPES,
                     "Precision of the weights and of the computation. auto uses ComfyUI's choice. On a CPU bfloat16 "
                     "halves the memory of weights and feature maps and costs accuracy (about 8 bits); it is not "
                     "faster. If float16 overflows, the run is repeated in a wider type instead of giving a black "

@@ -31,7 +31,10 @@ class VAESamplePosterior:
                     "sample",
                     "sample draws from the posterior with the seed. mean uses the mean, the most likely latent.",
                 ),
-                "seed": inputs.seed(),
+                "seed": inputs.seed(
+                    "Used by sample only. Sample k of image i, both counted from 0, uses seed + k * batch size + i. "
+                    "The noise is generated on the CPU, so the result is the same on every device."
+                ),
                 "temperature": (
                     "FLOAT",
                     {

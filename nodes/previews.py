@@ -9,7 +9,8 @@ from torch import Tensor
 from ..vae_core.image import to_model_range, to_pil
 from ..vae_core.preview import latent_colours
 
-_LATENT_SIDE, _IMAGE_SIDE = 256, 512
+_LATENT_SIDE = 256
+IMAGE_SIDE = 512  # pixels at most
 
 
 def latent_preview(samples: Tensor) -> Image.Image:
@@ -22,5 +23,5 @@ def latent_preview(samples: Tensor) -> Image.Image:
 
 def thumbnail(pixels: Tensor) -> Image.Image:
     """The first image of [B, C, H, W] in [-1, 1], with every n-th pixel."""
-    step = max(1, max(pixels.shape[-2:]) // _IMAGE_SIDE)
+    step = max(1, max(pixels.shape[-2:]) // IMAGE_SIDE)
     return to_pil(torch.nan_to_num(pixels[:1, :, ::step, ::step].float()))[0].convert("RGB")

@@ -43,6 +43,7 @@ def describe_file(name: str) -> FileAnswer | UnusableFileAnswer:
             "container": info.container,
             "file_size": info.file_size,
         }
+    assert info.file_size is not None and info.parameters is not None  # as of every file with a config
     return {
         "name": name,
         "problem": None,

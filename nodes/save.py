@@ -45,7 +45,7 @@ class VAESave:
                     "diffusers is a folder with config.json. single_file is one safetensors file.",
                 ),
                 "dtype": inputs.choice(
-                    ["auto", "float32", "bfloat16", "float16"],
+                    inputs.DTYPES,
                     "Precision of the saved weights. auto keeps the VAE's own.",
                 ),
             },

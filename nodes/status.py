@@ -11,10 +11,10 @@ from PIL import Image
 from ..vae_core import Progress
 from . import host
 from .answers import StatusEvent
+from .previews import IMAGE_SIDE
 
 BAR_STEPS = 1000
 BAR_SECONDS, STATUS_SECONDS = 0.1, 0.25
-PREVIEW_SIDE = 512
 
 Preview = Callable[[], Image.Image]
 
@@ -77,7 +77,7 @@ class NodeStatus:
         if self._preview is None:
             return None
         preview, self._preview = self._preview, None  # the host keeps showing it
-        return "JPEG", preview(), PREVIEW_SIDE
+        return "JPEG", preview(), IMAGE_SIDE
 
     def _event(self, step: Progress, seconds: float) -> StatusEvent:
         return {

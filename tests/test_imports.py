@@ -180,27 +180,13 @@ def test_nodes_ask_the_host_in_one_file(path: Path) -> None:
     names |= {
         (node.module or "").split(".")[0] for node in imported if isinstance(node, ast.ImportFrom) and not node.level
     }
-    assert not names & HOST  # host.py itself imports it by name, when it is needed
+    assert not names & (HOST | {"nodes", "vae_core"})  # host.py itself imports it by name, when it is needed
     named = {
         node.value.split(".")[0]
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     assert path.stem == "host" or "import_module" not in path.read_text(encoding="utf-8") or not named & HOST
-
-
-def test_no_circle_of_imports_among_the_nodes() -> None:
-    folder = PACKAGE.parent / "nodes"
-    graph: dict[str, set[str]] = {}
-    for path in folder.glob("*.py"):
-        froms = [
-            node
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(node, ast.ImportFrom) and node.level == 1
-        ]
-        graph[path.stem] = {node.module for node in froms if node.module}
-        graph[path.stem] |= {alias.name for node in froms if not node.module for alias in node.names}
-    assert circles(graph) == []
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if is_in(module_name(path), {"flax"})], ids=module_name)
@@ -286,7 +272,7 @@ NODES_ALLOWED: dict[str, set[str]] = {
     "inputs": set(),
     "first_stage": {"latents"},
     "report": {"host", "latents"},
-    "status": {"host", "answers"},
+    "status": {"host", "answers", "previews"},
     "hub_cache": set(),
     "catalogue": {"host", "checks", "hub_cache"},
     "show": {"host", "checks"},

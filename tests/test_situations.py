@@ -121,7 +121,10 @@ def test_sd_nexts_call_and_a_state_dict_in_place_of_a_path(tmp_path: Path) -> No
 
 
 def test_kohyas_trainer_switches_xformers_off() -> None:
-    small().set_use_memory_efficient_attention_xformers(False)
+    vae = small()
+    before = [type(each) for each in vae.attn_processors.values()]
+    vae.set_use_memory_efficient_attention_xformers(False)
+    assert before and [type(each) for each in vae.attn_processors.values()] == before
 
 
 def test_numpys_integers_as_widths() -> None:

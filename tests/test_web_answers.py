@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import pytest
 from given.models import BY_NAME, family_fields, make
@@ -133,6 +134,46 @@ def test_a_plan_is_as_the_page_expects(host: Host, pack: Pack, direction: str, q
 @pytest.mark.parametrize("question", [{"memory_budget": 0.0001}, {"width": 7}, {"name": "clip.safetensors"}])
 def test_why_there_is_no_plan_is_as_the_page_expects(host: Host, pack: Pack, question: dict[str, Any]) -> None:
     assert differences(plan(pack, **question), "NoPlan") == []
+
+
+def in_typescript(kind: Any) -> set[str]:
+    """A type of Python's as the alternatives that the file has for it."""
+    arguments = get_args(kind)
+    if isinstance(kind, UnionType):
+        return set().union(*(in_typescript(each) for each in arguments))
+    if get_origin(kind) is Literal:
+        return {f"'{value}'" for value in arguments}
+    if get_origin(kind) is list:
+        return {f"{each}[]" for each in in_typescript(arguments[0])}
+    plain = {str: "string", int: "number", float: "number", bool: "boolean", type(None): "null", None: "null"}
+    return {plain.get(kind) or kind.__name__.removesuffix("Answer")}
+
+
+DECLARED = {
+    "FileAnswer": "FileInfo",
+    "UnusableFileAnswer": "UnusableFile",
+    "NoPlanAnswer": "NoPlan",
+    "PlanAnswer": "Plan",
+    "PlacesAnswer": "Places",
+    "SecondsAnswer": "Seconds",
+    "StatusEvent": "Status",
+}
+
+
+@pytest.mark.parametrize("answer", DECLARED)
+def test_the_pack_declares_what_the_page_expects(pack: Pack, answer: str) -> None:
+    declared = get_type_hints(getattr(pack.module("nodes.answers"), answer))
+    expected = {name: each.type for name, each in INTERFACES[DECLARED[answer]].items()}
+    assert declared.keys() == expected.keys()
+    for name, kind in declared.items():
+        pixels = expected[name].replace("[number, number, number, number]", "number[]")  # a rectangle
+        assert in_typescript(kind) == set(pixels.split(" | ")), name
+
+
+def test_every_answer_is_declared(pack: Pack) -> None:
+    assert INTERFACES.keys() - {"PlanQuestion"} == set(DECLARED.values())
+    made = {name for name in vars(pack.module("nodes.answers")) if name.endswith(("Answer", "Event"))}
+    assert made == DECLARED.keys()
 
 
 def test_the_question_is_the_one_that_the_route_reads(pack: Pack) -> None:

@@ -118,7 +118,7 @@ def test_a_latent_without_numbers_in_a_large_batch(pack: Pack, make: Makers, hos
     "node", ["SeamlessVAEDecode", "SeamlessVAEDecodeTiled", "SeamlessVAESwap", "SeamlessVAEInspect"]
 )
 def test_images_that_no_memory_holds(pack: Pack, make: Makers, host: Host, node: str) -> None:
-    """At once: a plan of so many strips would take hours."""
+    """The image alone is more than the machine has, whatever a plan would say of the work."""
     vae, latent = make.vae(), {"samples": torch.zeros(1, 4, 1, 1).expand(1, 4, 40000, 40000)}
     others = {"from_vae": vae, "to_vae": vae} if node == "SeamlessVAESwap" else {"vae": vae}
     with pytest.raises(MemoryError, match="1 image of 80000x80000, which need 71.5 GiB, but cpu has 16.0 GiB in total"):

@@ -33,6 +33,12 @@ class Family:
     batch_norm: bool = False
 
     @property
+    def scaling(self) -> dict[str, Any]:
+        """The config fields by which its latents are scaled, those that it does without as None."""
+        names = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+        return {name: self.fields.get(name) for name in names}
+
+    @property
     def levels(self) -> int:
         return len(self.block_out_channels)
 

@@ -30,7 +30,6 @@ DEMO = Path(__file__).resolve().parents[1] / "demo"
 DEMO_PHOTOGRAPH = DEMO / "chelsea.png"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GIGABYTE, MOST_GIGABYTES = 1e9, 1e9
-SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
 def add_command(subparsers: Any, name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -61,7 +60,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory",
         type=float,
         metavar="GB",
-        help="working memory to keep to; what needs more is offloaded to disk, the result is the same (default: what "
+        help="working memory to keep to; what needs more is offloaded to CPU memory or disk, the result is the same (default: what "
         "is free)",
     )
 
@@ -110,7 +109,7 @@ def config_overrides(arguments: argparse.Namespace, path: str | Path) -> dict[st
     """The config fields that the options of `add_config_arguments` give for the VAE at a path."""
     found: dict[str, Any] = {}
     if arguments.family is not None:
-        found = {name: arguments.family.fields.get(name) for name in SCALING}
+        found = dict(arguments.family.scaling)
         if arguments.config is None and Path(path).is_file():
             found["sample_size"] = arguments.family.fields["sample_size"]
     given = {"scaling_factor": arguments.scaling_factor, "shift_factor": arguments.shift_factor}

@@ -10,6 +10,7 @@ from ..checkpoints.generation import compared, guesses_of
 from ..checkpoints.open_file import open_tensor_file
 from ..checkpoints.pretrained import CONFIG_NAME, WEIGHTS_STEM, write_folder
 from ..checkpoints.single_file import ldm_state_dict
+from ..checkpoints.weight_names import SAFETENSORS_SUFFIXES
 from ..checkpoints.write import pickled, write_weights
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError, VAEError
@@ -26,7 +27,6 @@ EXAMPLES = """\
 A single file has LDM keys, which ComfyUI, A1111 and diffusers read. Weights are copied bit by bit unless --dtype asks
 for another precision.
 """
-SAFETENSORS_ENDINGS = (".safetensors", ".sft")
 PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin")
 # Endings of files that are not written here. A folder may have any other.
 OTHER_ENDINGS = (
@@ -67,13 +67,13 @@ def add(subparsers) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     output, overwrite = arguments.output, arguments.overwrite
     ending = output.suffix.lower()
-    single = ending in (*SAFETENSORS_ENDINGS, *PICKLE_ENDINGS)
+    single = ending in (*SAFETENSORS_SUFFIXES, *PICKLE_ENDINGS)
     if arguments.format is not None:
         single = arguments.format == "single-file"
     elif ending in OTHER_ENDINGS:
         raise CheckpointError(
             f"{output}: {ending} files are not written. End the name in "
-            f"{', '.join((*SAFETENSORS_ENDINGS, *PICKLE_ENDINGS))}, or pass --format diffusers for a folder."
+            f"{', '.join((*SAFETENSORS_SUFFIXES, *PICKLE_ENDINGS))}, or pass --format diffusers for a folder."
         )
     inputs = [arguments.input, *([arguments.config] if arguments.config else [])]
     if single:

@@ -30,7 +30,7 @@ class ChannelStats:
 
     @classmethod
     def from_sums(cls, count: int, total: Tensor, squares: Tensor) -> ChannelStats:
-        """Of sums of values and of squares that were taken in float64, [B, C]."""
+        """Of sums of values and of squares in float64, [B, C]."""
         mean = total / count
         return cls(count, mean, (squares - total * mean).clamp_min_(0.0))
 

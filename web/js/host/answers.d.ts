@@ -1,4 +1,4 @@
-// What the pack's routes and events carry, as nodes/questions.py and nodes/status.py write it. tests/test_web_answers.py
+// What the pack's routes and events carry, as nodes/answers.py declares it. tests/test_web_answers.py
 // compares these interfaces with real answers: one property a line, of the types that it knows.
 
 /** The answer of `GET /seamless_vae/info` on a file that cannot be loaded. */
@@ -15,13 +15,13 @@ export interface FileInfo {
   name: string
   problem: null
   seems_to_be: null
-  container: string
+  container: string | null
   /** Bytes. */
   file_size: number
   family: string | null
   family_is_guess: boolean
-  layout: string
-  prefix: string
+  layout: string | null
+  prefix: string | null
   parameters: number
   dtype: string
   latent_channels: number
