@@ -10,8 +10,8 @@ from ..vae_core.tiling.grid import MODES as TILING_MODES
 
 CATEGORY = "latent/seamless"
 SAMPLE_MODES = ["mean", "sample"]
-MODES = list(TILING_MODES)
-CIRCULAR = list(get_args(Circular))
+MODES: list[str] = list(TILING_MODES)
+CIRCULAR: list[str] = list(get_args(Circular))
 DTYPES = ["auto", "float32", "bfloat16", "float16"]
 
 # What people type to find the tiled nodes. In the host's own nodes "seamless" means that a texture repeats.

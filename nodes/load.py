@@ -17,7 +17,7 @@ class VAELoad:
     DISPLAY_NAME = "Seamless VAE Load"
     DESCRIPTION = (
         "Load a VAE (AutoencoderKL) in any format: a VAE file, a diffusers folder, or the VAE inside a checkpoint. "
-        "Connect it to any node that takes a VAE. With it the core nodes too encode and decode without seams between "
+        "Connect it to any node that takes a VAE. With it the core nodes also encode and decode without seams between "
         "tiles. If the file is not a complete AutoencoderKL, the message says what it is."
     )
     CATEGORY = inputs.CATEGORY

@@ -54,7 +54,7 @@ class ThirdPartyVAE:
         channels = getattr(self.vae, "output_channels", 3)
         is_audio = getattr(self.vae, "latent_dim", 2) == 1 or getattr(self.vae, "extra_1d_channel", None)
         if is_audio or channels == 2:
-            raise ShapeError(f"{self.reason}, but an audio VAE, which cannot process images. Use the nodes for audio.")
+            raise ShapeError("this is an audio VAE, which cannot process images. Use the nodes for audio.")
         return channels if channels in (1, 3, 4) else 3
 
     def encode(self, image: FittedImage, options: Options, status: NodeStatus) -> DiagonalGaussianDistribution:

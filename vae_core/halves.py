@@ -71,7 +71,7 @@ def _with_half(vae: Any, half: str, purpose: str) -> Any:
     """
     vae = unwrapped(vae)
     if getattr(vae, half, None) is None:
-        raise ConfigError(f"the {half} was removed from this model, which cannot {purpose} without it. Load it anew.")
+        raise ConfigError(f"the {half} was removed from this model, which cannot {purpose} without it. Reload it.")
     return vae
 
 

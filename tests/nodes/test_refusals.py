@@ -147,7 +147,10 @@ LINKED: dict[str, tuple[str, dict[str, Any]]] = {
     "memory_budget is -1.0": ("SeamlessVAEDecodeTiled", {"memory_budget": -1.0}),
     "tile_size is -8": ("SeamlessVAEDecodeTiled", {"tile_size": -8}),
     "overlap is -8": ("SeamlessVAEDecodeTiled", {"mode": "blended", "overlap": -8}),
-    "the tiling mode is 'feathered'; it is one of exact, blended": ("SeamlessVAEDecodeTiled", {"mode": "feathered"}),
+    "the tiling mode is 'feathered'; it must be one of exact, blended": (
+        "SeamlessVAEDecodeTiled",
+        {"mode": "feathered"},
+    ),
     "circular is 'z'": ("SeamlessVAEDecodeTiled", {"circular": "z"}),
     "to is 'latent'": ("SeamlessLatentScale", {"to": "latent"}),
     "format is 'gguf'": ("SeamlessVAESave", {"format": "gguf"}),

@@ -42,7 +42,7 @@ def check_one_save(index: Path, seen: Mapping[str, str], shard: Path, metadata: 
     if ours is not None and theirs is not None and ours != theirs:
         raise CheckpointError(
             f"the shards that {index.name} names are of different saves: {shard.name} does not belong to those before "
-            f"it. Save the model again, or copy all of its files anew."
+            f"it. Save the model again, or copy all of its files again."
         )
 
 

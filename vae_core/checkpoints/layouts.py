@@ -141,7 +141,7 @@ def check_scale(file: str, name: str, weight: TensorInfo, scale: TensorInfo) -> 
         if not weight.shape or scale.shape != (weight.shape[0],) + (1,) * (len(weight.shape) - 1):
             raise CheckpointError(
                 f"{file} has {name} of shape {scale.shape} for a weight of shape {weight.shape}: weight norm has one "
-                f"length for each output. Remove weight norm where the model was made, and save it anew."
+                f"length for each output. Remove weight norm where the model was made, and save it again."
             )
         return
     if weight.dtype not in EIGHT_BIT_FLOATS or scale.dtype is None or not scale.dtype.is_floating_point:

@@ -151,7 +151,7 @@ def match_keys(part: Inner, config: AutoencoderKLConfig) -> Matched:
             if key in keys:
                 raise CheckpointError(
                     f"{source.path.name} has {key} twice, as {keys[key]} and as {real}, and nothing tells which one is "
-                    f"meant. Get another copy, or save the model anew."
+                    f"meant. Get another copy, or save the model again."
                 )
             keys[key] = real
         elif (scaled := _scaled_weight(name, table)) is not None:
@@ -235,7 +235,7 @@ def _remedy(missing: list[str], unknown: list[str], lora: bool) -> str:
     if lora:
         return "They are a LoRA that is not merged: merge it (fuse_lora, or peft's merge_and_unload) and save the VAE."
     if missing and not unknown:
-        return "The file is incomplete: download it again, or save the whole VAE anew."
+        return "The file is incomplete: download it again, or save the whole VAE again."
     if unknown and not missing:
         return (
             "They are inside the model, so they change what it computes: it is another model, or its config is not "
@@ -274,7 +274,7 @@ def not_an_autoencoder(source: TensorFile, prefix: str = "", because: str = "") 
     """The error for a file in which no AutoencoderKL is found."""
     if not source.tensors:
         return CheckpointError(
-            f"{source.path.name} has no tensors that belong to a model. Give the file of a VAE, or save one anew."
+            f"{source.path.name} has no tensors that belong to a model. Give the file of a VAE, or save one."
         )
     reason = because.rstrip(".") or f"found {len(source.tensors)} tensors, such as {_some(list(source.tensors))}"
     what = _what(

@@ -19,7 +19,7 @@ examples:
   seamless-vae convert vae_folder vae.safetensors
   seamless-vae encode-dataset photos --out latents --size 512
 
-exit codes: 0 done; 1 an error, said in one line (--debug shows the traceback); 2 a wrong command line; 130 interrupted.
+exit codes: 0 done; 1 an error, in one line (--debug shows the traceback); 2 a usage error; 130 interrupted.
 """
 INTERRUPTED, BROKEN_PIPE = 130, 141
 

@@ -51,7 +51,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         type=name_argument,
         metavar="PATH",
         help="a VAE in any format: a safetensors, ckpt or pt file, a whole checkpoint, a diffusers folder "
-        "(default: the small one that is bundled). Its files are mapped, not copied: leave them as they are meanwhile",
+        "(default: the small one that is bundled). Its files are mapped, not copied: do not change them while it runs",
     )
     add_variant_argument(group)
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: auto)")
@@ -60,8 +60,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory",
         type=float,
         metavar="GB",
-        help="working memory to keep to; what needs more is offloaded to CPU memory or disk, the result is the same (default: what "
-        "is free)",
+        help="working memory to keep to; what needs more is offloaded to CPU memory or disk, the result is the same "
+        "(default: what is free)",
     )
 
 

@@ -47,7 +47,7 @@ def add(subparsers) -> argparse.ArgumentParser:
         "input",
         metavar="IN",
         type=name_argument,
-        help="a VAE in any format; its files are mapped, not copied: leave them as they are meanwhile",
+        help="a VAE in any format; its files are mapped, not copied: do not change them while it runs",
     )
     parser.add_argument(
         "output", metavar="OUT", type=path_argument, help="a .safetensors, .ckpt, .pt, .pth or .bin file, or a folder"

@@ -47,7 +47,7 @@ def add(subparsers) -> argparse.ArgumentParser:
         help="a folder for the collection; for the layout kohya, that of the images",
     )
     parser.add_argument("--column", default="", help="of a table, the column that has the images' bytes or paths")
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    parser.add_argument("--resume", action="store_true", help="continue a run that was stopped")
     parser.add_argument(
         "--dry-run", action="store_true", help="look at 32 images, say what would be done, write nothing"
     )

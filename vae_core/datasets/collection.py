@@ -146,7 +146,7 @@ class Collection:
             yield from map(split_of, read_lines(place))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetError(
-                f"{place} cannot be read: {reason(error)}. Get it from where the collection was made, or encode anew."
+                f"{place} cannot be read: {reason(error)}. Get it from where the collection was made, or encode again."
             ) from None
 
     def record_path(self, split: int, chunk: int) -> Path:

@@ -211,7 +211,7 @@ def _others(place: Path, ending: str) -> dict[str, np.ndarray]:
             f"the same command with --resume."
         ) from error
     except ValueError as error:
-        logger.warning("%s is damaged (%s); it is written anew, with this resolution alone.", place, error)
+        logger.warning("%s is damaged (%s); it is replaced by one with this resolution alone.", place, error)
         return {}
     return {name: array for name, array in sorted(found.items()) if _ending(name) not in (None, "", ending)}
 

@@ -65,9 +65,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name, kind in (("layout", Layout), ("keep", Keep)):
             if getattr(self, name) not in get_args(kind):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(get_args(kind))}.")
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(kind))}.")
         if self.stored not in STORED:
-            raise ConfigError(f"the stored type is {self.stored!r}; it is one of {', '.join(STORED)}.")
+            raise ConfigError(f"the stored type is {self.stored!r}; it must be one of {', '.join(STORED)}.")
         for name in ("batch", "shard_images", "memory_budget", "threads"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

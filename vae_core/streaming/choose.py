@@ -55,7 +55,7 @@ def kernels(choice: KernelChoice) -> Iterator[None]:
         ConfigError: another choice.
     """
     if choice not in get_args(KernelChoice):
-        raise ConfigError(f"the kernels are {choice!r}; they are one of {', '.join(get_args(KernelChoice))}.")
+        raise ConfigError(f"the kernels are {choice!r}; they must be one of {', '.join(get_args(KernelChoice))}.")
     token = _choice.set(choice)
     try:
         yield

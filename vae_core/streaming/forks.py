@@ -38,8 +38,9 @@ if hasattr(os, "register_at_fork"):
 
 _warn = WarnOnce(logger)
 _MESSAGE = (
-    "This process was forked by one that had computed, so its first thread computes without helpers of its own: with "
-    "them it would wait for ever. Start processes by multiprocessing's method 'spawn', or compute in another thread."
+    "This process was forked after torch had started threads, so its main thread computes single-threaded: with those "
+    "threads, which a fork does not copy, it would hang. Use multiprocessing's start method 'spawn', or compute in "
+    "another thread."
 )
 
 

@@ -87,7 +87,7 @@ def keep_on_disk(function: Any, sources: bytes) -> None:
         files._cache_file = _Files(Path(files.cache_path), files._impl.filename_base, sources)  # type: ignore[assignment]
         function._cache = _SafeCache(files)
     except Exception as error:  # RuntimeError where no folder can be written; others with another numba
-        _warn_once("numba can keep nothing on disk", error)
+        _warn_once("numba cannot cache compiled functions", error)
 
 
 class _SafeCache:
@@ -104,14 +104,14 @@ class _SafeCache:
         try:
             return self._cache.load_overload(sig, target_context)
         except Exception as error:
-            _warn_once(f"a file of compiled functions in {self.cache_path} cannot be used", error)
+            _warn_once(f"numba cannot use a file of compiled functions in {self.cache_path}", error)
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
             self._cache.save_overload(sig, data)
         except Exception as error:
-            _warn_once(f"no compiled functions can be kept in {self.cache_path}", error)
+            _warn_once(f"numba cannot cache compiled functions in {self.cache_path}", error)
 
     def enable(self) -> None:
         self._cache.enable()
@@ -180,8 +180,8 @@ cache_failure = WarnOnce(logger)
 
 def _warn_once(what: str, error: Exception) -> None:
     cache_failure(
-        "%s (%s: %s). They are compiled anew, which takes about half a minute. If this comes back, free some disk "
-        "space, or set NUMBA_CACHE_DIR to a folder that can be written.",
+        "%s (%s: %s). Its functions are compiled again, which takes about half a minute. If this comes back, free some "
+        "disk space, or set NUMBA_CACHE_DIR to a writable folder.",
         what[0].upper() + what[1:],
         type(error).__name__,
         error,

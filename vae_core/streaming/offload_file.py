@@ -151,7 +151,7 @@ def _no_room(total: int, error: OSError) -> str:
         folder = tempfile.gettempdir()
         free = f", where {shutil.disk_usage(folder).free / MIB:.0f} MiB are free"
     return (
-        f"{total / MIB:.0f} MiB of feature maps are to be offloaded to disk, to a temporary file in {folder}{free}. "
-        f"It cannot be made: {error.strerror or error}. Raise the memory budget, or set TMPDIR to a folder that can be "
-        f"written and has this much room."
+        f"{total / MIB:.0f} MiB of feature maps cannot be offloaded to a temporary file in {folder}{free}: "
+        f"{error.strerror or error}. Raise the memory budget, or set TMPDIR to a writable folder "
+        f"with this much room."
     )

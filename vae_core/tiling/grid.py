@@ -31,7 +31,7 @@ class TileSpec:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise TilingError(f"the tiling mode is {self.mode!r}; it is one of {', '.join(MODES)}.")
+            raise TilingError(f"the tiling mode is {self.mode!r}; it must be one of {', '.join(MODES)}.")
         if self.size is None:
             if self.mode == "blended":
                 raise TilingError("blended tiling needs a tile size; give TileSpec(size=64, overlap=16).")
