@@ -277,7 +277,7 @@ class AutoencoderKLConfig(dict[str, Any]):
         Raises:
             ConfigError: the config is another class's, or has a field that no AutoencoderKL has.
         """
-        class_name = values.get("_class_name", CLASS_NAME)
+        class_name = values.get("_class_name") or CLASS_NAME
         if class_name not in (CLASS_NAME, FLUX2_CLASS_NAME, "FlaxAutoencoderKL"):
             raise ConfigError(
                 f"this config is for {str(class_name)[:80]}, which is not an AutoencoderKL. "
@@ -337,7 +337,12 @@ def is_field(name: str) -> bool:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A value as Python's own: numbers of other libraries as int and float, sequences as tuples."""
+    """A value as Python's own: numbers of other libraries as int and float, sequences as tuples.
+
+    Activations are known by their names in any case, as in diffusers.
+    """
+    if name == "act_fn" and isinstance(value, str):
+        return value.lower()
     if name in _SEQUENCES and has_order(value):
         return tuple(plain_number(item) for item in value)
     return plain_number(value)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 from torch import nn
 
+from .checkpoints.config_file import read_json
 from .checkpoints.generation import guesses_of, marked
 from .checkpoints.pretrained import snapshot
 from .config import SETTABLE_FIELDS, AutoencoderKLConfig, is_field
@@ -129,15 +130,7 @@ class ConfigMixin:
 
     @classmethod
     def _dict_from_json_file(cls, json_file: PathLike) -> dict[str, Any]:
-        try:
-            values = json.loads(Path(json_file).read_text(encoding="utf-8-sig"))
-        except FileNotFoundError:
-            raise CheckpointError(f"{json_file} does not exist. Give a folder or a {cls.config_name}.") from None
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{json_file} cannot be read as JSON: {error}. Get it again.") from None
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{json_file} contains a {type(values).__name__}, not the fields of a config.")
-        return values
+        return read_json(Path(json_file))
 
     @classmethod
     def from_config(

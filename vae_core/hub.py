@@ -29,7 +29,7 @@ from .checkpoints.weight_names import (
     weight_names,
     weights_among,
 )
-from .errors import CheckpointError
+from .errors import CheckpointError, brief
 from .optional import optional_import
 
 PathLike = str | os.PathLike[str]
@@ -92,8 +92,12 @@ def hub_name(name: PathLike) -> HubName | None:
     a browser gives them: with %20 for a space, `?download=true`, or without https://.
 
     Raises:
-        CheckpointError: an address of another site.
+        CheckpointError: an address of another site, or what is not a name at all.
     """
+    if not isinstance(name, str | os.PathLike) or not os.fspath(name):
+        raise CheckpointError(
+            f"the path is {brief(name)}. Give the path of a file or of a folder, or a name on the Hugging Face Hub."
+        )
     text = name if isinstance(name, str) else PurePosixPath(os.fspath(name).replace("\\", "/")).as_posix()
     if text.startswith(tuple(f"{server}/" for server in _HUB_SERVERS)) and not os.path.exists(text):
         text = f"https://{text}"

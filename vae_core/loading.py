@@ -30,6 +30,7 @@ from .hub import HubOptions, header_on_disk, hub_name, on_disk
 from .pretrained_mixin import GivenConfig, given_config
 
 PathLike = str | os.PathLike[str]
+PIPELINE_NAME = "model_index.json"  # of a pipeline's folder
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,8 @@ def find_checkpoint(path: Path, variant: str | None, config: GivenConfig = None)
     """
     if path.name == CONFIG_NAME and config is None:
         return open_folder(path.parent, variant)
+    if path.name == PIPELINE_NAME and config is None and path.is_file():
+        return open_folder(find_folder(path.parent), variant)
     if not path.is_dir():
         return SingleFile(open_tensor_file(path), given_config(config))
     if config is not None:

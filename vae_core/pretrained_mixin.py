@@ -37,7 +37,7 @@ IGNORED_ARGUMENTS = frozenset(
     (
         *("low_cpu_mem_usage", "from_flax", "dduf_entries", "config_revision"),
         *("offload_folder", "offload_state_dict", "max_memory", "keep_in_fp32_modules"),
-        *("image_size", "local_dir_use_symlinks"),
+        *("image_size", "local_dir_use_symlinks", "trust_remote_code"),
         *("extract_ema", "load_safety_checker", "safety_checker", "feature_extractor", "num_in_channels"),
         *("prediction_type", "scheduler_type", "model_type", "pipeline_class", "pipeline_class_name"),
         *("upcast_attention", "stable_unclip", "stable_unclip_prior", "clip_stats_path", "controlnet", "adapter"),
@@ -175,9 +175,9 @@ class PretrainedMixin(ConfigMixin):
             if use_safetensors and source.container == "pickle":
                 raise CheckpointError(f"{path.name} is a pickle, and use_safetensors=True allows none. Leave it out.")
             plan = plan_single_file(source, _overrides(rest), given_config(config, rest.get("config_revision")))
-            device = _one_device(device_map) if device is None else device
+            place = _one_device(device_map) if device is None else device
             wanted, mapped = _one_dtype(torch_dtype, dtype), not disable_mmap
-            model = build_model(cls, plan, wanted, device, mapped)  # type: ignore[type-var]
+            model = build_model(cls, plan, wanted, place, mapped)  # type: ignore[type-var]
         _keep_in_fp32(model, cls)
         return model
 
@@ -298,12 +298,12 @@ def _one_dtype(torch_dtype: torch.dtype | str | None, dtype: torch.dtype | str |
     return torch.float32 if given is None else parse_dtype(given)
 
 
-def _one_device(device_map: Any) -> torch.device | str | None:
-    whole = device_map.get("") if isinstance(device_map, Mapping) and len(device_map) == 1 else device_map
+def _one_device(device_map: Any) -> torch.device | str | int | None:
+    """The device of the whole model, however a map says it."""
+    places = list(device_map.values()) if isinstance(device_map, Mapping) else []
+    whole = places[0] if places and all(place == places[0] for place in places) else device_map
     if whole in ("auto", "balanced", "balanced_low_0", "sequential"):  # one small model: nothing to distribute
         return next(iter(accelerators()), None)
-    if whole is None:
-        return None
     if isinstance(whole, Mapping):
         raise CheckpointError("device_map splits the model; a VAE is loaded onto one device. Pass its name, or None.")
-    return f"cuda:{whole}" if isinstance(whole, int) else whole
+    return whole

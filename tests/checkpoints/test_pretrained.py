@@ -127,7 +127,7 @@ def test_folders_without_a_config(folder: Path, tmp_path: Path) -> None:
     "text, message",
     [
         ("{", "cannot be read as JSON"),
-        ("[]", "is a list, not the fields of a config"),
+        ("[]", "it is a list, not an object with fields"),
         ('{"_class_name": "UNet2DConditionModel"}', "this config is for UNet2DConditionModel"),
         ('{"block_out_channels": [30]}', "not a multiple of norm_num_groups"),
         ('{"block_out_channels": "a"}', "give one width per level"),

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, brief, in_one_line
 from ..layers import without_values
 from ..streaming.internals import weight_places
 from .finite import check_small, check_whole
@@ -47,6 +47,20 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if found not in DTYPES.values():
         raise CheckpointError(f"dtype is {dtype!r}; give float32, float16, bfloat16, float64 or auto.")
     return found
+
+
+def usable_device(device: torch.device | str | int | None) -> torch.device | str | int | None:
+    """The device itself. Raises CheckpointError for one that nothing can be put on here."""
+    if device is None:
+        return None
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError, TypeError) as error:
+        raise CheckpointError(
+            f"the device {brief(device)} cannot be used here: {in_one_line(error).partition('. ')[0].rstrip('.')}. "
+            f"Give cpu, cuda, cuda:1 or mps, or leave it out."
+        ) from None
+    return device
 
 
 def dtype_of(plan: CheckpointPlan) -> torch.dtype:
@@ -103,7 +117,7 @@ def build_model(
     model_class: Callable[..., Model],
     plan: CheckpointPlan,
     dtype: torch.dtype | str | None = None,
-    device: torch.device | str | None = None,
+    device: torch.device | str | int | None = None,
     mapped: bool = True,
 ) -> Model:
     """The model of a plan, in eval mode, its weights mapped from the file where neither type nor device changes.
@@ -114,6 +128,7 @@ def build_model(
     Raises:
         CheckpointError: a weight has the wrong shape or type, or weights are not finite.
     """
+    device = usable_device(device)
     check_shapes(plan, weight_shapes(plan.config))  # first, as inspect_vae says it
     wanted = parse_dtype(dtype) or dtype_of(plan)
     if wanted.itemsize == 1:
@@ -139,7 +154,7 @@ def _build(
     model_class: Callable[..., Model],
     plan: CheckpointPlan,
     wanted: torch.dtype,
-    device: torch.device | str | None,
+    device: torch.device | str | int | None,
     mapped: bool,
     looked_at: bool,
 ) -> Model:

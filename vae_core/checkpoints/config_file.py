@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError, ConfigError
-from .generation import MAX_BYTES, guessed_in, sources
+from .generation import OUR_CLASSES, guessed_in, sources
+from .json_file import json_object
 from .open_file import check_link
 
 CONFIG_NAME = "config.json"
@@ -23,12 +24,15 @@ class ConfigFile:
         given: the names of the fields that it has; the others are defaults.
         guessed: the names of those that it calls guesses.
         remarks: on what of it was passed over.
+        other_class: what to say if the weights are not those of an AutoencoderKL, because it is of another class,
+            which may be derived from it; None if it is of a known one.
     """
 
     config: AutoencoderKLConfig
     given: frozenset[str]
     guessed: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    other_class: str | None = None
 
     def origins(self, source: str) -> dict[str, str]:
         """Field -> where its value comes from, where the file is called `source`."""
@@ -39,12 +43,16 @@ def read_config_file(file: Path) -> ConfigFile:
     """Read a `config.json`.
 
     Fields that no AutoencoderKL has are passed over with a remark: trainers leave some there, such as `decay` of a
-    moving average. Whether the weights fit decides.
+    moving average. So is the name of another class, if the fields are an AutoencoderKL's: trainers derive their own
+    from it. Whether the weights fit decides.
 
     Raises:
         CheckpointError: it cannot be read, or is another model's.
     """
-    values = _read_json(file)
+    values = read_json(file)
+    class_name = values.get("_class_name")
+    if class_name is not None and class_name not in OUR_CLASSES:
+        return _of_another_class(file, values)
     own = frozenset(AutoencoderKLConfig.__dataclass_fields__)
     others = sorted(name for name in values if not name.startswith("_") and name not in own)
     fields = {name: value for name, value in values.items() if name.startswith("_") or name in own}
@@ -60,16 +68,36 @@ def read_config_file(file: Path) -> ConfigFile:
     return ConfigFile(config, given, guessed, (remark,))
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _of_another_class(file: Path, values: Mapping[str, Any]) -> ConfigFile:
+    """A config that names another class, as an AutoencoderKL's, if it has the fields of one."""
+    name = str(values["_class_name"])[:80]
+    refusal = (
+        f"{file}: this config is for {name}, which is not an AutoencoderKL. Point to the folder of an AutoencoderKL, "
+        f"often the `vae` folder of a pipeline."
+    )
+    own = frozenset(AutoencoderKLConfig.__dataclass_fields__)
+    try:
+        config = AutoencoderKLConfig(**{field: value for field, value in values.items() if field in own})
+    except (ConfigError, TypeError, ValueError, OverflowError):
+        raise CheckpointError(refusal) from None
+    if "block_out_channels" not in values:
+        raise CheckpointError(refusal)
+    remark = f"{CONFIG_NAME} is of the class {name}; the weights are an AutoencoderKL's, so it was taken for one."
+    return ConfigFile(config, own & values.keys(), guessed_in(values), (remark,), refusal)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The content of a `config.json`.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     check_link(file)
     try:
-        if file.stat().st_size > MAX_BYTES:
-            raise ValueError(f"it has more than {MAX_BYTES} bytes")
-        values = json.loads(file.read_text(encoding="utf-8-sig"))
+        return json_object(file)
     except FileNotFoundError:
         raise CheckpointError(f"{file} does not exist. Give the path of a folder or of a config.json.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON: {error}. Download or copy it again.") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file} is a {type(values).__name__}, not the fields of a config. Download it again.")
-    return values
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read as JSON: {error}. Correct it if you have changed it, or get it again."
+        ) from None

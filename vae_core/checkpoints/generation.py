@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from torch import Tensor
 
 from ..config import CLASS_NAME, FLUX2_CLASS_NAME
 from ..errors import CheckpointError, brief
+from .json_file import json_object
 
 GUESSED_KEY = "_guessed"  # beside a config's fields: the names of those that are guesses
 A_GUESS = " (a guess)"  # behind the source of such a field
 SAVE_KEY = "seamless_vae.save"  # in each shard's header: the same in all shards of one save
-MAX_BYTES = 1_000_000  # of a config.json; real ones have one kilobyte
 OUR_CLASSES = (CLASS_NAME, FLUX2_CLASS_NAME, "FlaxAutoencoderKL")
 COMPARED = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "norm_num_groups", "act_fn")
 
@@ -91,16 +90,11 @@ def differences(config: Mapping[str, Any], saved: Mapping[str, Any]) -> str | No
 def other_model(folder: Path) -> str | None:
     """What a folder's config.json is of, if it is not an AutoencoderKL's; None without a config or with ours."""
     try:
-        place = folder / "config.json"
-        if place.stat().st_size > MAX_BYTES:
-            return "something whose config.json is not one"
-        values = json.loads(place.read_text(encoding="utf-8-sig"))
+        values = json_object(folder / "config.json")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return "something whose config.json cannot be read"
-    if not isinstance(values, dict):
-        return "something else"
     name = values.get("_class_name")
     if name is None:
         return (

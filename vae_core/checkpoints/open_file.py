@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
 from ..errors import CheckpointError
 from .generation import check_one_save
+from .json_file import json_object
 from .nested import MAX_NAME
 from .pickled import open_pickle
 from .safetensors_file import open_safetensors
@@ -157,10 +157,6 @@ def open_shards(index: Path) -> TensorFile:
     container, metadata = "safetensors", {}
     for file_name in sorted(set(names.values())):
         path = index.parent / file_name
-        if Path(file_name).name != file_name or "\0" in file_name or "\\" in file_name:
-            raise CheckpointError(
-                f"{index.name} names {file_name[:80]!r}, which is outside of its folder. Do not trust it."
-            )
         check_link(path)
         if not path.is_file():
             raise CheckpointError(f"{index.name} names {file_name[:80]}, which is not there. Download all shards.")
@@ -185,21 +181,23 @@ def open_shards(index: Path) -> TensorFile:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Name of a weight -> name of its file, of an index of shards.
+    """Name of a weight -> path of its file below the index's folder, of an index of shards.
 
     Raises:
-        CheckpointError: it is not one.
+        CheckpointError: it is not one, or names a file that is elsewhere.
     """
-    size = index.stat().st_size
     try:
-        if size > MAX_INDEX_BYTES:
-            raise ValueError(f"it has {size} bytes")
-        names = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
+        names = json_object(index, MAX_INDEX_BYTES).get("weight_map")
+        if not isinstance(names, dict) or not names:
+            raise ValueError("it has no `weight_map` from weights to files")
         if not all(isinstance(file, str) for file in names.values()):
-            raise ValueError("a file's name is not text")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError("the name of a file is not text")
+    except ValueError as error:
         raise CheckpointError(
-            f"{index.name} is not an index of shards ({type(error).__name__}: {error}). "
-            f"It needs a `weight_map` from weights to files."
+            f"{index.name} is not an index of shards: {error}. Give the folder of a model, or get the index again."
         ) from None
-    return names
+    for file in set(names.values()):
+        path = PurePosixPath(file)
+        if path.is_absolute() or ".." in path.parts or not path.name or re.search(r"[\\:\0]", file):
+            raise CheckpointError(f"{index.name} names {file[:80]!r}, which is outside of its folder. Do not trust it.")
+    return {name: str(PurePosixPath(file)) for name, file in names.items()}

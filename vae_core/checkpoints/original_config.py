@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, brief
 from ..optional import optional_import
-from .config_file import MAX_BYTES
+from .json_file import MAX_BYTES
 
 
 def original_scale(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[str, Any]:
@@ -35,6 +35,11 @@ def original_scale(config: Mapping[str, Any] | str | os.PathLike[str] | None) ->
     inner = config.get("model", {})
     inner = inner.get("params", {}) if isinstance(inner, Mapping) else {}
     scale = inner.get("scale_factor") if isinstance(inner, Mapping) else None
+    if isinstance(scale, str):  # YAML takes 1e-1 for a text
+        try:
+            scale = float(scale)
+        except ValueError:
+            raise ConfigError(f"original_config has scale_factor {brief(scale)}, which is not a number.") from None
     return {} if scale is None else {"scaling_factor": scale}
 
 

@@ -20,8 +20,9 @@ from .config_file import CONFIG_NAME, ConfigFile, read_config_file
 from .detect import DIFFUSERS, find_layout, find_prefixes
 from .families import family_of_config
 from .generation import SAVE_KEY, differences, fingerprint, marked, other_model
+from .key_map import weight_shapes
 from .open_file import check_link, open_tensor_file
-from .plan import CheckpointPlan, inner, match_keys, plain_names
+from .plan import CheckpointPlan, check_shapes, inner, match_keys, plain_names
 from .single_file import CONFIG_KEY, config_in_metadata
 from .tensor_file import TensorFile
 from .weight_names import (
@@ -54,7 +55,14 @@ def find_folder(folder: Path, subfolder: str | None = None) -> Path:
         if (each / CONFIG_NAME).is_file():
             return each
     weights = weight_files(folder)
+    below = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    models = [path for path in below if (path / CONFIG_NAME).is_file() and other_model(path) is None]
+    deeper = [file for path in below for file in weight_files(path)]
     remedy = f"Give one of its files: {_listed(weights)}." if weights else "Give a VAE's or a pipeline's folder."
+    if models:
+        remedy = f"Give the folder {models[0]}."
+    elif deeper and not weights:
+        remedy = f"Give one of the files below it: {', '.join(str(file.relative_to(folder)) for file in deeper[:3])}."
     if any(path.suffix == ".distcp" for path in folder.iterdir()):
         remedy = (
             "It has a distributed checkpoint (.distcp): make one file of it with "
@@ -160,7 +168,15 @@ def find_weights(
         raise CheckpointError(f"{folder} has Flax weights only. Save it once with PyTorch weights.")
     listed = present or [path.name for path in first]
     found = f"it has {', '.join(listed[:4])}" if listed else "it has no weights at all"
-    if variants:
+    plain = {name for extension in EXTENSIONS[None] for name in weight_names(None, extension)}
+    shards = [name for name in listed if re.search(r"-\d{5}-of-\d{5}\.", name)]
+    if use_safetensors is not None and variant is None and plain & set(present):
+        remedy = "Leave use_safetensors out."
+    elif variant is not None and not variants and plain & set(present):
+        remedy = "Leave variant out."
+    elif shards and not any(name.endswith(".json") for name in present):
+        remedy = "Those are shards: get the index that belongs to them as well (*.index.json)."
+    elif variants:
         remedy = f"Pass variant={variants[0]!r}."
     elif len(first) > 1 and variant is None:
         remedy = f"Give the path of one of its files: {_listed(first)}."
@@ -183,7 +199,17 @@ class Folder:
 
     def plan(self, overrides: Mapping[str, Any] | None = None) -> CheckpointPlan:
         """How to load the autoencoder in it. Raises as `plan_folder`."""
-        overrides = overrides or {}
+        other_class = self.config_file.other_class
+        if other_class is None:
+            return self._plan(overrides or {})
+        try:
+            plan = self._plan(overrides or {})
+            check_shapes(plan, weight_shapes(plan.config))
+        except CheckpointError:
+            raise CheckpointError(other_class) from None
+        return plan
+
+    def _plan(self, overrides: Mapping[str, Any]) -> CheckpointPlan:
         guessed = set(self.config_file.guessed)
         origins = self.config_file.origins(CONFIG_NAME) | dict.fromkeys(overrides, "override")
         config = self.config_file.config.replace(**overrides)

@@ -28,7 +28,10 @@ def variants_in(names: Iterable[str]) -> list[str]:
 
 
 def _variant_of(name: str) -> str | None:
-    match = re.fullmatch(rf"{WEIGHTS_STEM}\.(?:(?:safetensors|bin)\.index\.)?([\w-]+?)\.(?:safetensors|bin|json)", name)
+    shard = r"(?:-\d{5}-of-\d{5})?"
+    match = re.fullmatch(
+        rf"{WEIGHTS_STEM}\.(?:(?:safetensors|bin)\.index\.)?([\w-]+?){shard}\.(?:safetensors|bin|json)", name
+    )
     return match[1] if match and match[1] not in ("safetensors", "bin", "index") else None
 
 

@@ -1,0 +1,33 @@
+"""Files of JSON that stand beside weights: a config, an index of shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+MAX_BYTES = 1_000_000  # of a config.json; real ones have one kilobyte
+
+
+def json_object(file: Path, most: int = MAX_BYTES) -> dict[str, Any]:
+    """The object in a file, in UTF-8, or in UTF-16 or UTF-32 as some editors and shells write it.
+
+    Args:
+        most: bytes that the file may have.
+
+    Raises:
+        OSError: it cannot be read; FileNotFoundError if there is none.
+        ValueError: it is not JSON, is not an object, or is too large; says which, as a part of a sentence.
+    """
+    size = file.stat().st_size
+    if size > most:
+        raise ValueError(f"it has {size} bytes, and may have {most}")
+    try:
+        values = json.loads(file.read_bytes())
+    except RecursionError:
+        raise ValueError("its brackets are too deep in one another") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not text in UTF-8") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"it is a {type(values).__name__}, not an object with fields")
+    return values
