@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import torch
+
+from given.inputs import latent
+from vae_core import AutoencoderKL
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPO = "org/some-vae"
 
 
 @dataclass
@@ -155,3 +161,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
             self.hub.sent += len(body)
+
+
+def same(loaded: AutoencoderKL, vae: AutoencoderKL) -> bool:
+    z = latent()
+    return loaded.config.block_out_channels == vae.config.block_out_channels and torch.equal(
+        loaded.decode(z).sample, vae.decode(z).sample
+    )

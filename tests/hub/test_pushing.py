@@ -1,0 +1,31 @@
+"""Models that are pushed to the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from given.hub import SmallHub, same
+
+from vae_core import AutoencoderKL, CheckpointError, ConfigError, load_vae
+
+
+class TestPushing:
+    def test_a_model_is_pushed_and_comes_back(
+        self, hub: SmallHub, vae: AutoencoderKL, cache: Any, tmp_path: Path
+    ) -> None:
+        vae.push_to_hub("me/mine", token="secret", commit_message="first")
+        assert set(hub.repositories["me/mine"]) == {"config.json", "diffusion_pytorch_model.safetensors"}
+        assert same(load_vae("me/mine", **cache), vae)
+        vae.save_pretrained(tmp_path / "second", push_to_hub=True, repo_id="me/second", token="secret", variant="fp16")
+        assert "diffusion_pytorch_model.fp16.safetensors" in hub.repositories["me/second"]
+        vae.save_config(tmp_path / "third", push_to_hub=True, repo_id="me/third", token="secret")
+        assert list(hub.repositories["me/third"]) == ["config.json"]
+
+    def test_what_cannot_be_pushed_is_said(self, hub: SmallHub, vae: AutoencoderKL, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match=r"is saved, but cannot be pushed to me/mine.*hf auth login"):
+            vae.save_pretrained(tmp_path / "a", push_to_hub=True, repo_id="me/mine")
+        assert (tmp_path / "a" / "config.json").is_file()
+        with pytest.raises(ConfigError, match="no argument repo"):
+            vae.save_pretrained(tmp_path / "a", push_to_hub=True, repo="me/mine")
