@@ -6,7 +6,8 @@ do they move to their places (`write_together`). After a kill between the two, `
 that calls it, or reads within `steady`, sees the old files or the new ones and never both.
 
 Temporaries have names of their own, and their owner locks them: a temporary that can be locked has no owner any
-more and is removed by the next save into the same folder. Functions here raise OSError; their callers make sentences.
+more and is removed by the next save into the same folder, or where it has many files, by one of the next. Functions
+here raise OSError; their callers make sentences.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from .temporaries import EXCLUSIVE, PREFIX, close, locked, make_folder, reserve, sweep
+from .temporaries import EXCLUSIVE, PREFIX, close, locked, make_folder, reserve, sweep, sweep_at_times
 
 Writer = Callable[[BinaryIO], object]
 
@@ -67,7 +68,6 @@ def write_file(
     *,
     overwrite: bool = True,
     release: Callable[[], None] | None = None,
-    tidy: bool = True,
 ) -> None:
     """Write one file whole, or leave what was there. Links are followed, modes are kept.
 
@@ -76,8 +76,6 @@ def write_file(
         overwrite: False raises FileExistsError if the path exists, even if it was made meanwhile.
         release: called if the file cannot be replaced, to let go of a memory map of it. Windows keeps a file in its
             place as long as a model is mapped from it.
-        tidy: remove abandoned temporaries in the folder first. False where many files go into one folder, and the
-            caller has swept it.
 
     Raises:
         OSError: it cannot be written: a folder, not a regular file, write-protected, no room, ...
@@ -87,8 +85,7 @@ def write_file(
         raise FileExistsError(errno.EEXIST, "it exists already", str(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     finish(target.parent)
-    if tidy:
-        sweep(target.parent)
+    sweep_at_times(target.parent)
     temporary, handle = reserve(target.parent, os.open, EXCLUSIVE, 0o666)
     try:
         _fill(handle, writer)

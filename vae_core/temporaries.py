@@ -23,7 +23,10 @@ PREFIX, SUFFIX = ".seamless-vae-", ".tmp"
 ABANDONED_SECONDS = 24 * 60 * 60  # where the system has no locks
 EXCLUSIVE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 NO_HANDLE = -1
+NAMES_A_FILE = 64
+MOST_FOLDERS = 1000
 
+_left: dict[str, int] = {}  # by folder: how many files are written into it until the next sweep
 _one_at_a_time = threading.RLock()  # where folders cannot be locked
 
 
@@ -87,12 +90,26 @@ def locked(folder: Path, shared: bool) -> Iterator[None]:
         close(handle)
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporaries in a folder whose owners are gone."""
+def sweep(folder: Path) -> int:
+    """Remove the temporaries in a folder whose owners are gone; returns how many names it has."""
+    count = 0
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
+            count += 1
             if entry.name.startswith(PREFIX) and entry.name.endswith(SUFFIX) and not entry.is_symlink():
                 _remove_abandoned(Path(entry.path))
+    return count
+
+
+def sweep_at_times(folder: Path) -> None:
+    """`sweep`, but where a folder has many names, not for each file: a file costs the reading of `NAMES_A_FILE`."""
+    key = os.fspath(folder)
+    left = _left.get(key, 0)
+    if left <= 0:
+        left = sweep(folder) // NAMES_A_FILE
+    if len(_left) >= MOST_FOLDERS:
+        _left.clear()
+    _left[key] = left - 1
 
 
 def _remove_abandoned(path: Path) -> None:

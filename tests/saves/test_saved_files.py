@@ -179,3 +179,31 @@ def test_our_safetensors_are_everyones(tmp_path: Path) -> None:
         ), name
     with safe_open(tmp_path / "all.safetensors", "pt") as file:
         assert file.metadata() == metadata
+
+
+def test_many_files_in_one_folder_do_not_read_it_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that are read grow with the files, not with their square; what was abandoned goes in the end."""
+    read, real = [0], temporaries.sweep
+
+    def counted(folder: Path) -> int:
+        found = real(folder)
+        read[0] += found
+        return found
+
+    monkeypatch.setattr(temporaries, "sweep", counted)
+    monkeypatch.setattr(temporaries, "NAMES_A_FILE", 8)
+    files = 200
+    for number in range(files):
+        if number == files // 2:
+            (tmp_path / f"{temporaries.PREFIX}left{temporaries.SUFFIX}").write_bytes(b"")
+        atomic.write_file(tmp_path / str(number), lambda file: file.write(b"x"))
+    assert read[0] <= 2 * temporaries.NAMES_A_FILE * files
+    assert sorted(map(int, os.listdir(tmp_path))) == list(range(files))
+
+
+def test_a_file_that_was_abandoned_goes_with_the_next_save_into_a_small_folder(tmp_path: Path) -> None:
+    for turn in range(3):
+        left = tmp_path / f"{temporaries.PREFIX}{turn}{temporaries.SUFFIX}"
+        left.write_bytes(b"")
+        atomic.write_file(tmp_path / "x", lambda file: file.write(b"x"))
+        assert not left.exists()

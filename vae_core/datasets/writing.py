@@ -32,13 +32,11 @@ def local_folder(place: str | os.PathLike[str]) -> Path:
 def write_bytes(path: Path, data: bytes, overwrite: bool = True) -> None:
     """Write a file under a temporary name, flush it to the disk and rename it into its place.
 
-    What killed runs left is not looked for, which would take longer with each file: see `remove_leftovers`.
-
     Raises:
         DatasetError: it cannot be written. What was there before stays.
     """
     try:
-        write_file(path, lambda file: file.write(data), overwrite=overwrite, tidy=False)
+        write_file(path, lambda file: file.write(data), overwrite=overwrite)
     except FileExistsError:
         raise DatasetError(f"{path} exists already. Give another folder, or pass --overwrite.") from None
     except OSError as error:
