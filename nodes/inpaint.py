@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..vae_core import masks
@@ -116,7 +115,6 @@ class VAEInpaintComposite:
         if decoding.shape is not None:  # sizes that do not match are refused before anything is decoded
             batch, height, width, channels = decoding.shape
             size = batch, *latents.fitted_size(samples, height, width), channels
-            inpainted = torch.empty(size, device="meta")
-            masks.paste(original.to("meta"), inpainted, weights.to("meta"), opened.downscale_factor)
+            masks.gaps(original.shape, size, opened.downscale_factor)
         image = latents.restore_fit(samples, decoding.run(NodeStatus(unique_id)))
         return (masks.paste(original, image, weights, opened.downscale_factor),)

@@ -154,7 +154,7 @@ def repeat(latent: Mapping[str, Any], count: int) -> Latent:
     found: Latent = {**latent, "samples": samples.repeat(count, 1, 1, 1)}
     found["batch_index"] = [index + step * turn for turn in range(count) for index in indices]
     mask = latent.get("noise_mask")
-    if isinstance(mask, Tensor) and mask.shape[0] == len(samples) > 1:
+    if isinstance(mask, Tensor) and mask.ndim and mask.shape[0] == len(samples) > 1:
         found["noise_mask"] = mask.repeat(count, *[1] * (mask.ndim - 1))
     return found
 

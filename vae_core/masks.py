@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -92,6 +94,25 @@ def grow_mask(mask: Tensor, grow: int, feather: int = 0) -> Tensor:
     return mask[:, 0]
 
 
+def gaps(original: Sequence[int], painted: Sequence[int], factor: int) -> tuple[int, int]:
+    """How many rows and columns a painted image lacks of the original, by their shapes [B, H, W, C].
+
+    Raises:
+        ImageError: sizes or channels that do not belong together.
+    """
+    found = original[1] - painted[1], original[2] - painted[2]
+    if any(not 0 <= gap < factor for gap in found):
+        raise ImageError(
+            f"the latent decodes to {painted[2]}x{painted[1]}, but the original image is "
+            f"{original[2]}x{original[1]}. Connect the image that was encoded, at the same size."
+        )
+    if painted[3] != original[3] and (painted[3], original[3]) != (3, 4):
+        raise ImageError(
+            f"the decoded image has {painted[3]} channels and the original {original[3]}. Connect one with as many."
+        )
+    return found
+
+
 def paste(original: Tensor, painted: Tensor, mask: Tensor, factor: int) -> Tensor:
     """`composite` of a painted image that may lack less than `factor` pixels at the edges, cut off evenly.
 
@@ -103,17 +124,7 @@ def paste(original: Tensor, painted: Tensor, mask: Tensor, factor: int) -> Tenso
     Raises:
         ImageError: sizes or channels that do not belong together.
     """
-    missing = [whole - part for whole, part in zip(original.shape[1:3], painted.shape[1:3], strict=True)]
-    if any(not 0 <= gap < factor for gap in missing):
-        raise ImageError(
-            f"the latent decodes to {painted.shape[2]}x{painted.shape[1]}, but the original image is "
-            f"{original.shape[2]}x{original.shape[1]}. Connect the image that was encoded, at the same size."
-        )
-    if painted.shape[3] != original.shape[3] and (painted.shape[3], original.shape[3]) != (3, 4):
-        raise ImageError(
-            f"the decoded image has {painted.shape[3]} channels and the original {original.shape[3]}. "
-            f"Connect one with as many."
-        )
+    missing = gaps(original.shape, painted.shape, factor)
     count = max(len(original), len(painted), len(mask))
     original, painted, mask = (
         each.expand(count, *each.shape[1:]) if len(each) == 1 else each for each in (original, painted, mask)

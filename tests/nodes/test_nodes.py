@@ -90,6 +90,16 @@ def test_clamp(pack: Pack, make: Makers) -> None:
     assert whole.max() > 1 and torch.equal(clamped, whole.clamp(0, 1))
 
 
+@pytest.mark.parametrize("shape", [(), (2,), (2, 1), (2, 1, 8, 8), (1, 1, 8, 8), (3, 8, 8), (0,)], ids=str)
+def test_masks_of_any_shape_go_on_with_samples_of_a_posterior(pack: Pack, make: Makers, shape: tuple[int, ...]) -> None:
+    _, posterior, _ = encode(pack, make.vae(), make.image(2, 16, 16, 3))
+    posterior["noise_mask"] = torch.rand(shape)
+    (found,) = pack.run("SeamlessVAESamplePosterior", posterior=posterior, count=2)
+    repeated = shape[:1] == (2,)
+    want = torch.cat([posterior["noise_mask"]] * 2) if repeated else posterior["noise_mask"]
+    assert len(found["samples"]) == 4 and torch.equal(found["noise_mask"], want)
+
+
 def test_inputs_are_never_changed(pack: Pack, make: Makers) -> None:
     vae, pixels, latent = (
         make.vae(),
