@@ -28,7 +28,12 @@ GROUPS = {
     "tests/datasets/test_docs.py": "ray",
 }
 # Files of many independent tests that would be the last to end.
-SCATTERED = ("tests/flax/test_parity.py", "tests/flax/test_loading.py", "tests/streaming/test_exact.py")
+SCATTERED = (
+    "tests/fuzz/test_targets.py",
+    "tests/flax/test_parity.py",
+    "tests/flax/test_loading.py",
+    "tests/streaming/test_exact.py",
+)
 
 
 def group_of(test: str) -> str:

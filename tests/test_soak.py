@@ -12,10 +12,9 @@ SOAK = Path(__file__).resolve().parents[1] / "tools" / "soak.py"
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds", [10, 60])
-def test_nothing_grows(seconds: int) -> None:
-    command = [sys.executable, str(SOAK), "--seconds", str(seconds)]
+@pytest.mark.thorough
+def test_nothing_grows() -> None:
+    command = [sys.executable, str(SOAK), "--seconds", "45"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert done.stdout.endswith("nothing grew\n")

@@ -59,14 +59,13 @@ def loaded(name: str) -> Any:
     import logging
 
     import torch
-    from fuzz import TARGETS, limits
+    from fuzz import TARGETS
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
     if name not in TARGETS:
         raise SystemExit("\n".join(TARGETS))
-    limits.reset_peak()
     return TARGETS[name]
 
 

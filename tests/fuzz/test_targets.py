@@ -1,4 +1,4 @@
-"""A seeded number of cases for each target. `python tools/fuzz.py` runs more of them."""
+"""A seeded thousand of cases for each target. `python tools/fuzz.py` runs more of them."""
 
 from __future__ import annotations
 
@@ -13,31 +13,20 @@ from safetensors.torch import save_file
 from fuzz import TARGETS, beside, limits
 from vae_core import inspect_vae, load_vae
 
-CASES = {"collections": 60, "models": 100, "routes": 150, "latents": 150, "node-inputs": 150}
+CASES = 1000
 
 
-def run(target: str, cases: int) -> None:
-    limits.reset_peak()
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.thorough
+def test_target(target: str) -> None:
     seeded = settings(
-        max_examples=cases,
+        max_examples=CASES,
         deadline=None,
         derandomize=True,  # every run has the same cases
         database=None,
         suppress_health_check=list(HealthCheck),  # type: ignore[arg-type]
     )
     seeded(TARGETS[target])()
-
-
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.thorough
-def test_target(target: str) -> None:
-    run(target, CASES.get(target, 300))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_thousand_cases(target: str) -> None:
-    run(target, 1000)
 
 
 def test_an_honest_file_among_all_of_them() -> None:

@@ -11,7 +11,7 @@ from host.stand_in import Pack, installed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuzz.limits import folder, limits, reset_peak
+from fuzz.limits import folder, limits
 
 DTYPES = [
     *(torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn),
@@ -36,7 +36,6 @@ def vae() -> Any:
         latent, posterior, _ = pack().run(node, pixels=image, **given)
     pack().run("SeamlessVAEDecodeTiled", samples=latent, vae=made, mode="blended", tile_size=8, overlap=4)
     pack().run("SeamlessPosteriorPreview", posterior=posterior)
-    reset_peak()
     return made
 
 
