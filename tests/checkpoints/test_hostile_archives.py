@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 import time
 import tracemalloc
 from pathlib import Path
@@ -45,7 +46,41 @@ def good(**changes: Any) -> Zip:
     return Zip().add("x/data.pkl", GOOD, **changes).add("x/data/0", DATA)
 
 
+def field(*numbers: int, kind: int = 1, length: int | None = None) -> bytes:
+    """A field of the directory, by default zip64's."""
+    return struct.pack("<HH", kind, 8 * len(numbers) if length is None else length) + struct.pack(
+        f"<{len(numbers)}Q", *numbers
+    )
+
+
+NONE = 0xFFFFFFFF  # what stands for a number that is in zip64's field
+
+
+def large(extra: bytes, **changes: int) -> Zip:
+    """A torch file whose second entry has numbers in zip64's field."""
+    return Zip().add("x/data.pkl", GOOD).add("x/data/0", DATA, extra=extra, **changes)
+
+
+AT = len(Zip().add("x/data.pkl", GOOD).body)
+OTHER = field(7, 8, kind=0x5455)
 ARCHIVES = {
+    **{f"zip64 with header {n}": large(field(n), header=NONE).bytes() for n in (AT + 1, 2**63 - 1, 2**63, 2**64 - 1)},
+    **{f"zip64 with size {n}": large(field(n, n), size=NONE, packed=NONE).bytes() for n in (15, 17, 2**63, 2**64 - 1)},
+    "a zip64 field that is too short": large(field(16), size=NONE, packed=NONE).bytes(),
+    "a zip64 field that ends too early": large(field(16, 16)[:-1], size=NONE, packed=NONE).bytes(),
+    "a zip64 field of no length": large(field(16, 16, length=0), size=NONE, packed=NONE).bytes(),
+    "another field instead": large(OTHER, size=NONE, packed=NONE).bytes(),
+    "a zip64 field within another": large(
+        field(9, 9, kind=5, length=99) + field(16, 16), size=NONE, packed=NONE
+    ).bytes(),
+    "a zip64 end that is elsewhere": good().bytes64(at=5),
+    "a zip64 end far away": good().bytes64(at=2**64 - 1),
+    "a zip64 end with another magic number": good().bytes64(magic=0x06064B51),
+    "a zip64 count too high": good().bytes64(count=3),
+    "a zip64 count of 2^64": good().bytes64(count=2**64 - 1),
+    "a zip64 count of two kinds": good().bytes64(here=1),
+    "a zip64 directory too long": good().bytes64(length=2**63),
+    "a zip64 directory that starts too early": good().bytes64(start=2**64 - 1),
     "flags that differ": good(local_flags=1).bytes(),
     "encrypted": good(flags=1).bytes(),
     "local name unlike the central one": good(local_name="x/data.pk_").bytes(),
@@ -85,8 +120,10 @@ def test_archives_that_lie(name: str, tmp_path: Path) -> None:
 def test_archives_that_tell_the_truth(tmp_path: Path) -> None:
     """Without a sum, as torch writes on request; with data descriptors, as it always does."""
     path = tmp_path / "x.pt"
-    for archive in (good(), good(crc=0), good(flags=0x808), good(flags=0x808, local_flags=0x800)):
-        path.write_bytes(archive.bytes())
+    plain = (good(), good(crc=0), good(flags=0x808), good(flags=0x808, local_flags=0x800))
+    more = (large(field(AT), header=NONE), large(OTHER + field(16, 16), size=NONE, packed=NONE))
+    for raw in (*(archive.bytes() for archive in (*plain, *more)), good().bytes64(), more[0].bytes64()):
+        path.write_bytes(raw)
         assert open_tensor_file(path).read(["a"])["a"].tolist() == [0, 1, 2, 3]
 
 

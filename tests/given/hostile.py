@@ -123,8 +123,10 @@ class Zip:
     def __init__(self) -> None:
         self.body, self.directory, self.count = b"", b"", 0
 
-    def add(self, name: str, content: bytes, *, local_name: str | None = None, **fields: int) -> Zip:
-        """Add an entry. Fields: flags, local_flags, method, crc, size, packed, header."""
+    def add(
+        self, name: str, content: bytes, *, local_name: str | None = None, extra: bytes = b"", **fields: int
+    ) -> Zip:
+        """Add an entry; `extra` is for the directory. Fields: flags, local_flags, method, crc, size, packed, header."""
         crc, size = fields.get("crc", zlib.crc32(content)), fields.get("size", len(content))
         packed, flags, method = fields.get("packed", len(content)), fields.get("flags", 0), fields.get("method", 0)
         at = fields.get("header", len(self.body))
@@ -146,9 +148,25 @@ class Zip:
         self.body += local + content
         raw = name.encode()
         self.directory += struct.pack(
-            "<4s6H3L5H2L", b"PK\x01\x02", 20, 20, flags, method, 0, 0, crc, packed, size, len(raw), 0, 0, 0, 0, 0, at
+            "<4s6H3L5H2L",
+            b"PK\x01\x02",
+            20,
+            20,
+            flags,
+            method,
+            0,
+            0,
+            crc,
+            packed,
+            size,
+            *(len(raw), len(extra)),
+            0,
+            0,
+            0,
+            0,
+            at,
         )
-        self.directory += raw
+        self.directory += raw + extra
         self.count += 1
         return self
 
@@ -158,6 +176,17 @@ class Zip:
             "<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, len(self.directory), len(prefix + self.body), len(comment)
         )
         return prefix + self.body + self.directory + between + end + comment
+
+    def bytes64(self, **lies: int) -> bytes:
+        """With the two ends of zip64. Lies: count, here, length, start, at, magic."""
+        count, length, start = self.count, len(self.directory), len(self.body)
+        here, at = lies.get("here", lies.get("count", count)), lies.get("at", start + length)
+        numbers = lies.get("count", count), lies.get("length", length), lies.get("start", start)
+        magic = lies.get("magic", 0x06064B50)
+        end64 = struct.pack("<LQ2H2L4Q", magic, 44, 45, 45, 0, 0, here, *numbers)
+        locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, at, 1)
+        end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+        return self.body + self.directory + end64 + locator + end
 
 
 # What a refusal may take: twice the seconds of the processor that SECURITY.md promises, because another of pytest's
