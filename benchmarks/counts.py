@@ -6,6 +6,7 @@ there is no budget, and with numba.
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vae_core import AutoencoderKL, Options, prepare_decode, prepare_encode
 from vae_core.streaming import winograd
-from vae_core.streaming.program import INPUT, OUTPUT, Attend, Convolve
+from vae_core.streaming.program import OUTPUT, Attend, Convolve, map_shapes
 from vae_core.streaming.strips import Strips
 from vae_core.streaming.winograd import GROUPS, TILE, Winograd
 from vae_core.threads import torch_threads
@@ -60,23 +61,21 @@ def count(vae: AutoencoderKL, direction: str, size: int, budget: int | None = No
     if not isinstance(run, Strips):
         raise ValueError(f"this runs {job.way.name}: {job.way.reason}")
     request, plan = run.request, run.plan
-    sizes = {INPUT: (request.shape[2], request.shape[3], request.shape[1])}
+    sizes: dict[str, tuple[int, ...]] = {}
     multiplications = moved = 0
-    for step, planned in zip(request.passes, run.planned.planned, strict=True):
-        height, width, channels = sizes[step.source]
-        places = step.output_size(height, width)
-        out_channels = step.conv.out_channels if isinstance(step, Convolve) else channels
-        sizes[step.target] = (*places, out_channels)
-        flops = step.flops(places[0] * places[1])
+    passes = map_shapes(request.passes, request.shape)
+    for (step, source, target), planned in zip(passes, run.planned.planned, strict=True):
+        sizes[step.source], sizes[step.target] = source, target
+        _, height, width, out_channels = target
+        flops = step.flops(height * width)
         if isinstance(step, Convolve) and issubclass(planned.kernel, Winograd):
-            plain = places[0] * places[1] * step.conv.weight.numel()
-            tiles = -(-places[0] // TILE) * -(-places[1] // TILE)
-            products = tiles * GROUPS[step.scale] * channels * out_channels
+            plain = height * width * step.conv.weight.numel()
+            tiles = -(-height // TILE) * -(-width // TILE)
+            products = tiles * GROUPS[step.scale] * source[3] * out_channels
             multiplications += flops // 2 - plain + products  # a shortcut is as it is
         else:
             multiplications += flops // 2
         read = [step.source, *([] if isinstance(step, Attend) or step.residual is None else [step.residual])]
         for name in (*read, step.target):
-            values = sizes[name][0] * sizes[name][1] * sizes[name][2]
-            moved += values * (4 if name == OUTPUT else request.dtype.itemsize)
+            moved += math.prod(sizes[name]) * (4 if name == OUTPUT else request.dtype.itemsize)
     return Counts(plan.flops // 2, multiplications, moved, plan.places.disk, plan.peak_bytes)

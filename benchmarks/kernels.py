@@ -32,7 +32,7 @@ from vae_core.streaming.direct import DirectConvolution
 from vae_core.streaming.kernel import STRIP_BYTES, Kernel, PassInputs
 from vae_core.streaming.maps import FeatureMap
 from vae_core.streaming.options import NO_AXES
-from vae_core.streaming.pool import run_strips, worker_pool
+from vae_core.streaming.pool import WorkerPool, run_strips
 from vae_core.streaming.program import Convolve, Scale
 from vae_core.streaming.store import MapStore
 
@@ -76,7 +76,7 @@ def fast_kernel(inputs: PassInputs) -> type[Kernel]:
 @torch.inference_mode()
 def compare(inputs: PassInputs, turns: int) -> tuple[float, float]:
     """Median seconds of the direct and of the Winograd kernel."""
-    with worker_pool(inputs.workers) as pool:
+    with WorkerPool(inputs.workers) as pool:
 
         def run(kernel_class: type[Kernel]) -> None:
             kernel = kernel_class(inputs)

@@ -191,14 +191,6 @@ class AutoencoderKL(
         stride = max(1, int(side * (1 - self.tile_overlap_factor)) // half.in_unit)
         return TileSpec(size=size, overlap=size - stride, mode="blended")
 
-    def check_image(self, x: Tensor) -> None:
-        """Raise ShapeError unless `encode` takes this image."""
-        self.check_image_shape(x.shape)
-
-    def check_latent(self, z: Tensor) -> None:
-        """Raise ShapeError unless `decode` takes this latent."""
-        self.check_latent_shape(z.shape)
-
     def check_image_shape(self, shape: Sequence[int]) -> None:
         """Raise ShapeError unless `encode` takes images of this shape."""
         _check_shape(shape, "image", self.config.in_channels, minimum=self.config.downscale_factor)

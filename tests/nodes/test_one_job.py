@@ -67,7 +67,7 @@ def test_everything_is_done_once(
     dry = calls.of("vae_core.streaming.plan", "Execution")
     laid_out = [calls.of(f"vae_core.streaming.{module}", name, "_lay_out") for module, name in KERNELS.items()]
     stores = calls.of("vae_core.streaming.strips", "MapStore")
-    pools = calls.of("vae_core.streaming.strips", "worker_pool")
+    pools = calls.of("vae_core.streaming.strips", "WorkerPool")
     pack.run("SeamlessVAEDecodeTiled", samples=latent, vae=vae, memory_budget=memory_budget)
     assert len(checked) == len(looked_at) == len(built) == len(planned) == 1
     assert len(stores) == len(pools) == 1
@@ -173,7 +173,7 @@ def test_everything_is_done_once_in_every_way(way: str, new_host: Host, pack: Pa
     of_strips = calls.of("vae_core.streaming.strips", "plan_program")
     of_reference = [calls.of("vae_core.streaming.reference", name) for name in ("plan_whole", "plan_tiles")]
     stores = calls.of("vae_core.streaming.strips", "MapStore")
-    pools = calls.of("vae_core.streaming.strips", "worker_pool")
+    pools = calls.of("vae_core.streaming.strips", "WorkerPool")
     inputs = {"mode": "blended", "tile_size": 32, "overlap": 8} if way == "tiles" else {}
     pack.run("SeamlessVAEDecodeTiled", samples=latent, vae=vae, **inputs)
     assert len(checked) == len(looked_at) == 1

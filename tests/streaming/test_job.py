@@ -49,7 +49,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
         monkeypatch.setattr(owner, name, spy)
 
-    count(strips, "worker_pool", "pools")
+    count(strips, "WorkerPool", "pools")
     count(strips, "MapStore", "stores")
     count(strips, "plan_program", "plans")
     count(source, "count_not_finite", "looks for NaN")

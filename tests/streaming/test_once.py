@@ -44,7 +44,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     count(reference, "plan_tiles", "plan")
     count(source, "count_not_finite", "NaN")
     count(strips, "MapStore", "store")
-    count(strips, "worker_pool", "pool")
+    count(strips, "WorkerPool", "pool")
     return found
 
 

@@ -21,7 +21,7 @@ import vae_core
 from vae_core import AutoencoderKL
 from vae_core.streaming import internals, pool
 from vae_core.streaming.kernel import Layout, Strip, cut
-from vae_core.streaming.pool import run_strips, worker_pool
+from vae_core.streaming.pool import WorkerPool, run_strips
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,7 +50,7 @@ class Squares:
 def run(count: int, kernel: Any = None, advance: Callable[[int], None] = lambda flops: None) -> list[Any]:
     kernel = kernel or Squares()
     try:
-        with worker_pool(count) as workers:
+        with WorkerPool(count) as workers:
             return run_strips(kernel, workers, advance)
     finally:
         kernel.closed = True

@@ -112,7 +112,7 @@ def raw_latent(latent: Latent, vae: AutoencoderKL, form: Form | None = None) -> 
         z = z / UNMARKED_SCALE
     if is_packed or form == "scaled" or (form == "kohya" and is_flux1):
         z = from_diffusion(z, config, *_statistics(vae))
-    vae.check_latent(z)
+    vae.check_latent_shape(z.shape)
     return z
 
 

@@ -101,16 +101,3 @@ def check_names(file: Path, names: Sequence[str], found: Mapping[str, Any]) -> N
     missing = sorted(set(names) - set(found))
     if missing:
         raise DatasetError(f"{file} lacks image {missing[0]}. Check it with `seamless-vae verify-dataset`.")
-
-
-def read_about(file: Path) -> dict[str, Any]:
-    """What a shard's header says of it. Raises DatasetError for a file of another kind."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            about = json.loads((tensors.metadata() or {})[METADATA_KEY])
-        if isinstance(about, dict) and isinstance(about.get("images"), list):
-            return about
-        problem = "its metadata is of another kind"
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        problem = str(error) if not isinstance(error, KeyError) else "it has no metadata of a collection"
-    raise DatasetError(f"{file} is not a shard of a collection: {problem}. Give one that encode-dataset wrote.")

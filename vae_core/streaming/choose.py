@@ -14,13 +14,13 @@ from ..errors import ConfigError, TilingError
 from . import fused, winograd
 from .compiled_winograd import CompiledWinograd
 from .direct import DirectConvolution
-from .half import Half, Shape
+from .half import Half
 from .internals import is_transformed
 from .kernel import Kernel
 from .maps import FeatureMap, PlannedMap
 from .options import Options
 from .packed_attention import PackedAttention
-from .program import INPUT, Attend, Convolve, Pass
+from .program import Attend, Convolve, Pass, Shape, map_shapes
 from .stored_attention import StoredAttention
 from .torch_winograd import TorchWinograd
 
@@ -237,17 +237,11 @@ def is_faster(passes: list[Pass], shape: Shape, dtype: torch.dtype, device: torc
     """Whether enough of a program's FLOPs for an input [B, C, H, W] would be in fast kernels, without planning it."""
     if device.type != "cpu":  # what counts there is known by `may_be_faster`
         return True
-    batch, channels, height, width = shape
     dtype = computing_dtype(dtype, device, choice)
-    sizes = {INPUT: (batch, height, width, channels)}
     fast = total = 0
-    for step in passes:
-        source = PlannedMap.whole(sizes[step.source])
-        height, width = step.output_size(*source.shape[1:3])
-        channels = step.conv.out_channels if isinstance(step, Convolve) else step.channels
-        sizes[step.target] = batch, height, width, channels
-        target = PlannedMap.whole(sizes[step.target])
-        flops = step.flops(height * width)
+    for step, *shapes in map_shapes(passes, shape):
+        source, target = map(PlannedMap.whole, shapes)
+        flops = step.flops(target.shape[1] * target.shape[2])
         total += flops
         fast += flops if choose_kernel(step, source, target, dtype, device, choice).fast else 0
     return fast > _FAST_SHARE * total

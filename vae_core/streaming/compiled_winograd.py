@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..units import round_up
-from . import transforms, winograd
+from . import winograd
 from .kernel import STRIP_BYTES, Layout, PassInputs, Strip, cut
 from .maps import FeatureMap
 from .products import VECTOR
@@ -84,9 +84,7 @@ class CompiledWinograd(winograd.Winograd):
         tall = max(1, _STRIP_FLOPS // self.step.flops(TILE * width))
         if self.inputs.max_rows is not None:
             tall = min(tall, max(1, self.inputs.max_rows // TILE))
-        count = -(-down // tall)
-        if count * batch < 4 * workers:  # few are shared out evenly
-            count = -(-count // workers) * workers
+        count = winograd.even_count(-(-down // tall), batch, workers)
         return Layout(cut(batch, 1), cut(height, -(-down // count) * TILE, TILE), cut(width, width))
 
     @property
@@ -139,12 +137,10 @@ class CompiledWinograd(winograd.Winograd):
         blocks = self._padded_channels // columns
         channels = conv.in_channels
         packed = np.zeros((self.groups, blocks, channels, columns), np.float32)
-        kernel = transforms.as_tensor(self.transform.kernel)
         of_shortcut = _NO_WEIGHTS
-        both = torch.kron(kernel, kernel).float()
         for first in range(0, conv.out_channels, _PACKED_AT_ONCE):
             weight = conv.weight.detach()[first : first + _PACKED_AT_ONCE].float().cpu()
-            made = both @ weight.flatten(2).flatten(0, 1).t()  # [groups, K * C]
+            made = self.transform.of_kernels @ weight.flatten(2).flatten(0, 1).t()  # [groups, K * C]
             _fill(packed, made.view(self.groups, len(weight), channels), first)
         if shortcut is not None:
             of_shortcut = np.zeros((1, blocks, shortcut.in_channels, columns), np.float32)

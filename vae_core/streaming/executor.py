@@ -129,7 +129,7 @@ class Execution:
 
         Args:
             latent_rows: height in latent pixels, by which strips are measured.
-            pool: from `worker_pool`.
+            pool: of threads for strips.
             report: what it raises ends the run within a strip.
 
         Raises:
@@ -198,14 +198,12 @@ class Execution:
         if step.target in self.maps:  # in place, or the output
             return
         batch, height, width, channels = self.maps[step.source].shape
-        if isinstance(step, Convolve):
-            channels = step.conv.out_channels
-            if step.reuses is not None and step.reuses in self._owned:
-                self._owned[step.target] = self._owned.pop(step.reuses)
-                self.maps[step.target] = self.maps[step.reuses].narrowed(channels)
-                return
-        height, width = step.output_size(height, width)
-        owned = self.store.allocate((batch, height, width, channels), self.manner.map_dtype)
+        shape = step.target_shape((batch, height, width, channels))
+        if isinstance(step, Convolve) and step.reuses is not None and step.reuses in self._owned:
+            self._owned[step.target] = self._owned.pop(step.reuses)
+            self.maps[step.target] = self.maps[step.reuses].narrowed(shape[3])
+            return
+        owned = self.store.allocate(shape, self.manner.map_dtype)
         self.maps[step.target] = self._owned[step.target] = owned
 
     def _release(self, name: str) -> None:

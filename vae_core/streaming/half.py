@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .internals import is_compiled
-from .program import Pass
-
-Shape = tuple[int, int, int, int]
+from .program import Pass, Shape
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ class PackedAttention:
         strips = self.layout.strips()
         self._numbers = {strip: number for number, strip in enumerate(strips)}
         self._table = StatsTable(len(strips), (1, self.step.channels), self.inputs.dtype, _CPU)
-        self.inputs.store.scratch.lend(0, 0)  # what passes before have left is not needed here
+        self.inputs.store.scratch.drop()  # what passes before have left is not needed here
         self._items = [
             _PackedItem(self.step.weights, self.inputs.source.tokens().item(item), scale, shift, self.queries)
             for item, (scale, shift) in enumerate(zip(*map(Tensor.double, self.inputs.coefficients), strict=True))

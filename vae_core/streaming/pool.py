@@ -132,11 +132,6 @@ class WorkerPool:
             self._tasks.put(None)
 
 
-def worker_pool(count: int) -> WorkerPool:
-    """A context with so many threads for `run_strips`, or as many as can be started."""
-    return WorkerPool(count)
-
-
 def _serve(tasks: Tasks, gate: threading.Event, ended: threading.Event) -> None:
     """What a worker does. It keeps no reference to the pool, so one that is forgotten ends its workers."""
     internals.set_threads_of_this_thread(1)

@@ -6,7 +6,8 @@ needs them; that is what makes a tiled run exact. Which model a program belongs 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 Scale = Literal["same", "up", "down"]
+Shape = tuple[int, int, int, int]
 Linear = tuple[Tensor, Tensor]  # weight [K, C] and bias [K]
 INPUT, OUTPUT = "input", "output"
 
@@ -69,11 +71,14 @@ class Convolve:
         """The maps that the pass reads."""
         return (self.source,) if self.residual is None else (self.source, self.residual)
 
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Size of the target, from that of the source."""
+    def target_shape(self, source: Shape) -> Shape:
+        """[B, H, W, C] of the target, from that of the source."""
+        batch, height, width, _ = source
         if self.scale == "up":
-            return 2 * height, 2 * width
-        return (height // 2, width // 2) if self.scale == "down" else (height, width)
+            height, width = 2 * height, 2 * width
+        elif self.scale == "down":
+            height, width = height // 2, width // 2
+        return batch, height, width, self.conv.out_channels
 
     def flops(self, positions: int) -> int:
         """FLOPs of the convolution as torch computes it, for so many positions of the target."""
@@ -111,8 +116,8 @@ class Attend:
     def reads(self) -> tuple[str, ...]:
         return (self.source,)
 
-    def output_size(self, height: int, width: int) -> tuple[int, int]:
-        return height, width
+    def target_shape(self, source: Shape) -> Shape:
+        return source
 
     def flops(self, positions: int) -> int:
         """FLOPs of four projections and two products, for a map of so many positions."""
@@ -162,22 +167,24 @@ class ProgramBuilder:
         return [*self.passes[:-1], final]
 
 
-def program_flops(passes: list[Pass], shape: tuple[int, int, int, int]) -> int:
+def map_shapes(passes: list[Pass], shape: Shape) -> Iterator[tuple[Pass, Shape, Shape]]:
+    """Each pass of a program with [B, H, W, C] of its source and of its target, for an input [B, C, H, W]."""
+    batch, channels, height, width = shape
+    shapes = {INPUT: (batch, height, width, channels)}
+    for step in passes:
+        source = shapes[step.source]
+        shapes[step.target] = step.target_shape(source)
+        yield step, source, shapes[step.target]
+
+
+def program_flops(passes: list[Pass], shape: Shape) -> int:
     """FLOPs of a program for an input [B, C, H, W]."""
-    batch, _, height, width = shape
     total = 0
-    for step in passes:
-        height, width = step.output_size(height, width)
-        total += step.flops(height * width)
-    return batch * total
+    for step, _, (batch, height, width, _) in map_shapes(passes, shape):
+        total += batch * step.flops(height * width)
+    return total
 
 
-def largest_map(passes: list[Pass], shape: tuple[int, int, int, int], dtype: torch.dtype) -> int:
+def largest_map(passes: list[Pass], shape: Shape, dtype: torch.dtype) -> int:
     """Bytes of the largest map that a program writes for an input [B, C, H, W]."""
-    batch, _, height, width = shape
-    largest = 0
-    for step in passes:
-        height, width = step.output_size(height, width)
-        if isinstance(step, Convolve):
-            largest = max(largest, height * width * step.conv.out_channels)
-    return batch * largest * dtype.itemsize
+    return max(math.prod(target) for _, _, target in map_shapes(passes, shape)) * dtype.itemsize

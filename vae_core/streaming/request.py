@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from .choose import KernelChoice
-from .half import Half, Shape
+from .half import Half
 from .memory import DEFAULT_SHARE, available_bytes, offload_bytes
 from .options import Options
-from .program import Pass
+from .program import Pass, Shape
 
 # Batches run so many latent pixels at a time: enough for the weights' preparation to pay.
 _LATENT_PIXELS_AT_ONCE = 64 * 64

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ImageError, NonFiniteError, ShapeError
-from .half import Shape
 from .options import PRECISIONS
+from .program import Shape
 
 
 @dataclass(frozen=True)

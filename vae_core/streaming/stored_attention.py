@@ -113,7 +113,7 @@ class StoredAttention:
         strips = self.layout.strips()
         self._numbers = {strip: number for number, strip in enumerate(strips)}
         self._table = StatsTable(len(strips), (1, self.step.channels), dtype, device, self._counted)
-        self.inputs.store.scratch.lend(0, 0)  # what passes before have left is not needed here
+        self.inputs.store.scratch.drop()  # what passes before have left is not needed here
 
     def close(self) -> None:
         self.inputs.store.release(self.keys)

@@ -11,7 +11,7 @@ from ..units import MIB
 from .choose import computing_dtype
 from .executor import Execution, Manner, PackedWeights
 from .plan import Plan, ProgramPlan, plan_program
-from .pool import worker_pool
+from .pool import WorkerPool
 from .progress import Report
 from .request import Request
 from .source import Source
@@ -67,7 +67,7 @@ class Strips:
         report.expect(planned.plan.flops, planned.plan.passes)
         rows = request.latent_size[0]
         try:
-            with worker_pool(manner.workers if manner.device.type == "cpu" else 1) as pool:
+            with WorkerPool(manner.workers if manner.device.type == "cpu" else 1) as pool:
                 for start in range(0, batch, items):
                     part = slice(start, min(start + items, batch))
                     passes = planned.planned if start + items <= batch else planned.rest

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import internals, torch_transforms, transforms, winograd
+from . import internals, torch_transforms, winograd
 from .kernel import STRIP_BYTES, Layout, Strip, cut
 from .products import VECTOR, PackedProducts, whole_vectors
 from .program import Pass
@@ -96,11 +96,8 @@ class TorchWinograd(winograd.Winograd):
         tall = max(1, most // across)
         if self.inputs.max_rows is not None:
             tall = min(tall, max(1, self.inputs.max_rows // TILE))
-        # The first strip sets the size of the products, so strips are alike; few of them are shared out evenly.
-        count = -(-down // tall)
-        workers = self.inputs.workers
-        if count * parts * batch < 4 * workers:
-            count = -(-count // workers) * workers
+        # The first strip sets the size of the products, so strips are alike.
+        count = winograd.even_count(-(-down // tall), parts * batch, self.inputs.workers)
         rows = -(-down // count) * TILE
         return Layout(cut(batch, 1), cut(height, rows, TILE, self.inputs.target.band_rows), columns)
 
@@ -153,15 +150,13 @@ class TorchWinograd(winograd.Winograd):
         """G w G^T for every kernel w of the convolution, packed together or row by row of the result."""
         conv, shortcut, of_shortcut = self.step.conv, self.step.shortcut, None
         kernels = conv.weight.detach().float().cpu().flatten(0, 1).flatten(1).t()  # [9, K * C]
-        one = transforms.as_tensor(self.transform.kernel)
-        both = torch.kron(one, one).float()
         size = self._piece_bytes()
         packed = []
         rows = self._tiles[0] * self._tiles[1]
         blocks = self.inputs.store.scratch.lend(1, size)
         try:
             matrices = blocks[0].data[:size].view(torch.float32).view(self.groups // self._pieces, -1)
-            for part in both.chunk(self._pieces):
+            for part in self.transform.of_kernels.chunk(self._pieces):
                 torch.mm(part, kernels, out=matrices)
                 packed.append(PackedProducts.pack(matrices.unflatten(1, conv.weight.shape[:2]), rows))
         finally:

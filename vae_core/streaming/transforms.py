@@ -58,6 +58,12 @@ class Transform:
         return len(self.inputs[0])
 
     @functools.cached_property
+    def of_kernels(self) -> Tensor:
+        """G in two dimensions, [n * n, 9] in float32: G w G^T is its product with the nine weights of a kernel w."""
+        kernel = as_tensor(self.kernel)
+        return torch.kron(kernel, kernel).float()
+
+    @functools.cached_property
     def before(self) -> Tensor:
         """B^T in float32."""
         return as_tensor(self.inputs, torch.float32)
