@@ -159,7 +159,13 @@ class TestConverting:
         if is_pickle:
             assert set(torch.load(output, weights_only=True)) == set(load_file_keys(vaes["sdxl"], tmp_path))
 
-    @pytest.mark.parametrize("ending", [".gguf", ".onnx", ".npz", ".json", ".png", ".msgpack"])
+    @pytest.mark.parametrize(
+        "ending",
+        [
+            *(".gguf", ".onnx", ".npz", ".json", ".png", ".msgpack"),
+            *(".th", ".pt2", ".pt.tar", ".PKL", ".safetensor", ".distcp", ".model"),
+        ],
+    )
     def test_endings_that_are_not_written(
         self, ending: str, vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

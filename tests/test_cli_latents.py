@@ -83,6 +83,18 @@ LATENTS: dict[str, tuple[str, str, list[str], Any]] = {
     "no name, scaled": ("sdxl", "a.pt", ["--scaled"], lambda vae, z, path: torch.save(scaled(vae, z), path)),
     "NumPy": ("sdxl", "a.npy", [], lambda vae, z, path: np.save(path, z.numpy())),
     "NumPy, columns first": ("sdxl", "a.npy", [], lambda vae, z, path: np.save(path, np.asfortranarray(z.numpy()))),
+    "NumPy, the other byte order": (
+        "sdxl",
+        "a.npy",
+        [],
+        lambda vae, z, path: np.save(path, z.numpy().astype(">f4")),
+    ),
+    "NumPy, several, the other byte order": (
+        "sdxl",
+        "a.npz",
+        [],
+        lambda vae, z, path: npz(path, latents=z.numpy().astype(">f8")),
+    ),
     "NumPy, several": ("sdxl", "a.npz", [], lambda vae, z, path: npz(path, latents=z.numpy())),
     "NumPy, no name": ("sdxl", "a.npz", [], lambda vae, z, path: np.savez(path, z.numpy())),
     "ComfyUI, pickled": (

@@ -373,3 +373,17 @@ class TestModel:
         monkeypatch.setitem(sys.modules, absent, None)
         with pytest.raises(MissingDependencyError, match=rf"{absent}.*pip install .seamless-vae\["):
             call(vae)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_attention_takes_a_sequence_as_diffusers_does(fused: bool) -> None:
+    """[B, H*W, C] in place of [B, C, H, W]: the same numbers, as a sequence."""
+    vae: Any = model("f4")
+    if fused:
+        vae.fuse_qkv_projections()
+    attention = vae.decoder.mid_block.attentions[0]
+    x = torch.randn(2, attention.query_dim, 3, 5)
+    with torch.no_grad():
+        sequence = attention(x.flatten(2).transpose(1, 2))
+        assert sequence.shape == (2, 15, attention.query_dim)
+        torch.testing.assert_close(sequence.transpose(1, 2).reshape(x.shape), attention(x), rtol=1e-5, atol=1e-5)

@@ -83,7 +83,8 @@ def test_one_mask_of_another_size_is_one() -> None:
     ("mask", "says"),
     [
         (torch.full((4, 4), 255.0), "from 255 to 255; 0 to 1 are taken"),
-        (torch.full((4, 4), float("nan")), "from nan to nan"),
+        (torch.full((4, 4), float("nan")), "has NaN or infinity in it"),
+        (torch.full((4, 4), float("inf")), "has NaN or infinity in it"),
         (torch.full((4, 4), 256), "give 0 to 255"),
         (torch.full((4, 4), -1), "give 0 to 255"),
         (torch.rand(1, 4, 4, 3), "channels that differ"),

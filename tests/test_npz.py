@@ -31,6 +31,15 @@ def test_honest_archives(save, tmp_path: Path) -> None:
         found[name][...] = 0  # writable
 
 
+@pytest.mark.parametrize("kind", [">f4", ">f2", ">f8", ">i8", "<f4"])
+def test_arrays_in_the_other_byte_order_are_turned(kind: str, tmp_path: Path) -> None:
+    """Into this machine's, which torch needs."""
+    array = np.arange(6).reshape(2, 3).astype(kind)
+    np.savez(tmp_path / "a.npz", array)
+    found = read_arrays(tmp_path / "a.npz")["arr_0"]
+    assert found.dtype.isnative and found.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
 def entry(array: np.ndarray, shape: bytes | None = None) -> bytes:
     """An array as a file of its own, whose header says another shape."""
     file = io.BytesIO()

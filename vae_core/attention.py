@@ -110,12 +110,16 @@ class Attention(LDMAttention, DiffusersAttention, nn.Module):
 
     # The steps that the processors above share.
     def normalized_tokens(self, hidden_states: Tensor) -> Tensor:
-        """The normalised map as a sequence of positions, [B, H*W, C]."""
+        """The normalised map as a sequence of positions, [B, H*W, C]; what is one already is normalised alike."""
+        if hidden_states.ndim == 3:
+            return self.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
         return rearrange(self.group_norm(hidden_states), "b c h w -> b (h w) c")
 
     def project_out(self, tokens: Tensor, residual: Tensor) -> Tensor:
         """Project [B, H*W, C], lay it out as a map and add the block's input."""
         tokens = self.to_out[1](self.to_out[0](tokens))
+        if residual.ndim == 3:
+            return tokens + residual
         return rearrange(tokens, "b (h w) c -> b c h w", h=residual.shape[-2]) + residual
 
     # What diffusers' processors call.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -70,7 +71,9 @@ def _unit_values(mask: Tensor) -> Tensor:
         if low >= 0 and high <= white:
             return values if high <= 1 else values / white
         raise ImageError(f"a mask of {mask.dtype} has values from {low:g} to {high:g}; give 0 to 255.")
-    if not (low >= -MOST and high <= MOST):  # NaN is neither
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ImageError("a mask has NaN or infinity in it. The fault is before this: look at what made the mask.")
+    if not (low >= -MOST and high <= MOST):
         raise ImageError(
             f"a mask has values from {low:g} to {high:g}; 0 to 1 are taken. Divide it by its white, or give bytes."
         )

@@ -57,6 +57,11 @@ def read_array(stream: BinaryIO, size: int, name: str) -> np.ndarray:
         raise ValueError(in_one_line(error) or type(error).__name__) from None
 
 
+def native(array: np.ndarray) -> np.ndarray:
+    """An array in this machine's byte order, which torch needs: itself, or a copy if it was written in the other."""
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
 class _Bounded:
     """A file as `zipfile` reads it, which must not ask for more than the most at once while the directory is read."""
 
@@ -93,5 +98,5 @@ def _read_array(stream: BinaryIO, size: int, name: str) -> np.ndarray:
         raise ValueError(f"{name} has Python objects (a pickle) in it, which are not opened")
     if min(shape, default=0) < 0 or needed != there:
         raise ValueError(f"{name} says that it has {str(shape)[:80]} of {str(dtype)[:40]}, and has {there} bytes")
-    values = np.frombuffer(bytearray(stream.read(needed)), dtype)
+    values = native(np.frombuffer(bytearray(stream.read(needed)), dtype))
     return values.reshape(shape, order="F" if fortran_order else "C")

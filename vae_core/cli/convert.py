@@ -31,6 +31,8 @@ PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin")
 # Endings of files that are not written here. A folder may have any other.
 OTHER_ENDINGS = (
     *(".gguf", ".onnx", ".msgpack", ".npz", ".npy", ".h5", ".hdf5", ".pkl", ".json", ".zip", ".tar", ".latent"),
+    *(".th", ".t7", ".pt2", ".ptl", ".jit", ".gz", ".distcp", ".flashpack", ".dduf", ".nemo", ".model"),
+    *(".safetensor", ".ckp", ".weights", ".mlpackage", ".ggml", ".keras"),
     *(".pb", ".tflite", ".mlmodel", ".engine", ".trt", ".txt", ".png", ".jpg", ".jpeg", ".webp"),
 )
 

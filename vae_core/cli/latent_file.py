@@ -36,7 +36,7 @@ from ..checkpoints.write import safetensors, write_weights
 from ..datasets import kohya
 from ..errors import CheckpointError, VAEError
 from ..latent import from_diffusion
-from ..npz import read_arrays
+from ..npz import native, read_arrays
 
 NAMES = ("latent_tensor", "samples", "latents", "latent", "latent_image")
 CACHED = ("latents", "latent", "latent_image")  # of one image without its batch, mostly
@@ -162,7 +162,7 @@ def _opened(path: Path, is_npz: bool) -> TensorFile:
             return in_memory(tensors, path.name)
         if path.open("rb").read(6) == NUMPY_START:
             array = np.load(path, mmap_mode="r", allow_pickle=False)  # a header that lies is refused before any work
-            return in_memory({UNNAMED: torch.from_numpy(np.array(array))}, path.name)
+            return in_memory({UNNAMED: torch.from_numpy(native(np.array(array)))}, path.name)
         return open_tensor_file(path, UNNAMED)
     except (VAEError, ValueError, TypeError, OSError, EOFError) as error:
         reason = str(error).partition(". ")[0].rstrip(".")  # what a VAE's file would need does not follow
