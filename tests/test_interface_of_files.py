@@ -69,6 +69,11 @@ class TestSavingAndLoading:
                 arguments: dict[str, Any] = {"norm_num_groups": 8, name: given}
                 loaded = AutoencoderKL.from_single_file(weights, **arguments)
                 assert loaded.config.scaling_factor == 0.7
+        (tmp_path / "text.yaml").write_text("model:\n  params:\n    scale_factor: 7e-1\n", encoding="utf-8")
+        as_text = AutoencoderKL.from_single_file(weights, original_config=tmp_path / "text.yaml", norm_num_groups=8)
+        assert as_text.config.scaling_factor == 0.7  # which YAML takes for a text
+        with pytest.raises(ConfigError, match="scale_factor 'a', which is not a number"):
+            AutoencoderKL.from_single_file(weights, original_config={"model": {"params": {"scale_factor": "a"}}})
         loaded = AutoencoderKL.from_single_file(weights, original_config=config, scaling_factor=0.5)
         assert loaded.config.scaling_factor == 0.5
         with pytest.raises(ConfigError, match=r"is an address, which is not fetched.*pass scaling_factor"):

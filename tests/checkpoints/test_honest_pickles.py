@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import pickle
 import random
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from given.files import assert_same_weights
+from given.files import assert_same_weights, refusal
 from given.models import fields, make
 
 from vae_core import AutoencoderKL, inspect_vae, load_vae
@@ -113,3 +114,12 @@ def test_whatever_a_file_is_called(name: str, vae: AutoencoderKL, tmp_path: Path
     torch.save(vae.state_dict(), path)
     assert_same_weights(load_vae(path), vae)
     assert inspect_vae(path).problem is None
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_state_dict_saved_by_pickle_says_how_to_save_it(protocol: int, vae: AutoencoderKL, tmp_path: Path) -> None:
+    """Its tensors are files of their own, which are not opened; nothing calls it dangerous."""
+    path = tmp_path / "a.pkl"
+    path.write_bytes(pickle.dumps(vae.state_dict(), protocol))
+    said = refusal(path)
+    assert "saved by Python's pickle and not by torch.save" in said and "Do not trust" not in said

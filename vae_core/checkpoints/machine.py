@@ -162,6 +162,12 @@ class Machine:
         if found is None:
             shown = f"{'builtins' if module == '__builtin__' else module}.{name}"
             shown = shown if len(shown) <= 120 and shown.isprintable() else ascii(shown[:120])
+            if shown == "torch.storage._load_from_bytes":
+                raise UnsafeCheckpointError(
+                    f"{self.name} was saved by Python's pickle and not by torch.save: each tensor in it is a file of "
+                    f"its own, which is not opened here. Nothing was run. Save it where it was made: "
+                    f"torch.save(state_dict, ...)."
+                )
             if is_model_class(module, name):
                 raise UnsafeCheckpointError(
                     f"{self.name} has a whole model in it, saved as an object of the class {shown}, which is not made "

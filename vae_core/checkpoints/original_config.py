@@ -39,7 +39,9 @@ def original_scale(config: Mapping[str, Any] | str | os.PathLike[str] | None) ->
         try:
             scale = float(scale)
         except ValueError:
-            raise ConfigError(f"original_config has scale_factor {brief(scale)}, which is not a number.") from None
+            raise ConfigError(
+                f"original_config has scale_factor {brief(scale)}, which is not a number. Pass scaling_factor."
+            ) from None
     return {} if scale is None else {"scaling_factor": scale}
 
 
