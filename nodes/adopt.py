@@ -33,12 +33,6 @@ class Borrowed:
         self._lock = threading.Lock()
         self._runs = 0
 
-    @property
-    def is_current(self) -> bool:
-        """Whether the loader's model still has these weights; parts of a model can be exchanged."""
-        first = self._first_stage()
-        return first is not None and set(tensors_of(first)) == set(self._keys.values())
-
     def refresh(self) -> None:
         """Take over the precision of the loader's weights, by which jobs are planned."""
         dtype = next(iter(self._current().values())).dtype
@@ -68,15 +62,21 @@ class Borrowed:
         return planned_weights(self._keys, tensors_of(first))
 
 
-# Models of other loaders that were looked at -> our model of them, or why there is none.
-_known: weakref.WeakKeyDictionary[nn.Module, Borrowed | str] = weakref.WeakKeyDictionary()
+# Models of other loaders that were looked at -> what their weights were then, and our model or why there is none.
+_known: weakref.WeakKeyDictionary[nn.Module, tuple[_Weights, Borrowed | str]] = weakref.WeakKeyDictionary()
+_Weights = dict[str, tuple[torch.Size, type]]
 
 
 def borrowed(first_stage: nn.Module) -> tuple[Borrowed | None, str]:
-    """Our model of another loader's, or None and the reason, as the end of a sentence."""
-    found = _known.get(first_stage)
-    if found is None or (isinstance(found, Borrowed) and not found.is_current):
-        found = _known[first_stage] = _recognise(first_stage)
+    """Our model of another loader's, or None and the reason, as the end of a sentence.
+
+    Parts of a model can be exchanged, and put back: it is looked at anew whenever its weights are others.
+    """
+    weights = {name: (tensor.shape, type(tensor)) for name, tensor in tensors_of(first_stage).items()}
+    then, found = _known.get(first_stage, (None, ""))
+    if then != weights:
+        found = _recognise(first_stage)
+        _known[first_stage] = weights, found
     if isinstance(found, str):
         return None, found
     found.refresh()

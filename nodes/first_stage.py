@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..vae_core import AutoencoderKL, Options, TileSpec, prepare_decode, prepare_encode
+from ..vae_core.patched import is_replaced
 from ..vae_core.posterior import DiagonalGaussianDistribution
 from . import latents
 
@@ -72,6 +73,10 @@ class FirstStage(nn.Module):
     def autoencoder(self) -> AutoencoderKL:
         """The model itself."""
         return self.__dict__["_autoencoder"]
+
+    def replaced_method(self) -> str | None:
+        """`encode` or `decode`, if another one was set on this object, as a compiled one may be."""
+        return next((name for name in ("encode", "decode") if is_replaced(self, name)), None)
 
     def encode(self, x: Tensor, device: torch.device | None = None, **_: Any) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] to what the LATENT wire carries.

@@ -131,6 +131,15 @@ def load_model(patcher: Any, memory_required: int) -> None:
     load([patcher], **{name: value for name, value in options.items() if name in known})
 
 
+def settle_patches(patcher: Any) -> None:
+    """Have the host put a patcher's objects into the model, and take those of another one out.
+
+    The host does so when it loads the model: what is looked at afterwards is what will run.
+    """
+    if getattr(patcher, "object_patches", None) or getattr(patcher, "object_patches_backup", None):
+        load_model(patcher, 0)
+
+
 def keeps_weights_back(patcher: Any) -> bool:
     """Whether a model's weights stay where they are when it is loaded, and reach the device layer by layer."""
     ask = getattr(patcher, "is_dynamic", None)

@@ -11,6 +11,7 @@ from ..vae_core import DiagonalGaussianDistribution, Options
 from ..vae_core.adopt import find_patch
 from ..vae_core.errors import CheckpointError
 from ..vae_core.image import FittedImage
+from . import host
 from .adopt import borrowed
 from .autoencoder import Autoencoder
 from .first_stage import FirstStage
@@ -78,8 +79,12 @@ def open_vae(vae: Any) -> WireVAE:
         raise CheckpointError(
             "this VAE is empty: its checkpoint does not include a VAE. Load one with Seamless VAE Load."
         )
+    host.settle_patches(getattr(vae, "patcher", None))
     if isinstance(first, FirstStage):
-        return Autoencoder(vae, first.autoencoder)
+        method = first.replaced_method()
+        if method is None:
+            return Autoencoder(vae, first.autoencoder)
+        return ThirdPartyVAE(vae, f"this VAE has been patched (its method {method} has been replaced)")
     patch = find_patch(first) if isinstance(first, nn.Module) else "it is not a torch module"
     if patch is not None:
         return ThirdPartyVAE(vae, f"this VAE has been patched ({patch})")

@@ -7,7 +7,7 @@ its attributes: nothing here keeps state elsewhere.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from ..vae_core import AutoencoderKL, Options
 from ..vae_core.checkpoints.single_file import ldm_state_dict
 from ..vae_core.errors import CheckpointError
 from ..vae_core.image import from_image, to_model_range, to_unit_range
+from ..vae_core.patched import is_replaced
 from . import host, latents
 from .autoencoder import Autoencoder
 from .checks import checked_image
@@ -80,12 +81,30 @@ class WireMethods:
         if pixels.ndim == 5:  # frames of a video, one by one
             pixels = pixels.flatten(0, 1)
         image = from_image(pixels, channels=vae.image_channels(), multiple=vae.downscale_factor, fit="crop")
+        if self._is_replaced("encode"):
+            return self._by_the_model("encode", image.pixels, self.memory_used_encode).to(self.vae_output_dtype())
         return vae.encode(image, options, NodeStatus()).mean.to(self.vae_output_dtype())
 
     def _decode(self, samples: Tensor, options: Options) -> Tensor:
-        image = self._autoencoder.prepare_decode({"samples": samples}, options).run_to_model_range(NodeStatus())
+        if self._is_replaced("decode"):
+            image = self._by_the_model("decode", samples, self.memory_used_decode).movedim(1, -1)
+            image = image.to(self.vae_output_dtype())
+        else:
+            image = self._autoencoder.prepare_decode({"samples": samples}, options).run_to_model_range(NodeStatus())
         result = self.process_output(image)
         return image if result is None else result
+
+    def _is_replaced(self, method: str) -> bool:
+        """Whether a method was set on `first_stage_model` in place of its own, a compiled one say."""
+        host.settle_patches(self.patcher)
+        return is_replaced(self.first_stage_model, method)
+
+    @torch.no_grad()
+    def _by_the_model(self, method: str, x: Tensor, memory: Callable[..., int]) -> Tensor:
+        """What a method that was set on `first_stage_model` gives for [B, C, H, W], called as the host's VAEs do."""
+        host.load_model(self.patcher, memory(x.shape, self.vae_dtype))
+        found = getattr(self.first_stage_model, method)(x.to(self.device, self.vae_dtype))
+        return found.to(self.output_device)
 
     @property
     def _autoencoder(self) -> Autoencoder:

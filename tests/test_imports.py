@@ -281,7 +281,7 @@ NODES_ALLOWED: dict[str, set[str]] = {
     "jobs": {"host", "speeds", "status"},
     "third_party": {"host", "latents", "status"},
     "autoencoder": {"host", "latents", "status", "adopt", "checks", "previews", "report", "jobs"},
-    "vaes": {"adopt", "autoencoder", "first_stage", "status", "third_party"},
+    "vaes": {"host", "adopt", "autoencoder", "first_stage", "status", "third_party"},
     "coding": {"checks", "latents", "status", "tiling", "vaes"},
     "wire": {"autoencoder", "checks", "first_stage", "host", "latents", "status"},
     "questions": {"answers", "catalogue", "host", "latents", "speeds", "tiling"},

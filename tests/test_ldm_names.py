@@ -11,6 +11,8 @@ from given.inputs import image
 from given.pairs import CONFIGS, model
 from torch import Tensor, nn
 
+from vae_core.patched import find_patch
+
 NAMES = [name for name, fields in CONFIGS.items() if "patch_size" not in fields]
 
 
@@ -78,6 +80,99 @@ def test_a_walk_by_ldms_names(name: str) -> None:
     torch.testing.assert_close(decode(vae.decoder, z), vae.decoder(z), rtol=1e-4, atol=1e-5)
     x = torch.randn(1, vae.config.in_channels, 32, 48)
     torch.testing.assert_close(encode(vae.encoder, x), vae.encoder(x), rtol=1e-4, atol=1e-5)
+
+
+class Halved(nn.Module):
+    """A part with half of what the one in its place gives."""
+
+    def __init__(self, part: Any) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.part(*args, **kwargs) / 2
+
+
+# LDM's name -> diffusers' for the same part, of the model "f4".
+EXCHANGED = {
+    "decoder.mid": "decoder.mid_block",
+    "decoder.mid.block_1": "decoder.mid_block.resnets.0",
+    "decoder.mid.block_2.norm1": "decoder.mid_block.resnets.1.norm1",
+    "decoder.mid.attn_1": "decoder.mid_block.attentions.0",
+    "decoder.mid.attn_1.norm": "decoder.mid_block.attentions.0.group_norm",
+    "decoder.norm_out": "decoder.conv_norm_out",
+    "decoder.up.1": "decoder.up_blocks.1",
+    "decoder.up.2.block.1": "decoder.up_blocks.0.resnets.1",
+    "decoder.up.1.upsample": "decoder.up_blocks.1.upsamplers.0",
+    "decoder.up.0.block.0.nin_shortcut": "decoder.up_blocks.2.resnets.0.conv_shortcut",
+    "decoder.up.0.block.0.swish": "decoder.up_blocks.2.resnets.0.nonlinearity",
+    "encoder.down.0.downsample": "encoder.down_blocks.0.downsamplers.0",
+    "encoder.down.1.block.0": "encoder.down_blocks.1.resnets.0",
+    "encoder.mid.block_2.conv2": "encoder.mid_block.resnets.1.conv2",
+    "encoder.norm_out": "encoder.conv_norm_out",
+}
+
+
+def put(vae: nn.Module, name: str, part: Any) -> Any:
+    """Set an attribute as a host's patcher does; what was there before."""
+    owner, _, last = name.rpartition(".")
+    found: Any = vae
+    for each in owner.split("."):
+        found = getattr(found, each)
+    before = getattr(found, last)
+    setattr(found, last, part(before) if isinstance(part, type) else part)
+    return before
+
+
+def outputs(vae: Any) -> list[Tensor]:
+    torch.manual_seed(1)
+    z = torch.randn(1, vae.config.latent_channels, 5, 6)
+    return [vae.decode(z).sample, vae.encode(image()).latent_dist.mean]
+
+
+@pytest.mark.parametrize("name", EXCHANGED)
+def test_what_is_set_under_ldms_name_takes_the_parts_place(name: str) -> None:
+    vae, other = model("f4"), model("f4")
+    keys, before = list(vae.state_dict()), outputs(vae)
+    part = put(vae, name, Halved)
+    put(other, EXCHANGED[name], Halved)
+    now = outputs(vae)
+    torch.testing.assert_close(now, outputs(other), rtol=1e-4, atol=1e-5)
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(now, before, strict=True))
+    put(vae, name, part)
+    assert list(vae.state_dict()) == keys
+    assert find_patch(vae.decoder) is None and find_patch(vae.encoder) is None
+    torch.testing.assert_close(outputs(vae), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mid.attn_1.q", "mid.attn_1.proj_out", "mid.block_1.in_channels"])
+def test_names_that_only_show_something_refuse(name: str) -> None:
+    vae = model("f4")
+    with pytest.raises(AttributeError, match="cannot be set"):
+        put(vae.decoder, name, nn.Identity())
+    with pytest.raises(AttributeError, match="Decoder.up only shows"):
+        setattr(vae.decoder, "up", nn.ModuleList())  # noqa: B010
+    with pytest.raises(AttributeError, match="attentions"):
+        model("no mid attention").decoder.mid.attn_1 = nn.Identity()
+
+
+def test_an_attention_of_maps_that_is_set_is_what_runs() -> None:
+    vae: Any = model("f4")
+    before, attention = outputs(vae)[0], vae.decoder.mid.attn_1
+    own, processor, calls = attention.optimized_attention, attention.processor, []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        calls.append(q.shape)
+        return own(q, k, v)
+
+    attention.optimized_attention = attend
+    torch.testing.assert_close(outputs(vae)[0], before, rtol=1e-4, atol=1e-5)
+    assert calls and attention.optimized_attention is attend
+    attention.optimized_attention = lambda q, k, v: torch.zeros_like(v)
+    assert not torch.allclose(outputs(vae)[0], before, atol=1e-3)
+    attention.optimized_attention = own
+    assert attention.processor is processor
+    torch.testing.assert_close(outputs(vae)[0], before, rtol=1e-4, atol=1e-5)
 
 
 def test_the_names_are_views() -> None:

@@ -20,7 +20,9 @@ from .layers import without_values
 from .patched import is_replaced
 from .streaming import internals
 
+_WRAPPED = "module"  # a part in what wraps it, whose own computation is not known
 _PATCHABLE = ("encode", "decode", *internals.COMPUTING)
+_CONVOLUTIONS = ("quant_conv", "post_quant_conv")  # models are without them, too
 # Processors whose numbers are those of our default, by the name of their class.
 _DEFAULT_PROCESSORS = ("AttnProcessor2_0", "FusedAttnProcessor2_0")
 _KEPT = ("use_slicing", "use_tiling", "tile_sample_min_size", "tile_latent_min_size", "tile_overlap_factor")
@@ -87,6 +89,10 @@ def find_patch(module: nn.Module) -> str | None:
             return f"{where} has been compiled"
         if internals.has_hooks(part):
             return f"{where} has a hook"
+        owner, _, last = name.rpartition(".")
+        if last == _WRAPPED or (name in _CONVOLUTIONS and not isinstance(part, nn.Conv2d | nn.Identity)):
+            changed = module.get_submodule(owner) if last == _WRAPPED else part
+            return f"{owner or where} is of the class {type(changed).__name__}"
         if hasattr(part, "_hf_hook") or hasattr(part, "_diffusers_hook"):
             return f"{where} has a hook for offloading or casting"
         if any(is_replaced(part, method) for method in _PATCHABLE):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -83,7 +83,7 @@ def encoder_half(vae: Autoencoder) -> Half:
     """
     vae = _with_half(vae, "encoder", "encode images")
     config = vae.config
-    modules = _present(encoder=vae.encoder, quant_conv=vae.quant_conv)
+    modules = Parts(vae, "encoder", "quant_conv")
 
     return Half(
         takes="image",
@@ -107,7 +107,7 @@ def decoder_half(vae: Autoencoder) -> Half:
     """
     vae = _with_half(vae, "decoder", "decode latents")
     config = vae.config
-    modules = _present(post_quant_conv=vae.post_quant_conv, decoder=vae.decoder)
+    modules = Parts(vae, "post_quant_conv", "decoder")
 
     return Half(
         takes="latent",
@@ -137,11 +137,28 @@ def _nominal_decoder(config: AutoencoderKLConfig) -> list[Pass]:
         return decoder_program(Decoder(config), conv2d(channels, channels, 1) if config.use_post_quant_conv else None)
 
 
-def _present(**modules: nn.Module | None) -> dict[str, nn.Module]:
-    return {name: module for name, module in modules.items() if module is not None}
+class Parts(Mapping[str, nn.Module]):
+    """Parts of a model by name, those that it has, as they are whenever they are asked for: a host may exchange one
+    between planning and running.
+    """
+
+    def __init__(self, vae: Any, *names: str) -> None:
+        self._vae, self._names = vae, names
+
+    def __getitem__(self, name: str) -> nn.Module:
+        part = getattr(self._vae, name, None) if name in self._names else None
+        if part is None:
+            raise KeyError(name)
+        return part
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._names if getattr(self._vae, name, None) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
-def _find_patch(modules: dict[str, nn.Module]) -> str | None:
+def _find_patch(modules: Mapping[str, nn.Module]) -> str | None:
     return next((patch for module in modules.values() if (patch := find_patch(module)) is not None), None)
 
 

@@ -2,11 +2,12 @@
 
 Tools for ComfyUI and its kin go through `decoder.mid.block_1`, `decoder.up[i].block[j].nin_shortcut` and so on. Each
 name here gives the part itself under diffusers' name, or computes with its very weights; nothing is copied or added to
-the state dict.
+the state dict. What is set under such a name takes the part's place; a name that only shows something refuses.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -26,7 +27,45 @@ class Part(property):
                 raise AttributeError(name)  # torch makes the sentence, with the name that was asked for
             return found
 
-        super().__init__(find)
+        def put(owner: Any, value: Any) -> None:
+            find(owner)
+            if index is None:
+                setattr(owner, name, value)
+            else:
+                getattr(owner, name)[index] = value
+
+        super().__init__(find, put)
+
+
+class _Names:
+    """What is set under a view's name goes where the view looks; a module would go beside it, and never run."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        view = getattr(type(self), name, None)
+        if not isinstance(view, property):
+            super().__setattr__(name, value)
+        elif view.fset is not None:
+            view.fset(self, value)
+        else:
+            raise AttributeError(
+                f"{type(self).__name__}.{name} only shows what is under another name, so that it cannot be set. "
+                f"Set the part itself, by diffusers' name for it."
+            )
+
+
+class FinestFirst(nn.ModuleList):
+    """The decoder's levels as LDM counts them. What is set here is set in the decoder."""
+
+    _levels: Any  # the decoder's own, a ModuleList
+
+    def __init__(self, levels: nn.ModuleList) -> None:
+        super().__init__(list(levels)[::-1])
+        self.__dict__["_levels"] = levels  # no child, which would be found twice
+
+    def __setattr__(self, name: str, value: Any) -> None:  # `up[i] = level` as well
+        super().__setattr__(name, value)
+        if name.isdigit():
+            self._levels[len(self) - 1 - int(name)] = value
 
 
 class Projection:
@@ -51,7 +90,7 @@ class Projection:
         return F.conv2d(x, self.weight, self.bias)
 
 
-class LDMResnetBlock:
+class LDMResnetBlock(_Names):
     """Names of LDM's ResnetBlock. `nin_shortcut` is there where the widths differ."""
 
     conv1: nn.Conv2d
@@ -69,13 +108,39 @@ class LDMResnetBlock:
         return self.conv1.out_channels
 
 
-class LDMAttention:
+MapAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def attend_maps(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(Q^T K / sqrt(channels)) V of maps [B, C, H, W], every pixel a token."""
+    q, k, v = (rearrange(each, "b c h w -> b 1 (h w) c") for each in (query, key, value))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b 1 (h w) c -> b c h w", h=query.shape[-2])
+
+
+class MapProcessor:
+    """An attention processor that has the attention of maps computed by another function.
+
+    Attributes:
+        before: the processor in whose place it is.
+    """
+
+    def __init__(self, attend: MapAttention, before: Any) -> None:
+        self.attend, self.before = attend, before
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        normalized = attn.norm(hidden_states)
+        attended = self.attend(attn.q(normalized), attn.k(normalized), attn.v(normalized))
+        return hidden_states + attn.proj_out(attended)
+
+
+class LDMAttention(_Names):
     """Names of LDM's AttnBlock."""
 
     to_q: nn.Linear
     to_k: nn.Linear
     to_v: nn.Linear
     to_out: nn.ModuleList
+    processor: Any
     norm = Part("group_norm")
 
     @property
@@ -98,11 +163,17 @@ class LDMAttention:
     def proj_out(self) -> Projection:
         return Projection(self.to_out[0])  # type: ignore[arg-type]
 
-    @staticmethod
-    def optimized_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """softmax(Q^T K / sqrt(channels)) V of maps [B, C, H, W], every pixel a token: ComfyUI's name for it."""
-        q, k, v = (rearrange(each, "b c h w -> b 1 (h w) c") for each in (query, key, value))
-        return rearrange(F.scaled_dot_product_attention(q, k, v), "b 1 (h w) c -> b c h w", h=query.shape[-2])
+    @property
+    def optimized_attention(self) -> MapAttention:
+        """What computes the attention of maps, under ComfyUI's name for it; another may be set."""
+        processor = self.processor
+        return processor.attend if isinstance(processor, MapProcessor) else attend_maps
+
+    @optimized_attention.setter
+    def optimized_attention(self, attend: MapAttention) -> None:
+        current = self.processor
+        stock = current.before if isinstance(current, MapProcessor) else current
+        self.processor = stock if attend is attend_maps else MapProcessor(attend, stock)
 
 
 class LDMResample:
@@ -112,7 +183,7 @@ class LDMResample:
     scale_factor = 2.0
 
 
-class LDMLevel:
+class LDMLevel(_Names):
     """Names of LDM's levels. `attn` is empty where a level has no attention."""
 
     attentions: nn.ModuleList | None
@@ -122,14 +193,18 @@ class LDMLevel:
     def attn(self) -> nn.ModuleList:
         return nn.ModuleList() if self.attentions is None else self.attentions
 
+    @attn.setter
+    def attn(self, value: nn.ModuleList) -> None:
+        self.attentions = value
 
-class LDMMiddle:
+
+class LDMMiddle(_Names):
     """Names of LDM's middle block. `attn_1` is there where it has an attention."""
 
     block_1, attn_1, block_2 = Part("resnets", 0), Part("attentions", 0), Part("resnets", 1)
 
 
-class _Half:
+class _Half(_Names):
     conv_in: nn.Conv2d
     conv_out: nn.Conv2d
     temb_ch = 0
@@ -171,8 +246,8 @@ class LDMDecoder(_Half):
         return self.conv_out.in_channels
 
     @property
-    def up(self) -> list[nn.Module]:
-        return list(self.up_blocks)[::-1]
+    def up(self) -> FinestFirst:
+        return FinestFirst(self.up_blocks)
 
     @property
     def num_resolutions(self) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import sys
 import weakref
 from typing import Any
 
@@ -126,6 +128,98 @@ def test_a_patched_model_is_run_as_it_is(theirs: Any, host: Host, pack: Pack, ma
     torch.testing.assert_close(image, theirs.decode(latent["samples"]), rtol=0, atol=0)
     assert not torch.equal(image, before) or change is circular
     assert "this VAE has been patched" in host.texts[-1] and "not available" in host.texts[-1]
+
+
+def test_a_part_that_is_put_back_brings_the_engine_back(theirs: Any, pack: Pack, make: Makers) -> None:
+    first, opened = theirs.first_stage_model, pack.module("nodes.vaes").open_vae
+    before = pack.run("SeamlessVAEDecode", samples=make.latent(), vae=theirs)[0]
+    for name, wrapped in (
+        ("decoder", nn.Sequential),
+        ("decoder", Wrapped),
+        ("decoder", Halved),
+        ("quant_conv", Doubled),
+    ):
+        own = getattr(first, name)
+        setattr(first, name, wrapped(own))
+        assert type(opened(theirs)).__name__ == "ThirdPartyVAE"
+        setattr(first, name, own)
+        assert type(opened(theirs)).__name__ == "Autoencoder"
+    assert torch.equal(pack.run("SeamlessVAEDecode", samples=make.latent(), vae=theirs)[0], before)
+
+
+class Wrapped(nn.Module):
+    """Under the name that torch's own wrappers have for what is in them."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.module = part
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x) / 2
+
+
+class Doubled(nn.Module):
+    """Without weights, as a model without its convolution would be."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+
+class Halved(nn.Module):
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.part(*args, **kwargs) / 2
+
+
+PATCHED = ["decoder", "decoder.mid.attn_1", "decoder.norm_out", "decoder.up.0.block.0", "decode"]
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["the host's", "ours"])
+@pytest.mark.parametrize(
+    "name", ["decoder", "decoder.mid.attn_1", "decoder.norm_out", "decoder.up.0.block.0", "decode"]
+)
+def test_what_a_patcher_puts_in_when_it_loads_is_what_runs(
+    ours: bool, name: str, theirs: Any, pack: Pack, make: Makers, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As packs do with `patcher.add_object_patch`: on a copy of the VAE whose patcher is a clone."""
+    vae, latent = make.vae() if ours else theirs, make.latent()
+    first, backup = vae.first_stage_model, {}
+    owner = first.get_submodule(name.rpartition(".")[0])
+    last = name.rpartition(".")[2]
+
+    def load_models_gpu(patchers: list[Any], **_: Any) -> None:
+        for key, value in backup.items():
+            setattr(owner, key, value)
+        backup.clear()
+        for key, value in patchers[0].object_patches.items():
+            backup[key] = getattr(owner, key)
+            setattr(owner, key, value)
+
+    monkeypatch.setattr(sys.modules["comfy.model_management"], "load_models_gpu", load_models_gpu)
+    patched = copy.copy(vae)
+    patched.patcher = copy.copy(vae.patcher)
+    own = getattr(owner, last)
+    other = Halved(own) if isinstance(own, nn.Module) else lambda *args, **kwargs: own(*args, **kwargs) / 2
+    for patcher, patches in ((vae.patcher, {}), (patched.patcher, {last: other})):
+        patcher.object_patches, patcher.object_patches_backup = patches, backup
+
+    def decoded(of: Any) -> torch.Tensor:
+        return pack.run("SeamlessVAEDecode", samples=latent, vae=of)[0]
+
+    before = decoded(vae)
+    now = decoded(patched)
+    assert (now - before).abs().max() > 1e-3
+    torch.testing.assert_close(now, patched.decode(latent["samples"]), **CLOSE)
+    assert torch.equal(decoded(vae), before) and not backup
+    if ours:
+        assert (patched.decode(latent["samples"]) - before).abs().max() > 1e-3
+        torch.testing.assert_close(vae.decode(latent["samples"]), before, **CLOSE)
 
 
 class Packed(torch.Tensor):

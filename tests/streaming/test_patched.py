@@ -183,3 +183,28 @@ def test_a_patched_model_is_reported_and_reports_its_end(caplog: pytest.LogCaptu
         vae_core.decode(vae, latent(1, SIZE), progress=lambda step: calls.append(step[:2]))
     assert "conv_out has a hook" in caplog.text
     assert calls and calls[-1][0] == calls[-1][1]
+
+
+@pytest.mark.parametrize("part", ["decoder", "encoder", "post_quant_conv", "quant_conv"])
+@torch.no_grad()
+def test_a_part_that_is_exchanged_between_planning_and_running(part: str, engine_runs: list[str]) -> None:
+    """As a host does that puts a compiled part into a model when it loads it, and takes it out again."""
+    vae = make(SMALL)
+    own, decodes = getattr(vae, part), part in ("decoder", "post_quant_conv")
+    x = latent(1, SIZE) if decodes else image(1, 2 * SIZE)
+    prepare = vae_core.prepare_decode if decodes else vae_core.prepare_encode
+
+    def want() -> Tensor:
+        return vae.decode_reference(x) if decodes else vae.encode_reference(x)
+
+    class Brighter(nn.Module):
+        def forward(self, y: Tensor) -> Tensor:
+            return own(y) + 0.25
+
+    planned_before = prepare(vae, x.shape)
+    setattr(vae, part, Brighter())
+    planned_then = prepare(vae, x.shape)
+    assert torch.equal(planned_before.run(x), want()) and not engine_runs
+    setattr(vae, part, own)
+    torch.testing.assert_close(planned_then.run(x), want(), rtol=1e-4, atol=1e-4)
+    assert engine_runs

@@ -204,7 +204,7 @@ def plot_training(run: Path, path: Path) -> None:
     log, scores = read_rows(run / "log.csv"), read_rows(run / "psnr.csv")
     window = min(SMOOTHING, len(log))
     steps = np.convolve(log[:, 0], np.ones(window) / window, mode="valid")
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
+    figure, axes = plt.subplots(1, 3, figsize=(14.5, 3.6), constrained_layout=True)
     for axis, column, title in ((axes[0], 1, "reconstruction loss"), (axes[1], 2, "KL, nats per latent value")):
         axis.plot(steps, np.convolve(log[:, column], np.ones(window) / window, mode="valid"), linewidth=1)
         axis.set(title=f"{title} (mean of {window} steps)", xlabel="step", ylim=(0, None))
@@ -212,7 +212,7 @@ def plot_training(run: Path, path: Path) -> None:
         axes[2].plot(scores[:, 0], scores[:, column], linewidth=0.8, label=Path(name).stem)
     axes[2].plot(scores[:, 0], scores[:, 1:].mean(axis=1), "k", linewidth=2, label="mean")
     axes[2].set(title="PSNR of held-out photographs, dB", xlabel="step")
-    axes[2].legend(fontsize=7, ncols=2)
+    axes[2].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))  # beside the curves
     for axis in axes:
         axis.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
