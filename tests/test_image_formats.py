@@ -65,6 +65,13 @@ def test_formats_whose_readers_start_programs_or_libraries_are_not_opened(
     assert "it is not an image of a known format" in failure(POSTSCRIPT[name])
 
 
+def test_an_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(ImageError, match="^a.png is an empty file"):
+        open_image(tmp_path / "a.png")
+    assert failure(b"").startswith("it is an empty file")
+
+
 def saved(form: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)).save(buffer, form)
@@ -144,6 +151,23 @@ def test_a_header_that_says_more_than_its_file_can_have(name: str, tmp_path: Pat
     with limits(len(raw)), pytest.raises(ImageError, match=said):
         open_image(tmp_path / "image")
     assert said in failure(raw)
+
+
+@pytest.mark.parametrize("more", [1, 8, 1 << 20])
+def test_a_tiff_without_its_last_rows(more: int, tmp_path: Path) -> None:
+    """Pillow by itself makes the rows that no strip has black, however many they are."""
+    buffer = io.BytesIO()
+    Image.new("F", (17, 9), 0.5).save(buffer, "TIFF")
+    raw = buffer.getvalue()
+    assert open_image_of(raw, tmp_path).size == (17, 9)
+    (entry,) = (at for at in range(len(raw) - 12) if raw[at : at + 8] == struct.pack("<HHI", 257, 4, 1))
+    with pytest.raises(ImageError, match="is damaged"):
+        open_image_of(raw[: entry + 8] + struct.pack("<I", 9 + more) + raw[entry + 12 :], tmp_path)
+
+
+def open_image_of(raw: bytes, folder: Path) -> Image.Image:
+    (folder / "image").write_bytes(raw)
+    return open_image(folder / "image")
 
 
 @pytest.mark.parametrize("form", ["PNG", "GIF", "JPEG", "WEBP", "TIFF"])

@@ -32,11 +32,13 @@ def recognised(file: BinaryIO, name: str) -> Image.Image:
     telephones' photographs have.
 
     Raises:
-        ImageError: not one of the formats, of too many pixels, or of more than a file of its size can have.
+        ImageError: empty, not one of the formats, of too many pixels, or of more than a file of its size can have.
         Exception: whatever Pillow's readers raise on damaged files.
     """
     Image.init()
     size = file.seek(0, os.SEEK_END)
+    if not size:
+        raise ImageError(f"{name} is an empty file. Download or export it again.")
     file.seek(0)
     start = file.read(16)
     for form in (form for form in FORMATS if form in Image.OPEN):
@@ -54,6 +56,9 @@ def recognised(file: BinaryIO, name: str) -> Image.Image:
                 f"{name} has {image.width} x {image.height} pixels; images of up to {MOST_PIXELS} pixels are opened. "
                 f"Make it smaller, or cut it into parts."
             )
+        pieces = [(each[0], each[1]) for each in getattr(image, "tile", [])]  # (codec, box) of what is to be read
+        if form == "TIFF" and pieces and max(box[3] for _, box in pieces if box) < image.height:
+            raise ImageError(f"{name} is damaged: it lacks a part of its rows. Download or export it again.")
         if image.height * (1 if form in ROWS_ALONE else image.width) > size * PIXELS_PER_BYTE:
             raise ImageError(
                 f"{name} is damaged: its header says {image.width} x {image.height} pixels, which {size} bytes cannot "

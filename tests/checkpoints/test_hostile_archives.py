@@ -56,9 +56,19 @@ def field(*numbers: int, kind: int = 1, length: int | None = None) -> bytes:
 NONE = 0xFFFFFFFF  # what stands for a number that is in zip64's field
 
 
-def large(extra: bytes, **changes: int) -> Zip:
+def large(extra: bytes, **changes: Any) -> Zip:
     """A torch file whose second entry has numbers in zip64's field."""
     return Zip().add("x/data.pkl", GOOD).add("x/data/0", DATA, extra=extra, **changes)
+
+
+def inside() -> Zip:
+    """An entry whose data has another one in it, which the directory lists as well."""
+    found, name = good(), "x/data/2"
+    at = len(found.body) + 30 + len(name)
+    found.add(name, Zip().add("x/data/1", DATA).body)
+    found.directory += Zip().add("x/data/1", DATA, header=at).directory
+    found.count += 1
+    return found
 
 
 AT = len(Zip().add("x/data.pkl", GOOD).body)
@@ -79,6 +89,10 @@ ARCHIVES = {
     "a zip64 count too high": good().bytes64(count=3),
     "a zip64 count of 2^64": good().bytes64(count=2**64 - 1),
     "a zip64 count of two kinds": good().bytes64(here=1),
+    "an entry in the data of another": inside().bytes(),
+    "a short end with another count": good().bytes64(count16=3),
+    "a short end with another length": good().bytes64(length32=3),
+    "a short end with another start": good().bytes64(start32=3),
     "a zip64 directory too long": good().bytes64(length=2**63),
     "a zip64 directory that starts too early": good().bytes64(start=2**64 - 1),
     "flags that differ": good(local_flags=1).bytes(),

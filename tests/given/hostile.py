@@ -178,14 +178,16 @@ class Zip:
         return prefix + self.body + self.directory + between + end + comment
 
     def bytes64(self, **lies: int) -> bytes:
-        """With the two ends of zip64. Lies: count, here, length, start, at, magic."""
+        """With the two ends of zip64. Lies: count, here, length, start, at, magic; of the short end count16, length32, start32."""
         count, length, start = self.count, len(self.directory), len(self.body)
         here, at = lies.get("here", lies.get("count", count)), lies.get("at", start + length)
         numbers = lies.get("count", count), lies.get("length", length), lies.get("start", start)
         magic = lies.get("magic", 0x06064B50)
         end64 = struct.pack("<LQ2H2L4Q", magic, 44, 45, 45, 0, 0, here, *numbers)
         locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, at, 1)
-        end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+        short, none = lies.get("count16", 0xFFFF), 0xFFFFFFFF
+        sides = lies.get("length32", none), lies.get("start32", none)
+        end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, short, short, *sides, 0)
         return self.body + self.directory + end64 + locator + end
 
 
