@@ -178,7 +178,7 @@ class Zip:
         return prefix + self.body + self.directory + between + end + comment
 
     def bytes64(self, **lies: int) -> bytes:
-        """With the two ends of zip64. Lies: count, here, length, start, at, magic; of the short end count16, length32, start32."""
+        """With zip64's ends. Lies: count, here, length, start, at, magic, count16, length32, start32."""
         count, length, start = self.count, len(self.directory), len(self.body)
         here, at = lies.get("here", lies.get("count", count)), lies.get("at", start + length)
         numbers = lies.get("count", count), lies.get("length", length), lies.get("start", start)
