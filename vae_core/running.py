@@ -156,19 +156,39 @@ def prepare_decode(
     return prepare(decoder_half(vae), shape, options, device, available)
 
 
-def plan_encode(vae: Autoencoder, shape: Sequence[int], **options: Any) -> Plan:
-    """What `encode` would do for images of this shape; see `plan_decode`."""
-    device = options.pop("device", None)
-    return prepare_encode(vae, shape, Options(**options), device=device).plan
+def plan_encode(
+    vae: Autoencoder,
+    shape: Sequence[int],
+    *,
+    tiling: TileSpec | None = None,
+    memory_budget: int | None = None,
+    circular: Circular = "none",
+    dtype: Precision = None,
+    device: torch.device | str | None = None,
+) -> Plan:
+    """What `encode` would do for images of this shape, by the same options; see `plan_decode`."""
+    return prepare_encode(vae, shape, Options(tiling, memory_budget, circular, dtype), device=device).plan
 
 
-def plan_decode(vae: Autoencoder, shape: Sequence[int], **options: Any) -> Plan:
-    """What `decode` would do for latents of this shape, without doing it.
+def plan_decode(
+    vae: Autoencoder,
+    shape: Sequence[int],
+    *,
+    tiling: TileSpec | None = None,
+    memory_budget: int | None = None,
+    circular: Circular = "none",
+    dtype: Precision = None,
+    device: torch.device | str | None = None,
+) -> Plan:
+    """What `decode` would do for latents of this shape, without doing it: the plan of `prepare_decode`.
 
-    Options are `tiling`, `memory_budget`, `circular`, `dtype` and `device`, as for `decode`; None means as there.
+    Args:
+        device: where it would compute; None for where the weights are. The others are those of `decode`.
+
+    Raises:
+        ShapeError, TilingError, ConfigError, MemoryBudgetError: as `decode`.
     """
-    device = options.pop("device", None)
-    return prepare_decode(vae, shape, Options(**options), device=device).plan
+    return prepare_decode(vae, shape, Options(tiling, memory_budget, circular, dtype), device=device).plan
 
 
 def bring_weights_in(vae: Any) -> None:
