@@ -19,7 +19,9 @@ AUTO = "auto"
 DEMO_NAME = "demo"
 DEMO_PATH = Path(__file__).resolve().parents[1] / "vae_core" / "demo"
 # What follows the names of VAEs that are not files of models/vae.
-FOLDER_MARK, DIFFUSERS_MARK, CHECKPOINT_MARK = " [folder]", " [diffusers]", " [checkpoint]"
+FOLDER_MARK = " [folder]"
+DIFFUSERS_MARK = " [diffusers]"
+CHECKPOINT_MARK = " [checkpoint]"
 HUB_MARK = " [Hugging Face]"
 _KIND_OF_MARK = {FOLDER_MARK: "vae", DIFFUSERS_MARK: "diffusers", CHECKPOINT_MARK: "checkpoints"}
 _DIFFUSERS_DEPTH = 3

@@ -23,7 +23,9 @@ _USUAL = AutoencoderKLConfig(
     up_block_types=("UpDecoderBlock2D",) * 4,
     layers_per_block=2,
 )
-_MAX_SIDE, _MAX_PIXELS, _MAX_BATCH = 2**17, 2**32, 2**16  # pixels, of one image; images
+_MAX_SIDE = 2**17  # pixels
+_MAX_PIXELS = 2**32  # of one image
+_MAX_BATCH = 2**16  # images
 _MAX_BUDGET = 2**20  # GiB
 _MAX_TILES = 1024  # that are listed one by one
 

@@ -30,7 +30,9 @@ class AttnProcessor2_0:
 
     def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         tokens = attn.normalized_tokens(hidden_states)
-        query, key, value = attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)
+        query = attn.to_q(tokens)
+        key = attn.to_k(tokens)
+        value = attn.to_v(tokens)
         return attn.project_out(_fused_attention(query, key, value), hidden_states)
 
 

@@ -68,7 +68,9 @@ class Downsample(LDMResample, DiffusersResample, nn.Module):
 class Upsample(LDMResample, DiffusersResample, nn.Module):
     """Double a map: nearest neighbour, then a 3x3 convolution."""
 
-    name, interpolate, use_conv_transpose = "conv", True, False  # diffusers' words for it
+    name = "conv"  # diffusers' words for it
+    interpolate = True
+    use_conv_transpose = False
 
     def __init__(self, channels: int) -> None:
         super().__init__()

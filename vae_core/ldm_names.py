@@ -71,7 +71,9 @@ class FinestFirst(nn.ModuleList):
 class Projection:
     """A linear layer as the 1x1 convolution that LDM has in its place: [B, C, H, W] -> [B, C', H, W]."""
 
-    kernel_size, stride, padding = (1, 1), (1, 1), (0, 0)
+    kernel_size = (1, 1)
+    stride = (1, 1)
+    padding = (0, 0)
 
     def __init__(self, linear: nn.Linear) -> None:
         self._linear = linear
@@ -201,7 +203,9 @@ class LDMLevel(_Names):
 class LDMMiddle(_Names):
     """Names of LDM's middle block. `attn_1` is there where it has an attention."""
 
-    block_1, attn_1, block_2 = Part("resnets", 0), Part("attentions", 0), Part("resnets", 1)
+    block_1 = Part("resnets", 0)
+    attn_1 = Part("attentions", 0)
+    block_2 = Part("resnets", 1)
 
 
 class _Half(_Names):

@@ -67,7 +67,9 @@ class _Bounded:
 
     def __init__(self, file: BinaryIO) -> None:
         self.most: int | None = MOST_NAMES
-        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+        self.seek = file.seek
+        self.tell = file.tell
+        self._read = file.read
 
     def seekable(self) -> bool:
         return True

@@ -86,7 +86,9 @@ def unfused(source: TensorFile, names: Mapping[str, str]) -> tuple[TensorFile, d
     Returns:
         The file with more tensors, which are thirds of those in it, and `names` with theirs.
     """
-    tensors, files, values = dict(source.tensors), dict(source.files), dict(source.values)
+    tensors = dict(source.tensors)
+    files = dict(source.files)
+    values = dict(source.values)
     found = dict(names)
     for name, real in names.items():
         match = _FUSED.fullmatch(name)

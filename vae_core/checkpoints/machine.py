@@ -60,7 +60,10 @@ class Machine:
     """
 
     def __init__(self, file: BinaryIO, size: int, name: str, until: float) -> None:
-        self.file, self.left, self.name, self.until = file, size, name, until
+        self.file = file
+        self.left = size
+        self.name = name
+        self.until = until
         self.frame_left: int | None = None
         self.position = 0
         self.stack: list[Any] = []

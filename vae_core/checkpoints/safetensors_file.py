@@ -148,7 +148,9 @@ def _entry(name: str, value: Any) -> _Entry:
     missing = [field for field in ("dtype", "shape", "data_offsets") if field not in fields]
     if missing:
         raise ValueError(f"{brief(name)} has no {missing[0]}")
-    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    dtype = fields["dtype"]
+    shape = fields["shape"]
+    offsets = fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"{brief(name)} has the unknown number type {brief(dtype)}")
     for numbers in (shape, offsets):

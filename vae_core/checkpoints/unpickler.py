@@ -283,7 +283,9 @@ def _new_object(machine: Machine) -> None:
 
 @_on(pickle.NEWOBJ_EX)
 def _new_object_ex(machine: Machine) -> None:
-    options, arguments, kind = machine.pop(), machine.pop(), machine.pop()
+    options = machine.pop()
+    arguments = machine.pop()
+    kind = machine.pop()
     if not isinstance(kind, Dummy) or not isinstance(options, dict):
         machine.refuse("makes an object with named arguments")
     machine.push(machine.make(kind, arguments))

@@ -129,7 +129,9 @@ class Buckets:
         return bucket, (_round(width * scale), _round(height * scale))
 
     def _shrinking(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        resized, area, aspect = (width, height), self.width * self.height, width / height
+        resized = (width, height)
+        area = self.width * self.height
+        aspect = width / height
         if width * height > area:
             ideal = math.sqrt(area * aspect)
             by_width = self._down(ideal)

@@ -43,7 +43,10 @@ from .writing import write_bytes
 
 VERSION = 1
 FORMAT = "seamless-vae dataset"
-MANIFEST, SPLITS, SHARDS, FAILURES = "manifest.json", "splits.jsonl", "shards.jsonl", "failures.jsonl"
+MANIFEST = "manifest.json"
+SPLITS = "splits.jsonl"
+SHARDS = "shards.jsonl"
+FAILURES = "failures.jsonl"
 _KOHYA_RECORDS = ".seamless_vae"
 
 

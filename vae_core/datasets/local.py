@@ -23,7 +23,9 @@ from .settings import Failure, Settings
 from .sources import Split, from_position, read_split
 
 # Images that a reader hands over at once, parts of them that it works ahead, and shards that wait to be written.
-_PART, _AHEAD, _UNWRITTEN = 4, 4, 2
+_PART = 4
+_AHEAD = 4
+_UNWRITTEN = 2
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,9 @@ class _Read:
     """
 
     def __init__(self, group: list[Work], settings: Settings, channels: int) -> None:
-        self.group, self.settings, self.channels = group, settings, channels
+        self.group = group
+        self.settings = settings
+        self.channels = channels
 
     def __call__(self) -> Iterable[Any]:
         try:

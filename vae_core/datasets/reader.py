@@ -126,7 +126,10 @@ class LatentStream(IterableDataset):
         if batch_size < 1 or window < 1:
             raise ConfigError(f"batches of {batch_size} from {window} shards cannot be made; give positive numbers.")
         self.collection, self.scaled = _open(out), scaled
-        self.batch_size, self.shuffle, self.seed, self.window = batch_size, shuffle, seed, window
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.window = window
         self.drop_last = drop_last
         self.rank, self.world_size = _rank(rank, world_size)
         self._epoch, self._skip = SharedNumber(0), SharedNumber(0)

@@ -120,7 +120,9 @@ def encode_dataset(
         DatasetError: a source that cannot be read, a folder that has another collection, a full disk.
         ConfigError: settings that do not fit the VAE or the source.
     """
-    engine, progress, out = engine or Engine(), progress or Progress(show=False), local_folder(out)
+    engine = engine or Engine()
+    progress = progress or Progress(show=False)
+    out = local_folder(out)
     settings.buckets.check(vae.config.downscale_factor)
     records = records_folder(out, settings.layout, settings.kohya, settings.buckets)
     # Files of kohya's with several resolutions are written by one run at a time.
@@ -187,12 +189,17 @@ def _check_kohya(source: str, splits: Sequence[Split]) -> None:
 
 def _what_is_left(collection: Collection) -> tuple[list[Work], int | None, int]:
     """The work that is left, images of the whole source (None: not known), and those done before."""
-    work, total, before, known = [], 0, 0, True
+    work = []
+    total = 0
+    before = 0
+    known = True
     for split in collection.splits():
         count = split.count
         known, total = known and count is not None, total + (count or 0)
         if split.kind == "files":
-            done, chunks, images = collection.is_done(split), 0, len(split.urls)
+            done = collection.is_done(split)
+            chunks = 0
+            images = len(split.urls)
             before += images if done else 0
         else:
             chunks, done = collection.chunks_done(split)

@@ -28,7 +28,9 @@ def row_ranges(url: str, images: int) -> list[tuple[int, int]]:
             count = sum(len(batch) for batch in _csv_batches(file, url, 0))
             return [(0, count)] if count else []
         metadata = _parquet(file, url).metadata
-    ranges, start, stop = [], 0, 0
+    ranges = []
+    start = 0
+    stop = 0
     for i in range(metadata.num_row_groups):
         stop += metadata.row_group(i).num_rows
         if stop - start >= images or (i == metadata.num_row_groups - 1 and stop > start):
@@ -74,7 +76,9 @@ def _rows_of_parquet(file: Any, url: str, column: str, first: int, stop: int) ->
     """A column of parquet, in small batches of the row groups that have the rows."""
     source = _parquet(file, url)
     name = _column(source.schema_arrow, column, url)
-    groups, skipped, before = [], 0, 0
+    groups = []
+    skipped = 0
+    before = 0
     for i in range(source.metadata.num_row_groups):
         rows = source.metadata.row_group(i).num_rows
         if before < stop and before + rows > first:

@@ -225,7 +225,10 @@ class CompiledWinograd(winograd.Winograd):
 
     def close(self) -> None:
         super().close()
-        self._sources, self._targets, self._residuals, self._copies = [], [], [], []
+        self._sources = []
+        self._targets = []
+        self._residuals = []
+        self._copies = []
 
 
 def _fill(packed: np.ndarray, matrices: Tensor, first: int) -> None:

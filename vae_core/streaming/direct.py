@@ -99,7 +99,9 @@ class DirectConvolution:
             return self._workspace_on_a_device()
         strip, (batch, _, width, channels) = self.layout.first, self.inputs.source.shape
         first, stop = self._reads(strip)
-        conv, dtype, norm = self.step.conv, self.inputs.dtype, self.step.norm
+        conv = self.step.conv
+        dtype = self.inputs.dtype
+        norm = self.step.norm
         read = batch * (stop - first) * width * channels
         results = strip.positions * conv.out_channels
         terms = {
@@ -128,7 +130,9 @@ class DirectConvolution:
         return terms
 
     def _workspace_on_a_device(self) -> dict[str, int]:
-        strip, dtype, conv = self.layout.first, self.inputs.dtype, self.step.conv
+        strip = self.layout.first
+        dtype = self.inputs.dtype
+        conv = self.step.conv
         batch, _, width, channels = self.inputs.source.shape
         itemsize = dtype.itemsize
         first, stop = self._reads(strip)

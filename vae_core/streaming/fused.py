@@ -162,7 +162,9 @@ def _try(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 2, 70, 160, generator=generator, device="cpu").to(dtype)
     scale, shift = torch.randn(2, 2, 160, generator=generator, device="cpu")
-    there, factors, offsets = x.to(device), scale.to(device), shift.to(device)
+    there = x.to(device)
+    factors = scale.to(device)
+    offsets = shift.to(device)
     values = x.float()
     for silu in (True, False):
         got, want = there.new_empty(2, 4, 72, 160), values * scale[:, None, None] + shift[:, None, None]

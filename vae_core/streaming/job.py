@@ -89,8 +89,12 @@ class Job:
 
     def __init__(self, request: Request, how: str = "in the first attempt", ladder: Sequence[_Rung] | None = None):
         self._request, self.how = request, how
-        self.half, self.shape, self.output_shape = request.half, request.shape, request.output_shape
-        self.options, self.device, self.dtype = request.options, request.device, request.dtype
+        self.half = request.half
+        self.shape = request.shape
+        self.output_shape = request.output_shape
+        self.options = request.options
+        self.device = request.device
+        self.dtype = request.dtype
         self.way, self._planned = _choose(request)
         self.plan = self._planned.plan
         places = self.plan.places

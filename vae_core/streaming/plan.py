@@ -137,7 +137,10 @@ def plan_program(request: Request, manner: Manner) -> ProgramPlan:
     Raises:
         MemoryBudgetError: what a pass needs beside its maps is over the budget.
     """
-    passes, shape, output_shape, budget = request.passes, request.shape, request.output_shape, request.budget
+    passes = request.passes
+    shape = request.shape
+    output_shape = request.output_shape
+    budget = request.budget
     latent_rows = request.latent_size[0]
     cpu_limit = request.offload
 
@@ -208,7 +211,9 @@ def plan_whole(request: Request, items: int) -> Plan:
 
 def plan_tiles(request: Request, items: int) -> Plan:
     """The plan of the reference path on blended tiles, of so many images at once."""
-    tiling, half, shape = request.options.tiling, request.half, request.shape
+    tiling = request.options.tiling
+    half = request.half
+    shape = request.shape
     assert tiling is not None
     sizes = cut_tiles(shape[2:], tiling, half.in_unit)
     tiles = sum(sizes.values()) * len(parts_of(shape[0], items))

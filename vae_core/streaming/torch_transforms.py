@@ -21,7 +21,9 @@ Part = Callable[[str, Sequence[int]], Tensor]  # scratch memory of a name in `sc
 
 def scratch_sizes(transform: Transform, channels: int, out_channels: int, tiles: tuple[int, int]) -> dict[str, int]:
     """Numbers in float32 that a strip of so many tiles below and beside one another needs, by what they are for."""
-    step, size, reach = transform.step, transform.products, transform.reach
+    step = transform.step
+    size = transform.products
+    reach = transform.reach
     down, across = tiles
     wide = step * (across - 1) + reach
     values = 16 * down * across * out_channels
@@ -53,7 +55,10 @@ def transform_inputs(
         coefficients: scale and shift [C] before SiLU; None to take the source as it is.
         out: [1, tiles or more, n * n, >= C], or [n, tiles or more, n, >= C].
     """
-    before, step, size, reach = transform.before, transform.step, transform.products, transform.reach
+    before = transform.before
+    step = transform.step
+    size = transform.products
+    reach = transform.reach
     down, across = tiles
     channels = source.shape[2]
     high, wide = step * (down - 1) + reach, step * (across - 1) + reach

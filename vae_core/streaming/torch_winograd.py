@@ -107,7 +107,9 @@ class TorchWinograd(winograd.Winograd):
         return winograd.tiles_of(self.layout.first.height, self.layout.first.width)
 
     def scratch_sizes(self) -> dict[str, int]:
-        strip, inputs, conv = self.layout.first, self.inputs, self.step.conv
+        strip = self.layout.first
+        inputs = self.inputs
+        conv = self.step.conv
         down, across = self._tiles
         numbers = down * across * self.groups
         sizes = {"left": numbers * whole_vectors(conv.in_channels), "results": numbers * conv.out_channels}
@@ -148,7 +150,9 @@ class TorchWinograd(winograd.Winograd):
 
     def pack(self) -> _Weights:
         """G w G^T for every kernel w of the convolution, packed together or row by row of the result."""
-        conv, shortcut, of_shortcut = self.step.conv, self.step.shortcut, None
+        conv = self.step.conv
+        shortcut = self.step.shortcut
+        of_shortcut = None
         kernels = conv.weight.detach().float().cpu().flatten(0, 1).flatten(1).t()  # [9, K * C]
         size = self._piece_bytes()
         packed = []

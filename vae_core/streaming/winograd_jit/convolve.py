@@ -86,7 +86,9 @@ def transform_inputs(source, y0, x0, circular_x, scales, shifts, activate, ring_
     """
     rows, width, depth, kind = source
     down, across = tiles
-    line, row_out, row_of_ring = 6 * channels, out, 6 * LANES
+    line = 6 * channels
+    row_out = out
+    row_of_ring = 6 * LANES
     for y in range(y0, y0 + 4 * down, 4):
         for block in range(0, channels, BLOCK):
             stop = min(block + BLOCK, channels)
@@ -157,7 +159,9 @@ def transform_outputs(products, width, biases, to_add, target, size, channels, s
     """
     adds, added_rows, (added_y, added_x), added_depth, added_kind = to_add
     target_rows, (target_y, target_x), depth, kind = target
-    line, tile, added = 6 * width, products, (0, 0, 0, 0)
+    line = 6 * width
+    tile = products
+    added = (0, 0, 0, 0)
     for y in range(0, size[0], 4):
         pixels = four_rows(target_rows, target_y + y)
         if adds:
@@ -217,7 +221,9 @@ def convolve(source, circular_x, scale, shift, weights, bias, added, shortcut, t
     added_rows, _, added_depth, added_kind = added
     target_rows, _, depth, kind = target
     ring, inputs, products, beside, beside_rows, at_once = memory
-    channels, out_channels, width = weights.shape[2], bias.size, weights.shape[1] * COLUMNS
+    channels = weights.shape[2]
+    out_channels = bias.size
+    width = weights.shape[1] * COLUMNS
     of_shortcut = shortcut.shape[2]
     for row in range(0, target_rows.size, 4 * at_once[0]):
         rows = min(4 * at_once[0], target_rows.size - row)

@@ -54,7 +54,9 @@ def upsample_inputs(source, y0, x0, circular_x, ring_begin, out, tiles, channels
     """
     rows, width, depth, kind = source
     down, across = tiles
-    line, tile, row_of_ring = 5 * channels, out, 4 * LANES
+    line = 5 * channels
+    tile = out
+    row_of_ring = 4 * LANES
     for y in range(y0, y0 + 2 * down, 2):
         for j in range(2 * across + 2):
             slot = j % 4
@@ -136,7 +138,9 @@ def upsample(source, circular_x, weights, bias, target, columns, memory, total, 
     """
     target_rows, _, depth, kind = target
     ring, inputs, products, at_once = memory
-    channels, out_channels, width = weights.shape[2], bias.size, weights.shape[1] * COLUMNS
+    channels = weights.shape[2]
+    out_channels = bias.size
+    width = weights.shape[1] * COLUMNS
     for row in range(0, target_rows.size, 4 * at_once[0]):
         rows = min(4 * at_once[0], target_rows.size - row)
         for column in range(columns[0], columns[1], 4 * at_once[1]):
