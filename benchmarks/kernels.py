@@ -3,7 +3,7 @@
     python benchmarks/kernels.py [--channels 16 32 64 128 256 512] [--sides 8 16 32 64 128] [--models]
 
 Passes: each is run whole (weights transformed, all strips, statistics) with `DirectConvolution` and with the one of
-`FAST_KERNELS` that suits it, in turns, and the median is taken. The table shows how many times faster Winograd is; a
+`KERNELS` that suits it, in turns, and the median is taken. The table shows how many times faster Winograd is; a
 star marks where `choose_kernel` takes it, an exclamation mark where it takes the slower one by more than a tenth.
 From these follows the rule: for each number of channels the smallest map where Winograd wins, in positions for every
 channel (of the geometric mean of both sides) and in FLOPs, which is what _WINOGRAD_POSITIONS_PER_CHANNEL and
@@ -27,7 +27,7 @@ from peers import CONFIGS, ours
 from torch import nn
 
 import vae_core
-from vae_core.streaming.choose import FAST_KERNELS, choose_kernel
+from vae_core.streaming.choose import KERNELS, choose_kernel
 from vae_core.streaming.direct import DirectConvolution
 from vae_core.streaming.kernel import STRIP_BYTES, Kernel, PassInputs
 from vae_core.streaming.maps import FeatureMap
@@ -70,7 +70,7 @@ def make_pass(scale: Scale, in_channels: int, out_channels: int, side: int) -> P
 
 
 def fast_kernel(inputs: PassInputs) -> type[Kernel]:
-    return next(kernel for kernel in FAST_KERNELS if kernel.suits(inputs.step, inputs.dtype, inputs.device))
+    return next(each for each in KERNELS if each.suits(inputs.step, inputs.source, inputs.dtype, inputs.device))
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ runs        budgets, threads, an error to stop with          nodes       what th
 collection  images and settings of a collection              hub         a Hugging Face Hub on the loopback address
 thinned     combinations of which a few run by default   command     the command line in this process
 passes      one pass of a kernel by itself               allocations what torch's allocator is asked for
+counts      how often functions are called
 saves       a model that is saved over another      growth      how far a process grows
 sim, order  a device that does not exist, and its checker
 """

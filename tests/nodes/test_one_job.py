@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import gc
 import threading
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from given.allocations import Alive
 from given.nodes import CLOSE, Makers
 from host.ldm import AutoencoderKL
 from host.stand_in import Host, Pack
-from torch.utils._python_dispatch import TorchDispatchMode
 
 BATCH = 8
 
@@ -75,29 +74,6 @@ def test_everything_is_done_once(
     dry_runs, layouts = len(dry), sum(map(len, laid_out))
     passes = len(pack.module("vae_core").plan_decode(vae.first_stage_model.autoencoder, (1, 4, 48, 40)).pass_flops)
     assert layouts == dry_runs * passes, "laid out by the dry run, and run so"
-
-
-def is_dense(each: Any) -> bool:
-    return isinstance(each, torch.Tensor) and each.layout == torch.strided and not each.is_meta
-
-
-class Alive(TorchDispatchMode):
-    """How many tensors of one size in bytes are alive at once, at most."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size, self.most = size, 0
-        self._alive: dict[int, weakref.ref[Any]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for each in result if isinstance(result, tuple | list) else (result,):
-            if is_dense(each) and each.untyped_storage().nbytes() == self.size:
-                self._alive[each.untyped_storage().data_ptr()] = weakref.ref(each.untyped_storage())
-        found = {key for key, storage in self._alive.items() if storage() is not None}
-        self._alive = {key: self._alive[key] for key in found}
-        self.most = max(self.most, len(found))
-        return result
 
 
 def test_no_second_image(new_host: Host, pack: Pack, make: Makers) -> None:

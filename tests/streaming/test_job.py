@@ -3,62 +3,42 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from given.allocations import Living
+from given.counts import Calls
 from given.inputs import image, latent
 from given.models import SMALL, make
 from given.runs import SIZE
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import vae_core
 from vae_core import AutoencoderKL, ImageError, Options, ShapeError, TileSpec
 from vae_core.halves import decoder_half
 from vae_core.streaming import prepare, source, strips
-from vae_core.streaming.choose import FAST_KERNELS
-from vae_core.streaming.direct import DirectConvolution
-from vae_core.streaming.packed_attention import PackedAttention
-from vae_core.streaming.stored_attention import StoredAttention
+from vae_core.streaming.choose import KERNELS
 
 BLENDED = TileSpec(size=8, overlap=2, mode="blended")
-KERNELS = (DirectConvolution, *FAST_KERNELS, StoredAttention, PackedAttention)
 META = torch.device("meta")
 
 
 @pytest.fixture
-def counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each step of a run is made, in this thread and in workers."""
-    seen: Counter[str] = Counter()
-    lock = threading.Lock()
-
-    def count(owner: Any, name: str, what: str, only: Any = lambda *_: True) -> None:
-        real = getattr(owner, name)
-
-        def spy(*args: Any, **kwargs: Any) -> Any:
-            if only(*args):
-                with lock:
-                    seen[what] += 1
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, spy)
-
-    count(strips, "WorkerPool", "pools")
-    count(strips, "MapStore", "stores")
-    count(strips, "plan_program", "plans")
-    count(source, "count_not_finite", "looks for NaN")
+    calls = Calls(monkeypatch)
+    calls.of(strips, "WorkerPool", "pools")
+    calls.of(strips, "MapStore", "stores")
+    calls.of(strips, "plan_program", "plans")
+    calls.of(source, "count_not_finite", "looks for NaN")
     for kernel in KERNELS:
-        count(kernel, "_lay_out", "layouts")
-        count(kernel, "pack", "packed")
-        count(kernel, "compute", "strips")
-        count(kernel, "combine", "passes")
-    yield seen
+        calls.of(kernel, "_lay_out", "layouts")
+        calls.of(kernel, "pack", "packed")
+        calls.of(kernel, "compute", "strips")
+        calls.of(kernel, "combine", "passes")
+    return calls.counts
 
 
 def counted_half(vae: AutoencoderKL, seen: Counter[str]) -> Any:
@@ -192,26 +172,6 @@ def test_an_image_within_one_blended_tile_runs_whole(side: int, tiles: int) -> N
     with torch.no_grad():
         assert torch.equal(vae.encode(x).latent_dist.parameters, moments)  # by the model's own method as well
     assert len(calls) == (tiles or 1)
-
-
-class Living(TorchDispatchMode):
-    """The most bytes of tensors alive at once that were made within the block, each storage counted once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.storages: dict[int, Any] = {}
-        self.most = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = {each.untyped_storage()._cdata for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
-        for each in tree_leaves(result):
-            if isinstance(each, Tensor) and each.untyped_storage()._cdata not in given:
-                storage = each.untyped_storage()
-                self.storages[id(storage)] = (weakref.ref(each), storage.nbytes())
-        self.storages = {key: found for key, found in self.storages.items() if found[0]() is not None}
-        self.most = max(self.most, sum(size for _, size in self.storages.values()))
-        return result
 
 
 @pytest.mark.parametrize("options", [Options(), Options(tiling=replace(BLENDED, size=16))], ids=["whole", "tiles"])

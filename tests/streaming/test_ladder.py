@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import pytest
+from given.counts import Calls
 from given.inputs import latent
 from given.models import SMALL, make
 from given.runs import SIZE
@@ -96,14 +96,9 @@ def least_budget(prepare_with: Any) -> int:
 
 @pytest.mark.thorough
 def test_the_ladder_of_a_batch_is_planned_once(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
-    counts: Counter[str] = Counter()
-    real = strips.plan_program
-
-    def spy(*args: Any) -> Any:
-        counts["plans"] += 1
-        return real(*args)
-
-    monkeypatch.setattr(strips, "plan_program", spy)
+    calls = Calls(monkeypatch)
+    calls.of(strips, "plan_program", "plans")
+    counts = calls.counts
     first = vae_core.prepare_decode(vae, (8, 4, 40, 40))
     second = first.smaller()
     assert (second.how, second.plan.items) == ("one item of the batch at a time", 1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from given.counts import Calls
 from given.inputs import image, latent
 from given.models import SMALL, make
 
@@ -22,30 +23,20 @@ ONCE = {"shape": 1, "patch": 1, "program": 1, "plan": 1, "NaN": 1}
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    found: Counter[str] = Counter()
-
-    def count(owner: Any, name: str, what: str, only: Callable[..., bool] = lambda *_: True) -> None:
-        real = getattr(owner, name)
-
-        def spy(*args: Any, **kwargs: Any) -> Any:
-            found[what] += only(*args)
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, spy)
-
-    count(autoencoder_kl, "_check_shape", "shape")
-    count(halves, "_find_patch", "patch")
+    calls = Calls(monkeypatch)
+    calls.of(autoencoder_kl, "_check_shape", "shape")
+    calls.of(halves, "_find_patch", "patch")
     for name in ("encoder_program", "decoder_program"):
-        count(halves, name, "program", only=lambda half, _: not half.conv_in.weight.is_meta)
+        calls.of(halves, name, "program", only=lambda half, _: not half.conv_in.weight.is_meta)
     for name in ("_nominal_encoder", "_nominal_decoder"):  # these have no weights, and are kept
-        count(halves, name, "program")
-    count(strips, "plan_program", "plan")
-    count(reference, "plan_whole", "plan")
-    count(reference, "plan_tiles", "plan")
-    count(source, "count_not_finite", "NaN")
-    count(strips, "MapStore", "store")
-    count(strips, "WorkerPool", "pool")
-    return found
+        calls.of(halves, name, "program")
+    calls.of(strips, "plan_program", "plan")
+    calls.of(reference, "plan_whole", "plan")
+    calls.of(reference, "plan_tiles", "plan")
+    calls.of(source, "count_not_finite", "NaN")
+    calls.of(strips, "MapStore", "store")
+    calls.of(strips, "WorkerPool", "pool")
+    return calls.counts
 
 
 def patched() -> AutoencoderKL:

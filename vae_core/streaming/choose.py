@@ -29,8 +29,14 @@ from .torch_winograd import TorchWinograd
 KernelChoice = Literal["auto", "reference", "direct", "winograd"]
 _choice: ContextVar[KernelChoice] = ContextVar("seamless_vae_kernels", default="auto")
 
-# Kernels with few multiplications; the first that suits a pass is the faster.
-FAST_KERNELS: tuple[type[CompiledWinograd] | type[TorchWinograd], ...] = (CompiledWinograd, TorchWinograd)
+# The fastest first. The last two are in torch's own operations, and suit every pass of their kind.
+KERNELS: tuple[type[Kernel], ...] = (
+    CompiledWinograd,
+    TorchWinograd,
+    PackedAttention,
+    DirectConvolution,
+    StoredAttention,
+)
 
 # Where Winograd is the faster, as `benchmarks/kernels.py` measures it. Below so many FLOPs (of a direct convolution)
 # its calls cost more than its multiplications save; below so many positions of the target for a channel, making its
@@ -91,15 +97,13 @@ def choose_kernel(
     choice: KernelChoice,
 ) -> type[Kernel]:
     """The kernel of a pass: the fastest one by its shapes, or what `kernels` has asked for."""
-    torchs_own = choice in ("reference", "direct")
-    if isinstance(step, Attend):
-        packed = not torchs_own and PackedAttention.suits(step, source, dtype, device)
-        return PackedAttention if packed else StoredAttention
-    fast = () if torchs_own else FAST_KERNELS
-    kernel = next((each for each in fast if each.suits(step, dtype, device)), DirectConvolution)
-    if kernel is DirectConvolution or choice == "winograd" or _winograd_wins(step, source.shape[3], target):
-        return kernel
-    return DirectConvolution
+    torchs_own = StoredAttention if isinstance(step, Attend) else DirectConvolution
+    if choice in ("reference", "direct"):
+        return torchs_own
+    fastest = next(each for each in KERNELS if each.suits(step, source, dtype, device))
+    if isinstance(step, Attend) or choice == "winograd" or _winograd_wins(step, source.shape[3], target):
+        return fastest
+    return torchs_own
 
 
 def _winograd_wins(step: Convolve, in_channels: int, target: FeatureMap) -> bool:

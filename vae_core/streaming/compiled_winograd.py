@@ -55,7 +55,7 @@ class CompiledWinograd(winograd.Winograd):
         self._copies: list[Tensor] = []
 
     @staticmethod
-    def suits(step: Pass, dtype: torch.dtype, device: torch.device) -> bool:
+    def suits(step: Pass, source: FeatureMap, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether this kernel can compute a pass: one of whole vectors of channels."""
         if not winograd.compiled() or not winograd.is_winograds(step, dtype, device):
             return False

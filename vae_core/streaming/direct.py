@@ -15,9 +15,9 @@ from . import fused
 from .activation import IN_PLACE, activate
 from .fused import Part
 from .kernel import Layout, PassInputs, Strip, cut, even_size
-from .maps import joined
+from .maps import FeatureMap, joined
 from .phases import PARITIES, phase_kernels
-from .program import Convolve, PositionNorm
+from .program import Convolve, Pass, PositionNorm
 from .scratch import Scratch, Scratches
 from .stats import Stats, StatsTable, StripStats, TableStats
 from .transfer import Arriving, Transfers
@@ -54,6 +54,11 @@ class DirectConvolution:
         self._buffer: Tensor | None = None
         self.scratches: Scratches | None = None
         self._scratch: Scratch | None = None
+
+    @staticmethod
+    def suits(step: Pass, source: FeatureMap, dtype: torch.dtype, device: torch.device) -> bool:
+        """Every convolution."""
+        return isinstance(step, Convolve)
 
     def _lay_out(self) -> Layout:
         batch, height, width, channels = self.inputs.target.shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -132,8 +132,14 @@ class PassInputs:
     layout: Layout | None = None
 
 
-class Kernel(Protocol):
+Packed = TypeVar("Packed")
+Result = TypeVar("Result")
+
+
+class Kernel(Protocol[Packed, Result]):
     """Computes one pass. Every kernel gives the same numbers within rounding.
+
+    `Packed` is what weights are made of for its strips, `Result` what a strip leaves for the statistics.
 
     The order of calls is `pack`, `prepare`, `compute` for each strip of `layout`, `combine`, `close`. A dry run makes a
     kernel on maps without memory and asks for `layout` and `workspace` alone.
@@ -152,6 +158,11 @@ class Kernel(Protocol):
 
     def __init__(self, inputs: PassInputs) -> None: ...
 
+    @staticmethod
+    def suits(step: Pass, source: FeatureMap, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether it can compute a pass on this source, in a precision, on a device."""
+        ...
+
     def workspace(self) -> dict[str, int]:
         """Bytes that the pass needs beside its maps, by what they are for: their sum is what it needs at once."""
         ...
@@ -164,19 +175,19 @@ class Kernel(Protocol):
         """FLOPs of a strip, as plain convolutions and attention need them."""
         ...
 
-    def pack(self) -> Any:
+    def pack(self) -> Packed:
         """The pass's weights as its strips need them; the same for every part of a batch."""
         ...
 
-    def prepare(self, packed: Any) -> None:
+    def prepare(self, packed: Packed) -> None:
         """Make ready for strips, with what `pack` has returned, now or for an earlier part of the batch."""
         ...
 
-    def compute(self, strip: Strip) -> Any:
+    def compute(self, strip: Strip) -> Result:
         """Compute a strip into the target; what is returned goes to `combine`."""
         ...
 
-    def combine(self, parts: Sequence[Any]) -> Stats:
+    def combine(self, parts: Sequence[Result]) -> Stats:
         """The statistics of the target, from the results of all strips in their order."""
         ...
 

@@ -14,7 +14,7 @@ from . import fused
 from .fused import Part
 from .kernel import Layout, PassInputs, Strip, cut
 from .maps import FeatureMap
-from .program import Attend, Linear, PositionNorm
+from .program import Attend, Linear, Pass, PositionNorm
 from .softmax import OnlineSoftmax, folded, per_item, projections
 from .stats import WITH_FLOAT64, ChannelStats, StatsTable, StripStats
 
@@ -52,6 +52,11 @@ class StoredAttention:
         except BaseException:
             inputs.store.release(self.keys)
             raise
+
+    @staticmethod
+    def suits(step: Pass, source: FeatureMap, dtype: torch.dtype, device: torch.device) -> bool:
+        """Every attention."""
+        return isinstance(step, Attend)
 
     def _lay_out(self) -> Layout:
         rows = replace(cut(self.positions, self.queries), before=_MAKE_KEYS)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import internals, torch_transforms, winograd
 from .kernel import STRIP_BYTES, Layout, Strip, cut
+from .maps import FeatureMap
 from .products import VECTOR, PackedProducts, whole_vectors
 from .program import Pass
 from .scratch import Scratch
@@ -81,7 +82,7 @@ class TorchWinograd(winograd.Winograd):
     """Winograd in torch operations."""
 
     @staticmethod
-    def suits(step: Pass, dtype: torch.dtype, device: torch.device) -> bool:
+    def suits(step: Pass, source: FeatureMap, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether this kernel can compute a pass."""
         return internals.products_available() and winograd.is_winograds(step, dtype, device)
 

@@ -55,13 +55,13 @@ def _four_outputs(m0, m1, m2, m3, m4, m5):
 
 
 @part
-def _store_six(m, step, v):
+def _store_six(m, stride, v):
     store(m, v[0])
-    store(m + step, v[1])
-    store(m + 2 * step, v[2])
-    store(m + 3 * step, v[3])
-    store(m + 4 * step, v[4])
-    store(m + 5 * step, v[5])
+    store(m + stride, v[1])
+    store(m + 2 * stride, v[2])
+    store(m + 3 * stride, v[3])
+    store(m + 4 * stride, v[4])
+    store(m + 5 * stride, v[5])
 
 
 @part
@@ -137,10 +137,15 @@ def transform_inputs(source, y0, x0, circular_x, scales, shifts, activate, ring_
 
 
 @part
-def _outputs_of_line(m, step):
+def _outputs_of_line(m, stride):
     """A^T along a line of six products."""
     return _four_outputs(
-        load(m), load(m + step), load(m + 2 * step), load(m + 3 * step), load(m + 4 * step), load(m + 5 * step)
+        load(m),
+        load(m + stride),
+        load(m + 2 * stride),
+        load(m + 3 * stride),
+        load(m + 4 * stride),
+        load(m + 5 * stride),
     )
 
 

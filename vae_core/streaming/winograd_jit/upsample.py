@@ -35,14 +35,14 @@ def _four_outputs(m0, m1, m2, m3, m4):
 
 
 @part
-def _store_five(row, s0, s1, s2, s3, m, step):
+def _store_five(row, s0, s1, s2, s3, m, stride):
     """Write a line of what is multiplied, of a row of the ring whose slots, the oldest first, are s0 ... s3."""
     v = _four_differences(load(row + s0), load(row + s1), load(row + s2), load(row + s3))
     store(m, v[0])
-    store(m + step, v[1])
-    store(m + 2 * step, v[2])
-    store(m + 3 * step, v[1])
-    store(m + 4 * step, v[3])
+    store(m + stride, v[1])
+    store(m + 2 * stride, v[2])
+    store(m + 3 * stride, v[1])
+    store(m + 4 * stride, v[3])
 
 
 @step
@@ -89,9 +89,9 @@ def upsample_inputs(source, y0, x0, circular_x, ring_begin, out, tiles, channels
 
 
 @part
-def _outputs_of_line(m, step):
+def _outputs_of_line(m, stride):
     """A^T along a line of five products."""
-    return _four_outputs(load(m), load(m + step), load(m + 2 * step), load(m + 3 * step), load(m + 4 * step))
+    return _four_outputs(load(m), load(m + stride), load(m + 2 * stride), load(m + 3 * stride), load(m + 4 * stride))
 
 
 @step
