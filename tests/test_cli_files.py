@@ -297,6 +297,8 @@ class TestManners:
             (["--memory", "nan"], "--memory is nan"),
             (["--memory", "inf"], "--memory is inf"),
             (["--memory", "-1"], "--memory is -1"),
+            (["--memory", "0"], "--memory is 0"),
+            (["--memory", "1e-12"], "--memory is 1e-12"),
             (["--memory", "1e300"], "--memory is 1e+300"),
         ],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,11 @@ def test_damaged_latent_files(vaes: dict[str, Path], tmp_path: Path, capsys: pyt
             (tmp_path / name).write_bytes(damaged[: len(damaged) - (seed % 2) * seed])
             run("decode", tmp_path / name, "-o", tmp_path / "a.png", "--vae", vaes["sdxl"], "--overwrite")
             assert "unexpected" not in capsys.readouterr().err, (name, seed)
-    for wrong in (tmp_path, tmp_path / "none", photo(tmp_path / "photo.png")):
-        assert run("decode", wrong, "-o", tmp_path / "b.png", "--vae", vaes["sdxl"]) == 1
-        assert "cannot read" in capsys.readouterr().err
+    wrong = {tmp_path: "it is a folder", tmp_path / "none": "it does not exist", photo(tmp_path / "photo.png"): ""}
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        wrong[tmp_path / "pipe"] = "it is not a file"
+    for path, why in wrong.items():
+        assert run("decode", path, "-o", tmp_path / "b.png", "--vae", vaes["sdxl"]) == 1
+        said = capsys.readouterr().err
+        assert "cannot read" in said and why in said

@@ -217,7 +217,7 @@ def memory_budget(arguments: argparse.Namespace) -> int | None:
     """Bytes that --memory allows; None if it was not given. Raises MemoryBudgetError for what is not an amount."""
     if arguments.memory is None:
         return None
-    if not 0 <= arguments.memory <= MOST_GIGABYTES:  # NaN is neither
+    if not 1 / GIGABYTE <= arguments.memory <= MOST_GIGABYTES:  # NaN is neither
         raise MemoryBudgetError(
             f"--memory is {arguments.memory:g}, which is not a memory budget. Give gigabytes, such as 2 or 0.5."
         )

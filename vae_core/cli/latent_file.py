@@ -131,7 +131,7 @@ def read_latents(path: Path) -> list[Latent]:
         CheckpointError: no such file, or not one of latents of images.
     """
     if not path.is_file():
-        what = "it is a folder" if path.is_dir() else "it does not exist"
+        what = "it is a folder" if path.is_dir() else "it is not a file" if path.exists() else "it does not exist"
         raise CheckpointError(f"cannot read {path}: {what}. Give a file of latents.")
     arrays = _arrays_in(path)
     if any(name.startswith("original_size") for name in arrays):  # a cache of kohya's says what size the image had
