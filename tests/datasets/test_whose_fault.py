@@ -16,7 +16,7 @@ from given.collection import contents, encode, make_images, settings
 from PIL import Image, ImageFile
 
 from vae_core import AutoencoderKL, DatasetError
-from vae_core.datasets import Collection, LatentDataset, decode_dataset, transfer
+from vae_core.datasets import Collection, LatentDataset, LatentStream, decode_dataset, transfer
 from vae_core.datasets.prepare import prepare
 from vae_core.datasets.sources import find_splits, read_split
 from vae_core.datasets.transfer import Raw, fetch
@@ -206,6 +206,21 @@ def test_a_record_that_is_missing(vae: AutoencoderKL, tmp_path: Path, monkeypatc
     (out / "shards" / "000" / "000001-0000.json").unlink()
     with pytest.raises(DatasetError, match=r"000001-0000.json is missing"):
         list(decode_dataset(out, tmp_path / "images", vae))
+
+
+def test_a_record_that_lost_an_image(vae: AutoencoderKL, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    encode(make_images(tmp_path / "source", 5), out, vae, shard_images=3)
+    place = out / "shards" / "000" / "000000-0000.json"
+    record = json.loads(place.read_text())
+    del record["images"][1]
+    place.write_text(json.dumps(record))
+    dataset = LatentDataset(out)
+    assert len(dataset) == 5
+    for use in (lambda: dataset[0], lambda: dataset[2], lambda: dataset.image(1), lambda: list(LatentStream(out))):
+        with pytest.raises(DatasetError, match=r"000000-0000.json has 2 images, but the list of shards says 3"):
+            use()
+    assert dataset[3]["key"] and dataset[4]["key"]
 
 
 @pytest.mark.parametrize("place", ["s3://bucket/out", "gs://bucket/out", "file:///out", "s3:/bucket/out"])

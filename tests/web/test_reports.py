@@ -60,8 +60,10 @@ def test_outputs_in_a_subgraph_come_back_to_their_own_node(ui: FrontEnd) -> None
             return [other.id, node.id, subgraph.nodes[0].id]
         }"""
     )
+    ui.settle()  # both nodes are on the page
     ui.executed(outside, text=["of the outer"])
     ui.executed(f"{edge}:{inside}", text=["of the inner"])
+    ui.settle()
     ui.js("async () => app.loadGraphData(app.graph.serialize(), false, false)")
     expect(ui.panel("Report").filter(visible=True).locator("pre")).to_have_text("of the outer")
     ui.js("app.canvas.setGraph([...app.graph.subgraphs.values()][0])")
