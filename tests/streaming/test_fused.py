@@ -237,8 +237,15 @@ def test_a_decode(device: str, vae: AutoencoderKL, monkeypatch: pytest.MonkeyPat
 
 @on_devices
 @needs_triton
-@pytest.mark.parametrize("kernels", ["auto", "direct"])
-@pytest.mark.parametrize("circular", ["none", "both"])
+@pytest.mark.parametrize(
+    ("circular", "kernels"),
+    [
+        ("both", "auto"),  # each of these takes the interpreter a minute
+        pytest.param("none", "auto", marks=pytest.mark.slow),
+        pytest.param("both", "direct", marks=pytest.mark.slow),
+        pytest.param("none", "direct", marks=pytest.mark.slow),
+    ],
+)
 @torch.no_grad()
 def test_many_strips(circular: Any, kernels: Any, device: str, vae: AutoencoderKL) -> None:
     """Both directions, of a batch, in strips of two latent rows whose last one is smaller, against the reference."""
