@@ -62,9 +62,9 @@ class Borrowed:
         return planned_weights(self._keys, tensors_of(first))
 
 
+_Weights = dict[str, tuple[torch.Size, type]]
 # Models of other loaders that were looked at -> what their weights were then, and our model or why there is none.
 _known: weakref.WeakKeyDictionary[nn.Module, tuple[_Weights, Borrowed | str]] = weakref.WeakKeyDictionary()
-_Weights = dict[str, tuple[torch.Size, type]]
 
 
 def borrowed(first_stage: nn.Module) -> tuple[Borrowed | None, str]:

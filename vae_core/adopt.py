@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from .attention import NORM_EPS
 from .autoencoder_kl import AutoencoderKL
-from .checkpoints.generation import OUR_CLASSES
 from .checkpoints.key_map import OPTIONAL
 from .checkpoints.memory import build_around, plan_tensors, planned_weights
 from .checkpoints.plan import check_shapes
-from .config import AutoencoderKLConfig, is_field
+from .config import OUR_CLASSES, AutoencoderKLConfig, is_field
 from .errors import CheckpointError
 from .layers import without_values
 from .patched import is_replaced

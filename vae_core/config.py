@@ -16,6 +16,7 @@ ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
 
 CLASS_NAME = "AutoencoderKL"
 FLUX2_CLASS_NAME = "AutoencoderKLFlux2"
+OUR_CLASSES = (CLASS_NAME, FLUX2_CLASS_NAME, "FlaxAutoencoderKL")  # whose configs are read here
 FLUX2_FIELDS = ("decoder_block_out_channels", "batch_norm_eps", "batch_norm_momentum", "patch_size")
 # diffusers' AutoencoderKLFlux2 has no such fields: a batch norm takes the place of scale and shift, and the first
 # releases of it have no force_upcast.
@@ -278,7 +279,7 @@ class AutoencoderKLConfig(dict[str, Any]):
             ConfigError: the config is another class's, or has a field that no AutoencoderKL has.
         """
         class_name = values.get("_class_name") or CLASS_NAME
-        if class_name not in (CLASS_NAME, FLUX2_CLASS_NAME, "FlaxAutoencoderKL"):
+        if class_name not in OUR_CLASSES:
             raise ConfigError(
                 f"this config is for {str(class_name)[:80]}, which is not an AutoencoderKL. "
                 f"Point to the folder of an AutoencoderKL, often the `vae` folder of a pipeline."

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import AutoencoderKLConfig
+from ..config import OUR_CLASSES, AutoencoderKLConfig
 from ..errors import CheckpointError, ConfigError
-from .generation import OUR_CLASSES, guessed_in, sources
+from .generation import guessed_in, sources
 from .json_file import json_object
 from .open_file import check_link
 

@@ -58,7 +58,7 @@ class OpenShards:
         record = self.collection.read_record(*shard)
         if record is None:
             raise DatasetError(f"{self.collection.record_path(*shard)} is gone. Run encode-dataset with --resume.")
-        images, listed = len(record["images"]), self._listed.get(shard)
+        images, listed = len(record["images"]), self.listed.get(shard)
         if images != listed:
             raise DatasetError(
                 f"{self.collection.record_path(*shard)} has {images} images, but the list of shards says {listed}. "
@@ -67,6 +67,6 @@ class OpenShards:
         return record
 
     @functools.cached_property
-    def _listed(self) -> dict[ShardNumber, int]:
-        """How many images each shard has, by the list of shards."""
+    def listed(self) -> dict[ShardNumber, int]:
+        """How many images each shard has, by the list of shards and in its order; raises DatasetError as that."""
         return dict(self.collection.shards())

@@ -48,7 +48,7 @@ class LatentDataset(Dataset):
         self._epoch = SharedNumber(0)
         self._opened = OpenShards(self.collection)
         self._shards, self._starts = [], [0]
-        for shard, images in self.collection.shards():
+        for shard, images in self._opened.listed.items():
             if images:
                 self._shards.append(shard)
                 self._starts.append(self._starts[-1] + images)
@@ -134,7 +134,7 @@ class LatentStream(IterableDataset):
         self.rank, self.world_size = _rank(rank, world_size)
         self._epoch, self._skip = SharedNumber(0), SharedNumber(0)
         self._opened = OpenShards(self.collection)
-        self._shards = [shard for shard, images in self.collection.shards() if images]
+        self._shards = [shard for shard, images in self._opened.listed.items() if images]
 
     @property
     def epoch(self) -> int:
