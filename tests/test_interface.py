@@ -139,9 +139,7 @@ def test_every_keyword_that_they_take_is_taken(method: str) -> None:
         assert isinstance(found, AutoencoderKL), name
 
 
-@pytest.mark.parametrize(
-    "name", ["ignore_mismatched_sizes", "use_flashpack", "parallel_config", "quantization_config", "flashpack_kwargs"]
-)
+@pytest.mark.parametrize("name", ["use_flashpack", "parallel_config", "quantization_config", "flashpack_kwargs"])
 def test_what_is_not_done_is_said(name: str) -> None:
     arguments: dict[str, Any] = {name: {"a": 1}}
     with pytest.raises(vae_core.ConfigError, match=rf"Leave {name} out\.$"):

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from .atomic import Writer
 from .checkpoints.build import build_model, parse_dtype
 from .checkpoints.generation import guesses_of
+from .checkpoints.key_map import weight_shapes
 from .checkpoints.memory import memory_tensors
 from .checkpoints.open_file import open_tensor_file
-from .checkpoints.original_config import original_scale
+from .checkpoints.original_config import original_config
 from .checkpoints.plain import plain_weights
+from .checkpoints.plan import without_mismatched
 from .checkpoints.pretrained import WEIGHTS_STEM, find_folder, plan_folder, read_config, reading, write_folder
 from .checkpoints.single_file import plan_single_file
 from .checkpoints.write import checked_path
@@ -48,7 +50,7 @@ IGNORED_ARGUMENTS = frozenset(
 # Those of diffusers' that would change what is loaded, and are not done here: said where one is not false.
 REFUSED_ARGUMENTS = {
     "quantization_config": "this AutoencoderKL is not quantised when it is loaded",
-    "ignore_mismatched_sizes": "weights of other shapes than the config's are not left out",
+    "ignore_mismatched_sizes": "only from_pretrained leaves out weights of other shapes than the config's",
     "use_flashpack": "weights are not read from FlashPack files",
     "flashpack_kwargs": "weights are not read from FlashPack files",
     "parallel_config": "this AutoencoderKL is not spread over several devices",
@@ -88,6 +90,7 @@ class PretrainedMixin(ConfigMixin):
         device_map: Any = None,
         disable_mmap: bool = False,
         output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Load a diffusers folder, in eval mode; weights stay mapped from the file (see `load_vae`).
@@ -101,8 +104,10 @@ class PretrainedMixin(ConfigMixin):
             use_safetensors: True for safetensors alone, False for `.bin` alone, None for what is there.
             device_map: a device for the whole model.
             disable_mmap: copy the weights into memory, so that the file may change; see `load_vae`.
-            output_loading_info: return a tuple of the model and a dictionary of the keys that were missing or not
-                expected: none, because anything else is an error.
+            output_loading_info: return a tuple of the model and a dictionary of the keys that were missing, not
+                expected or of other shapes: none but the last, because anything else is an error.
+            ignore_mismatched_sizes: leave weights whose shapes are not those of the config (with its overrides) as a
+                new model has them, and list them in a warning, in place of an error.
             kwargs: config fields to override; and for the Hub `revision`, `token`, `cache_dir`, `force_download`,
                 `local_files_only`, `local_dir`.
 
@@ -117,12 +122,16 @@ class PretrainedMixin(ConfigMixin):
         with reading(path):
             plan = plan_folder(find_folder(path), variant, _overrides(rest), use_safetensors)
             _check_variant(plan.source.path, variant)
+            shapes = weight_shapes(plan.config)
+            if ignore_mismatched_sizes:
+                plan = without_mismatched(plan, shapes)
             place, mapped = _one_device(device_map), not disable_mmap
             model = build_model(cls, plan, _one_dtype(torch_dtype, dtype), place, mapped)  # type: ignore[type-var]
         _keep_in_fp32(model, cls)
         model.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         if output_loading_info:
-            return model, {key: [] for key in LOADING_INFO}
+            mismatched = [(key, found, shapes[key]) for key, found in plan.mismatched.items()]
+            return model, {**{key: [] for key in LOADING_INFO}, "mismatched_keys": mismatched}
         return model
 
     @classmethod
@@ -154,7 +163,7 @@ class PretrainedMixin(ConfigMixin):
             disable_mmap: copy the weights into memory, so that the file may change; see `load_vae`.
             kwargs: config fields to override; and for the Hub `revision`, `token`, `cache_dir`, `force_download`,
                 `local_files_only`, `local_dir`. `original_config`, LDM's own (its content or the path of a YAML
-                file), gives the scale.
+                file), gives the scale: see `checkpoints.original_config`.
 
         Raises:
             CheckpointError: no whole AutoencoderKL there; says what it seems to be and what to do.
@@ -163,7 +172,9 @@ class PretrainedMixin(ConfigMixin):
         """
         options, rest = HubOptions.split(kwargs)
         old = rest.pop("original_config_file", None)  # diffusers' older name of it
-        rest = {**original_scale(rest.pop("original_config", None) or old), **rest}
+        original = rest.pop("original_config", None) or old
+        if original is not None and config is not None:
+            raise ConfigError("config and original_config are both given, and each says what the other does. Pass one.")
         given = rest.pop("pretrained_model_link_or_path", pretrained_model_link_or_path_or_dict)
         if given is None:
             raise CheckpointError("from_single_file needs a path, a name on the Hub or a state dict; it got None.")
@@ -174,7 +185,10 @@ class PretrainedMixin(ConfigMixin):
             source = memory_tensors(given, path.name) if isinstance(given, Mapping) else open_tensor_file(path)
             if use_safetensors and source.container == "pickle":
                 raise CheckpointError(f"{path.name} is a pickle, and use_safetensors=True allows none. Leave it out.")
-            plan = plan_single_file(source, _overrides(rest), given_config(config, rest.get("config_revision")))
+            given_fields = _overrides(rest)
+            plan = plan_single_file(source, given_fields, given_config(config, rest.get("config_revision")))
+            if original is not None:
+                plan = plan_single_file(source, {**original_config(original).fields_for(plan), **given_fields})
             place = _one_device(device_map) if device is None else device
             wanted, mapped = _one_dtype(torch_dtype, dtype), not disable_mmap
             model = build_model(cls, plan, wanted, place, mapped)  # type: ignore[type-var]

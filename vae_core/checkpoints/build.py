@@ -167,11 +167,12 @@ def _build(
     with without_values():
         model = model_class(**plan.config)
     places = {place.key: place for place in weight_places(model)}
-    if set(places) - OPTIONAL != set(plan.keys) - OPTIONAL:
+    if set(places) - OPTIONAL != {*plan.keys, *plan.mismatched} - OPTIONAL:
         raise CheckpointError(
             f"{model_class} has other weights than an AutoencoderKL of its config. Load an AutoencoderKL instead, and "
             f"take its state dict."
         )
+    weights |= _initialised(model_class, plan)
     for key in list(weights):
         weight = weights.pop(key)  # so that a copy that is converted is not kept
         if device is not None or (weight.dtype is not wanted and weight.is_floating_point()):
@@ -183,6 +184,15 @@ def _build(
         module.__dict__["training"] = False  # what eval() does, through a slower setter
     model.__dict__["guesses"] = plan.guesses  # so that saving does not make facts of them
     return model
+
+
+def _initialised(model_class: Callable[..., nn.Module], plan: CheckpointPlan) -> dict[str, Tensor]:
+    """The values that a new model begins with, of those weights that a plan does not take from its file."""
+    if not plan.mismatched:
+        return {}
+    with torch.device("cpu"):
+        values = model_class(**plan.config).state_dict()
+    return {key: values[key] for key in plan.mismatched}
 
 
 def read_weights(

@@ -1,40 +1,96 @@
-"""What LDM's own configuration says of a checkpoint: the scale of its latents, which no tensor shows."""
+"""What LDM's own configuration says of a checkpoint: the scale of its latents, which no tensor shows, and its shapes.
+
+diffusers makes a whole config of it (`create_vae_diffusers_config_from_ldm` in `loaders/single_file_utils.py`). Here
+the tensors give the shapes, and a configuration that contradicts them is an error, as it is there. Where it has no
+scale, the scale is that of the file's family; diffusers takes 0.18215 for SDXL's, too.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..config_values import has_order, is_count
 from ..errors import ConfigError, brief
 from ..optional import optional_import
+from .generation import A_GUESS
 from .json_file import MAX_BYTES
+from .plan import CheckpointPlan
+
+NORM_GROUPS = 32  # LDM's, always (`Normalize` in ldm/modules/diffusionmodules/model.py)
+SAMPLE_SIZE = 512  # where the file is of no known family, as in diffusers
+_SHAPES = {
+    "in_channels": "in_channels",
+    "out_channels": "out_ch",
+    "latent_channels": "z_channels",
+    "layers_per_block": "num_res_blocks",
+}
 
 
-def original_scale(config: Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[str, Any]:
-    """The `scaling_factor` that a configuration of LDM's gives (`model.params.scale_factor`), if it gives one.
+@dataclass(frozen=True)
+class OriginalConfig:
+    """A configuration of LDM's.
+
+    Attributes:
+        scale: `model.params.scale_factor`; None if there is none.
+        shapes: those config fields that it gives and that the weights show.
+    """
+
+    scale: Any = None
+    shapes: Mapping[str, Any] = field(default_factory=dict)
+
+    def fields_for(self, plan: CheckpointPlan) -> dict[str, Any]:
+        """The config fields that it gives to a file, which was planned without it.
+
+        Raises:
+            ConfigError: it is of another model.
+        """
+        for name, value in self.shapes.items():
+            if plan.config[name] != value:
+                raise ConfigError(
+                    f"original_config has {name} {brief(value)}, and {plan.source.path.name} has "
+                    f"{brief(plan.config[name])}: it is of another model. Give the one that belongs to these weights, "
+                    f"or leave it out."
+                )
+        fields: dict[str, Any] = {}
+        if self.scale is not None and plan.config.latents_mean is None:  # which go with a scale of their own
+            fields["scaling_factor"] = self.scale
+        if plan.origins["sample_size"] == "default":
+            fields["sample_size"] = SAMPLE_SIZE
+        widths = (*plan.config.block_out_channels, *plan.config.decoder_widths)
+        if plan.origins["norm_num_groups"].endswith(A_GUESS) and not any(width % NORM_GROUPS for width in widths):
+            fields["norm_num_groups"] = NORM_GROUPS
+        return fields
+
+
+def original_config(config: Mapping[str, Any] | str | os.PathLike[str]) -> OriginalConfig:
+    """Read a configuration of LDM's, of a whole model or of an autoencoder alone.
 
     Args:
         config: its content, or the path of a YAML file.
 
     Raises:
-        ConfigError: it cannot be read, or is an address, which is not fetched.
+        ConfigError: it cannot be read, is not one of LDM's, or is an address, which is not fetched.
         MissingDependencyError: PyYAML is not installed.
     """
-    if config is None:
-        return {}
+    what = "original_config"
     if not isinstance(config, Mapping):
+        what = f"original_config {config}"
         if re.match(r"https?:/", str(config)):
             raise ConfigError(
-                f"original_config {config} is an address, which is not fetched. Download the file and give its path, "
-                f"or pass scaling_factor in its place."
+                f"{what} is an address, which is not fetched. Download the file and give its path, or pass "
+                f"scaling_factor in its place."
             )
         config = _read(Path(config))
-    inner = config.get("model", {})
-    inner = inner.get("params", {}) if isinstance(inner, Mapping) else {}
-    scale = inner.get("scale_factor") if isinstance(inner, Mapping) else None
+    params = _inside(config, "model", "params")
+    if params is None:
+        remedy = "Pass it as config." if "block_out_channels" in config else "Pass scaling_factor in its place."
+        raise ConfigError(f"{what} is not a configuration of LDM: it has no model.params. {remedy}")
+    scale = params.get("scale_factor")
     if isinstance(scale, str):  # YAML takes 1e-1 for a text
         try:
             scale = float(scale)
@@ -42,7 +98,23 @@ def original_scale(config: Mapping[str, Any] | str | os.PathLike[str] | None) ->
             raise ConfigError(
                 f"original_config has scale_factor {brief(scale)}, which is not a number. Pass scaling_factor."
             ) from None
-    return {} if scale is None else {"scaling_factor": scale}
+    layers = _inside(params, "first_stage_config", "params", "ddconfig") or _inside(params, "ddconfig") or {}
+    return OriginalConfig(scale, _shapes(layers))
+
+
+def _inside(values: Any, *names: str) -> Mapping[str, Any] | None:
+    for name in names:
+        values = values.get(name) if isinstance(values, Mapping) else None
+    return values if isinstance(values, Mapping) else None
+
+
+def _shapes(layers: Mapping[str, Any]) -> dict[str, Any]:
+    """The config fields of LDM's `ddconfig`; what is not a number there is passed over."""
+    found: dict[str, Any] = {name: layers[theirs] for name, theirs in _SHAPES.items() if is_count(layers.get(theirs))}
+    width, factors = layers.get("ch", 0), layers.get("ch_mult", ())
+    if is_count(width) and has_order(factors) and all(map(is_count, factors)):
+        found["block_out_channels"] = tuple(width * factor for factor in factors)
+    return found
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -52,6 +52,8 @@ class CheckpointPlan:
         remarks: sentences on what was guessed or passed over.
         scales: diffusers key of an 8-bit weight -> the file's key of the number or numbers that it is multiplied by;
             of a weight with weight norm, that of its lengths.
+        mismatched: diffusers key -> shape in the file, for weights that the model does not take from it, because their
+            shapes differ: see `without_mismatched`.
     """
 
     source: TensorFile
@@ -64,6 +66,7 @@ class CheckpointPlan:
     origins: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
     scales: Mapping[str, str] = field(default_factory=dict)
+    mismatched: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def guesses(self) -> dict[str, Any]:
@@ -249,11 +252,7 @@ def check_shapes(plan: CheckpointPlan, shapes: Mapping[str, tuple[int, ...]]) ->
 
     Matrices may be 1x1 kernels, and 1x1 kernels matrices.
     """
-    wrong = []
-    for key, name in plan.keys.items():
-        found, expected = plan.source.tensors[name].shape, tuple(shapes[key])
-        if found != expected and not _is_same_matrix(found, expected):
-            wrong.append(f"{name} is {_size(found)} where {_size(expected)} is needed")
+    wrong = [_is_where(plan, key, shapes) for key in _of_other_shapes(plan, shapes)]
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         what = _what(
@@ -261,6 +260,40 @@ def check_shapes(plan: CheckpointPlan, shapes: Mapping[str, tuple[int, ...]]) ->
             "Use the config that belongs to these weights, or leave out the overrides that contradict them.",
         )
         raise CheckpointError(f"{plan.source.path.name}: {'; '.join(wrong[:3])}{more}. {what}")
+
+
+def without_mismatched(plan: CheckpointPlan, shapes: Mapping[str, tuple[int, ...]]) -> CheckpointPlan:
+    """The plan without the weights whose shapes are not those that the model needs, and with a remark that lists them.
+
+    Raises:
+        CheckpointError: that would be all of them.
+    """
+    others = _of_other_shapes(plan, shapes)
+    if not others:
+        return plan
+    if len(others) == len(plan.keys):
+        check_shapes(plan, shapes)
+    wrong = "; ".join(_is_where(plan, key, shapes) for key in others)
+    remark = f"left {len(others)} weights as they are initialised ({wrong}). Train the model before you use it."
+    return replace(
+        plan,
+        keys={key: name for key, name in plan.keys.items() if key not in others},
+        scales={key: name for key, name in plan.scales.items() if key not in others},
+        mismatched={key: plan.info(key).shape for key in others},
+        remarks=(*plan.remarks, remark),
+    )
+
+
+def _of_other_shapes(plan: CheckpointPlan, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    return [
+        key
+        for key in plan.keys
+        if plan.info(key).shape != tuple(shapes[key]) and not _is_same_matrix(plan.info(key).shape, tuple(shapes[key]))
+    ]
+
+
+def _is_where(plan: CheckpointPlan, key: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return f"{plan.keys[key]} is {_size(plan.info(key).shape)} where {_size(tuple(shapes[key]))} is needed"
 
 
 def _is_same_matrix(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
