@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
+from .checkpoints.config_file import CONFIG_NAME
 from .checkpoints.open_file import weight_map
 from .checkpoints.pretrained import snapshot
 from .checkpoints.weight_names import (
@@ -29,16 +29,11 @@ from .checkpoints.weight_names import (
     weight_names,
     weights_among,
 )
-from .errors import CheckpointError, brief
+from .errors import CheckpointError
+from .hub_names import HubName, PathLike, hub_name
 from .optional import optional_import
 
-PathLike = str | os.PathLike[str]
 Result = TypeVar("Result")
-
-_HUB_SERVERS = ("huggingface.co", "www.huggingface.co", "hf.co")
-_ADDRESS = re.compile(r"https?:/{1,2}(?P<site>[^/]+)(?P<path>/.*)?")  # a Path of one has a single slash
-_IN_REPO = re.compile(r"/(?P<repo>[^/]+/[^/]+)(?:/(?:blob|resolve|raw|tree)/(?P<rest>.+))?")
-_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[^\\:*?\"<>|]+)?")
 
 
 @dataclass(frozen=True)
@@ -71,56 +66,6 @@ class HubOptions:
 
 
 _PASSED_OVER = ("proxies", "resume_download", "user_agent", "mirror", "use_auth_token", "local_dir_use_symlinks")
-
-
-@dataclass(frozen=True)
-class HubName:
-    """A repository on the Hub (`org/name`), and a file in it where one was named."""
-
-    repo: str
-    file: str | None = None
-    revision: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.repo}/{self.file}" if self.file else self.repo
-
-
-def hub_name(name: PathLike) -> HubName | None:
-    """What a name means on the Hub; None for a path: one that exists, or that cannot be a name on the Hub.
-
-    Takes `org/name`, `org/name/folder/file.safetensors`, and addresses with `/blob/`, `/resolve/` or neither, also as
-    a browser gives them: with %20 for a space, `?download=true`, or without https://.
-
-    Raises:
-        CheckpointError: an address of another site, or what is not a name at all.
-    """
-    if not isinstance(name, str | os.PathLike) or not os.fspath(name):
-        raise CheckpointError(
-            f"the path is {brief(name)}. Give the path of a file or of a folder, or a name on the Hugging Face Hub."
-        )
-    text = name if isinstance(name, str) else PurePosixPath(os.fspath(name).replace("\\", "/")).as_posix()
-    if text.startswith(tuple(f"{server}/" for server in _HUB_SERVERS)) and not os.path.exists(text):
-        text = f"https://{text}"
-    text = text.removeprefix("hf://")
-    address = _ADDRESS.fullmatch(re.split("[?#]", text)[0])
-    if address is not None:
-        if address["site"] not in (*_HUB_SERVERS, _endpoint_server()):
-            raise CheckpointError(
-                f"{text} is not an address of the Hugging Face Hub. Download the file, and give its path on this disk."
-            )
-        found = _IN_REPO.fullmatch((address["path"] or "").rstrip("/"))
-        if found is None:
-            raise CheckpointError(
-                f"{text} is an address without a repository. Give https://huggingface.co/ORG/NAME/..."
-            )
-        revision, _, file = (found["rest"] or "").partition("/")
-        return HubName(unquote(found["repo"]), unquote(file).rstrip("/") or None, unquote(revision) or None)
-    if not _NAME.fullmatch(text) or text.startswith(".") or os.path.exists(text):
-        return None
-    org, repo, *rest = text.split("/")
-    if not rest and repo.endswith(WEIGHT_SUFFIXES):
-        return None  # a file in a folder
-    return HubName(f"{org}/{repo}", "/".join(rest) or None)
 
 
 def on_disk(
@@ -170,26 +115,25 @@ def commit_of(path: Path) -> str | None:
 
 class _Repository:
     def __init__(self, name: HubName, options: HubOptions) -> None:
-        if importlib.util.find_spec("huggingface_hub") is None and not _is_address(name):
+        if importlib.util.find_spec("huggingface_hub") is None and not name.is_address:
             raise CheckpointError(
                 f"{name} does not exist on this disk. If it is a name on the Hugging Face Hub, "
                 f'install the extra for it: pip install "seamless-vae[hub]"'
             )
         self.hub = optional_import("huggingface_hub", "Names on the Hugging Face Hub", "hub")
         self.api = client(self.hub)
-        self.name = name
+        self.name = name.folder
+        self.folder = ""
         self.unreachable: _NotCachedError | None = None
         self.options = options if options.revision else dataclasses.replace(options, revision=name.revision)
 
-    @property
-    def is_file(self) -> bool:
-        """Whether the name is that of a file in the repository, and not of a folder."""
-        return self.name.file is not None and self.name.file.endswith((*WEIGHT_SUFFIXES, ".json"))
-
     def fetch(self, config_only: bool, variant: str | None, use_safetensors: bool | None) -> Path:
-        if self.is_file:
-            path = self._download(str(self.name.file))
-            self._config_beside()
+        if self.name.is_file:
+            file = str(self.name.file)
+            path = self._download(file)
+            if not config_only:
+                self._shards(file, path, self._download)
+                self._config_beside()
             return path
         config = self._config()
         if not config_only:
@@ -198,10 +142,13 @@ class _Repository:
 
     def fetch_header(self, folder: Path, variant: str | None) -> Path:
         def header(file: str) -> Path:
-            return self._header(file, folder)
+            return self._header(file, folder / PurePosixPath(file).relative_to(self.folder))
 
-        if self.is_file:
-            path, config = header(str(self.name.file)), self._config_beside()
+        if self.name.is_file:
+            file = str(self.name.file)
+            self.folder = PurePosixPath(file).parent.as_posix()
+            path, config = header(file), self._config_beside()
+            self._shards(file, path, header)
         else:
             path, config = folder, self._config()
             self._weights(variant, None, header)
@@ -212,22 +159,22 @@ class _Repository:
     def _config_beside(self) -> Path | None:
         """The `config.json` in the folder of a file of weights, which belongs to them; None if there is none."""
         file = PurePosixPath(self.name.file or "")
-        return self._try(self._download, (file.parent / "config.json").as_posix()) if file.suffix != ".json" else None
+        return self._try(self._download, (file.parent / CONFIG_NAME).as_posix())
 
     def _config(self) -> Path:
         """The `config.json` of the folder that is meant."""
         folder = "/".join(part for part in (self.name.file, self.options.subfolder) if part)
-        for place in (folder,) if folder else ("", "vae"):
-            found = self._try(self._download, f"{place}/config.json".lstrip("/"))
+        for place in (PurePosixPath(folder), PurePosixPath(folder, "vae")):
+            found = self._try(self._download, (place / CONFIG_NAME).as_posix())
             if found is not None:
-                self.folder = place
+                self.folder = place.as_posix()
                 return found
         if self.unreachable is not None:
             raise self.unreachable
         weights = [file for file in self._listed() if file.endswith(WEIGHT_SUFFIXES)]
         remedy = f"Give one of its files: {self.name.repo}/{weights[0]}." if weights else "Check the name."
         where = f" in {folder}" if folder else ", neither itself nor in `vae`"
-        raise CheckpointError(f"the repository {self.name.repo} has no config.json{where}. {remedy}")
+        raise CheckpointError(f"the repository {self.name.repo} has no {CONFIG_NAME}{where}. {remedy}")
 
     def _weights(self, variant: str | None, use_safetensors: bool | None, get: Callable[[str], Path]) -> None:
         """Get the weights in the folder that is meant, chosen as `checkpoints.pretrained.find_weights` does."""
@@ -253,38 +200,43 @@ class _Repository:
 
     def _got(self, name: str, get: Callable[[str], Path]) -> bool:
         """Whether the folder has weights of that name, which are then there, with all shards of an index."""
-        path = self._in_folder(name)
-        if self._try(get, path) is None:
+        file = self._in_folder(name)
+        path = self._try(get, file)
+        if path is None:
             return False
-        if name.endswith(".json"):
-            for shard in sorted(set(weight_map(self._download(path)).values())):
-                get(self._in_folder(shard))
+        self._shards(file, path, get)
         return True
 
+    def _shards(self, file: str, path: Path, get: Callable[[str], Path]) -> None:
+        """Get the shards that a file of the repository names, which is at a path now, if it is an index."""
+        if file.endswith(".json"):
+            for shard in sorted(set(weight_map(path).values())):
+                get((PurePosixPath(file).parent / shard).as_posix())
+
     def _in_folder(self, name: str) -> str:
-        return f"{self.folder}/{name}".lstrip("/")
+        return PurePosixPath(self.folder, name).as_posix()
 
     def _download(self, file: str) -> Path:
         arguments = self.options.arguments()
         return Path(self._ask(file, lambda: self.api.hf_hub_download(self.name.repo, file, **arguments)))
 
-    def _header(self, file: str, folder: Path) -> Path:
+    def _header(self, file: str, place: Path) -> Path:
         options = self.options
+        place.parent.mkdir(parents=True, exist_ok=True)
         cached = self.hub.try_to_load_from_cache(
             self.name.repo, file, cache_dir=options.cache_dir, revision=options.revision
         )
         whole = options.local_files_only or options.local_dir is not None or isinstance(cached, str)
         if whole or not file.endswith((".safetensors", ".sft")):
-            copy = folder / Path(file).name
-            _link(self._download(file).resolve(), copy)
-            return copy
+            _link(self._download(file).resolve(), place)
+            return place
         found = self._ask(
             file,
             lambda: self.api.parse_safetensors_file_metadata(
                 self.name.repo, file, revision=options.revision, token=options.token
             ),
         )
-        return _write_header(found, folder / Path(file).name)
+        return _write_header(found, place)
 
     def _try(self, get: Callable[[str], Path], file: str) -> Path | None:
         """A file of the repository; None if it has none of that name, or offline, if that one is not in the cache."""
@@ -386,12 +338,3 @@ def _write_header(found: Any, path: Path) -> Path:
 def first_line(error: Exception) -> str:
     """What an error says, without its details."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _is_address(name: HubName) -> bool:
-    return name.revision is not None
-
-
-def _endpoint_server() -> str:
-    """The server that huggingface_hub asks, where it is another one (HF_ENDPOINT)."""
-    return re.sub(r"^https?://", "", os.environ.get("HF_ENDPOINT", "")).strip("/")

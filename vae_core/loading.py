@@ -22,15 +22,16 @@ from .checkpoints.plan import CheckpointPlan, plain_names
 from .checkpoints.pretrained import Folder, find_folder, only_weights, open_folder, reading, snapshot
 from .checkpoints.single_file import plan_single_file, write_single_file
 from .checkpoints.tensor_file import TensorFile
+from .checkpoints.weight_names import PIPELINE_NAME
 from .checkpoints.write import checked_path
 from .config import AutoencoderKLConfig
 from .errors import CheckpointError, ConfigError
 from .halves import unwrapped
-from .hub import HubOptions, header_on_disk, hub_name, on_disk
+from .hub import HubOptions, header_on_disk, on_disk
+from .hub_names import hub_name
 from .pretrained_mixin import GivenConfig, given_config
 
 PathLike = str | os.PathLike[str]
-PIPELINE_NAME = "model_index.json"  # of a pipeline's folder
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 import torch
 
@@ -84,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.requests.append((self.command, self.path, self.headers.get("Range")))
-        path = self.path.split("?")[0]
+        path = unquote(self.path.split("?")[0])
         if file := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(*file.groups())
         elif listed := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/[^/]+", path):

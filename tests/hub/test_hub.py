@@ -12,7 +12,7 @@ from given.hub import COMMIT, REPO, SmallHub, same
 
 from vae_core import AutoencoderKL, CheckpointError, inspect_vae, load_vae
 from vae_core.cli import main
-from vae_core.hub import HubName, hub_name
+from vae_core.hub_names import HubName, hub_name
 
 
 class TestNames:

@@ -1,10 +1,11 @@
-"""The names that diffusers has used for the weights in a folder, on a disk and on the Hub."""
+"""The names that diffusers has used for a pipeline and for the weights in a folder, on a disk and on the Hub."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
+PIPELINE_NAME = "model_index.json"  # of a pipeline's folder, which has its models in folders
 WEIGHTS_STEM = "diffusion_pytorch_model"
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 WEIGHT_SUFFIXES = (*SAFETENSORS_SUFFIXES, ".ckpt", ".pt", ".pth", ".bin")

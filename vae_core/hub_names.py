@@ -1,0 +1,94 @@
+"""What a name means on the Hugging Face Hub. Nothing is asked of it here."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from urllib.parse import unquote
+
+from .checkpoints.config_file import CONFIG_NAME
+from .checkpoints.weight_names import PIPELINE_NAME, WEIGHT_SUFFIXES
+from .errors import CheckpointError, brief
+
+PathLike = str | os.PathLike[str]
+
+_HUB_SERVERS = ("huggingface.co", "www.huggingface.co", "hf.co")
+_ADDRESS = re.compile(r"https?:/{1,2}(?P<site>[^/]+)(?P<path>/.*)?")  # a Path of one has a single slash
+_IN_REPO = re.compile(r"/(?P<repo>[^/]+/[^/]+)(?:/(?:blob|resolve|raw|tree)/(?P<rest>.+))?")
+_NAME = re.compile(r"[\w.-]+/[\w.-]+(/[^\\:*?\"<>|]+)?")
+
+
+@dataclass(frozen=True)
+class HubName:
+    """A repository on the Hub (`org/name`), and a file in it where one was named."""
+
+    repo: str
+    file: str | None = None
+    revision: str | None = None
+
+    @property
+    def is_address(self) -> bool:
+        return self.revision is not None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it names a file of the repository, and not a folder."""
+        return self.file is not None and self.file.endswith((*WEIGHT_SUFFIXES, ".json"))
+
+    @property
+    def folder(self) -> HubName:
+        """Of a config, or of a pipeline's index, the folder, by which it may be named as on a disk."""
+        file = PurePosixPath(self.file or "")
+        if file.name not in (CONFIG_NAME, PIPELINE_NAME):
+            return self
+        folder = file.parent.as_posix()
+        return dataclasses.replace(self, file=None if folder == "." else folder)
+
+    def __str__(self) -> str:
+        return f"{self.repo}/{self.file}" if self.file else self.repo
+
+
+def hub_name(name: PathLike) -> HubName | None:
+    """What a name means on the Hub; None for a path: one that exists, or that cannot be a name on the Hub.
+
+    Takes `org/name`, `org/name/folder/file.safetensors`, and addresses with `/blob/`, `/resolve/` or neither, also as
+    a browser gives them: with %20 for a space, `?download=true`, or without https://.
+
+    Raises:
+        CheckpointError: an address of another site, or what is not a name at all.
+    """
+    if not isinstance(name, str | os.PathLike) or not os.fspath(name):
+        raise CheckpointError(
+            f"the path is {brief(name)}. Give the path of a file or of a folder, or a name on the Hugging Face Hub."
+        )
+    text = name if isinstance(name, str) else PurePosixPath(os.fspath(name).replace("\\", "/")).as_posix()
+    if text.startswith(tuple(f"{server}/" for server in _HUB_SERVERS)) and not os.path.exists(text):
+        text = f"https://{text}"
+    text = text.removeprefix("hf://")
+    address = _ADDRESS.fullmatch(re.split("[?#]", text)[0])
+    if address is not None:
+        if address["site"] not in (*_HUB_SERVERS, _endpoint_server()):
+            raise CheckpointError(
+                f"{text} is not an address of the Hugging Face Hub. Download the file, and give its path on this disk."
+            )
+        found = _IN_REPO.fullmatch((address["path"] or "").rstrip("/"))
+        if found is None:
+            raise CheckpointError(
+                f"{text} is an address without a repository. Give https://huggingface.co/ORG/NAME/..."
+            )
+        revision, _, file = (found["rest"] or "").partition("/")
+        return HubName(unquote(found["repo"]), unquote(file).rstrip("/") or None, unquote(revision) or None)
+    if not _NAME.fullmatch(text) or text.startswith(".") or os.path.exists(text):
+        return None
+    org, repo, *rest = text.split("/")
+    if not rest and repo.endswith(WEIGHT_SUFFIXES):
+        return None  # a file in a folder
+    return HubName(f"{org}/{repo}", "/".join(rest) or None)
+
+
+def _endpoint_server() -> str:
+    """The server that huggingface_hub asks, where it is another one (HF_ENDPOINT)."""
+    return re.sub(r"^https?://", "", os.environ.get("HF_ENDPOINT", "")).strip("/")
