@@ -1,13 +1,13 @@
 """The engine on an accelerator, checked and measured by one command: time, device memory, exactness.
 
-    python benchmarks/accelerator.py [--device cuda] [--sizes 1024 2048 4096] [--dtype bfloat16] [--budgets 1024 512]
+    python benchmarks/accelerator.py [--device cuda] [--sizes 512 8x512 1024] [--dtype bfloat16] [--budgets 1024 512]
 
 First the tests of what a device does are run. Then a model of SD's size with random weights decodes and encodes random
-inputs: for every size the reference path and diffusers in channels_last, the engine as it chooses, the engine in
-strips with and without Triton's kernels, and under each budget (in MiB). The columns: medians of seconds in turns, how
-many times the reference path's speed that is, the growth of the device's memory beside the result, and the largest
-difference to float32. The table goes into a file (`--out`), in place of an older one of the same device, and again
-after each size.
+inputs, one or a batch (8x512 is eight of 512x512). For every size: the reference path and diffusers in channels_last,
+the engine as it chooses, the engine in strips with and without Triton's kernels, and under each budget (in MiB). The
+columns: medians of seconds in turns, how many times the reference path's speed that is, the growth of the device's
+memory beside the result, and the largest difference to float32. The table goes into a file (`--out`), in place of an
+older one of the same device, and again after each size.
 
 Ends with status 1 if a test fails, if a budget is exceeded by more than 15 %, if the engine as it chooses takes more
 than 1.1 times the time of the reference path or of strips, or if a way differs from float32 by more than twice as much
@@ -46,7 +46,6 @@ ROUNDING = 1e-4  # of float32, by which the truth itself may be off
 TESTS = ("tests/streaming/test_accelerator.py", "tests/streaming/test_fused.py", "tests/devices")
 IN_STRIPS, WITHOUT_TRITON = "in strips", "in strips, without Triton"
 MIB = 2**20
-TURNS_SECONDS = 120.0  # in which the turns of one size should be done
 HEAD = """# On accelerators
 
 Made by `python benchmarks/accelerator.py`, which checks and measures a device; each table is of one run on one device.
@@ -61,12 +60,13 @@ class Measured(NamedTuple):
     """A row of the table.
 
     Attributes:
+        size: of the images, as it was asked for.
         memory: bytes; None where the device cannot tell.
         budget: bytes; None for no limit.
     """
 
     direction: str
-    size: int
+    size: str
     name: str
     seconds: float
     speed: float | None
@@ -112,10 +112,15 @@ class Device:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", type=torch.device, help="default: the first accelerator that torch finds")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 2048, 4096])
+    parser.add_argument(
+        "--sizes", nargs="+", default=["512", "8x512", "1024", "2048", "4096"], help="SIDE or BATCHxSIDE"
+    )
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--budgets", type=int, nargs="*", default=[1024, 512], help="MiB")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument(
+        "--limit", type=float, default=120.0, help="seconds in which the turns of a size should be done"
+    )
     parser.add_argument("--config", choices=list(CONFIGS), default="full")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "accelerators.md")
     parser.add_argument("--no-tests", action="store_true", help="measure alone")
@@ -150,10 +155,11 @@ def run_tests() -> bool:
 
 
 @torch.inference_mode()
-def measure(device: Device, direction: str, size: int, options: argparse.Namespace) -> Iterator[Measured]:
+def measure(device: Device, direction: str, size: str, options: argparse.Namespace) -> Iterator[Measured]:
     """The rows of one direction and size."""
     config, dtype = CONFIGS[options.config], getattr(torch, options.dtype)
-    x = make_input(config, direction, size).to(device.device)
+    *batch, side = map(int, size.split("x"))
+    x = make_input(config, direction, side, *batch).to(device.device)
     exact = copy.deepcopy(ours(config)).to(device.device)
     with torch.backends.cudnn.flags(allow_tf32=False):
         truth = run_engine(exact, direction, x, TileSpec(size=None)).cpu()
@@ -183,7 +189,7 @@ def measure(device: Device, direction: str, size: int, options: argparse.Namespa
                 raise
             print(f"{direction} {size} {name}: {str(error).partition(chr(10))[0]}")
             del runs[name]
-    seconds = in_turns([partial(device.timed, each) for _, each in runs.values()], options.runs, TURNS_SECONDS, 2.0)
+    seconds = in_turns([partial(device.timed, each) for _, each in runs.values()], options.runs, options.limit, 2.0)
     medians = dict(zip(runs, map(statistics.median, seconds), strict=True))
     for name, (budget, _) in runs.items():
         result, memory = results[name]

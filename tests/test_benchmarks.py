@@ -92,7 +92,7 @@ def test_an_accelerators_table_is_written_and_renewed(tmp_path: Path) -> None:
             seconds, speed, memory, difference = row.split(" | ")
             assert float(seconds) > 0 and float(speed) > 0 and memory == "unknown"
             assert float(difference.rstrip(" |")) < (1e-4 if dtype == "float32" else 0.5)
-    plain = accelerator.Measured("encode", 8, accelerator.PLAIN, 1.0, 1.0, None, None, 0.01)
+    plain = accelerator.Measured("encode", "8", accelerator.PLAIN, 1.0, 1.0, None, None, 0.01)
     exceeded = plain._replace(name="within 1 MiB", memory=2**21, budget=2**20)
     slow = plain._replace(name=accelerator.OURS, seconds=1.2)
     wrong = plain._replace(name=accelerator.IN_STRIPS, seconds=1.1, difference=0.03)

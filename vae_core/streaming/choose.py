@@ -120,9 +120,11 @@ def _winograd_wins(step: Convolve, in_channels: int, target: FeatureMap) -> bool
 
 # Ways.
 
-# Fewer latent pixels are too little work for a device to hide what a strip costs a processor: with 64x64 an H200 took
-# longer than by the reference path, with 128x128 a third of the time (`benchmarks/accelerator.py`).
+# Fewer latent pixels at once are too little work for a device to hide what a strip costs a processor: with 64x64 an
+# H200 took longer than by the reference path, with 128x128 a third of the time (`benchmarks/accelerator.py`).
 _SMALLEST_ON_A_DEVICE = 96 * 96
+# Batches run so many latent pixels at a time: enough for the weights' preparation to pay, and to keep a device busy.
+_AT_ONCE, _AT_ONCE_ON_A_DEVICE = 64 * 64, 128 * 128
 
 
 class Way(NamedTuple):
@@ -138,9 +140,15 @@ class Way(NamedTuple):
     reason: str
 
 
+def items_at_once(items: int, latent_pixels: int, device: torch.device) -> int:
+    """How many of so many items, each of so many latent pixels, run the fastest at once."""
+    most = _AT_ONCE if device.type in ("cpu", "meta") else _AT_ONCE_ON_A_DEVICE
+    return max(1, min(items, most // latent_pixels))
+
+
 def choose_way(
     options: Options,
-    latent_size: tuple[int, int],
+    latent_pixels: int,
     covered: bool,
     patch: str | None,
     fits: Callable[[], bool],
@@ -150,6 +158,7 @@ def choose_way(
     """The way of a job.
 
     Args:
+        latent_pixels: of the items that run at once.
         covered: whether one blended tile covers the image, where such tiles are chosen.
         patch: what is patched in the model, in words; None for an unmodified one.
         fits: whether the reference path has room within the budget.
@@ -180,7 +189,7 @@ def choose_way(
         return Way("strips", "you chose another precision than that of the weights")
     if dtype == torch.float16:
         return Way("strips", "in float16 every pass is checked for values out of range")
-    if strips_lead(latent_size[0] * latent_size[1], device, dtype):
+    if strips_lead(latent_pixels, device, dtype):
         return Way("strips", "on this device strips are the fastest way")
     if fits():
         return Way("whole", "it fits into the device's memory")
@@ -229,11 +238,12 @@ def may_be_faster(half: Half, x: Tensor) -> bool:
     height, width = half.latent_size(x.shape)
     if x.device.type == "cpu":
         return height * width * x.shape[0] >= _SMALLEST
-    return strips_lead(height * width, x.device, x.dtype)
+    items = items_at_once(x.shape[0], height * width, x.device)
+    return strips_lead(items * height * width, x.device, x.dtype)
 
 
 def strips_lead(latent_pixels: int, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether strips are the fastest way on an accelerator, for an image of so many latent pixels."""
+    """Whether strips are the fastest way on an accelerator, for so many latent pixels at once."""
     return latent_pixels >= _SMALLEST_ON_A_DEVICE and fused.can_finish(device, dtype)
 
 

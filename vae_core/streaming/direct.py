@@ -185,7 +185,7 @@ class DirectConvolution:
         biases = [None if each is None else self._bias(each) for each in (conv, shortcut)]
         if self._fused:
             given = [bias for bias in biases if bias is not None]
-            biases = [torch.stack(given).sum(0) if given else None, None]
+            biases = [functools.reduce(torch.add, given) if given else None, None]
         also = None if shortcut is None else (self._kernel(shortcut.weight), biases[1])
         return _Weights(kernels, biases[0], also)
 

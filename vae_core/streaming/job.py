@@ -58,9 +58,10 @@ def _choose(request: Request) -> tuple[Way, Planned]:
     def fits() -> bool:
         return request.budget is None or whole().plan.peak_bytes <= request.budget
 
+    height, width = request.latent_size
     way = choose_way(
         request.options,
-        request.latent_size,
+        next(request.items()) * height * width,
         request.is_covered,
         request.patch,
         fits,

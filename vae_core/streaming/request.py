@@ -9,14 +9,11 @@ from typing import Any
 
 import torch
 
-from .choose import KernelChoice
+from .choose import KernelChoice, items_at_once
 from .half import Half
 from .memory import DEFAULT_SHARE, available_bytes, offload_bytes
 from .options import Options
 from .program import Pass, Shape
-
-# Batches run so many latent pixels at a time: enough for the weights' preparation to pay.
-_LATENT_PIXELS_AT_ONCE = 64 * 64
 
 
 @dataclass(frozen=True)
@@ -129,10 +126,8 @@ class Request:
     def items(self) -> Iterator[int]:
         """How many of the batch may run at once: first what is fastest, then fewer, to 1."""
         height, width = self.tile
-        count = min(self.shape[0], _LATENT_PIXELS_AT_ONCE // (height * width))
-        if self.options.max_items is not None:
-            count = min(count, self.options.max_items)
-        count = max(1, count)
+        most = self.shape[0] if self.options.max_items is None else min(self.shape[0], self.options.max_items)
+        count = items_at_once(most, height * width, self.device)
         while True:
             yield count
             if count == 1:
