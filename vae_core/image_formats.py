@@ -23,6 +23,7 @@ MOST_PIXELS = 1 << 30  # of an image that is opened: 32768 x 32768
 # which costs Pillow a pointer.
 PIXELS_PER_BYTE = 1 << 14
 ROWS_ALONE = ("WEBP", "AVIF", "TIFF", "JPEG2000", "HEIF", "JXL")
+_IMAGE_LENGTH = 257  # TIFF's tag
 
 
 def recognised(file: BinaryIO, name: str) -> Image.Image:
@@ -57,7 +58,8 @@ def recognised(file: BinaryIO, name: str) -> Image.Image:
                 f"Make it smaller, or cut it into parts."
             )
         pieces = [(each[0], each[1]) for each in getattr(image, "tile", [])]  # (codec, box) of what is to be read
-        if form == "TIFF" and pieces and max(box[3] for _, box in pieces if box) < image.height:
+        rows = getattr(image, "tag_v2", {}).get(_IMAGE_LENGTH, 0)  # of a TIFF, before it is turned
+        if pieces and rows and max(box[3] for _, box in pieces if box) < rows:
             raise ImageError(f"{name} is damaged: it lacks a part of its rows. Download or export it again.")
         if image.height * (1 if form in ROWS_ALONE else image.width) > size * PIXELS_PER_BYTE:
             raise ImageError(

@@ -29,12 +29,12 @@ from ..config import AutoencoderKLConfig
 from ..errors import ConfigError, DatasetError
 from ..npz import read_arrays
 from .buckets import kohya_crop
+from .cache_names import SUFFIX, file_name
 from .encode import Encoded, Shard
 from .settings import KOHYA_SCALED, KohyaFamily, Scale
 
 logger = logging.getLogger("seamless_vae")
 
-SUFFIX = ".npz"
 MULTIRESOLUTION = ("flux", "sd3", "lumina")
 _NAME = re.compile(rf"_(\d{{4,}})x(\d{{4,}})_({'|'.join(get_args(KohyaFamily))})\.npz$")
 _OTHER_NAME = re.compile(r"_\d{4,}x\d{4,}_(hi|anima)\.npz$")
@@ -82,11 +82,6 @@ def measure(file: Path, ending: str) -> tuple[int, str]:
         DatasetError: the file cannot be read.
     """
     return _measured({name: array for name, array in _load(file).items() if _ending(name) == ending})
-
-
-def file_name(key: str, size: tuple[int, int], family: str) -> str:
-    """The cache file of an image by its key and its (width, height)."""
-    return f"{os.path.splitext(key)[0]}_{size[0]:04d}x{size[1]:04d}_{family}{SUFFIX}"
 
 
 def check_family(family: str, config: AutoencoderKLConfig) -> None:

@@ -14,6 +14,7 @@ from ..errors import DatasetError, ImageError, VAEError
 from ..image import from_pil, to_pil
 from ..image_formats import recognised
 from .buckets import Fit
+from .cache_names import check_file_name
 from .settings import Failure, Settings
 from .transfer import Raw
 
@@ -64,6 +65,8 @@ def prepare(raw: Raw, position: int, settings: Settings, channels: int) -> Resul
         return Failure(raw.key, position, raw.problem)
     try:
         image, size = _open(raw.data, settings, channels)
+        if settings.layout == "kohya":
+            check_file_name(raw.key, size, str(settings.kohya))
         fit = settings.buckets.fit(size)
         pixels, alpha = _pixels(image, fit, channels, settings.alpha_mask)
     except VAEError as error:
@@ -86,14 +89,16 @@ def _open(data: bytes, settings: Settings, channels: int) -> tuple[Image.Image, 
     """
     with recognised(io.BytesIO(data), "it") as image:
         turn = settings.layout != "kohya"
-        turned = turn and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-        size = (image.height, image.width) if turned else (image.width, image.height)
+        size = None
         if image.format == "JPEG" and image.mode in ("RGB", "L"):
+            turned = turn and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            size = (image.height, image.width) if turned else (image.width, image.height)
             width, height = settings.buckets.fit(size).resized
             wanted = (height, width) if turned else (width, height)
             image.draft(None, (wanted[0] * _JPEG_MARGIN, wanted[1] * _JPEG_MARGIN))
-        image.load()
-        return (ImageOps.exif_transpose(image) if turn else image.copy()), size
+        image.load()  # which turns the image, in some of Pillow's readers
+        upright = ImageOps.exif_transpose(image) if turn else image.copy()
+        return upright, size or upright.size
 
 
 _ORIENTATION = 0x0112

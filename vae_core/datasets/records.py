@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from ..config_values import is_number
 from ..errors import in_one_line
+from .cache_names import leads_out
 from .sources import Split
 
 MOST_MANIFEST = 16 << 20  # bytes; real ones have some thousand
@@ -120,9 +121,7 @@ def split_of(values: Any) -> Split:
 
 def _inside(path: str) -> None:
     """Raise ValueError for a path that may lead out of the folder that it is in, on any system."""
-    parts = PurePosixPath(path).parts
-    windows = PureWindowsPath(path)
-    if not parts or path.startswith("/") or ".." in parts or ".." in windows.parts or windows.anchor or "\0" in path:
+    if leads_out(path):
         raise ValueError(f"it names {path[:80]!r}, which is outside of the collection")
 
 
