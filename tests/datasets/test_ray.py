@@ -120,19 +120,25 @@ def test_an_actor_that_is_killed_costs_a_retry(
     cluster: None, images: Path, vae: AutoencoderKL, expected: dict[str, str], tmp_path: Path
 ) -> None:
     killed: list[int] = []
+    ended = threading.Event()
 
-    class Killing(Progress):
-        """Kills the process that encodes as soon as a shard is written, twice."""
+    def kill() -> None:
+        """Kill the process that encodes as soon as it is there, and the one after it when a shard is written."""
+        while len(killed) < 2 and not ended.wait(0.02):
+            if killed and not list(tmp_path.glob("out/shards/*/*.json")):
+                continue
+            for each in [each for each in encoders() if each not in killed][:1]:
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    os.kill(each, signal.SIGKILL)
+                    killed.append(each)
 
-        def committed(self, shards: int, size: int) -> None:
-            super().committed(shards, size)
-            if len(killed) < 2:
-                for each in encoders()[:1]:
-                    with contextlib.suppress(ProcessLookupError):  # it has just ended
-                        os.kill(each, signal.SIGKILL)
-                        killed.append(each)
-
-    encode(images, tmp_path / "out", vae, engine=ENGINE, progress=Killing(show=False), **OPTIONS)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        encode(images, tmp_path / "out", vae, engine=ENGINE, **OPTIONS)
+    finally:
+        ended.set()
+        killer.join()
     assert killed, "there was an actor to kill"
     assert contents(tmp_path / "out") == expected
 

@@ -20,7 +20,7 @@ import pytest
 from given.collection import contents, encode, make_images
 
 from vae_core import AutoencoderKL, DatasetError, MissingDependencyError
-from vae_core.datasets import Engine, LatentDataset, verify_dataset
+from vae_core.datasets import Engine, LatentDataset, transfer, verify_dataset
 from vae_core.datasets.records import split_of
 from vae_core.datasets.sources import find_splits, read_split
 
@@ -159,8 +159,8 @@ def test_each_row_is_read_once(
         make_tars(tmp_path / "tars", files, per_tar=10)
         place = tmp_path / "tars" / "shard-000.tar"
     opened: list[str] = []
-    real = fsspec.open
-    monkeypatch.setattr(fsspec, "open", lambda url, mode: opened.append(url) or real(url, mode))
+    real = transfer._open
+    monkeypatch.setattr(transfer, "_open", lambda url: opened.append(url) or real(url))
     options: dict[str, Any] = {"shard_images": 2, "engine": Engine(workers=workers)}
     assert encode(place, tmp_path / "out", vae, **options) == encode(place, tmp_path / "other", vae, shard_images=2)
     assert contents(tmp_path / "out") == contents(tmp_path / "other")
@@ -236,8 +236,6 @@ def test_a_server_that_fails_ends_the_run_and_an_image_that_is_missing_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     pytest.importorskip("aiohttp")
-    from vae_core.datasets import transfer
-
     monkeypatch.setattr(transfer, "_PAUSE", 0.0)
     address, folder = server
     shutil.copytree(few, folder / "few")

@@ -10,7 +10,6 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from given.collection import contents, encode, make_images, settings
 from PIL import Image, ImageFile
@@ -57,11 +56,11 @@ def test_errors_of_reading(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     url, error, is_of_the_image = ERRORS[name]
     asked: list[str] = []
 
-    def opening(url: str, mode: str) -> Any:
+    def opening(url: str) -> Any:
         asked.append(url)
         raise error
 
-    monkeypatch.setattr(fsspec, "open", opening)
+    monkeypatch.setattr(transfer, "_open", opening)
     if is_of_the_image:
         raw = fetch(url, "a.png")
         assert raw.data is None and raw.problem.startswith("cannot read it: ") and len(asked) == 1
@@ -78,16 +77,16 @@ def test_texts_that_are_not_addresses(url: str) -> None:
 
 
 def test_a_disk_that_recovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, real, left = tmp_path / "a.png", fsspec.open, [2]
+    place, real, left = tmp_path / "a.png", transfer._open, [2]
     place.write_bytes(b"bytes")
 
-    def opening(url: str, mode: str) -> Any:
+    def opening(url: str) -> Any:
         left[0] -= 1
         if left[0] >= 0:
             raise system(errno.EIO)
-        return real(url, mode)
+        return real(url)
 
-    monkeypatch.setattr(fsspec, "open", opening)
+    monkeypatch.setattr(transfer, "_open", opening)
     assert fetch(str(place), "a").data == b"bytes"
 
 

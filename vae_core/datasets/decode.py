@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,5 +181,18 @@ def _psnr(pixels: Tensor, source: Prepared | None, sha256: str) -> float | None:
 
 def safe_name(key: str) -> str:
     """A key as a path below a folder, whatever it has in it."""
-    parts = [part for part in key.replace("\\", "/").replace(":", "_").split("/") if part not in ("", ".", "..")]
-    return "/".join(parts) or "image"
+    key = re.sub(_FORBIDDEN, "_", key.replace("\\", "/"))
+    return "/".join(_shortened(part) for part in key.split("/") if part not in ("", ".", "..")) or "image"
+
+
+# Names of files have up to 255 bytes; a number and an ending are added.
+_MOST_BYTES = 200
+_FORBIDDEN = r"[:\0<>\"|?*]" if os.name == "nt" else r"[:\0]"
+
+
+def _shortened(name: str) -> str:
+    data = os.fsencode(name)
+    if len(data) <= _MOST_BYTES:
+        return name
+    digest = hashlib.sha256(data).hexdigest()[:12]
+    return f"{data[: _MOST_BYTES - 13].decode(errors='ignore')}-{digest}"

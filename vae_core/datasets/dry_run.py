@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import fsspec
-
 from ..autoencoder_kl import AutoencoderKL
 from ..errors import DatasetError
 from .encode import Encoder, Shard
@@ -20,7 +18,7 @@ from .progress import in_bytes, in_time
 from .run import Engine, default_workers
 from .settings import STORED, Failure, Settings
 from .sources import Split, find_splits, read_split
-from .transfer import Raw
+from .transfer import Raw, size_of
 
 SAMPLE = 32
 
@@ -82,7 +80,7 @@ def estimate(
         DatasetError: a source that cannot be read.
     """
     engine = engine or Engine()
-    splits = find_splits(source, settings.shard_images)
+    splits = find_splits(source, settings.shard_images, settings.column)
     began = time.perf_counter()
     raws = _sample(splits, settings, sample)
     results = []
@@ -149,10 +147,9 @@ def _count(splits: Sequence[Split], raws: Sequence[Raw]) -> tuple[int, bool]:
 
 
 def _size(url: str) -> int:
-    system, path = fsspec.core.url_to_fs(url)
     try:
-        return int(system.size(path) or 0)
-    except OSError as error:
+        return size_of(url)
+    except Exception as error:  # each file system has its own
         raise DatasetError(f"the size of {url} cannot be found out: {error}.") from None
 
 

@@ -147,7 +147,7 @@ def _begin(source: str, out: Path, records: Path, vae: AutoencoderKL, settings: 
         _check_same(collection, source, vae, settings)
         remove_leftovers(out if settings.layout == "kohya" else collection.records)
         return collection
-    splits = find_splits(source, settings.shard_images)
+    splits = find_splits(source, settings.shard_images, settings.column)
     if settings.layout == "kohya":
         kohya.check_family(str(settings.kohya), vae.config)
         _check_kohya(source, splits)

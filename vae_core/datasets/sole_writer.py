@@ -15,7 +15,8 @@ from ..errors import DatasetError
 def sole_writer(records: Path, patience: float = 5.0) -> Iterator[None]:
     """Make sure that no other run writes to the collection, where the system has locks on files.
 
-    The lock is the process's own: readers that outlive a run that was killed do not have it.
+    The lock is the process's own: readers that outlive a run that was killed do not have it. Folders that are made for
+    it are gone afterwards, if nothing was written.
 
     Raises:
         DatasetError: another run has it, and keeps it for so many seconds.
@@ -24,7 +25,7 @@ def sole_writer(records: Path, patience: float = 5.0) -> Iterator[None]:
     if str(place) in _writing:
         raise DatasetError(_OTHER_RUN.format(records))
     _writing.add(str(place))
-    handle = None
+    handle, made = None, [folder for folder in place.parents if not folder.exists()]
     try:
         handle = _locked(place, time.monotonic() + patience)
         yield
@@ -34,6 +35,9 @@ def sole_writer(records: Path, patience: float = 5.0) -> Iterator[None]:
             with suppress(OSError):
                 place.unlink()
             os.close(handle)
+        with suppress(OSError):  # of the first that is not empty
+            for folder in made:
+                folder.rmdir()
 
 
 _writing: set[str] = set()  # by this process, which does not lock itself out

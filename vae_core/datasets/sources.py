@@ -6,29 +6,26 @@ from their beginning, and gives raw images: a key and the bytes of a file.
 
 from __future__ import annotations
 
-import gzip
+import glob
 import itertools
 import json
 import logging
 import os
 import re
 import sys
-import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import fsspec
-from PIL import Image
 
 from ..errors import DatasetError
-from ..image_formats import FORMATS
 from .extras import require
+from .image_names import is_image
 from .tables import TABLES, read_rows, row_ranges
-from .transfer import Raw, fetch, open_source
+from .tars import read_tar
+from .transfer import Raw, fetch, is_missing, local_path, name_of, split_chain
 
 logger = logging.getLogger("seamless_vae")
 
@@ -36,8 +33,6 @@ logger = logging.getLogger("seamless_vae")
 _KINDS = {"tar": "tars", "files": "image files", "table": "tables"}
 # What only a collection of latents has together. Its files are not images.
 _COLLECTION = ("manifest.json", "splits.jsonl")
-# What tarfile, its decompressors and webdataset raise on a damaged tar; anything else is the disk's or the network's.
-_DAMAGE = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,7 @@ class Split:
         return json.dumps(values, separators=(",", ":"))
 
 
-def find_splits(source: str | os.PathLike[str], images: int) -> list[Split]:
+def find_splits(source: str | os.PathLike[str], images: int, column: str = "") -> list[Split]:
     """The splits of a source, of so many images each where that is for us to choose.
 
     Of a source with several kinds of files one is read, and a warning names the others: tars before image files,
@@ -78,6 +73,7 @@ def find_splits(source: str | os.PathLike[str], images: int) -> list[Split]:
     Args:
         source: a folder tree, a glob, a file; tars of WebDataset by name, glob or braces; .parquet or .csv; each also
             behind a URL that fsspec knows.
+        column: of a table; see `Settings.column`.
 
     Raises:
         DatasetError: nothing is there, or no images.
@@ -102,7 +98,7 @@ def find_splits(source: str | os.PathLike[str], images: int) -> list[Split]:
         require("webdataset", "datasets", "reading WebDataset tars")
         return [Split(number, "tar", (url,)) for number, (url, _) in enumerate(chosen)]
     if kind == "table":
-        ranges = [(url, start, stop) for url, _ in chosen for start, stop in row_ranges(url, images)]
+        ranges = [(url, start, stop) for url, _ in chosen for start, stop in row_ranges(url, images, column)]
         if not ranges:
             raise DatasetError(f"{text} has no images: its tables have no rows. Give a table with rows.")
         return [Split(number, "rows", (url,), (), start, stop) for number, (url, start, stop) in enumerate(ranges)]
@@ -135,7 +131,7 @@ def read_split(split: Split, column: str = "", wanted: Sequence[int] | None = No
     else:
         chosen = wanted if isinstance(wanted, range) else frozenset(wanted)
         last = wanted[-1] + 1
-        yield from (raw for i, raw in enumerate(itertools.islice(_read_tar(split.urls[0]), last)) if i in chosen)
+        yield from (raw for i, raw in enumerate(itertools.islice(read_tar(split.urls[0]), last)) if i in chosen)
 
 
 def from_position(first: int) -> range:
@@ -143,15 +139,8 @@ def from_position(first: int) -> range:
     return range(first, sys.maxsize)
 
 
-def is_image(name: str) -> bool:
-    """Whether a file's ending is that of an image that is opened."""
-    Image.init()
-    form = Image.EXTENSION.get(PurePosixPath(name.lower()).suffix)
-    return form in FORMATS and form in Image.OPEN
-
-
 def _kind(url: str) -> str | None:
-    name = url.partition("?")[0].lower()
+    name = name_of(url).lower()
     if name.endswith((".tar", ".tar.gz", ".tgz")):
         return "tar"
     if name.endswith(TABLES):
@@ -161,33 +150,80 @@ def _kind(url: str) -> str | None:
 
 def _expand(text: str) -> list[tuple[str, str]]:
     """Every file that a source names: (its URL or path, its key: the path below the source's folder)."""
-    texts = _braces(text)
-    if len(texts) > 1:
-        return [pair for each in texts for pair in _expand(each)]
+    if not text.strip():
+        raise DatasetError("the source has no name. Give a folder, a file, a glob or a URL; `.` is the current folder.")
+    if (path := local_path(text)) is not None:
+        return _local(path)
+    return [pair for each in _braces(text) for pair in _remote(each)]
+
+
+def _local(text: str) -> list[tuple[str, str]]:
+    """`_expand` for this machine. What exists under a name is meant by it, whatever marks of patterns it has."""
+    system = fsspec.filesystem("file")
+    path = system._strip_protocol(os.path.abspath(os.path.expanduser(text)))
+    there, rest = path, ""
+    while not os.path.lexists(there) and (above := os.path.dirname(there)) != there:
+        there, rest = above, path[len(above) :]
+    if len(texts := _braces(rest)) > 1:
+        return [pair for each in texts for pair in _local(there + each)]
+    if rest and not _is_pattern(rest):
+        names = []
+    else:
+        names = system.glob(glob.escape(there) + rest) if rest else system.find(there)
+    found = _chosen(text, map(str, names), there if os.path.isdir(there) else os.path.dirname(there), "/." in rest)
+    links = [name for name, _ in found if _kind(name) is None and os.path.islink(name) and os.path.isdir(name)]
+    if links:
+        logger.warning(
+            "%d links to folders in %s are not followed (%s%s). Give the folders that they lead to, each in a run of "
+            "its own, or have the images themselves there.", len(links), text, links[0], ", ..." * (len(links) > 1),
+        )  # fmt: skip
+    if not found and not os.path.isdir(path):
+        raise DatasetError(_NOTHING.format(text))
+    return found
+
+
+def _remote(text: str) -> list[tuple[str, str]]:
+    """`_expand` for a URL."""
     try:
         system, path = fsspec.core.url_to_fs(text)
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # each file system has its own
         raise DatasetError(f"{text} cannot be opened: {error}. Install what fsspec needs for it.") from None
-    local = "://" not in text
     try:
-        if not local and _kind(text) is not None and not _is_pattern(text):
+        if _kind(text) is not None and not _is_pattern(name_of(text)):
             names = [path]  # a server need not be able to list
-        elif _is_pattern(path) and not (local and os.path.exists(text)):
-            names = system.glob(path)
         else:
-            names = system.find(path)
-    except FileNotFoundError:
+            names = system.glob(path) if _is_pattern(path) else system.find(path)
+    except Exception as error:
+        if not is_missing(error, text):
+            problem = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+            raise DatasetError(
+                f"{text} cannot be listed: {problem}. Check the address and your access to it."
+            ) from None
         names = []
-    except OSError as error:
-        raise DatasetError(f"{text} cannot be listed: {error}. Check the address and your access to it.") from None
-    names = sorted(name for name in _without_collections(map(str, names)) if not _is_hidden(name, path))
-    if not names and not (local and os.path.isdir(text)):
-        raise DatasetError(f"{text} does not exist, or nothing matches it. Give a folder, a file, a glob or a URL.")
-    base = _base(path, names)
-    return [
-        (name if local else system.unstrip_protocol(name), os.path.relpath(name, base).replace(os.sep, "/"))
-        for name in names
-    ]
+    found = _chosen(text, map(str, names), _base(path, names), "/." in path)
+    if not found:
+        raise DatasetError(_NOTHING.format(text))
+    before, behind = split_chain(text)
+    before = "".join(f"{part}::" for part in before.split("::")[:-1])
+    return [(f"{before}{system.unstrip_protocol(name)}{behind}", key) for name, key in found]
+
+
+_NOTHING = "{} does not exist, or nothing matches it. Give a folder, a file, a glob or a URL."
+
+
+def _chosen(text: str, names: Iterable[str], base: str, hidden: bool) -> list[tuple[str, str]]:
+    """(name, key) of what is not hidden and not of a collection, in order.
+
+    Args:
+        hidden: whether the source itself names what is hidden.
+    """
+    base = f"{base.rstrip('/')}/"
+    found = []
+    for name in sorted(_without_collections(names)):
+        key = name.removeprefix(base).lstrip("/")
+        if hidden or not any(part.startswith(".") for part in key.split("/")) or name == text:
+            found.append((name, key))
+    return found
 
 
 def _without_collections(names: Iterable[str]) -> Iterator[str]:
@@ -208,49 +244,10 @@ def _is_pattern(text: str) -> bool:
     return any(mark in text for mark in "*?[")
 
 
-def _is_hidden(name: str, path: str) -> bool:
-    """Whether a name below the source's folder begins with a dot."""
-    below = name[len(path) :] if name.startswith(path) else name.rsplit("/", 1)[-1]
-    return any(part.startswith(".") for part in below.replace(os.sep, "/").split("/"))
-
-
 def _base(path: str, names: list[str]) -> str:
     """The folder that keys are relative to: what comes before the first mark of a pattern."""
     if names == [path]:
-        return os.path.dirname(path)
-    parts = path.replace(os.sep, "/").split("/")
+        return path.partition("?")[0].rpartition("/")[0]
+    parts = path.split("/")
     fixed = next((i for i, part in enumerate(parts) if _is_pattern(part)), len(parts))
-    return "/".join(parts[:fixed]) or "/"
-
-
-def _read_tar(url: str) -> Iterator[Raw]:
-    reading = require("webdataset.tariterators", "datasets", "reading WebDataset tars")
-    with open_source(url) as stream:
-        files = reading.tar_file_expander([{"url": url, "stream": stream}])
-        yield from _tar_images(reading.group_by_keys(files), url)
-
-
-def _tar_images(samples: Iterable[dict[str, Any]], url: str) -> Iterator[Raw]:
-    """The first image of each sample. A tar that breaks off ends with a problem in the place of the next image."""
-    samples = iter(samples)
-    while True:
-        try:
-            sample = next(samples)
-        except StopIteration:
-            return
-        except _DAMAGE as error:
-            reason = str(error.args[0]) if error.args else type(error).__name__
-            yield Raw(f"{url}: what follows", None, f"the tar is damaged from here on ({reason})")
-            return
-        except Exception as error:
-            raise DatasetError(
-                f"cannot read {url} to its end: {type(error).__name__}: {error}. "
-                f"What was finished stays valid: run the same command with --resume."
-            ) from error
-        key = sample["__key__"]
-        endings = [ending for ending in sample if not ending.startswith("_") and is_image(f"x.{ending}")]
-        if endings:
-            yield Raw(f"{key}.{endings[0]}", sample[endings[0]])
-        elif any(not ending.startswith("_") for ending in sample):
-            others = ", ".join(sorted(ending for ending in sample if not ending.startswith("_")))
-            yield Raw(key, None, f"the sample has no image, only {others}")
+    return "/".join(parts[:fixed])

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..errors import DatasetError, VAEError
+from ..errors import DatasetError, VAEError, in_one_line
 from .extras import require
-from .transfer import Raw, fetch, open_source
+from .transfer import Raw, beside, fetch, name_of, open_source
 
 TABLES = (".parquet", ".csv")
 _BATCH = 16  # rows of parquet at once, which may have whole images in them
+_BLOCK = 2**24  # bytes of a CSV at once; a row may have so many
 # Columns that usually have the images, in the order of preference.
 _COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes", "path", "file", "filename", "file_name", "filepath", "url")
 
 
-def row_ranges(url: str, images: int) -> list[tuple[int, int]]:
+def row_ranges(url: str, images: int, column: str = "") -> list[tuple[int, int]]:
     """The rows of a table in ranges that are read each by itself: all of a CSV, which can only be read from its
     beginning; of parquet as many whole row groups as have so many images.
 
+    Args:
+        column: see `Settings.column`.
+
     Raises:
-        DatasetError: the table cannot be read.
+        DatasetError: the table cannot be read, or has rows and no column of images.
     """
     with open_source(url) as file:
         if _is_csv(url):
-            count = sum(len(batch) for batch in _csv_batches(file, url, 0))
+            count = sum(len(batch) for batch in _csv_batches(file, url, column))
             return [(0, count)] if count else []
-        metadata = _parquet(file, url).metadata
+        table = _parquet(file, url)
+        metadata = table.metadata
+        if metadata.num_rows:
+            _column(table.schema_arrow, column, url)
     ranges = []
     start = 0
     stop = 0
@@ -65,7 +72,7 @@ _Batches = Iterator[tuple[int, Any]]  # the number of the first row, and the val
 def _rows_of_csv(file: Any, url: str, column: str, first: int, stop: int) -> _Batches:
     """A column of a CSV as texts, batch by batch."""
     before = 0
-    for batch in _csv_batches(file, url, lambda schema: schema.names.index(_column(schema, column, url))):
+    for batch in _csv_batches(file, url, column):
         if before >= stop:
             return
         yield before, batch
@@ -100,11 +107,11 @@ def _raw(value: Any, url: str, row: int) -> Raw:
         return Raw(key, value)
     if isinstance(value, str) and value.strip():
         place = value.strip()
-        folder = url.rpartition("/")[0]
-        if "://" not in place and not os.path.isabs(place) and folder:
-            place = f"{folder}/{place}"
+        if "://" not in place and not os.path.isabs(place):
+            place = beside(url, place)
         return fetch(place, value.strip())
-    return Raw(key, None, f"the row has no image, but {type(value).__name__}")
+    kind = "" if value is None or value == "" or isinstance(value, str) else f", but {type(value).__name__}"
+    return Raw(key, None, f"the row has no image{kind}")
 
 
 def _column(schema: Any, wanted: str, url: str) -> str:
@@ -117,31 +124,33 @@ def _column(schema: Any, wanted: str, url: str) -> str:
     for name in _COLUMNS:
         if name in lower:
             return lower[name]
-    raise DatasetError(
-        f"none of the columns of {url} has a name of images ({', '.join(names)}). Name the one with --column."
-    )
+    remedy = "Name the one with --column"
+    if any(mark in name for name in names for mark in ";\t"):
+        remedy = "Separate the columns by commas"
+    raise DatasetError(f"none of the columns of {url} has a name of images ({', '.join(names)}). {remedy}.")
 
 
 def _is_csv(url: str) -> bool:
-    return url.partition("?")[0].lower().endswith(".csv")
+    return name_of(url).lower().endswith(".csv")
 
 
-def _csv_batches(file: Any, url: str, choose: int | Callable[[Any], int]) -> Iterator[Any]:
-    """One column of a CSV as texts, batch by batch, chosen by its number or by what the schema says."""
+def _csv_batches(file: Any, url: str, column: str) -> Iterator[Any]:
+    """One column of a CSV as texts, batch by batch."""
     csv, pyarrow = (require(name, "datasets", "reading CSV tables") for name in ("pyarrow.csv", "pyarrow"))
     parse = csv.ParseOptions(newlines_in_values=True)  # captions have them
+    read = csv.ReadOptions(block_size=_BLOCK)
     try:
-        names = csv.open_csv(file, parse_options=parse).schema
-        name = names.names[choose if isinstance(choose, int) else choose(names)]
+        schema = csv.open_csv(file, read_options=read, parse_options=parse).schema
+        name = _column(schema, column, url)
         file.seek(0)
         # As texts: what the first rows look like does not say what the others are.
         convert = csv.ConvertOptions(include_columns=[name], column_types={name: pyarrow.string()})
-        for batch in csv.open_csv(file, parse_options=parse, convert_options=convert):
+        for batch in csv.open_csv(file, read_options=read, parse_options=parse, convert_options=convert):
             yield batch.column(0)
     except VAEError:
         raise
     except ValueError as error:  # pyarrow's errors are ValueErrors
-        raise DatasetError(f"{url} is not a CSV table that pyarrow reads: {error}. Export it again.") from None
+        raise _not_a_table(url, "CSV", error, "Export it again, in UTF-8 and with commas") from None
 
 
 def _parquet(file: Any, url: str) -> Any:
@@ -149,4 +158,9 @@ def _parquet(file: Any, url: str) -> Any:
     try:
         return parquet.ParquetFile(file)
     except (ValueError, OSError) as error:
-        raise DatasetError(f"{url} is not a parquet table that pyarrow reads: {error}. Export it again.") from None
+        raise _not_a_table(url, "parquet", error, "Export it again") from None
+
+
+def _not_a_table(url: str, kind: str, error: Exception, remedy: str) -> DatasetError:
+    reason = in_one_line(error).rstrip(".")
+    return DatasetError(f"{url} is not a {kind} table that pyarrow reads: {reason}. {remedy}.")

@@ -5,23 +5,28 @@ again, and then ends the run, which can be resumed.
 from __future__ import annotations
 
 import errno
+import os
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import IO, cast
 from urllib.parse import urlsplit
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import DatasetError, VAEError
 
 _TRIES, _PAUSE = 4, 0.5  # seconds, doubled each time
-_IMAGE_LIMIT = 2**30
+MOST_BYTES = 2**30  # of an image's file
 # What is the fault of one file on a disk. Anything else (EIO, ESTALE, EMFILE, ...) would meet the next file too.
 _OF_THE_FILE = {
-    errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO,
 }  # fmt: skip
+# What a web server answers if it has nothing to give under this one URL. Another refusal would meet the next one too.
+_OF_THE_URL = {400, 404, 405, 406, 410, 414, 451}
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,50 @@ class Raw:
     key: str
     data: bytes | None
     problem: str = ""
+
+
+def local_path(url: str) -> str | None:
+    """The path of a file of this machine, whatever characters it has in it; None for a URL."""
+    if url.startswith(("file://", "local://")):
+        return LocalFileSystem._strip_protocol(url)
+    return None if "://" in url else url
+
+
+def split_chain(url: str) -> tuple[str, str]:
+    """(a URL, what fsspec is to open it with): a.png and the archive, of zip://a.png::s3://bucket/photos.zip."""
+    parts = url.split("::")
+    named = next((i for i, part in enumerate(parts) if "://" in part), len(parts) - 1)
+    if not all("://" in part or part.startswith("/") for part in parts[named + 1 :]):
+        return url, ""  # they belong to its name
+    return "::".join(parts[: named + 1]), "".join(f"::{part}" for part in parts[named + 1 :])
+
+
+def name_of(url: str) -> str:
+    """A URL or a path as far as it names a file: without a web server's query, or the archive that it is in."""
+    if (path := local_path(url)) is not None:
+        return path
+    name, _ = split_chain(url)
+    return name.partition("?")[0] if is_web(url) else name
+
+
+def beside(url: str, name: str) -> str:
+    """Another file of the same folder, by its path from there."""
+    if (path := local_path(url)) is not None:
+        return os.path.join(os.path.dirname(path), name)
+    return f"{name_of(url).rpartition('/')[0]}/{name}{split_chain(url)[1]}"
+
+
+def is_web(url: str) -> bool:
+    """Whether a web server is asked for it."""
+    return split_chain(url)[0].rpartition("::")[2].startswith(("http://", "https://"))
+
+
+def size_of(url: str) -> int:
+    """Bytes of a file; 0 if that is not known. Raises what its file system raises."""
+    if (path := local_path(url)) is not None:
+        return os.stat(path).st_size
+    system, path = fsspec.core.url_to_fs(url)
+    return int(system.size(path) or 0)
 
 
 def fetch(url: str, key: str) -> Raw:
@@ -45,13 +94,15 @@ def fetch(url: str, key: str) -> Raw:
     for attempt in range(_TRIES):
         try:
             with open_stream(url) as file:
-                data = file.read(_IMAGE_LIMIT + 1)
-            if len(data) > _IMAGE_LIMIT:
-                return Raw(key, None, f"the file has more than {_IMAGE_LIMIT} bytes")
+                data = file.read(MOST_BYTES + 1)
+            if len(data) > MOST_BYTES:
+                return Raw(key, None, f"the file has more than {MOST_BYTES} bytes")
             return Raw(key, data)
         except Exception as error:  # each file system has its own
             if _is_of_the_file(error, url):
                 return Raw(key, None, f"cannot read it: {_text(error) or 'there is nothing at ' + url}")
+            if isinstance(error, ImportError):  # of what fsspec needs for it
+                raise _failed(url, error) from error
             if attempt == _TRIES - 1:
                 raise _failed(url, error, f" after {_TRIES} attempts") from error
             time.sleep(_PAUSE * 2**attempt)
@@ -61,8 +112,17 @@ def fetch(url: str, key: str) -> Raw:
 @contextmanager
 def open_stream(url: str) -> Iterator[IO[bytes]]:
     """A file or an object behind a URL, to read from its beginning."""
-    with fsspec.open(url, "rb") as file:
-        yield cast("IO[bytes]", file)
+    with _open(url) as file:
+        yield file
+
+
+def _open(url: str) -> AbstractContextManager[IO[bytes]]:
+    if (path := local_path(url)) is None:
+        return cast("AbstractContextManager[IO[bytes]]", fsspec.open(url, "rb"))
+    mode = os.stat(path).st_mode  # of a pipe or a device there may be no end
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.ENXIO, "it is not a plain file", path)
+    return open(path, "rb")
 
 
 @contextmanager
@@ -82,23 +142,39 @@ def open_source(url: str) -> Iterator[IO[bytes]]:
 
 
 def _failed(url: str, error: Exception, when: str = "") -> DatasetError:
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ is not None else error
     return DatasetError(
-        f"cannot read {url}{when}: {type(error).__name__}: {_text(error) or error}. What was finished stays valid: "
+        f"cannot read {url}{when}: {type(cause).__name__}: {_text(cause) or cause}. What was finished stays valid: "
         f"run the same command with --resume when it can be read."
     )
 
 
 def _is_of_the_file(error: Exception, url: str) -> bool:
     """Whether an error is the fault of one file, and the next may be read all the same."""
-    if "://" in url and not url.startswith(("file://", "local://")):
-        return isinstance(error, FileNotFoundError) or getattr(error, "status", None) == 410
-    return isinstance(error, OSError) and error.errno in _OF_THE_FILE
+    if local_path(url) is not None:
+        return isinstance(error, OSError) and error.errno in _OF_THE_FILE
+    return is_missing(error, url)
+
+
+def is_missing(error: BaseException, url: str) -> bool:
+    """Whether an error says that there is nothing at a URL, and not that it cannot be reached."""
+    if not is_web(url):
+        return isinstance(error, FileNotFoundError)
+    # fsspec makes a FileNotFoundError of whatever happens.
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+    status = getattr(cause, "status", None)
+    if isinstance(status, int):
+        return status < 400 or status in _OF_THE_URL
+    return isinstance(error, FileNotFoundError) and (cause is None or isinstance(cause, ValueError))
 
 
 def _not_an_address(url: str) -> str:
     """Why a text from a table cannot be a path or a URL at all."""
     if "\0" in url:
         return "its path contains a null character"
+    protocol = "" if local_path(url) is not None else url.partition("://")[0].rpartition("::")[2]
+    if protocol and protocol not in fsspec.available_protocols():
+        return f"fsspec does not know {protocol}://"
     if not url.startswith(("http://", "https://")):
         return ""
     try:
@@ -109,5 +185,5 @@ def _not_an_address(url: str) -> str:
     return "" if parts.hostname else "its URL names no server"
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     return (error.strerror or "") if isinstance(error, OSError) else ""
