@@ -19,26 +19,38 @@ Weights = dict[str, Tensor]
 EIGHT_BITS = torch.float8_e4m3fn
 
 
-def eight_bit(vae: AutoencoderKL, ending: str, per_output: bool = False) -> tuple[Weights, Weights]:
-    """A file of scaled 8-bit floats, and the weights that it stands for."""
+# Of which axes of a kernel [out, in, height, width] one scale is made: of all, or of all but one or two.
+AXES = {"whole": (0, 1, 2, 3), "output": (1, 2, 3), "input": (0, 2, 3), "output and input": (2, 3)}
+
+
+def eight_bit(vae: AutoencoderKL, ending: str, per: str = "whole", flat: bool = True) -> tuple[Weights, Weights]:
+    """A file of scaled 8-bit floats, and the weights that it stands for.
+
+    Args:
+        flat: scales for the outputs are [out], and one scale is a number.
+    """
     stored, meant = {}, {}
     for name, weight in ldm(vae).items():
         if weight.ndim < 4:
             stored[name] = meant[name] = weight
             continue
-        largest = weight.abs().amax((1, 2, 3)) if per_output else weight.abs().max()
-        scale = largest / 448
-        spread = scale[:, None, None, None] if per_output else scale
-        stored[name] = (weight / spread).to(torch.float8_e4m3fn)
-        stored[name.removesuffix(".weight") + ending] = scale
-        meant[name] = stored[name].float() * spread
+        scale = weight.abs().amax(AXES[per], keepdim=True) / 448
+        stored[name] = (weight / scale).to(torch.float8_e4m3fn)
+        meant[name] = stored[name].float() * scale
+        stored[name.removesuffix(".weight") + ending] = scale.squeeze() if flat else scale
     return stored, meant
 
 
-@pytest.mark.parametrize("per_output", [False, True])
+@pytest.mark.parametrize(
+    ("per", "flat"),
+    [
+        *(("whole", True), ("whole", False), ("output", True)),
+        *(("output", False), ("input", False), ("output and input", False)),
+    ],
+)
 @pytest.mark.parametrize("ending", [".scale_weight", ".weight_scale", ".weight_scale_inv"])
-def test_scales_of_8_bit_floats_are_applied(ending: str, per_output: bool, vae: AutoencoderKL, file: Path) -> None:
-    stored, meant = eight_bit(vae, ending, per_output)
+def test_scales_of_8_bit_floats_are_applied(ending: str, per: str, flat: bool, vae: AutoencoderKL, file: Path) -> None:
+    stored, meant = eight_bit(vae, ending, per, flat)
     beside = {"scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn), "decoder.conv_in.scale_input": torch.ones(())}
     write({**stored, **beside}, file)
     loaded, info = load_vae(file), inspect_vae(file)
@@ -50,6 +62,20 @@ def test_scales_of_8_bit_floats_are_applied(ending: str, per_output: bool, vae: 
     assert torch.equal(half.decoder.conv_in.weight, meant["decoder.conv_in.weight"].half())
 
 
+@pytest.mark.parametrize("per", AXES)
+def test_scales_turn_with_their_kernels_and_fit_matrices(per: str, vae: AutoencoderKL, file: Path) -> None:
+    """Channels last, and attention as matrices [out, in] with scales of two dimensions."""
+    stored, meant = eight_bit(vae, ".weight_scale", per, flat=False)
+    write({name: each.permute(0, 2, 3, 1) if each.ndim == 4 else each for name, each in stored.items()}, file)
+    for name, weight in ldm(load_vae(file)).items():
+        assert torch.equal(weight.reshape(meant[name].shape), meant[name]), name
+    write(
+        {name: each[:, :, 0, 0] if "attn" in name and each.ndim == 4 else each for name, each in stored.items()}, file
+    )
+    for name, weight in ldm(load_vae(file)).items():
+        assert torch.equal(weight.reshape(meant[name].shape), meant[name]), name
+
+
 def load_vae_remarks(path: Path) -> tuple[str, ...]:
     return tuple(remark for remark in inspect_vae(path).remarks if "scale_input" not in remark)
 
@@ -59,7 +85,8 @@ def test_scales_that_cannot_be_are_refused(vae: AutoencoderKL, file: Path) -> No
     q = "decoder.mid.attn_1.q"
     for change, message in (
         ({"decoder.conv_in.scale_weight": torch.ones(7)}, "one for each output"),
-        ({f"{q}.weight": torch.zeros(64, 64).to(EIGHT_BITS), f"{q}.scale_weight": torch.ones(1, 64)}, "each output"),
+        ({f"{q}.weight": torch.zeros(64, 64).to(EIGHT_BITS), f"{q}.scale_weight": torch.ones(1, 32)}, "each output"),
+        ({"decoder.conv_in.scale_weight": torch.ones(4)}, r"one for each input as \[1, in\]"),
         (
             {"decoder.conv_in.weight": torch.zeros(64, 4, 3, 3, dtype=torch.int8)},
             "quantised in a way that is not known",

@@ -136,8 +136,8 @@ def is_length(name: str) -> bool:
 def check_scale(file: str, name: str, weight: TensorInfo, scale: TensorInfo) -> None:
     """Raise CheckpointError unless a scale is what its weight can be multiplied by, with one meaning.
 
-    That is a number, one for each output, or for a matrix one for each block of it; for weight norm one for each
-    output.
+    That is a number, one for each output, in the shape [1, in, ...] one for each input, or for a matrix one for each
+    block of it; for weight norm one for each output.
     """
     if is_length(name):
         if not weight.shape or scale.shape != (weight.shape[0],) + (1,) * (len(weight.shape) - 1):
@@ -151,11 +151,12 @@ def check_scale(file: str, name: str, weight: TensorInfo, scale: TensorInfo) -> 
             f"{file} has {name} of {type_name(scale.dtype)} for a weight of {type_name(weight.dtype)}: it is quantised "
             f"in a way that is not known here. Get the VAE in float16, bfloat16 or float32."
         )
-    if not (_is_one(scale.shape) or _is_by_output(scale.shape, weight.shape) or _blocks(scale.shape, weight.shape)):
+    kinds = (_is_by_output, _is_spread, _blocks)
+    if not (_is_one(scale.shape) or any(fits(scale.shape, weight.shape) for fits in kinds)):
         raise CheckpointError(
             f"{file} has {name} of shape {scale.shape} for a weight of shape {weight.shape}; it may be one number, "
-            f"one for each output, or one for each block of {_BLOCK} by {_BLOCK} of a matrix. Get the VAE in float16, "
-            f"bfloat16 or float32."
+            f"one for each output, one for each input as [1, in], or one for each block of {_BLOCK} by {_BLOCK} of a "
+            f"matrix. Get the VAE in float16, bfloat16 or float32."
         )
 
 
@@ -165,6 +166,18 @@ def _is_one(scale: tuple[int, ...]) -> bool:
 
 def _is_by_output(scale: tuple[int, ...], weight: tuple[int, ...]) -> bool:
     return bool(scale) and bool(weight) and scale[0] == weight[0] and _is_one(scale[1:])
+
+
+def _is_spread(scale: tuple[int, ...], weight: tuple[int, ...]) -> bool:
+    """Whether each side of a scale is that of its weight, or 1. A single side could be the outputs or the inputs."""
+    if not (2 <= len(scale) <= 4 and 2 <= len(weight) <= 4):
+        return False
+    return all(side in (1, whole) for side, whole in zip(_sides(scale), _sides(weight), strict=True))
+
+
+def _sides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A matrix as a 1x1 kernel."""
+    return shape + (1,) * (4 - len(shape))
 
 
 def _blocks(scale: tuple[int, ...], weight: tuple[int, ...]) -> bool:
@@ -181,6 +194,8 @@ def scaled(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         scale = scale.reshape(())
     elif _is_by_output(tuple(scale.shape), tuple(weight.shape)):
         scale = scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    elif _is_spread(tuple(scale.shape), tuple(weight.shape)):
+        scale = scale.reshape(_sides(tuple(scale.shape))[: weight.ndim])
     else:
         for axis in (0, 1):
             scale = scale.repeat_interleave(_BLOCK, axis).narrow(axis, 0, weight.shape[axis])
