@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .autocast import without_autocast
+
 # Deviations from the mean that make black and white.
 COLOUR_RANGE = 2.5
 # Black, through red and yellow, to white: where each of red, green and blue begins and how fast it rises.
@@ -20,11 +22,12 @@ def latent_colours(z: Tensor) -> Tensor:
     """
     values = z.detach().float().flatten(2)  # [B, C, N]
     centred = torch.nan_to_num(values - values.mean(dim=2, keepdim=True))
-    covariance = centred @ centred.transpose(1, 2) / max(1, centred.shape[2] - 1)
-    _, vectors = torch.linalg.eigh(covariance.cpu())
-    axes = vectors.flip(2)[:, :, :3].to(centred.device)  # largest first
-    signs = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()
-    scores = (axes * signs).transpose(1, 2) @ centred  # [B, 3, N]
+    with without_autocast(centred.device):
+        covariance = centred @ centred.transpose(1, 2) / max(1, centred.shape[2] - 1)
+        _, vectors = torch.linalg.eigh(covariance.cpu())
+        axes = vectors.flip(2)[:, :, :3].to(centred.device)  # largest first
+        signs = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()
+        scores = (axes * signs).transpose(1, 2) @ centred  # [B, 3, N]
     if scores.shape[1] < 3:
         scores = scores[:, :1].expand(-1, 3, -1)
     deviation = scores.square().mean(dim=2, keepdim=True).sqrt().clamp(min=1e-6)

@@ -54,7 +54,7 @@ def usable_device(device: torch.device | str | int | None) -> torch.device | str
     if device is None:
         return None
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, dtype=torch.float32, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError, TypeError) as error:
         raise CheckpointError(
             f"the device {brief(device)} cannot be used here: {in_one_line(error).partition('. ')[0].rstrip('.')}. "

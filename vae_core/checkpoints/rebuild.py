@@ -133,7 +133,7 @@ class InlineTensor:
     def tensor(self) -> Tensor:
         """The numbers, in memory of their own."""
         raw, dtype = self._raw, self._stored
-        flat = torch.frombuffer(bytearray(raw), dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+        flat = torch.frombuffer(bytearray(raw), dtype=dtype) if raw else torch.empty(0, dtype=dtype, device="cpu")
         return flat.reshape(self._stored_shape).permute(self._axes).to(self.dtype)
 
 

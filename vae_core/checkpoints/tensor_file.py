@@ -198,7 +198,7 @@ def _view(buffer: mmap.mmap | bytearray | bytes, info: TensorInfo, offset: int) 
     dtype, count = info.dtype, info.elements
     assert dtype is not None
     if count == 0:
-        return torch.empty(info.shape, dtype=dtype)
+        return torch.empty(info.shape, dtype=dtype, device="cpu")
     if offset % dtype.itemsize:  # torch must not be given misaligned memory
         flat = torch.frombuffer(bytearray(buffer[offset : offset + count * dtype.itemsize]), dtype=dtype)
     else:

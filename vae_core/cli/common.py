@@ -177,7 +177,7 @@ def checked_device(name: str) -> str:
         device = torch.device(name)
         if device.type == "meta":
             raise RuntimeError("nothing is computed there")
-        torch.empty(1, device=device)
+        torch.empty(1, dtype=torch.float32, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ConfigError(

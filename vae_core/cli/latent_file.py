@@ -74,7 +74,10 @@ class Latent:
 def write_latents(path: Path, latents: list[Latent], *, overwrite: bool = True) -> None:
     """Write raw latents to one file. Raises CheckpointError if it cannot be written."""
     if len({latent.z.shape for latent in latents}) == 1:
-        tensors = {NAMES[0]: torch.cat([latent.z for latent in latents]), RAW_MARK: torch.tensor([])}
+        tensors = {
+            NAMES[0]: torch.cat([latent.z for latent in latents]),
+            RAW_MARK: torch.empty(0, dtype=torch.float32, device="cpu"),
+        }
     else:
         tensors = {f"{NAMES[0]}.{i}": latent.z for i, latent in enumerate(latents)}
     for i, latent in enumerate(latents):

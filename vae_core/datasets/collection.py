@@ -131,7 +131,8 @@ class Collection:
         """Mean and variance, [channels] in float32, by which FLUX.2 normalises its latents; none of other families."""
         if not (found := self.manifest.get("batch_norm")):
             return None, None
-        return torch.tensor(found["running_mean"]), torch.tensor(found["running_var"])
+        mean, var = (np.asarray(found[name], np.float32) for name in ("running_mean", "running_var"))
+        return torch.from_numpy(mean), torch.from_numpy(var)
 
     @property
     def totals(self) -> dict[str, int] | None:

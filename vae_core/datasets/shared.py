@@ -13,7 +13,7 @@ class SharedNumber:
     """A whole number, or None. Copies in other processes, forked or sent to them by torch, see each new value."""
 
     def __init__(self, value: int | None) -> None:
-        self._parts = torch.zeros(3, dtype=torch.int64)  # whether there is one, and its digits
+        self._parts = torch.zeros(3, dtype=torch.int64, device="cpu")  # whether there is one, and its digits
         with contextlib.suppress(RuntimeError):  # a system without shared memory
             self._parts.share_memory_()
         self.value = value
@@ -26,4 +26,4 @@ class SharedNumber:
     @value.setter
     def value(self, value: int | None) -> None:
         high, low = divmod(value or 0, _DIGIT)
-        self._parts.copy_(torch.tensor([int(value is not None), low, high]))
+        self._parts.copy_(torch.tensor([int(value is not None), low, high], dtype=torch.int64, device="cpu"))

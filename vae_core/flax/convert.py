@@ -62,7 +62,7 @@ def from_torch(state_dict: Mapping[str, Tensor], config: AutoencoderKLConfig) ->
     known, paths = spellings(config), flax_paths(config)
     weights = {known.get(key, key): weight for key, weight in state_dict.items() if FUSED not in key}
     for key in OPTIONAL & paths.keys() - weights.keys():
-        weights[key] = torch.zeros((), dtype=torch.int64)
+        weights[key] = torch.zeros((), dtype=torch.int64, device="cpu")
     _check_names("the state dict", set(weights), set(paths))
     absent = [key for key, weight in weights.items() if weight.is_meta]
     if absent:

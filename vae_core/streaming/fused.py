@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -160,8 +160,9 @@ def _tried(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
 def _try(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
     """Raise if a kernel does not compute what it should: several programs along each axis, the last ones not full."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 2, 70, 160, generator=generator, device="cpu").to(dtype)
-    scale, shift = torch.randn(2, 2, 160, generator=generator, device="cpu")
+    place: dict[str, Any] = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
+    x = torch.randn(2, 2, 70, 160, **place).to(dtype)
+    scale, shift = torch.randn(2, 2, 160, **place)
     there = x.to(device)
     factors = scale.to(device)
     offsets = shift.to(device)
@@ -171,7 +172,7 @@ def _try(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
         kernels.activate(there, (factors, offsets), silu, got, 1, 1)
         want = nn.functional.pad(nn.functional.silu(want) if silu else want, (0, 0, 1, 1, 1, 1))
         torch.testing.assert_close(got.cpu().float(), want, rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
-    added, out = torch.randn(160, generator=generator, device="cpu"), torch.empty_like(there)
+    added, out = torch.randn(160, **place), torch.empty_like(there)
     partial = factors.new_empty(2, kernels.blocks_of(x.shape), 4, 160)
     rows = factors.new_empty(1, 4, 2, 160)
     kernels.finish(there, added.to(device), there, out, partial, 0)

@@ -242,4 +242,4 @@ def unlock(data: Tensor) -> None:
 def take_cuda_error() -> None:
     """Clear the error that CUDA keeps of a call whose failure is handled; the next kernel would be blamed for it."""
     with contextlib.suppress(RuntimeError):
-        torch.empty(1, device="cuda").fill_(0)  # the kernel to be blamed
+        torch.empty(1, dtype=torch.float32, device="cuda").fill_(0)  # the kernel to be blamed

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from ..autocast import without_autocast
 from ..errors import MemoryBudgetError, NonFiniteError
 from ..tiling.grid import Cuts, TileSpec
 from ..units import GIB, MIB
@@ -210,6 +211,12 @@ class Job:
         progress: ProgressCallback | None = None,
     ) -> Tensor:
         """`run` for a job that was prepared just now, so that the model is as it was."""
+        with without_autocast(self.device):
+            return self._run_in_own_precision(source, out, progress)
+
+    def _run_in_own_precision(
+        self, source: Tensor | Sequence[Tensor], out: Tensor | None, progress: ProgressCallback | None
+    ) -> Tensor:
         leave_lost_threads()
         given = Source.of(source, self.shape, self.half.takes)
         given.check_finite()
