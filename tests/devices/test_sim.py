@@ -112,6 +112,17 @@ def test_what_is_offloaded_goes_and_comes_beside_the_computation(run: Run, strea
     assert seen.beside > 0.8 * moved if streams else seen.beside == 0, seen  # but for keys and values
 
 
+@pytest.mark.parametrize("direction", ["decode", "encode"])
+@pytest.mark.parametrize(("streams", "seed"), [(True, 0), (False, 1)])
+@pytest.mark.thorough
+def test_maps_wherever_their_bands_are(run: Run, direction: str, streams: bool, seed: int) -> None:
+    """A budget may keep out any of them: of keys and values the one, of a map its second half."""
+    case = Case(SMALL, direction, (128, 128), scattered=seed, streams=streams, dtype=torch.float32)
+    seen = run(case)
+    assert not seen.faults, seen.faults[:5]
+    assert seen.uploaded and seen.downloaded
+
+
 @pytest.mark.parametrize("broken", BREAKS)
 @pytest.mark.thorough
 def test_what_is_broken_is_found(run: Run, broken: str) -> None:

@@ -7,6 +7,8 @@ process of their own: `simulate` in a worker. Nothing is computed; each operatio
 from __future__ import annotations
 
 import functools
+import random
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from vae_core import AutoencoderKL, TileSpec
 from vae_core.halves import decoder_half, encoder_half
-from vae_core.streaming import fused, stats, store, strips, transfer
+from vae_core.streaming import fused, maps, stats, store, strips, transfer
 from vae_core.streaming.job import prepare
 from vae_core.streaming.options import Options
 
@@ -43,6 +45,8 @@ class Case(NamedTuple):
         streams: whether the device has several queues.
         rows: of latent pixels in a strip; None for what suits each pass.
         offloaded: all maps are in CPU memory, whatever was planned.
+        scattered: maps are in bands of some KiB, each on the device or in CPU memory by chance, of which this is the
+            seed; whatever was planned.
         kernels: those of Triton are taken for working.
         weights, given, out: the devices that they are on; None for an output that the job allocates.
     """
@@ -57,6 +61,7 @@ class Case(NamedTuple):
     streams: bool = True
     rows: int | None = None
     offloaded: bool = False
+    scattered: int | None = None
     kernels: bool = False
     weights: str = KIND
     given: str = "cpu"
@@ -355,12 +360,43 @@ def simulate(case: Case, broken: str | None = None) -> Seen:
     Args:
         broken: one of BREAKS, to see that it is found.
     """
-    with BREAKS[broken]() if broken is not None else nullcontext(), _tritons() if case.kernels else nullcontext():
-        return _simulate(case)
+    with (
+        BREAKS[broken]() if broken is not None else nullcontext(),
+        _tritons() if case.kernels else nullcontext(),
+        _placed_otherwise(case),
+    ):
+        try:
+            return _simulate(case)
+        except Exception:  # torch's own often cannot go to another process
+            raise AssertionError(traceback.format_exc()) from None
 
 
 def _offloading(device: torch.device, limit: int | None, cpu_limit: int, disk_bytes: int) -> store.MapStore:
     return store.MapStore(device, 0, 2**50, disk_bytes)
+
+
+class _Scattered(store.MapStore):
+    """A store whose bands are on the device or in CPU memory by chance."""
+
+    def __init__(self, seed: int, device: torch.device, limit: int | None, cpu_limit: int, disk_bytes: int) -> None:
+        super().__init__(device, limit, 2**50, disk_bytes)
+        self._chance = random.Random(seed)
+
+    def _band(self, shape: tuple[int, ...], dtype: torch.dtype, capacity: int) -> torch.Tensor:
+        self._ledger.limits["device"] = self._chance.choice((0, None))
+        return super()._band(shape, dtype, capacity)
+
+
+@contextmanager
+def _placed_otherwise(case: Case) -> Iterator[None]:
+    """Maps are elsewhere than planned, where a case asks for that."""
+    with ExitStack() as stack:
+        if case.offloaded:
+            stack.enter_context(patch.object(strips, "MapStore", _offloading))
+        if case.scattered is not None:
+            stack.enter_context(patch.object(strips, "MapStore", functools.partial(_Scattered, case.scattered)))
+            stack.enter_context(patch.object(maps, "BAND_BYTES", 2**14))
+        yield
 
 
 def _simulate(case: Case) -> Seen:
@@ -387,7 +423,7 @@ def _simulate(case: Case) -> Seen:
         source = torch.empty(shape, dtype=case.dtype, device=case.given)
         out = None if case.out is None else torch.empty(job.output_shape, dtype=case.dtype, device=case.out)
         watch.leave_out((*vae.parameters(), *vae.buffers(), source, out))
-        with watch, patch.object(strips, "MapStore", _offloading) if case.offloaded else nullcontext():
+        with watch:
             result = job.run(source, out)
             del source, out
             watch._bury()

@@ -124,7 +124,7 @@ def _winograd_wins(step: Convolve, in_channels: int, target: FeatureMap) -> bool
 # H200 took longer than by the reference path, with 128x128 a third of the time (`benchmarks/accelerator.py`).
 _SMALLEST_ON_A_DEVICE = 96 * 96
 # Batches run so many latent pixels at a time: enough for the weights' preparation to pay, and to keep a device busy.
-_AT_ONCE, _AT_ONCE_ON_A_DEVICE = 64 * 64, 128 * 128
+_AT_ONCE, _AT_ONCE_ON_A_DEVICE = 64 * 64, 2 * 128 * 128
 
 
 class Way(NamedTuple):

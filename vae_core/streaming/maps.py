@@ -92,8 +92,12 @@ class FeatureMap:
         ]
 
     def rows(self, first: int, stop: int) -> Tensor:
-        """The rows [first, stop): a view where they are in one band, else a copy."""
+        """The rows [first, stop) of bands on one device: a view where they are in one band, else a copy."""
         return joined(self.pieces(first, stop))
+
+    def rows_on(self, device: torch.device, first: int, stop: int) -> Tensor:
+        """The rows [first, stop) on a device, wherever their bands are."""
+        return joined([piece.to(device) for piece in self.pieces(first, stop)])
 
     def around(self, first: int, stop: int, circular: bool) -> tuple[list[Tensor], int]:
         """Pieces of the rows [first, stop) as far as they exist, and the number of the first one.

@@ -76,7 +76,7 @@ class StoredAttention:
         }
         if self.inputs.device.type != "cpu":
             terms["scores"] = 4 * self.queries * max(in_blocks, whole)
-            terms["keys"] = 8 * block * channels
+            terms["keys"] = 3 * self.inputs.dtype.itemsize * block * channels  # a block may be joined of pieces
         return terms
 
     def packed_bytes(self) -> int:
@@ -102,10 +102,11 @@ class StoredAttention:
     @property
     def _in_blocks(self) -> bool:
         """Whether keys are taken block by block; by their place, which a dry run does not know."""
-        if self.keys.band_count > 1:
+        if self.keys.band_count > 1:  # and the values' too, which are as many
             return True
         device = self.inputs.device.type
-        return device != "cpu" and (self._too_many or self.keys.devices != {device})
+        elsewhere = (self.keys.devices | self.values.devices) - {device}
+        return device != "cpu" and (self._too_many or bool(elsewhere))
 
     def pack(self) -> None:
         return None
@@ -133,11 +134,11 @@ class StoredAttention:
             to_q, to_k, to_v = (self._of_normalized(layer, item) for layer in self._projections)
             for layer, place in ((to_k, keys), (to_v, values)):
                 for begin, end in cut(self.positions, self.queries):
-                    chunk = tokens.rows(begin, end).to(self.inputs.device, self.inputs.dtype)
+                    chunk = tokens.rows_on(self.inputs.device, begin, end).to(self.inputs.dtype)
                     place.write(begin, F.linear(self._normalized(chunk), *layer))
             self._query = to_q
             return None
-        chunk = tokens.rows(start, stop).to(self.inputs.device, self.inputs.dtype)[0, :, 0]  # [Q, C]
+        chunk = tokens.rows_on(self.inputs.device, start, stop).to(self.inputs.dtype)[0, :, 0]  # [Q, C]
         query = F.linear(self._normalized(chunk), *self._query)
         if self._in_blocks:
             attended = attend_in_blocks(query, keys, values)
@@ -192,7 +193,7 @@ def attend_in_blocks(query: Tensor, keys: FeatureMap, values: FeatureMap) -> Ten
     query = query * query.shape[1] ** -0.5
     softmax = OnlineSoftmax(len(query), query.to(wide))
     for span in cut(keys.shape[1], KEY_BLOCK):
-        block_of_keys, here = (each.rows(*span)[0, :, 0].to(device) for each in (keys, values))
+        block_of_keys, here = (each.rows_on(device, *span)[0, :, 0] for each in (keys, values))
         scores = (query @ block_of_keys.t()).to(wide)
         softmax.add(scores, lambda weights, here=here: (weights.to(dtype) @ here).to(wide))
     return softmax.result().to(dtype)
