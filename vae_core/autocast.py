@@ -13,6 +13,6 @@ def without_autocast(device: torch.device) -> Iterator[None]:
     """Compute in the types that tensors have, on a device and on the CPU, whatever the caller has switched on."""
     with ExitStack() as stack:
         for kind in {device.type, "cpu"}:
-            if torch.is_autocast_enabled(kind):
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
