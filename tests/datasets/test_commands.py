@@ -79,6 +79,44 @@ class TestErrors:
         assert run("verify-dataset", tmp_path / "out") == 1
         assert "is missing" in capsys.readouterr().out
 
+    @pytest.mark.skipif(os.name == "nt", reason="a file cannot have these names")
+    def test_names_that_a_terminal_would_obey(
+        self, vae: AutoencoderKL, vae_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        source = tmp_path / "source"
+        source.mkdir()
+        for name in ("a\x1b[31m.png", "b\n\u202e.png", os.fsdecode(b"\xff.png")):
+            Image.new("RGB", (64, 64)).save(source / name)
+        (source / "c\x1b[2J.jpg").write_bytes(b"not an image")
+        options = ["--vae", vae_folder, "--size", 64]
+        assert run("encode-dataset", source, "--out", tmp_path / "out", *options, "--dry-run") == 0
+        encode(source, tmp_path / "out", vae, layout="kohya", kohya="sd", keep="sample")
+        assert run("decode-dataset", tmp_path / "out", "--out", tmp_path / "images", *options[:2]) == 0
+        next((tmp_path / "out").glob("a*.npz")).unlink()
+        assert run("verify-dataset", tmp_path / "out") == 1
+        said = capsys.readouterr().out
+        assert all(line.isprintable() for line in said.split("\n"))
+        assert {r"a\x1b[31m.png", r"b\n\u202e.png", r"\udcff.png", r"c\x1b[2J.jpg:"} <= set(said.split())
+
+    def test_a_run_is_resumed_by_any_name_of_its_source(
+        self, vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = make_images(tmp_path / "source", 4)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        for i, begun in enumerate(("source", "source/", "./source", str(source), f"file://{source}", "source/*/*.*")):
+            encode(begun, tmp_path / str(i), vae)
+            for again in [begun, str(source)] if i < 5 else [f"{source}/*/*.*"]:
+                assert encode(again, tmp_path / str(i), vae, resume=True)["images"] == 4
+        monkeypatch.chdir("source")
+        assert encode("~/source", tmp_path / "0", vae, resume=True)["images"] == 4
+        with pytest.raises(DatasetError, match="source .* instead of"):
+            encode("part0", tmp_path / "0", vae, resume=True)
+
+    def test_a_folder_without_a_name(self, images: Path, vae_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("encode-dataset", images, "--out", "", "--vae", vae_folder, "--size", 64) == 1
+        assert "the folder to write to has no name" in capsys.readouterr().err
+
 
 class TestDecode:
     def test_images_come_back(self, images: Path, vae: AutoencoderKL, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import math
 
 from ..datasets.decode import decode_dataset
+from ..datasets.progress import printable
 from .common import add_command, add_model_arguments, load_model, memory_budget
 from .outputs import add_overwrite_argument
 
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         compare=not arguments.no_compare,
         overwrite=arguments.overwrite,
     ):
-        print(f"{'' if image.psnr is None else f'{image.psnr:.2f} dB':>10}  {image.key}")
+        print(f"{'' if image.psnr is None else f'{image.psnr:.2f} dB':>10}  {printable(image.key)}")
         count += 1
         if image.psnr is not None:
             measured.append(image.psnr)

@@ -14,7 +14,7 @@ from ..autoencoder_kl import AutoencoderKL
 from ..errors import DatasetError
 from .encode import Encoder, Shard
 from .prepare import Prepared, prepare
-from .progress import in_bytes, in_time
+from .progress import in_bytes, in_time, printable
 from .run import Engine, default_workers
 from .settings import STORED, Failure, Settings
 from .sources import Split, find_splits, read_split
@@ -63,7 +63,7 @@ class Estimate:
         lines.append(f"one image   {read:.1f} ms to read and resize, {encode:.1f} ms to encode")
         lines.append(f"time        about {in_time(self.seconds)}")
         lines.append(f"bytes       about {in_bytes(self.bytes)}")
-        lines += [f"failed      {key}: {reason}" for key, reason in self.failures]
+        lines += [f"failed      {printable(key)}: {printable(reason)}" for key, reason in self.failures]
         return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ from .local import Work
 from .progress import Progress
 from .settings import Settings, automatic_batch, automatic_budget, automatic_shard
 from .sole_writer import sole_writer
-from .sources import Split, find_splits
+from .sources import Split, find_splits, whole_name
 from .weights import PackedVAE
 from .writing import local_folder, remove_leftovers
 
@@ -122,12 +122,12 @@ def encode_dataset(
     """
     engine = engine or Engine()
     progress = progress or Progress(show=False)
-    out = local_folder(out)
+    out, source = local_folder(out), whole_name(source)
     settings.buckets.check(vae.config.downscale_factor)
     records = records_folder(out, settings.layout, settings.kohya, settings.buckets)
     # Files of kohya's with several resolutions are written by one run at a time.
     with sole_writer(records.parent if settings.layout == "kohya" else records):
-        collection = _begin(os.fspath(source), out, records, vae, settings, resume)
+        collection = _begin(source, out, records, vae, settings, resume)
         work, images, before = _what_is_left(collection)
         progress.start(images, before)
         try:

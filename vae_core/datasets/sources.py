@@ -109,6 +109,13 @@ def find_splits(source: str | os.PathLike[str], images: int, column: str = "") -
     ]
 
 
+def whole_name(source: str | os.PathLike[str]) -> str:
+    """A source by a name that does not depend on the working directory."""
+    text = os.fspath(source)
+    path = local_path(text)
+    return os.path.abspath(os.path.expanduser(path)) if path and path.strip() else text
+
+
 def read_split(split: Split, column: str = "", wanted: Sequence[int] | None = None) -> Iterator[Raw]:
     """The raw images of a split, in order.
 

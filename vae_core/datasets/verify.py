@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import VAEError
 from . import kohya
 from .collection import FAILURES, SHARDS, SPLITS, Collection
+from .progress import printable
 from .records import read_lines, reason
 from .sources import Split
 
@@ -26,7 +27,7 @@ class Fault:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
+        return f"{printable(self.where)}: {printable(self.what)}"
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,11 @@ def local_folder(place: str | os.PathLike[str]) -> Path:
     """A folder to write to, as an absolute path: processes elsewhere have other working directories.
 
     Raises:
-        DatasetError: it is a URL.
+        DatasetError: it is a URL, or empty.
     """
     text = os.fspath(place)
+    if not text:
+        raise DatasetError("the folder to write to has no name. Give one; `.` is the current folder.")
     if re.match(r"[A-Za-z][\w+.-]+:/", text):  # a Path has one slash of the two; C:/ has one letter
         raise DatasetError(
             f"{text} is a URL, and collections are written to folders. Give a folder (of a mounted bucket, if it shall "
