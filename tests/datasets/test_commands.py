@@ -19,7 +19,7 @@ from given.collection import CONFIG, contents, encode, make_images, settings
 from given.models import make
 from PIL import Image
 
-from vae_core import AutoencoderKL, DatasetError
+from vae_core import AutoencoderKL, ConfigError, DatasetError
 from vae_core.cli import main
 from vae_core.datasets import Collection, Engine, LatentDataset, decode_dataset, verify_dataset
 from vae_core.datasets.dry_run import _sample, estimate
@@ -138,6 +138,9 @@ class TestDecode:
         changed, gone = sorted(place for place in folder.rglob("*") if place.is_file())[:2]
         Image.new("RGB", (50, 50)).save(changed)
         gone.unlink()
+        with pytest.raises(ConfigError, match="a limit of -1 images"):
+            next(decode_dataset(tmp_path / "out", tmp_path / "images", vae, limit=-1))
+        assert not list(decode_dataset(tmp_path / "out", tmp_path / "images", vae, limit=0))
         decoded = list(decode_dataset(tmp_path / "out", tmp_path / "images", vae, limit=3))
         assert [each.psnr is None for each in decoded] == [True, True, False]
 

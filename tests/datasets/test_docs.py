@@ -17,12 +17,13 @@ import pytest
 from given.collection import make_images
 
 from vae_core import AutoencoderKL, save_single_file
-from vae_core.cli import main
+from vae_core.cli import build_parser, main
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", TEXT, re.DOTALL)
 # The document's sizes are those of real models; here they are small.
+KOHYAS_OPTIONS = {"--flip_aug"}
 SMALL = {
     "--size 512": "--size 64",
     "1024x1024:64:256:2048": "64x64:16:32:128",
@@ -89,6 +90,22 @@ def run(kind: str, text: str, address: str) -> None:
     else:
         assert program == "seamless-vae", f"{text}: a command that this test does not know"
         assert main(arguments) == 0, text
+
+
+def test_every_command_is_one_that_is_run() -> None:
+    """Nothing in a fence of another kind, and no option in the text that no command has."""
+    fences = re.findall(r"^[ >]*(?:```|~~~)(.*)$", TEXT, re.MULTILINE)
+    assert fences[1::2] == [""] * len(BLOCKS) and fences[::2] == [kind for kind, _ in BLOCKS]
+    run = [text for with_ray in (False, True) for _, text in commands(with_ray)]
+    lines = [line for kind, block in BLOCKS for line in ([block] if kind == "python" else block.splitlines())]
+    assert sorted(run) == sorted(lines)
+    outside = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
+    assert not re.findall(r"^ {4}|^\s*\$ ", outside, re.MULTILINE), "a block by indentation, or by a prompt"
+    known: set[str] = set()
+    for command in ("encode-dataset", "decode-dataset", "verify-dataset"):
+        parser = build_parser().parse_args([command, "x", *(["--out", "y"] if command != "verify-dataset" else [])])
+        known |= {f"--{name.replace('_', '-')}" for name in vars(parser)}
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", outside)) <= known | KOHYAS_OPTIONS
 
 
 def _indented(text: str) -> str:

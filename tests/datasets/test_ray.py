@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 from given.collection import contents, encode, make_images, settings
 
-from vae_core import AutoencoderKL, DatasetError
+from vae_core import AutoencoderKL, DatasetError, MissingDependencyError
 from vae_core.datasets import Engine, encode_dataset
 from vae_core.datasets.local import Work
 from vae_core.datasets.prepare import Prepared
 from vae_core.datasets.progress import Progress
-from vae_core.datasets.ray_engine import _make_source, shards_of, share_out
+from vae_core.datasets.ray_engine import LEAST_RAY, _make_source, check_release, shards_of, share_out
 from vae_core.datasets.sources import find_splits
 
 ray = pytest.importorskip("ray")
@@ -78,6 +78,22 @@ def test_what_an_encoder_asks_of_its_machine(name: str) -> None:
     """Never more than one machine has, whatever all of them have together; and a CPU is left to read."""
     nodes, threads, device, most = CLUSTERS[name]
     assert share_out(nodes, threads) == (device, most)
+
+
+@pytest.mark.parametrize("version", ["1.13.0", "2.9.3", "2.39.0", "2.40.0", "2.60.0", "3.0.0.dev0"])
+def test_releases_of_ray(
+    version: str, monkeypatch: pytest.MonkeyPatch, images: Path, vae: AutoencoderKL, tmp_path: Path
+) -> None:
+    """The oldest is the one that pyproject.toml asks for, and an older one is said to be too old."""
+    assert f'"ray[data]>={LEAST_RAY}"' in (TESTS.parent / "pyproject.toml").read_text(encoding="utf-8")
+    if [int(part) for part in version.split(".")[:2]] >= [2, 40]:
+        check_release(version)
+        return
+    monkeypatch.setattr(ray, "__version__", version)
+    with pytest.raises(
+        MissingDependencyError, match=rf"needs Ray 2\.40 or newer, and {version} is installed.*\[scale\]"
+    ):
+        encode(images, tmp_path / "out", vae, engine=ENGINE)
 
 
 def test_blocks_of_every_release(monkeypatch: pytest.MonkeyPatch, images: Path, vae: AutoencoderKL) -> None:

@@ -276,8 +276,21 @@ def test_a_list_that_does_not_fit(out: Path, tmp_path: Path) -> None:
 def test_refusals(out: Path, images: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="rank 2 is not one of 2"):
         LatentStream(out, rank=2, world_size=2)
-    with pytest.raises(ConfigError, match="batches of 0"):
-        LatentStream(out, batch_size=0)
+    for name, least, values in (
+        ("batch_size", 1, (0, -1, 2.0, True, "2", None)), ("window", 1, (0, 1.5)), ("seed", None, (0.5, "a", None)),
+    ):  # fmt: skip
+        for value in values:
+            options: dict[str, Any] = {name: value}
+            with pytest.raises(ConfigError, match=f"{name} is .*; give a whole number{'' if least is None else ' of'}"):
+                LatentStream(out, **options)
+    stream = LatentStream(out, batch_size=np.int64(2))  # type: ignore[arg-type]
+    good = stream.state_dict()
+    for state in (None, "x", [], {}, {**good, "batches": -1}, {**good, "batches": "1"}, {**good, "epoch": None}):
+        with pytest.raises(ConfigError):
+            stream.load_state_dict(state)  # type: ignore[arg-type]
+    assert stream.state_dict() == good
+    with pytest.raises(ConfigError, match="epoch is '1'; give a whole number"):
+        LatentDataset(out).set_epoch("1")  # type: ignore[arg-type]
     with pytest.raises(DatasetError, match=r"has no manifest\.json"):
         LatentDataset(tmp_path)
     encode(images, tmp_path / "out", vae)

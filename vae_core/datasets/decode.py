@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..autoencoder_kl import AutoencoderKL
-from ..errors import DatasetError, VAEError
+from ..errors import ConfigError, DatasetError, VAEError
 from ..image import bytes_to_model_range, to_pil
 from ..metrics import psnr
 from ..running import decode
@@ -58,13 +58,16 @@ def decode_dataset(
     Args:
         images: a folder for them.
         vae: the one that it was encoded with.
-        limit: so many images at most.
+        limit: so many images at most; none of them for 0.
         compare: read the source once more and measure the PSNR.
         overwrite: replace files that are in the folder already.
 
     Raises:
         DatasetError: another VAE, a shard that cannot be read, an image that exists or cannot be written.
+        ConfigError: a limit below 0.
     """
+    if limit is not None and limit < 0:
+        raise ConfigError(f"a limit of {limit} images cannot be; give a number of at least 0.")
     images = local_folder(images)
     collection = Collection.open(out)
     _check_vae(collection, vae)

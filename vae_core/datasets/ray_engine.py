@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DatasetError, VAEError
+from ..errors import DatasetError, MissingDependencyError, VAEError
 from .collection import MANIFEST, Collection
 from .encode import Encoder, Shard
 from .extras import require
@@ -28,6 +28,7 @@ from .settings import Settings
 from .sources import from_position, read_split
 from .weights import PackedVAE
 
+LEAST_RAY = "2.40"
 # More read tasks than this are more than Ray's driver likes; then a task reads several splits in turn.
 _TASKS = 10_000
 _SHARED = 0.5  # of a machine's only CPU, for an encoder
@@ -50,9 +51,10 @@ def run(
 
     Raises:
         DatasetError: what `local.run` raises, and a cluster that cannot be joined.
-        MissingDependencyError: Ray is not installed.
+        MissingDependencyError: Ray is not installed, or too old.
     """
     ray = require("ray", "scale", "the engine ray")
+    check_release(ray.__version__)
     data = require("ray.data", "scale", "the engine ray")
     started = not ray.is_initialized()
     if started:
@@ -71,6 +73,15 @@ def run(
     finally:
         if started:
             ray.shutdown()
+
+
+def check_release(version: str) -> None:
+    """Raise MissingDependencyError for a release of Ray that is older than those that the engine is tested with."""
+    if [int(part) for part in re.findall(r"\d+", version)[:2]] < [int(part) for part in LEAST_RAY.split(".")]:
+        raise MissingDependencyError(
+            f"the engine ray needs Ray {LEAST_RAY} or newer, and {version} is installed. Install another with: "
+            f'pip install --upgrade "seamless-vae[scale]"'
+        )
 
 
 def _join(ray: Any, address: str | None) -> None:

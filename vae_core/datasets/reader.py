@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import operator
 import os
 import random
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from ..errors import ConfigError, DatasetError
+from ..errors import ConfigError, DatasetError, brief
 from ..latent import to_diffusion
 from .collection import Collection
 from .decode import sample_moments
@@ -58,7 +59,7 @@ class LatentDataset(Dataset):
 
     def set_epoch(self, epoch: int | None) -> None:
         """The epoch whose samples of moments are given; None for their mean. Workers that are running follow."""
-        self._epoch.value = epoch
+        self._epoch.value = None if epoch is None else _whole("epoch", epoch)
 
     def files(self, index: int) -> list[Path]:
         """The files that an image's latents are read from, the record first."""
@@ -108,6 +109,10 @@ class LatentStream(IterableDataset):
             all ranks see equally many.
         rank, world_size: of the process; None for torch.distributed's.
         window: shards whose images are shuffled together.
+
+    Raises:
+        DatasetError: there is no finished collection.
+        ConfigError: numbers that are not whole, or that make no batches.
     """
 
     def __init__(
@@ -123,13 +128,11 @@ class LatentStream(IterableDataset):
         window: int = _WINDOW,
         scaled: bool = False,
     ) -> None:
-        if batch_size < 1 or window < 1:
-            raise ConfigError(f"batches of {batch_size} from {window} shards cannot be made; give positive numbers.")
         self.collection, self.scaled = _open(out), scaled
-        self.batch_size = batch_size
+        self.batch_size = _whole("batch_size", batch_size, 1)
         self.shuffle = shuffle
-        self.seed = seed
-        self.window = window
+        self.seed = _whole("seed", seed)
+        self.window = _whole("window", window, 1)
         self.drop_last = drop_last
         self.rank, self.world_size = _rank(rank, world_size)
         self._epoch, self._skip = SharedNumber(0), SharedNumber(0)
@@ -142,7 +145,7 @@ class LatentStream(IterableDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch: another order, and new samples of moments. Workers that wait for the next one follow."""
-        self._epoch.value, self._skip.value = epoch, 0
+        self._epoch.value, self._skip.value = _whole("epoch", epoch), 0
 
     def state_dict(self, batch: Mapping[str, Any] | None = None) -> dict[str, int]:
         """Where to go on after a batch; without one, where iteration begins now. It has what decides the order too."""
@@ -152,9 +155,12 @@ class LatentStream(IterableDataset):
         """Go on where a state says. Iteration begins there until `set_epoch` is called.
 
         Raises:
-            ConfigError: the state is of a stream that has another order, so that images would be seen twice or never.
+            ConfigError: the state is of a stream that has another order, so that images would be seen twice or never;
+                or it is not a state.
         """
         mine = self._state(0)
+        if not isinstance(state, Mapping):
+            raise ConfigError(f"a state is a dictionary, and this is {brief(state)}. Give what `state_dict` gave.")
         others = [
             f"{name} {state.get(name)} instead of {mine[name]}"
             for name in mine
@@ -162,7 +168,8 @@ class LatentStream(IterableDataset):
         ]
         if others:
             raise ConfigError(f"this state is of another stream: {', '.join(others)}. Make the stream as it was then.")
-        self._epoch.value, self._skip.value = int(state["epoch"]), int(state["batches"])
+        epoch, batches = _whole("epoch", state.get("epoch")), _whole("batches", state.get("batches"), 0)
+        self._epoch.value, self._skip.value = epoch, batches
 
     def _state(self, batches: int) -> dict[str, int]:
         order = {name: getattr(self, name) for name in ("seed", "batch_size", "world_size", "window")}
@@ -232,6 +239,18 @@ def _open(out: str | os.PathLike[str]) -> Collection:
     if collection.totals is None:
         raise DatasetError(f"{out} is not finished. Run encode-dataset with --resume first.")
     return collection
+
+
+def _whole(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number of at least so much, of Python's or of NumPy's."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or (least is not None and number < least):
+        wanted = "a whole number" if least is None else f"a whole number of at least {least}"
+        raise ConfigError(f"{name} is {brief(value)}; give {wanted}.")
+    return number
 
 
 def _rank(rank: int | None, world_size: int | None) -> tuple[int, int]:

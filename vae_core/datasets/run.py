@@ -49,8 +49,9 @@ class Engine:
     def __post_init__(self) -> None:
         if self.name not in ("local", "ray"):
             raise ConfigError(f"the engine is {self.name!r}; it is local or ray.")
-        if self.workers is not None and self.workers < (0 if self.name == "local" else 1):
-            raise ConfigError(f"{self.workers} workers cannot do it; give a positive number.")
+        least = 0 if self.name == "local" else 1
+        if self.workers is not None and (not isinstance(self.workers, int) or self.workers < least):
+            raise ConfigError(f"{self.workers} workers cannot do it; give a whole number of at least {least}.")
 
 
 def choose_settings(
