@@ -346,7 +346,10 @@ def _plain(name: str, value: Any) -> Any:
         return value.lower()
     if name in _SEQUENCES and has_order(value):
         return tuple(plain_number(item) for item in value)
-    return plain_number(value)
+    value = plain_number(value)
+    if name in _FLAGS and type(value) is int and value in (0, 1):
+        return bool(value)
+    return value
 
 
 def _is_level(value: Any) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import unquote
@@ -61,9 +63,15 @@ def hub_name(name: PathLike) -> HubName | None:
         CheckpointError: an address of another site, or what is not a name at all.
     """
     if not isinstance(name, str | os.PathLike) or not os.fspath(name):
+        if isinstance(name, Mapping):
+            raise CheckpointError(
+                "a dictionary was given for a path. AutoencoderKL.from_single_file takes a state dict; otherwise give "
+                "the path of a file or of a folder."
+            )
         raise CheckpointError(
             f"the path is {brief(name)}. Give the path of a file or of a folder, or a name on the Hugging Face Hub."
         )
+    _check_path(name)
     text = name if isinstance(name, str) else PurePosixPath(os.fspath(name).replace("\\", "/")).as_posix()
     if text.startswith(tuple(f"{server}/" for server in _HUB_SERVERS)) and not os.path.exists(text):
         text = f"https://{text}"
@@ -87,6 +95,16 @@ def hub_name(name: PathLike) -> HubName | None:
     if not rest and repo.endswith(WEIGHT_SUFFIXES):
         return None  # a file in a folder
     return HubName(f"{org}/{repo}", "/".join(rest) or None)
+
+
+def _check_path(path: PathLike) -> None:
+    """Raise CheckpointError for what the system cannot look for at all."""
+    try:
+        os.lstat(path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+            reason = getattr(error, "strerror", None) or error
+            raise CheckpointError(f"the path {brief(path)} cannot be one: {reason}. Check it.") from None
 
 
 def _endpoint_server() -> str:

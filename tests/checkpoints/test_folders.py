@@ -107,7 +107,7 @@ BROKEN = {
     b"{": "Expecting property name",
     b"// a remark\n{}": "Expecting value",
     b'{"a": 1,}': "Expecting property name|Illegal trailing comma",
-    b"null": "it is a NoneType, not an object",
+    b"null": "it is null, not an object",
     b"[1]": "it is a list, not an object",
     b'{"a": "\xe9"}': "byte 7 is not text in UTF-8",
     b"[" * 100_000: "brackets are too deep",

@@ -107,6 +107,21 @@ def test_weights_that_are_arrays_of_numpy(protocol: int, vae: AutoencoderKL, tmp
         assert_same_weights(load_vae(path), vae)
 
 
+def test_weights_that_repeat_numbers(vae: AutoencoderKL, tmp_path: Path) -> None:
+    """torch saves what `expand` makes as the few numbers that it repeats."""
+    for weights in (vae.decoder.conv_norm_out, vae.encoder.conv_norm_out):
+        torch.nn.init.zeros_(weights.bias)
+    repeated = {
+        key: torch.zeros(1).expand(weight.shape) if key.endswith("conv_norm_out.bias") else weight
+        for key, weight in vae.state_dict().items()
+    }
+    path = tmp_path / "a.pt"
+    torch.save(repeated, path)
+    assert_same_weights(load_vae(path), vae)
+    torch.save({**repeated, "decoder.conv_in.weight": torch.zeros(1).expand(2**40)}, path)
+    assert "reaches over the end of its storage" in refusal(path)
+
+
 @pytest.mark.parametrize("name", ["epoch=3, loss: 0.1.ckpt", "vae (1).pt", "日本 VAE.pt", "a..pt", "-.pt", "a'b\"c.pt"])
 def test_whatever_a_file_is_called(name: str, vae: AutoencoderKL, tmp_path: Path) -> None:
     """torch names the folder in its archive after the file."""

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+_KINDS = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 MAX_BYTES = 1_000_000  # of a config.json; real ones have one kilobyte
 
 
@@ -29,5 +30,5 @@ def json_object(file: Path, most: int = MAX_BYTES) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not text in UTF-8") from None
     if not isinstance(values, dict):
-        raise ValueError(f"it is a {type(values).__name__}, not an object with fields")
+        raise ValueError(f"it is {_KINDS.get(type(values), 'a number')}, not an object with fields")
     return values

@@ -55,6 +55,12 @@ def _check_names(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ..
     wrong = [key for key in shapes if key in found and not _is_plain(found[key], shapes[key])]
     if wrong:
         weight = found[wrong[0]]
+        if type(weight).__name__ == "DTensor":
+            raise CheckpointError(
+                f"{len(wrong)} weights, such as {wrong[0]}, are spread over processes (DTensor). Gather them in all of "
+                f"them first, as torch.distributed.checkpoint.state_dict.get_model_state_dict does with "
+                f"StateDictOptions(full_state_dict=True), and load that into a model that is not spread."
+            )
         raise CheckpointError(
             f"{len(wrong)} weights, such as {wrong[0]}, are quantised or packed ({type(weight).__name__} of "
             f"{weight.dtype}, shape {tuple(weight.shape)}). Dequantise the model first, or save the one that it was "

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..config import AutoencoderKLConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, brief
+from .detect import fields_from_shapes
 from .generation import A_GUESS
 from .identify import Identity, gives_posterior, identify
 from .key_map import OPTIONAL, count_at_least, plain_name, spellings
@@ -170,7 +171,7 @@ def match_keys(part: Inner, config: AutoencoderKLConfig) -> Matched:
     needed = set(table.values())
     missing = sorted(needed - OPTIONAL - set(keys))
     if missing or unknown:
-        raise mismatch(part, missing, sorted(unknown), len(needed - OPTIONAL))
+        raise mismatch(part, missing, sorted(unknown), config)
     check_posterior(part)
     for key, real in scales.items():
         check_scale(source.path.name, real, source.tensors[keys[key]], source.tensors[real])
@@ -205,17 +206,41 @@ def check_posterior(part: Inner) -> None:
         )
 
 
-def mismatch(part: Inner, missing: list[str], unknown: list[str], needed: int) -> CheckpointError:
-    """The error for a file whose keys are not those of its model."""
+def mismatch(part: Inner, missing: list[str], unknown: list[str], config: AutoencoderKLConfig) -> CheckpointError:
+    """The error for a file whose keys are not those of a model of this config."""
+    contradicted = _contradicted(part, config)
+    needed = len(set(spellings(config).values()) - OPTIONAL)
     parts = []
     if missing:
         parts.append(f"lacks {len(missing)} of the {needed} weights of its AutoencoderKL ({_some(missing)})")
     if unknown:
-        parts.append(f"has {len(unknown)} weights that no AutoencoderKL has ({_some(unknown)})")
+        whose = "its config says nothing of" if contradicted else "no AutoencoderKL has"
+        parts.append(f"has {len(unknown)} weights that {whose} ({_some(unknown)})")
     lora = unknown and not missing and all(LORA.fullmatch(name) for name in unknown)
-    remedy = _quantised(part, unknown) or _remedy(missing, unknown, bool(lora))
+    remedy = _quantised(part, unknown) or contradicted or _remedy(missing, unknown, bool(lora))
     what = remedy if lora else _what(part, remedy)
     return CheckpointError(f"{part.source.path.name} {' and '.join(parts)}. {what}")
+
+
+def _contradicted(part: Inner, config: AutoencoderKLConfig) -> str | None:
+    """What to say if the tensors are those of a model of another config; None if they show the same or none."""
+    try:
+        shown = fields_from_shapes(part.tensors)
+    except CheckpointError:
+        return None
+    shown.setdefault("patch_size", None)
+    shown.setdefault("decoder_block_out_channels", None)
+    if config.decoder_widths == config.block_out_channels:
+        config = config.replace(decoder_block_out_channels=None)
+    others = [
+        f"{name} {brief(config[name])} and not {brief(shown[name])}" for name in shown if config[name] != shown[name]
+    ]
+    if not others:
+        return None
+    return (
+        f"Its config has {', '.join(others[:3])}, which its tensors show. Use the config that belongs to these "
+        f"weights, or leave out the overrides that contradict them; if the config is right, get the whole file again."
+    )
 
 
 def _quantised(part: Inner, unknown: list[str]) -> str | None:

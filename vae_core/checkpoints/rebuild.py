@@ -23,6 +23,7 @@ NUMPY_DTYPES = {
     "b1": torch.bool,
 }
 MAX_DIMENSIONS = 16
+MAX_EXPANDED = 1 << 16  # numbers of a tensor that repeats some, as torch's expand makes: a bias, not a file's worth
 # What these make is nothing that a model has for its weights.
 PASSED_OVER = frozenset(
     (
@@ -194,7 +195,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, dtype: Any) -> S
     if len(shape) != len(stride):
         raise ValueError(f"a tensor of shape {shape} with strides {stride}")
     held = storage.numel * storage.dtype.itemsize // dtype.itemsize
-    if math.prod(shape) > held:
+    if math.prod(shape) > max(held, MAX_EXPANDED):
         raise ValueError(f"a tensor of shape {shape} reaches over the end of its storage of {held} numbers")
     last = sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if 0 not in shape else -1
     if offset + last + 1 > held:

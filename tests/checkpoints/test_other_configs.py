@@ -1,0 +1,84 @@
+"""A folder whose config.json is of a model with other weights: the fields that differ are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from given.files import write
+from given.models import FLUX2_SMALL_DECODER, fields, make
+
+from vae_core import AutoencoderKL, AutoencoderKLConfig, CheckpointError, inspect_vae, load_vae
+from vae_core.checkpoints.json_file import json_object
+
+BASE = fields(32, 64, layers_per_block=1)
+ATTENTION = ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"]
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "more layers": ({"layers_per_block": 3}, "layers_per_block 3 and not 1"),
+    "no quant conv": ({"use_quant_conv": False}, "use_quant_conv False and not True"),
+    "no attention": ({"mid_block_add_attention": False}, "mid_block_add_attention False and not True"),
+    "attention in a level": ({"up_block_types": ATTENTION}, r"up_block_types \('AttnUp.* and not \('UpDec"),
+    "packed": ({"patch_size": [2, 2]}, r"patch_size \(2, 2\) and not None"),
+    "more levels": (fields(32, 64, 64), r"block_out_channels \(32, 64, 64\) and not \(32, 64\)"),
+    "fewer levels": (fields(32), r"block_out_channels \(32,\) and not \(32, 64\)"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make(BASE).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_the_fields_that_differ_are_named(kind: str, folder: Path) -> None:
+    change, says = WRONG[kind]
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(CheckpointError, match=rf"Its config has .*{says}.*Use the config that belongs") as error:
+        load_vae(folder)
+    assert inspect_vae(folder).problem == str(error.value)
+    assert "no AutoencoderKL has" not in str(error.value) and "download it again" not in str(error.value)
+
+
+@pytest.mark.parametrize("model", [BASE, FLUX2_SMALL_DECODER])
+def test_a_file_that_lacks_weights_is_not_blamed_on_its_config(model: dict[str, Any], tmp_path: Path) -> None:
+    vae = make(model)
+    vae.save_pretrained(tmp_path)
+    weights = {
+        key: weight for key, weight in vae.state_dict().items() if key != "decoder.mid_block.resnets.0.conv2.bias"
+    }
+    write(weights, tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"lacks 1 of .*The file is incomplete"):
+        load_vae(tmp_path)
+
+
+@pytest.mark.parametrize("flag", ["force_upcast", "use_quant_conv"])
+@pytest.mark.parametrize("value", [0, 1])
+def test_flags_of_zero_and_one(flag: str, value: int) -> None:
+    config = AutoencoderKLConfig(**{flag: value})
+    assert config[flag] is bool(value)
+    assert json.loads(AutoencoderKL.from_config(config).to_json_string())[flag] is bool(value)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"), [("[]", "a list"), ("null", "null"), ("3", "a number"), ("1.5", "a number"), ('""', "a text")]
+)
+def test_json_that_is_not_an_object_is_named(content: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=f"it is {kind}, not an object"):
+        json_object(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, f"{'y' * 300}.safetensors", "a\0b", Path("/tmp") / ("z" * 300)])
+@pytest.mark.parametrize("call", [load_vae, inspect_vae, AutoencoderKL.from_single_file, AutoencoderKL.from_pretrained])
+def test_a_path_that_the_system_cannot_look_for(call: Any, path: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"^the path .* cannot be one: .*Check it\.$"):
+        call(path)
+
+
+def test_a_state_dict_for_a_path_says_where_it_goes() -> None:
+    with pytest.raises(CheckpointError, match="from_single_file takes a state dict"):
+        load_vae(make(BASE).state_dict())  # type: ignore[arg-type]
