@@ -123,7 +123,8 @@ def _winograd_wins(step: Convolve, in_channels: int, target: FeatureMap) -> bool
 # Fewer latent pixels at once are too little work for a device to hide what a strip costs a processor: with 64x64 an
 # H200 took longer than by the reference path, with 128x128 a third of the time (`benchmarks/accelerator.py`).
 _SMALLEST_ON_A_DEVICE = 96 * 96
-# Batches run so many latent pixels at a time: enough for the weights' preparation to pay, and to keep a device busy.
+# Batches run so many latent pixels at a time: enough for the weights' preparation to pay, and to keep a device
+# busy: with eight of 64x64 an H200 took 0.93 of the time of the reference path in parts of four, 0.54 in one.
 _AT_ONCE, _AT_ONCE_ON_A_DEVICE = 64 * 64, 2 * 128 * 128
 
 
