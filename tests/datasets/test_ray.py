@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from given.collection import contents, encode, make_images, settings
+from given.collection import committed, contents, encode, make_images, settings
 
 from vae_core import AutoencoderKL, DatasetError, MissingDependencyError
 from vae_core.datasets import Engine, encode_dataset
@@ -219,6 +219,7 @@ def test_a_driver_that_is_killed(
     chance, kills, finished, longest = random.Random(0), 0, 0, 20.0
     while kills < moments:
         out = tmp_path / str(finished)
+        before = committed(out)
         driver = subprocess.Popen([sys.executable, str(script), str(out)], stdout=subprocess.PIPE, text=True)
         assert driver.stdout is not None and driver.stdout.readline() == "ready\n"
         began = time.monotonic()
@@ -226,6 +227,7 @@ def test_a_driver_that_is_killed(
         timer.start()
         code = driver.wait()
         timer.cancel()
+        assert before.items() <= committed(out).items(), "what was committed is not done again"
         if code == -signal.SIGKILL:
             kills += 1
             continue

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from given.collection import contents, encode, encode_and_die, make_images
+from given.collection import committed, contents, encode, encode_and_die, make_images
 
 from vae_core import AutoencoderKL, DatasetError
 from vae_core.datasets import Buckets, Engine, sole_writer, verify_dataset
@@ -73,10 +73,14 @@ def test_random_moments(moments: int, images: Path, vae: AutoencoderKL, tmp_path
     while kills < moments:
         folder = out / str(finished)
 
+        before = committed(folder)
+
         def work(folder: Path = folder) -> None:
             encode(images, folder, vae, engine=Engine(workers=1), resume=True, **OPTIONS)
 
-        if in_a_process(work, chance.uniform(0, whole)) == 0:
+        code = in_a_process(work, chance.uniform(0, whole))
+        assert before.items() <= committed(folder).items(), "what was committed is not done again"
+        if code == 0:
             assert contents(folder) == expected
             finished += 1
         else:

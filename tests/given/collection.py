@@ -75,6 +75,14 @@ def encode_and_die(n: int, source: object, out: Path, vae: AutoencoderKL, **opti
     encode(source, out, vae, **options)
 
 
+def committed(out: Path) -> dict[str, int]:
+    """The files of shards whose record is there -> when each was written, in ns: what a run must not do again."""
+    stems = {place.with_suffix("") for place in out.glob("shards/*/*.json")}
+    return {
+        str(place): place.stat().st_mtime_ns for place in out.glob("shards/*/*.*") if place.with_suffix("") in stems
+    }
+
+
 def contents(folder: Path) -> dict[str, str]:
     """Every file below a folder, hidden ones too -> SHA-256 of its bytes."""
     return {
