@@ -4,17 +4,21 @@ and of an object store, put into a simulation.
     python benchmarks/scale.py --measure costs.json      the CPU time of reading and of writing on this machine
     python benchmarks/scale.py costs.json --write        docs/scale.md's table and its plot
 
-The simulation is of discrete events. A shard passes through five stages, each with servers that take one shard at a
-time: the object store (its bandwidth, shared by all), readers (CPUs), encoders (devices), writers (CPUs), and the store
-again. A stage starts a shard only if the next has room for it, which is the engines' back-pressure. Devices differ from
-this machine's: `--encode` gives images per second of one device.
+The simulation is of discrete events. A shard passes through five stages: the object store gives it, a CPU reads and
+resizes it, a device encodes it, a CPU writes it, and the object store takes it. CPUs are shared between reading and
+writing, the store's bandwidth between giving and taking; what is further on goes first. A stage starts a shard only if
+there is room for it before the next, which is the engines' back-pressure. Devices differ from this machine's:
+`--encode` gives images per second of one device.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import heapq
+import itertools
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -37,6 +41,9 @@ BEGIN, END = "<!-- begin: written by benchmarks/scale.py -->", "<!-- end -->"
 DEVICES = (1, 8, 64, 1000)
 CPUS_A_DEVICE = (1, 2, 4, 8)
 AHEAD = 2  # shards that wait between two stages, for each server of the later one
+VARIATION = 0.2  # of the seconds of a shard: images differ
+GOLDEN = (5**0.5 - 1) / 2
+CPUS, STORE = "CPUs", "object store"
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,8 @@ class Costs:
 
     Attributes:
         size: pixels of a side.
-        read, write: seconds of one CPU: reading, hashing, decoding and resizing; packing, hashing and writing latents.
+        read, resize, write: seconds of one CPU: reading a file; hashing, decoding and resizing it; packing, hashing and
+            writing latents.
         encode: seconds of one device.
         bytes_in, bytes_out: of the file, and of the latents.
         store: bytes a second that the object store gives and takes, all together.
@@ -54,6 +62,7 @@ class Costs:
 
     size: int
     read: float
+    resize: float
     write: float
     encode: float
     bytes_in: float
@@ -63,84 +72,96 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """What is done to a shard: by a server of which kind, and in how many seconds."""
+
+    name: str
+    server: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What a simulation found in its middle, when it neither starts nor ends: images per second, the share of time that
-    each stage is at work, the busiest stage.
+    """What a simulation found in its middle, when it neither starts nor ends.
+
+    Attributes:
+        images: a second.
+        at_work: kind of server -> the share of time that it is at work.
+        bottleneck: the busiest kind, and what it does most.
     """
 
     images: float
     at_work: dict[str, float]
-
-    @property
-    def bottleneck(self) -> str:
-        return max(self.at_work, key=lambda stage: self.at_work[stage])
+    bottleneck: str
 
 
-def simulate(costs: Costs, devices: int, cpus_a_device: int, shard: int = 64, shards_a_device: int = 24) -> Outcome:
-    """Run so many shards through all stages.
+@functools.lru_cache
+def simulate(costs: Costs, devices: int, cpus_a_device: int, shard: int = 64) -> Outcome:
+    """Run shards through all stages, and look at the middle half of them.
 
     Args:
         cpus_a_device: CPUs that read and write, for each device.
     """
-    writers = max(1, round(cpus_a_device * devices * costs.write / (costs.write + costs.read)))
-    readers = max(1, cpus_a_device * devices - writers)
-    streams = max(1, min(devices * cpus_a_device, 4096))  # transfers at once, which share the bandwidth
-    fetch = costs.latency + shard * costs.bytes_in / (costs.store / streams)
-    put = costs.latency + shard * costs.bytes_out / (costs.store / streams)
+    streams = min(devices * cpus_a_device, 4096)  # transfers at once, which share the bandwidth
+    servers = {STORE: streams, CPUS: devices * cpus_a_device, "devices": devices}
     stages = [
-        ("store, reading", streams, fetch),
-        ("reading and resizing", readers, shard * costs.read),
-        ("encoding", devices, shard * costs.encode),
-        ("writing", writers, shard * costs.write),
-        ("store, writing", streams, put),
+        Stage("reading", STORE, costs.latency + shard * costs.bytes_in / (costs.store / streams)),
+        Stage("reading and resizing", CPUS, shard * (costs.read + costs.resize)),
+        Stage("encoding", "devices", shard * costs.encode),
+        Stage("writing", CPUS, shard * costs.write),
+        Stage("writing", STORE, costs.latency + shard * costs.bytes_out / (costs.store / streams)),
     ]
-    total = max(shards_a_device * devices, 4 * max(count for _, count, _ in stages) // 2)
-    ends, _ = _run(stages, total)
-    # Servers of the slowest stage end together: from the beginning of one such group to that of another.
-    slowest = max(stages, key=lambda stage: stage[2] / stage[1])[1]
-    first, last = (total * part // 4 // slowest * slowest for part in (1, 3))
-    rate = (last - first) / (ends[last] - ends[first])  # of shards
-    return Outcome(rate * shard, {name: min(1.0, rate * seconds / count) for name, count, seconds in stages})
+    total = max(400, 12 * max(servers.values()))
+    ends = run(stages, servers, total, VARIATION)
+    needed = {kind: sum(stage.seconds for stage in stages if stage.server == kind) for kind in servers}
+    busiest = max(servers, key=lambda kind: needed[kind] / servers[kind])
+    middle = range(total // 4, total * 3 // 4)
+    rate = statistics.linear_regression([ends[i] for i in middle], middle).slope  # of shards, which end in groups
+    rate = min(rate, servers[busiest] / needed[busiest])  # the line fits within some thousandths
+    at_work = {kind: rate * needed[kind] / count for kind, count in servers.items()}
+    most = max((stage for stage in stages if stage.server == busiest), key=lambda stage: stage.seconds)
+    return Outcome(rate * shard, at_work, f"{busiest}, {most.name}")
 
 
-def _run(stages: list[tuple[str, int, float]], total: int) -> tuple[list[float], list[float]]:
-    """(time of each shard's end, in order; seconds at work of each stage). Every server is as fast as the next."""
+def run(stages: list[Stage], servers: dict[str, int], total: int, variation: float = 0.0) -> list[float]:
+    """When each of so many shards is through all stages, in order.
+
+    Args:
+        variation: by which part the seconds of each shard differ from those of the stage, at most.
+    """
     waiting: list[deque[int]] = [deque() for _ in stages]
     waiting[0].extend(range(total))
-    free = [count for _, count, _ in stages]
-    room = [0, *(count * AHEAD for _, count, _ in stages[1:])]
-    blocked: list[deque[int]] = [deque() for _ in stages]  # finished, and no room in the next stage
-    busy = [0.0] * len(stages)
+    free = dict(servers)
+    # Before a stage, for the shards that wait and those that the stage before it has at work.
+    counts = [servers[stage.server] for stage in stages]
+    room = [total, *(AHEAD * after + before for before, after in itertools.pairwise(counts)), total]
     events: list[tuple[float, int, int]] = []
     now, ends = 0.0, []
 
-    def settle() -> None:
-        """Start and pass on whatever can be, from the last stage to the first, until nothing more can."""
-        moved = True
-        while moved:
-            moved = False
-            for i in range(len(stages) - 1, -1, -1):
-                while blocked[i] and len(waiting[i + 1]) < room[i + 1]:
-                    waiting[i + 1].append(blocked[i].popleft())
-                    free[i] += 1
-                    moved = True
-                while waiting[i] and free[i]:
-                    heapq.heappush(events, (now + stages[i][2], i, waiting[i].popleft()))
-                    busy[i] += stages[i][2]
-                    free[i] -= 1
-                    moved = True
+    def start() -> None:
+        """Start whatever can be, from the last stage to the first."""
+        for i in range(len(stages) - 1, -1, -1):
+            while waiting[i] and free[stages[i].server] and room[i + 1]:
+                shard = waiting[i].popleft()
+                apart = (shard * GOLDEN + i / len(stages)) % 1  # evenly spread, so that their mean is that of the stage
+                heapq.heappush(events, (now + stages[i].seconds * (1 + variation * (2 * apart - 1)), i, shard))
+                free[stages[i].server] -= 1
+                room[i + 1] -= 1
+                room[i] += 1
 
-    settle()
+    start()
     while events:
         now, i, shard = heapq.heappop(events)
-        if i == len(stages) - 1:
-            ends.append(now)
-            free[i] += 1
-        else:
-            blocked[i].append(shard)
-        settle()
+        free[stages[i].server] += 1
+        ends.append(now) if i == len(stages) - 1 else waiting[i + 1].append(shard)
+        # What ends at the same time makes room together.
+        if not events or events[0][0] > now:
+            before = None
+            while before != len(events):
+                before = len(events)
+                start()
     assert len(ends) == total
-    return ends, busy
+    return ends
 
 
 def measure(size: int, encode: float, count: int = 32) -> Costs:
@@ -156,11 +177,14 @@ def measure(size: int, encode: float, count: int = 32) -> Costs:
         levels = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
         vae = AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=8, **levels)
         collection = Collection.begin(Path(place) / "out", str(photographs[0].parent), [], settings, vae)
-        reads, writes, size_out = [], [], 0
+        reads, resizes, writes, size_out = [], [], [], 0
         for turn in range(3):
             began = time.process_time()
-            prepared = [prepare(fetch(str(each), each.name), i, settings, 3) for i, each in enumerate(photographs)]
+            raws = [fetch(str(each), each.name) for each in photographs]
             reads.append((time.process_time() - began) / count)
+            began = time.process_time()
+            prepared = [prepare(raw, i, settings, 3) for i, raw in enumerate(raws)]
+            resizes.append((time.process_time() - began) / count)
             shard = Shard(turn, 0, settings, last=True)
             for i, each in enumerate(prepared):
                 assert isinstance(each, Prepared)
@@ -170,7 +194,7 @@ def measure(size: int, encode: float, count: int = 32) -> Costs:
             writes.append((time.process_time() - began) / count)
             size_out = sum(file["bytes"] for file in record["files"])
         bytes_in = sum(each.stat().st_size for each in photographs) / count
-    return Costs(size, min(reads), min(writes), 1 / encode, bytes_in, size_out / count)
+    return Costs(size, min(reads), min(resizes), min(writes), 1 / encode, bytes_in, size_out / count)
 
 
 def table(all_costs: list[Costs]) -> str:
@@ -180,12 +204,12 @@ def table(all_costs: list[Costs]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for costs in all_costs:
-        needed = (costs.read + costs.write) / costs.encode
+        needed = (costs.read + costs.resize + costs.write) / costs.encode
         for devices in DEVICES:
             for cpus in CPUS_A_DEVICE:
                 found = simulate(costs, devices, cpus)
                 lines.append(
-                    f"| {costs.size} | {devices} | {cpus} | {found.images:,.0f} | {found.at_work['encoding']:.0%} | "
+                    f"| {costs.size} | {devices} | {cpus} | {found.images:,.0f} | {found.at_work['devices']:.0%} | "
                     f"{found.bottleneck} | {needed:.1f} |"
                 )
     return "\n".join(lines)
@@ -193,10 +217,11 @@ def table(all_costs: list[Costs]) -> str:
 
 def cost_table(all_costs: list[Costs]) -> str:
     """What was measured, and what was assumed."""
-    lines = ["| pixels | read and resize | write | encode | file | latents | store |", "| --- " * 7 + "|"]
+    lines = ["| pixels | read | resize | write | encode | file | latents | store |", "| --- " * 8 + "|"]
     for each in all_costs:
         lines.append(
-            f"| {each.size} | {each.read * 1e3:.2f} ms of a CPU | {each.write * 1e3:.2f} ms of a CPU | "
+            f"| {each.size} | {each.read * 1e3:.2f} ms of a CPU | {each.resize * 1e3:.2f} ms of a CPU | "
+            f"{each.write * 1e3:.2f} ms of a CPU | "
             f"{each.encode * 1e3:.2f} ms of a device | {each.bytes_in / 1e3:.0f} kB | {each.bytes_out / 1e3:.0f} kB | "
             f"{each.store / 1e9:.1f} GB/s, {each.latency * 1e3:.0f} ms |"
         )
@@ -213,11 +238,12 @@ def plot(all_costs: list[Costs], place: Path) -> None:
     figure, axes = pyplot.subplots(1, len(all_costs), figsize=(5 * len(all_costs), 4), squeeze=False)
     for axis, costs in zip(axes[0], all_costs, strict=True):
         for cpus in CPUS_A_DEVICE:
-            axis.loglog(
-                DEVICES, [simulate(costs, n, cpus).images for n in DEVICES], "o-", label=f"{cpus} CPUs a device"
-            )
+            name = f"{cpus} CPU{'s' if cpus > 1 else ''} a device"
+            axis.loglog(DEVICES, [simulate(costs, n, cpus).images for n in DEVICES], "o-", label=name)
         axis.loglog(DEVICES, [n / costs.encode for n in DEVICES], "k:", label="devices alone")
         axis.set(title=f"{costs.size} pixels", xlabel="devices", ylabel="images/s")
+        axis.set_xticks(DEVICES, map(str, DEVICES))
+        axis.minorticks_off()
         axis.legend()
     figure.tight_layout()
     figure.savefig(place, dpi=100)
