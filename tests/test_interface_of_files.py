@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from given.inputs import latent
@@ -59,6 +60,31 @@ class TestSavingAndLoading:
             AutoencoderKL.from_single_file(tmp_path / "a.pt", use_safetensors=True)
         with pytest.raises(vae_core.CheckpointError, match="state dict has no tensors"):
             AutoencoderKL.from_single_file({"a": 1})
+
+    def test_state_dicts_of_numpy_and_with_arrays_beside(self) -> None:
+        vae = model("f4")
+        arrays = {key: weight.numpy() for key, weight in vae.state_dict().items()}
+        read_only = {key: np.frombuffer(each.tobytes(), each.dtype).reshape(each.shape) for key, each in arrays.items()}
+        beside = {"rng": np.arange(9), "names": np.array(["a"]), "objects": np.array([None]), "scalar": np.float32(1)}
+        for given in (arrays, read_only, {"state_dict": arrays, **beside}, {**vae.state_dict(), **beside}):
+            loaded = AutoencoderKL.from_single_file(given, norm_num_groups=8)
+            assert torch.equal(loaded.decode(latent()).sample, vae.decode(latent()).sample)
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            (lambda w: w.to("meta"), "has 1 weights without values, such as decoder.conv_in.weight: they are offload"),
+            (lambda w: w.to_sparse(), "which is of the layout sparse_coo. Give dense weights"),
+            (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "which is quantised"),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore::UserWarning")
+    def test_weights_without_numbers_of_their_own(self, change: Any, says: str) -> None:
+        weights = {**model("f4").state_dict(), "optimizer.state": torch.ones(2).to_sparse()}
+        assert AutoencoderKL.from_single_file(weights, norm_num_groups=8).config.latent_channels == 4
+        weights["decoder.conv_in.weight"] = change(weights["decoder.conv_in.weight"])
+        with pytest.raises(vae_core.CheckpointError, match=says):
+            AutoencoderKL.from_single_file(weights, norm_num_groups=8)
 
     def test_ldms_own_configuration_gives_the_scale(self, tmp_path: Path) -> None:
         weights = model("f4").state_dict()

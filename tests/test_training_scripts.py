@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import convert_outputs_to_fp32, convert_to_fp32, send_to_device
 from diffusers.training_utils import EMAModel
 from given.inputs import image, latent
 from given.pairs import CONFIGS, model, ours_like, theirs_of
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from torch.utils._pytree import tree_map
 
 import vae_core
 from vae_core import AutoencoderKL
@@ -37,6 +40,32 @@ def one_step(vae: Any) -> float:
 def pair() -> tuple[AutoencoderKL, Any]:
     theirs = theirs_of(CONFIGS["f4"])
     return ours_like(theirs), theirs
+
+
+OUTPUTS: dict[str, Any] = {
+    "made anew": lambda output: type(output)(dict(output)),
+    "accelerate's types": lambda output: convert_to_fp32(output),
+    "accelerate's devices": lambda output: send_to_device(output, torch.device("cpu")),
+    "torch's trees": lambda output: tree_map(lambda each: each, output),
+}
+
+
+@pytest.mark.parametrize("way", OUTPUTS)
+def test_outputs_that_were_gone_through_stay_what_they_are(way: str) -> None:
+    for vae in pair():
+        for output in (vae.decode(latent()), vae.encode(image(1, 16, 16))):
+            found = OUTPUTS[way](output)
+            assert type(found) is type(output) and list(found) == list(output)
+            assert type(found[0]) is type(output[0]) and getattr(found, next(iter(output))) is found[0]
+
+
+def test_mixed_precision_gives_outputs_in_float32() -> None:
+    for vae in pair():
+        wrapped = copy.deepcopy(vae)
+        wrapped.forward = convert_outputs_to_fp32(torch.autocast("cpu", torch.bfloat16)(wrapped.forward))
+        sample = wrapped(image(1, 16, 16)).sample
+        assert sample.dtype == torch.float32
+        assert 0 < (sample - vae(image(1, 16, 16)).sample).abs().max() < 0.2
 
 
 class TestLora:

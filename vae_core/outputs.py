@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +30,14 @@ class ModelOutput(OrderedDict[str, Any]):
         )
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            if getattr(self, field.name) is not None:
-                super().__setitem__(field.name, getattr(self, field.name))
+        first, *others = (field.name for field in dataclasses.fields(self))  # type: ignore[arg-type]
+        given = getattr(self, first)
+        if isinstance(given, Mapping) and given.keys() <= {first, *others}:
+            for name in (first, *others):  # `type(output)(dict)`, as accelerate makes one that it has gone through
+                super().__setattr__(name, given.get(name))
+        for name in (first, *others):
+            if getattr(self, name) is not None:
+                super().__setitem__(name, getattr(self, name))
 
     def __getitem__(self, key: str | int | slice) -> Any:
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from .detect import find_prefixes
@@ -129,6 +131,9 @@ def _flat(content: Mapping[Any, Any], steps: _Steps, depth: int = MAX_DEPTH) -> 
                 found[steps.name(prefix, name)] = value
             elif isinstance(value, Array) and value.has_numbers:
                 found[steps.name(prefix, name)] = InlineTensor(value)
-            elif value and level < depth and (type(value) in (list, tuple) or isinstance(value, Mapping)):
+            elif isinstance(value, np.ndarray):  # in a dictionary that never was a file
+                if value.dtype.kind in "fiub" and value.dtype.isnative:
+                    found[steps.name(prefix, name)] = torch.from_numpy(value if value.flags.writeable else value.copy())
+            elif level < depth and (type(value) in (list, tuple) or isinstance(value, Mapping)) and value:
                 waiting.append((f"{steps.name(prefix, name)}.", level + 1, value))
     return found
