@@ -19,7 +19,7 @@ from .attention import NORM_EPS, Attention
 from .diffusers_names import DiffusersLevel, DiffusersMiddle, DiffusersResample, DiffusersResnetBlock
 from .errors import ShapeError
 from .layers import conv2d, group_norm
-from .ldm_names import LDMLevel, LDMMiddle, LDMResample, LDMResnetBlock, Part
+from .ldm_names import LDMLevel, LDMMiddle, LDMResample, LDMResnetBlock, RenamedPart
 
 ACTIVATION_MODULES: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
@@ -118,7 +118,7 @@ class Level(LDMLevel, DiffusersLevel, nn.Module):
 class DownBlock(Level):
     """A level of the encoder, with a downsampling after it unless it is the last."""
 
-    downsample = Part("downsamplers", 0)
+    downsample = RenamedPart("downsamplers", 0)
 
     def __init__(self, *args, add_downsample: bool, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -132,7 +132,7 @@ class DownBlock(Level):
 class UpBlock(Level):
     """A level of the decoder, with an upsampling after it unless it is the last."""
 
-    upsample = Part("upsamplers", 0)
+    upsample = RenamedPart("upsamplers", 0)
 
     def __init__(self, *args, add_upsample: bool, **kwargs) -> None:
         super().__init__(*args, **kwargs)

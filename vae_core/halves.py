@@ -21,7 +21,7 @@ from .streaming.half import Half
 from .streaming.program import Linear, Pass, ProgramBuilder
 
 
-class Autoencoder(Protocol):
+class HasHalves(Protocol):
     """What is needed of an AutoencoderKL."""
 
     @property
@@ -75,7 +75,7 @@ def _with_half(vae: Any, half: str, purpose: str) -> Any:
     return vae
 
 
-def encoder_half(vae: Autoencoder) -> Half:
+def encoder_half(vae: HasHalves) -> Half:
     """Images [B, in_channels, H, W] to moments [B, 2 * latent_channels, h, w].
 
     Raises:
@@ -99,7 +99,7 @@ def encoder_half(vae: Autoencoder) -> Half:
     )
 
 
-def decoder_half(vae: Autoencoder) -> Half:
+def decoder_half(vae: HasHalves) -> Half:
     """Raw latents z [B, latent_channels, h, w] to images [B, out_channels, H, W].
 
     Raises:

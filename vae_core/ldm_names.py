@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-class Part(property):
+class RenamedPart(property):
     """An attribute under another name; an AttributeError where there is None of it."""
 
     def __init__(self, name: str, index: int | None = None) -> None:
@@ -98,8 +98,8 @@ class LDMResnetBlock(_Names):
     conv1: nn.Conv2d
     dropout = nn.Identity()
     use_conv_shortcut = False
-    nin_shortcut = Part("conv_shortcut")
-    swish = Part("nonlinearity")
+    nin_shortcut = RenamedPart("conv_shortcut")
+    swish = RenamedPart("nonlinearity")
 
     @property
     def in_channels(self) -> int:
@@ -143,7 +143,7 @@ class LDMAttention(_Names):
     to_v: nn.Linear
     to_out: nn.ModuleList
     processor: Any
-    norm = Part("group_norm")
+    norm = RenamedPart("group_norm")
 
     @property
     def in_channels(self) -> int:
@@ -189,7 +189,7 @@ class LDMLevel(_Names):
     """Names of LDM's levels. `attn` is empty where a level has no attention."""
 
     attentions: nn.ModuleList | None
-    block = Part("resnets")
+    block = RenamedPart("resnets")
 
     @property
     def attn(self) -> nn.ModuleList:
@@ -203,24 +203,24 @@ class LDMLevel(_Names):
 class LDMMiddle(_Names):
     """Names of LDM's middle block. `attn_1` is there where it has an attention."""
 
-    block_1 = Part("resnets", 0)
-    attn_1 = Part("attentions", 0)
-    block_2 = Part("resnets", 1)
+    block_1 = RenamedPart("resnets", 0)
+    attn_1 = RenamedPart("attentions", 0)
+    block_2 = RenamedPart("resnets", 1)
 
 
 class _Half(_Names):
     conv_in: nn.Conv2d
     conv_out: nn.Conv2d
     temb_ch = 0
-    mid = Part("mid_block")
-    norm_out = Part("conv_norm_out")
+    mid = RenamedPart("mid_block")
+    norm_out = RenamedPart("conv_norm_out")
 
 
 class LDMEncoder(_Half):
     """Names of LDM's Encoder."""
 
     down_blocks: nn.ModuleList
-    down = Part("down_blocks")
+    down = RenamedPart("down_blocks")
 
     @property
     def ch(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import MemoryBudgetError
-from .halves import Autoencoder, decoder_half, encoder_half
+from .halves import HasHalves, decoder_half, encoder_half
 from .posterior import DiagonalGaussianDistribution
 from .streaming.devices import empty_cache
 from .streaming.job import Job, prepare, run_or_smaller
@@ -23,7 +23,7 @@ from .tiling.grid import TileSpec
 
 
 def encode(
-    vae: Autoencoder,
+    vae: HasHalves,
     image: Tensor,
     *,
     tiling: TileSpec | None = None,
@@ -62,7 +62,7 @@ def encode(
 
 
 def decode(
-    vae: Autoencoder,
+    vae: HasHalves,
     z: Tensor,
     *,
     tiling: TileSpec | None = None,
@@ -121,7 +121,7 @@ def _smaller(job: Job) -> Job:
 
 
 def prepare_encode(
-    vae: Autoencoder,
+    vae: HasHalves,
     shape: Sequence[int],
     options: Options | None = None,
     *,
@@ -133,7 +133,7 @@ def prepare_encode(
 
 
 def prepare_decode(
-    vae: Autoencoder,
+    vae: HasHalves,
     shape: Sequence[int],
     options: Options | None = None,
     *,
@@ -157,7 +157,7 @@ def prepare_decode(
 
 
 def plan_encode(
-    vae: Autoencoder,
+    vae: HasHalves,
     shape: Sequence[int],
     *,
     tiling: TileSpec | None = None,
@@ -171,7 +171,7 @@ def plan_encode(
 
 
 def plan_decode(
-    vae: Autoencoder,
+    vae: HasHalves,
     shape: Sequence[int],
     *,
     tiling: TileSpec | None = None,

@@ -54,8 +54,6 @@ class GivenDecoder(nn.Module):
         return build.finish()
 
     def half(self) -> Half:
-        modules, where = {"decoder": self}, (torch.device("cpu"), torch.float32)
-        sizes = {"out_channels": 3, "in_unit": 1, "out_unit": 2 ** (len(self.convs) // 3)}
-        return Half(
-            "latent", modules, lambda: where, self.program, self.program, lambda: None, lambda shape: None, **sizes
-        )
+        at, side = (torch.device("cpu"), torch.float32), 2 ** (len(self.convs) // 3)
+        made = self.program
+        return Half("latent", {"decoder": self}, lambda: at, made, made, lambda: None, lambda shape: None, 3, 1, side)

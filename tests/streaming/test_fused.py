@@ -24,7 +24,7 @@ import vae_core
 from vae_core import AutoencoderKL
 from vae_core.streaming import fused
 from vae_core.streaming.devices import accelerators
-from vae_core.streaming.fused import Part
+from vae_core.streaming.fused import StripPart
 from vae_core.streaming.phases import PARITIES
 from vae_core.streaming.stats import StatsTable, StripStats, TableStats, all_finite, merge_all
 
@@ -104,7 +104,7 @@ def test_a_norm_of_strips(groups: int, channels: int, strips: int, device: str) 
     parts = [strip((2, 1 + index % 3, 5, channels), torch.float32, mean=300.0) for index in range(strips)]
     table = StatsTable(strips, (2, channels), torch.float32, torch.device(device), counted=True)
     for index, part in enumerate(parts):
-        fused.finish([Part(part.to(device))], None, table.row(index, part.shape[1] * part.shape[2]))
+        fused.finish([StripPart(part.to(device))], None, table.row(index, part.shape[1] * part.shape[2]))
     stats = TableStats(table)
     scale, shift = (each.cpu().double() for each in stats.affine(norm))
     exact = merge_all([StripStats.of(part.double()).finished() for part in parts])
@@ -114,7 +114,7 @@ def test_a_norm_of_strips(groups: int, channels: int, strips: int, device: str) 
     assert (got - want).abs().max() <= 1e-6 * (x * want_scale[:, None, None]).abs().max()
     torch.testing.assert_close(stats.mean.cpu(), exact.mean, rtol=1e-6, atol=0)
     assert all_finite([stats]) == [True]
-    fused.finish([Part(torch.full_like(parts[0], torch.inf).to(device))], None, table.row(0, 5))
+    fused.finish([StripPart(torch.full_like(parts[0], torch.inf).to(device))], None, table.row(0, 5))
     assert all_finite([stats, exact]) == [False, True]
 
 
@@ -194,7 +194,7 @@ def test_what_comes_after_a_convolution(form: str, shape: tuple[int, ...], dtype
     cut = [(slice(a, None, 2), slice(b, None, 2)) for a, b in PARITIES] if parts == 4 else [(slice(None), slice(None))]
     row = torch.empty(4, batch, channels, device=device)
     made = [
-        Part(each, None if added is None else added[:, rows, columns], out[:, rows, columns])
+        StripPart(each, None if added is None else added[:, rows, columns], out[:, rows, columns])
         for each, (rows, columns) in zip(there, cut, strict=True)
     ]
     assert fused.finish(made, None if bias is None else bias.to(device), row)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import fused
 from .activation import IN_PLACE, activate
-from .fused import Part
+from .fused import StripPart
 from .kernel import Layout, PassInputs, Strip, cut, even_size
 from .maps import FeatureMap, joined
 from .phases import PARITIES, phase_kernels
@@ -267,12 +267,12 @@ class DirectConvolution:
         count = len(results) * results[0].shape[1:3].numel()
         if len(results) == 1:
             out = target if stays else results[0]
-            parts = [Part(results[0], residual, out)]
+            parts = [StripPart(results[0], residual, out)]
         else:
             out = target if stays else x.new_empty(target.shape)
             of = [None if residual is None else residual[:, a::2, b::2] for a, b in PARITIES]
             to = [out[:, a::2, b::2] for a, b in PARITIES]
-            parts = list(map(Part, results, of, to))
+            parts = list(map(StripPart, results, of, to))
         fused.finish(parts, self._weights.bias, self._table.row(number, count))
         if stays:
             self._transfers.computed()

@@ -26,7 +26,7 @@ _KINDS = ("cuda", "xpu")  # which Triton compiles for; ROCm's are "cuda" to torc
 logger = logging.getLogger("seamless_vae")
 
 
-class Part(NamedTuple):
+class StripPart(NamedTuple):
     """What becomes of a part of a strip: out = result + bias + residual, all of them [B, H, W, C].
 
     Attributes:
@@ -72,7 +72,7 @@ def norm(rows: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
-def finish(parts: Sequence[Part], bias: Tensor | None, row: Tensor) -> bool:
+def finish(parts: Sequence[StripPart], bias: Tensor | None, row: Tensor) -> bool:
     """Finish a strip, whose parts are of one shape, and say True; False if nothing was done.
 
     Args:
@@ -102,7 +102,7 @@ def measured(strip: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     Of what no pass has finished, such as a program's input. None where torch's operations have to do it.
     """
     row = torch.empty((4, strip.shape[0], strip.shape[3]), dtype=torch.float32, device=strip.device)
-    if not finish([Part(strip)], None, row):
+    if not finish([StripPart(strip)], None, row):
         return None
     mean, rest, squares, _ = row.unbind()
     return mean, rest, squares

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import fused
-from .fused import Part
+from .fused import StripPart
 from .kernel import Layout, PassInputs, Strip, cut
 from .maps import FeatureMap
 from .program import Attend, Linear, Pass, PositionNorm
@@ -157,7 +157,7 @@ class StoredAttention:
         whole = len(pieces) == 1 and pieces[0].device == attended.device
         out = pieces[0] if whole else attended
         row = self._table.row(number, attended.shape[1])
-        if not fused.finish([Part(attended, chunk, out)], None, row):
+        if not fused.finish([StripPart(attended, chunk, out)], None, row):
             out = attended + chunk
             self._table.put(number, StripStats.of(out))
             whole = False

@@ -16,7 +16,7 @@ from torch import Tensor
 from .stats import StripStats
 from .transforms import Transform
 
-Part = Callable[[str, Sequence[int]], Tensor]  # scratch memory of a name in `scratch_sizes`, of a shape
+Scratched = Callable[[str, Sequence[int]], Tensor]  # scratch memory of a name in `scratch_sizes`, of a shape
 
 
 def scratch_sizes(transform: Transform, channels: int, out_channels: int, tiles: tuple[int, int]) -> dict[str, int]:
@@ -46,7 +46,7 @@ def transform_inputs(
     circular_x: bool,
     coefficients: tuple[Tensor, Tensor] | None,
     tiles: tuple[int, int],
-    part_of: Part,
+    part_of: Scratched,
     out: Tensor,
 ) -> None:
     """Transform the inputs of rows and columns of tiles whose first input is source[y, x], [rows, W, C].
@@ -102,7 +102,7 @@ def transform_outputs(
     residual: Tensor | None,
     target: Tensor,
     tiles: tuple[int, int],
-    part_of: Part,
+    part_of: Scratched,
     sums: np.ndarray,
 ) -> None:
     """Transform products, [1, tiles or more, n * n, K] or [n, tiles or more, n, K], and write them to target [h, w, K].
