@@ -61,7 +61,7 @@ def test_outputs_that_were_gone_through_stay_what_they_are(way: str) -> None:
 
 def test_mixed_precision_gives_outputs_in_float32() -> None:
     for vae in pair():
-        wrapped = copy.deepcopy(vae)
+        wrapped: Any = copy.deepcopy(vae)
         wrapped.forward = convert_outputs_to_fp32(torch.autocast("cpu", torch.bfloat16)(wrapped.forward))
         sample = wrapped(image(1, 16, 16)).sample
         assert sample.dtype == torch.float32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from .checkpoints.config_file import CONFIG_NAME
 from .checkpoints.generation import guesses_of
 from .checkpoints.identify import identify
 from .checkpoints.open_file import open_tensor_file
+from .checkpoints.plain import extra_weights
 from .checkpoints.plan import CheckpointPlan, plain_names
 from .checkpoints.pretrained import Folder, find_folder, only_weights, open_folder, reading, snapshot
 from .checkpoints.single_file import plan_single_file, write_single_file
@@ -30,6 +32,8 @@ from .halves import unwrapped
 from .hub import HubOptions, header_on_disk, on_disk
 from .hub_names import hub_name
 from .pretrained_mixin import GivenConfig, given_config
+
+logger = logging.getLogger("seamless_vae")
 
 PathLike = str | os.PathLike[str]
 
@@ -202,6 +206,9 @@ def save_single_file(
     wanted = parse_dtype(dtype)
     vae = unwrapped(vae)
     weights = vae.weights_to_save()
+    extra = extra_weights(vae)
+    if extra:
+        logger.warning("left out %s, ...: a single file has the autoencoder alone.", ", ".join([*extra][:3]))
     if wanted is not None:
         weights = {key: w.to(wanted) if w.is_floating_point() else w for key, w in weights.items()}
     write_single_file(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from .checkpoints.key_map import weight_shapes
 from .checkpoints.memory import check_values, memory_tensors
 from .checkpoints.open_file import open_tensor_file
 from .checkpoints.original_config import original_config
-from .checkpoints.plain import plain_weights
+from .checkpoints.plain import extra_weights, plain_weights
 from .checkpoints.plan import without_mismatched
 from .checkpoints.pretrained import WEIGHTS_STEM, find_folder, plan_folder, read_config, reading, write_folder
 from .checkpoints.single_file import plan_single_file
@@ -235,7 +235,7 @@ class PretrainedMixin(ConfigMixin):
         folder = checked_path(save_directory)
         if folder.is_file():
             raise CheckpointError(f"{folder} is a file. Give a folder, or use save_single_file.")
-        weights = self.weights_to_save()
+        weights = {**self.weights_to_save(), **extra_weights(cast(nn.Module, self))}
         others: dict[str, Writer] = {}
         if save_function is not None and not safe_serialization:
             name = f"{WEIGHTS_STEM}.bin" if variant is None else f"{WEIGHTS_STEM}.{variant}.bin"

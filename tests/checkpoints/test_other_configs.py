@@ -58,7 +58,7 @@ def test_a_file_that_lacks_weights_is_not_blamed_on_its_config(model: dict[str, 
 @pytest.mark.parametrize("flag", ["force_upcast", "use_quant_conv"])
 @pytest.mark.parametrize("value", [0, 1])
 def test_flags_of_zero_and_one(flag: str, value: int) -> None:
-    config = AutoencoderKLConfig(**{flag: value})
+    config = AutoencoderKLConfig.from_dict({flag: value})
     assert config[flag] is bool(value)
     assert json.loads(AutoencoderKL.from_config(config).to_json_string())[flag] is bool(value)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from ..streaming.internals import weight_places
 from .finite import check_small, check_whole
 from .key_map import OPTIONAL, weight_shapes
 from .layouts import is_length, of_length, scaled
-from .plan import CheckpointPlan, check_shapes
+from .plan import OWN, CheckpointPlan, check_shapes, inner, with_extra
 
 logger = logging.getLogger("seamless_vae")
 
@@ -163,16 +163,24 @@ def _build(
     Args:
         looked_at: look weights that are converted through for damage, which `inspect_vae` does not.
     """
-    weights = read_weights(plan, weight_shapes(plan.config), wanted, mapped)
     with without_values():
         model = model_class(**plan.config)
     places = {place.key: place for place in weight_places(model)}
-    if set(places) - OPTIONAL != {*plan.keys, *plan.mismatched} - OPTIONAL:
+    own = {*plan.keys, *plan.mismatched} - OPTIONAL
+    extra = set(places) - own - OPTIONAL
+    if own - set(places) or any(key.partition(".")[0] in OWN for key in extra):
         raise CheckpointError(
             f"{model_class} has other weights than an AutoencoderKL of its config. Load an AutoencoderKL instead, and "
             f"take its state dict."
         )
-    weights |= _initialised(model_class, plan)
+    beside = _read_extra(plan, {key: tuple(places[key].value.shape) for key in extra}, mapped)
+    plan = with_extra(plan, beside)
+    weights = read_weights(plan, weight_shapes(plan.config), wanted, mapped)
+    absent = extra - beside.keys()
+    if absent:
+        names = ", ".join(sorted(absent)[:5])
+        logger.warning("%s has no %s: left as they are initialised.", plan.source.path.name, names)
+    weights |= beside | _initialised(model_class, plan, absent)
     for key in list(weights):
         weight = weights.pop(key)  # so that a copy that is converted is not kept
         if device is not None or (weight.dtype is not wanted and weight.is_floating_point()):
@@ -186,13 +194,27 @@ def _build(
     return model
 
 
-def _initialised(model_class: Callable[..., nn.Module], plan: CheckpointPlan) -> dict[str, Tensor]:
+def _read_extra(plan: CheckpointPlan, shapes: Mapping[str, tuple[int, ...]], mapped: bool) -> dict[str, Tensor]:
+    """Those weights that a class derived from AutoencoderKL has beside it, and the file as well, in these shapes."""
+    if not shapes:
+        return {}
+    names = inner(plan.source, plan.prefix).names
+    found = {key: names[key] for key, shape in shapes.items() if key in names}
+    found = {key: name for key, name in found.items() if plan.source.tensors[name].shape == shapes[key]}
+    read = plan.source.read(found.values(), mapped)
+    return {key: read[name] for key, name in found.items()}
+
+
+def _initialised(
+    model_class: Callable[..., nn.Module], plan: CheckpointPlan, extra: Collection[str]
+) -> dict[str, Tensor]:
     """The values that a new model begins with, of those weights that a plan does not take from its file."""
-    if not plan.mismatched:
+    keys = {*plan.mismatched, *extra}
+    if not keys:
         return {}
     with torch.device("cpu"):
         values = model_class(**plan.config).state_dict()
-    return {key: values[key] for key in plan.mismatched}
+    return {key: values[key] for key in keys}
 
 
 def read_weights(

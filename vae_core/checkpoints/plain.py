@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError
 from .key_map import OPTIONAL, weight_shapes, without_wrappers
-from .plan import LORA
+from .plan import LORA, OWN
 
 FUSED = ".to_qkv."  # made of three others by `fuse_qkv_projections`
 
@@ -39,8 +39,15 @@ def plain_weights(model: nn.Module, config: AutoencoderKLConfig) -> dict[str, Te
             f"the model has a LoRA that is not merged into its weights ({adapters[0]} and {len(adapters) - 1} more). "
             f"Call fuse_lora() first to save the VAE with it; save_lora_adapter() saves the LoRA by itself."
         )
-    _check_names(found, weight_shapes(config))
-    return found
+    own = {name: weight for name, weight in found.items() if name.partition(".")[0] in OWN}
+    _check_names(own, weight_shapes(config))
+    return own
+
+
+def extra_weights(model: nn.Module) -> dict[str, Tensor]:
+    """What a class of one's own, or its user, has put beside the parts of an AutoencoderKL: a head, a loss."""
+    state = {without_wrappers(name): weight for name, weight in model.state_dict().items()}
+    return {name: weight for name, weight in state.items() if name.partition(".")[0] not in OWN}
 
 
 def _is_merged(model: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -55,6 +55,7 @@ class CheckpointPlan:
             of a weight with weight norm, that of its lengths.
         mismatched: diffusers key -> shape in the file, for weights that the model does not take from it, because their
             shapes differ: see `without_mismatched`.
+        beside: name without prefix -> the file's name, of what is passed over beside the autoencoder with a remark.
     """
 
     source: TensorFile
@@ -68,6 +69,7 @@ class CheckpointPlan:
     remarks: tuple[str, ...] = ()
     scales: Mapping[str, str] = field(default_factory=dict)
     mismatched: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    beside: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def guesses(self) -> dict[str, Any]:
@@ -109,7 +111,11 @@ class Matched:
 
     keys: Mapping[str, str]
     scales: Mapping[str, str]
-    remarks: tuple[str, ...]
+    beside: Mapping[str, str]
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return beside_remark(self.beside)
 
 
 def plain_names(source: TensorFile) -> dict[str, str]:
@@ -148,7 +154,7 @@ def match_keys(part: Inner, config: AutoencoderKLConfig) -> Matched:
     keys: dict[str, str] = {}
     scales: dict[str, str] = {}
     unknown: list[str] = []
-    beside: list[str] = []
+    beside: dict[str, str] = {}
     for name, real in part.names.items():
         key = table.get(name)
         if key is not None:
@@ -164,7 +170,7 @@ def match_keys(part: Inner, config: AutoencoderKLConfig) -> Matched:
         elif name.partition(".")[0] in OWN:
             unknown.append(real)
         elif not USUAL.fullmatch(name):
-            beside.append(real)
+            beside[name] = real
     unknown += [
         real for key, real in keys.items() if real.endswith(DIRECTIONS) and not is_length(scales.get(key, ""))
     ]  # directions without their lengths
@@ -175,13 +181,25 @@ def match_keys(part: Inner, config: AutoencoderKLConfig) -> Matched:
     check_posterior(part)
     for key, real in scales.items():
         check_scale(source.path.name, real, source.tensors[keys[key]], source.tensors[real])
-    remarks = ()
-    if beside:
-        remarks = (
-            f"passed over {len(beside)} tensors beside the autoencoder ({_some(sorted(beside))}): all of its own "
-            f"weights are there, and these cannot change it.",
-        )
-    return Matched(keys, scales, remarks)
+    return Matched(keys, scales, beside)
+
+
+def beside_remark(beside: Mapping[str, str]) -> tuple[str, ...]:
+    """What is said of tensors beside the autoencoder that are passed over; nothing where there are none."""
+    if not beside:
+        return ()
+    return (
+        f"passed over {len(beside)} tensors beside the autoencoder ({_some(sorted(beside.values()))}): all of its own "
+        f"weights are there, and these cannot change it.",
+    )
+
+
+def with_extra(plan: CheckpointPlan, taken: Collection[str]) -> CheckpointPlan:
+    """The plan without the remark on tensors beside the autoencoder that a class of one's own takes."""
+    others = {name: real for name, real in plan.beside.items() if name not in taken}
+    said = beside_remark(plan.beside)
+    remarks = (*(each for each in plan.remarks if each not in said), *beside_remark(others))
+    return replace(plan, beside=others, remarks=remarks)
 
 
 def _scaled_weight(name: str, table: Mapping[str, str]) -> str | None:

@@ -236,6 +236,7 @@ class Folder:
                 *([mixture] if mixture else []),
             ),
             scales=matched.scales,
+            beside=matched.beside,
         )
 
 

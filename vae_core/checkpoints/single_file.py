@@ -86,6 +86,7 @@ def plan_single_file(
         origins=origins,
         remarks=(*remarks, *found.remarks, *matched.remarks),
         scales=matched.scales,
+        beside=matched.beside,
     )
 
 
