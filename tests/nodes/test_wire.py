@@ -275,3 +275,18 @@ def test_a_half_that_is_exchanged_is_what_runs(vae: Any, half: str, pack: Pack, 
         torch.testing.assert_close(same, then, **CLOSE)
     torch.testing.assert_close(exchanged[1], exchanged[0], **CLOSE)
     assert compiled_weights == weights
+
+
+@pytest.mark.slow
+def test_halves_that_inductor_compiled(new_host: Host, pack: Pack, make: Makers) -> None:
+    """As the node TorchCompileVAE of KJNodes exchanges them, with its own backend: minutes on a processor."""
+    vae, latent, pixels = make.vae(), make.latent(), make.image(1, 20, 24, 3)
+    with torch.inference_mode():
+        before = vae.decode(latent["samples"]), vae.encode(pixels)
+        for half in ("encoder", "decoder"):
+            compiled = torch.compile(getattr(vae.first_stage_model, half), mode="default", backend="inductor")
+            setattr(vae.first_stage_model, half, compiled)
+        after = vae.decode(latent["samples"]), vae.encode(pixels)
+    for found, expected in zip(after, before, strict=True):
+        torch.testing.assert_close(found, expected, **CLOSE)
+    assert not any("_orig_mod" in name for name in vae.get_sd())
