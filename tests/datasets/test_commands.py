@@ -277,6 +277,16 @@ class TestProgress:
             assert re.fullmatch(rf"22 images \[\d\d:\d\d, +{end}", lines[-1])
         assert any(" 1 failed" in line for line in lines)
 
+    @pytest.mark.parametrize("stream", ["stdout", "stderr"])
+    def test_streams_that_are_closed(
+        self, stream: str, images: Path, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, stream, None)
+            options = ["--vae", vae_folder, "--size", 64, "--workers", 0]
+            assert run("encode-dataset", images, "--out", tmp_path / "out", *options) == 0
+        assert verify_dataset(tmp_path / "out").faults == ()
+
     def test_slow_images_are_images_per_second_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
         terminal, clock = Terminal(), [0.0]
         monkeypatch.setattr(sys, "stderr", terminal)

@@ -7,6 +7,7 @@ import errno
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -186,6 +187,89 @@ def test_a_full_disk(
         assert digest == whole[name] or name == "manifest.json"
     encode(few, out, vae, resume=True, **OPTIONS)
     assert contents(out) == whole
+
+
+LOST = {
+    "a record": ("shards/000/000001-0000.json", None),
+    "a shard": ("shards/000/000001-0000.safetensors", None),
+    "the end of a shard": ("shards/000/000001-0000.safetensors", lambda data: data[:-1]),
+    "the list of shards": ("shards.jsonl", None),
+    "the list of failures": ("failures.jsonl", None),
+    "all shards": ("shards", None),
+}
+
+
+@pytest.mark.parametrize("layout", ["shards", "webdataset"])
+@pytest.mark.parametrize("name", LOST)
+def test_what_was_lost_is_made_again(name: str, layout: Any, few: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
+    out, (file, change) = tmp_path / "out", LOST[name]
+    encode(few, out, vae, layout=layout, **OPTIONS)
+    whole = contents(out)
+    place = out / (file if layout == "shards" else file.replace(".safetensors", ".tar"))
+    if change is not None:
+        place.write_bytes(change(place.read_bytes()))
+    elif place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.unlink()
+    assert contents(out) != whole
+    encode(few, out, vae, layout=layout, resume=True, **OPTIONS)
+    assert contents(out) == whole
+
+
+def test_kohyas_file_that_was_lost(few: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
+    options = {"layout": "kohya", "kohya": "sd", "keep": "sample"}
+    encode(few, tmp_path, vae, **options)
+    whole = contents(tmp_path)
+    next(tmp_path.rglob("*_sd.npz")).unlink()
+    encode(few, tmp_path, vae, resume=True, **options)
+    assert contents(tmp_path) == whole
+
+
+DAMAGED = {
+    "no manifest": ("manifest.json", None, "has shards, and no manifest.json"),
+    "an empty manifest": ("manifest.json", b"", "manifest.json cannot be read.* or encode again"),
+    "a manifest of nothing": ("manifest.json", b"null", "values of other kinds.* or encode again"),
+    "no splits": ("splits.jsonl", None, "splits.jsonl cannot be read: No such file.* or encode again"),
+    "empty splits": ("splits.jsonl", b"", "splits.jsonl cannot be read: it is empty"),
+    "splits of nothing": ("splits.jsonl", b"null", "splits.jsonl cannot be read: it has values of other kinds"),
+    "an empty record": ("shards/000/000001-0000.json", b"", "cannot be read .*Move it elsewhere"),
+    "a record of nothing": ("shards/000/000001-0000.json", b"null", "values of other kinds.*Move it elsewhere"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_what_a_run_cannot_go_on_with(name: str, few: Path, vae: AutoencoderKL, tmp_path: Path) -> None:
+    """What says how a collection is made is not guessed, and nothing is changed."""
+    file, data, said = DAMAGED[name]
+    encode(few, tmp_path / "out", vae, **OPTIONS)
+    (tmp_path / "out" / file).unlink() if data is None else (tmp_path / "out" / file).write_bytes(data)
+    before = contents(tmp_path / "out")
+    with pytest.raises(DatasetError, match=said):
+        encode(few, tmp_path / "out", vae, resume=True, **OPTIONS)
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_reader_that_is_killed(vae: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the run is just then: torch raises it while the model is at work, too."""
+    psutil = pytest.importorskip("psutil")
+    source, killed = make_images(tmp_path / "source", 60), []
+    encode(source, tmp_path / "whole", vae, **OPTIONS)
+    real = Encoder.__call__
+
+    def killing(self: Encoder, batch: list[Any]) -> Any:
+        if not killed:
+            killed.extend(psutil.Process().children())
+            killed[0].kill()
+            time.sleep(1)
+        return real(self, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Encoder, "__call__", killing)
+        with pytest.raises(DatasetError, match="a process that reads images was killed.*--resume"):
+            encode(source, tmp_path / "out", vae, engine=Engine(workers=1), **OPTIONS)
+    encode(source, tmp_path / "out", vae, resume=True, **OPTIONS)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_what_cannot_be_resumed(images: Path, few: Path, vae: AutoencoderKL, tmp_path: Path) -> None:

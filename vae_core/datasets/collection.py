@@ -119,7 +119,9 @@ class Collection:
                 return collection
             problem = f"it is {str(manifest['format'])[:80]!r} of version {str(manifest['version'])[:20]}"
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            problem = f"{type(error).__name__}: {reason(error)}"
+            raise DatasetError(
+                f"{place} cannot be read: {reason(error)}. Get it from where the collection was made, or encode again."
+            ) from None
         raise DatasetError(f"{place} cannot be read: {problem}. This version reads {FORMAT!r} of version {VERSION}.")
 
     @functools.cached_property
@@ -145,9 +147,13 @@ class Collection:
         Raises:
             DatasetError: their list is missing or damaged.
         """
-        place = self.records / SPLITS
+        place, found = self.records / SPLITS, False
         try:
-            yield from map(split_of, read_lines(place))
+            for values in read_lines(place):
+                found = True
+                yield split_of(values)
+            if not found:
+                raise ValueError("it is empty")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetError(
                 f"{place} cannot be read: {reason(error)}. Get it from where the collection was made, or encode again."
@@ -165,7 +171,7 @@ class Collection:
         place = self.record_path(split, chunk)
         try:
             return check_record(read_json(place, MOST_RECORD), self.settings.layout == "kohya")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetError(
@@ -175,17 +181,24 @@ class Collection:
     def chunks_done(self, split: Split) -> tuple[int, bool]:
         """(how many shards of a split are committed without a gap, whether that is all of it)."""
         chunk = 0
-        while (record := self.read_record(split.number, chunk)) is not None:
+        while (record := self.read_record(split.number, chunk)) is not None and self._has_files(record):
             chunk += 1
             if record["last"]:
                 return chunk, True
         return chunk, False
 
     def is_done(self, split: Split) -> bool:
-        """Whether a split needs no more work. Splits of files are one shard."""
-        if split.kind == "files":
-            return self.record_path(split.number, 0).is_file()
+        """Whether a split needs no more work."""
         return self.chunks_done(split)[1]
+
+    def _has_files(self, record: Mapping[str, Any]) -> bool:
+        """Whether the files of a shard are there, and as large as they were written."""
+        try:
+            sizes = [(self.out / file["path"]).stat().st_size for file in record["files"]]
+        except OSError:
+            return False
+        # A file of kohya's may have other resolutions, too.
+        return all("ending" in file or size == file["bytes"] for file, size in zip(record["files"], sizes, strict=True))
 
     def commit(self, shard: Shard) -> dict[str, Any]:
         """Write a shard's files, then its record; returns the record.

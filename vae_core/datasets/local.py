@@ -79,6 +79,13 @@ def run(collection: Collection, work: Sequence[Work], vae: AutoencoderKL, worker
                     del streams[part.split]
             while pending:
                 _written(pending.pop(0), progress)
+        except RuntimeError as error:  # of torch, which raises it wherever this process is just then
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DatasetError(
+                "a process that reads images was killed, perhaps because memory ran out. What was finished stays "
+                "valid: run the same command with --resume, and with fewer --workers."
+            ) from error
         finally:
             for each in pending:
                 each.cancel()
@@ -171,15 +178,7 @@ def _parts(work: Sequence[Work], settings: Settings, channels: int, workers: int
         yield from reading
         return
     loader = DataLoader(reading, batch_size=None, num_workers=workers, prefetch_factor=_AHEAD, collate_fn=_as_it_is)
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise DatasetError(
-            "a process that reads images was killed, perhaps because memory ran out. What was finished stays valid: "
-            "run the same command with --resume, and with fewer --workers."
-        ) from error
+    yield from loader
 
 
 def end_with_parent() -> None:

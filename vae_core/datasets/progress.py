@@ -37,7 +37,7 @@ class Progress:
         """Begin with so many images in all (None: it is not known) and so many done before."""
         self.total, self._before = total, before
         self._shown = self._began = time.monotonic()
-        if self.show and sys.stderr.isatty():
+        if self.show and sys.stderr is not None and sys.stderr.isatty():  # it may be closed
             form = _BAR if total else _BAR_WITHOUT_TOTAL
             self._bar = tqdm(
                 total=total, initial=before, unit=" images", dynamic_ncols=True, smoothing=0.05, bar_format=form

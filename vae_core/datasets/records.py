@@ -51,6 +51,8 @@ def _parsed(raw: bytes, most: int) -> Any:
 
 def reason(error: Exception) -> str:
     """Why a file cannot be used, in few words whatever it says."""
+    if isinstance(error, (TypeError, AttributeError)):
+        return "it has values of other kinds than such a file has"
     text = in_one_line(getattr(error, "strerror", None) or error)
     return f"it lacks {text}" if isinstance(error, KeyError) else text or type(error).__name__
 

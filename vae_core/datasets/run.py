@@ -148,6 +148,11 @@ def _begin(source: str, out: Path, records: Path, vae: AutoencoderKL, settings: 
         _check_same(collection, source, vae, settings)
         remove_leftovers(out if settings.layout == "kohya" else collection.records)
         return collection
+    if next(records.glob("shards/*/*.json"), None) is not None:
+        raise DatasetError(
+            f"{records} has shards, and no {MANIFEST} that says how they were made. Get that file back, or give "
+            f"another folder."
+        )
     splits = find_splits(source, settings.shard_images, settings.column)
     if settings.layout == "kohya":
         kohya.check_family(str(settings.kohya), vae.config)

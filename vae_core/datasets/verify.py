@@ -117,7 +117,7 @@ def _check_files(out: Path, files: Sequence[Mapping[str, Any]]) -> Iterator[Faul
             elif (sha256 or _sha256(place)) != file["sha256"]:
                 yield Fault(file["path"], "its contents have changed: the SHA-256 is another")
         except FileNotFoundError:
-            yield Fault(file["path"], "it is missing; delete its shard's record and run encode-dataset with --resume")
+            yield Fault(file["path"], "it is missing; run encode-dataset with --resume")
         except OSError as error:
             yield Fault(file["path"], f"it cannot be read ({error.strerror or error})")
         except VAEError as error:
