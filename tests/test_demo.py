@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vae_core import inspect_vae, load_vae
+import vae_core
+from vae_core import TileSpec, inspect_vae, load_vae
 from vae_core.cli import main
 from vae_core.cli.common import DEMO, DEMO_PHOTOGRAPH
 from vae_core.image import from_pil, to_numpy
@@ -81,6 +82,16 @@ def decibels(error: np.ndarray) -> float:
     return 10 * float(np.log10(255**2 / np.square(error).mean()))
 
 
+def test_tiles_that_are_decoded_by_themselves_have_the_colours_of_the_whole() -> None:
+    """A model that saw whole crops alone may keep the level of the colours at their edges: blended tiles were off by
+    28 levels in the mean."""
+    vae = load_vae(DEMO, dtype=torch.float32)
+    with torch.no_grad():
+        z = vae.encode(from_pil(Image.open(DEMO_PHOTOGRAPH)).pixels).latent_dist.mode()
+    tiles = vae_core.decode(vae, z, tiling=TileSpec(size=32, overlap=8, mode="blended"))
+    assert (tiles - vae_core.decode(vae, z)).abs().mean() * 127.5 < 1
+
+
 SIDES = {
     "left": ("mirrored", np.s_[:, :16]),
     "right": ("mirrored", np.s_[:, -16:]),
@@ -95,7 +106,9 @@ def test_edges_are_as_good_as_the_rest(errors: dict[str, np.ndarray], side: str)
     mirrored, place = SIDES[side]
     here, there = decibels(errors["plain"][place]), decibels(errors[mirrored][place])
     assert min(here, there) >= decibels(errors["plain"][16:-16, 16:-16]) - 0.5
-    assert here >= there - 5, "the photograph's smooth right edge has 37 dB with a VAE that draws lines there, else 46"
+    assert here >= there - 6, (
+        "the photograph's smooth right edge has 37 dB with a VAE that draws lines there, else 42 to 47"
+    )
 
 
 @pytest.mark.parametrize("way", ["plain", "mirrored", "upside down"])

@@ -27,7 +27,7 @@ import vae_core  # noqa: E402
 from vae_core import TileSpec, load_vae  # noqa: E402
 from vae_core.image import from_pil, open_image, to_unit_range  # noqa: E402
 
-AMPLIFY = 10
+AMPLIFY = 40
 DEMO = ROOT / "vae_core" / "demo"
 
 

@@ -121,14 +121,14 @@ VAE 会使每个像素略有变化，没有重绘的地方也不例外。**局�
 
 A VAE pads the edges of an image with zeros, so a seamless texture shows a line there. With `circular` it sees the opposite edge instead. The image is mirrored here, so that it repeats downwards, is encoded and decoded with `circular` *y*, and put below itself to show the joint.
 
-- With the VAE of your model, choose *both* for textures that repeat in both directions. The demo VAE supports *y* only, because it stores the level of the colours at the right edge of its latent.
+- With the VAE of your model, choose *both* for textures that repeat in both directions. The demo VAE supports *y* only, because its encoder finds the level of the colours at the right edge of an image.
 - A sampler goes between the two tiled nodes; its model must use circular padding too.
 - {IMAGE}""",
         "zh": """## 可重复平铺的纹理
 
 VAE 用零填充图像边缘，因此无缝纹理会在那里出现一条线。使用“循环填充”时，它看到的是对边。这里将图像镜像，使其可向下重复，以“循环填充” y 编码和解码，再上下相接以显示接合处。
 
-- 使用您的模型的 VAE 时，若纹理在两个方向重复，请选择 both。演示 VAE 只支持 y，因为它把颜色的水平存放在 Latent 的右边缘。
+- 使用您的模型的 VAE 时，若纹理在两个方向重复，请选择 both。演示 VAE 只支持 y，因为它的编码器依靠图像的右边缘来确定颜色的基准。
 - 采样器放在两个分块节点之间，其模型也须使用循环填充。
 - {IMAGE}""",
     },
