@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from vae_core.streaming.transforms import WINOGRAD, winograd
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
+sys.path[:0] = [str(ROOT / "benchmarks")]
+sys.path.append(str(ROOT / "tools"))  # last: `fuzz` is a package of the tests, too
 
 import accelerator  # noqa: E402
 import engine  # noqa: E402

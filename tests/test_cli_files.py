@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -349,6 +350,32 @@ class TestManners:
                 assert (result.returncode, result.stderr) == (0, b"")
                 assert b"wrote" in result.stdout
             assert os.path.exists(os.fsencode(folder) + b"/caf\xe9.png")
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="no such names")
+    def test_names_that_a_terminal_would_obey(
+        self, vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A name of somebody else's file may not clear the screen, retitle the window or fake a line."""
+        evil = tmp_path / "a\x1b[2J\x1b]0;title\x07\nseamless-vae: all is well\r\x9b1m"
+        evil.mkdir()
+        image, vae = photo(evil / "a\x1b[31m.png"), evil / "vae\x1b[31m"
+        shutil.copytree(vaes["sdxl"], vae)
+        latents = evil / "l\x1b[31m.safetensors"
+        for command, code in (
+            (["encode", image, "-o", latents, "--vae", vae], 0),
+            (["decode", latents, "-o", evil / "b\x1b[31m.png", "--vae", vae], 0),
+            (["roundtrip", image, "--vae", vae, "--out", evil / "out"], 0),
+            (["convert", vae, evil / "c\x1b[31m.pt"], 0),
+            (["info", vae], 0),
+            (["info", image], 1),
+            (["info", evil / "none"], 1),
+            (["encode", evil / "none.png", "-o", latents], 1),
+            (["convert", image, evil / "d.safetensors"], 1),
+        ):
+            assert run(*map(str, command)) == code, command
+            for said in capsys.readouterr():
+                assert all(line.isprintable() for line in said.split("\n")), (command, said)
+                assert not any(line.startswith("seamless-vae: all") for line in said.split("\n"))
 
     def test_an_interrupt_while_modules_are_imported(self) -> None:
         """The command line is there before torch is, and takes an interrupt at any time from then on."""

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from .say import PrintableFormatter, complain
+
 EXAMPLES = """\
 examples:
   seamless-vae roundtrip                                    try the bundled VAE on the bundled photograph
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print("seamless-vae: interrupted; no file was left half written", file=sys.stderr)
+        complain("seamless-vae: interrupted; no file was left half written")
         return INTERRUPTED
     except BrokenPipeError:
         _close_stdout()
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        print(f"seamless-vae: error: {_sentence(error)}", file=sys.stderr)
+        complain(f"seamless-vae: error: {_sentence(error)}")
         return 1
 
 
@@ -96,5 +98,5 @@ def _log_to_stderr() -> None:
     logger = logging.getLogger("seamless_vae")
     if not logger.handlers and not logging.getLogger().handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("seamless-vae: %(message)s"))
+        handler.setFormatter(PrintableFormatter("seamless-vae: %(message)s"))
         logger.addHandler(handler)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..checkpoints.generation import compared, guesses_of
@@ -17,6 +16,7 @@ from ..errors import CheckpointError, VAEError
 from ..loading import inspect_vae, load_vae, save_single_file
 from .common import DTYPES, add_command, add_config_arguments, add_variant_argument, check_family, config_overrides
 from .outputs import add_overwrite_argument, check_is_not_input, check_outputs, name_argument, path_argument
+from .say import complain, say
 
 EXAMPLES = """\
   seamless-vae convert vae_folder vae.safetensors                a diffusers folder to a single file
@@ -107,13 +107,12 @@ def run(arguments: argparse.Namespace) -> int:
         save_single_file(vae, output, overwrite=overwrite)
     guessed = [f"{name} {vae.config[name]}" for name in guesses_of(vae)]
     if guessed:
-        print(
+        complain(
             f"note: {', '.join(guessed)}: nothing in {arguments.input} says so. OUT marks "
             f"{'it as a guess' if len(guessed) == 1 else 'them as guesses'}, where its format can; pass --family, "
-            f"--scaling-factor or --config if you know it.",
-            file=sys.stderr,
+            f"--scaling-factor or --config if you know it."
         )
-    print(f"wrote {output}: {vae.num_parameters():,} parameters in {str(vae.dtype).removeprefix('torch.')}")
+    say(f"wrote {output}: {vae.num_parameters():,} parameters in {str(vae.dtype).removeprefix('torch.')}")
     return 0
 
 
@@ -124,7 +123,7 @@ def note_what_is_lost(output: Path, config: AutoencoderKLConfig) -> None:
     lost = compared(read, config)
     if lost:
         remedy = "Write a .safetensors file or a folder to keep them, or pass --config when you use it."
-        print(f"note: {output.name} has no room for a config, so it is read with {lost}. {remedy}", file=sys.stderr)
+        complain(f"note: {output.name} has no room for a config, so it is read with {lost}. {remedy}")
 
 
 def is_vae_alone(path: Path) -> bool:

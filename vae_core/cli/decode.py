@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..errors import CheckpointError, ImageError
@@ -11,6 +10,7 @@ from ..image import to_pil, write_image
 from .common import add_command, add_config_arguments, add_model_arguments, decode_latent, load_model
 from .latent_file import Latent, raw_latent, read_latents
 from .outputs import add_overwrite_argument, check_outputs, file_stem, path_argument, unlike
+from .say import complain, say
 
 EXAMPLES = """\
   seamless-vae decode latents.safetensors -o image.png
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_outputs(paths, inputs, arguments.overwrite)
     vae = load_model(arguments)
     if arguments.form is None and latents[0].form == "unknown":
-        print("seamless-vae: the latents are taken as raw; pass --scaled if a pipeline made them", file=sys.stderr)
+        complain("seamless-vae: the latents are taken as raw; pass --scaled if a pipeline made them")
     samples = [raw_latent(latent, vae, arguments.form) for latent in latents]
     for i, (path, latent, z) in enumerate(zip(paths, latents, samples, strict=True), start=1):
         decoded = decode_latent(vae, z, arguments, f"{path.name} ({i} of {len(paths)})")
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         alpha = latent.alpha if decoded.shape[1] < 4 else None
         write_image(to_pil(decoded[:, :, :height, :width], alpha)[0], path, overwrite=arguments.overwrite)
     for path in paths:
-        print(f"wrote {path}")
+        say(f"wrote {path}")
     return 0
 
 

@@ -6,9 +6,9 @@ import argparse
 import math
 
 from ..datasets.decode import decode_dataset
-from ..datasets.progress import printable
 from .common import add_command, add_model_arguments, load_model, memory_budget
 from .outputs import add_overwrite_argument
+from .say import say
 
 EXAMPLES = """\
   seamless-vae decode-dataset latents --out images --vae sdxl_vae.safetensors
@@ -48,13 +48,13 @@ def run(arguments: argparse.Namespace) -> int:
         compare=not arguments.no_compare,
         overwrite=arguments.overwrite,
     ):
-        print(f"{'' if image.psnr is None else f'{image.psnr:.2f} dB':>10}  {printable(image.key)}")
+        say(f"{'' if image.psnr is None else f'{image.psnr:.2f} dB':>10}  {image.key}")
         count += 1
         if image.psnr is not None:
             measured.append(image.psnr)
     if measured:
         finite = [value for value in measured if math.isfinite(value)]
         mean = sum(finite) / len(finite) if finite else math.inf
-        print(f"{mean:7.2f} dB  mean of {len(measured)}, from {min(measured):.2f} to {max(measured):.2f} dB")
-    print(f"wrote {count} images to {arguments.out}")
+        say(f"{mean:7.2f} dB  mean of {len(measured)}, from {min(measured):.2f} to {max(measured):.2f} dB")
+    say(f"wrote {count} images to {arguments.out}")
     return 0

@@ -21,6 +21,7 @@ from .convert import OTHER_ENDINGS as NO_MODELS
 from .convert import PICKLE_ENDINGS
 from .latent_file import Latent, is_latent_file, write_latents
 from .outputs import add_overwrite_argument, check_outputs, path_argument
+from .say import say
 
 OTHER_ENDINGS = {*NO_MODELS, *PICKLE_ENDINGS} - {".latent"}
 EXAMPLES = """\
@@ -70,8 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
         latents.append(Latent(z, image.size, path.stem, alpha))
     write_latents(arguments.output, latents, overwrite=arguments.overwrite)
     for path, latent in zip(arguments.images, latents, strict=True):
-        print(f"{path}: {shape_text(latent.z.shape)}")
-    print(f"wrote {arguments.output}")
+        say(f"{path}: {shape_text(latent.z.shape)}")
+    say(f"wrote {arguments.output}")
     return 0
 
 

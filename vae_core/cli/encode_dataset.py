@@ -14,6 +14,7 @@ from ..datasets.progress import Progress, in_bytes, in_time
 from ..datasets.settings import STORED, Keep, KohyaFamily, Layout
 from ..loading import inspect_vae
 from .common import DEMO, add_command, add_config_arguments, add_model_arguments, load_model, memory_budget
+from .say import say
 
 EXAMPLES = """\
   seamless-vae encode-dataset photos --out latents --size 512 --vae sdxl_vae.safetensors
@@ -141,18 +142,18 @@ def run(arguments: argparse.Namespace) -> int:
     )
     engine = Engine(arguments.engine, arguments.workers, devices, arguments.ray_address)
     if arguments.dry_run:
-        print(estimate(arguments.source, vae, settings, engine))
+        say(*str(estimate(arguments.source, vae, settings, engine)).split("\n"))
         return 0
     progress = Progress()
     totals = encode_dataset(
         arguments.source, arguments.out, vae, settings, engine=engine, resume=arguments.resume, progress=progress
     )
-    print(
+    say(
         f"{totals['images']} images in {totals['shards']} shards, {in_bytes(totals['bytes'])}; "
         f"{progress.images} of them now, in {in_time(progress.seconds)}"
     )
     if totals["failures"]:
-        print(f"{totals['failures']} images could not be encoded; failures.jsonl has the reasons")
+        say(f"{totals['failures']} images could not be encoded; failures.jsonl has the reasons")
     return 0
 
 

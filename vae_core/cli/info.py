@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from ..loading import VAEInfo, inspect_vae
 from .common import DEMO, add_command, add_variant_argument
 from .outputs import name_argument
+from .say import complain, say
 
 EXAMPLES = """\
   seamless-vae info                         the bundled VAE
@@ -43,11 +43,11 @@ def add(subparsers) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     info = inspect_vae(arguments.path, variant=arguments.variant)
-    print(table(rows(info)))
+    say(*table(rows(info)))
     for remark in info.remarks:
-        print(f"note: {remark}", file=sys.stderr)
+        complain(f"note: {remark}")
     if info.problem is not None:
-        print(f"seamless-vae: error: {info.problem}", file=sys.stderr)
+        complain(f"seamless-vae: error: {info.problem}")
         return 1
     return 0
 
@@ -72,11 +72,11 @@ def rows(info: VAEInfo) -> list[tuple[str, str, str]]:
     return result
 
 
-def table(lines: list[tuple[str, str, str]]) -> str:
+def table(lines: list[tuple[str, str, str]]) -> list[str]:
     """Three columns, the last as wide as it comes."""
     first, second = (max(len(line[column]) for line in lines) for column in (0, 1))
     second = min(second, 48)
-    return "\n".join(f"{what:<{first}}  {value:<{second}}  {source}".rstrip() for what, value, source in lines)
+    return [f"{what:<{first}}  {value:<{second}}  {source}".rstrip() for what, value, source in lines]
 
 
 def _text(value: object) -> str:

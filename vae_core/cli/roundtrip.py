@@ -26,6 +26,7 @@ from .common import (
 )
 from .jax_model import JaxModel
 from .outputs import add_overwrite_argument, check_outputs, path_argument
+from .say import say
 
 CAPTION_HEIGHT, GAP = 28, 8
 EXAMPLES = """\
@@ -119,14 +120,14 @@ def run(arguments: argparse.Namespace) -> int:
         similarity = f"{ssim(*scores, data_range=255).item():.4f}"
     except ImageError:
         similarity = "none: the image is too small"
-    print(f"image         {path.name}, {width}x{height}")
-    print(f"latent          {shape_text(z.shape)}, {bottleneck:.1f} times fewer numbers")
-    print(f"PSNR            {psnr(*scores, data_range=255).item():.2f} dB")
-    print(f"SSIM            {similarity}")
+    say(f"image         {path.name}, {width}x{height}")
+    say(f"latent          {shape_text(z.shape)}, {bottleneck:.1f} times fewer numbers")
+    say(f"PSNR            {psnr(*scores, data_range=255).item():.2f} dB")
+    say(f"SSIM            {similarity}")
     before = f" (and {vae.compiling:.2f} s to compile)" if vae.compiling else ""
-    print(f"time            {encoding:.2f} s to encode, {decoding:.2f} s to decode{before}")
-    print(f"reconstruction  {reconstruction_path}")
-    print(f"side by side    {comparison_path}")
+    say(f"time            {encoding:.2f} s to encode, {decoding:.2f} s to decode{before}")
+    say(f"reconstruction  {reconstruction_path}")
+    say(f"side by side    {comparison_path}")
     return 0
 
 

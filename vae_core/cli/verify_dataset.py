@@ -7,6 +7,7 @@ import argparse
 from ..datasets.progress import in_bytes
 from ..datasets.verify import verify_dataset
 from .common import add_command
+from .say import say
 
 EXAMPLES = """\
   seamless-vae verify-dataset latents
@@ -30,7 +31,7 @@ def add(subparsers) -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     found = verify_dataset(arguments.collection)
     for fault in found.faults:
-        print(fault)
+        say(fault)
     counts = f"{found.images} images in {found.shards} shards, {in_bytes(found.bytes)}, {found.failures} failures"
-    print(f"{counts}: {'as they were written' if not found.faults else f'{len(found.faults)} faults'}")
+    say(f"{counts}: {'as they were written' if not found.faults else f'{len(found.faults)} faults'}")
     return 1 if found.faults else 0

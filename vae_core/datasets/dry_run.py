@@ -12,9 +12,10 @@ from typing import cast
 
 from ..autoencoder_kl import AutoencoderKL
 from ..errors import DatasetError
+from ..printable import printable
 from .encode import Encoder, Shard
 from .prepare import Prepared, prepare
-from .progress import in_bytes, in_time, printable
+from .progress import in_bytes, in_time
 from .run import Engine, default_workers
 from .settings import STORED, Failure, Settings
 from .sources import Split, find_splits, read_split

@@ -92,11 +92,6 @@ class Progress:
             logger.warning("%s", self.line())
 
 
-def printable(name: str) -> str:
-    """A name from a source, without what a terminal would obey: line ends and escapes as they are written in Python."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in name)
-
-
 def in_bytes(count: float) -> str:
     """18.2 MB"""
     for unit in ("B", "kB", "MB", "GB"):

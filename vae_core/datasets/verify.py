@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import VAEError
+from ..printable import printable
 from . import kohya
 from .collection import FAILURES, SHARDS, SPLITS, Collection
-from .progress import printable
 from .records import read_lines, reason
 from .sources import Split
 
