@@ -19,10 +19,13 @@ import heapq
 import itertools
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -52,8 +55,8 @@ class Costs:
 
     Attributes:
         size: pixels of a side.
-        read, resize, write: seconds of one CPU: reading a file; hashing, decoding and resizing it; packing, hashing and
-            writing latents.
+        read, resize, write: seconds of one CPU: asking a web server for a file, as an object store is asked; hashing,
+            decoding and resizing it; packing, hashing and writing latents.
         encode: seconds of one device.
         bytes_in, bytes_out: of the file, and of the latents.
         store: bytes a second that the object store gives and takes, all together.
@@ -164,6 +167,23 @@ def run(stages: list[Stage], servers: dict[str, int], total: int, variation: flo
     return ends
 
 
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """A folder on a web server in a process of its own; its address."""
+    script = (
+        "import http.server; "
+        "server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), http.server.SimpleHTTPRequestHandler); "
+        "print(server.server_address[1], flush=True); server.serve_forever()"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+        finally:
+            server.kill()
+
+
 def measure(size: int, encode: float, count: int = 32) -> Costs:
     """The CPU time of this machine's stages, of one thread; `encode` is images per second of a device.
 
@@ -172,15 +192,17 @@ def measure(size: int, encode: float, count: int = 32) -> Costs:
     """
     torch.set_num_threads(1)
     settings = Settings(Buckets(size, size), shard_images=count)
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, served(Path(place)) as root:
         photographs = make_photographs(Path(place) / "photos", count, size)
+        address = f"{root}/photos"
+        fetch(f"{address}/{photographs[0].name}", "")  # what is imported and connected once
         levels = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
         vae = AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=8, **levels)
         collection = Collection.begin(Path(place) / "out", str(photographs[0].parent), [], settings, vae)
         reads, resizes, writes, size_out = [], [], [], 0
         for turn in range(3):
             began = time.process_time()
-            raws = [fetch(str(each), each.name) for each in photographs]
+            raws = [fetch(f"{address}/{each.name}", each.name) for each in photographs]
             reads.append((time.process_time() - began) / count)
             began = time.process_time()
             prepared = [prepare(raw, i, settings, 3) for i, raw in enumerate(raws)]
