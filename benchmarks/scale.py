@@ -4,6 +4,9 @@ and of an object store, put into a simulation.
     python benchmarks/scale.py --measure costs.json      the CPU time of reading and of writing on this machine
     python benchmarks/scale.py costs.json --write        docs/scale.md's table and its plot
 
+`--store s3://bucket/folder` reads from an object store instead of a web server of this machine, and measures how long
+it takes to its first byte; `--bandwidth` gives what it has for all, which one machine cannot find out.
+
 The simulation is of discrete events. A shard passes through five stages: the object store gives it, a CPU reads and
 resizes it, a device encodes it, a CPU writes it, and the object store takes it. CPUs are shared between reading and
 writing, the store's bandwidth between giving and taking; what is further on goes first. A stage starts a shard only if
@@ -23,12 +26,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import fsspec
 import torch
 from dataset import make_photographs
 
@@ -55,8 +60,8 @@ class Costs:
 
     Attributes:
         size: pixels of a side.
-        read, resize, write: seconds of one CPU: asking a web server for a file, as an object store is asked; hashing,
-            decoding and resizing it; packing, hashing and writing latents.
+        read, resize, write: seconds of one CPU: asking a web server or an object store for a file; hashing, decoding
+            and resizing it; packing, hashing and writing latents.
         encode: seconds of one device.
         bytes_in, bytes_out: of the file, and of the latents.
         store: bytes a second that the object store gives and takes, all together.
@@ -184,18 +189,47 @@ def served(folder: Path) -> Iterator[str]:
             server.kill()
 
 
-def measure(size: int, encode: float, count: int = 32) -> Costs:
-    """The CPU time of this machine's stages, of one thread; `encode` is images per second of a device.
+@contextmanager
+def stored(folder: Path, url: str) -> Iterator[str]:
+    """The files of a folder in an object store, below a folder of their own there, as long as they are needed."""
+    system, path = fsspec.core.url_to_fs(url)
+    place = f"{path.rstrip('/')}/{uuid.uuid4().hex}"
+    for file in folder.iterdir():
+        system.pipe_file(f"{place}/{file.name}", file.read_bytes())
+    try:
+        yield system.unstrip_protocol(place)
+    finally:
+        system.rm(place, recursive=True)
+
+
+def first_byte(url: str, times: int = 9) -> float:
+    """Seconds from asking for a file of one byte to its end: the median."""
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        fetch(url, "")
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def measure(size: int, encode: float, count: int = 32, store: str | None = None) -> Costs:
+    """The CPU time of this machine's stages, of one thread.
+
+    Args:
+        encode: images per second of a device.
+        store: the URL of a folder in an object store that can be written to; None for a web server of this machine.
 
     What is timed is what the engines run: `fetch` and `prepare`, and `Collection.commit`, which packs a shard, takes
     its SHA-256 and writes it and its record.
     """
     torch.set_num_threads(1)
     settings = Settings(Buckets(size, size), shard_images=count)
-    with tempfile.TemporaryDirectory() as place, served(Path(place)) as root:
+    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         photographs = make_photographs(Path(place) / "photos", count, size)
-        address = f"{root}/photos"
-        fetch(f"{address}/{photographs[0].name}", "")  # what is imported and connected once
+        folder = photographs[0].parent
+        (folder / "byte").write_bytes(b"x")
+        address = stack.enter_context(served(folder) if store is None else stored(folder, store))
+        latency = first_byte(f"{address}/byte")  # and what is imported and connected once
         levels = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
         vae = AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=8, **levels)
         collection = Collection.begin(Path(place) / "out", str(photographs[0].parent), [], settings, vae)
@@ -216,7 +250,8 @@ def measure(size: int, encode: float, count: int = 32) -> Costs:
             writes.append((time.process_time() - began) / count)
             size_out = sum(file["bytes"] for file in record["files"])
         bytes_in = sum(each.stat().st_size for each in photographs) / count
-    return Costs(size, min(reads), min(resizes), min(writes), 1 / encode, bytes_in, size_out / count)
+    costs = Costs(size, min(reads), min(resizes), min(writes), 1 / encode, bytes_in, size_out / count)
+    return costs if store is None else replace(costs, latency=latency)
 
 
 def table(all_costs: list[Costs]) -> str:
@@ -287,13 +322,18 @@ def main() -> int:
     parser.add_argument("--measure", type=Path, metavar="FILE", help="measure this machine and write the costs")
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024])
     parser.add_argument("--encode", type=float, nargs="+", help="images per second of a device, for each size")
+    parser.add_argument("--store", metavar="URL", help="a folder in an object store to measure (default: a web server)")
+    parser.add_argument("--bandwidth", type=float, default=12.5, help="GB/s of the store, for all (default: 12.5)")
     parser.add_argument("--write", action="store_true", help="write docs/scale.md's table and plot")
     arguments = parser.parse_args()
     if arguments.measure:
         if not arguments.encode or len(arguments.encode) != len(arguments.sizes):
             parser.error("--measure needs --encode, the images per second of a device for each of --sizes")
         pairs = zip(arguments.sizes, arguments.encode, strict=True)
-        measured = [asdict(measure(size, encode)) for size, encode in pairs]
+        measured = [
+            asdict(replace(measure(size, encode, store=arguments.store), store=arguments.bandwidth * 1e9))
+            for size, encode in pairs
+        ]
         arguments.measure.write_text(json.dumps(measured, indent=1) + "\n")
         return 0
     if not arguments.costs:

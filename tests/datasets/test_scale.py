@@ -6,6 +6,7 @@ import itertools
 import sys
 from pathlib import Path
 
+import fsspec
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -66,16 +67,19 @@ def test_more_cpus_are_never_slower(size: int, devices: int) -> None:
     assert found[-1].bottleneck == "devices, encoding" and found[-1].at_work["devices"] > 0.99
 
 
-def test_what_is_measured_is_what_the_engines_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("store", [None, "memory://bucket/folder"])
+def test_what_is_measured_is_what_the_engines_run(store: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     for owner, name in ((scale, "fetch"), (scale, "prepare"), (scale.Collection, "commit"), (writing, "write_file")):
         real = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *a, real=real, name=name, **o: (ran.append(name), real(*a, **o))[1])
-    costs = scale.measure(64, encode=10, count=4)
+    costs = scale.measure(64, encode=10, count=4, store=store)
     assert costs.encode == 0.1 and costs.bytes_in > 500
     assert min(costs.read, costs.resize, costs.write) > 0
     assert costs.bytes_out > 4 * 4 * 8 * 8
-    assert [ran.count(name) for name in ("fetch", "prepare", "commit")] == [13, 12, 3]  # one fetch connects
+    assert [ran.count(name) for name in ("fetch", "prepare", "commit")] == [9 + 12, 12, 3]
+    assert (costs.latency == 0.05) is (store is None) and costs.latency > 0
+    assert not fsspec.filesystem("memory").find("/bucket")  # nothing is left there
 
 
 def test_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
