@@ -305,7 +305,7 @@ def test_error_sentences(comfy: Comfy, case: str) -> None:
     "changed, part",
     [
         ({"vae_name": "gone.safetensors"}, "cannot find a VAE named 'gone.safetensors' in"),
-        ({"vae_name": "../../secret.safetensors"}, "points out of the models' folders"),
+        ({"vae_name": "../../secret.safetensors"}, "points outside the models folders"),
         ({"device": "cuda:7"}, "device cuda:7 is not available, only cpu"),
     ],
 )
