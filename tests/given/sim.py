@@ -7,12 +7,11 @@ process of their own: `simulate` in a worker. Nothing is computed; each operatio
 from __future__ import annotations
 
 import functools
-import random
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -23,49 +22,16 @@ from torch.utils._pytree import tree_leaves
 
 from vae_core import AutoencoderKL, TileSpec
 from vae_core.halves import decoder_half, encoder_half
-from vae_core.streaming import fused, maps, stats, store, strips, transfer
+from vae_core.streaming import fused, stats, store, transfer
 from vae_core.streaming.job import prepare
 from vae_core.streaming.options import Options
 
 from .order import CPU, Access, Clock, Order
+from .sim_case import KIND, Case, placed_otherwise
 
-KIND = "sim"
 MAIN = "main"
 _OF_A_MAP = 2**16  # bytes beyond which a copy is of a map's rows, not of statistics or of a bias
 _NO_WORK = ("empty", "alias", "detach", "lift", "set_", "resize_", "_unsafe_view", "_reshape_alias")
-
-
-class Case(NamedTuple):
-    """A run: of one direction of a model, on inputs of a shape.
-
-    Attributes:
-        config: constructor arguments of the model.
-        size: of the image, in pixels.
-        budget: bytes of working memory; None for no limit.
-        streams: whether the device has several queues.
-        rows: of latent pixels in a strip; None for what suits each pass.
-        offloaded: all maps are in CPU memory, whatever was planned.
-        scattered: maps are in bands of some KiB, each on the device or in CPU memory by chance, of which this is the
-            seed; whatever was planned.
-        kernels: those of Triton are taken for working.
-        weights, given, out: the devices that they are on; None for an output that the job allocates.
-    """
-
-    config: Mapping[str, Any]
-    direction: str
-    size: tuple[int, int]
-    budget: int | None = None
-    batch: int = 1
-    dtype: torch.dtype = torch.bfloat16
-    circular: str = "none"
-    streams: bool = True
-    rows: int | None = None
-    offloaded: bool = False
-    scattered: int | None = None
-    kernels: bool = False
-    weights: str = KIND
-    given: str = "cpu"
-    out: str | None = "cpu"
 
 
 @dataclass
@@ -363,40 +329,12 @@ def simulate(case: Case, broken: str | None = None) -> Seen:
     with (
         BREAKS[broken]() if broken is not None else nullcontext(),
         _tritons() if case.kernels else nullcontext(),
-        _placed_otherwise(case),
+        placed_otherwise(case),
     ):
         try:
             return _simulate(case)
         except Exception:  # torch's own often cannot go to another process
             raise AssertionError(traceback.format_exc()) from None
-
-
-def _offloading(device: torch.device, limit: int | None, cpu_limit: int, disk_bytes: int) -> store.MapStore:
-    return store.MapStore(device, 0, 2**50, disk_bytes)
-
-
-class _Scattered(store.MapStore):
-    """A store whose bands are on the device or in CPU memory by chance."""
-
-    def __init__(self, seed: int, device: torch.device, limit: int | None, cpu_limit: int, disk_bytes: int) -> None:
-        super().__init__(device, limit, 2**50, disk_bytes)
-        self._chance = random.Random(seed)
-
-    def _band(self, shape: tuple[int, ...], dtype: torch.dtype, capacity: int) -> torch.Tensor:
-        self._ledger.limits["device"] = self._chance.choice((0, None))
-        return super()._band(shape, dtype, capacity)
-
-
-@contextmanager
-def _placed_otherwise(case: Case) -> Iterator[None]:
-    """Maps are elsewhere than planned, where a case asks for that."""
-    with ExitStack() as stack:
-        if case.offloaded:
-            stack.enter_context(patch.object(strips, "MapStore", _offloading))
-        if case.scattered is not None:
-            stack.enter_context(patch.object(strips, "MapStore", functools.partial(_Scattered, case.scattered)))
-            stack.enter_context(patch.object(maps, "BAND_BYTES", 2**14))
-        yield
 
 
 def _simulate(case: Case) -> Seen:

@@ -1,0 +1,77 @@
+"""What is simulated on a device that does not exist: a run, and where its maps are."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+
+from vae_core.streaming import maps, store, strips
+
+KIND = "sim"
+
+
+class Case(NamedTuple):
+    """A run: of one direction of a model, on inputs of a shape.
+
+    Attributes:
+        config: constructor arguments of the model.
+        size: of the image, in pixels.
+        budget: bytes of working memory; None for no limit.
+        streams: whether the device has several queues.
+        rows: of latent pixels in a strip; None for what suits each pass.
+        offloaded: all maps are in CPU memory, whatever was planned.
+        scattered: maps are in bands of some KiB, each on the device or in CPU memory by chance, of which this is the
+            seed; whatever was planned.
+        kernels: those of Triton are taken for working.
+        weights, given, out: the devices that they are on; None for an output that the job allocates.
+    """
+
+    config: Mapping[str, Any]
+    direction: str
+    size: tuple[int, int]
+    budget: int | None = None
+    batch: int = 1
+    dtype: torch.dtype = torch.bfloat16
+    circular: str = "none"
+    streams: bool = True
+    rows: int | None = None
+    offloaded: bool = False
+    scattered: int | None = None
+    kernels: bool = False
+    weights: str = KIND
+    given: str = "cpu"
+    out: str | None = "cpu"
+
+
+def _offloading(device: torch.device, limit: int | None, cpu_limit: int, disk_bytes: int) -> store.MapStore:
+    return store.MapStore(device, 0, 2**50, disk_bytes)
+
+
+class _Scattered(store.MapStore):
+    """A store whose bands are on the device or in CPU memory by chance."""
+
+    def __init__(self, seed: int, device: torch.device, limit: int | None, cpu_limit: int, disk_bytes: int) -> None:
+        super().__init__(device, limit, 2**50, disk_bytes)
+        self._chance = random.Random(seed)
+
+    def _band(self, shape: tuple[int, ...], dtype: torch.dtype, capacity: int) -> torch.Tensor:
+        self._ledger.limits["device"] = self._chance.choice((0, None))
+        return super()._band(shape, dtype, capacity)
+
+
+@contextmanager
+def placed_otherwise(case: Case) -> Iterator[None]:
+    """Maps are elsewhere than planned, where a case asks for that."""
+    with ExitStack() as stack:
+        if case.offloaded:
+            stack.enter_context(patch.object(strips, "MapStore", _offloading))
+        if case.scattered is not None:
+            stack.enter_context(patch.object(strips, "MapStore", functools.partial(_Scattered, case.scattered)))
+            stack.enter_context(patch.object(maps, "BAND_BYTES", 2**14))
+        yield
