@@ -16,7 +16,7 @@ from given.command import photo, run
 from given.files import ldm, write
 from given.inputs import image, latent
 from given.models import FLUX2_SMALL_DECODER, SMALL, make
-from given.states import STATES, settings
+from given.states import compare, faults
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -35,7 +35,6 @@ MAKERS = {
     *("tensor", "zeros", "ones", "empty", "full", "linspace", "logspace", "eye", "rand", "randn", "empty_strided"),
     *("scalar_tensor", "hann_window", *(name.removeprefix("torch.") for name in OF_THEIR_INPUT)),
 }
-CLOSE = {"rtol": 0, "atol": 2e-5}  # other kernels, of fewer threads or without oneDNN
 
 
 class Given:
@@ -214,35 +213,16 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Given]:
     yield Given(tmp_path_factory.mktemp("states"))
 
 
-@pytest.fixture(scope="module")
-def expected() -> dict[str, Any]:
-    return {}
-
-
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_nothing_depends_on_the_process(entry: str, given: Given) -> None:
-    expected = ENTRIES[entry](given)
-    wrong = []
-    for name, state in STATES.items():
-        if name == "autocast" and entry.startswith("model."):  # which obey it, as torch's modules do
-            continue
-        with state():
-            before = settings()
-            try:
-                found = ENTRIES[entry](given)
-            except Exception as error:
-                wrong.append(f"{name}: {type(error).__name__} {error}")
-                continue
-            after = settings()
-            drawn = {"random"} if entry == "from_pretrained, of other shapes" else set()  # new weights are
-            wrong += [f"{name}: changed {key}" for key in before.keys() - drawn if before[key] != after[key]]
-        try:
-            compare(found, expected)
-            made = [each for each in found.values() if isinstance(each, Tensor)] if "load" in entry else []
-            assert not any(each.is_inference() for each in made), "weights of inference mode"
-        except AssertionError as error:
-            wrong.append(f"{name}: {error}")
-    assert not wrong
+    def check(found: Any, expected: Any) -> None:
+        compare(found, expected)
+        made = [each for each in found.values() if isinstance(each, Tensor)] if "load" in entry else []
+        assert not any(each.is_inference() for each in made), "weights of inference mode"
+
+    obeyed = {"autocast"} if entry.startswith("model.") else set()  # as torch's modules do
+    drawn = {"random"} if entry == "from_pretrained, of other shapes" else set()  # new weights are
+    assert not faults(lambda: ENTRIES[entry](given), check, obeyed, drawn)
 
 
 def test_every_tensor_is_made_of_a_type_and_on_a_device() -> None:
@@ -260,18 +240,3 @@ def test_every_tensor_is_made_of_a_type_and_on_a_device() -> None:
             if None not in words and not needed <= words:  # None: of a dictionary that has them
                 without.append(f"{file.relative_to(ROOT)}:{call.lineno} {ast.unparse(call)[:80]}")
     assert {"device", "dtype"} <= said and not without
-
-
-def compare(found: Any, expected: Any) -> None:
-    assert type(found) is type(expected), (type(found), type(expected))
-    if isinstance(found, dict):
-        assert found.keys() == expected.keys()
-        for key in found:
-            compare(found[key], expected[key])
-    elif isinstance(found, list):
-        for one, other in zip(found, expected, strict=True):
-            compare(one, other)
-    elif isinstance(found, Tensor):
-        torch.testing.assert_close(found, expected, **CLOSE)  # type and device too
-    else:
-        assert found == expected

@@ -15,6 +15,7 @@ from PIL import Image
 
 from vae_core.datasets import tars
 from vae_core.datasets.tars import read_tar
+from vae_core.datasets.transfer import Raw
 
 pytest.importorskip("webdataset")
 
@@ -97,16 +98,22 @@ TARS: dict[str, tuple[Callable[[], bytes], dict[str, bytes | str]]] = {
 }  # fmt: skip
 
 
+def read_in_little_memory(place: Path) -> list[Raw]:
+    """The images of a tar, read in less than 4 MiB at once."""
+    tracemalloc.start()
+    try:
+        found = list(read_tar(str(place)))
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+    return found
+
+
 @pytest.mark.parametrize("name", TARS)
 def test_tars(name: str, tmp_path: Path) -> None:
     make, expected = TARS[name]
     (tmp_path / "a.tar").write_bytes(make())
-    tracemalloc.start()
-    try:
-        found = list(read_tar(str(tmp_path / "a.tar")))
-        assert tracemalloc.get_traced_memory()[1] < 2**22
-    finally:
-        tracemalloc.stop()
+    found = read_in_little_memory(tmp_path / "a.tar")
     for raw, (key, what) in zip(found, expected.items(), strict=True):
         assert raw.key == (key.strip() or f"{tmp_path}/a.tar: what follows")
         assert raw.data == what if isinstance(what, bytes) else (raw.data is None and what in raw.problem)
@@ -125,10 +132,5 @@ def test_what_is_not_an_image_is_not_held(tmp_path: Path, monkeypatch: pytest.Mo
     """Films beside the images, and an image of more bytes than are opened."""
     monkeypatch.setattr(tars, "MOST_BYTES", 2**20)
     (tmp_path / "a.tar").write_bytes(tar_of(A, ("a.mp4", bytes(2**24)), ("b.png", bytes(2**24)), C))
-    tracemalloc.start()
-    try:
-        found = list(read_tar(str(tmp_path / "a.tar")))
-        assert tracemalloc.get_traced_memory()[1] < 2**22
-    finally:
-        tracemalloc.stop()
+    found = read_in_little_memory(tmp_path / "a.tar")
     assert [raw.data for raw in found] == [ONE, None, ONE] and "more than 1048576 bytes" in found[1].problem

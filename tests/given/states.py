@@ -9,12 +9,14 @@ import random
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -149,3 +151,55 @@ def settings() -> dict[str, Any]:
         "environment": dict(os.environ),
         "logging": (list(logging.root.handlers), logging.root.level),
     }
+
+
+def faults(
+    run: Callable[[], Any],
+    check: Callable[[Any, Any], None],
+    obeyed: Container[str] = (),
+    drawn: Container[str] = (),
+) -> list[str]:
+    """Where a state changes what `run` gives, or `run` what the process has set.
+
+    Args:
+        check: takes what was found and what is expected; raises AssertionError where they differ.
+        obeyed: states that `run` obeys, as it should.
+        drawn: settings that `run` changes, as it should.
+    """
+    expected, wrong = run(), []
+    for name, state in STATES.items():
+        if name in obeyed:
+            continue
+        with state():
+            before = settings()
+            try:
+                found = run()
+            except Exception as error:
+                wrong.append(f"{name}: {type(error).__name__} {error}")
+                continue
+            after = settings()
+            wrong += [f"{name}: changed {key}" for key in before if key not in drawn and before[key] != after[key]]
+        try:
+            check(found, expected)
+        except AssertionError as error:
+            wrong.append(f"{name}: {error}")
+    return wrong
+
+
+CLOSE = 2e-5  # other kernels, of fewer threads or without oneDNN
+
+
+def compare(found: Any, expected: Any, atol: float = CLOSE, rel: float = 0.0) -> None:
+    """Raise AssertionError where values differ, tensors by more than `atol` and single numbers by more than `rel`."""
+    assert type(found) is type(expected), (type(found), type(expected))
+    if isinstance(found, dict):
+        assert found.keys() == expected.keys()
+        for key in found:
+            compare(found[key], expected[key], atol, rel)
+    elif isinstance(found, list):
+        for one, other in zip(found, expected, strict=True):
+            compare(one, other, atol, rel)
+    elif isinstance(found, Tensor):
+        torch.testing.assert_close(found, expected, rtol=0, atol=atol)  # type and device too
+    else:
+        assert found == expected or (rel and found == pytest.approx(expected, rel=rel))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from given.nodes import Makers, encode
-from given.states import STATES, settings
+from given.states import CLOSE, compare, faults
 from host.stand_in import Host, Pack
 from torch import Tensor
-
-CLOSE = 2e-5  # other kernels, of fewer threads or without oneDNN
 
 
 class Given:
@@ -75,37 +74,7 @@ NODES: dict[str, Callable[[Given], Any]] = {
 @pytest.mark.parametrize("node", NODES)
 def test_nothing_depends_on_the_process(node: str, pack: Pack, make: Makers, new_host: Host) -> None:
     given = Given(pack, make, new_host)
-    expected = NODES[node](given)
-    wrong = []
-    for name, state in STATES.items():
-        if name == "autocast" and node == "first_stage_model":  # whose decode is the model's own, which obeys it
-            continue
-        with state():
-            before = settings()
-            try:
-                found = NODES[node](given)
-            except Exception as error:
-                wrong.append(f"{name}: {type(error).__name__} {error}")
-                continue
-            after = settings()
-            wrong += [f"{name}: changed {key}" for key in before if before[key] != after[key]]
-        try:
-            compare(found, expected, 10 if node == "round trip" else 1)  # whose error map is ten times as bright
-        except AssertionError as error:
-            wrong.append(f"{name}: {error}")
-    assert not wrong
-
-
-def compare(found: Any, expected: Any, times: int = 1) -> None:
-    assert type(found) is type(expected), (type(found), type(expected))
-    if isinstance(found, dict):
-        assert found.keys() == expected.keys()
-        for key in found:
-            compare(found[key], expected[key], times)
-    elif isinstance(found, list):
-        for one, other in zip(found, expected, strict=True):
-            compare(one, other, times)
-    elif isinstance(found, Tensor):
-        torch.testing.assert_close(found, expected, rtol=0, atol=times * CLOSE)
-    else:
-        assert found == expected or found == pytest.approx(expected, rel=1e-3)
+    times = 10 if node == "round trip" else 1  # whose error map is ten times as bright
+    obeyed = {"autocast"} if node == "first_stage_model" else set()  # whose decode is the model's own
+    check = partial(compare, atol=times * CLOSE, rel=1e-3)
+    assert not faults(lambda: NODES[node](given), check, obeyed)

@@ -192,9 +192,8 @@ class StatsTable:
             return merge_all([self.of(index).finished() for index in strips])
         mean, rest, squares = self.values[strips[0] : strips[-1] + 1, :3].double().unbind(1)  # [strips, B, C] each
         counts = [self._counts[index] for index in strips]
-        count = torch.tensor(counts, dtype=torch.float64, device="cpu").to(mean.device, non_blocking=True)[
-            :, None, None
-        ]
+        count = torch.tensor(counts, dtype=torch.float64, device="cpu")[:, None, None]
+        count = count.to(mean.device, non_blocking=True)
         mean, m2 = mean + rest / count, (squares - rest.square() / count).clamp_min_(0)
         if len(strips) == 1:
             return ChannelStats(counts[0], mean[0], m2[0])
