@@ -68,7 +68,7 @@ MAKE_GRAPH = """async ([nodes, links]) => {
 # Nothing is asked for, loaded or to be drawn any more, and panels stay where they are for some frames.
 SETTLED = """async () => {
     const busy = () => app.canvas.dirty_canvas || app.canvas.dirty_bgcanvas || document.fonts.status !== 'loaded' ||
-        document.querySelector('.seamless-content[aria-busy="true"]') ||
+        document.querySelector('.seamless-panel:not(.seamless-hidden) .seamless-content[aria-busy="true"]') ||
         [...document.querySelectorAll('.seamless-panel img')].some((each) => !each.complete)
     const look = () => JSON.stringify([...document.querySelectorAll('.seamless-panel, .seamless-panel *')].map(
         (each) => each.getBoundingClientRect()))

@@ -17,22 +17,32 @@ const failing = new Set()
  */
 
 /**
+ * @template T
+ * @typedef {{ask: Ask<T>, cancel: () => void}} Asker `cancel` is for when there is nothing to ask: no answer comes any more
+ */
+
+/**
  * Something that asks, one question at a time: an answer to any but the latest is dropped. A question that the back end
  * refuses is answered with the reason as the `problem`.
  * @template {{problem: string | null}} T
  * @param {GraphNode} node whose removal ends all questions
- * @param {HTMLElement} place where the answer is shown; it is marked as busy, and so dimmed, until it comes
- * @returns {Ask<T>}
+ * @param {HTMLElement} place where the answer is shown; it is marked as busy, and so dimmed, until it comes, and from the
+ *   beginning on: what stands there before the first answer is not one
+ * @returns {Asker<T>}
  */
 export function asker(node, place) {
   /** @type {AbortController | null} */
   let current = null
-  chain(node, 'onRemoved', () => {
+  place.setAttribute('aria-busy', 'true')
+  const cancel = () => {
     current?.abort()
     current = null
     failing.delete(place)
-  })
-  return async (path, body, use) => {
+    place.removeAttribute('aria-busy')
+  }
+  chain(node, 'onRemoved', cancel)
+  /** @type {Ask<T>} */
+  const ask = async (path, body, use) => {
     current?.abort()
     const mine = (current = new AbortController())
     const giveUp = setTimeout(() => mine.abort(), patience.milliseconds)
@@ -53,6 +63,7 @@ export function asker(node, place) {
     place.removeAttribute('aria-busy')
     use(answer)
   }
+  return { ask, cancel }
 }
 
 /**

@@ -10,21 +10,24 @@ import { addPanel } from './panel.js'
 /**
  * @import { FileInfo, UnusableFile } from '../host/answers'
  * @import { GraphNode } from '../host/types'
- * @import { Ask } from './ask.js'
+ * @import { Asker } from './ask.js'
  */
 
 /** @param {GraphNode} node */
 export function addInfo(node) {
   const panel = addPanel(node, 'seamless_info', { height: 96, label: t('fileInfo') })
-  /** @type {Ask<FileInfo | UnusableFile>} */
-  const ask = asker(node, panel.content)
+  /** @type {Asker<FileInfo | UnusableFile>} */
+  const { ask, cancel } = asker(node, panel.content)
   panel.content.replaceChildren(note(t('reading')))
   watch(
     node,
     () => ({ name: valueOf(node, 'vae_name') ?? null, shown: panel.shown() }),
     ({ name, shown }) => {
       if (!shown) return
-      if (typeof name !== 'string') return panel.content.replaceChildren(note(t('notYetKnown')))
+      if (typeof name !== 'string') {
+        cancel()
+        return panel.content.replaceChildren(note(t('notYetKnown')))
+      }
       void ask(`/seamless_vae/info?name=${encodeURIComponent(name)}`, undefined, (info) => {
         panel.content.replaceChildren(...(info ? view(info) : [note(t('unavailable'))]))
       })

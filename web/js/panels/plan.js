@@ -15,7 +15,7 @@ import { detailFacts, isTooMuch, mainFacts, parts } from './plan_facts.js'
  * @import { Size } from '../graph/sizes.js'
  * @import { NoPlan, Plan, PlanQuestion } from '../host/answers'
  * @import { GraphNode } from '../host/types'
- * @import { Ask } from './ask.js'
+ * @import { Asker } from './ask.js'
  * @typedef {{size: Size, known: boolean, linked: string[]}} Basis what is planned for: `known` is false for a size that is
  *   assumed, `linked` names widgets whose values are not known before the run
  */
@@ -33,8 +33,8 @@ const IDLE = { exact: ['overlap'], blended: ['memory_budget', 'circular'] }
  */
 export function addPlan(node, direction) {
   const panel = addPanel(node, 'seamless_plan', { height: 120, label: t('plan') })
-  /** @type {Ask<Plan | NoPlan>} */
-  const ask = asker(node, panel.content)
+  /** @type {Asker<Plan | NoPlan>} */
+  const { ask } = asker(node, panel.content)
   panel.content.replaceChildren(note(t('planning')))
   let open = false // the details, which every answer shows anew
   const look = () => ({ ...question(node, direction), shown: panel.shown() })
