@@ -2,9 +2,10 @@
 
     pip install --no-deps ncnn pnnx openvino openvino-telemetry     # any of them may be missing
 
-ncnn runs a file that pnnx makes of a traced module, for one fixed size. That takes minutes, so the files are kept in
-`build/ncnn`, or where SEAMLESS_VAE_NCNN says. OpenVINO converts in memory, Inductor needs a C++ compiler. All run on as
-many threads as torch has.
+ncnn runs a file that pnnx makes of a traced module, for one fixed size. That takes minutes at 512x512 and more than
+24 GiB at 1024x1024, so it is made for a small size, and sizes in it are changed. The files are kept in `build/ncnn`,
+or where SEAMLESS_VAE_NCNN says. OpenVINO converts in memory, Inductor needs a C++ compiler. All run on as many threads
+as torch has.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import copy
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -82,15 +84,17 @@ def _imported(package: str) -> Any:
 
 def _ncnn(vae: AutoencoderKL, direction: str, x: Tensor, dtype: torch.dtype) -> Runner:
     widths = "-".join(map(str, vae.config.block_out_channels))
-    folder = FOLDER / f"{direction}-{widths}-{'x'.join(map(str, x.shape))}"
-    _convert_for_ncnn(Half(vae, direction), x, folder)
+    folder = FOLDER / f"{direction}-{widths}"
+    factor = 2 ** (len(vae.config.block_out_channels) - 1) if direction == "encode" else 1
+    _convert_for_ncnn(Half(vae, direction), x.new_zeros(1, x.shape[1], _HEIGHT * factor, _WIDTH * factor), folder)
     ncnn = _imported("ncnn")
     net = ncnn.Net()
     for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic"):
         setattr(net.opt, option, False)
     net.opt.use_bf16_storage = dtype == torch.bfloat16
     net.opt.num_threads = torch.get_num_threads()
-    if net.load_param(str(folder / "model.ncnn.param")) or net.load_model(str(folder / "model.ncnn.bin")):
+    described = _for_size((folder / _DESCRIPTION).read_text(), x.shape[2] // factor, x.shape[3] // factor)
+    if net.load_param_mem(described) or net.load_model(str(folder / _WEIGHTS)):
         raise MissingError(f"{folder} is not a model that ncnn loads")
 
     def run(x: Tensor) -> Tensor:
@@ -102,9 +106,14 @@ def _ncnn(vae: AutoencoderKL, direction: str, x: Tensor, dtype: torch.dtype) -> 
     return run
 
 
+_DESCRIPTION, _WEIGHTS = "model.ncnn.param", "model.ncnn.bin"
+# Latent pixels for which the file is made; no width of a model is one of these numbers, or their product.
+_HEIGHT, _WIDTH = 24, 40
+
+
 def _convert_for_ncnn(half: nn.Module, x: Tensor, folder: Path) -> None:
-    """Write model.ncnn.param and model.ncnn.bin for inputs of x's shape; nothing if they are there."""
-    if (folder / "model.ncnn.bin").exists():
+    """Write the two files of a model, for inputs of x's shape; nothing if they are there."""
+    if (folder / _WEIGHTS).exists():
         return
     pnnx = _imported("pnnx")
     with tempfile.TemporaryDirectory() as work:
@@ -112,11 +121,25 @@ def _convert_for_ncnn(half: nn.Module, x: Tensor, folder: Path) -> None:
         shape = ",".join(map(str, x.shape))
         command = [pnnx.EXEC_PATH, "model.pt", f"inputshape=[{shape}]", "fp16=0"]
         done = subprocess.run(command, cwd=work, capture_output=True, text=True)
-        if done.returncode or not Path(work, "model.ncnn.bin").exists():
+        if done.returncode or not Path(work, _WEIGHTS).exists():
             raise MissingError(f"pnnx failed: {(done.stdout + done.stderr)[-300:]}")
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("model.ncnn.param", "model.ncnn.bin"):  # the one that is looked for comes last
+        for name in (_DESCRIPTION, _WEIGHTS):  # the one that is looked for comes last
             shutil.move(f"{work}/{name}", folder / name)
+
+
+def _for_size(described: str, height: int, width: int) -> str:
+    """A description for other latent pixels: the attention's reshaping and products alone have any numbers of them."""
+    lines = []
+    for line in described.splitlines():
+        kind = line.partition(" ")[0]
+        if kind == "Reshape":
+            line = re.sub(rf"\b1={_WIDTH} 2={_HEIGHT}\b", f"1={width} 2={height}", line)
+            line = re.sub(rf"\b1={_HEIGHT * _WIDTH}\b", f"1={height * width}", line)
+        elif kind == "Gemm":
+            line = re.sub(rf"\b7={_HEIGHT * _WIDTH}\b", f"7={height * width}", line)
+        lines.append(line)
+    return "\n".join([*lines, ""])
 
 
 # OpenVINO.
