@@ -199,8 +199,18 @@ def products_available() -> bool:
 
 
 def pack(weight: Tensor, groups: int, shape: Sequence[int]) -> Tensor:
-    """Weights [groups * K, C, 1, 1], laid out for inputs of a shape [1, groups * C, 1, rows]."""
-    return torch.ops.mkldnn._reorder_convolution_weight(weight, [0, 0], [1, 1], [1, 1], groups, list(shape))
+    """Weights [groups * K, C, 1, 1], laid out for inputs of a shape [1, groups * C, 1, rows].
+
+    They are for threads that let torch use one, as those that compute strips do: on some processors the layout that
+    oneDNN wants depends on the number, and of any other it makes a new one in every call, which takes ten times as long
+    as the product.
+    """
+    before = torch.get_num_threads()
+    set_threads_of_this_thread(1)
+    try:
+        return torch.ops.mkldnn._reorder_convolution_weight(weight, [0, 0], [1, 1], [1, 1], groups, list(shape))
+    finally:
+        set_threads_of_this_thread(before)
 
 
 def multiply(x: Tensor, packed: Tensor, groups: int) -> Tensor:
