@@ -12,16 +12,17 @@ import torch.nn.functional as F
 from given.passes import BOUNDS, assert_within, check_statistics, in_bands, joined, pass_inputs, run_pass
 from torch import Tensor, nn
 
-from vae_core.streaming import winograd
+from vae_core.streaming import compiled_winograd, internals, winograd
 from vae_core.streaming.compiled_winograd import CompiledWinograd
 from vae_core.streaming.direct import DirectConvolution
-from vae_core.streaming.internals import products_available
 from vae_core.streaming.kernel import Kernel
 from vae_core.streaming.maps import FeatureMap
 from vae_core.streaming.options import Axes
+from vae_core.streaming.products import PackedProducts
 from vae_core.streaming.program import Convolve
 from vae_core.streaming.torch_winograd import TorchWinograd
 from vae_core.streaming.transforms import TILE
+from vae_core.units import round_up
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def kind_of(name: str, case: Convolution) -> str:
     return "upsample" if case.scale == "up" else "winograd"
 
 
-@pytest.mark.skipif(not products_available(), reason="torch has no oneDNN")
+@pytest.mark.skipif(not internals.products_available(), reason="torch has no oneDNN")
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.thorough
@@ -276,7 +277,7 @@ def test_half_precision_rounds_each_step_once(dtype: torch.dtype, scale: str) ->
     assert error <= 1.0 * torch.finfo(dtype).eps / 2 * (result + added).square().mean().sqrt()
 
 
-@pytest.mark.skipif(not products_available(), reason="torch has no oneDNN")
+@pytest.mark.skipif(not internals.products_available(), reason="torch has no oneDNN")
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("case", [*CASES, replace(USUAL, scale="down", act=False, size=(8, 6))], ids=str)
 @torch.no_grad()
@@ -321,3 +322,46 @@ def test_strips_in_any_order_and_some_of_them_twice(name: str) -> None:
 def prepare(kernel: Any) -> list[Any]:
     kernel.prepare(kernel.pack())
     return kernel.layout.strips()
+
+
+def test_weights_are_laid_out_for_threads_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN may want another layout for each number of threads, and makes it in every call if it gets a wrong one."""
+    if not internals.products_available():
+        pytest.skip("torch has no oneDNN")
+    seen = []
+    real = torch.ops.mkldnn._reorder_convolution_weight
+
+    def spy(*arguments: Any) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return real(*arguments)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", spy)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        PackedProducts.pack(torch.randn(1, 32, 32), rows=16)
+        assert (seen, torch.get_num_threads()) == ([1], 3)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("rows", [6, 12])
+@pytest.mark.parametrize("down", [1, 2, 5, 64])
+@pytest.mark.parametrize("across", [1, 7, 16, 128, 300])
+def test_blocks_of_tiles(across: int, down: int, rows: int) -> None:
+    """No larger than asked for; and over whole strips fewer products are made in vain than by taking whole lines."""
+    most = 48
+    tall, wide = compiled_winograd._block(down, across, most, rows)
+    assert 1 <= tall <= down and 1 <= wide <= across and tall * wide <= most
+
+    def made(tall: int, wide: int) -> float:
+        blocks, rest = divmod(across, wide)
+        return (blocks * round_up(tall * wide, rows) + round_up(tall * rest, rows)) / tall
+
+    assert made(tall, wide) <= made(max(1, min(most // min(across, most), down)), min(across, most))
+
+
+def test_widths_of_images_lose_no_products() -> None:
+    for across in (16, 32, 64, 128, 256):
+        tall, wide = compiled_winograd._block(48, across, 48, 12)
+        assert across % wide == 0 and tall * wide % 12 == 0

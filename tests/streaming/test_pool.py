@@ -21,7 +21,7 @@ import vae_core
 from vae_core import AutoencoderKL
 from vae_core.streaming import internals, pool
 from vae_core.streaming.kernel import Layout, Strip, cut
-from vae_core.streaming.pool import WorkerPool, run_strips
+from vae_core.streaming.pool import WorkerPool, run_each, run_strips
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -365,3 +365,15 @@ def test_workers_use_one_thread_each() -> None:
             return torch.get_num_threads() if threading.current_thread().name.startswith("seamless") else 1
 
     assert set(run(3, Asks())) == {1}
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("count", [0, 1, 2, 17])
+def test_work_that_is_shared(count: int, threads: int) -> None:
+    done: list[int] = []
+    with WorkerPool(threads) as pool:
+        run_each(pool, done.append, count)
+        assert sorted(done) == list(range(count))
+        if count:
+            with pytest.raises(ZeroDivisionError):
+                run_each(pool, lambda number: number // 0, count)

@@ -82,11 +82,11 @@ def inputs_of(transform: Transform, source: Tensor, compiled: bool, affine=None)
     jit, ring, place = winograd.jit(), np.empty((channels // 16, 6, 6, 16), np.float32), begin(out.numpy())
     image = rows_of(source.numpy()), width, channels, FLOAT32
     if transform is UPSAMPLE:
-        jit.upsample_inputs(image, 0, 0, False, begin(ring), place, (1, 1), channels)
+        jit.upsample_inputs(image, 0, 0, False, begin(ring), place, channels, (1, 1), channels)
     else:
         scale, shift = affine or (ring, ring)
         norm = begin(scale), begin(shift), affine is not None
-        jit.transform_inputs(image, 0, 0, False, *norm, begin(ring), place, (1, 1), channels)
+        jit.transform_inputs(image, 0, 0, False, *norm, begin(ring), place, channels, (1, 1), channels)
     return out.reshape(n * n, channels)
 
 
@@ -164,3 +164,22 @@ def test_what_is_not_a_number_stays_one(compiled: bool) -> None:
     ones = np.ones(16, np.float32)
     found = inputs_of(WINOGRAD, source, compiled, (ones, ones))
     assert found[0].isnan().all()
+
+
+@pytest.mark.parametrize("transform", [WINOGRAD, UPSAMPLE], ids=["same", "up"])
+@pytest.mark.parametrize(("out_channels", "channels"), [(16, 16), (48, 32), (64, 16), (80, 48)])
+def test_weights_as_products_read_them(transform: Transform, out_channels: int, channels: int) -> None:
+    """Made block by block, in any order; output channels that fill up the last block are zero."""
+    jit = winograd.jit()
+    if jit is None:
+        pytest.skip("numba is not installed")
+    blocks = -(-out_channels // jit.COLUMNS)
+    kernels = torch.randn(out_channels, channels, 9, generator=torch.Generator().manual_seed(0))
+    packed = np.full((transform.products**2, blocks, channels, jit.COLUMNS), np.nan, np.float32)
+    for block in reversed(range(blocks)):
+        jit.pack(kernels.numpy(), transform.of_kernels.numpy(), packed, block, block + 1)
+    found = torch.from_numpy(packed).transpose(2, 3).flatten(1, 2)  # [groups, K, C]
+    matrix = as_tensor(transform.kernel)
+    wanted = torch.einsum("gt,kct->gkc", torch.kron(matrix, matrix), kernels.double())
+    torch.testing.assert_close(found[:, :out_channels].double(), wanted, rtol=0, atol=1e-6)
+    assert not found[:, out_channels:].any()

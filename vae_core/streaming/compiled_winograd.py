@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..units import round_up
 from . import winograd
-from .kernel import STRIP_BYTES, Layout, PassInputs, Strip, cut
+from .kernel import STRIP_BYTES, Each, Layout, PassInputs, Strip, cut, one_by_one
 from .maps import FeatureMap
 from .products import VECTOR
 from .program import Convolve, Pass
@@ -22,8 +23,9 @@ from .transforms import TILE
 # for them, so the more the more weights there are. For the geometric mean of both sides' channels.
 _TILES_PER_CHANNEL = 3 / 8
 _FEWEST_TILES = 12
+_TWICE = 0.06  # what transforming half a tile's columns takes, of what its products take
 _STRIP_FLOPS = 2**33  # of a direct convolution: some ten milliseconds, after which a run can be interrupted
-_PACKED_AT_ONCE = 64  # output channels
+_UNCHANGED = torch.ones(1, 1)  # what makes one product of the one number of a kernel
 
 _NO_VECTOR = np.empty(0, np.float32)
 _NO_WEIGHTS = np.empty((0, 0, 0, 0), np.float32)
@@ -48,7 +50,6 @@ class CompiledWinograd(winograd.Winograd):
 
     def __init__(self, inputs: PassInputs) -> None:
         super().__init__(inputs)
-        self._at_once = self._tiles_at_once()
         self._sources: list[RowTable] = []
         self._targets: list[RowTable | None] = []
         self._residuals: list[RowTable] = []
@@ -65,27 +66,30 @@ class CompiledWinograd(winograd.Winograd):
             widths.append(step.shortcut.in_channels)
         return not any(width % VECTOR for width in widths)
 
-    def _tiles_at_once(self) -> tuple[int, int]:
+    @functools.cached_property
+    def _tallest(self) -> int:
+        """Tiles below one another that a strip may have."""
+        _, height, width, _ = self.inputs.target.shape
+        tall = min(-(-height // TILE), _STRIP_FLOPS // self.step.flops(TILE * width))
+        if self.inputs.max_rows is not None:
+            tall = min(tall, self.inputs.max_rows // TILE)
+        return max(1, tall)
+
+    @functools.cached_property
+    def _at_once(self) -> tuple[int, int]:
         """How many tiles, below and beside one another, are worked on at once."""
         conv = self.step.conv
         share = min(1.0, self.inputs.strip_bytes / STRIP_BYTES)
         most = (conv.in_channels * conv.out_channels) ** 0.5 * _TILES_PER_CHANNEL
         most = max(_FEWEST_TILES, int(most * share))
-        _, height, width, _ = self.inputs.target.shape
-        across = -(-width // TILE)
-        parts = -(-across // most)
-        across = -(-across // parts)
-        return max(1, min(most // across, -(-height // TILE))), across
+        return _block(self._tallest, -(-self.inputs.target.shape[2] // TILE), most, winograd.jit().ROWS)
 
     def _lay_out(self) -> Layout:
         batch, height, width, _ = self.inputs.target.shape
         down = -(-height // TILE)
-        workers = self.inputs.workers
-        tall = max(1, _STRIP_FLOPS // self.step.flops(TILE * width))
-        if self.inputs.max_rows is not None:
-            tall = min(tall, max(1, self.inputs.max_rows // TILE))
-        count = winograd.even_count(-(-down // tall), batch, workers)
-        return Layout(cut(batch, 1), cut(height, -(-down // count) * TILE, TILE), cut(width, width))
+        count = winograd.even_count(-(-down // self._tallest), batch, self.inputs.workers)
+        rows = min(self._tallest, round_up(-(-down // count), self._at_once[0]))
+        return Layout(cut(batch, 1), cut(height, rows * TILE, TILE), cut(width, width))
 
     @property
     def _padded_channels(self) -> int:
@@ -105,9 +109,9 @@ class CompiledWinograd(winograd.Winograd):
         pixels = round_up(tiles * TILE**2, jit.ROWS) if self._shortcut_channels else 0
         sizes = {
             "ring": 36 * min(channels, jit.BLOCK) if self.step.scale == "same" else 16 * channels,
-            "inputs": max(rows * self.groups * channels, pixels * self._shortcut_channels),
-            "products": rows * self.groups * width,
-            "shortcut": pixels * width,
+            "inputs": max(rows * self.groups * (channels + jit.GAP), pixels * (self._shortcut_channels + jit.GAP)),
+            "products": rows * self.groups * (width + jit.GAP),
+            "shortcut": pixels * (width + jit.GAP),
             "rows": 2 * TILE * self._at_once[0],
         }
         sizes, dtype = {name: 4 * size for name, size in sizes.items()}, self.inputs.map_dtype
@@ -123,29 +127,30 @@ class CompiledWinograd(winograd.Winograd):
         return terms
 
     def packing_bytes(self) -> int:
-        """The transformed weights of some output channels, before they are laid out."""
-        return 4 * self.groups * self.step.conv.in_channels * min(_PACKED_AT_ONCE, self.step.conv.out_channels)
+        """The kernels in float32, where they are not that."""
+        return 4 * self.step.conv.weight.numel()
 
     def packed_bytes(self) -> int:
         numbers = self.groups * self.step.conv.in_channels + self._shortcut_channels
         return 4 * numbers * self._padded_channels
 
-    def pack(self) -> _Weights:
+    def pack(self, each: Each = one_by_one) -> _Weights:
         conv = self.step.conv
         shortcut = self.step.shortcut
-        columns = winograd.jit().COLUMNS
-        blocks = self._padded_channels // columns
-        channels = conv.in_channels
-        packed = np.zeros((self.groups, blocks, channels, columns), np.float32)
         of_shortcut = _NO_WEIGHTS
-        for first in range(0, conv.out_channels, _PACKED_AT_ONCE):
-            weight = conv.weight.detach()[first : first + _PACKED_AT_ONCE].float().cpu()
-            made = self.transform.of_kernels @ weight.flatten(2).flatten(0, 1).t()  # [groups, K * C]
-            _fill(packed, made.view(self.groups, len(weight), channels), first)
         if shortcut is not None:
-            of_shortcut = np.zeros((1, blocks, shortcut.in_channels, columns), np.float32)
-            _fill(of_shortcut, shortcut.weight.detach().float().cpu()[None, :, :, 0, 0], 0)
+            of_shortcut = self._packed(shortcut.weight, _UNCHANGED, each)
+        packed = self._packed(conv.weight, self.transform.of_kernels, each)
         return _Weights(packed, of_shortcut, winograd.bias_of(self.step).numpy())
+
+    def _packed(self, weight: Tensor, matrix: Tensor, each: Each) -> np.ndarray:
+        """matrix x kernel for each of the kernels [K, C, h, w], as products read them."""
+        jit = winograd.jit()
+        kernels = weight.detach().float().cpu().flatten(2).contiguous().numpy()
+        blocks = self._padded_channels // jit.COLUMNS
+        packed = np.empty((len(matrix), blocks, weight.shape[1], jit.COLUMNS), np.float32)
+        each(lambda block: jit.pack(kernels, matrix.numpy(), packed, block, block + 1), blocks)
+        return packed
 
     def prepare(self, packed: _Weights) -> None:
         super().prepare(packed)
@@ -231,10 +236,19 @@ class CompiledWinograd(winograd.Winograd):
         self._copies = []
 
 
-def _fill(packed: np.ndarray, matrices: Tensor, first: int) -> None:
-    """Write matrices [groups, some of K, C] to packed [groups, blocks, C, COLUMNS], from output channel `first` on."""
-    columns = packed.shape[3]
-    for begin in range(0, matrices.shape[1], columns):
-        block = matrices[:, begin : begin + columns].transpose(1, 2).numpy()
-        index, offset = divmod(first + begin, columns)
-        packed[:, index, :, offset : offset + block.shape[2]] = block
+@functools.cache
+def _block(down: int, across: int, most: int, rows: int) -> tuple[int, int]:
+    """Up to `most` tiles, below and beside one another, of so many: those for which the least is done in vain.
+
+    Products are made for `rows` tiles at a time, and those beyond the last tile are lost; and half a tile's columns are
+    transformed twice at each border between blocks.
+    """
+
+    def cost(wide: int) -> tuple[float, int]:
+        tall = max(1, min(most // wide, down))
+        blocks, rest = divmod(across, wide)
+        made = blocks * round_up(tall * wide, rows) + round_up(tall * rest, rows)
+        return made / (tall * across) + _TWICE / wide, -tall * wide
+
+    wide = min(range(1, min(across, most) + 1), key=cost)
+    return max(1, min(most // wide, down)), wide

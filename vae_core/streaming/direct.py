@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import fused
 from .activation import IN_PLACE, activate
 from .fused import StripPart
-from .kernel import Layout, PassInputs, Strip, cut, even_size
+from .kernel import Each, Layout, PassInputs, Strip, cut, even_size, one_by_one
 from .maps import FeatureMap, joined
 from .phases import PARITIES, phase_kernels
 from .program import Convolve, Pass, PositionNorm
@@ -178,7 +178,7 @@ class DirectConvolution:
     def flops(self, strip: Strip) -> int:
         return self.step.flops(strip.positions)
 
-    def pack(self) -> _Weights:
+    def pack(self, each: Each = one_by_one) -> _Weights:
         conv, shortcut = self.step.conv, self.step.shortcut
         phases = self.step.scale == "up"
         kernels = list(phase_kernels(conv, self._kernel)) if phases else [self._kernel(conv.weight)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 
 from ..errors import DamagedWeightError, NonFiniteError
 from .choose import KernelChoice, choose_kernel
-from .kernel import ACCELERATOR_STRIP_BYTES, STRIP_BYTES, Kernel, Layout, PassInputs
+from .kernel import ACCELERATOR_STRIP_BYTES, STRIP_BYTES, Each, Kernel, Layout, PassInputs
 from .maps import FeatureMap, PlannedMap
 from .memory import give_back_freed
 from .options import NO_AXES, Axes
-from .pool import WorkerPool, run_strips
+from .pool import WorkerPool, run_each, run_strips
 from .program import INPUT, OUTPUT, Attend, Convolve, Pass
 from .progress import Report
 from .stats import Stats, StripStats, all_finite
@@ -76,12 +77,12 @@ class PackedWeights:
     used: int = 0
     kept: dict[tuple[int, type], Any] = field(default_factory=dict)
 
-    def of(self, index: int, kernel: Kernel) -> Any:
+    def of(self, index: int, kernel: Kernel, each: Each) -> Any:
         """What the kernel of pass `index` packs, or has packed before."""
         key = index, type(kernel)
         if key in self.kept:
             return self.kept[key]
-        packed, size = kernel.pack(), kernel.packed_bytes()
+        packed, size = kernel.pack(each), kernel.packed_bytes()
         if self.used + size <= self.limit:
             self.kept[key] = packed
             self.used += size
@@ -140,7 +141,7 @@ class Execution:
         written: list[tuple[int, Pass, Stats]] = []  # and not checked yet
         for index, step, kernel in self.kernels(source, target, latent_rows):
             report.begin_pass()
-            kernel.prepare(weights.of(index, kernel))
+            kernel.prepare(weights.of(index, kernel, functools.partial(run_each, pool)))
             stats = kernel.combine(run_strips(kernel, pool, report, self.manner.trim))
             self.stats[step.target] = stats
             written.append((index, step, stats))

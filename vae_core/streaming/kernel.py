@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -132,6 +132,16 @@ class PassInputs:
     layout: Layout | None = None
 
 
+Each = Callable[[Callable[[int], object], int], None]
+"""Runs a piece of work for each number below a count, in any order or side by side."""
+
+
+def one_by_one(work: Callable[[int], object], count: int) -> None:
+    """`Each` in this thread."""
+    for number in range(count):
+        work(number)
+
+
 Packed = TypeVar("Packed")
 Result = TypeVar("Result")
 
@@ -175,8 +185,12 @@ class Kernel(Protocol[Packed, Result]):
         """FLOPs of a strip, as plain convolutions and attention need them."""
         ...
 
-    def pack(self) -> Packed:
-        """The pass's weights as its strips need them; the same for every part of a batch."""
+    def pack(self, each: Each = one_by_one) -> Packed:
+        """The pass's weights as its strips need them; the same for every part of a batch.
+
+        Args:
+            each: shares work among the threads that compute strips.
+        """
         ...
 
     def prepare(self, packed: Packed) -> None:

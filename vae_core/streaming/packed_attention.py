@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .internals import products_available
-from .kernel import Layout, PassInputs, Strip, cut
+from .kernel import Each, Layout, PassInputs, Strip, cut, one_by_one
 from .maps import FeatureMap
 from .products import VECTOR, PackedProducts, padded
 from .program import Attend, AttentionWeights, Pass, PositionNorm
@@ -73,7 +73,7 @@ class PackedAttention:
     def flops(self, strip: Strip) -> int:
         return self.step.flops(self.positions) * strip.height // self.positions
 
-    def pack(self) -> None:
+    def pack(self, each: Each = one_by_one) -> None:
         return None
 
     def prepare(self, packed: None) -> None:

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from . import internals
-from .kernel import Kernel
+from .kernel import Kernel, one_by_one
 from .memory import give_back_freed
 from .once import WarnOnce
 from .shortage import is_out_of_memory
@@ -176,7 +176,15 @@ def run_strips(
     """
     if pool is None or not pool.size or not kernel.parallel or len(kernel.layout) == 1:
         return _one_after_another(kernel, advance, trim)
-    return _InThreads(kernel).run(pool, advance)
+    return _InThreads(kernel.compute, kernel.layout.strips(), kernel.flops).run(pool, advance)
+
+
+def run_each(pool: WorkerPool | None, work: Callable[[int], object], count: int) -> None:
+    """Run a piece of work for each number below `count`, on the threads of a pool."""
+    if pool is None or not pool.size or count == 1:
+        one_by_one(work, count)
+    else:
+        _InThreads(work, range(count), lambda _: 0).run(pool, lambda _: None)
 
 
 def _one_after_another(kernel: Kernel, advance: Callable[[int], None], trim: bool) -> list[Any]:
@@ -190,14 +198,20 @@ def _one_after_another(kernel: Kernel, advance: Callable[[int], None], trim: boo
 
 
 class _InThreads:
-    """The strips of a pass, handed out one by one to whichever worker is free."""
+    """Pieces of work, such as the strips of a pass, handed out one by one to whichever worker is free.
 
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
-        self.strips = kernel.layout.strips()
-        self.results: list[Any] = [None] * len(self.strips)
+    Args:
+        compute: of a piece, its result.
+        flops: of a piece.
+    """
+
+    def __init__(self, compute: Callable[[Any], Any], pieces: Sequence[Any], flops: Callable[[Any], int]) -> None:
+        self.compute = compute
+        self.pieces = pieces
+        self.flops_of = flops
+        self.results: list[Any] = [None] * len(pieces)
         # Lists and deques are the messages between threads: they are appended to and popped from atomically.
-        self.left = deque(range(len(self.strips)))
+        self.left = deque(range(len(self.pieces)))
         self.at_work: list[None] = []
         self.computed: list[int] = []
         self.flops: deque[int] = deque()
@@ -209,7 +223,7 @@ class _InThreads:
     def run(self, pool: WorkerPool, advance: Callable[[int], None]) -> list[Any]:
         try:
             pool.submit(self._work)
-            while len(self.computed) < len(self.strips) and not self.errors:
+            while len(self.computed) < len(self.pieces) and not self.errors:
                 self._wait_for_news()
                 if not pool.alive:
                     raise MemoryError("the threads that compute strips have ended before their work.")
@@ -249,8 +263,8 @@ class _InThreads:
                         index = self.left.popleft()
                     except IndexError:
                         break
-                    self.results[index] = self.kernel.compute(self.strips[index])
-                    self.flops.append(self.kernel.flops(self.strips[index]))
+                    self.results[index] = self.compute(self.pieces[index])
+                    self.flops.append(self.flops_of(self.pieces[index]))
                     self.computed.append(index)
             except BaseException as error:
                 self.errors.append(error)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import fused
 from .fused import StripPart
-from .kernel import Layout, PassInputs, Strip, cut
+from .kernel import Each, Layout, PassInputs, Strip, cut, one_by_one
 from .maps import FeatureMap
 from .program import Attend, Linear, Pass, PositionNorm
 from .softmax import OnlineSoftmax, folded, per_item, projections
@@ -108,7 +108,7 @@ class StoredAttention:
         elsewhere = (self.keys.devices | self.values.devices) - {device}
         return device != "cpu" and (self._too_many or bool(elsewhere))
 
-    def pack(self) -> None:
+    def pack(self, each: Each = one_by_one) -> None:
         return None
 
     def prepare(self, packed: None) -> None:

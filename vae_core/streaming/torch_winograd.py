@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import internals, torch_transforms, winograd
-from .kernel import STRIP_BYTES, Layout, Strip, cut
+from .kernel import STRIP_BYTES, Each, Layout, Strip, cut, one_by_one
 from .maps import FeatureMap
 from .products import VECTOR, PackedProducts, whole_vectors
 from .program import Pass
@@ -149,7 +149,7 @@ class TorchWinograd(winograd.Winograd):
             shortcut = whole_vectors(self.step.shortcut.in_channels) * self.step.conv.out_channels
         return 4 * (self._transformed_weights + shortcut)
 
-    def pack(self) -> _Weights:
+    def pack(self, each: Each = one_by_one) -> _Weights:
         """G w G^T for every kernel w of the convolution, packed together or row by row of the result."""
         conv = self.step.conv
         shortcut = self.step.shortcut

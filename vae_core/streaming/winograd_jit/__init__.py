@@ -1,6 +1,6 @@
 """The transforms around the matrix products of a fast convolution, compiled by numba (the optional extra `fast`).
 
-Two functions, each for a rectangle of a map, without the interpreter lock:
+Two functions, each for a rectangle of a map, without the interpreter lock; a third, `pack`, lays weights out for them:
 
     convolve      a 3x3 convolution with the norm and SiLU before it and the residual after it: F(4x4, 3x3), 36 products
                   for a tile of 4x4 outputs
@@ -18,15 +18,18 @@ which takes as long as a decode.)
 
 from .convolve import BLOCK, convolve, transform_inputs, transform_outputs
 from .lanes import LANES
-from .multiply import COLUMNS, ROWS
+from .multiply import COLUMNS, GAP, ROWS
+from .packing import pack
 from .upsample import upsample, upsample_inputs, upsample_outputs
 
 __all__ = [
     "BLOCK",
     "COLUMNS",
+    "GAP",
     "LANES",
     "ROWS",
     "convolve",
+    "pack",
     "transform_inputs",
     "transform_outputs",
     "upsample",

@@ -22,7 +22,7 @@ bytes, stays in the first cache.
 from __future__ import annotations
 
 from .lanes import F32, LANES, ZERO, address, load, load_value, part, silu, step, store, whole
-from .multiply import COLUMNS, multiply
+from .multiply import COLUMNS, GAP, multiply
 from .pixels import OUTSIDE, copy_pixels, four_rows, pixel_address, put_tile, value
 
 BLOCK = 128
@@ -73,7 +73,7 @@ def _activated(kind, pixel, c, scale, shift, activate):
 
 
 @step
-def transform_inputs(source, y0, x0, circular_x, scales, shifts, activate, ring_begin, out, tiles, channels):
+def transform_inputs(source, y0, x0, circular_x, scales, shifts, activate, ring_begin, out, apart, tiles, channels):
     """Transform the inputs of tiles of 4x4 outputs, of which the first input is in row y0 and column x0.
 
     Args:
@@ -81,12 +81,12 @@ def transform_inputs(source, y0, x0, circular_x, scales, shifts, activate, ring_
         circular_x: a column outside the image is one at its other side.
         scales, shifts: addresses of [channels], applied before SiLU, if `activate`.
         ring_begin: address of the ring, see above.
-        out: address of [tiles, 36, channels]: what is multiplied.
+        out: address of [tiles, 36, apart]: what is multiplied, in the first `channels` of each `apart`.
         tiles: how many below and beside one another.
     """
     rows, width, depth, kind = source
     down, across = tiles
-    line = 6 * channels
+    line = 6 * apart
     row_out = out
     row_of_ring = 6 * LANES
     for y in range(y0, y0 + 4 * down, 4):
@@ -113,7 +113,7 @@ def transform_inputs(source, y0, x0, circular_x, scales, shifts, activate, ring_
                     _store_six(ring_begin + 36 * (c - block) + slot * LANES, row_of_ring, v)
                 if j < 5 or (j - 5) % 4:
                     continue
-                tile = row_out + (j - 5) // 4 * 36 * channels
+                tile = row_out + (j - 5) // 4 * 36 * apart
                 s0 = (j + 1) % 6 * LANES
                 s1 = (j + 2) % 6 * LANES
                 s2 = (j + 3) % 6 * LANES
@@ -131,9 +131,9 @@ def transform_inputs(source, y0, x0, circular_x, scales, shifts, activate, ring_
                             load(row + s4),
                             load(row + s5),
                         )
-                        _store_six(tile + i * line + c, channels, v)
+                        _store_six(tile + i * line + c, apart, v)
                         row += row_of_ring
-        row_out += across * 36 * channels
+        row_out += across * 36 * apart
 
 
 @part
@@ -150,12 +150,12 @@ def _outputs_of_line(m, stride):
 
 
 @step
-def transform_outputs(products, width, biases, to_add, target, size, channels, sums):
+def transform_outputs(products, apart, biases, to_add, target, size, channels, sums):
     """Transform products to pixels, and write them.
 
     Args:
-        products: address of [tiles, 36, width].
-        biases: address of [channels]; channels <= width.
+        products: address of [tiles, 36, apart].
+        biases: address of [channels]; channels <= apart.
         to_add: whether anything is added to the pixels, and if so, addresses of its rows, the first row and column,
             its depth and kind.
         target: addresses of rows, the first row and column that are written, the depth and the kind.
@@ -164,7 +164,7 @@ def transform_outputs(products, width, biases, to_add, target, size, channels, s
     """
     adds, added_rows, (added_y, added_x), added_depth, added_kind = to_add
     target_rows, (target_y, target_x), depth, kind = target
-    line = 6 * width
+    line = 6 * apart
     tile = products
     added = (0, 0, 0, 0)
     for y in range(0, size[0], 4):
@@ -174,12 +174,12 @@ def transform_outputs(products, width, biases, to_add, target, size, channels, s
         for x in range(0, size[1], 4):
             offset, more = (target_x + x) * depth, (added_x + x) * added_depth
             for c in range(0, channels, LANES):
-                s0 = _outputs_of_line(tile + c, width)
-                s1 = _outputs_of_line(tile + line + c, width)
-                s2 = _outputs_of_line(tile + 2 * line + c, width)
-                s3 = _outputs_of_line(tile + 3 * line + c, width)
-                s4 = _outputs_of_line(tile + 4 * line + c, width)
-                s5 = _outputs_of_line(tile + 5 * line + c, width)
+                s0 = _outputs_of_line(tile + c, apart)
+                s1 = _outputs_of_line(tile + line + c, apart)
+                s2 = _outputs_of_line(tile + 2 * line + c, apart)
+                s3 = _outputs_of_line(tile + 3 * line + c, apart)
+                s4 = _outputs_of_line(tile + 4 * line + c, apart)
+                s5 = _outputs_of_line(tile + 5 * line + c, apart)
                 by_column = (
                     _four_outputs(s0[0], s1[0], s2[0], s3[0], s4[0], s5[0]),
                     _four_outputs(s0[1], s1[1], s2[1], s3[1], s4[1], s5[1]),
@@ -198,7 +198,7 @@ def transform_outputs(products, width, biases, to_add, target, size, channels, s
                     sums[0] + c,
                     sums[1] + c,
                 )
-            tile += 36 * width
+            tile += 36 * apart
 
 
 @whole
@@ -229,6 +229,7 @@ def convolve(source, circular_x, scale, shift, weights, bias, added, shortcut, t
     channels = weights.shape[2]
     out_channels = bias.size
     width = weights.shape[1] * COLUMNS
+    results_apart = width + GAP
     of_shortcut = shortcut.shape[2]
     for row in range(0, target_rows.size, 4 * at_once[0]):
         rows = min(4 * at_once[0], target_rows.size - row)
@@ -236,11 +237,18 @@ def convolve(source, circular_x, scale, shift, weights, bias, added, shortcut, t
             size = rows, min(4 * at_once[1], columns[1] - column)
             tiles = (rows + 3) // 4, (size[1] + 3) // 4
             if of_shortcut > 0:
-                copy_pixels(added_kind, added_rows, added_depth, (row, column), size, of_shortcut, address(inputs))
+                copy_pixels(
+                    (added_kind, added_rows, added_depth),
+                    (row, column),
+                    size,
+                    of_shortcut,
+                    address(inputs),
+                    of_shortcut + GAP,
+                )
                 pixels = size[0] * size[1]
                 multiply(address(inputs), address(shortcut), address(beside), pixels, 1, of_shortcut, width)
                 for y in range(rows):
-                    beside_rows[y] = address(beside) + y * size[1] * width
+                    beside_rows[y] = address(beside) + y * size[1] * results_apart
             transform_inputs(
                 source,
                 row,
@@ -251,6 +259,7 @@ def convolve(source, circular_x, scale, shift, weights, bias, added, shortcut, t
                 scale.size > 0,
                 address(ring),
                 address(inputs),
+                channels + GAP,
                 tiles,
                 channels,
             )
@@ -258,8 +267,12 @@ def convolve(source, circular_x, scale, shift, weights, bias, added, shortcut, t
             place = target_rows, (row, column), depth, kind
             sums = address(total), address(squares)
             if of_shortcut > 0:
-                to_add = True, beside_rows, (0, 0), width, ZERO
-                transform_outputs(address(products), width, address(bias), to_add, place, size, out_channels, sums)
+                to_add = True, beside_rows, (0, 0), results_apart, ZERO
+                transform_outputs(
+                    address(products), results_apart, address(bias), to_add, place, size, out_channels, sums
+                )
             else:
                 from_map = added_rows.size > 0, added_rows, (row, column), added_depth, added_kind
-                transform_outputs(address(products), width, address(bias), from_map, place, size, out_channels, sums)
+                transform_outputs(
+                    address(products), results_apart, address(bias), from_map, place, size, out_channels, sums
+                )

@@ -23,6 +23,9 @@ _WIDE = binding.get_host_cpu_features().get("avx512f", False)
 ROWS = 12 if _WIDE else 6
 _VECTORS = 2 if _WIDE else 1
 COLUMNS = _VECTORS * LANES
+GAP = LANES
+"""Numbers left free after the channels of each product. Rows would else begin at a multiple of 4 KiB from one another
+where channels are many, and so in the same few lines of the first cache."""
 
 
 @intrinsic
@@ -82,20 +85,24 @@ def multiply(left, right, results, rows, groups, depth, columns):
     """results[:, g] = left[:, g] x right[g] for each g, at addresses.
 
     Args:
-        left: [rows, groups, depth].
+        left: [rows, groups, depth + GAP].
         right: [groups, columns / COLUMNS, depth, COLUMNS].
-        results: [rows, groups, columns].
+        results: [rows, groups, columns + GAP].
         rows: filled up to whole blocks: what is beyond them is read and written as well.
         columns: a multiple of COLUMNS.
     """
+    left_step = groups * (depth + GAP)
+    results_step = groups * (columns + GAP)
     for group in range(groups):
+        of_left = left + group * (depth + GAP)
+        of_results = results + group * (columns + GAP)
         for column in range(0, columns, COLUMNS):
             for row in range(0, rows, ROWS):
                 _multiply_block(
-                    left + (row * groups + group) * depth,
-                    groups * depth,
+                    of_left + row * left_step,
+                    left_step,
                     right + (group * columns + column) * depth,
                     depth,
-                    results + (row * groups + group) * columns + column,
-                    groups * columns,
+                    of_results + row * results_step + column,
+                    results_step,
                 )

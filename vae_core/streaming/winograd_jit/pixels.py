@@ -81,10 +81,14 @@ def put_tile(kinds, by_column, size, bias, to_add, pixels, offset, depth, total,
 
 
 @step
-def copy_pixels(kind, rows, depth, first, size, channels, out):
-    """Copy a rectangle of pixels, from a row and a column on, to [pixels, channels] of float32 at an address."""
+def copy_pixels(source, first, size, channels, out, apart):
+    """Copy a rectangle of pixels, from a row and a column on, to [pixels, apart] of float32 at an address.
+
+    source: a map's kind, the addresses of its rows, and its depth.
+    """
+    kind, rows, depth = source
     for y in range(first[0], first[0] + size[0]):
         for x in range(first[1], first[1] + size[1]):
             for c in range(0, channels, LANES):
                 store(out + c, load_value(kind, rows[y] + x * depth + c))
-            out += channels
+            out += apart

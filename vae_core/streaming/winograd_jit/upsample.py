@@ -18,7 +18,7 @@ complete.
 from __future__ import annotations
 
 from .lanes import LANES, address, load, part, step, store, whole
-from .multiply import COLUMNS, multiply
+from .multiply import COLUMNS, GAP, multiply
 from .pixels import four_rows, pixel_address, put_tile, value
 
 
@@ -46,15 +46,15 @@ def _store_five(row, s0, s1, s2, s3, m, stride):
 
 
 @step
-def upsample_inputs(source, y0, x0, circular_x, ring_begin, out, tiles, channels):
+def upsample_inputs(source, y0, x0, circular_x, ring_begin, out, apart, tiles, channels):
     """Transform the inputs of tiles of 4x4 outputs, of which the first input is in row y0 and column x0.
 
     Arguments are those of `convolve.transform_inputs`, but the source is the map before the doubling,
-    and out is the address of [tiles, 25, channels].
+    and out is the address of [tiles, 25, apart].
     """
     rows, width, depth, kind = source
     down, across = tiles
-    line = 5 * channels
+    line = 5 * apart
     tile = out
     row_of_ring = 4 * LANES
     for y in range(y0, y0 + 2 * down, 2):
@@ -80,12 +80,12 @@ def upsample_inputs(source, y0, x0, circular_x, ring_begin, out, tiles, channels
             s3 = slot * LANES
             for c in range(0, channels, LANES):
                 row = ring_begin + 16 * c
-                _store_five(row, s0, s1, s2, s3, tile + c, channels)
-                _store_five(row + row_of_ring, s0, s1, s2, s3, tile + line + c, channels)
-                _store_five(row + 2 * row_of_ring, s0, s1, s2, s3, tile + 2 * line + c, channels)
-                _store_five(row + row_of_ring, s0, s1, s2, s3, tile + 3 * line + c, channels)
-                _store_five(row + 3 * row_of_ring, s0, s1, s2, s3, tile + 4 * line + c, channels)
-            tile += 25 * channels
+                _store_five(row, s0, s1, s2, s3, tile + c, apart)
+                _store_five(row + row_of_ring, s0, s1, s2, s3, tile + line + c, apart)
+                _store_five(row + 2 * row_of_ring, s0, s1, s2, s3, tile + 2 * line + c, apart)
+                _store_five(row + row_of_ring, s0, s1, s2, s3, tile + 3 * line + c, apart)
+                _store_five(row + 3 * row_of_ring, s0, s1, s2, s3, tile + 4 * line + c, apart)
+            tile += 25 * apart
 
 
 @part
@@ -95,20 +95,20 @@ def _outputs_of_line(m, stride):
 
 
 @step
-def upsample_outputs(products, width, biases, target, size, channels, sums):
-    """Transform products, [tiles, 25, width], to pixels, and write them; as `convolve.transform_outputs`."""
+def upsample_outputs(products, apart, biases, target, size, channels, sums):
+    """Transform products, [tiles, 25, apart], to pixels, and write them; as `convolve.transform_outputs`."""
     target_rows, (target_y, target_x), depth, kind = target
-    line, tile = 5 * width, products
+    line, tile = 5 * apart, products
     for y in range(0, size[0], 4):
         pixels = four_rows(target_rows, target_y + y)
         for x in range(0, size[1], 4):
             offset = (target_x + x) * depth
             for c in range(0, channels, LANES):
-                s0 = _outputs_of_line(tile + c, width)
-                s1 = _outputs_of_line(tile + line + c, width)
-                s2 = _outputs_of_line(tile + 2 * line + c, width)
-                s3 = _outputs_of_line(tile + 3 * line + c, width)
-                s4 = _outputs_of_line(tile + 4 * line + c, width)
+                s0 = _outputs_of_line(tile + c, apart)
+                s1 = _outputs_of_line(tile + line + c, apart)
+                s2 = _outputs_of_line(tile + 2 * line + c, apart)
+                s3 = _outputs_of_line(tile + 3 * line + c, apart)
+                s4 = _outputs_of_line(tile + 4 * line + c, apart)
                 by_column = (
                     _four_outputs(s0[0], s1[0], s2[0], s3[0], s4[0]),
                     _four_outputs(s0[1], s1[1], s2[1], s3[1], s4[1]),
@@ -127,7 +127,7 @@ def upsample_outputs(products, width, biases, target, size, channels, sums):
                     sums[0] + c,
                     sums[1] + c,
                 )
-            tile += 25 * width
+            tile += 25 * apart
 
 
 @whole
@@ -153,13 +153,14 @@ def upsample(source, circular_x, weights, bias, target, columns, memory, total, 
                 circular_x,
                 address(ring),
                 address(inputs),
+                channels + GAP,
                 tiles,
                 channels,
             )
             multiply(address(inputs), address(weights), address(products), tiles[0] * tiles[1], 25, channels, width)
             upsample_outputs(
                 address(products),
-                width,
+                width + GAP,
                 address(bias),
                 (target_rows, (row, column), depth, kind),
                 size,
