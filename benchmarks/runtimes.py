@@ -98,8 +98,9 @@ def _ncnn(vae: AutoencoderKL, direction: str, x: Tensor, dtype: torch.dtype) -> 
         raise MissingError(f"{folder} is not a model that ncnn loads")
 
     def run(x: Tensor) -> Tensor:
+        image = x[0].float().contiguous().numpy()  # kept: what ncnn makes of it is no copy of all of it
         with net.create_extractor() as extractor:
-            extractor.input("in0", ncnn.Mat(x[0].float().contiguous().numpy()).clone())
+            extractor.input("in0", ncnn.Mat(image).clone())
             _, result = extractor.extract("out0")
             return torch.from_numpy(result.numpy().copy())[None]
 
