@@ -237,13 +237,38 @@ def test_links_lead_somewhere(name: str) -> None:
         assert path.startswith("http") or (ROOT / name).parent.joinpath(path).exists(), path
 
 
-@pytest.mark.parametrize(("name", "ending"), [("README.md", ".md"), ("README.zh-CN.md", "/zh.md")])
-def test_the_readme_names_every_node(name: str, ending: str) -> None:
-    page = (ROOT / name).read_text(encoding="utf-8")
+# Of each language: the ending of its guides, and of its help pages.
+LANGUAGES = {"en": (".md", ".md"), "zh": (".zh-CN.md", "/zh.md")}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_guides_name_every_node_and_example(language: str) -> None:
+    ending, help_ending = LANGUAGES[language]
+    readme = (ROOT / f"README{ending}").read_text(encoding="utf-8")
     for node_id in NODES:
-        assert f"](web/docs/{node_id}{ending})" in page
-    for file in EXAMPLES:
-        assert f"`{file.stem}`" in page
+        assert f"](web/docs/{node_id}{help_ending})" in readme
+    assert f"](docs/first-steps{ending})" in readme
+    first_steps = (ROOT / "docs" / f"first-steps{ending}").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `(\w+)` \|", first_steps, re.MULTILINE)) == sorted(file.stem for file in EXAMPLES)
+
+
+def outline(page: str) -> list[str]:
+    """What a page is made of, line by line, without its words."""
+    kinds = ("# ", "## ", "- **", "| ", "![", "```", "")
+    return [next(kind for kind in kinds if line.startswith(kind)) for line in page.splitlines()]
+
+
+@pytest.mark.parametrize("name", ["README", "docs/first-steps"])
+def test_a_guide_is_the_same_in_both_languages(name: str) -> None:
+    english, chinese = ((ROOT / f"{name}{ending}").read_text(encoding="utf-8") for ending, _ in LANGUAGES.values())
+    assert outline(english) == outline(chinese)
+
+
+def test_the_readme_is_one_screen() -> None:
+    """What, image, install, nodes, messages: all else is in `docs/`."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (.*)$", page, re.MULTILINE) == ["Install", "Nodes", "Messages"]
+    assert len(page.splitlines()) < 60
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", "docs/troubleshooting.md"])
