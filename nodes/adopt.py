@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..vae_core import AutoencoderKL
 from ..vae_core.adopt import recognise, tensors_of
+from ..vae_core.checkpoints.key_map import with_counters
 from ..vae_core.checkpoints.memory import planned_weights
 from ..vae_core.errors import VAEError
 from ..vae_core.layers import without_values
@@ -94,12 +95,10 @@ def copied(model: AutoencoderKL, device: torch.device, dtype: torch.dtype | None
 
 
 def _fill(places: list[WeightPlace], weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
+    weights = with_counters(weights, [place.key for place in places])
     for place in places:
-        weight = weights.get(place.key)
-        if weight is None:  # a counter of batch norm, which few files have
-            place.fill(torch.zeros(place.value.shape, dtype=torch.int64, device="cpu"))
-        else:
-            place.fill(weight.detach().to(dtype) if weight.is_floating_point() else weight)
+        weight = weights[place.key]
+        place.fill(weight.detach().to(dtype) if weight.is_floating_point() else weight)
 
 
 def _empty(places: list[WeightPlace], dtype: torch.dtype) -> None:

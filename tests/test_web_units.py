@@ -54,3 +54,11 @@ def leaves(value: Any) -> list[str]:
 def test_no_type_is_any(module: Path) -> None:
     types = re.findall(r"\{[^{}\n]*\bany\b[^{}\n]*\}|: any\b|<any\b", module.read_text(encoding="utf-8"))
     assert types == []
+
+
+def test_types_have_names_of_their_own() -> None:
+    """One name for one thing, over all modules."""
+    text = "\n".join(module.read_text(encoding="utf-8") for module in MODULES)
+    declared = re.findall(r"@typedef \{.*\} (\w+)|^(?:export )?(?:class|interface|type) (\w+)", text, re.MULTILINE)
+    names = [typedef or declaration for typedef, declaration in declared]
+    assert len(names) > 40 and sorted(names) == sorted(set(names))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from given.files import deprecated, ldm
 from given.models import ATTENTION_EVERYWHERE, FLUX2_SMALL_DECODER, family_fields, fields, make
+from safetensors.torch import save_file
 
-from vae_core import AutoencoderKL
+from vae_core import AutoencoderKL, load_vae
 from vae_core.checkpoints.families import FAMILIES
-from vae_core.checkpoints.key_map import is_attention_projection, ldm_names, spellings
+from vae_core.checkpoints.key_map import is_attention_projection, ldm_names, spellings, with_counters
+from vae_core.checkpoints.memory import build_around
 
 
 def both(*layers: str) -> set[str]:
@@ -91,3 +97,46 @@ def test_tables_are_one_to_one_and_complete(config: dict) -> None:
     assert [table[key] for key in deprecated(vae)] == list(vae.state_dict())
     matrices = {key for key, weight in vae.state_dict().items() if weight.ndim == 2}
     assert matrices == {key for key in names if is_attention_projection(key)}
+
+
+COUNTER = "bn.num_batches_tracked"
+
+
+def test_counters_of_batch_norm_are_made_where_they_are_needed() -> None:
+    weights = {"bn.running_mean": torch.zeros(4)}
+    with torch.device("meta"):
+        made = with_counters(weights, [*weights, COUNTER])
+    assert made[COUNTER].item() == 0 and made[COUNTER].dtype == torch.int64 and made[COUNTER].shape == ()
+    assert made["bn.running_mean"] is weights["bn.running_mean"] and COUNTER not in weights
+    assert with_counters(weights, weights) == weights, "of a model without one"
+    kept = {COUNTER: torch.tensor(7)}
+    assert with_counters(kept, [COUNTER])[COUNTER].item() == 7
+
+
+def without_counter() -> AutoencoderKL:
+    """FLUX.2's model as most files have it."""
+    model = make(FLUX2_SMALL_DECODER)
+    assert model.bn is not None
+    model.bn.num_batches_tracked = None
+    assert COUNTER not in model.state_dict()
+    return model
+
+
+def read(model: AutoencoderKL, folder: Path) -> Any:
+    save_file(model.state_dict(), folder / "vae.safetensors")
+    return load_vae(folder / "vae.safetensors", config=model.config).state_dict()[COUNTER]
+
+
+def built_around(model: AutoencoderKL, folder: Path) -> Any:
+    return build_around(AutoencoderKL, model.config, model.state_dict()).state_dict()[COUNTER]
+
+
+def to_flax(model: AutoencoderKL, folder: Path) -> Any:
+    convert = pytest.importorskip("vae_core.flax.convert", exc_type=ImportError)
+    return convert.from_torch(model.state_dict(), model.config)["bn"]["num_batches_tracked"]
+
+
+@pytest.mark.parametrize("way", [read, built_around, to_flax])
+def test_a_model_without_its_counter(way: Callable[[AutoencoderKL, Path], Any], tmp_path: Path) -> None:
+    counter = way(without_counter(), tmp_path)
+    assert counter.shape == () and counter == 0

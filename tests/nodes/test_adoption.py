@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from given.models import FLUX2_SMALL_DECODER
+from given.models import make as model_of
 from given.nodes import CLOSE, Makers
 from host.ldm import AutoencoderKL, Tiny
 from host.stand_in import Host, Pack
@@ -324,3 +326,15 @@ def test_both_ways_in_one_swap(theirs: Any, pack: Pack, make: Makers) -> None:
     back, image = pack.run("SeamlessVAESwap", samples=there, from_vae=ours, to_vae=theirs)
     assert there["samples"].shape == (1, 16, 10, 12) and back["samples"].shape == (1, 4, 10, 12)
     assert image.shape == (1, 20, 24, 3)
+
+
+def test_flux2_without_its_counter(pack: Pack) -> None:
+    """The count of training steps of its batch norm, which few files have."""
+    theirs = model_of(FLUX2_SMALL_DECODER)
+    assert theirs.bn is not None
+    theirs.bn.num_batches_tracked = None
+    found, why = pack.module("nodes.adopt").borrowed(theirs)
+    assert not why
+    with found.weights() as model:
+        assert model.bn.num_batches_tracked == 0
+        assert model.bn.get_buffer("running_var").data_ptr() == theirs.bn.get_buffer("running_var").data_ptr()

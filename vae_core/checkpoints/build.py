@@ -15,7 +15,7 @@ from ..errors import CheckpointError, brief, in_one_line
 from ..layers import without_values
 from ..streaming.internals import weight_places
 from .finite import check_small, check_whole
-from .key_map import OPTIONAL, weight_shapes
+from .key_map import OPTIONAL, weight_shapes, with_counters
 from .layouts import is_length, of_length, scaled
 from .plan import OWN, CheckpointPlan, check_shapes, inner, with_extra
 
@@ -241,8 +241,7 @@ def read_weights(
         weights[key] = (
             of_length(one, read[name]) if is_length(name) else scaled(one, read[name], dtype or dtype_of(plan))
         )
-    for key in OPTIONAL & shapes.keys() - weights.keys():
-        weights[key] = torch.zeros(shapes[key], dtype=torch.int64, device="cpu")
+    weights = with_counters(weights, shapes)
     for key, weight in weights.items():
         if weight.shape != shapes[key]:  # LDM's 1x1 kernels: matrices
             weights[key] = weight.reshape(shapes[key])

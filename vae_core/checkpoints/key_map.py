@@ -9,9 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from ..config import AutoencoderKLConfig
 from .layouts import DIRECTIONS
@@ -84,6 +87,12 @@ def spellings(config: AutoencoderKLConfig) -> Mapping[str, str]:
 def weight_shapes(config: AutoencoderKLConfig) -> Mapping[str, tuple[int, ...]]:
     """diffusers key -> shape, for every weight of the model."""
     return {f"{layer.names[0]}.{part}": shape for layer in _layers(config) for part, shape in layer.parts.items()}
+
+
+def with_counters(weights: Mapping[str, Tensor], needed: Collection[str]) -> dict[str, Tensor]:
+    """These weights by diffusers keys, and new counters of batch norm where few files have them and they are needed."""
+    absent = OPTIONAL.intersection(needed).difference(weights)
+    return {**weights, **{key: torch.zeros((), dtype=torch.int64, device="cpu") for key in absent}}
 
 
 def count_at_least(config: AutoencoderKLConfig) -> int:

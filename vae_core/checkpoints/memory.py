@@ -12,7 +12,7 @@ from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError
 from ..layers import without_values
 from ..streaming.internals import weight_places
-from .key_map import is_attention_projection
+from .key_map import is_attention_projection, with_counters
 from .nested import find_tensors
 from .plan import CheckpointPlan
 from .single_file import plan_single_file
@@ -91,9 +91,8 @@ def build_around(
     """
     with without_values():
         model = model_class(**config)
-    for place in weight_places(model):
-        weight = weights.get(place.key)
-        if weight is None:  # a counter of batch norm, which few files have
-            weight = torch.zeros(place.value.shape, dtype=torch.int64, device="cpu")
-        place.fill(weight)
+    places = weight_places(model)
+    weights = with_counters(weights, [place.key for place in places])
+    for place in places:
+        place.fill(weights[place.key])
     return model.eval()

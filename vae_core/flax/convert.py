@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from torch import Tensor
 
-from ..checkpoints.key_map import OPTIONAL, is_attention_projection, ldm_names, spellings
+from ..checkpoints.key_map import OPTIONAL, is_attention_projection, ldm_names, spellings, with_counters
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError
 from .layers import ParameterPath
@@ -61,8 +61,7 @@ def from_torch(state_dict: Mapping[str, Tensor], config: AutoencoderKLConfig) ->
     """
     known, paths = spellings(config), flax_paths(config)
     weights = {known.get(key, key): weight for key, weight in state_dict.items() if FUSED not in key}
-    for key in OPTIONAL & paths.keys() - weights.keys():
-        weights[key] = torch.zeros((), dtype=torch.int64, device="cpu")
+    weights = with_counters(weights, paths)
     _check_names("the state dict", set(weights), set(paths))
     absent = [key for key, weight in weights.items() if weight.is_meta]
     if absent:

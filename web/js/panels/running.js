@@ -9,12 +9,12 @@ import { addPanel } from './panel.js'
 /**
  * @import { Status } from '../host/answers'
  * @import { GraphNode } from '../host/types'
- * @typedef {{update: (status: Status) => void, end: () => void}} View
+ * @typedef {{update: (status: Status) => void, end: () => void}} Gauge what a node shows of its run
  */
 
-/** @type {WeakMap<GraphNode, View>} */
-const views = new WeakMap()
-/** @type {Map<string, View>} */
+/** @type {WeakMap<GraphNode, Gauge>} */
+const gauges = new WeakMap()
+/** @type {Map<string, Gauge>} */
 const running = new Map()
 
 /** @param {GraphNode} node */
@@ -37,7 +37,7 @@ export function addRunning(node) {
     })
   })
   panel.content.replaceChildren(bar, el('div', { class: 'seamless-row' }, text, stop))
-  views.set(node, {
+  gauges.set(node, {
     update(status) {
       const share = status.total > 0 ? status.done / status.total : 0
       filled.style.width = `${100 * share}%`
@@ -63,15 +63,15 @@ export function showRuns() {
     (status) => {
       const id = String(status.node)
       const node = findNode(id)
-      const view = node && views.get(node)
-      if (!view) return
-      running.set(id, view)
-      view.update(status)
+      const gauge = node && gauges.get(node)
+      if (!gauge) return
+      running.set(id, gauge)
+      gauge.update(status)
     },
     (hasEnded) => {
-      for (const [id, view] of [...running].filter(([each]) => hasEnded(each))) {
+      for (const [id, gauge] of [...running].filter(([each]) => hasEnded(each))) {
         running.delete(id)
-        view.end()
+        gauge.end()
       }
     }
   )
