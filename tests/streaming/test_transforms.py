@@ -82,11 +82,11 @@ def inputs_of(transform: Transform, source: Tensor, compiled: bool, affine=None)
     jit, ring, place = winograd.jit(), np.empty((channels // 16, 6, 6, 16), np.float32), begin(out.numpy())
     image = rows_of(source.numpy()), width, channels, FLOAT32
     if transform is UPSAMPLE:
-        jit.upsample_inputs(image, 0, 0, False, begin(ring), place, channels, (1, 1), channels)
+        jit.upsample_inputs(image, 0, 0, False, begin(ring), (place, channels, FLOAT32), (1, 1), channels)
     else:
         scale, shift = affine or (ring, ring)
         norm = begin(scale), begin(shift), affine is not None
-        jit.transform_inputs(image, 0, 0, False, *norm, begin(ring), place, channels, (1, 1), channels)
+        jit.transform_inputs(image, 0, 0, False, *norm, begin(ring), (place, channels, FLOAT32), (1, 1), channels)
     return out.reshape(n * n, channels)
 
 

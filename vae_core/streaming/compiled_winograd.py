@@ -1,4 +1,7 @@
-"""Convolutions with few multiplications, in float32 on a CPU, compiled: a strip is one call."""
+"""Convolutions with few multiplications, in float32 on a CPU, compiled: a strip is one call.
+
+Where the precision of a pass is bfloat16, what is multiplied is rounded to it; sums and all else are in float32.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +31,14 @@ _STRIP_FLOPS = 2**33  # of a direct convolution: some ten milliseconds, after wh
 _UNCHANGED = torch.ones(1, 1)  # what makes one product of the one number of a kernel
 
 _NO_VECTOR = np.empty(0, np.float32)
-_NO_WEIGHTS = np.empty((0, 0, 0, 0), np.float32)
+_KINDS = {torch.float32: np.dtype(np.float32), torch.bfloat16: np.dtype(np.uint16)}  # of what is multiplied
 
 
 class _Weights(NamedTuple):
     """A pass's weights, as the compiled functions take them.
 
     Attributes:
-        weights: [products, blocks, C, COLUMNS].
+        weights: [products, blocks, C, COLUMNS], of float32 or of uint16, see `winograd_jit.pack`.
         shortcut: [1, blocks, channels, COLUMNS]; without elements if there is none.
         bias: [K], that of the shortcut included.
     """
@@ -92,6 +95,10 @@ class CompiledWinograd(winograd.Winograd):
         return Layout(cut(batch, 1), cut(height, rows * TILE, TILE), cut(width, width))
 
     @property
+    def _kind(self) -> np.dtype:
+        return _KINDS[self.inputs.dtype]
+
+    @property
     def _padded_channels(self) -> int:
         """Output channels, filled up to whole blocks of products."""
         return round_up(self.step.conv.out_channels, winograd.jit().COLUMNS)
@@ -114,7 +121,8 @@ class CompiledWinograd(winograd.Winograd):
             "shortcut": pixels * (width + jit.GAP),
             "rows": 2 * TILE * self._at_once[0],
         }
-        sizes, dtype = {name: 4 * size for name, size in sizes.items()}, self.inputs.map_dtype
+        dtype = self.inputs.map_dtype
+        sizes = {name: (self._kind.itemsize if name == "inputs" else 4) * size for name, size in sizes.items()}
         if may_be_elsewhere(self.inputs.target, self.step.target, dtype):  # then a strip is copied to its place
             sizes["output"] = dtype.itemsize * self.layout.first.positions * self.step.conv.out_channels
         return sizes
@@ -132,12 +140,12 @@ class CompiledWinograd(winograd.Winograd):
 
     def packed_bytes(self) -> int:
         numbers = self.groups * self.step.conv.in_channels + self._shortcut_channels
-        return 4 * numbers * self._padded_channels
+        return self._kind.itemsize * numbers * self._padded_channels
 
     def pack(self, each: Each = one_by_one) -> _Weights:
         conv = self.step.conv
         shortcut = self.step.shortcut
-        of_shortcut = _NO_WEIGHTS
+        of_shortcut = np.empty((0, 0, 0, 0), self._kind)
         if shortcut is not None:
             of_shortcut = self._packed(shortcut.weight, _UNCHANGED, each)
         packed = self._packed(conv.weight, self.transform.of_kernels, each)
@@ -148,7 +156,7 @@ class CompiledWinograd(winograd.Winograd):
         jit = winograd.jit()
         kernels = weight.detach().float().cpu().flatten(2).contiguous().numpy()
         blocks = self._padded_channels // jit.COLUMNS
-        packed = np.empty((len(matrix), blocks, weight.shape[1], jit.COLUMNS), np.float32)
+        packed = np.empty((len(matrix), blocks, weight.shape[1], jit.COLUMNS), self._kind)
         each(lambda block: jit.pack(kernels, matrix.numpy(), packed, block, block + 1), blocks)
         return packed
 
@@ -192,9 +200,10 @@ class CompiledWinograd(winograd.Winograd):
         weights = self.weights
         jit = winograd.jit()
         circular = self.inputs.circular.x
-        ring, inputs, products, shortcut = (
-            scratch.array(name, scratch.sizes[name] // 4) for name in ("ring", "inputs", "products", "shortcut")
+        ring, products, shortcut = (
+            scratch.array(name, scratch.sizes[name] // 4) for name in ("ring", "products", "shortcut")
         )
+        inputs = scratch.parts["inputs"].numpy().view(self._kind)
         rows = scratch.tensor("rows", (TILE * self._at_once[0],), torch.int64).numpy()
         sums.fill(0.0)
         # Plain tuples: what numba keeps on disk has the names of all others, which a host may change.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DamagedWeightError, NonFiniteError
-from .choose import KernelChoice, choose_kernel
+from .choose import KernelChoice, choose_kernel, pass_dtype
 from .kernel import ACCELERATOR_STRIP_BYTES, STRIP_BYTES, Each, Kernel, Layout, PassInputs
 from .maps import FeatureMap, PlannedMap
 from .memory import give_back_freed
@@ -114,6 +114,7 @@ class Execution:
         self.like = like
         self.find_damage = find_damage
         self.maps: dict[str, FeatureMap] = {}
+        self.positions = 0  # of the image, which is the input or the output
         self._owned: dict[str, FeatureMap] = {}  # what the store lent, by the map that it is used for now
         self.stats: dict[str, Stats] = {}
 
@@ -179,6 +180,7 @@ class Execution:
         With planned maps and a planned store this is a dry run that computes nothing.
         """
         self.maps = {INPUT: source, OUTPUT: target}
+        self.positions = max(each.shape[1:3].numel() for each in (source, target))
         last_use = {name: index for index, step in enumerate(self.passes) for name in step.reads}
         try:
             for index, step in enumerate(self.passes):
@@ -236,7 +238,7 @@ class Execution:
             source=source,
             target=target,
             residual=residual,
-            dtype=manner.dtype,
+            dtype=pass_dtype(step, chosen, manner.dtype, manner.map_dtype, target.shape[1:3].numel() == self.positions),
             map_dtype=manner.map_dtype,
             coefficients=self._coefficients(step),
             circular=manner.circular,

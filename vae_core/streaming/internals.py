@@ -187,6 +187,13 @@ def _set_and_put_default_back(count: int) -> None:
             other.join()
 
 
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for products in bfloat16, which torch uses."""
+    ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return ask is not None and bool(ask()) and torch.backends.mkldnn.is_available()
+
+
 # Grouped 1x1 convolutions of oneDNN on weights that it has laid out in advance.
 
 _OPERATORS = ("_reorder_convolution_weight", "_convolution_pointwise", "_convolution_pointwise_")

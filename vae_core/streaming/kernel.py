@@ -103,7 +103,7 @@ class PassInputs:
     """What a kernel works on: maps [B, H, W, C], where the store has put them, or planned ones for a dry run.
 
     Attributes:
-        dtype: precision of the computation.
+        dtype: precision of the computation; bfloat16 may be that of what is multiplied alone.
         map_dtype: that of all maps but the output, which may be of another.
         coefficients: a GroupNorm as scale and shift [B, C], in float64 on the CPU, or on the device as `Stats.affine`
             gives it; None for another norm, or none, and in a dry run.

@@ -17,12 +17,13 @@ which takes as long as a decode.)
 """
 
 from .convolve import BLOCK, convolve, transform_inputs, transform_outputs
-from .lanes import LANES
+from .lanes import BFLOAT16, LANES
 from .multiply import COLUMNS, GAP, ROWS
 from .packing import pack
 from .upsample import upsample, upsample_inputs, upsample_outputs
 
 __all__ = [
+    "BFLOAT16",
     "BLOCK",
     "COLUMNS",
     "GAP",

@@ -21,7 +21,7 @@ bytes, stays in the first cache.
 
 from __future__ import annotations
 
-from .lanes import F32, LANES, ZERO, address, load, load_value, part, silu, step, store, whole
+from .lanes import F32, LANES, ZERO, address, load, load_value, part, silu, step, store_value, whole
 from .multiply import COLUMNS, GAP, multiply
 from .pixels import OUTSIDE, copy_pixels, four_rows, pixel_address, put_tile, value
 
@@ -55,13 +55,13 @@ def _four_outputs(m0, m1, m2, m3, m4, m5):
 
 
 @part
-def _store_six(m, stride, v):
-    store(m, v[0])
-    store(m + stride, v[1])
-    store(m + 2 * stride, v[2])
-    store(m + 3 * stride, v[3])
-    store(m + 4 * stride, v[4])
-    store(m + 5 * stride, v[5])
+def _store_six(kind, m, stride, v):
+    store_value(kind, m, v[0])
+    store_value(kind, m + stride, v[1])
+    store_value(kind, m + 2 * stride, v[2])
+    store_value(kind, m + 3 * stride, v[3])
+    store_value(kind, m + 4 * stride, v[4])
+    store_value(kind, m + 5 * stride, v[5])
 
 
 @part
@@ -73,7 +73,7 @@ def _activated(kind, pixel, c, scale, shift, activate):
 
 
 @step
-def transform_inputs(source, y0, x0, circular_x, scales, shifts, activate, ring_begin, out, apart, tiles, channels):
+def transform_inputs(source, y0, x0, circular_x, scales, shifts, activate, ring_begin, out, tiles, channels):
     """Transform the inputs of tiles of 4x4 outputs, of which the first input is in row y0 and column x0.
 
     Args:
@@ -81,13 +81,14 @@ def transform_inputs(source, y0, x0, circular_x, scales, shifts, activate, ring_
         circular_x: a column outside the image is one at its other side.
         scales, shifts: addresses of [channels], applied before SiLU, if `activate`.
         ring_begin: address of the ring, see above.
-        out: address of [tiles, 36, apart]: what is multiplied, in the first `channels` of each `apart`.
+        out: address of [tiles, 36, apart] for what is multiplied, in the first `channels` of each `apart`; `apart`; and
+            the kind.
         tiles: how many below and beside one another.
     """
     rows, width, depth, kind = source
+    row_out, apart, out_kind = out
     down, across = tiles
     line = 6 * apart
-    row_out = out
     row_of_ring = 6 * LANES
     for y in range(y0, y0 + 4 * down, 4):
         for block in range(0, channels, BLOCK):
@@ -110,7 +111,7 @@ def transform_inputs(source, y0, x0, circular_x, scales, shifts, activate, ring_
                         _activated(kind, p4, c, scales, shifts, activate),
                         _activated(kind, p5, c, scales, shifts, activate),
                     )
-                    _store_six(ring_begin + 36 * (c - block) + slot * LANES, row_of_ring, v)
+                    _store_six(ZERO, ring_begin + 36 * (c - block) + slot * LANES, row_of_ring, v)
                 if j < 5 or (j - 5) % 4:
                     continue
                 tile = row_out + (j - 5) // 4 * 36 * apart
@@ -131,7 +132,7 @@ def transform_inputs(source, y0, x0, circular_x, scales, shifts, activate, ring_
                             load(row + s4),
                             load(row + s5),
                         )
-                        _store_six(tile + i * line + c, apart, v)
+                        _store_six(out_kind, tile + i * line + c, apart, v)
                         row += row_of_ring
         row_out += across * 36 * apart
 
@@ -212,7 +213,8 @@ def convolve(source, circular_x, scale, shift, weights, bias, added, shortcut, t
         source: from the row above the first one of the target to the row below the last one.
         circular_x: a column outside the image is one at its other side.
         scale, shift: [C]; without elements to take the source as it is.
-        weights: [36, K / COLUMNS, C, COLUMNS], K filled up to whole blocks.
+        weights: [36, K / COLUMNS, C, COLUMNS], K filled up to whole blocks, as `pack` lays them out: of float32, or of
+            uint16 for bfloat16, as what is multiplied in the memory.
         bias: [K].
         added: a map of the target's rows and columns that is added; without rows, nothing is.
         shortcut: [1, K / COLUMNS, channels, COLUMNS], by which each pixel of what is added is multiplied; without
@@ -226,6 +228,7 @@ def convolve(source, circular_x, scale, shift, weights, bias, added, shortcut, t
     added_rows, _, added_depth, added_kind = added
     target_rows, _, depth, kind = target
     ring, inputs, products, beside, beside_rows, at_once = memory
+    multiplied = inputs[0]  # a number of the kind
     channels = weights.shape[2]
     out_channels = bias.size
     width = weights.shape[1] * COLUMNS
@@ -242,11 +245,10 @@ def convolve(source, circular_x, scale, shift, weights, bias, added, shortcut, t
                     (row, column),
                     size,
                     of_shortcut,
-                    address(inputs),
-                    of_shortcut + GAP,
+                    (address(inputs), of_shortcut + GAP, multiplied),
                 )
                 pixels = size[0] * size[1]
-                multiply(address(inputs), address(shortcut), address(beside), pixels, 1, of_shortcut, width)
+                multiply(multiplied, address(inputs), address(shortcut), address(beside), pixels, 1, of_shortcut, width)
                 for y in range(rows):
                     beside_rows[y] = address(beside) + y * size[1] * results_apart
             transform_inputs(
@@ -258,12 +260,20 @@ def convolve(source, circular_x, scale, shift, weights, bias, added, shortcut, t
                 address(shift),
                 scale.size > 0,
                 address(ring),
-                address(inputs),
-                channels + GAP,
+                (address(inputs), channels + GAP, multiplied),
                 tiles,
                 channels,
             )
-            multiply(address(inputs), address(weights), address(products), tiles[0] * tiles[1], 36, channels, width)
+            multiply(
+                multiplied,
+                address(inputs),
+                address(weights),
+                address(products),
+                tiles[0] * tiles[1],
+                36,
+                channels,
+                width,
+            )
             place = target_rows, (row, column), depth, kind
             sums = address(total), address(squares)
             if of_shortcut > 0:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import extending
 from numba.core import cgutils, types
 from numba.extending import models, overload, register_model
@@ -26,6 +26,13 @@ VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _WIDE = ir.VectorType(ir.DoubleType(), LANES)
 WORDS = ir.VectorType(ir.IntType(32), LANES)
 _HALVES = ir.VectorType(ir.IntType(16), LANES)
+_FEATURES = binding.get_host_cpu_features()
+WIDE = _FEATURES.get("avx512f", False)
+"""Whether the processor has 32 registers of 512 bits."""
+BFLOAT16 = WIDE and _FEATURES.get("avx512bf16", False)
+"""Whether it has instructions for bfloat16: products of pairs, summed up in float32, and rounding."""
+if BFLOAT16:
+    binding.initialize_native_asmparser()  # they are written out, because llvmlite has no type for bfloat16
 _FLAGS = ("contract", "arcp", "nsz")  # nothing that would assume numbers to be finite
 
 
@@ -115,13 +122,27 @@ def store_value(typing, kind, first, value):
         if signature.args[0] == types.float32:
             builder.store(value, pointer_to(builder, first, VECTOR, 4), align=4)
             return
-        bits = builder.bitcast(value, WORDS)
-        odd = builder.and_(builder.lshr(bits, _words(16)), _words(1))
-        rounded = builder.lshr(builder.add(bits, builder.add(odd, _words(0x7FFF))), _words(16))
-        finite_or_not = builder.select(builder.fcmp_unordered("uno", value, value), _words(0x7FC0), rounded)
-        builder.store(builder.trunc(finite_or_not, _HALVES), pointer_to(builder, first, _HALVES, 2), align=2)
+        builder.store(_rounded(builder, value), pointer_to(builder, first, _HALVES, 2), align=2)
 
     return types.void(kind, types.intp, lanes), emit
+
+
+def _rounded(builder, value):
+    """The upper halves of a vector, rounded to nearest, ties to even."""
+    if BFLOAT16:
+        kind = ir.FunctionType(_HALVES, [VECTOR])
+        return builder.asm(kind, "vcvtneps2bf16 $1, $0", "=v,v", [value], False)
+    bits = builder.bitcast(value, WORDS)
+    odd = builder.and_(builder.lshr(bits, _words(16)), _words(1))
+    rounded = builder.lshr(builder.add(bits, builder.add(odd, _words(0x7FFF))), _words(16))
+    finite_or_not = builder.select(builder.fcmp_unordered("uno", value, value), _words(0x7FC0), rounded)
+    return builder.trunc(finite_or_not, _HALVES)
+
+
+def pairs(builder, even, odd):
+    """Two vectors, rounded to bfloat16, as pairs of one number of each."""
+    low, high = (builder.zext(_rounded(builder, each), WORDS) for each in (even, odd))
+    return builder.or_(low, builder.shl(high, _words(16)))
 
 
 @intrinsic

@@ -9,19 +9,20 @@ reads is one after the other; it stays in the first cache while all rows of the 
               | row  |         (down)   | of K    |  | next    |            |       |       |
 
 On a processor with 32 registers of 512 bits a block is 12 x 32 numbers, elsewhere 6 x 16, which is what 16 registers of
-256 bits have room for. (van Zee & van de Geijn, BLIS: A Framework for Rapidly Instantiating BLAS Functionality, 2015.)
+256 bits have room for. Where the processor has instructions for it, both sides may be in bfloat16: channels then go in
+pairs, of which the right side has those of a column one after the other, and an instruction adds both products to a sum
+in float32. (van Zee & van de Geijn, BLIS: A Framework for Rapidly Instantiating BLAS Functionality, 2015.)
 """
 
 from __future__ import annotations
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import cgutils, types
 
-from .lanes import LANES, VECTOR, WORDS, intrinsic, pointer_to, step
+from .lanes import LANES, VECTOR, WIDE, WORDS, intrinsic, pointer_to, step
 
-_WIDE = binding.get_host_cpu_features().get("avx512f", False)
-ROWS = 12 if _WIDE else 6
-_VECTORS = 2 if _WIDE else 1
+ROWS = 12 if WIDE else 6
+_VECTORS = 2 if WIDE else 1
 COLUMNS = _VECTORS * LANES
 GAP = LANES
 """Numbers left free after the channels of each product. Rows would else begin at a multiple of 4 KiB from one another
@@ -29,18 +30,19 @@ where channels are many, and so in the same few lines of the first cache."""
 
 
 @intrinsic
-def _multiply_block(typing, left, left_step, right, depth, results, results_step):
+def _multiply_block(typing, kind, left, left_step, right, depth, results, results_step):
     """results = left x right for one block, all of them addresses and steps from row to row.
 
-    left: [ROWS, depth], right: [depth, COLUMNS] without gaps, results: [ROWS, COLUMNS].
+    kind: any number of float32, or of uint16 for bfloat16.
+    left: [ROWS, depth], right: [depth, COLUMNS] or [depth / 2, COLUMNS, 2] without gaps, results: [ROWS, COLUMNS].
     """
 
     def emit(context, builder, signature, arguments):
-        left, left_step, right, depth, results, results_step = arguments
-        word, one = cgutils.intp_t, cgutils.intp_t(1)
-        multiply_add = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(VECTOR, [VECTOR] * 3), f"llvm.fma.v{LANES}f32"
-        )
+        _, left, left_step, right, depth, results, results_step = arguments
+        word = cgutils.intp_t
+        pairs = signature.args[0] != types.float32
+        at_once, size, vectors = (2, 2, WORDS) if pairs else (1, 4, VECTOR)
+        add_products = _add_products_of_pairs if pairs else _add_products
         rows = [builder.add(left, builder.mul(left_step, word(row))) for row in range(ROWS)]
 
         before, loop = builder.block, builder.append_basic_block("channels")
@@ -52,12 +54,14 @@ def _multiply_block(typing, left, left_step, right, depth, results, results_step
         sums = [[builder.phi(VECTOR) for _ in range(_VECTORS)] for _ in range(ROWS)]
         packed = builder.add(right, builder.mul(channel, word(COLUMNS)))
         factors = [
-            builder.load(pointer_to(builder, builder.add(packed, word(each * LANES)), VECTOR, 4), align=4)
+            builder.load(
+                pointer_to(builder, builder.add(packed, word(at_once * each * LANES)), vectors, size), align=size
+            )
             for each in range(_VECTORS)
         ]
         for row, of_row in zip(rows, sums, strict=True):
-            number = builder.load(pointer_to(builder, builder.add(row, channel), ir.FloatType(), 4), align=4)
-            undefined = ir.Constant(VECTOR, ir.Undefined)
+            number = builder.load(pointer_to(builder, builder.add(row, channel), vectors.element, size), align=size)
+            undefined = ir.Constant(vectors, ir.Undefined)
             spread = builder.shuffle_vector(
                 builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0)),
                 undefined,
@@ -65,8 +69,8 @@ def _multiply_block(typing, left, left_step, right, depth, results, results_step
             )
             for total, factor in zip(of_row, factors, strict=True):
                 total.add_incoming(ir.Constant(VECTOR, [0.0] * LANES), before)
-                total.add_incoming(builder.call(multiply_add, [spread, factor, total]), loop)
-        following = builder.add(channel, one)
+                total.add_incoming(add_products(builder, spread, factor, total), loop)
+        following = builder.add(channel, word(at_once))
         channel.add_incoming(following, loop)
         builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
 
@@ -77,16 +81,28 @@ def _multiply_block(typing, left, left_step, right, depth, results, results_step
                 vector = pointer_to(builder, builder.add(place, word(each * LANES)), VECTOR, 4)
                 builder.store(total.incomings[1][0], vector, align=4)
 
-    return types.void(*[types.intp] * 6), emit
+    return types.void(kind, *[types.intp] * 6), emit
+
+
+def _add_products(builder, spread, factor, total):
+    kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
+    fused = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
+    return builder.call(fused, [spread, factor, total])
+
+
+def _add_products_of_pairs(builder, spread, factor, total):
+    kind = ir.FunctionType(VECTOR, [VECTOR, WORDS, WORDS])
+    return builder.asm(kind, "vdpbf16ps $3, $2, $0", "=v,0,v,v", [total, spread, factor], False)
 
 
 @step
-def multiply(left, right, results, rows, groups, depth, columns):
+def multiply(kind, left, right, results, rows, groups, depth, columns):
     """results[:, g] = left[:, g] x right[g] for each g, at addresses.
 
     Args:
+        kind: of both sides, see `_multiply_block`.
         left: [rows, groups, depth + GAP].
-        right: [groups, columns / COLUMNS, depth, COLUMNS].
+        right: [groups, columns / COLUMNS, depth, COLUMNS], or [groups, columns / COLUMNS, depth / 2, COLUMNS, 2].
         results: [rows, groups, columns + GAP].
         rows: filled up to whole blocks: what is beyond them is read and written as well.
         columns: a multiple of COLUMNS.
@@ -99,6 +115,7 @@ def multiply(left, right, results, rows, groups, depth, columns):
         for column in range(0, columns, COLUMNS):
             for row in range(0, rows, ROWS):
                 _multiply_block(
+                    kind,
                     of_left + row * left_step,
                     left_step,
                     right + (group * columns + column) * depth,

@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 import numpy as np
+from numba.core import cgutils, types
 
-from .lanes import LANES, ZERO, address, load, splat, store, whole
+from .lanes import LANES, VECTOR, WORDS, ZERO, address, intrinsic, lanes, load, pairs, part, pointer_to, splat, whole
 from .multiply import COLUMNS
 
 _CHANNELS = 8  # at once, so that what is written for one product is some cache lines one after the other
+
+
+@part
+def _combined(matrix, group, taps, kernels):
+    """A line of a matrix times as many vectors of kernels, which are COLUMNS numbers apart."""
+    total = splat(ZERO)
+    for tap in range(taps):
+        total = total + matrix[group, tap] * load(kernels + tap * COLUMNS)
+    return total
+
+
+@intrinsic
+def _store_two(typing, kind, block, lane, even, odd):
+    """Write vectors of two channels one after the other, or as pairs, from column `lane` of a block on."""
+
+    def emit(context, builder, signature, arguments):
+        _, block, lane, even, odd = arguments
+        if signature.args[0] == types.float32:
+            for each, vector in enumerate((even, odd)):
+                place = builder.add(builder.add(block, lane), cgutils.intp_t(each * COLUMNS))
+                builder.store(vector, pointer_to(builder, place, VECTOR, 4), align=4)
+        else:
+            place = builder.add(block, builder.mul(lane, cgutils.intp_t(2)))
+            builder.store(pairs(builder, even, odd), pointer_to(builder, place, WORDS, 2), align=2)
+
+    return types.void(kind, types.intp, types.intp, lanes, lanes), emit
 
 
 @whole
@@ -17,12 +44,14 @@ def pack(kernels, matrix, packed, first, stop):
     Args:
         kernels: [K, C, taps]; output channels beyond the last one count as zero.
         matrix: [groups, taps].
-        packed: [groups, blocks, C, COLUMNS].
+        packed: [groups, blocks, C, COLUMNS] of float32, or of uint16 for bfloat16 in pairs of channels: what is written
+            is [groups, blocks, C / 2, COLUMNS, 2] then.
     """
     out_channels, channels, taps = kernels.shape
     groups, blocks = packed.shape[:2]
     side_by_side = np.empty(_CHANNELS * taps * COLUMNS, np.float32)  # the kernels of a block, [C, taps, COLUMNS]
     begin = address(side_by_side)
+    kind = packed[0, 0, 0, 0]
     for block in range(first, stop):
         filled = min(COLUMNS, out_channels - block * COLUMNS)
         if filled < COLUMNS:
@@ -36,9 +65,10 @@ def pack(kernels, matrix, packed, first, stop):
                         side_by_side[(c * taps + tap) * COLUMNS + column] = number
             for group in range(groups):
                 out = address(packed) + ((group * blocks + block) * channels + channel) * COLUMNS
-                for c in range(count):
+                for c in range(0, count, 2):
+                    even = begin + c * taps * COLUMNS
+                    odd = even + taps * COLUMNS
                     for lane in range(0, COLUMNS, LANES):
-                        total = splat(ZERO)
-                        for tap in range(taps):
-                            total = total + matrix[group, tap] * load(begin + (c * taps + tap) * COLUMNS + lane)
-                        store(out + c * COLUMNS + lane, total)
+                        first = _combined(matrix, group, taps, even + lane)
+                        second = _combined(matrix, group, taps, odd + lane)
+                        _store_two(kind, out + c * COLUMNS, lane, first, second)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .lanes import LANES, ZERO, accumulate, load_value, part, splat, step, store, store_value
+from .lanes import LANES, ZERO, accumulate, load_value, part, splat, step, store_value
 
 OUTSIDE = 0  # the address of a row or a pixel outside the image
 
@@ -81,14 +81,17 @@ def put_tile(kinds, by_column, size, bias, to_add, pixels, offset, depth, total,
 
 
 @step
-def copy_pixels(source, first, size, channels, out, apart):
-    """Copy a rectangle of pixels, from a row and a column on, to [pixels, apart] of float32 at an address.
+def copy_pixels(source, first, size, channels, out):
+    """Copy a rectangle of pixels, from a row and a column on.
 
-    source: a map's kind, the addresses of its rows, and its depth.
+    Args:
+        source: a map's kind, the addresses of its rows, and its depth.
+        out: address of [pixels, apart], `apart`, and the kind.
     """
     kind, rows, depth = source
+    place, apart, out_kind = out
     for y in range(first[0], first[0] + size[0]):
         for x in range(first[1], first[1] + size[1]):
             for c in range(0, channels, LANES):
-                store(out + c, load_value(kind, rows[y] + x * depth + c))
-            out += apart
+                store_value(out_kind, place + c, load_value(kind, rows[y] + x * depth + c))
+            place += apart

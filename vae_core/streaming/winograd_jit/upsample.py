@@ -17,7 +17,7 @@ complete.
 
 from __future__ import annotations
 
-from .lanes import LANES, address, load, part, step, store, whole
+from .lanes import LANES, address, load, part, step, store, store_value, whole
 from .multiply import COLUMNS, GAP, multiply
 from .pixels import four_rows, pixel_address, put_tile, value
 
@@ -35,27 +35,27 @@ def _four_outputs(m0, m1, m2, m3, m4):
 
 
 @part
-def _store_five(row, s0, s1, s2, s3, m, stride):
+def _store_five(kind, row, s0, s1, s2, s3, m, stride):
     """Write a line of what is multiplied, of a row of the ring whose slots, the oldest first, are s0 ... s3."""
     v = _four_differences(load(row + s0), load(row + s1), load(row + s2), load(row + s3))
-    store(m, v[0])
-    store(m + stride, v[1])
-    store(m + 2 * stride, v[2])
-    store(m + 3 * stride, v[1])
-    store(m + 4 * stride, v[3])
+    store_value(kind, m, v[0])
+    store_value(kind, m + stride, v[1])
+    store_value(kind, m + 2 * stride, v[2])
+    store_value(kind, m + 3 * stride, v[1])
+    store_value(kind, m + 4 * stride, v[3])
 
 
 @step
-def upsample_inputs(source, y0, x0, circular_x, ring_begin, out, apart, tiles, channels):
+def upsample_inputs(source, y0, x0, circular_x, ring_begin, out, tiles, channels):
     """Transform the inputs of tiles of 4x4 outputs, of which the first input is in row y0 and column x0.
 
     Arguments are those of `convolve.transform_inputs`, but the source is the map before the doubling,
-    and out is the address of [tiles, 25, apart].
+    and out is of [tiles, 25, apart].
     """
     rows, width, depth, kind = source
     down, across = tiles
+    tile, apart, out_kind = out
     line = 5 * apart
-    tile = out
     row_of_ring = 4 * LANES
     for y in range(y0, y0 + 2 * down, 2):
         for j in range(2 * across + 2):
@@ -80,11 +80,11 @@ def upsample_inputs(source, y0, x0, circular_x, ring_begin, out, apart, tiles, c
             s3 = slot * LANES
             for c in range(0, channels, LANES):
                 row = ring_begin + 16 * c
-                _store_five(row, s0, s1, s2, s3, tile + c, apart)
-                _store_five(row + row_of_ring, s0, s1, s2, s3, tile + line + c, apart)
-                _store_five(row + 2 * row_of_ring, s0, s1, s2, s3, tile + 2 * line + c, apart)
-                _store_five(row + row_of_ring, s0, s1, s2, s3, tile + 3 * line + c, apart)
-                _store_five(row + 3 * row_of_ring, s0, s1, s2, s3, tile + 4 * line + c, apart)
+                _store_five(out_kind, row, s0, s1, s2, s3, tile + c, apart)
+                _store_five(out_kind, row + row_of_ring, s0, s1, s2, s3, tile + line + c, apart)
+                _store_five(out_kind, row + 2 * row_of_ring, s0, s1, s2, s3, tile + 2 * line + c, apart)
+                _store_five(out_kind, row + row_of_ring, s0, s1, s2, s3, tile + 3 * line + c, apart)
+                _store_five(out_kind, row + 3 * row_of_ring, s0, s1, s2, s3, tile + 4 * line + c, apart)
             tile += 25 * apart
 
 
@@ -138,6 +138,7 @@ def upsample(source, circular_x, weights, bias, target, columns, memory, total, 
     """
     target_rows, _, depth, kind = target
     ring, inputs, products, at_once = memory
+    multiplied = inputs[0]  # a number of the kind
     channels = weights.shape[2]
     out_channels = bias.size
     width = weights.shape[1] * COLUMNS
@@ -152,12 +153,20 @@ def upsample(source, circular_x, weights, bias, target, columns, memory, total, 
                 column // 2 - 1,
                 circular_x,
                 address(ring),
-                address(inputs),
-                channels + GAP,
+                (address(inputs), channels + GAP, multiplied),
                 tiles,
                 channels,
             )
-            multiply(address(inputs), address(weights), address(products), tiles[0] * tiles[1], 25, channels, width)
+            multiply(
+                multiplied,
+                address(inputs),
+                address(weights),
+                address(products),
+                tiles[0] * tiles[1],
+                25,
+                channels,
+                width,
+            )
             upsample_outputs(
                 address(products),
                 width + GAP,
