@@ -73,9 +73,12 @@ class TestSavingAndLoading:
     @pytest.mark.parametrize(
         ("change", "says"),
         [
-            (lambda w: w.to("meta"), "has 1 weights without values, such as decoder.conv_in.weight: they are offload"),
-            (lambda w: w.to_sparse(), "which is of the layout sparse_coo. Give dense weights"),
-            (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "which is quantised"),
+            (
+                lambda w: w.to("meta"),
+                "1 weights, such as decoder.conv_in.weight, that have no values here: they are off",
+            ),
+            (lambda w: w.to_sparse(), "that are of the layout sparse_coo. Make them dense"),
+            (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "has weights of type qint8: it is quantised"),
         ],
     )
     @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -5,6 +5,10 @@
 CHECKOUT is a checkout of the diffusers repository, at a version near to the installed one (`git checkout v0.40.0`).
 Its tests run twice, offline, both times with the installed diffusers: with its class and with ours. Every test that
 theirs passes, ours must pass, and none may be skipped that theirs runs. They need `parameterized` and `peft`.
+
+The old layout of the tests runs with a diffusers of its time, in an environment of its own with this package's torch:
+v0.26.3 with `diffusers==0.26.3 "huggingface_hub<0.26" "peft<0.9" "accelerate<0.27" "transformers<4.38"`, and with
+`requests_mock` as well.
 """
 
 from __future__ import annotations

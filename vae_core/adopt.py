@@ -96,6 +96,8 @@ def find_patch(module: nn.Module) -> str | None:
             return f"{where} has a hook for offloading or casting"
         if any(is_replaced(part, method) for method in _PATCHABLE):
             return f"{where} has a patched method"
+        if type(part).__module__.startswith(("torch.ao.", "torch.nn.quantized")):
+            return f"{where} is quantised ({type(part).__name__})"
         if hasattr(part, "base_layer"):
             return f"{where} has a LoRA or another adapter"
         if isinstance(part, nn.Conv2d) and part.padding_mode != "zeros":

@@ -44,7 +44,8 @@ class Decoder(LDMDecoder, DiffusersHalf, nn.Module):
         check_no_embedding(latent_embeds)
         x = self.conv_in(sample)
         x = run_block(self, self.mid_block, x)
-        x = x.to(next(self.up_blocks.parameters()).dtype)  # the part before may be kept in half precision
+        first = next(self.up_blocks.parameters(), None)  # none while FSDP or DataParallel runs the module
+        x = x if first is None else x.to(first.dtype)  # the part before may be kept in half precision
         for block in self.up_blocks:
             x = run_block(self, block, x)
         return self.conv_out(self.conv_act(self.conv_norm_out(x)))

@@ -9,6 +9,7 @@ from .blocks import DownBlock, Downsample, ResnetBlock, UNetMidBlock2D, UpBlock,
 from .decoder import Decoder
 from .encoder import Encoder
 from .streaming import internals
+from .tensor_kinds import foreign_class
 
 _CLASSES = (
     Encoder, Decoder, DownBlock, UpBlock, UNetMidBlock2D, ResnetBlock, Attention, Downsample, Upsample,
@@ -22,7 +23,7 @@ def find_patch(module: nn.Module) -> str | None:
     """The first thing under `module` that is patched, in words; None if it is unmodified.
 
     Looked for: hooks, also global ones; another class, a parametrization, a patched or a compiled method; a
-    convolution with another padding; a custom attention processor.
+    convolution with another padding; a custom attention processor; weights that compute in their own way.
     """
     if internals.has_global_hooks():
         return "a forward hook on all modules"
@@ -53,6 +54,10 @@ def _patch_of(module: nn.Module) -> str | None:
         return "a patched method"
     if internals.is_compiled(module):
         return "been compiled"
+    for weight in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+        foreign = foreign_class(weight)
+        if foreign is not None:
+            return f"weights of the class {foreign}"
     if isinstance(module, nn.Conv2d):
         return _patch_of_convolution(module)
     if isinstance(module, Attention) and type(module.processor) not in STOCK_PROCESSORS:

@@ -15,7 +15,7 @@ from .atomic import Writer
 from .checkpoints.build import build_model, parse_dtype
 from .checkpoints.generation import guesses_of
 from .checkpoints.key_map import weight_shapes
-from .checkpoints.memory import check_values, memory_tensors
+from .checkpoints.memory import memory_tensors
 from .checkpoints.open_file import open_tensor_file
 from .checkpoints.original_config import original_config
 from .checkpoints.plain import extra_weights, plain_weights
@@ -189,7 +189,6 @@ class PretrainedMixin(ConfigMixin):
             plan = plan_single_file(source, given_fields, given_config(config, rest.get("config_revision")))
             if original is not None:
                 plan = plan_single_file(source, {**original_config(original).fields_for(plan), **given_fields})
-            check_values(plan)
             place = _one_device(device_map) if device is None else device
             wanted, mapped = _one_dtype(torch_dtype, dtype), not disable_mmap
             model = build_model(cls, plan, wanted, place, mapped)  # type: ignore[type-var]

@@ -60,6 +60,7 @@ REBUILDERS = frozenset(
         "torch._utils._rebuild_sparse_tensor",
         "torch._utils._rebuild_sparse_csr_tensor",  # torch 1.10
         "torch._utils._rebuild_nested_tensor",
+        "torch._utils._rebuild_wrapper_subclass",  # of DTensor and of quantised weights
         "torch.serialization._get_layout",
         "torch._tensor._rebuild_from_type_v2",
         "torch.Size",
@@ -138,7 +139,8 @@ DUMMIES = frozenset(
         "torch._C.Generator",
     )
 )
-# Frameworks whose classes become dummies, whichever they are: configurations, callbacks, loss scalers, schedulers.
+# Frameworks whose classes become dummies, whichever they are: configurations, callbacks, loss scalers, schedulers; and
+# classes of tensors, with what describes them.
 FRAMEWORKS = (
     "pytorch_lightning",
     "lightning",
@@ -153,6 +155,10 @@ FRAMEWORKS = (
     "megatron",
     "colossalai",
     "torch_xla",
+    "torch.distributed",
+    "torchao",
+    "optimum.quanto",
+    "bitsandbytes",
     "torch.optim",
     "torch.amp",
     "torch.cuda.amp",

@@ -70,10 +70,19 @@ RULES: tuple[tuple[Callable[[Tensors], bool], Identity], ...] = (
             r"\.(qweight|qzeros|wscales|W_q|_?weight_q?data|weight_packed|weight_zero_point|weight_scale_2)$|"
             r"\.(SCB|weight_format)$|"
             r"\.weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+|SCB|_data|_scale)$|"
-            r"\.weight[.:](int_data|qdata|tensor_impl|layout_tensor|packed_weight)\b"
+            r"\.weight[.:](int_data|qdata|tensor_impl|layout_tensor|packed_weight)\b|"
+            r"\._packed_params(\.|$)"
         ),
         Identity(
-            "quantised (by bitsandbytes, GPTQ, torchao or the like)", "Get the VAE in float16, bfloat16 or float32."
+            "quantised (by torch, bitsandbytes, GPTQ, torchao or the like)",
+            "Get the VAE in float16, bfloat16 or float32.",
+        ),
+    ),
+    (
+        _any(r"\.(weight_fake_quant|activation_post_process)\."),
+        Identity(
+            "a model that is prepared for quantisation, with torch's observers beside its weights",
+            "Save the model that it was made from.",
         ),
     ),
     (

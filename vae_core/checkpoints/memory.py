@@ -40,24 +40,6 @@ def memory_tensors(tensors: Mapping[str, Any], name: str) -> TensorFile:
     return in_memory(values, name, found.remarks)
 
 
-def check_values(plan: CheckpointPlan) -> None:
-    """Raise CheckpointError for weights in memory without numbers of their own: on the meta device, sparse, packed."""
-    found = {name: plan.source.values.get(name) for name in plan.keys.values()}
-    weights = {name: value for name, value in found.items() if isinstance(value, Tensor)}
-    absent = [name for name, weight in weights.items() if weight.is_meta]
-    if absent:
-        raise CheckpointError(
-            f"{plan.source.path.name} has {len(absent)} weights without values, such as {absent[0]}: they are "
-            f"offloaded, or were never loaded. Bring the model onto a device first."
-        )
-    for name, weight in weights.items():
-        if weight.layout != torch.strided or weight.is_quantized:
-            kind = "quantised" if weight.is_quantized else f"of the layout {str(weight.layout).removeprefix('torch.')}"
-            raise CheckpointError(
-                f"{plan.source.path.name} has {name}, which is {kind}. Give dense weights of floating-point numbers."
-            )
-
-
 def plan_tensors(
     tensors: Mapping[str, Any],
     name: str,

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..tensor_kinds import obstacle
 from .detect import find_prefixes
 from .key_map import plain_name
-from .rebuild import Array, InlineTensor, StoredTensor
+from .rebuild import Array, InlineTensor, StoredTensor, UnreadTensor
 
-AnyTensor = StoredTensor | InlineTensor | Tensor  # a tensor itself in a dictionary that never was a file
+AnyTensor = StoredTensor | InlineTensor | UnreadTensor | Tensor  # a tensor itself in a dictionary that never was a file
 
 # Names under which scripts save the weights, the one to take first. Moving averages come last.
 WEIGHTS_FIRST = (
@@ -80,7 +81,7 @@ def find_tensors(content: Mapping[Any, Any]) -> Found:
         if not any(other != path and other[: len(path)] == path for other, _ in whole)
     ]
     if inner:
-        path, tensors = min(inner, key=lambda item: _rank(item[0]))
+        path, tensors = min(inner, key=lambda item: (_is_unread(item[1]), *_rank(item[0])))
         others = [other for other, _ in inner if other != path]
         if not others:
             return Found(tensors)
@@ -88,6 +89,13 @@ def find_tensors(content: Mapping[Any, Any]) -> Found:
         return Found(tensors, (f"there are several models in the file; took {took}, not {left}.",))
     named = [content[name] for name in WEIGHTS_FIRST if isinstance(content.get(name), Mapping)]
     return Found(_flat(named[0] if named else content, steps))
+
+
+def _is_unread(tensors: Mapping[str, AnyTensor]) -> bool:
+    """Whether none of the tensors has values that can be read: an offloaded model beside its average."""
+    return all(
+        isinstance(each, UnreadTensor) or (isinstance(each, Tensor) and obstacle(each)) for each in tensors.values()
+    )
 
 
 def _rank(path: tuple[str, ...]) -> tuple[int, int]:
@@ -127,7 +135,7 @@ def _flat(content: Mapping[Any, Any], steps: _Steps, depth: int = MAX_DEPTH) -> 
         for name, value in items:
             if type(name) not in (str, int):
                 continue
-            if isinstance(value, StoredTensor | InlineTensor | Tensor):
+            if isinstance(value, AnyTensor):
                 found[steps.name(prefix, name)] = value
             elif isinstance(value, Array) and value.has_numbers:
                 found[steps.name(prefix, name)] = InlineTensor(value)

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import CheckpointError, UnsafeCheckpointError
 from .machine import Machine, time_limit
 from .nested import AnyTensor, Found, find_tensors
-from .rebuild import InlineTensor, StoredTensor
+from .rebuild import InlineTensor, StoredTensor, UnreadTensor
 from .tensor_file import TensorFile, TensorInfo
 from .unpickler import load
 from .zip_file import Entry, ZipError, check_entry, list_entries, read_entry
@@ -42,7 +42,7 @@ def open_pickle(path: Path, unnamed: str | None = None) -> TensorFile:
             is_zip = file.read(4) == b"PK\x03\x04"
         content, places = _open_zip(path) if is_zip else _open_legacy(path)
         found = _tensors_of(content if unnamed is None else _named(content, unnamed), path.name)
-        values = {name: each for name, each in found.tensors.items() if isinstance(each, InlineTensor)}
+        values = {name: each for name, each in found.tensors.items() if isinstance(each, InlineTensor | UnreadTensor)}
         infos = {name: _info(tensor, places) for name, tensor in found.tensors.items()}
     except CheckpointError:
         raise
@@ -155,7 +155,7 @@ def _open_legacy(path: Path) -> tuple[Any, Places]:
 
 
 def _named(content: Any, name: str) -> Any:
-    if isinstance(content, StoredTensor | InlineTensor):
+    if isinstance(content, StoredTensor | InlineTensor | UnreadTensor):
         return {name: content}
     if isinstance(content, list | tuple) and content:
         return {f"{name}.{i}": each for i, each in enumerate(content)}
@@ -163,7 +163,7 @@ def _named(content: Any, name: str) -> Any:
 
 
 def _tensors_of(content: Any, file_name: str) -> Found:
-    if isinstance(content, StoredTensor | InlineTensor):
+    if isinstance(content, StoredTensor | InlineTensor | UnreadTensor):
         raise CheckpointError(f"{file_name} is a single tensor, not a state dict. Save the state dict of a model.")
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{file_name} is a {type(content).__name__}, not a state dict. Save the state dict.")
@@ -171,7 +171,7 @@ def _tensors_of(content: Any, file_name: str) -> Found:
 
 
 def _info(tensor: AnyTensor, places: Places) -> TensorInfo:
-    if isinstance(tensor, InlineTensor):
+    if isinstance(tensor, InlineTensor | UnreadTensor):
         return TensorInfo(tensor.dtype, tensor.shape, 0)
     assert isinstance(tensor, StoredTensor)
     start, size = places[tensor.storage.key]

@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError
+from ..tensor_kinds import obstacle
+from .identify import identify
 from .key_map import OPTIONAL, weight_shapes, without_wrappers
 from .plan import LORA, OWN
+from .tensor_file import TensorInfo
 
 FUSED = ".to_qkv."  # made of three others by `fuse_qkv_projections`
 
@@ -57,40 +60,49 @@ def _is_merged(model: nn.Module) -> bool:
 
 
 def _check_names(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    missing = [key for key in shapes if key not in found and key not in OPTIONAL]
-    others = [key for key in found if key not in shapes]
-    wrong = [key for key in shapes if key in found and not _is_plain(found[key], shapes[key])]
-    if wrong:
-        weight = found[wrong[0]]
-        if type(weight).__name__ == "DTensor":
-            raise CheckpointError(
-                f"{len(wrong)} weights, such as {wrong[0]}, are spread over processes (DTensor). Gather them in all of "
-                f"them first, as torch.distributed.checkpoint.state_dict.get_model_state_dict does with "
-                f"StateDictOptions(full_state_dict=True), and load that into a model that is not spread."
-            )
+    tensors = {key: weight for key, weight in found.items() if isinstance(weight, Tensor)}
+    hindered = {key: why for key, weight in tensors.items() if (why := obstacle(weight)) is not None}
+    if hindered:
+        first, why = next(iter(hindered.items()))
+        count = sum(other.what == why.what for other in hindered.values())
+        raise CheckpointError(f"{count} weights, such as {first}, {why.what}. {why.remedy}")
+    others = [key for key in shapes if key in found and not _is_plain(found[key], shapes[key])]
+    packed = [key for key in others if not _is_number(found[key], shapes[key])]
+    if packed:
+        weight = found[packed[0]]
         raise CheckpointError(
-            f"{len(wrong)} weights, such as {wrong[0]}, are quantised or packed ({type(weight).__name__} of "
+            f"{len(packed)} weights, such as {packed[0]}, are quantised or packed ({type(weight).__name__} of "
             f"{weight.dtype}, shape {tuple(weight.shape)}). Dequantise the model first, or save the one that it was "
             f"made from."
         )
+    if others:
+        key = others[0]
+        raise CheckpointError(
+            f"{len(others)} weights have other shapes than the model's config says, such as {key}: "
+            f"{tuple(found[key].shape)} and not {shapes[key]}. Put them into a model of their shapes, made with "
+            f"AutoencoderKL.from_config(vae.config, ...), and save that."
+        )
+    missing = [key for key in shapes if key not in found and key not in OPTIONAL]
+    others = [key for key in found if key not in shapes]
     if missing or others:
         first = (missing or others)[0]
+        identity = identify({key: TensorInfo(None, (), 0) for key in others})
+        remedy = "Undo what was put around its modules (adapters, quantisation, parametrizations), then save it"
+        if identity is not None:
+            remedy = f"They seem to be {identity.what}: undo that, or save the model that it was made from"
         raise CheckpointError(
             f"the model's weights are not those of its config: {len(missing)} are missing and {len(others)} are others "
-            f"(such as {first}). Undo what was put around its modules (adapters, quantisation, parametrizations), then "
-            f"save it; or save model.state_dict() with torch.save."
-        )
-    absent = [key for key, weight in found.items() if weight.is_meta]
-    if absent:
-        raise CheckpointError(
-            f"{len(absent)} weights, such as {absent[0]}, have no values here: they are offloaded, or were never "
-            f"loaded. Bring the model onto a device first."
+            f"(such as {first}). {remedy}; or save model.state_dict() with torch.save."
         )
 
 
 def _is_plain(weight: Tensor, shape: tuple[int, ...]) -> bool:
-    """Whether a weight is torch's own tensor of this shape, with a type that files of weights have."""
+    """Whether a weight has this shape, and numbers of a type that files of weights have."""
+    return _is_number(weight, shape) and tuple(weight.shape) == shape
+
+
+def _is_number(weight: Tensor, shape: tuple[int, ...]) -> bool:
     if type(weight) not in (Tensor, nn.Parameter, nn.Buffer if hasattr(nn, "Buffer") else Tensor):
         return False
     is_number = weight.dtype.is_floating_point or (shape == () and weight.dtype == torch.int64)
-    return is_number and not weight.is_quantized and weight.layout == torch.strided and tuple(weight.shape) == shape
+    return is_number and not weight.is_quantized

@@ -7,8 +7,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import Tensor
+
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError, brief
+from ..tensor_kinds import Obstacle, obstacle
 from .detect import fields_from_shapes
 from .generation import A_GUESS
 from .identify import Identity, gives_posterior, identify
@@ -26,7 +29,8 @@ from .layouts import (
     unfused,
     why_not,
 )
-from .tensor_file import TensorFile, TensorInfo
+from .rebuild import UnreadTensor
+from .tensor_file import KeptPart, TensorFile, TensorInfo
 
 # What an AutoencoderKL's own weights begin with. Whatever else is beside them cannot change what it computes, if all
 # of its own are there; what is under these names and not known makes it another model.
@@ -135,6 +139,28 @@ def inner(source: TensorFile, prefix: str, plain: Mapping[str, str] | None = Non
     part = channels_first({name: source.tensors[real] for name, real in names.items()})
     tensors = {**source.tensors, **{real: part[name] for name, real in names.items()}}
     return Inner(replace(source, tensors=tensors), prefix, names)
+
+
+def check_readable(part: Inner) -> None:
+    """Raise CheckpointError if weights have no numbers that can be read: none at all, sparse, of a class of their own.
+
+    The first thing that is said of a file: what else is wrong with it may come from that.
+    """
+    found = {name: _obstacle(part.source.values.get(real)) for name, real in part.names.items()}
+    unread = {name: why for name, why in found.items() if why is not None and name.partition(".")[0] in OWN}
+    if unread:
+        first, why = next(iter(unread.items()))
+        count = sum(other.what == why.what for other in unread.values())
+        raise CheckpointError(
+            f"{part.source.path.name} has {count} weights, such as {part.names[first]}, that {why.what}. {why.remedy}"
+        )
+
+
+def _obstacle(value: Any) -> Obstacle | None:
+    value = value.whole if isinstance(value, KeptPart) else value
+    if isinstance(value, UnreadTensor):
+        return value.why
+    return obstacle(value) if isinstance(value, Tensor) else None
 
 
 def match_keys(part: Inner, config: AutoencoderKLConfig) -> Matched:

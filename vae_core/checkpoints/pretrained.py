@@ -22,7 +22,7 @@ from .families import family_of_config
 from .generation import SAVE_KEY, differences, fingerprint, marked, other_model
 from .key_map import weight_shapes
 from .open_file import check_link, open_tensor_file
-from .plan import CheckpointPlan, check_shapes, inner, match_keys, plain_names
+from .plan import CheckpointPlan, check_readable, check_shapes, inner, match_keys, plain_names
 from .single_file import CONFIG_KEY, config_in_metadata
 from .tensor_file import TensorFile
 from .weight_names import (
@@ -215,6 +215,7 @@ class Folder:
         config = self.config_file.config.replace(**overrides)
         plain = plain_names(self.source)
         part = inner(self.source, next(iter(find_prefixes(plain)), ""), plain)
+        check_readable(part)
         matched = match_keys(part, config)
         family = family_of_config(config)
         saved = config_in_metadata(self.source)

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .allowed import PLACEHOLDER, Rebuild
+from ..errors import CheckpointError
+from ..tensor_kinds import SAVED_WITHOUT_VALUES, Obstacle, of_class, of_layout
+from .allowed import PLACEHOLDER, Dummy, Rebuild
 
 NUMPY_DTYPES = {
     "f8": torch.float64,
@@ -25,12 +27,7 @@ NUMPY_DTYPES = {
 MAX_DIMENSIONS = 16
 MAX_EXPANDED = 1 << 16  # numbers of a tensor that repeats some, as torch's expand makes: a bias, not a file's worth
 # What these make is nothing that a model has for its weights.
-PASSED_OVER = frozenset(
-    (
-        *("device", "_get_layout", "_rebuild_meta_tensor_no_storage"),
-        *("_rebuild_sparse_tensor", "_rebuild_sparse_csr_tensor", "_rebuild_nested_tensor"),
-    )
-)
+PASSED_OVER = frozenset(("device", "_get_layout", "_rebuild_nested_tensor"))
 
 
 class Storage(NamedTuple):
@@ -50,6 +47,26 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
+
+
+class UnreadTensor(NamedTuple):
+    """A tensor whose numbers are not in the file, or are not read: where it is a weight, that is an error.
+
+    Attributes:
+        why: what is the matter with it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    why: Obstacle
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    def tensor(self) -> Tensor:
+        """Raises CheckpointError."""
+        raise CheckpointError(f"the tensors of this file {self.why.what}. {self.why.remedy}")
 
 
 class NumpyType:
@@ -160,6 +177,14 @@ def call(name: str, arguments: tuple[Any, ...], copied: Callable[[int], None]) -
         return arguments[0] if arguments and type(arguments[0]) is tuple else ()
     if short in PASSED_OVER:
         return PLACEHOLDER
+    if short == "_rebuild_meta_tensor_no_storage":
+        dtype, shape, *_ = arguments
+        return _unread(dtype, shape, SAVED_WITHOUT_VALUES)
+    if short in ("_rebuild_sparse_tensor", "_rebuild_sparse_csr_tensor"):
+        return _sparse(*arguments)
+    if short == "_rebuild_wrapper_subclass":
+        kind, dtype, shape, *_ = arguments
+        return _unread(dtype, shape, of_class(kind.name.rpartition(".")[2] if isinstance(kind, Dummy) else "Tensor"))
     if name == "numpy.dtype":
         if not arguments or type(arguments[0]) is not str or len(arguments[0]) > 8:
             return PLACEHOLDER  # of structures and objects, which no weights are made of
@@ -201,6 +226,19 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, dtype: Any) -> S
     if offset + last + 1 > held:
         raise ValueError(f"a tensor of shape {shape} reaches over the end of its storage")
     return StoredTensor(storage, storage.offset + offset, shape, stride, dtype)
+
+
+def _unread(dtype: Any, shape: Any, why: Obstacle) -> UnreadTensor:
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"a tensor of the number type {type(dtype).__name__}")
+    return UnreadTensor(_sizes(shape), dtype, why)
+
+
+def _sparse(layout: Any, parts: Any, *_: Any) -> UnreadTensor:
+    """COO has the places of its numbers, the numbers and the shape; CSR and its kin two tensors of places."""
+    shape = next(part for part in parts if type(part) is tuple)
+    values = [part for part in parts if isinstance(part, StoredTensor | InlineTensor)]
+    return _unread(values[-1].dtype if values else torch.float32, shape, of_layout("sparse"))
 
 
 def _sizes(numbers: Any) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from .detect import (
 from .families import Family, FamilyMatch, family_of_config, match_family
 from .generation import differences, guessed_in, marked, sources
 from .key_map import is_attention_projection, ldm_names
-from .plan import CheckpointPlan, Inner, inner, match_keys, not_an_autoencoder, plain_names
+from .plan import CheckpointPlan, Inner, check_readable, inner, match_keys, not_an_autoencoder, plain_names
 from .tensor_file import TensorFile
 from .write import safetensors, write_weights
 
@@ -63,6 +63,7 @@ def plan_single_file(
         others = ", ".join(prefix or "no prefix" for prefix in prefixes[1:4]).rstrip(".")
         remarks.append(f"there are several copies of the autoencoder; took {_under(prefixes[0])}, not {others}.")
     part = inner(source, prefixes[0], plain)
+    check_readable(part)
     layout = find_layout(part.names)
     if layout is None:
         raise not_an_autoencoder(source, part.prefix)
