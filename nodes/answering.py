@@ -11,6 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from ..vae_core.errors import in_one_line
+
 MAX_BODY = 1 << 16  # bytes of a question; one of the page has some hundred
 MAX_DEPTH = 8  # of JSON in JSON
 SECONDS = 30.0  # that an answer may take
@@ -57,7 +59,9 @@ class Answering:
             self._pool.submit(_do, future, work, arguments)
         except (RuntimeError, MemoryError, OSError) as error:
             future.cancel()  # it may be in the pool's queue already
-            raise RefusedError(503, f"The system has no thread for an answer ({error}). Ask again later.") from None
+            raise RefusedError(
+                503, f"The system has no thread for an answer ({in_one_line(error)}). Ask again later."
+            ) from None
         try:
             return await self._result(future, is_gone)
         finally:  # also if the request itself is cancelled
@@ -109,4 +113,4 @@ async def read_json(request: Any) -> Any:
     try:
         return json.loads(raw.decode(charset))
     except (ValueError, RecursionError) as error:
-        raise RefusedError(400, f"The body of the request is not JSON: {str(error)[:200]}.") from None
+        raise RefusedError(400, f"The body of the request is not JSON: {in_one_line(error)}.") from None

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..vae_core.errors import VAEError
+from ..vae_core.errors import VAEError, in_one_line
 from ..vae_core.streaming import devices, shortage
 from ..vae_core.streaming.memory import available_bytes
 
@@ -184,7 +184,7 @@ def init_empty_vae(vae: Any) -> None:
     try:
         vae_class().__init__(vae, sd={})  # type: ignore[misc]
     except (TypeError, KeyError, AttributeError) as error:
-        logger.debug("this host cannot make a VAE without weights: %s", error)
+        logger.debug("this host cannot make a VAE without weights: %s", in_one_line(error))
     finally:
         root.removeFilter(is_other)
 

@@ -12,7 +12,9 @@ import torch
 from .. import vae_core
 from ..vae_core import AutoencoderKL, AutoencoderKLConfig, VAEError, VAEInfo
 from ..vae_core.checkpoints.build import parse_dtype
+from ..vae_core.errors import in_one_line
 from . import catalogue, host, latents, speeds
+from .answering import RefusedError
 from .answers import FileAnswer, NoPlanAnswer, PlanAnswer, UnusableFileAnswer
 from .tiling import options_of
 
@@ -104,9 +106,9 @@ class Question:
 
     @classmethod
     def read(cls, body: object) -> Question:
-        """From the JSON of a request. Raises ValueError, with a sentence, if it is not a question."""
+        """From the JSON of a request. Raises RefusedError if it is not a question."""
         if not isinstance(body, dict):
-            raise ValueError("the body of the request is not a JSON object.")
+            raise RefusedError(400, "the body of the request is not a JSON object.")
         try:
             question = cls(
                 name=None if body.get("name") is None else str(body["name"]),
@@ -123,14 +125,18 @@ class Question:
                 dtype=str(body.get("dtype", catalogue.AUTO)),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"a value of the request is missing or wrong: {error}.") from None
+            raise RefusedError(400, f"a value of the request is missing or wrong: {in_one_line(error)}.") from None
         sides = (question.width, question.height)
         if not all(0 < side <= _MAX_SIDE for side in sides) or not 0 < question.batch <= _MAX_BATCH:
-            raise ValueError(f"{sides[0]}x{sides[1]} in a batch of {question.batch} is not a valid size of images.")
+            raise RefusedError(
+                400, f"{sides[0]}x{sides[1]} in a batch of {question.batch} is not a valid size of images."
+            )
         if question.width * question.height > _MAX_PIXELS:
-            raise ValueError(f"{sides[0]}x{sides[1]} is too large to plan on the page: more than {_MAX_PIXELS} pixels.")
+            raise RefusedError(
+                400, f"{sides[0]}x{sides[1]} is too large to plan on the page: more than {_MAX_PIXELS} pixels."
+            )
         if question.tile_size < 0 or question.overlap < 0 or not 0 <= question.memory_budget < _MAX_BUDGET:
-            raise ValueError("tile_size, overlap and memory_budget must not be negative.")
+            raise RefusedError(400, "tile_size, overlap and memory_budget must not be negative.")
         return question
 
 

@@ -48,6 +48,4 @@ def register() -> None:
             question = questions.Question.read(await read_json(request))
         except RefusedError as refused:
             return web.Response(status=refused.status, text=str(refused))
-        except ValueError as error:
-            return web.Response(status=400, text=str(error))
         return await answered(request, questions.plan, question)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..vae_core.errors import CheckpointError, VAEError, brief
+from ..vae_core.errors import CheckpointError, VAEError, brief, in_one_line
 from ..vae_core.image import to_model_range, to_pil, write_image
 from . import host
 from .checks import stays_inside
@@ -73,6 +73,6 @@ def numbered_path(prefix: str, ending: str) -> Path:
             found.lstat()  # refuses a name that is too long
     except OSError as error:
         raise CheckpointError(
-            f"cannot save as {str(path)!r}: {error.strerror}. Use another name, or check the folder."
+            f"cannot save as {str(path)!r}: {in_one_line(error)}. Use another name, or check the folder."
         ) from None
     return found

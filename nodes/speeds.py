@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from ..vae_core import Job
 from ..vae_core.atomic import write_file
+from ..vae_core.errors import in_one_line
 from . import host
 
 logger = logging.getLogger("seamless_vae")
@@ -60,7 +61,7 @@ def record(job: Job, seconds: float) -> None:
         try:
             write_file(place, lambda file: file.write(data))
         except OSError as error:
-            logger.debug("cannot remember how long runs take: %s", error)
+            logger.debug("cannot remember how long runs take: %s", in_one_line(error))
 
 
 def estimate(job: Job) -> Estimate | None:

@@ -14,7 +14,7 @@ from .checkpoints.key_map import OPTIONAL
 from .checkpoints.memory import build_around, plan_tensors, planned_weights
 from .checkpoints.plan import check_shapes
 from .config import OUR_CLASSES, AutoencoderKLConfig, is_field
-from .errors import CheckpointError
+from .errors import CheckpointError, in_one_line
 from .layers import without_values
 from .patched import is_replaced
 from .streaming import internals
@@ -147,7 +147,7 @@ def from_diffusers(vae: nn.Module) -> AutoencoderKL:
                 f"from_diffusers takes an AutoencoderKL or an AutoencoderKLFlux2 of diffusers, and this model is of "
                 f"the class {name}. Use it as it is."
             ) from None
-        raise CheckpointError(f"this {name} cannot be taken over: {error}") from None
+        raise CheckpointError(f"this {name} cannot be taken over: {in_one_line(error)}") from None
     recognised = recognise(vae, config)
     model = build_around(AutoencoderKL, config, planned_weights(recognised.keys, tensors_of(vae)))
     model.register_to_config(**{name: value for name, value in given.items() if not is_field(name)})

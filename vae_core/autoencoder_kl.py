@@ -15,7 +15,7 @@ from .attention import AttentionMixin
 from .config import FIELDS, FLUX2_CLASS_NAME, AutoencoderKLConfig
 from .decoder import Decoder
 from .encoder import Encoder
-from .errors import ConfigError, ShapeError
+from .errors import ConfigError, ShapeError, in_one_line
 from .halves import decoder_half, encoder_half
 from .hub_push import HubMixin
 from .layers import conv2d
@@ -298,7 +298,7 @@ def _bind_config(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AutoencoderK
     try:
         given = inspect.signature(AutoencoderKLConfig).bind(*args, **fields).arguments
     except TypeError as error:
-        raise ConfigError(f"AutoencoderKL: {error}. Its arguments are {', '.join(FIELDS)}.") from None
+        raise ConfigError(f"AutoencoderKL: {in_one_line(error)}. Its arguments are {', '.join(FIELDS)}.") from None
     class_name = {name: value for name, value in private.items() if name == "_class_name"}
     return AutoencoderKLConfig.from_dict({**class_name, **given}).with_extras(**private)
 

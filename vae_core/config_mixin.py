@@ -17,7 +17,7 @@ from .checkpoints.config_file import read_json
 from .checkpoints.generation import guesses_of, marked
 from .checkpoints.pretrained import snapshot
 from .config import SETTABLE_FIELDS, AutoencoderKLConfig, is_field
-from .errors import CheckpointError, ConfigError, brief
+from .errors import CheckpointError, ConfigError, brief, in_one_line
 from .hub import HubOptions, commit_of, on_disk
 from .hub_push import push_after_saving
 
@@ -230,6 +230,6 @@ class ConfigMixin:
             folder.mkdir(parents=True, exist_ok=True)
             self.to_json_file(folder / self.config_name)
         except OSError as error:
-            raise CheckpointError(f"{folder} cannot be written: {error}. Give another folder.") from error
+            raise CheckpointError(f"{folder} cannot be written: {in_one_line(error)}. Give another folder.") from error
         if push_to_hub:
             push_after_saving(folder, kwargs)

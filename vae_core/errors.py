@@ -64,5 +64,14 @@ def brief(value: object) -> str:
 
 
 def in_one_line(text: object) -> str:
-    """What an error or a text says, as a part of a sentence: in one line, and cut if it is long."""
-    return " ".join(str(text)[: 2 * _LONGEST_REASON].split())[:_LONGEST_REASON]
+    """What an error of another package, or a text of a file, says, as a part of a sentence.
+
+    In one line, without a full stop at its end, and cut if it is long. Of an error of the system that is its reason
+    alone, because the sentence names the file; of an error that says nothing, its type. The errors of this package are
+    sentences, and stay whole.
+    """
+    if isinstance(text, VAEError):
+        return " ".join(str(text).split())
+    said = str(getattr(text, "strerror", None) or text)[: 2 * _LONGEST_REASON]
+    said = " ".join(said.split())[:_LONGEST_REASON].rstrip(". ")
+    return said or (type(text).__name__ if isinstance(text, BaseException) else "")

@@ -29,7 +29,7 @@ from .checkpoints.weight_names import (
     weight_names,
     weights_among,
 )
-from .errors import CheckpointError
+from .errors import CheckpointError, in_one_line
 from .hub_names import HubName, PathLike, hub_name
 from .optional import optional_import
 
@@ -283,9 +283,9 @@ class _Repository:
                 f"the repository {repo} has no file {file}. Check the name, and the revision."
             ) from error
         except errors.HFValidationError as error:
-            raise CheckpointError(f"{self.name} is not a name on the Hub: {first_line(error)}") from error
+            raise CheckpointError(f"{self.name} is not a name on the Hub: {first_line(error)}.") from error
         except Exception as error:  # of the network below it, of any kind
-            raise CheckpointError(f"{file} of {repo} cannot be fetched from the Hub: {first_line(error)}") from error
+            raise CheckpointError(f"{file} of {repo} cannot be fetched from the Hub: {first_line(error)}.") from error
 
 
 class _NoSuchFileError(CheckpointError):
@@ -337,4 +337,4 @@ def _write_header(found: Any, path: Path) -> Path:
 
 def first_line(error: Exception) -> str:
     """What an error says, without its details."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return in_one_line(next(iter(str(error).strip().splitlines()), type(error).__name__))

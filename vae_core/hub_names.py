@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from .checkpoints.config_file import CONFIG_NAME
 from .checkpoints.weight_names import PIPELINE_NAME, WEIGHT_SUFFIXES
-from .errors import CheckpointError, brief
+from .errors import CheckpointError, brief, in_one_line
 
 PathLike = str | os.PathLike[str]
 
@@ -103,8 +103,7 @@ def _check_path(path: PathLike) -> None:
         os.lstat(path)
     except (OSError, ValueError) as error:
         if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
-            reason = getattr(error, "strerror", None) or error
-            raise CheckpointError(f"the path {brief(path)} cannot be one: {reason}. Check it.") from None
+            raise CheckpointError(f"the path {brief(path)} cannot be one: {in_one_line(error)}. Check it.") from None
 
 
 def _endpoint_server() -> str:

@@ -82,6 +82,6 @@ def _push(
         )
     except Exception as error:  # of the network below it, of any kind
         raise CheckpointError(
-            f"{folder.name} is saved, but cannot be pushed to {repo_id} on the Hub: {first_line(error)} "
+            f"{folder.name} is saved, but cannot be pushed to {repo_id} on the Hub: {first_line(error)}. "
             f"Log in with `hf auth login` or pass a token that may write there."
         ) from error

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .atomic import given_name, write_file
-from .errors import ImageError
+from .errors import ImageError, in_one_line
 from .image_formats import recognised
 
 logger = logging.getLogger("seamless_vae")
@@ -87,7 +87,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     try:
         file = given_name(path)
     except OSError as error:
-        raise ImageError(f"cannot read {path!r}: {error.strerror}. Give the path of an image.") from None
+        raise ImageError(f"cannot read {path!r}: {in_one_line(error)}. Give the path of an image.") from None
     try:
         with open(file, "rb") as opened, recognised(opened, file.name) as image:
             if getattr(image, "n_frames", 1) > 1:
@@ -97,9 +97,8 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         raise
     except Exception as error:  # Pillow's readers raise anything on damaged files
         if isinstance(error, OSError) and error.errno is not None:
-            raise ImageError(f"cannot read {file}: {error.strerror}. Give the path of an image.") from None
-        reason = str(error) or type(error).__name__
-        raise ImageError(f"{file.name} is damaged: {reason}. Download or export it again.") from None
+            raise ImageError(f"cannot read {file}: {in_one_line(error)}. Give the path of an image.") from None
+        raise ImageError(f"{file.name} is damaged: {in_one_line(error)}. Download or export it again.") from None
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -108,7 +107,7 @@ def upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except Exception as error:  # damaged EXIF makes Pillow raise anything
-        logger.warning("the EXIF data of an image cannot be read (%s); it is not turned.", error)
+        logger.warning("the EXIF data of an image cannot be read (%s); it is not turned.", in_one_line(error))
         return image
 
 
@@ -248,7 +247,9 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
     except (ImportError, ImageCms.PyCMSError) as error:
-        raise ImageError(f"a LAB image cannot be converted here ({error}). Convert it to RGB first.") from None
+        raise ImageError(
+            f"a LAB image cannot be converted here ({in_one_line(error)}). Convert it to RGB first."
+        ) from None
     assert converted is not None
     return converted
 
@@ -358,12 +359,12 @@ def write_image(image: Image.Image, path: str | os.PathLike[str], *, overwrite: 
         raise ImageError(f"{path} exists already. Give another name, or ask for it to be overwritten.") from None
     except OSError as error:
         if error.errno is None:  # Pillow's own, about the mode or the size
-            raise ImageError(f"{name}: {error}. Save it as PNG.") from None
+            raise ImageError(f"{name}: {in_one_line(error)}. Save it as PNG.") from None
         raise ImageError(
-            f"cannot write {path}: {error.strerror}. Check the name, the folder and the free space."
+            f"cannot write {path}: {in_one_line(error)}. Check the name, the folder and the free space."
         ) from None
     except (ValueError, KeyError, struct.error) as error:  # what Pillow's writers raise
-        raise ImageError(f"{name}: {type(error).__name__}: {error}. Save it as PNG.") from None
+        raise ImageError(f"{name}: {type(error).__name__}: {in_one_line(error)}. Save it as PNG.") from None
 
 
 def _size(shape: torch.Size | tuple[int, ...]) -> str:

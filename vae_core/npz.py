@@ -39,7 +39,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                     raise ValueError(f"its arrays take {total} bytes, and a file of this size may have {most}")
                 return {entry.filename.removesuffix(".npy"): _entry(archive, entry) for entry in entries}
     except Exception as error:  # zipfile's and NumPy's readers raise nearly everything on damaged files
-        raise ValueError(in_one_line(error) or type(error).__name__) from None
+        raise ValueError(in_one_line(error)) from None
 
 
 def read_array(stream: BinaryIO, size: int, name: str) -> np.ndarray:
@@ -54,7 +54,7 @@ def read_array(stream: BinaryIO, size: int, name: str) -> np.ndarray:
     try:
         return _read_array(stream, size, name)
     except Exception as error:  # NumPy reads headers by Python's own parser
-        raise ValueError(in_one_line(error) or type(error).__name__) from None
+        raise ValueError(in_one_line(error)) from None
 
 
 def native(array: np.ndarray) -> np.ndarray:

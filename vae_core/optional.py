@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from .errors import MissingDependencyError
+from .errors import MissingDependencyError, in_one_line
 
 
 def optional_import(module: str, purpose: str, extra: str | None) -> ModuleType:
@@ -22,7 +22,7 @@ def optional_import(module: str, purpose: str, extra: str | None) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         library = module.split(".")[0]
-        reason = f"{library} is not installed" if getattr(error, "name", None) == library else f"{error}"
+        reason = f"{library} is not installed" if getattr(error, "name", None) == library else in_one_line(error)
         wanted = library.replace("_", "-") if extra is None else f'"seamless-vae[{extra}]"'
         for_device = ", in the release that fits this torch and device" if extra is None else ""
         raise MissingDependencyError(

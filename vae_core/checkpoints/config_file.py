@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import OUR_CLASSES, AutoencoderKLConfig
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, in_one_line
 from .generation import guessed_in, sources
 from .json_file import json_object
 from .open_file import check_link
@@ -58,8 +58,13 @@ def read_config_file(file: Path) -> ConfigFile:
     fields = {name: value for name, value in values.items() if name.startswith("_") or name in own}
     try:
         config = AutoencoderKLConfig.from_dict(fields)
-    except (ConfigError, TypeError, ValueError, OverflowError) as error:
+    except ConfigError as error:
         raise CheckpointError(f"{file}: {error}") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(
+            f"{file} is not a config of an AutoencoderKL: {in_one_line(error)}. Correct it if you have changed it, or "
+            f"get it again."
+        ) from None
     given, guessed = own & values.keys(), guessed_in(values)
     if not others:
         return ConfigFile(config, given, guessed)
@@ -99,5 +104,5 @@ def read_json(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} does not exist. Give the path of a folder or of a config.json.") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{file} cannot be read as JSON: {error}. Correct it if you have changed it, or get it again."
+            f"{file} cannot be read as JSON: {in_one_line(error)}. Correct it if you have changed it, or get it again."
         ) from None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import AutoencoderKLConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, in_one_line
 from ..layers import without_values
 from ..streaming.internals import weight_places
 from .key_map import is_attention_projection, with_counters
@@ -33,7 +33,9 @@ def memory_tensors(tensors: Mapping[str, Any], name: str) -> TensorFile:
     try:
         found = find_tensors(tensors)
     except ValueError as error:
-        raise CheckpointError(f"{name} cannot be looked through: {error}. Give the state dict of a model.") from None
+        raise CheckpointError(
+            f"{name} cannot be looked through: {in_one_line(error)}. Give the state dict of a model."
+        ) from None
     values = {key: each for key, each in found.tensors.items() if isinstance(each, Tensor)}
     if not values:
         raise CheckpointError(f"{name} has no tensors. Give the state dict of a model: names and tensors.")

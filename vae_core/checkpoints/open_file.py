@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, in_one_line
 from .generation import check_one_save
 from .json_file import json_object
 from .nested import MAX_NAME
@@ -69,8 +69,9 @@ def open_tensor_file(path: Path, unnamed: str | None = None) -> TensorFile:
     except (OSError, ValueError) as error:  # a name that the system cannot have is a ValueError
         if isinstance(error, CheckpointError):
             raise
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{str(path)!r} cannot be read: {reason}. Check the path and its permissions.") from None
+        raise CheckpointError(
+            f"{str(path)!r} cannot be read: {in_one_line(error)}. Check the path and its permissions."
+        ) from None
 
 
 def _check_names(source: TensorFile) -> None:
@@ -194,7 +195,8 @@ def weight_map(index: Path) -> dict[str, str]:
             raise ValueError("the name of a file is not text")
     except ValueError as error:
         raise CheckpointError(
-            f"{index.name} is not an index of shards: {error}. Give the folder of a model, or get the index again."
+            f"{index.name} is not an index of shards: {in_one_line(error)}. Give the folder of a model, or get "
+            f"the index again."
         ) from None
     for file in set(names.values()):
         path = PurePosixPath(file)

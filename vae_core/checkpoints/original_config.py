@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config_values import has_order, is_count
-from ..errors import ConfigError, brief
+from ..errors import ConfigError, brief, in_one_line
 from ..optional import optional_import
 from .generation import A_GUESS
 from .json_file import MAX_BYTES
@@ -124,9 +124,8 @@ def _read(path: Path) -> Mapping[str, Any]:
             raise ValueError(f"it has more than {MAX_BYTES} bytes")
         found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"original_config {path} cannot be read: {reason}. Pass scaling_factor in its place."
+            f"original_config {path} cannot be read: {in_one_line(error)}. Pass scaling_factor in its place."
         ) from None
     if not isinstance(found, Mapping):
         raise ConfigError(f"original_config {path} is not a configuration of LDM. Pass scaling_factor in its place.")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, UnsafeCheckpointError
+from ..errors import CheckpointError, UnsafeCheckpointError, in_one_line
 from .machine import Machine, time_limit
 from .nested import AnyTensor, Found, find_tensors
 from .rebuild import InlineTensor, StoredTensor, UnreadTensor
@@ -48,13 +48,13 @@ def open_pickle(path: Path, unnamed: str | None = None) -> TensorFile:
         raise
     except ZipError as error:
         raise CheckpointError(
-            f"{path.name} is not a zip archive as torch writes them: {error}. It is damaged, or made to be read in two "
-            f"ways. Download it again, or get the weights as safetensors."
+            f"{path.name} is not a zip archive as torch writes them: {in_one_line(error)}. It is damaged, or "
+            f"made to be read in two ways. Download it again, or get the weights as safetensors."
         ) from None
     except Exception as error:  # whatever malformed bytes may raise in the unpickler
         raise CheckpointError(
-            f"{path.name} cannot be read as a torch file ({type(error).__name__}: {str(error)[:200]}): it is truncated "
-            f"or damaged. Download or copy it again."
+            f"{path.name} cannot be read as a torch file ({type(error).__name__}: {in_one_line(error)}): it is "
+            f"truncated or damaged. Download or copy it again."
         ) from None
     size = path.stat().st_size
     if any(start + count > size for start, count in places.values()):

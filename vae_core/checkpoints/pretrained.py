@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..atomic import Writer, steady
 from ..config import AutoencoderKLConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, in_one_line
 from ..units import GIB, MIB
 from .config_file import CONFIG_NAME, ConfigFile, read_config_file
 from .detect import DIFFUSERS, find_layout, find_prefixes
@@ -116,8 +116,8 @@ def reading(path: Path) -> Iterator[None]:
         except OSError as error:
             raise CheckpointError(
                 f"a save into {path} was interrupted: its files are whole, but not all are in their places, and they "
-                f"cannot be put there: {error.strerror} ({error.filename}). Load it once where you may write, or save "
-                f"the model again."
+                f"cannot be put there: {in_one_line(error)} ({error.filename}). Load it once where you may write, or "
+                f"save the model again."
             ) from error
         yield
 

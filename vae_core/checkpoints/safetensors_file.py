@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from ..errors import CheckpointError, brief
+from ..errors import CheckpointError, brief, in_one_line
 from .tensor_file import TensorFile, TensorInfo
 
 # Name of a number type -> what torch calls it, and its bits. None: torch has no such type that weights could have.
@@ -76,7 +76,7 @@ def open_safetensors(path: Path) -> TensorFile:
         tensors = _laid_out(header, base=8 + header_size)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path.name} has a broken safetensors header ({error}). Download or copy it again."
+            f"{path.name} has a broken safetensors header ({in_one_line(error)}). Download or copy it again."
         ) from None
     end = max((start + bytes_ for start, bytes_, _ in header.values()), default=0) + 8 + header_size
     if end != size:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config import AutoencoderKLConfig
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, in_one_line
 from .config_file import CONFIG_NAME, read_config_file
 from .detect import (
     DIFFUSERS,
@@ -217,8 +217,13 @@ def config_in_metadata(source: TensorFile) -> AutoencoderKLConfig | None:
         return None
     try:
         return AutoencoderKLConfig.from_dict(json.loads(text))
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except ConfigError as error:
         raise CheckpointError(f"{source.path.name} has a broken {CONFIG_KEY} in its metadata: {error}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{source.path.name} has a broken {CONFIG_KEY} in its metadata: {in_one_line(error)}. Get another copy, or "
+            f"save the model again."
+        ) from None
 
 
 def ldm_state_dict(weights: Mapping[str, Tensor], config: AutoencoderKLConfig) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, in_one_line
 
 
 class TensorInfo(NamedTuple):
@@ -166,7 +166,7 @@ def read_copies(path: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, Tens
     except OSError as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}. Check it and its disk.") from None
+        raise CheckpointError(f"{path} cannot be read: {in_one_line(error)}. Check it and its disk.") from None
     return read
 
 
@@ -190,7 +190,7 @@ def read_mapped(path: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, Tens
                 file.seek(first)
                 buffer = bytearray(file.read(length))
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}. Check it and its disk.") from None
+        raise CheckpointError(f"{path} cannot be read: {in_one_line(error)}. Check it and its disk.") from None
     return {name: _view(buffer, info, info.start - first) for name, info in tensors.items()}
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..atomic import Writer, given_name, write_file, write_together
-from ..errors import CheckpointError
+from ..errors import CheckpointError, in_one_line
 from .safetensors_file import DTYPES
 
 DTYPE_NAMES = {dtype: name for name, (dtype, _) in DTYPES.items() if dtype is not None}
@@ -65,12 +65,11 @@ def as_sentences(path: str | os.PathLike[str]) -> Iterator[None]:
             f"{error.filename or path} exists already. Give another name, or ask for it to be overwritten."
         ) from error
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
         named = getattr(error, "filename", None)
         place = f" ({named})" if named and str(named) not in (str(path), repr(str(path))) else ""
         raise CheckpointError(
-            f"cannot write {os.fspath(path)!r}: {reason}{place}. Check the name, the folder, its permissions and the "
-            f"free space."
+            f"cannot write {os.fspath(path)!r}: {in_one_line(error)}{place}. Check the name, the folder, its "
+            f"permissions and the free space."
         ) from error
 
 

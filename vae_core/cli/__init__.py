@@ -52,11 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sentence(error: Exception) -> str:
-    from ..errors import VAEError
+    from ..errors import VAEError, in_one_line
 
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = in_one_line(error)
     if isinstance(error, (VAEError, OSError)):
-        return message
+        file = getattr(error, "filename", None)
+        return message if file is None else f"{message}: {file}"
     return f"{type(error).__name__}: {message} (unexpected; --debug shows where)"
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..autoencoder_kl import AutoencoderKL
 from ..checkpoints.families import FAMILIES, Family
 from ..config import AutoencoderKLConfig
-from ..errors import ConfigError, MemoryBudgetError
+from ..errors import ConfigError, MemoryBudgetError, in_one_line
 from ..image import FittedImage
 from ..loading import load_vae
 from ..posterior import MAX_SEED, seeded
@@ -179,9 +179,9 @@ def checked_device(name: str) -> str:
             raise RuntimeError("nothing is computed there")
         torch.empty(1, dtype=torch.float32, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ConfigError(
-            f"--device is {name!r}, which cannot be used here: {reason}. Give cpu, cuda, cuda:1, mps or auto."
+            f"--device is {name!r}, which cannot be used here: {in_one_line(error)}. Give cpu, cuda, cuda:1, "
+            f"mps or auto."
         ) from None
     return name
 

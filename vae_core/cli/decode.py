@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..errors import CheckpointError, ImageError
+from ..errors import CheckpointError, ImageError, in_one_line
 from ..image import to_pil, write_image
 from .common import add_command, add_config_arguments, add_model_arguments, decode_latent, load_model
 from .latent_file import Latent, raw_latent, read_latents
@@ -76,7 +76,7 @@ def path_of(text: str) -> Path:
     try:
         return path_argument(text)
     except argparse.ArgumentTypeError as error:
-        raise ImageError(f"cannot write {text!r}: {error}. Give an image or a folder.") from None
+        raise ImageError(f"cannot write {text!r}: {in_one_line(error)}. Give an image or a folder.") from None
 
 
 def output_paths(output: str, latents: list[Latent]) -> list[Path]:

@@ -34,7 +34,7 @@ from ..checkpoints.open_file import open_tensor_file
 from ..checkpoints.tensor_file import TensorFile, in_memory
 from ..checkpoints.write import safetensors, write_weights
 from ..datasets import kohya
-from ..errors import CheckpointError, VAEError
+from ..errors import CheckpointError, VAEError, in_one_line
 from ..latent import from_diffusion
 from ..npz import native, read_arrays
 
@@ -144,8 +144,12 @@ def read_latents(path: Path) -> list[Latent]:
     alphas = [key for key in file.tensors if re.fullmatch(r"alpha\.\d{1,6}", key)]
     try:
         tensors = file.read([*keys, *alphas])
-    except (VAEError, ValueError, RuntimeError, OSError) as error:
+    except VAEError as error:
         raise CheckpointError(f"cannot read {path} as latents: {error}") from None
+    except (ValueError, RuntimeError, OSError) as error:
+        raise CheckpointError(
+            f"cannot read {path} as latents: {in_one_line(error)}. Check the file and its disk."
+        ) from None
     form = _form(name, keys, file)
     samples = [item for key in keys for item in _images(path, key, tensors[key], name)]
     sizes, names = _about(path, file.metadata, len(samples))
@@ -168,7 +172,7 @@ def _opened(path: Path, is_npz: bool) -> TensorFile:
             return in_memory({UNNAMED: torch.from_numpy(native(np.array(array)))}, path.name)
         return open_tensor_file(path, UNNAMED)
     except (VAEError, ValueError, TypeError, OSError, EOFError) as error:
-        reason = str(error).partition(". ")[0].rstrip(".")  # what a VAE's file would need does not follow
+        reason = in_one_line(error).partition(". ")[0].rstrip(".")  # what a VAE's file would need does not follow
         raise CheckpointError(
             f"cannot read {path} as latents: {reason}. Give a file that `seamless-vae encode`, ComfyUI or diffusers "
             f"wrote."
@@ -255,7 +259,7 @@ def _about(
         return [_size(size) for size in sizes], names
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
-            f"the metadata of {path.name} cannot be read ({type(error).__name__}: {str(error)[:200]}). Encode the "
+            f"the metadata of {path.name} cannot be read ({type(error).__name__}: {in_one_line(error)}). Encode the "
             f"images again."
         ) from None
 
@@ -281,8 +285,12 @@ def _arrays_in(path: Path) -> list[str]:
 def _kohya_latent(path: Path) -> Latent:
     try:
         found = kohya.read_file(path)
-    except Exception as error:  # numpy and zipfile raise anything on damaged files
+    except VAEError as error:
         raise CheckpointError(f"cannot read {path} as latents of kohya's trainers: {error}") from None
+    except Exception as error:  # numpy and zipfile raise anything on damaged files
+        raise CheckpointError(
+            f"cannot read {path} as latents of kohya's trainers: {in_one_line(error)}. Encode the image again."
+        ) from None
     scaled = kohya.scale_of(found.family).convention == "diffusion"
     form: Form = "kohya" if found.family is None else "scaled" if scaled else "raw"
     [z] = _images(path, "latents", found.latents, "latents")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..atomic import given_name, place_of
-from ..errors import CheckpointError
+from ..errors import CheckpointError, in_one_line
 
 
 def path_argument(text: str) -> Path:
@@ -59,7 +59,7 @@ def check_outputs(
         try:
             place_of(path)
         except OSError as error:
-            raise CheckpointError(f"cannot write {path}: {error.strerror}. Give another output.") from None
+            raise CheckpointError(f"cannot write {path}: {in_one_line(error)}. Give another output.") from None
         if not is_same_kind(target):
             raise CheckpointError(f"{path} is a file of another kind and would be overwritten. Give another output.")
 

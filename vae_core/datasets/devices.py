@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..autoencoder_kl import AutoencoderKL
-from ..errors import DatasetError, VAEError
+from ..errors import DatasetError, VAEError, in_one_line
 from . import local
 from .collection import Collection
 from .local import Work, end_with_parent
@@ -92,4 +92,4 @@ def _encode(
     except VAEError as error:
         events.put(("error", str(error)))
     except Exception as error:
-        events.put(("error", f"on {device}: {type(error).__name__}: {error}"))
+        events.put(("error", f"on {device}: {type(error).__name__}: {in_one_line(error)}"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from ..autoencoder_kl import AutoencoderKL
-from ..errors import DatasetError
+from ..errors import DatasetError, in_one_line
 from ..printable import printable
 from .encode import Encoder, Shard
 from .prepare import Prepared, prepare
@@ -151,7 +151,7 @@ def _size(url: str) -> int:
     try:
         return size_of(url)
     except Exception as error:  # each file system has its own
-        raise DatasetError(f"the size of {url} cannot be found out: {error}.") from None
+        raise DatasetError(f"the size of {url} cannot be found out: {in_one_line(error)}.") from None
 
 
 def _bytes_of(buckets: Counter[tuple[int, int]], vae: AutoencoderKL, settings: Settings) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from ..errors import MissingDependencyError
+from ..errors import MissingDependencyError, in_one_line
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:
@@ -19,6 +19,6 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     except ImportError as error:
         package = module.partition(".")[0]
         raise MissingDependencyError(
-            f"{purpose} needs {package}, which cannot be imported ({error}). Install it with: "
+            f"{purpose} needs {package}, which cannot be imported ({in_one_line(error)}). Install it with: "
             f'pip install "seamless-vae[{extra}]"'
         ) from None

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..checkpoints.families import FAMILIES, Family
 from ..config import AutoencoderKLConfig
-from ..errors import ConfigError, DatasetError
+from ..errors import ConfigError, DatasetError, in_one_line
 from ..npz import read_arrays
 from .buckets import kohya_crop
 from .cache_names import SUFFIX, file_name
@@ -202,11 +202,13 @@ def _others(place: Path, ending: str) -> dict[str, np.ndarray]:
         found = read_arrays(place)
     except OSError as error:
         raise DatasetError(
-            f"cannot read {place}, which has other resolutions: {error.strerror or error}. Check the folder, and run "
+            f"cannot read {place}, which has other resolutions: {in_one_line(error)}. Check the folder, and run "
             f"the same command with --resume."
         ) from error
     except ValueError as error:
-        logger.warning("%s is damaged (%s); it is replaced by one with this resolution alone.", place, error)
+        logger.warning(
+            "%s is damaged (%s); it is replaced by one with this resolution alone.", place, in_one_line(error)
+        )
         return {}
     return {name: array for name, array in sorted(found.items()) if _ending(name) not in (None, "", ending)}
 
@@ -303,7 +305,7 @@ def _load(file: Path) -> dict[str, np.ndarray]:
     try:
         return read_arrays(file)
     except ValueError as error:
-        raise DatasetError(f"cannot read {file}: {error}. Encode the image again.") from None
+        raise DatasetError(f"cannot read {file}: {in_one_line(error)}. Encode the image again.") from None
 
 
 def _tensor(array: np.ndarray | None) -> Tensor | None:

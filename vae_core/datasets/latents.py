@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..autoencoder_kl import AutoencoderKL
-from ..errors import DatasetError
+from ..errors import DatasetError, in_one_line
 from . import kohya
 from .buckets import Buckets, Fit
 from .collection import Collection
@@ -72,7 +72,7 @@ def save_latents(
     try:
         out.mkdir(parents=True)
     except OSError as error:
-        raise DatasetError(f"cannot make {out}: {error.strerror or error}. Use another name.") from error
+        raise DatasetError(f"cannot make {out}: {in_one_line(error)}. Use another name.") from error
     try:
         collection = Collection.begin(out, SOURCE, splits, settings, vae)
         todo = iter(zip(latents, sides, strict=True))

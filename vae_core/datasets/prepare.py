@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import DatasetError, ImageError, VAEError
+from ..errors import DatasetError, ImageError, VAEError, in_one_line
 from ..image import from_pil, to_pil
 from ..image_formats import recognised
 from .buckets import Fit
@@ -77,8 +77,9 @@ def prepare(raw: Raw, position: int, settings: Settings, channels: int) -> Resul
             f"--resume, and with fewer --workers."
         ) from error
     except Exception as error:  # Pillow's readers raise nearly everything on damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        return Failure(raw.key, position, f"it is damaged, or not an image that Pillow reads ({_stable(reason)})")
+        return Failure(
+            raw.key, position, f"it is damaged, or not an image that Pillow reads ({_stable(in_one_line(error))})"
+        )
     return Prepared(raw.key, position, hashlib.sha256(raw.data).hexdigest(), size, fit, pixels, alpha)
 
 

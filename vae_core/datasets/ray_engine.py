@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DatasetError, MissingDependencyError, VAEError
+from ..errors import DatasetError, MissingDependencyError, VAEError, in_one_line
 from .collection import MANIFEST, Collection
 from .encode import Encoder, Shard
 from .extras import require
@@ -278,5 +278,5 @@ def _cause(error: BaseException) -> DatasetError:
         [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)] or lines[-1:] or [type(error).__name__]
     )
     return DatasetError(
-        f"Ray gave up: {named[-1].rstrip('.')}. What was finished stays valid: run the same command with --resume."
+        f"Ray gave up: {in_one_line(named[-1])}. What was finished stays valid: run the same command with --resume."
     )

@@ -53,8 +53,8 @@ def reason(error: Exception) -> str:
     """Why a file cannot be used, in few words whatever it says."""
     if isinstance(error, (TypeError, AttributeError)):
         return "it has values of other kinds than such a file has"
-    text = in_one_line(getattr(error, "strerror", None) or error)
-    return f"it lacks {text}" if isinstance(error, KeyError) else text or type(error).__name__
+    text = in_one_line(error)
+    return f"it lacks {text}" if isinstance(error, KeyError) else text
 
 
 def check_record(record: Any, has_own_files: bool) -> dict[str, Any]:

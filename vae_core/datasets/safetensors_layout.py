@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..errors import DatasetError
+from ..errors import DatasetError, in_one_line
 from .encode import Encoded, Shard
 
 SUFFIX = ".safetensors"
@@ -93,7 +93,7 @@ class Opened:
 
 def unreadable(file: Path, error: Exception) -> DatasetError:
     """The sentence for a shard's file that cannot be read."""
-    return DatasetError(f"cannot read {file}: {error}. Check it with `seamless-vae verify-dataset`.")
+    return DatasetError(f"cannot read {file}: {in_one_line(error)}. Check it with `seamless-vae verify-dataset`.")
 
 
 def check_names(file: Path, names: Sequence[str], found: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from ..config import AutoencoderKLConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, brief, in_one_line
 from ..units import MIB
 from .buckets import Buckets
 
@@ -65,25 +65,29 @@ class Settings:
     def __post_init__(self) -> None:
         for name, kind in (("layout", Layout), ("keep", Keep)):
             if getattr(self, name) not in get_args(kind):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(kind))}.")
+                raise ConfigError(
+                    f"{name} is {brief(getattr(self, name))}; it must be one of {', '.join(get_args(kind))}."
+                )
         if self.stored not in STORED:
-            raise ConfigError(f"the stored type is {self.stored!r}; it must be one of {', '.join(STORED)}.")
+            raise ConfigError(f"the stored type is {brief(self.stored)}; it must be one of {', '.join(STORED)}.")
         for name in ("batch", "shard_images", "memory_budget", "threads"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; give a whole number of at least 1.")
+                raise ConfigError(f"{name} is {brief(value)}; give a whole number of at least 1.")
         if self.layout == "webdataset" and self.stored == "bfloat16":
             raise ConfigError("WebDataset files hold numpy arrays, which have no bfloat16. Store float32 or float16.")
         if self.layout == "kohya":
             self._check_kohya()
         elif self.kohya is not None:
-            raise ConfigError(f"a kohya family ({self.kohya}) was given for the layout {self.layout}. Leave it out.")
+            raise ConfigError(
+                f"a kohya family ({brief(self.kohya)}) was given for the layout {self.layout}. Leave it out."
+            )
 
     def _check_kohya(self) -> None:
         if self.kohya not in get_args(KohyaFamily):
             raise ConfigError(
-                f"kohya's cache files are named after the model's family, and this VAE's is not known ({self.kohya}). "
-                f"Give one of {', '.join(get_args(KohyaFamily))}."
+                f"kohya's cache files are named after the model's family, and this VAE's is not known "
+                f"({brief(self.kohya)}). Give one of {', '.join(get_args(KohyaFamily))}."
             )
         if self.keep == "moments":
             raise ConfigError("kohya's cache files hold latents, not moments. Keep sample (as kohya does) or mean.")
@@ -99,9 +103,10 @@ class Settings:
         """What `to_dict` gave. Raises ConfigError for unknown fields."""
         known = {each.name for each in fields(cls)}
         if set(values) != known:
+            found = in_one_line(", ".join(sorted(values)))
             raise ConfigError(
-                f"settings have the fields {', '.join(sorted(values))}; this version knows {', '.join(sorted(known))}. "
-                f"Finish the collection with the version that began it."
+                f"settings have the fields {found}; this version knows {', '.join(sorted(known))}. Finish the "
+                f"collection with the version that began it."
             )
         return cls(**{**values, "buckets": Buckets(**values["buckets"])})
 

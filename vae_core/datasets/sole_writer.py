@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import DatasetError
+from ..errors import DatasetError, in_one_line
 
 
 @contextmanager
@@ -67,4 +67,4 @@ def _locked(place: Path, deadline: float) -> int | None:
                 return handle
             os.close(handle)
     except OSError as error:
-        raise DatasetError(f"cannot write to {place.parent}: {error.strerror or error}. Check the folder.") from None
+        raise DatasetError(f"cannot write to {place.parent}: {in_one_line(error)}. Check the folder.") from None

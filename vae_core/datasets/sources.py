@@ -20,7 +20,7 @@ from typing import Literal
 
 import fsspec
 
-from ..errors import DatasetError
+from ..errors import DatasetError, in_one_line
 from .extras import require
 from .image_names import is_image
 from .tables import TABLES, read_rows, row_ranges
@@ -194,7 +194,9 @@ def _remote(text: str) -> list[tuple[str, str]]:
     try:
         system, path = fsspec.core.url_to_fs(text)
     except Exception as error:  # each file system has its own
-        raise DatasetError(f"{text} cannot be opened: {error}. Install what fsspec needs for it.") from None
+        raise DatasetError(
+            f"{text} cannot be opened: {in_one_line(error)}. Install what fsspec needs for it."
+        ) from None
     try:
         if _kind(text) is not None and not _is_pattern(name_of(text)):
             names = [path]  # a server need not be able to list
@@ -202,7 +204,7 @@ def _remote(text: str) -> list[tuple[str, str]]:
             names = system.glob(path) if _is_pattern(path) else system.find(path)
     except Exception as error:
         if not is_missing(error, text):
-            problem = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+            problem = in_one_line(error.__cause__ or error)
             raise DatasetError(
                 f"{text} cannot be listed: {problem}. Check the address and your access to it."
             ) from None

@@ -162,5 +162,5 @@ def _parquet(file: Any, url: str) -> Any:
 
 
 def _not_a_table(url: str, kind: str, error: Exception, remedy: str) -> DatasetError:
-    reason = in_one_line(error).rstrip(".")
+    reason = in_one_line(error)
     return DatasetError(f"{url} is not a {kind} table that pyarrow reads: {reason}. {remedy}.")

@@ -43,7 +43,7 @@ class _Member(tarfile.TarInfo):
         except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # pyright: ignore[reportAttributeAccessIssue]
             raise
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(str(error)) from error
+            raise tarfile.ReadError(in_one_line(error)) from error
 
 
 def read_tar(url: str) -> Iterator[Raw]:
@@ -59,7 +59,7 @@ def read_tar(url: str) -> Iterator[Raw]:
             yield from _images(stream, url, reading)
         except Exception as error:
             raise DatasetError(
-                f"cannot read {url} to its end: {type(error).__name__}: {error}. "
+                f"cannot read {url} to its end: {type(error).__name__}: {in_one_line(error)}. "
                 f"What was finished stays valid: run the same command with --resume."
             ) from error
 
@@ -116,7 +116,7 @@ class _Files:
                     elif is_image(f"x.{suffix}"):
                         self.doubles.append(member.name)
         except _DAMAGE as error:
-            self.damage = in_one_line(error) or type(error).__name__
+            self.damage = in_one_line(error)
 
 
 def _has_contents(member: tarfile.TarInfo) -> bool:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from ..errors import DatasetError, VAEError
+from ..errors import DatasetError, VAEError, in_one_line
 
 _TRIES, _PAUSE = 4, 0.5  # seconds, doubled each time
 MOST_BYTES = 2**30  # of an image's file
@@ -144,7 +144,7 @@ def open_source(url: str) -> Iterator[IO[bytes]]:
 def _failed(url: str, error: Exception, when: str = "") -> DatasetError:
     cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ is not None else error
     return DatasetError(
-        f"cannot read {url}{when}: {type(cause).__name__}: {_text(cause) or cause}. What was finished stays valid: "
+        f"cannot read {url}{when}: {type(cause).__name__}: {in_one_line(cause)}. What was finished stays valid: "
         f"run the same command with --resume when it can be read."
     )
 
@@ -181,9 +181,9 @@ def _not_an_address(url: str) -> str:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        return f"its URL cannot be right ({error})"
+        return f"its URL cannot be right ({in_one_line(error)})"
     return "" if parts.hostname else "its URL names no server"
 
 
 def _text(error: BaseException) -> str:
-    return (error.strerror or "") if isinstance(error, OSError) else ""
+    return in_one_line(error) if isinstance(error, OSError) and error.strerror else ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import VAEError
+from ..errors import VAEError, in_one_line
 from ..printable import printable
 from . import kohya
 from .collection import FAILURES, SHARDS, SPLITS, Collection
@@ -119,7 +119,7 @@ def _check_files(out: Path, files: Sequence[Mapping[str, Any]]) -> Iterator[Faul
         except FileNotFoundError:
             yield Fault(file["path"], "it is missing; run encode-dataset with --resume")
         except OSError as error:
-            yield Fault(file["path"], f"it cannot be read ({error.strerror or error})")
+            yield Fault(file["path"], f"it cannot be read ({in_one_line(error)})")
         except VAEError as error:
             yield Fault(file["path"], f"it cannot be read ({error})")
 
@@ -135,7 +135,7 @@ def _check_latents(collection: Collection, record: Mapping[str, Any]) -> list[Fa
                 if shape != tuple(image["shape"]):
                     faults.append(Fault(record["name"], f"{part} of {image['key']} has the shape {shape}"))
     except (VAEError, KeyError, IndexError) as error:
-        faults.append(Fault(record["name"], f"its latents cannot be read ({error})"))
+        faults.append(Fault(record["name"], f"its latents cannot be read ({in_one_line(error)})"))
     return faults
 
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from ..atomic import write_file
-from ..errors import DatasetError
+from ..errors import DatasetError, in_one_line
 from ..temporaries import sweep
 
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
@@ -49,7 +49,7 @@ def write_bytes(path: Path, data: bytes, overwrite: bool = True) -> None:
                 f"free some space and run the same command with --resume."
             ) from error
         raise DatasetError(
-            f"cannot write {path} ({size}): {error.strerror or error}. Check the folder and its permissions, "
+            f"cannot write {path} ({size}): {in_one_line(error)}. Check the folder and its permissions, "
             f"and run the same command with --resume."
         ) from error
 

@@ -7,11 +7,12 @@ try:
     import flax  # noqa: F401
     import jax  # noqa: F401
 except ImportError as error:
-    from ..errors import MissingDependencyError
+    from ..errors import MissingDependencyError, in_one_line
 
     raise MissingDependencyError(
-        f"vae_core.flax needs JAX and Flax, and {error.name or 'one of them'} cannot be imported ({error}). Install "
-        f"them with `pip install seamless-vae[flax]`, or `pip install jax flax` beside it.",
+        f"vae_core.flax needs JAX and Flax, and {error.name or 'one of them'} cannot be imported "
+        f"({in_one_line(error)}). Install them with `pip install seamless-vae[flax]`, or `pip install jax flax` "
+        f"beside it.",
         name=error.name,
     ) from error
 

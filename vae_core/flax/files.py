@@ -18,7 +18,7 @@ from ..checkpoints.plan import CheckpointPlan
 from ..checkpoints.pretrained import CONFIG_NAME, WEIGHTS_STEM, write_folder
 from ..checkpoints.write import raw, text, write_in_folder
 from ..config import AutoencoderKLConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, in_one_line
 from .convert import as_dicts, check_params, counts_steps, flat, from_torch, to_torch, torch_shapes
 from .dtypes import floating_type
 from .network import parameter_shapes
@@ -60,14 +60,14 @@ def read_msgpack(file: Path, config: AutoencoderKLConfig, param_dtype: Any) -> d
     try:
         found = file.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}. Check the path.") from None
+        raise CheckpointError(f"{file} cannot be read: {in_one_line(error)}. Check the path.") from None
     try:
         content: Any = msgpack_restore(found)
         arrays = {path: jnp.asarray(value) for path, value in flat(content).items()}
     except Exception as error:  # msgpack has many, and other files raise still others
         raise CheckpointError(
-            f"{file.name} does not contain Flax parameters ({type(error).__name__}: {error}). If it is a git-lfs "
-            f"pointer, run `git lfs pull`; else download it again."
+            f"{file.name} does not contain Flax parameters ({type(error).__name__}: {in_one_line(error)}). If it is a "
+            f"git-lfs pointer, run `git lfs pull`; else download it again."
         ) from None
     optional = {path for path in parameter_shapes(config) if counts_steps(path)} - arrays.keys()
     arrays.update({path: jnp.zeros((), jnp.float32) for path in optional})
