@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from ..vae_core.errors import in_one_line
+from .answers import RefusedError
 
 MAX_BODY = 1 << 16  # bytes of a question; one of the page has some hundred
 MAX_DEPTH = 8  # of JSON in JSON
@@ -23,14 +24,6 @@ WAITING = 64  # questions at a time; a page asks one for each of its panels
 CHARSETS = {
     *("utf-8", "utf8", "us-ascii", "ascii", "utf-16", "utf-16le", "utf-16be", "utf-32", "utf-32le", "utf-32be"),
 }
-
-
-class RefusedError(Exception):
-    """A question that is not answered: the status of HTTP, and a sentence."""
-
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
 
 
 class Answering:

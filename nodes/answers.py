@@ -1,8 +1,16 @@
-"""What the front end gets: the answers of the routes, and the event on the progress of a node."""
+"""What the front end gets: the answers of the routes or a refusal, and the event on the progress of a node."""
 
 from __future__ import annotations
 
 from typing import Literal, TypedDict
+
+
+class RefusedError(Exception):
+    """A question that is not answered: the status of HTTP, and a sentence."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
 
 
 class UnusableFileAnswer(TypedDict, total=False):

@@ -14,8 +14,7 @@ from ..vae_core import AutoencoderKL, AutoencoderKLConfig, VAEError, VAEInfo
 from ..vae_core.checkpoints.build import parse_dtype
 from ..vae_core.errors import in_one_line
 from . import catalogue, host, latents, speeds
-from .answering import RefusedError
-from .answers import FileAnswer, NoPlanAnswer, PlanAnswer, UnusableFileAnswer
+from .answers import FileAnswer, NoPlanAnswer, PlanAnswer, RefusedError, UnusableFileAnswer
 from .tiling import options_of
 
 # What is planned with while no VAE is known: the shapes of Stable Diffusion's.

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from . import host, questions
-from .answering import Answering, RefusedError, read_json
+from .answering import Answering, read_json
+from .answers import RefusedError
 
 logger = logging.getLogger("seamless_vae")
 

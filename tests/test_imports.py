@@ -289,8 +289,8 @@ NODES_ALLOWED: dict[str, set[str]] = {
     "coding": {"checks", "latents", "status", "tiling", "vaes"},
     "wire": {"autoencoder", "checks", "first_stage", "host", "latents", "status"},
     "questions": {"answers", "catalogue", "host", "latents", "speeds", "tiling"},
-    "answering": set(),
-    "routes": {"host", "questions", "answering"},
+    "answering": {"answers"},
+    "routes": {"host", "questions", "answering", "answers"},
 }
 
 
