@@ -10,8 +10,9 @@ import torch
 
 from ..vae_core.checkpoints.families import family_of_config
 from ..vae_core.datasets import kohya
+from ..vae_core.datasets.collection import Collection
 from ..vae_core.datasets.latents import NamedLatent, save_latents
-from ..vae_core.datasets.settings import STORED, KohyaFamily, Layout
+from ..vae_core.datasets.settings import STORED, KohyaFamily, Layout, Scale
 from ..vae_core.errors import ConfigError, DatasetError
 from . import checks, host, inputs, latents, prefix, show
 from .autoencoder import Autoencoder
@@ -108,7 +109,7 @@ class LatentSave:
         info = extra_pnginfo[0] if extra_pnginfo else None
         workflow = info.get("workflow") if isinstance(info, Mapping) else None
         name = prefix.fill(filename_prefix[0], prompt[0] if prompt else None, workflow)
-        saved: list[Any] = []
+        saved: list[Collection] = []
 
         def write(path: Path) -> None:
             with opened.weights() as model:
@@ -168,5 +169,5 @@ def _family(name: str, vae: Autoencoder) -> str:
     return found
 
 
-def _conversion(scale: Any) -> str:
+def _conversion(scale: Scale) -> str:
     return "raw, as on the wire" if scale.convention == "raw" else f"converted from raw latents to {scale.formula}"

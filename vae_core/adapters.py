@@ -111,6 +111,6 @@ class AdapterMixin:
         _peft(self).enable_lora_hotswap(self, target_rank, check_compiled)
 
 
-def _peft(model: Any) -> Any:
+def _peft(model: object) -> Any:
     optional_import("peft", "LoRA adapters", "lora")
     return theirs_for(model, "LoRA adapters", "lora")

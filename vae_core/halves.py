@@ -142,7 +142,7 @@ class Parts(Mapping[str, nn.Module]):
     between planning and running.
     """
 
-    def __init__(self, vae: Any, *names: str) -> None:
+    def __init__(self, vae: object, *names: str) -> None:
         self._vae, self._names = vae, names
 
     def __getitem__(self, name: str) -> nn.Module:

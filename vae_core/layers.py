@@ -12,7 +12,9 @@ from torch import nn
 Layer = TypeVar("Layer", bound=nn.Module)
 
 # Under `without_values`: the first layer made of each class and arguments.
-_made: ContextVar[dict[Any, nn.Module] | None] = ContextVar("seamless_vae_layers", default=None)
+_made: ContextVar[dict[tuple[type[nn.Module], tuple[Any, ...]], nn.Module] | None] = ContextVar(
+    "seamless_vae_layers", default=None
+)
 
 
 @contextmanager

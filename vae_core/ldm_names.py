@@ -56,7 +56,7 @@ class _Names:
 class FinestFirst(nn.ModuleList):
     """The decoder's levels as LDM counts them. What is set here is set in the decoder."""
 
-    _levels: Any  # the decoder's own, a ModuleList
+    _levels: nn.ModuleList  # the decoder's own
 
     def __init__(self, levels: nn.ModuleList) -> None:
         super().__init__(list(levels)[::-1])

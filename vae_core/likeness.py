@@ -48,7 +48,7 @@ def join_diffusers(cls: type) -> None:
     root.__bases__ = tuple(theirs if base is nn.Module else base for base in root.__bases__)
 
 
-def theirs_for(model: Any, purpose: str, extra: str = "diffusers") -> Any:
+def theirs_for(model: object, purpose: str, extra: str = "diffusers") -> Any:
     """diffusers' class, imported if need be, for a method of it that is called with our model.
 
     Args:

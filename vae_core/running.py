@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -191,7 +190,7 @@ def plan_decode(
     return prepare_decode(vae, shape, Options(tiling, memory_budget, circular, dtype), device=device).plan
 
 
-def bring_weights_in(vae: Any) -> None:
+def bring_weights_in(vae: object) -> None:
     """Let an accelerate hook on the model do what it would before `forward`: bring offloaded weights in."""
     hook = getattr(vae, "_hf_hook", None)
     if hook is not None and hasattr(hook, "pre_forward"):

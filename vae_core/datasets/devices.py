@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import queue
 from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from .collection import Collection
 from .local import Work, end_with_parent
 from .progress import Progress
 from .weights import PackedVAE
+
+_Event = tuple[Any, ...]  # the name of what happened, and its values
 
 
 def run(
@@ -27,7 +31,7 @@ def run(
 ) -> None:
     """Encode splits on several devices; see `local.run`. The readers are shared out among them."""
     context = multiprocessing.get_context("spawn")  # a device's driver does not survive a fork
-    events: Any = context.Queue()
+    events = context.Queue()
     packed, share = PackedVAE.of(vae), max(1, workers // len(devices)) if workers else 0
     arguments = [
         (collection.out, collection.manifest, list(work[i :: len(devices)]), packed, device, share, events)
@@ -57,7 +61,7 @@ def run(
             process.join()
 
 
-def _check_alive(processes: Sequence[Any], devices: Sequence[str]) -> None:
+def _check_alive(processes: Sequence[BaseProcess], devices: Sequence[str]) -> None:
     for process, device in zip(processes, devices, strict=True):
         if process.exitcode not in (None, 0):
             raise DatasetError(
@@ -69,7 +73,7 @@ def _check_alive(processes: Sequence[Any], devices: Sequence[str]) -> None:
 class _Sent(Progress):
     """Progress that is sent to the process that shows it."""
 
-    def __init__(self, events: Any) -> None:
+    def __init__(self, events: Queue[_Event]) -> None:
         super().__init__(show=False)
         self._events = events
 
@@ -81,7 +85,13 @@ class _Sent(Progress):
 
 
 def _encode(
-    out: Path, manifest: dict[str, Any], work: list[Work], packed: PackedVAE, device: str, workers: int, events: Any
+    out: Path,
+    manifest: dict[str, Any],
+    work: list[Work],
+    packed: PackedVAE,
+    device: str,
+    workers: int,
+    events: Queue[_Event],
 ) -> None:
     """The process of one device."""
     end_with_parent()

@@ -17,7 +17,7 @@ from ..autoencoder_kl import AutoencoderKL
 from ..errors import DatasetError, VAEError
 from .collection import Collection
 from .encode import Encoder, Shard
-from .prepare import Result, prepare_all
+from .prepare import Prepared, Result, prepare_all
 from .progress import Progress
 from .settings import Failure, Settings
 from .sources import Split, from_position, read_split
@@ -128,7 +128,7 @@ class _Stream:
         shard, self.shard = self.shard, Shard(self.shard.split, self.shard.chunk + 1, self.settings)
         return shard
 
-    def _encode(self, batch: list[Any] | None, encoder: Encoder, progress: Progress) -> None:
+    def _encode(self, batch: list[Prepared] | None, encoder: Encoder, progress: Progress) -> None:
         if batch is not None:
             self.shard.encode(batch, encoder)
             progress.advance(len(batch), sum(isinstance(self.shard.done[each.position], Failure) for each in batch))

@@ -8,7 +8,7 @@ position of the image in its split; `.latents_flipped` or `.moments_flipped` of 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def unreadable(file: Path, error: Exception) -> DatasetError:
     return DatasetError(f"cannot read {file}: {in_one_line(error)}. Check it with `seamless-vae verify-dataset`.")
 
 
-def check_names(file: Path, names: Sequence[str], found: Mapping[str, Any]) -> None:
+def check_names(file: Path, names: Sequence[str], found: Collection[str]) -> None:
     """Raise DatasetError for an image that a shard's file lacks."""
     missing = sorted(set(names) - set(found))
     if missing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 from ..errors import DatasetError, VAEError, in_one_line
 from .extras import require
@@ -69,7 +69,7 @@ def read_rows(url: str, start: int, stop: int, column: str, wanted: Sequence[int
 _Batches = Iterator[tuple[int, Any]]  # the number of the first row, and the values of the column
 
 
-def _rows_of_csv(file: Any, url: str, column: str, first: int, stop: int) -> _Batches:
+def _rows_of_csv(file: IO[bytes], url: str, column: str, first: int, stop: int) -> _Batches:
     """A column of a CSV as texts, batch by batch."""
     before = 0
     for batch in _csv_batches(file, url, column):
@@ -79,7 +79,7 @@ def _rows_of_csv(file: Any, url: str, column: str, first: int, stop: int) -> _Ba
         before += len(batch)
 
 
-def _rows_of_parquet(file: Any, url: str, column: str, first: int, stop: int) -> _Batches:
+def _rows_of_parquet(file: IO[bytes], url: str, column: str, first: int, stop: int) -> _Batches:
     """A column of parquet, in small batches of the row groups that have the rows."""
     source = _parquet(file, url)
     name = _column(source.schema_arrow, column, url)
@@ -134,7 +134,7 @@ def _is_csv(url: str) -> bool:
     return name_of(url).lower().endswith(".csv")
 
 
-def _csv_batches(file: Any, url: str, column: str) -> Iterator[Any]:
+def _csv_batches(file: IO[bytes], url: str, column: str) -> Iterator[Any]:
     """One column of a CSV as texts, batch by batch."""
     csv, pyarrow = (require(name, "datasets", "reading CSV tables") for name in ("pyarrow.csv", "pyarrow"))
     parse = csv.ParseOptions(newlines_in_values=True)  # captions have them
@@ -153,7 +153,7 @@ def _csv_batches(file: Any, url: str, column: str) -> Iterator[Any]:
         raise _not_a_table(url, "CSV", error, "Export it again, in UTF-8 and with commas") from None
 
 
-def _parquet(file: Any, url: str) -> Any:
+def _parquet(file: IO[bytes], url: str) -> Any:
     parquet = require("pyarrow.parquet", "datasets", "reading parquet tables")
     try:
         return parquet.ParquetFile(file)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from .layers import group_norm
 
@@ -20,7 +19,7 @@ class FlaxAttentionBlock(nn.Module):
 
     channels: int
     num_groups: int = 32
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         self.group_norm = group_norm(self.num_groups, self.dtype)

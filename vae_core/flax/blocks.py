@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from .attention import FlaxAttentionBlock
 from .layers import conv, group_norm
@@ -33,7 +33,7 @@ class FlaxResnetBlock2D(nn.Module):
     dropout: float = 0.0
     groups: int = 32
     act_fn: str = "silu"
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         self.norm1 = group_norm(self.groups, self.dtype)
@@ -56,7 +56,7 @@ class FlaxDownsample2D(nn.Module):
     """Halve a map: [B, H, W, C] -> [B, H // 2, W // 2, C]. An odd last row or column is dropped."""
 
     in_channels: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         self.conv = conv(self.in_channels, 3, self.dtype, stride=2)
@@ -69,7 +69,7 @@ class FlaxUpsample2D(nn.Module):
     """Double a map: nearest neighbour, then a 3x3 convolution."""
 
     in_channels: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         self.conv = conv(self.in_channels, 3, self.dtype, padding=1)
@@ -90,7 +90,7 @@ class Level(nn.Module):
     resnet_groups: int = 32
     act_fn: str = "silu"
     add_attention: bool = False
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         widths = [self.in_channels, *[self.out_channels] * (self.num_layers - 1)]
@@ -148,7 +148,7 @@ class FlaxUNetMidBlock2D(nn.Module):
     resnet_groups: int = 32
     act_fn: str = "silu"
     add_attention: bool = True
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         channels = self.in_channels

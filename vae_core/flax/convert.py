@@ -25,6 +25,7 @@ from .network import parameter_shapes
 
 NORMS = ("norm1", "norm2", "group_norm", "conv_norm_out")
 ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out_0": "proj_attn"}
+_Shape = tuple[int, ...]
 FUSED = ".to_qkv."  # made of three others by `fuse_qkv_projections`
 
 
@@ -146,7 +147,7 @@ def _check_names(what: str, found: set[str], needed: set[str]) -> None:
         raise CheckpointError(f"{what} {' and '.join(parts)}. Use the config that belongs to these weights.")
 
 
-def _check_shapes(what: str, found: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
+def _check_shapes(what: str, found: Mapping[str, _Shape], needed: Mapping[str, _Shape]) -> None:
     wrong = sorted(name for name, shape in needed.items() if found[name] != shape)
     if wrong:
         name = wrong[0]

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from ..config import AutoencoderKLConfig
 from .blocks import FlaxUNetMidBlock2D, FlaxUpDecoderBlock2D
@@ -20,7 +21,7 @@ class FlaxDecoder(nn.Module):
 
     config: Mapping[str, Any]  # linen keeps dictionaries as its own kind of them
     dropout: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         config, dtype = AutoencoderKLConfig.from_dict(self.config), self.dtype

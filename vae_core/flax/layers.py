@@ -11,19 +11,20 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
+from jax.typing import DTypeLike
 
 NORM_EPS = 1e-6  # of every GroupNorm in the model, the attention's included
 ParameterPath = tuple[str, ...]  # of a parameter
 CUT_OFF_DEVIATION = 0.87962566103423978  # of a standard normal that is cut off at -2 and 2
 
 
-def conv(channels: int, kernel_size: int, dtype: Any, stride: int = 1, padding: int = 0) -> nn.Conv:
+def conv(channels: int, kernel_size: int, dtype: DTypeLike, stride: int = 1, padding: int = 0) -> nn.Conv:
     """A square convolution with as much padding on every side."""
     sides = ((padding, padding), (padding, padding))
     return nn.Conv(channels, (kernel_size, kernel_size), (stride, stride), padding=sides, dtype=dtype)
 
 
-def group_norm(num_groups: int, dtype: Any) -> nn.GroupNorm:
+def group_norm(num_groups: int, dtype: DTypeLike) -> nn.GroupNorm:
     """A norm whose statistics are taken in float32 at least, the variance from the deviations.
 
     Linen's default, mean(x^2) - mean(x)^2, loses the digits that a map far from zero needs.

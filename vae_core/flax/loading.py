@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..loading import plan_checkpoint
+from ..pretrained_mixin import GivenConfig
 from .autoencoder_kl import FlaxAutoencoderKL
 
 
@@ -18,7 +19,7 @@ def load_vae(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     variant: str | None = None,
-    config: Any = None,
+    config: GivenConfig = None,
     **overrides: Any,
 ) -> tuple[FlaxAutoencoderKL, dict[str, Any]]:
     """Load the module and its parameters from any checkpoint that `vae_core.load_vae` takes, or from Flax's msgpack.

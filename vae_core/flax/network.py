@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 from jax import Array
+from jax.typing import DTypeLike
 
 from ..config import AutoencoderKLConfig
 from ..errors import ConfigError
@@ -41,7 +42,7 @@ class FlaxNetwork(nn.Module):
     norm_num_groups: int = 32
     sample_size: int | tuple[int, ...] = 32
     scaling_factor: float = 0.18215
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     shift_factor: float | None = None
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
