@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from vae_core import inspect_vae, load_vae, save_single_file
 from vae_core.checkpoints.families import FAMILIES
-from vae_core.cli.outputs import file_stem
+from vae_core.cli.decode import output_paths
+from vae_core.cli.latent_file import Latent
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -136,10 +137,13 @@ class TestNothingIsLost:
         assert len(list((tmp_path / "out").iterdir())) == 2
         assert {path.name for path in tmp_path.iterdir()} == {"a.latent", "out"}
 
-    def test_stems(self) -> None:
-        assert [file_stem(name, "image-0") for name in ("a.b", "a/b", "..", "\ud800", None, " x. ")] == [
-            "a.b", "b", "image-0", "image-0", "image-0", "x"
-        ]  # fmt: skip
+    def test_names_of_images(self) -> None:
+        names = ("a.b", "a/b", "..", "\ud800", None, " x. ", "B", "nul")
+        latents = [Latent(torch.zeros(1, 4, 1, 1), name=name) for name in names]
+        assert [path.name for path in output_paths("out/", latents)] == [
+            f"{name}-{i}.png" for i, name in enumerate(("a.b", "b", "image-2", "_", "image-4", "x", "B", "_nul"))
+        ], "all are numbered, because two differ in capitals alone"
+        assert [path.name for path in output_paths("out/", latents[:3])] == ["a.b.png", "b.png", "image-2.png"]
 
 
 class TestConverting:

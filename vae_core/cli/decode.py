@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 
 from ..errors import CheckpointError, ImageError, in_one_line
+from ..file_names import safe_path
 from ..image import to_pil, write_image
 from .common import add_command, add_config_arguments, add_model_arguments, decode_latent, load_model
 from .latent_file import Latent, raw_latent, read_latents
-from .outputs import add_overwrite_argument, check_outputs, file_stem, path_argument, unlike
+from .outputs import add_overwrite_argument, check_outputs, path_argument, unlike
 from .say import complain, say
 
 EXAMPLES = """\
@@ -83,7 +84,8 @@ def output_paths(output: str, latents: list[Latent]) -> list[Path]:
     """Where each image goes: the path itself, numbered, or a folder and the names that the images had."""
     path = Path(output)
     if path.is_dir() or output.endswith(("/", "\\")):
-        stems = unlike([file_stem(latent.name, f"image-{i}") for i, latent in enumerate(latents)])
+        stems = [safe_path(latent.name or "").rpartition("/")[2] for latent in latents]
+        stems = unlike([stem or f"image-{i}" for i, stem in enumerate(stems)])
         return [path / f"{stem}.png" for stem in stems]
     if len(latents) == 1:
         return [path]

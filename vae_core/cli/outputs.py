@@ -77,23 +77,6 @@ def _is_same(a: Path, b: Path) -> bool:
         return False
 
 
-def file_stem(name: str | None, fallback: str) -> str:
-    """The stem of a file's name that may come from anywhere, as one that is a name on every system."""
-    stem = (name or "").replace("\\", "/").rpartition("/")[2]
-    stem = "".join("_" if character in '<>:"|?*' or ord(character) < 32 else character for character in stem)
-    stem = stem.strip(". ")
-    while stem and len(_encoded(stem)) > 200:
-        stem = stem[:-1]
-    return stem if stem and _encoded(stem) else fallback
-
-
-def _encoded(text: str) -> bytes:
-    try:
-        return os.fsencode(text)
-    except UnicodeEncodeError:
-        return b""
-
-
 def unlike(stems: list[str]) -> list[str]:
     """The same names, numbered where some are alike to a file system that ignores case."""
     folded = [stem.casefold() for stem in stems]

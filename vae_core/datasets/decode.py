@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from ..autoencoder_kl import AutoencoderKL
 from ..errors import ConfigError, DatasetError, VAEError
+from ..file_names import safe_path
 from ..image import bytes_to_model_range, to_pil
 from ..metrics import psnr
 from ..running import decode
@@ -81,7 +80,7 @@ def decode_dataset(
         for image, tensors in zip(wanted, collection.read_images(record, wanted), strict=True):
             z = raw_z(tensors, collection, image["sha256"])
             pixels = decode(vae, z[None].to(vae.device, vae.dtype), memory_budget=memory_budget).float().cpu()
-            file = images / _unique(safe_name(image["key"]), f"{split:06d}-{image['position']:06d}", taken)
+            file = images / _unique(safe_path(image["key"]) or "image", f"{split:06d}-{image['position']:06d}", taken)
             width, height = image["resized"]  # smaller where the image was padded
             buffer = io.BytesIO()
             to_pil(pixels[..., :height, :width])[0].save(buffer, "PNG")
@@ -180,22 +179,3 @@ def _psnr(pixels: Tensor, source: Prepared | None, sha256: str) -> float | None:
     if reference.shape != pixels.shape:
         return None
     return float(psnr(pixels.clamp(-1, 1), reference, data_range=2.0))
-
-
-def safe_name(key: str) -> str:
-    """A key as a path below a folder, whatever it has in it."""
-    key = re.sub(_FORBIDDEN, "_", key.replace("\\", "/"))
-    return "/".join(_shortened(part) for part in key.split("/") if part not in ("", ".", "..")) or "image"
-
-
-# Names of files have up to 255 bytes; a number and an ending are added.
-_MOST_BYTES = 200
-_FORBIDDEN = r"[:\0<>\"|?*]" if os.name == "nt" else r"[:\0]"
-
-
-def _shortened(name: str) -> str:
-    data = os.fsencode(name)
-    if len(data) <= _MOST_BYTES:
-        return name
-    digest = hashlib.sha256(data).hexdigest()[:12]
-    return f"{data[: _MOST_BYTES - 13].decode(errors='ignore')}-{digest}"

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..autoencoder_kl import AutoencoderKL
 from ..errors import DatasetError, in_one_line
+from ..file_names import safe_path
 from . import kohya
 from .buckets import Buckets, Fit
 from .collection import Collection
-from .decode import safe_name
 from .encode import Encoded, Shard
 from .prepare import Prepared
 from .settings import STORED, Settings, automatic_shard
@@ -108,7 +108,7 @@ def _encoded(position: int, latent: NamedLatent, side: tuple[int, int], collecti
 def _check_names(names: Sequence[str], layout: str) -> None:
     seen = set()
     for name in names:
-        if safe_name(name) != name or "\0" in name:
+        if not name or safe_path(name) != name:
             raise DatasetError(f"{name!r} cannot be the name of an image's file. Use one such as photos/0001.")
         if name in seen:
             raise DatasetError(f"two latents have the name {name}. Give each a name of its own.")
