@@ -16,6 +16,7 @@ from ..units import round_up
 from . import winograd
 from .kernel import STRIP_BYTES, Each, Layout, PassInputs, Strip, cut, one_by_one
 from .maps import FeatureMap
+from .numba_functions import KINDS
 from .products import VECTOR
 from .program import Convolve, Pass
 from .row_tables import RowTable, may_be_elsewhere
@@ -31,7 +32,6 @@ _STRIP_FLOPS = 2**33  # of a direct convolution: some ten milliseconds, after wh
 _UNCHANGED = torch.ones(1, 1)  # what makes one product of the one number of a kernel
 
 _NO_VECTOR = np.empty(0, np.float32)
-_KINDS = {torch.float32: np.dtype(np.float32), torch.bfloat16: np.dtype(np.uint16)}  # of what is multiplied
 
 
 class _Weights(NamedTuple):
@@ -96,7 +96,8 @@ class CompiledWinograd(winograd.Winograd):
 
     @property
     def _kind(self) -> np.dtype:
-        return _KINDS[self.inputs.dtype]
+        """Of what is multiplied."""
+        return KINDS[self.inputs.dtype]
 
     @property
     def _padded_channels(self) -> int:

@@ -19,7 +19,7 @@ from .maps import FeatureMap, joined
 from .phases import PARITIES, phase_kernels
 from .program import Convolve, Pass, PositionNorm
 from .scratch import Scratch, Scratches
-from .stats import Stats, StatsTable, StripStats, TableStats
+from .stats import Stats, StatsTable, StripStats, TableStats, is_measured
 from .transfer import Arriving, Transfers
 
 
@@ -81,6 +81,11 @@ class DirectConvolution:
         return halo, halo
 
     @property
+    def _measured(self) -> bool:
+        """Whether a strip's statistics are taken by one reading of it, with nothing beside."""
+        return is_measured(self.inputs.dtype, self.step.conv.out_channels)
+
+    @property
     def _as_it_is(self) -> bool:
         """Whether a strip reads the source's own rows, neither changed nor padded."""
         return self.step.norm is None and self.step.act is None and self._sides == (0, 0)
@@ -91,7 +96,9 @@ class DirectConvolution:
         first, stop = self._reads(strip)
         itemsize = self.inputs.dtype.itemsize
         results = strip.positions * self.step.conv.out_channels
-        sizes = {"deviations": results * max(4, itemsize)}
+        sizes = {}
+        if not self._measured:
+            sizes["deviations"] = results * max(4, itemsize)
         if not self._as_it_is:
             sizes["window"] = batch * (stop - first) * (width + sum(self._sides)) * channels * itemsize
         if self.step.scale == "up":
@@ -123,7 +130,7 @@ class DirectConvolution:
         if joins:
             terms["joined"] = self.inputs.map_dtype.itemsize * joins
         terms["convolution"] = results * dtype.itemsize // (4 if self.step.scale == "up" else 1)  # a phase
-        if dtype not in IN_PLACE:
+        if dtype not in IN_PLACE and not self._measured:
             terms["values"] = 4 * results
         if self.step.shortcut is not None:
             terms["shortcut"] = results * dtype.itemsize
@@ -254,7 +261,7 @@ class DirectConvolution:
         self._transfers.download(result, self.inputs.target.rows(*strip.rows))
         shape = (len(result), result.shape[1] * result.shape[2], result.shape[3])
         memory = None
-        if self._scratch is not None:
+        if self._scratch is not None and not self._measured:
             memory = self._scratch.tensor("deviations", shape, torch.promote_types(result.dtype, torch.float32))
         self._table.put(number, StripStats.of(result, memory))
 

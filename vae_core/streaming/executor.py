@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DamagedWeightError, NonFiniteError
-from .choose import KernelChoice, choose_kernel, pass_dtype
+from .choose import KernelChoice, choose_kernel, last_positions, pass_dtype
 from .kernel import ACCELERATOR_STRIP_BYTES, STRIP_BYTES, Each, Kernel, Layout, PassInputs
 from .maps import FeatureMap, PlannedMap
 from .memory import give_back_freed
@@ -114,7 +114,7 @@ class Execution:
         self.like = like
         self.find_damage = find_damage
         self.maps: dict[str, FeatureMap] = {}
-        self.positions = 0  # of the image, which is the input or the output
+        self._last = 0  # positions, see `last_positions`
         self._owned: dict[str, FeatureMap] = {}  # what the store lent, by the map that it is used for now
         self.stats: dict[str, Stats] = {}
 
@@ -180,7 +180,9 @@ class Execution:
         With planned maps and a planned store this is a dry run that computes nothing.
         """
         self.maps = {INPUT: source, OUTPUT: target}
-        self.positions = max(each.shape[1:3].numel() for each in (source, target))
+        if self.manner.dtype != self.manner.map_dtype:
+            batch, height, width, channels = source.shape
+            self._last = last_positions(self.passes, (batch, channels, height, width))
         last_use = {name: index for index, step in enumerate(self.passes) for name in step.reads}
         try:
             for index, step in enumerate(self.passes):
@@ -229,6 +231,7 @@ class Execution:
         target = self.maps[step.target]
         manner = self.manner
         chosen, layout = self._chosen(index, step)
+        last = target.shape[1:3].numel() == self._last
         max_rows = manner.strip_latents
         if max_rows is not None:
             max_rows = max(1, max_rows * target.shape[1] // latent_rows)
@@ -238,7 +241,7 @@ class Execution:
             source=source,
             target=target,
             residual=residual,
-            dtype=pass_dtype(step, chosen, manner.dtype, manner.map_dtype, target.shape[1:3].numel() == self.positions),
+            dtype=pass_dtype(step, chosen, manner.dtype, manner.map_dtype, last),
             map_dtype=manner.map_dtype,
             coefficients=self._coefficients(step),
             circular=manner.circular,

@@ -15,6 +15,7 @@ the transforms in torch operations run, with a warning.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import logging
@@ -25,12 +26,31 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from ..atomic import write_file
 from .once import WarnOnce
 
 logger = logging.getLogger("seamless_vae")
 
 _loading = threading.Lock()
+
+
+KINDS = {torch.float32: np.dtype(np.float32), torch.bfloat16: np.dtype(np.uint16)}
+"""As what compiled functions take numbers of a type: those of bfloat16 are the upper halves of float32."""
+
+
+def as_array(numbers: Tensor) -> np.ndarray:
+    """A tensor of one of these types on the CPU, as compiled functions take it."""
+    return numbers.numpy() if numbers.dtype == torch.float32 else numbers.view(torch.int16).numpy().view(np.uint16)
+
+
+@functools.cache
+def jit() -> Any:
+    """The compiled functions, `winograd_jit`; None without numba."""
+    return load_compiled(Path(__file__).with_name("winograd_jit"))
 
 
 def load_compiled(folder: Path) -> ModuleType | None:

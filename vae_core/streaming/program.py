@@ -7,7 +7,7 @@ needs them; that is what makes a tiled run exact. Which model a program belongs 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -167,7 +167,7 @@ class ProgramBuilder:
         return [*self.passes[:-1], final]
 
 
-def map_shapes(passes: list[Pass], shape: Shape) -> Iterator[tuple[Pass, Shape, Shape]]:
+def map_shapes(passes: Sequence[Pass], shape: Shape) -> Iterator[tuple[Pass, Shape, Shape]]:
     """Each pass of a program with [B, H, W, C] of its source and of its target, for an input [B, C, H, W]."""
     batch, channels, height, width = shape
     shapes = {INPUT: (batch, height, width, channels)}

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 
 from .maps import FeatureMap
+from .numba_functions import KINDS
 from .program import INPUT, OUTPUT
 
 _OUTSIDE = 0
-# Of which type a map's numbers are, as compiled functions take it; see `winograd_jit/lanes.load_value`.
-_KINDS = {torch.float32: np.float32(0), torch.bfloat16: np.uint16(0)}
 
 
 class RowTable(NamedTuple):
@@ -44,12 +43,12 @@ class RowTable(NamedTuple):
             begin = band.data_ptr() // dtype.itemsize + item * band.stride(0)
             rows[first:stop] = begin + band.stride(1) * np.arange(stop - first)
             first = stop
-        return cls(rows, width, depth, _KINDS[dtype])
+        return cls(rows, width, depth, KINDS[dtype].type(0))
 
     @classmethod
     def empty(cls, dtype: torch.dtype) -> RowTable:
         """Of no rows."""
-        return cls(np.empty(0, np.int64), 0, 0, _KINDS[dtype])
+        return cls(np.empty(0, np.int64), 0, 0, KINDS[dtype].type(0))
 
     def framed(self, circular: bool) -> RowTable:
         """With one row more above and below: those at the other side, or rows outside the map."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from ..units import round_up
 from . import transforms
 from .kernel import Layout, PassInputs, Strip
-from .numba_functions import load_compiled
+from .numba_functions import jit
 from .pages import pages
 from .program import Convolve, Pass
 from .scratch import Scratch, Scratches
@@ -28,12 +27,6 @@ from .stats import ChannelStats, join_items
 from .transforms import TILE
 
 GROUPS = {scale: each.products**2 for scale, each in transforms.BY_SCALE.items()}  # products of a tile
-
-
-@functools.cache
-def jit() -> Any:
-    """The compiled functions, `winograd_jit`; None without numba."""
-    return load_compiled(Path(__file__).with_name("winograd_jit"))
 
 
 @functools.cache

@@ -1,14 +1,17 @@
 """The transforms around the matrix products of a fast convolution, compiled by numba (the optional extra `fast`).
 
-Two functions, each for a rectangle of a map, without the interpreter lock; a third, `pack`, lays weights out for them:
+Functions that run without the interpreter lock; the first two are for a rectangle of a map:
 
     convolve      a 3x3 convolution with the norm and SiLU before it and the residual after it: F(4x4, 3x3), 36 products
                   for a tile of 4x4 outputs
     upsample      a 3x3 convolution of a doubled map: 25 products for a tile
+    pack          lays the weights of these out
+    products      a matrix product with such weights
+    measure       sums for statistics of what other kernels have made
 
-They take a few tiles at a time: inputs are transformed, multiplied (`multiply.py`) and transformed back while they are
-in the second cache. A map is the addresses of its rows, wherever these are; a row outside of the image has none and
-counts as zero. A map may have more channels than are worked on. The channels that are worked on are whole vectors.
+The first two take a few tiles at a time: inputs are transformed, multiplied (`multiply.py`) and transformed back while
+they are in the second cache. A map is the addresses of its rows, wherever these are; a row outside of the image has
+none and counts as zero. A map may have more channels than are worked on, which are whole vectors.
 
 An array without elements stands for what is not there. (For None numba would compile each function a second time,
 which takes as long as a decode.)
@@ -18,7 +21,8 @@ which takes as long as a decode.)
 
 from .convolve import BLOCK, convolve, transform_inputs, transform_outputs
 from .lanes import BFLOAT16, LANES
-from .multiply import COLUMNS, GAP, ROWS
+from .measure import measure
+from .multiply import COLUMNS, GAP, ROWS, products
 from .packing import pack
 from .upsample import upsample, upsample_inputs, upsample_outputs
 
@@ -30,7 +34,9 @@ __all__ = [
     "LANES",
     "ROWS",
     "convolve",
+    "measure",
     "pack",
+    "products",
     "transform_inputs",
     "transform_outputs",
     "upsample",

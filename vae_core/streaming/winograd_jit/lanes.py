@@ -139,10 +139,25 @@ def _rounded(builder, value):
     return builder.trunc(finite_or_not, _HALVES)
 
 
-def pairs(builder, even, odd):
-    """Two vectors, rounded to bfloat16, as pairs of one number of each."""
-    low, high = (builder.zext(_rounded(builder, each), WORDS) for each in (even, odd))
-    return builder.or_(low, builder.shl(high, _words(16)))
+@intrinsic
+def store_channels(typing, kind, block, columns, lane, even, odd):
+    """Write vectors of two channels to their columns from `lane` on, in a block of so many: see `multiply.multiply`.
+
+    In float32 the channels are one after the other; in bfloat16 each column has a pair of numbers.
+    """
+
+    def emit(context, builder, signature, arguments):
+        _, block, columns, lane, even, odd = arguments
+        if signature.args[0] == types.float32:
+            for vector, start in ((even, block), (odd, builder.add(block, columns))):
+                builder.store(vector, pointer_to(builder, builder.add(start, lane), VECTOR, 4), align=4)
+            return
+        low, high = (builder.zext(_rounded(builder, each), WORDS) for each in (even, odd))
+        pairs = builder.or_(low, builder.shl(high, _words(16)))
+        first = builder.add(block, builder.mul(lane, cgutils.intp_t(2)))
+        builder.store(pairs, pointer_to(builder, first, WORDS, 2), align=2)
+
+    return types.void(kind, types.intp, types.intp, types.intp, lanes, lanes), emit
 
 
 @intrinsic

@@ -19,7 +19,7 @@ from __future__ import annotations
 from llvmlite import ir
 from numba.core import cgutils, types
 
-from .lanes import LANES, VECTOR, WIDE, WORDS, intrinsic, pointer_to, step
+from .lanes import LANES, VECTOR, WIDE, WORDS, address, intrinsic, pointer_to, step, whole
 
 ROWS = 12 if WIDE else 6
 _VECTORS = 2 if WIDE else 1
@@ -123,3 +123,16 @@ def multiply(kind, left, right, results, rows, groups, depth, columns):
                     of_results + row * results_step + column,
                     results_step,
                 )
+
+
+@whole
+def products(left, right, results):
+    """results = left x right, of arrays.
+
+    Args:
+        left: [rows, depth + GAP] of float32, or of uint16 for bfloat16; rows a multiple of ROWS, depth even.
+        right: [1, columns / COLUMNS, depth, COLUMNS] of the same, as `pack` lays it out.
+        results: [rows, columns + GAP] of float32.
+    """
+    _, blocks, depth, columns = right.shape
+    multiply(left[0, 0], address(left), address(right), address(results), len(left), 1, depth, blocks * columns)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba.core import cgutils, types
 
-from .lanes import LANES, VECTOR, WORDS, ZERO, address, intrinsic, lanes, load, pairs, part, pointer_to, splat, whole
+from .lanes import LANES, ZERO, address, load, part, splat, store_channels, whole
 from .multiply import COLUMNS
 
 _CHANNELS = 8  # at once, so that what is written for one product is some cache lines one after the other
@@ -18,23 +17,6 @@ def _combined(matrix, group, taps, kernels):
     for tap in range(taps):
         total = total + matrix[group, tap] * load(kernels + tap * COLUMNS)
     return total
-
-
-@intrinsic
-def _store_two(typing, kind, block, lane, even, odd):
-    """Write vectors of two channels one after the other, or as pairs, from column `lane` of a block on."""
-
-    def emit(context, builder, signature, arguments):
-        _, block, lane, even, odd = arguments
-        if signature.args[0] == types.float32:
-            for each, vector in enumerate((even, odd)):
-                place = builder.add(builder.add(block, lane), cgutils.intp_t(each * COLUMNS))
-                builder.store(vector, pointer_to(builder, place, VECTOR, 4), align=4)
-        else:
-            place = builder.add(block, builder.mul(lane, cgutils.intp_t(2)))
-            builder.store(pairs(builder, even, odd), pointer_to(builder, place, WORDS, 2), align=2)
-
-    return types.void(kind, types.intp, types.intp, lanes, lanes), emit
 
 
 @whole
@@ -71,4 +53,4 @@ def pack(kernels, matrix, packed, first, stop):
                     for lane in range(0, COLUMNS, LANES):
                         first = _combined(matrix, group, taps, even + lane)
                         second = _combined(matrix, group, taps, odd + lane)
-                        _store_two(kind, out + c * COLUMNS, lane, first, second)
+                        store_channels(kind, out + c * COLUMNS, COLUMNS, lane, first, second)
