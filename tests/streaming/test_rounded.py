@@ -99,7 +99,7 @@ def test_a_doubled_map(size: tuple[int, int], channels: tuple[int, int], circula
 @pytest.mark.parametrize("size", [(1, 1), (9, 7), (30, 21)])
 @torch.no_grad()
 def test_winograd(size: tuple[int, int], options: dict[str, Any]) -> None:
-    """Rounding the transforms costs a hundredth of the result's deviation; half of a lost digit would cost more."""
+    """Rounding the transforms costs a hundredth of the result's deviation; a bit less of each would cost twice that."""
     found, wanted = convolve("same", size, (64, 48), **options)
     error = (found - wanted) / (16 * 2 / 3 * 4 * 64 * 9) ** 0.5  # the deviation by the numbers' variances
     assert error.square().mean().sqrt() < 2e-2 and error.abs().max() < 0.1
