@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from given.files import ldm, write
 from given.models import SMALL, make
 from safetensors.torch import save_file
 
@@ -208,3 +209,53 @@ def test_the_file_of_an_optimizer_says_so(state: str, tmp_path: Path) -> None:
     content = {"state": {0: {state: torch.zeros(3)}, 1: {state: torch.zeros(3)}}, "param_groups": []}
     torch.save(content, tmp_path / "optimizer.bin")
     assert "the state of an optimizer" in (inspect_vae(tmp_path / "optimizer.bin").problem or "")
+
+
+# What stabilityai/stable-diffusion-x4-upscaler publishes as vae/config.json, with narrower levels.
+X4_UPSCALER: dict[str, Any] = {
+    "_class_name": "AutoencoderKL",
+    "act_fn": "silu",
+    "block_out_channels": [32, 32, 64],
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 256,
+    "scaling_factor": 0.08333,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+}
+X4_LDM = {"model": {"params": {"scale_factor": 0.08333, "image_size": 128, "first_stage_config": {}}}}
+X4_FORMS: dict[str, Callable[[AutoencoderKL], Mapping[str, torch.Tensor]]] = {
+    "LDM": ldm,
+    "diffusers": lambda vae: vae.state_dict(),
+    "whole": lambda vae: {**ldm(vae, "first_stage_model."), "low_scale_model.betas": torch.zeros(4)},
+    "whole without its noise": lambda vae: {
+        **ldm(vae, "first_stage_model."),
+        "cond_stage_model.model.x": torch.ones(1),
+    },
+}
+
+
+@pytest.mark.parametrize("form", X4_FORMS)
+def test_the_x4_upscalers_vae_has_the_config_that_is_published(form: str, tmp_path: Path) -> None:
+    """An image side of 256 and not 512, with three levels; LDM's own configuration has neither."""
+    published = AutoencoderKL(**X4_UPSCALER)
+    file = write(X4_FORMS[form](published), tmp_path / "a.safetensors")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text(json.dumps(X4_UPSCALER), encoding="utf-8")
+    write(X4_FORMS["diffusers"](published), tmp_path / "folder" / "diffusion_pytorch_model.safetensors")
+    loaded = (
+        load_vae(file),
+        AutoencoderKL.from_single_file(file),
+        AutoencoderKL.from_single_file(file, original_config=X4_LDM),
+        load_vae(tmp_path / "folder"),
+        load_vae(tmp_path / "folder" / "diffusion_pytorch_model.safetensors"),
+    )
+    for vae in loaded:
+        assert vae.config == published.config
+        assert (vae.tile_sample_min_size, vae.tile_latent_min_size) == (256, 64)
+    for path in (file, tmp_path / "folder"):
+        info = inspect_vae(path)
+        assert (info.family, info.family_is_guess) == ("SD x4 upscaler", False)
