@@ -129,3 +129,21 @@ class TestSavingAndLoading:
         assert kept == {
             f"{half}.conv_norm_out.{kind}" for half in ("encoder", "decoder") for kind in ("weight", "bias")
         }
+
+    def test_values_that_are_no_fields_come_back_with_the_config(self, tmp_path: Path) -> None:
+        """As in diffusers; but for how weights were quantised, for what is saved is not."""
+        vae = model("f4")
+        vae.register_to_config(decay=0.9, notes=["a"], quantization_config={"bits": 8})
+        vae.save_pretrained(tmp_path / "a")
+        with torch.device("cpu"):
+            for load, path in (
+                (vae_core.load_vae, tmp_path / "a"),
+                (vae_core.load_vae, tmp_path / "a" / "diffusion_pytorch_model.safetensors"),
+                (AutoencoderKL.from_pretrained, tmp_path / "a"),
+            ):
+                loaded = load(path)
+                assert (loaded.config.decay, loaded.config["notes"]) == (0.9, ["a"])
+                assert loaded.config == vae.config and "quantization_config" not in loaded.config
+        loaded.save_pretrained(tmp_path / "b")
+        assert AutoencoderKL.load_config(tmp_path / "b")["notes"] == ["a"]
+        assert "passed over decay, notes" in vae_core.inspect_vae(tmp_path / "b").remarks[0]

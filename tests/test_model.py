@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from given.inputs import image, latent
@@ -103,6 +104,22 @@ class TestShapes:
             z = vae.encode(x).latent_dist.mode()
             assert z.shape == (1, 4, size[0] // 8, size[1] // 8)
             assert vae.decode(z).sample.shape == (1, 3, size[0] // 8 * 8, size[1] // 8 * 8)
+
+    @pytest.mark.parametrize("method", ["encode", "decode", "tiled_encode", "tiled_decode", "__call__"])
+    @pytest.mark.parametrize(
+        ("given", "says"),
+        [
+            (None, "is a NoneType, not a tensor"),
+            (np.zeros((1, 4, 8, 8), np.float32), "is a ndarray, not a tensor. Give a torch tensor"),
+            ([[1.0]], "is a list, not a tensor"),
+            (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "has dtype uint8"),
+            (torch.zeros(1, 3, 16, 16, dtype=torch.complex64), "has dtype complex64"),
+            (torch.zeros(3, 16).to_sparse(), "is a tensor of layout torch.sparse_coo"),
+        ],
+    )
+    def test_what_is_no_tensor_of_numbers(self, method: str, given: Any, says: str) -> None:
+        with pytest.raises(VAEError, match=says):
+            getattr(model("f4"), method)(given)
 
     def test_outputs_read_by_name_key_and_place(self) -> None:
         vae = model("f4")

@@ -28,6 +28,7 @@ from .running import bring_weights_in
 from .streaming.half import Half
 from .streaming.job import run_method
 from .streaming.options import Options
+from .streaming.source import check_tensor
 from .tiling.blend import blend
 from .tiling.grid import TileSpec
 
@@ -178,6 +179,7 @@ class AutoencoderKL(
 
     def _run(self, half: Half, x: Tensor, tile_side: int) -> Tensor:
         """By the slices and tiles that are enabled; `tile_side` is that of a tile in x."""
+        check_tensor(x, half.takes)
         tiling = None
         if self.use_tiling and max(x.shape[-2:], default=0) > tile_side:
             blended = self.tiling_mode == "blended"
@@ -236,6 +238,7 @@ class AutoencoderKL(
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """Encode in overlapping, blended tiles, whether or not tiling is enabled. See `encode`."""
         half = encoder_half(self)
+        check_tensor(x, half.takes)
         posterior = DiagonalGaussianDistribution(run_method(half, x, Options(self._blended_tiling(half))))
         return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
 
@@ -246,6 +249,7 @@ class AutoencoderKL(
     def tiled_decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Decode in overlapping, blended tiles, whether or not tiling is enabled. See `decode`."""
         half = decoder_half(self)
+        check_tensor(z, half.takes)
         sample = run_method(half, z, Options(self._blended_tiling(half)))
         return DecoderOutput(sample) if return_dict else (sample,)
 

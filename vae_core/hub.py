@@ -245,7 +245,7 @@ class _Repository:
         except _NoSuchFileError:
             return None
         except _NotCachedError as error:
-            self.unreachable = error
+            self.unreachable = self.unreachable or error
             self.options = dataclasses.replace(self.options, local_files_only=True)  # the Hub is not asked again
             return None
 
@@ -283,9 +283,15 @@ class _Repository:
                 f"the repository {repo} has no file {file}. Check the name, and the revision."
             ) from error
         except errors.HFValidationError as error:
-            raise CheckpointError(f"{self.name} is not a name on the Hub: {first_line(error)}.") from error
-        except Exception as error:  # of the network below it, of any kind
-            raise CheckpointError(f"{file} of {repo} cannot be fetched from the Hub: {first_line(error)}.") from error
+            raise CheckpointError(
+                f"{self.name} is not a name on the Hub: {first_line(error)}. Give ORG/NAME, or a path on this disk."
+            ) from error
+        except Exception as error:  # of the network or the disk below it, of any kind
+            is_local = getattr(error, "filename", None) is not None
+            remedy = "Pass another cache_dir." if is_local else "Check the network and try again."
+            raise CheckpointError(
+                f"{file} of {repo} cannot be fetched from the Hub: {first_line(error)}. {remedy}"
+            ) from error
 
 
 class _NoSuchFileError(CheckpointError):
@@ -336,5 +342,5 @@ def _write_header(found: Any, path: Path) -> Path:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without its details."""
-    return in_one_line(next(iter(str(error).strip().splitlines()), type(error).__name__))
+    """What an error says, without its details, and without the full stop at its end."""
+    return in_one_line(next(iter(str(error).strip().splitlines()), "")).rstrip(". ") or type(error).__name__

@@ -76,6 +76,7 @@ def hub_name(name: PathLike) -> HubName | None:
     if text.startswith(tuple(f"{server}/" for server in _HUB_SERVERS)) and not os.path.exists(text):
         text = f"https://{text}"
     text = text.removeprefix("hf://")
+    text = text if os.path.exists(text) else text.rstrip("/")
     address = _ADDRESS.fullmatch(re.split("[?#]", text)[0])
     if address is not None:
         if address["site"] not in (*_HUB_SERVERS, _endpoint_server()):

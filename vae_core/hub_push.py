@@ -39,7 +39,7 @@ class HubMixin:
         with tempfile.TemporaryDirectory() as folder:
             save: Any = self
             save.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
-            return _push(hub, Path(folder), repo_id, commit_message, private, token, create_pr, subfolder)
+            return _push(hub, Path(folder), "the model", repo_id, commit_message, private, token, create_pr, subfolder)
 
 
 def push_after_saving(folder: Path, arguments: Mapping[str, Any]) -> Any:
@@ -56,12 +56,14 @@ def push_after_saving(folder: Path, arguments: Mapping[str, Any]) -> Any:
     if unknown:
         raise ConfigError(f"push_to_hub has no argument {', '.join(unknown)}; it takes {', '.join(names)}.")
     hub = optional_import("huggingface_hub", "Repositories on the Hugging Face Hub", "hub")
-    return _push(hub, folder, **{"repo_id": folder.resolve().name, **arguments})
+    what = f"{folder.name} is saved, but"
+    return _push(hub, folder, what, **{"repo_id": folder.resolve().name, **arguments})
 
 
 def _push(
     hub: Any,
     folder: Path,
+    what: str,
     repo_id: str,
     commit_message: str | None = None,
     private: bool | None = None,
@@ -82,6 +84,17 @@ def _push(
         )
     except Exception as error:  # of the network below it, of any kind
         raise CheckpointError(
-            f"{folder.name} is saved, but cannot be pushed to {repo_id} on the Hub: {first_line(error)}. "
-            f"Log in with `hf auth login` or pass a token that may write there."
+            f"{what} cannot be pushed to {repo_id} on the Hub: {first_line(error)}. {_remedy(hub, error)}"
         ) from error
+
+
+def _remedy(hub: Any, error: Exception) -> str:
+    """What to do about an error of an upload."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, hub.errors.HFValidationError):
+        return "Give the name of a repository: NAME, or ORG/NAME."
+    if status in (401, 403, 404) or isinstance(error, hub.errors.LocalTokenNotFoundError):
+        return "Log in with `hf auth login` or pass a token that may write there."
+    if isinstance(error, hub.errors.OfflineModeIsEnabled):
+        return "Take HF_HUB_OFFLINE out of the environment."
+    return "Check the network, and push it again." if status is None else "Push it again later."

@@ -26,5 +26,5 @@ def optional_import(module: str, purpose: str, extra: str | None) -> ModuleType:
         wanted = library.replace("_", "-") if extra is None else f'"seamless-vae[{extra}]"'
         for_device = ", in the release that fits this torch and device" if extra is None else ""
         raise MissingDependencyError(
-            f"{purpose} need the package {library} ({reason}). Install it with: pip install {wanted}{for_device}"
+            f"{purpose}: the package {library} is needed ({reason}). Install it with: pip install {wanted}{for_device}"
         ) from error

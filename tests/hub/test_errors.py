@@ -27,7 +27,9 @@ class TestErrors:
             (REPO, {"variant": "int8"}, r"no weights of the variant 'int8' \(it has diffusion_pytorch_model"),
             (f"{REPO}/nothing.safetensors", {}, r"no file nothing\.safetensors"),
             ("org/files", {}, r"no config\.json.*Give one of its files: org/files/single\.safetensors"),
-            ("org/some--vae", {}, r"is not a name on the Hub"),
+            ("org/some--vae", {}, r"is not a name on the Hub: .*\. Give ORG/NAME"),
+            (f"{REPO}/", {"revision": "v9"}, r"no revision 'v9'"),
+            (REPO, {"cache_dir": f"{__file__}/x"}, r"cannot be fetched from the Hub: .*\. Pass another cache_dir\."),
             ("org/other", {"local_files_only": True}, r"is not in the Hub's cache"),
         ],
     )
@@ -41,7 +43,7 @@ class TestErrors:
         hub.private.add("org/private")
         hub.gated.add("org/gated")
         with pytest.raises(CheckpointError, match=says) as caught:
-            load(name, **arguments, **cache)
+            load(name, **{**cache, **arguments})
         assert isinstance(caught.value, OSError) and "\n" not in str(caught.value)
 
     def test_a_token_opens_what_is_gated(self, hub: SmallHub, cache: Any, vae: AutoencoderKL, files: Any) -> None:
@@ -107,8 +109,9 @@ for load in (vae_core.load_vae, vae_core.inspect_vae):
     def test_no_network(self, load: Any, monkeypatch: pytest.MonkeyPatch, cache: Any) -> None:
         monkeypatch.setattr("time.sleep", lambda seconds: None)  # huggingface_hub tries again, later and later
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-        with pytest.raises(CheckpointError, match=r"cannot be (reached|fetched).*|is not in the Hub's cache"):
+        with pytest.raises(CheckpointError, match=r"cannot be (reached|fetched).*|is not in the Hub's cache") as caught:
             load(REPO, **cache)
+        assert "local_files_only" not in str(caught.value)  # which nobody has set
 
     def test_offline_what_is_cached_is_used(
         self, hub: SmallHub, cache: Any, vae: AutoencoderKL, monkeypatch: Any

@@ -29,3 +29,29 @@ class TestPushing:
         assert (tmp_path / "a" / "config.json").is_file()
         with pytest.raises(ConfigError, match="no argument repo"):
             vae.save_pretrained(tmp_path / "a", push_to_hub=True, repo="me/mine")
+
+    @pytest.mark.parametrize(
+        ("name", "address", "says"),
+        [
+            (
+                "me/mine",
+                None,
+                r"the model cannot be pushed to me/mine on the Hub: 401 .*\. Log in with `hf auth login`",
+            ),
+            (
+                "me/m ine",
+                None,
+                r"the model cannot be pushed to me/m ine on the Hub: .*\. Give the name of a repository",
+            ),
+            ("me/mine", "http://127.0.0.1:9", r"on the Hub: [^.]*\. Check the network, and push it again\.$"),
+        ],
+    )
+    def test_and_what_to_do_about_it(
+        self, name: str, address: str | None, says: str, hub: SmallHub, vae: AutoencoderKL, monkeypatch: Any
+    ) -> None:
+        """A network that is down is not a matter of tokens, and what is pushed from a temporary folder is not saved."""
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        if address is not None:
+            monkeypatch.setenv("HF_ENDPOINT", address)
+        with pytest.raises(CheckpointError, match=says):
+            vae.push_to_hub(name)

@@ -191,6 +191,8 @@ def _build(
     for module in model.modules():
         module.__dict__["training"] = False  # what eval() does, through a slower setter
     model.__dict__["guesses"] = plan.guesses  # so that saving does not make facts of them
+    if plan.config.extras:
+        model.register_to_config(**plan.config.extras)  # type: ignore[operator]
     return model
 
 

@@ -14,6 +14,7 @@ from .json_file import json_object
 from .open_file import check_link
 
 CONFIG_NAME = "config.json"
+QUANTISED = "quantization_config"
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ def read_config_file(file: Path) -> ConfigFile:
     """Read a `config.json`.
 
     Fields that no AutoencoderKL has are passed over with a remark: trainers leave some there, such as `decay` of a
-    moving average. So is the name of another class, if the fields are an AutoencoderKL's: trainers derive their own
-    from it. Whether the weights fit decides.
+    moving average. As in diffusers they stay in the config, beside its fields (`AutoencoderKLConfig.extras`), but for
+    how weights were quantised, which is not done here. Passed over as well is the name of another class, if the fields
+    are an AutoencoderKL's: trainers derive their own from it. Whether the weights fit decides.
 
     Raises:
         CheckpointError: it cannot be read, or is another model's.
@@ -68,6 +70,7 @@ def read_config_file(file: Path) -> ConfigFile:
     given, guessed = own & values.keys(), guessed_in(values)
     if not others:
         return ConfigFile(config, given, guessed)
+    config = config.with_extras(**{name: values[name] for name in others if name != QUANTISED})
     shown = ", ".join(name[:40] for name in others[:5]) + (", ..." if len(others) > 5 else "")
     remark = f"passed over {shown} in {CONFIG_NAME}: an AutoencoderKL has no such fields."
     return ConfigFile(config, given, guessed, (remark,))

@@ -36,7 +36,7 @@ from .weight_names import (
 )
 from .write import pickled, safetensors, text, write_in_folder
 
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": MIB, "GIB": GIB}
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": MIB, "GIB": GIB, "TIB": 2**40}
 
 
 def find_folder(folder: Path, subfolder: str | None = None) -> Path:
@@ -49,7 +49,9 @@ def find_folder(folder: Path, subfolder: str | None = None) -> Path:
     if subfolder:
         folder = folder / subfolder
     if not folder.is_dir():
-        raise CheckpointError(f"the folder {folder} does not exist. Give the path of a folder on disk.")
+        raise CheckpointError(
+            f"the folder {folder} does not exist. Give a folder on this disk, or ORG/NAME on the Hub."
+        )
     for each in (folder, folder / "vae"):
         check_link(each / CONFIG_NAME)
         if (each / CONFIG_NAME).is_file():
@@ -269,7 +271,7 @@ def plan_folder(
 
 def parse_size(size: int | str) -> int:
     """Bytes of "10GB", "500MiB", "123" or a number. Raises CheckpointError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B?)\s*", str(size).upper())
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)\s*", str(size).upper())
     unit = match[2] if match else "?"
     value = int(float(match[1]) * UNITS[unit]) if match and unit in UNITS else 0
     if value < 1:
