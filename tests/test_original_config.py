@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from given.models import fields, make
 from torch import Tensor
 
 from vae_core import AutoencoderKL, ConfigError
+from vae_core.checkpoints import single_file
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("yaml")
@@ -98,7 +100,7 @@ def test_a_model_of_no_family_and_a_configuration_of_the_vae_alone(tmp_path: Pat
 def test_one_of_another_model_is_refused() -> None:
     for change in ({"ch": 128}, {"ch_mult": [1, 2]}, {"z_channels": 16}, {"num_res_blocks": 2}, {"in_channels": 4}):
         wrong = original({**DDCONFIG, **change}, scale_factor=0.13025)
-        with pytest.raises(ConfigError, match=r"original_config has \w+ .* and the state dict has .*another model"):
+        with pytest.raises(ConfigError, match=r"original_config has \w+ .* and the weights have .*another model"):
             AutoencoderKL.from_single_file(FILES["SD 1"], original_config=wrong)
 
 
@@ -108,3 +110,12 @@ def test_what_is_not_a_configuration_of_ldm_is_said() -> None:
             AutoencoderKL.from_single_file(FILES["SD 1"], original_config=wrong)
     with pytest.raises(ConfigError, match=r"config and original_config are both given.*Pass one"):
         AutoencoderKL.from_single_file(FILES["SD 1"], original_config=CONFIGS["SD 1"], config={})
+
+
+@pytest.mark.parametrize("file", sorted(FILES))
+def test_a_file_is_planned_once(file: str, caplog: pytest.LogCaptureFixture) -> None:
+    """And what the configuration says is no guess any more."""
+    with patch.object(single_file, "match_keys", wraps=single_file.match_keys) as planned:
+        AutoencoderKL.from_single_file(FILES[file], original_config=original(scale_factor=0.25))
+    assert planned.call_count == 1
+    assert not [each for each in caplog.messages if "scaling_factor" in each]

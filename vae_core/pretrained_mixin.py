@@ -185,10 +185,9 @@ class PretrainedMixin(ConfigMixin):
             source = memory_tensors(given, path.name) if isinstance(given, Mapping) else open_tensor_file(path)
             if use_safetensors and source.container == "pickle":
                 raise CheckpointError(f"{path.name} is a pickle, and use_safetensors=True allows none. Leave it out.")
-            given_fields = _overrides(rest)
-            plan = plan_single_file(source, given_fields, given_config(config, rest.get("config_revision")))
-            if original is not None:
-                plan = plan_single_file(source, {**original_config(original).fields_for(plan), **given_fields})
+            overrides, its_config = _overrides(rest), given_config(config, rest.get("config_revision"))
+            read = None if original is None else original_config(original)
+            plan = plan_single_file(source, overrides, its_config, read)
             place = _one_device(device_map) if device is None else device
             wanted, mapped = _one_dtype(torch_dtype, dtype), not disable_mmap
             model = build_model(cls, plan, wanted, place, mapped)  # type: ignore[type-var]

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..config import AutoencoderKLConfig
 from ..config_values import has_order, is_count
 from ..errors import ConfigError, brief, in_one_line
 from ..optional import optional_import
 from .generation import A_GUESS
 from .json_file import MAX_BYTES
-from .plan import CheckpointPlan
 
 NORM_GROUPS = 32  # LDM's, always (`Normalize` in ldm/modules/diffusionmodules/model.py)
 SAMPLE_SIZE = 512  # where the file is of no known family, as in diffusers
@@ -43,26 +43,29 @@ class OriginalConfig:
     scale: Any = None
     shapes: Mapping[str, Any] = field(default_factory=dict)
 
-    def fields_for(self, plan: CheckpointPlan) -> dict[str, Any]:
-        """The config fields that it gives to a file, which was planned without it.
+    def fields_for(self, config: AutoencoderKLConfig, origins: Mapping[str, str]) -> dict[str, Any]:
+        """The config fields that it gives to a file.
+
+        Args:
+            config: the file's without it.
+            origins: config field -> where its value comes from; see `CheckpointPlan`.
 
         Raises:
             ConfigError: it is of another model.
         """
         for name, value in self.shapes.items():
-            if plan.config[name] != value:
+            if config[name] != value:
                 raise ConfigError(
-                    f"original_config has {name} {brief(value)}, and {plan.source.path.name} has "
-                    f"{brief(plan.config[name])}: it is of another model. Give the one that belongs to these weights, "
-                    f"or leave it out."
+                    f"original_config has {name} {brief(value)}, and the weights have {brief(config[name])}: it is of "
+                    f"another model. Give the one that belongs to these weights, or leave it out."
                 )
         fields: dict[str, Any] = {}
-        if self.scale is not None and plan.config.latents_mean is None:  # which go with a scale of their own
+        if self.scale is not None and config.latents_mean is None:  # which go with a scale of their own
             fields["scaling_factor"] = self.scale
-        if plan.origins["sample_size"] == "default":
+        if origins["sample_size"] == "default":
             fields["sample_size"] = SAMPLE_SIZE
-        widths = (*plan.config.block_out_channels, *plan.config.decoder_widths)
-        if plan.origins["norm_num_groups"].endswith(A_GUESS) and not any(width % NORM_GROUPS for width in widths):
+        widths = (*config.block_out_channels, *config.decoder_widths)
+        if origins["norm_num_groups"].endswith(A_GUESS) and not any(width % NORM_GROUPS for width in widths):
             fields["norm_num_groups"] = NORM_GROUPS
         return fields
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from .detect import (
 from .families import Family, FamilyMatch, family_of_config, match_family
 from .generation import differences, guessed_in, marked, sources
 from .key_map import is_attention_projection, ldm_names
+from .original_config import OriginalConfig
 from .plan import CheckpointPlan, Inner, check_readable, inner, match_keys, not_an_autoencoder, plain_names
 from .tensor_file import TensorFile
 from .write import safetensors, write_weights
@@ -34,18 +35,22 @@ CONFIG_KEY = "seamless_vae.config"  # in a safetensors header: every field of th
 
 
 def plan_single_file(
-    source: TensorFile, overrides: Mapping[str, Any] | None = None, config: AutoencoderKLConfig | None = None
+    source: TensorFile,
+    overrides: Mapping[str, Any] | None = None,
+    config: AutoencoderKLConfig | None = None,
+    original: OriginalConfig | None = None,
 ) -> CheckpointPlan:
     """How to load the autoencoder in a file.
 
     A config comes from, in this order: the caller, the file's own metadata, a `config.json` beside the file (if the
-    tensors have the shapes that it says), the tensor shapes and the defaults of the family. Overrides win over all of
-    them.
+    tensors have the shapes that it says), the tensor shapes and the defaults of the family. LDM's original config wins
+    over these where it says something of the scale, and overrides win over all of them.
 
     Raises:
         CheckpointError: there is no whole AutoencoderKL in the file, or more than one.
-        ConfigError: an override that no AutoencoderKL has.
+        ConfigError: an override that no AutoencoderKL has, or an original configuration of another model.
     """
+    overrides = overrides or {}
     plain = plain_names(source)
     prefixes = find_prefixes(plain)
     if not prefixes:
@@ -68,12 +73,14 @@ def plan_single_file(
     if layout is None:
         raise not_an_autoencoder(source, part.prefix)
 
-    found = _given(part, layout, config) or _detect(part, overrides or {})
+    found = _given(part, layout, config) or _detect(part, overrides)
     try:
-        config = found.config.replace(**(overrides or {}))
+        config = found.config.replace(**overrides)
+        if original is not None:
+            overrides = {**original.fields_for(config, found.origins), **overrides}
+            config = found.config.replace(**overrides)
     except ConfigError as error:
         raise ConfigError(f"{source.path.name}: {error}") from None
-    origins = {**found.origins, **dict.fromkeys(overrides or {}, "override")}
     family = family_of_config(config)
     matched = match_keys(part, config)
     return CheckpointPlan(
@@ -83,9 +90,9 @@ def plan_single_file(
         layout=layout,
         prefix=part.prefix,
         family=family.name if family else None,
-        family_is_guess=found.family_is_guess,
-        origins=origins,
-        remarks=(*remarks, *found.remarks, *matched.remarks),
+        family_is_guess=found.family_is_guess and "scaling_factor" not in overrides,
+        origins={**found.origins, **dict.fromkeys(overrides, "override")},
+        remarks=(*remarks, *found.remarks_beside(overrides), *matched.remarks),
         scales=matched.scales,
         beside=matched.beside,
     )
@@ -97,12 +104,21 @@ def _under(prefix: str) -> str:
 
 @dataclass(frozen=True)
 class _Found:
-    """A config, where each field comes from, and what of it was guessed."""
+    """A config, where each field comes from, and what of it was guessed.
+
+    Attributes:
+        guesses: config field -> the remark that it is a guess.
+    """
 
     config: AutoencoderKLConfig
     origins: Mapping[str, str]
     family_is_guess: bool = False
     remarks: tuple[str, ...] = ()
+    guesses: Mapping[str, str] = field(default_factory=dict)
+
+    def remarks_beside(self, overrides: Collection[str]) -> tuple[str, ...]:
+        """All remarks but those on fields that are overridden."""
+        return (*self.remarks, *(remark for name, remark in self.guesses.items() if name not in overrides))
 
 
 def _given(part: Inner, layout: str, config: AutoencoderKLConfig | None) -> _Found | None:
@@ -147,30 +163,30 @@ def _detect(part: Inner, overrides: Mapping[str, Any]) -> _Found:
     if beside is not None:
         return beside
     origins = dict.fromkeys(shown, "default") | dict.fromkeys(fields, "tensor shapes")
-    groups_remark = (
+    groups_are_guessed = (
         f"norm_num_groups is not in the file; {groups} is a guess, and images depend on it. Pass norm_num_groups "
         f"or the config that belongs to these weights if you know better."
     )
     family = match.family
     are_known = family is not None and (match.is_certain or shown.block_out_channels == family.block_out_channels)
     origins["norm_num_groups"] = "family default" if are_known else "default (a guess)"
-    guesses = [] if are_known or "norm_num_groups" in overrides else [groups_remark]
+    guesses = {} if are_known else {"norm_num_groups": groups_are_guessed}
     if family is None:
-        remarks.append(
+        scale_is_default = (
             f"no known family has {shown.latent_channels} latent channels at 1/{shown.downscale_factor} size and such "
             f"layers, so scaling_factor {shown.scaling_factor} is only a default. Pass scaling_factor if you know it."
         )
-        return _Found(shown, origins, False, (*remarks, *guesses))
+        return _Found(shown, origins, False, tuple(remarks), {"scaling_factor": scale_is_default, **guesses})
     origins.update(dict.fromkeys(family.fields, match.origin))
-    is_guess = bool(match.others) and "scaling_factor" not in overrides
-    if is_guess:
+    if match.others:
         others = ", ".join(f"{other.name} ({_scaling(other)})" for other in match.others)
-        remarks.append(
+        scale_is_guessed = (
             f"taken for {family.name} ({_scaling(family)}); nothing in the file tells it from {others}. "
             f"The scale of latents depends on this, decoded images do not. Pass scaling_factor and shift_factor if it "
             f"is another."
         )
-    return _Found(shown.replace(**family.fields), origins, is_guess, (*remarks, *guesses))
+        guesses = {"scaling_factor": scale_is_guessed, **guesses}
+    return _Found(shown.replace(**family.fields), origins, bool(match.others), tuple(remarks), guesses)
 
 
 def _beside(
