@@ -232,9 +232,17 @@ def test_what_is_installed_is_what_the_project_needs() -> None:
 )
 def test_links_lead_somewhere(name: str) -> None:
     page = (ROOT / name).read_text(encoding="utf-8")
-    links = re.findall(r'\]\(([^)#\s]+)[^)]*\)|src="([^"]+)"', page)
-    for path in filter(None, (each for pair in links for each in pair)):
-        assert path.startswith("http") or (ROOT / name).parent.joinpath(path).exists(), path
+    links = re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)[^)]*\)", page) + [
+        (path, "") for path in re.findall(r'src="([^"]+)"', page)
+    ]
+    for path, heading in links:
+        if path.startswith("http"):
+            continue
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), path
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in titles]
 
 
 # Of each language: the ending of its guides, and of its help pages.
