@@ -246,12 +246,12 @@ def test_links_lead_somewhere(name: str) -> None:
 
 
 # Of each language: the ending of its guides, and of its help pages.
-LANGUAGES = {"en": (".md", ".md"), "zh": (".zh-CN.md", "/zh.md")}
+ENDINGS = {"en": (".md", ".md"), "zh": (".zh-CN.md", "/zh.md")}
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("language", ENDINGS)
 def test_the_guides_name_every_node_and_example(language: str) -> None:
-    ending, help_ending = LANGUAGES[language]
+    ending, help_ending = ENDINGS[language]
     readme = (ROOT / f"README{ending}").read_text(encoding="utf-8")
     for node_id in NODES:
         assert f"](web/docs/{node_id}{help_ending})" in readme
@@ -268,7 +268,7 @@ def outline(page: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["README", "docs/first-steps"])
 def test_a_guide_is_the_same_in_both_languages(name: str) -> None:
-    english, chinese = ((ROOT / f"{name}{ending}").read_text(encoding="utf-8") for ending, _ in LANGUAGES.values())
+    english, chinese = ((ROOT / f"{name}{ending}").read_text(encoding="utf-8") for ending, _ in ENDINGS.values())
     assert outline(english) == outline(chinese)
 
 
