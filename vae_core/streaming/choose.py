@@ -97,9 +97,7 @@ def pass_dtype(step: Pass, kernel: type[Kernel], dtype: torch.dtype, maps: torch
     On a processor with instructions for bfloat16 that is the maps' where it costs little: in convolutions of what is
     stored as it is, where both sides are rounded already; in those of a doubled map, whose transforms are
     differences; in attention, but for its softmax; and by Winograd at the end of a decode, where that adds the least
-    to the error of the whole. (With all of them a decode of SD's size has an error of 0.020 of the image's deviation;
-    0.016 without, 0.024 in diffusers, and 0.045 with Winograd's in bfloat16 everywhere. An encode of noise would come
-    from 0.009 to 0.019 by those at the image's size, where diffusers has 0.014.)
+    to the error of the whole. `benchmarks/rounding.py` shows what it costs where.
 
     Args:
         dtype: of the run, `computing_dtype`.

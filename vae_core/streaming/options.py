@@ -37,8 +37,9 @@ class Options:
             reference path, which runs blended tiles and patched models, cannot, and a warning says so.
         circular: axes along which the image continues at its other side, for seamless (tileable) textures.
         dtype: precision of the computation and of feature maps; None for that of the weights, "auto" for bfloat16 on
-            accelerators that are good at it and float32 elsewhere. On a CPU bfloat16 is that of feature maps alone,
-            which then take half the memory, and passes compute in float32.
+            accelerators that are good at it and float32 elsewhere. On a CPU bfloat16 is that of feature maps, which
+            then take half the memory; passes compute in float32, and multiply in bfloat16 where the processor has
+            instructions for it and the error allows it.
         max_items: most items of a batch that run at once; None for as many as are fast and fit.
 
     Raises:
