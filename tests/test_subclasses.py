@@ -9,11 +9,12 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from diffusers.configuration_utils import register_to_config
 from given.files import assert_same_weights
 from given.models import SMALL, make
 from torch import nn
 
-from vae_core import AutoencoderKL, CheckpointError, load_vae, save_single_file
+from vae_core import AutoencoderKL, CheckpointError, ConfigError, load_vae, save_single_file
 
 
 class WithHead(AutoencoderKL):
@@ -119,3 +120,45 @@ def test_its_own_methods_run_and_parts_inside_of_a_half_are_refused(tmp_path: Pa
         Deeper.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"2 are others \(such as decoder\.more\.weight"):
         Deeper(**SMALL).save_pretrained(tmp_path / "b")
+
+
+def with_arguments(base: Any) -> tuple[Any, Any]:
+    """A class that names all its arguments, under diffusers' decorator, and one that passes others on."""
+
+    class Named(base):
+        @register_to_config
+        def __init__(self, extra: int = 3, block_out_channels: Any = (32,), latent_channels: int = 4) -> None:
+            super().__init__(block_out_channels=block_out_channels, latent_channels=latent_channels)
+            self.extra = extra
+
+    class Passing(base):
+        def __init__(self, extra: int = 3, **fields: Any) -> None:
+            super().__init__(**fields)
+            self.extra = extra
+
+    return Named, Passing
+
+
+@pytest.mark.parametrize("of", [0, 1])
+def test_arguments_of_its_own_are_saved_and_given_again(
+    of: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cls = with_arguments(AutoencoderKL)[of]
+    vae = cls(extra=5, block_out_channels=(32,), latent_channels=6)
+    assert vae.config.block_out_channels == (32,) and vae.decode(torch.zeros(1, 6, 4, 4)).sample.shape == (1, 3, 4, 4)
+    if of == 1:  # nothing registers it
+        vae.register_to_config(extra=5)
+    assert vae.config.extra == 5
+    vae.save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING, "seamless_vae"):
+        loaded = cls.from_pretrained(tmp_path)
+    assert (loaded.extra, loaded.config.extra, loaded.config.latent_channels) == (5, 5, 6)
+    assert "passed over" not in caplog.text
+    assert cls.from_pretrained(tmp_path, extra=9).extra == 9
+    assert (cls.from_config(vae.config).extra, cls.from_config(vae.config, extra=8).extra) == (5, 8)
+    with pytest.raises(ConfigError, match="has no other"):
+        cls.from_pretrained(tmp_path, other=9)
+    assert load_vae(tmp_path).config.latent_channels == 6 and "passed over extra" in caplog.text
+    if of == 0:
+        theirs: Any = with_arguments(diffusers.AutoencoderKL)[of]
+        assert theirs.from_pretrained(tmp_path).extra == 5

@@ -87,7 +87,9 @@ class AutoencoderKL(
         nn.Module.__init__(self)
         # What pipelines write down as the library that loads this model: diffusers reads what `save_pretrained` writes.
         object.__setattr__(self, "__module__", "diffusers")
-        self._config = config = _bind_config(args, kwargs)
+        config = _bind_config(args, kwargs)
+        early: dict[str, Any] = vars(self).pop("_early", {})  # see `register_to_config`
+        self._config = config.with_extras(**early) if early else config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         channels = config.latent_channels

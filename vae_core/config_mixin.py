@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 from torch import nn
 
+from .checkpoints.build import accepted, own_arguments
 from .checkpoints.config_file import read_json
 from .checkpoints.generation import guesses_of, marked
 from .checkpoints.pretrained import snapshot
@@ -67,6 +68,9 @@ class ConfigMixin:
         """
         fields = {name: value for name, value in kwargs.items() if is_field(name)}
         extras = {name: value for name, value in kwargs.items() if not is_field(name) and name != "kwargs"}
+        if "_config" not in self.__dict__:  # diffusers' decorator of that name calls it before the constructor
+            self.__dict__["_early"] = {**self.__dict__.get("_early", {}), **extras}
+            return
         config = self._config.replace(**fields)
         fixed = sorted(name for name in fields if name not in SETTABLE_FIELDS and config[name] != self._config[name])
         if fixed:
@@ -163,7 +167,7 @@ class ConfigMixin:
             AutoencoderKLConfig.from_dict(dict.fromkeys(arguments))  # says that they are not fields
         if hidden and not return_unused_kwargs and set(unused) - set(arguments):
             logger.warning("the config has %s, which no AutoencoderKL has: passed over.", ", ".join(unused))
-        model = cls(**fields)
+        model = cls(**accepted(cls, fields))
         model.register_to_config(**{name: value for name, value in hidden.items() if name not in fields})
         return (model, {**unused, **hidden}) if return_unused_kwargs else model
 
@@ -181,15 +185,17 @@ class ConfigMixin:
             ConfigError: the config is another class's, or a value is out of its range.
         """
         given = {**config_dict, **(config_dict.extras if isinstance(config_dict, AutoencoderKLConfig) else {})}
+        own = own_arguments(cls)
         known = {name: value for name, value in {**given, **kwargs}.items() if is_field(name)}
         fields = dict(
             AutoencoderKLConfig.from_dict({"_class_name": given.get("_class_name", "AutoencoderKL"), **known})
         )
-        hidden = {name: value for name, value in given.items() if not is_field(name)}
+        fields |= {name: value for name, value in {**given, **kwargs}.items() if name in own}
+        hidden = {name: value for name, value in given.items() if not is_field(name) and name not in own}
         unused = {
             name: value
             for name, value in {**hidden, **kwargs}.items()
-            if not is_field(name) and not name.startswith("_") and name != "quantization_config"
+            if not (is_field(name) or name in own or name.startswith("_") or name == "quantization_config")
         }
         return fields, unused, hidden
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .atomic import Writer
-from .checkpoints.build import build_model, parse_dtype
+from .checkpoints.build import build_model, own_arguments, parse_dtype
 from .checkpoints.generation import guesses_of
 from .checkpoints.key_map import weight_shapes
 from .checkpoints.memory import memory_tensors
@@ -120,7 +121,9 @@ class PretrainedMixin(ConfigMixin):
         if path.is_file():
             raise CheckpointError(f"{path} is a file, not a folder. Use from_single_file or load_vae.")
         with reading(path):
+            own = {name: rest.pop(name) for name in own_arguments(cls) if name in rest}
             plan = plan_folder(find_folder(path), variant, _overrides(rest), use_safetensors)
+            plan = replace(plan, config=plan.config.with_extras(**own)) if own else plan
             _check_variant(plan.source.path, variant)
             shapes = weight_shapes(plan.config)
             if ignore_mismatched_sizes:

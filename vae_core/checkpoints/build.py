@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ..config import is_field
 from ..errors import CheckpointError, brief, in_one_line
 from ..layers import without_values
 from ..streaming.internals import weight_places
+from .config_file import passed_over
 from .finite import check_small, check_whole
 from .key_map import OPTIONAL, weight_shapes, with_counters
 from .layouts import is_length, of_length, scaled
@@ -164,7 +168,8 @@ def _build(
         looked_at: look weights that are converted through for damage, which `inspect_vae` does not.
     """
     with without_values():
-        model = model_class(**plan.config)
+        model = _made(model_class, plan)
+    plan = _with_own_arguments(plan, own_arguments(model_class))
     places = {place.key: place for place in weight_places(model)}
     own = {*plan.keys, *plan.mismatched} - OPTIONAL
     extra = set(places) - own - OPTIONAL
@@ -196,6 +201,43 @@ def _build(
     return model
 
 
+def _made(model_class: Callable[..., Model], plan: CheckpointPlan) -> Model:
+    extras = plan.config.extras
+    own = {name: extras[name] for name in own_arguments(model_class) if name in extras}
+    return model_class(**accepted(model_class, {**plan.config, **own}))
+
+
+def _with_own_arguments(plan: CheckpointPlan, own: set[str]) -> CheckpointPlan:
+    """The plan without the remark on fields of the config that a class of one's own takes."""
+    names = sorted(plan.config.extras)
+    said = passed_over(names)
+    others = passed_over([name for name in names if name not in own])
+    return plan if said == others else replace(plan, remarks=(*(r for r in plan.remarks if r not in said), *others))
+
+
+def own_arguments(model_class: Callable[..., Any]) -> set[str]:
+    """The named arguments of a derived class's constructor that are no fields of an AutoencoderKL."""
+    return {name for name in _parameters(model_class) if not is_field(name)}
+
+
+def accepted(model_class: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that a class's constructor takes: one of a derived class may fix some fields itself."""
+    names = _parameters(model_class)
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in _signature(model_class))
+    return {name: value for name, value in arguments.items() if takes_any or not names or name in names}
+
+
+def _parameters(model_class: Callable[..., Any]) -> set[str]:
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {parameter.name for parameter in _signature(model_class) if parameter.kind not in several} - {"self"}
+
+
+def _signature(model_class: Callable[..., Any]) -> list[inspect.Parameter]:
+    if not isinstance(model_class, type):
+        return []
+    return list(inspect.signature(model_class.__init__).parameters.values())
+
+
 def _read_extra(plan: CheckpointPlan, shapes: Mapping[str, tuple[int, ...]], mapped: bool) -> dict[str, Tensor]:
     """Those weights that a class derived from AutoencoderKL has beside it, and the file as well, in these shapes."""
     if not shapes:
@@ -215,7 +257,7 @@ def _initialised(
     if not keys:
         return {}
     with torch.device("cpu"):
-        values = model_class(**plan.config).state_dict()
+        values = _made(model_class, plan).state_dict()
     return {key: values[key] for key in keys}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,16 @@ def read_config_file(file: Path) -> ConfigFile:
             f"get it again."
         ) from None
     given, guessed = own & values.keys(), guessed_in(values)
-    if not others:
-        return ConfigFile(config, given, guessed)
-    config = config.with_extras(**{name: values[name] for name in others if name != QUANTISED})
-    shown = ", ".join(name[:40] for name in others[:5]) + (", ..." if len(others) > 5 else "")
-    remark = f"passed over {shown} in {CONFIG_NAME}: an AutoencoderKL has no such fields."
-    return ConfigFile(config, given, guessed, (remark,))
+    config = config.with_extras(**{name: values[name] for name in others if name != QUANTISED}) if others else config
+    return ConfigFile(config, given, guessed, passed_over(others))
+
+
+def passed_over(names: Sequence[str]) -> tuple[str, ...]:
+    """What is said of fields that no AutoencoderKL has, sorted; nothing where there are none."""
+    if not names:
+        return ()
+    shown = ", ".join(name[:40] for name in names[:5]) + (", ..." if len(names) > 5 else "")
+    return (f"passed over {shown} in {CONFIG_NAME}: an AutoencoderKL has no such fields.",)
 
 
 def _of_another_class(file: Path, values: Mapping[str, Any]) -> ConfigFile:
