@@ -43,7 +43,8 @@ class VAELoad:
                     inputs.DTYPES,
                     "Precision of the weights and of the computation. auto uses ComfyUI's choice. On a CPU bfloat16 "
                     "halves the memory of weights and feature maps and costs accuracy (about 8 bits); it is faster "
-                    "only on processors with instructions for it (AVX512-BF16). If float16 overflows, the run is repeated in a wider type instead of giving a black "
+                    "only on processors with instructions for it (AVX512-BF16). If float16 overflows, the run is "
+                    "repeated in a wider type instead of giving a black "
                     "image.",
                     advanced=True,
                 ),
