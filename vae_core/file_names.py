@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import unicodedata
 
@@ -14,7 +15,8 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) 
 def safe_path(name: str) -> str:
     """A name as a path with slashes below a folder; nothing where it has no part that can be a name.
 
-    What some system does not take becomes `_`: control characters, `<>:"|?*`, lone surrogates. Dots and spaces at the
+    What some system does not take becomes `_`: control characters, `<>:"|?*`, and lone surrogates, but for those that
+    stand for a byte of a name that this system has and that is not text. Dots and spaces at the
     ends of parts are left out, and with them `.` and `..`; a part that is a device of Windows gets a `_` before it, and
     a long one is cut, with a digest of the whole so that it stays different from others.
     """
@@ -26,7 +28,7 @@ def _safe_part(part: str) -> str:
     name = "".join("_" if _is_forbidden(each) else each for each in part).strip(". ")
     if _DEVICES.match(name):
         name = f"_{name}"
-    data = name.encode()
+    data = os.fsencode(name)
     if len(data) <= MOST_BYTES:
         return name
     digest = hashlib.sha256(data).hexdigest()[:12]
@@ -34,4 +36,12 @@ def _safe_part(part: str) -> str:
 
 
 def _is_forbidden(character: str) -> bool:
-    return character in '<>:"|?*' or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    kind = unicodedata.category(character)
+    return character in '<>:"|?*' or kind in ("Cc", "Zl", "Zp") or (kind == "Cs" and not _is_encodable(character))
+
+
+def _is_encodable(character: str) -> bool:
+    try:
+        return bool(os.fsencode(character))
+    except UnicodeEncodeError:
+        return False
