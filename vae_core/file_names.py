@@ -15,10 +15,10 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) 
 def safe_path(name: str) -> str:
     """A name as a path with slashes below a folder; nothing where it has no part that can be a name.
 
-    What some system does not take becomes `_`: control characters, `<>:"|?*`, and lone surrogates, but for those that
-    stand for a byte of a name that this system has and that is not text. Dots and spaces at the
-    ends of parts are left out, and with them `.` and `..`; a part that is a device of Windows gets a `_` before it, and
-    a long one is cut, with a digest of the whole so that it stays different from others.
+    What some system does not take becomes `_`: control characters, `<>:"|?*`, and what this system cannot encode; the
+    bytes of its own names that are not text stay. Dots and spaces at the ends of parts are left out, and with them `.`
+    and `..`; a part that is a device of Windows gets a `_` before it, and a long one is cut, with a digest of the whole
+    so that it stays different from others.
     """
     parts = (_safe_part(part) for part in name.replace("\\", "/").split("/"))
     return "/".join(part for part in parts if part)
@@ -36,12 +36,9 @@ def _safe_part(part: str) -> str:
 
 
 def _is_forbidden(character: str) -> bool:
-    kind = unicodedata.category(character)
-    return character in '<>:"|?*' or kind in ("Cc", "Zl", "Zp") or (kind == "Cs" and not _is_encodable(character))
-
-
-def _is_encodable(character: str) -> bool:
+    if character in '<>:"|?*' or unicodedata.category(character) in ("Cc", "Zl", "Zp"):
+        return True
     try:
-        return bool(os.fsencode(character))
+        return not os.fsencode(character)
     except UnicodeEncodeError:
-        return False
+        return True
