@@ -221,7 +221,16 @@ def test_weights_that_are_elsewhere_cannot_be_saved(tmp_path: Path) -> None:
 
 
 def test_sizes() -> None:
-    sizes = {"10GB": 10**10, "500MB": 5 * 10**8, "1KiB": 1024, "2GiB": 2**31, "1.5 MB": 1_500_000, 77: 77, "77": 77}
+    sizes = {
+        "2TB": 2 * 10**12,
+        "10GB": 10**10,
+        "500MB": 5 * 10**8,
+        "1KiB": 1024,
+        "2GiB": 2**31,
+        "1.5 MB": 1_500_000,
+        77: 77,
+        "77": 77,
+    }
     assert {size: parse_size(size) for size in sizes} == sizes
     for nonsense in ("", "GB", "10XB", "-1MB", 0, "0GB", None, "1K"):
         with pytest.raises(CheckpointError, match="give a size such as '10GB'"):
