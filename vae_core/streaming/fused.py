@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..errors import in_one_line
 from .devices import current, module_of
 from .shortage import is_out_of_memory
 
@@ -151,7 +152,7 @@ def _tried(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
             device,
             str(dtype).removeprefix("torch."),
             type(error).__name__,
-            str(error).partition("\n")[0],
+            in_one_line(error),
         )
         return None
     return triton_kernels

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ..atomic import write_file
+from ..errors import in_one_line
 from .once import WarnOnce
 
 logger = logging.getLogger("seamless_vae")
@@ -80,7 +81,7 @@ def load_compiled(folder: Path) -> ModuleType | None:
                     "numba cannot be used (%s: %s), so convolutions take about twice as long. Install another version "
                     "of it: pip install --upgrade numba",
                     type(error).__name__,
-                    error,
+                    in_one_line(error),
                 )
             return None
         for each in map(module.__dict__.get, module.__all__):
@@ -204,5 +205,5 @@ def _warn_once(what: str, error: Exception) -> None:
         "disk space, or set NUMBA_CACHE_DIR to a writable folder.",
         what[0].upper() + what[1:],
         type(error).__name__,
-        error,
+        in_one_line(error),
     )

@@ -14,7 +14,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from ..errors import MemoryBudgetError
+from ..errors import MemoryBudgetError, in_one_line
 from ..units import MIB, round_up
 
 _UNKNOWN = {errno.EINVAL, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.EINVAL)}  # where nothing can be reserved
@@ -108,7 +108,9 @@ class OffloadFile:
             mapped = mmap.mmap(self._file.fileno(), size, offset=self._bytes)
         except OSError as error:
             if error.errno == errno.ENOMEM:
-                raise MemoryError(f"{size / MIB:.0f} MiB of a temporary file cannot be mapped ({error}).") from error
+                raise MemoryError(
+                    f"{size / MIB:.0f} MiB of a temporary file cannot be mapped ({in_one_line(error)})."
+                ) from error
             raise MemoryBudgetError(_no_room(max(self.total, self._bytes + size), error)) from error
         extent = _Extent(torch.frombuffer(mapped, dtype=torch.uint8), [(0, size)])
         self._extents.append(extent)
@@ -152,6 +154,6 @@ def _no_room(total: int, error: OSError) -> str:
         free = f", where {shutil.disk_usage(folder).free / MIB:.0f} MiB are free"
     return (
         f"{total / MIB:.0f} MiB of feature maps cannot be offloaded to a temporary file in {folder}{free}: "
-        f"{error.strerror or error}. Raise the memory budget, or set TMPDIR to a writable folder "
+        f"{in_one_line(error)}. Raise the memory budget, or set TMPDIR to a writable folder "
         f"with this much room."
     )

@@ -8,6 +8,7 @@ import mmap
 import torch
 from torch import Tensor
 
+from ..errors import in_one_line
 from ..units import MIB
 
 _SMALL = 2**16  # bytes that an allocator may have
@@ -35,8 +36,7 @@ def mapped(size: int, what: str) -> mmap.mmap:
     try:
         found = mmap.mmap(-1, size, **_private())
     except (OSError, ValueError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MemoryError(f"{size / MIB:.0f} MiB for {what} cannot be allocated ({reason}).") from error
+        raise MemoryError(f"{size / MIB:.0f} MiB for {what} cannot be allocated ({in_one_line(error)}).") from error
     if size >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             found.madvise(mmap.MADV_HUGEPAGE)
