@@ -222,7 +222,7 @@ def test_a_file_that_cannot_be_mapped_is_a_shortage(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("kernels", ["direct", "winograd"])
-@pytest.mark.parametrize("share", [None, 0.5])
+@pytest.mark.parametrize("share", [None, 0.7])
 def test_idle_memory_is_gone_before_fresh_memory_is_made(
     vae: AutoencoderKL, kernels: Any, share: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
