@@ -70,12 +70,17 @@ def test_full_size_sd() -> None:
     assert ours.num_parameters() == theirs.num_parameters() == 83_653_863
     x, z = image(1, 32, 48), latent(1, 4, 6)
     found = [(each.encode(x).latent_dist.parameters, each.decode(z).sample) for each in (ours, theirs)]
+    # Sums over 512 channels: how far from float64 they are depends on the processor, and on the memory format, which
+    # our attention leaves as channels_last.
+    last = torch.channels_last
+    theirs, x, z = theirs.to(memory_format=last), x.to(memory_format=last), z.to(memory_format=last)
+    found.append((theirs.encode(x).latent_dist.parameters, theirs.decode(z).sample))
     exact = ours.double()
     wanted = exact.encode(x.double()).latent_dist.parameters, exact.decode(z.double()).sample
-    for by_ours, by_theirs, value in zip(*found, wanted, strict=True):
-        # Sums over 512 channels: how far from float64 either of them is depends on the processor.
-        assert_same(by_ours, by_theirs, FORWARD_TOLERANCE)
-        assert (by_ours - value).abs().max() <= 1.5 * (by_theirs - value).abs().max() < FORWARD_TOLERANCE
+    for by_ours, *by_theirs, value in zip(*found, wanted, strict=True):
+        assert_same(by_ours, by_theirs[0], FORWARD_TOLERANCE)
+        worst = max((each - value).abs().max() for each in by_theirs)
+        assert (by_ours - value).abs().max() <= 1.5 * worst < 1.5 * FORWARD_TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["sd", "sd3", "attention in the levels"])

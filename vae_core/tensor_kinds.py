@@ -30,6 +30,7 @@ SPREAD = Obstacle(
     "spread.",
 )
 _PLAIN = (Tensor, nn.Parameter)
+_STAND_INS = "torch._subclasses."  # FakeTensor and its like, with which others find out what would be computed
 _DISPATCH = "__torch_dispatch__"  # by which a class of tensors computes in its own way
 
 
@@ -48,7 +49,8 @@ def obstacle(tensor: Tensor) -> Obstacle | None:
 def foreign_class(tensor: Tensor) -> str | None:
     """The class of a tensor whose operations are not torch's own; None for torch's, and for those that keep to them."""
     kind = type(tensor)
-    is_torchs = kind in _PLAIN or getattr(kind, _DISPATCH) is getattr(Tensor, _DISPATCH)
+    stands_for_one = kind.__module__.startswith(_STAND_INS)
+    is_torchs = kind in _PLAIN or stands_for_one or getattr(kind, _DISPATCH) is getattr(Tensor, _DISPATCH)
     return None if is_torchs else kind.__name__
 
 

@@ -16,7 +16,7 @@ from vae_core.streaming import compiled_winograd, internals, winograd
 from vae_core.streaming.compiled_winograd import CompiledWinograd
 from vae_core.streaming.direct import DirectConvolution
 from vae_core.streaming.kernel import Kernel
-from vae_core.streaming.maps import FeatureMap
+from vae_core.streaming.maps import FeatureMap, PlannedMap
 from vae_core.streaming.options import Axes
 from vae_core.streaming.products import PackedProducts
 from vae_core.streaming.program import Convolve
@@ -354,11 +354,28 @@ def test_blocks_of_tiles(across: int, down: int, rows: int) -> None:
     tall, wide = compiled_winograd._block(down, across, most, rows)
     assert 1 <= tall <= down and 1 <= wide <= across and tall * wide <= most
 
-    def made(tall: int, wide: int) -> float:
-        blocks, rest = divmod(across, wide)
-        return (blocks * round_up(tall * wide, rows) + round_up(tall * rest, rows)) / tall
+    def made(tall: int, wide: int) -> int:
+        heights = [min(tall, down - start) for start in range(0, down, tall)]
+        widths = [min(wide, across - start) for start in range(0, across, wide)]
+        return sum(round_up(height * width, rows) for height in heights for width in widths)
 
-    assert made(tall, wide) <= made(max(1, min(most // min(across, most), down)), min(across, most))
+    lines = min(across, most)
+    assert made(tall, wide) <= made(max(1, min(most // lines, down)), lines)
+
+
+@pytest.mark.skipif(not winograd.compiled(), reason="numba is not installed")
+@pytest.mark.parametrize("workers", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize(("side", "channels"), [(64, 512), (96, 512), (128, 512), (128, 256), (256, 256), (512, 128)])
+def test_every_worker_has_strips(side: int, channels: int, workers: int) -> None:
+    """About as many as every other one, of whole lines of tiles."""
+    conv = nn.Conv2d(channels, channels, 3, padding=1, device="meta")
+    norm, whole = nn.GroupNorm(32, channels, device="meta"), PlannedMap.whole((1, side, side, channels))
+    step = Convolve("source", "target", conv, norm=norm, act=nn.SiLU())
+    made = CompiledWinograd(pass_inputs(step, whole, whole, workers=workers))
+    tiles = [-(-(stop - start) // TILE) for start, stop in made.layout.rows]
+    assert sum(tiles) == side // TILE
+    per_worker = [sum(tiles[worker::workers]) for worker in range(workers)]
+    assert max(per_worker) <= 1.3 * -(-side // TILE // workers)
 
 
 def test_widths_of_images_lose_no_products() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +31,7 @@ from vae_core.streaming.rounded_products import RoundedProducts
 
 BF16 = torch.bfloat16
 FOUR_LEVELS = fields(32, 32, 64, 64, layers_per_block=1)
-pytestmark = pytest.mark.skipif(
+needs_instructions = pytest.mark.skipif(
     not (winograd.compiled() and winograd.jit().BFLOAT16), reason="no numba, or no instructions for bfloat16"
 )
 
@@ -37,6 +41,7 @@ def whole_numbers(*shape: int, most: int = 3, seed: int = 0) -> Tensor:
     return torch.randint(-most, most + 1, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
+@needs_instructions
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 2, 1), (5, 16, 32), (12, 31, 33), (40, 128, 70)])
 def test_products(rows: int, inputs: int, outputs: int) -> None:
     left, matrix = whole_numbers(rows, inputs), whole_numbers(outputs, inputs, seed=1)
@@ -45,6 +50,7 @@ def test_products(rows: int, inputs: int, outputs: int) -> None:
     assert torch.equal(packed(left[:, None])[:, 0], left @ matrix.t())
 
 
+@needs_instructions
 def test_what_is_multiplied_is_rounded_to_nearest_even() -> None:
     """And nothing else is: of each factor its nearest number, and their sum in float32."""
     left, matrix = torch.randn(7, 64), torch.randn(32, 64)
@@ -85,6 +91,7 @@ def convolve(scale: str, size: tuple[int, int], channels: tuple[int, int], **opt
     return joined(target).float(), wanted.permute(0, 2, 3, 1)
 
 
+@needs_instructions
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (9, 7), (16, 16)])
 @pytest.mark.parametrize("channels", [(16, 16), (32, 48), (144, 16)])
 @pytest.mark.parametrize("circular", ["", "x", "y", "xy"])
@@ -95,6 +102,7 @@ def test_a_doubled_map(size: tuple[int, int], channels: tuple[int, int], circula
     assert torch.equal(found, wanted.to(BF16).float())
 
 
+@needs_instructions
 @pytest.mark.parametrize("options", [{}, {"circular": "xy"}, {"bands": 3}, {"max_rows": 4}])
 @pytest.mark.parametrize("size", [(1, 1), (9, 7), (30, 21)])
 @torch.no_grad()
@@ -105,8 +113,11 @@ def test_winograd(size: tuple[int, int], options: dict[str, Any]) -> None:
     assert error.square().mean().sqrt() < 2e-2 and error.abs().max() < 0.1
 
 
-def test_which_passes_multiply_in_bfloat16() -> None:
-    """Those of a doubled map, at the end of a decode, and of what is stored as it is."""
+@pytest.mark.skipif(not winograd.compiled(), reason="numba is not installed")
+def test_which_passes_multiply_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a doubled map, at the end of a decode, and of what is stored as it is, where weights are of it too."""
+    monkeypatch.setattr(winograd.jit(), "BFLOAT16", True)
+    monkeypatch.setattr(choose, "multiplies_bfloat16", lambda: True)
 
     def rounded(half: Any, shape: tuple[int, int, int, int]) -> list[str]:
         passes = half.program()
@@ -122,12 +133,60 @@ def test_which_passes_multiply_in_bfloat16() -> None:
                 names.append("attention" if not isinstance(step, Convolve) else step.scale)
         return names
 
-    four, two = make(FOUR_LEVELS), make(fields(32, 64, layers_per_block=1))
+    four, two = make(FOUR_LEVELS).to(BF16), make(fields(32, 64, layers_per_block=1)).to(BF16)
     assert sorted(rounded(decoder_half(four), (1, 4, 16, 16))) == ["attention", *["same"] * 5, *["up"] * 3]
     assert sorted(rounded(encoder_half(four), (1, 3, 128, 128))) == ["attention", *["down"] * 3]
     assert sorted(rounded(decoder_half(two), (1, 4, 16, 16))) == ["attention", "up"]
+    assert rounded(encoder_half(make(FOUR_LEVELS)), (1, 3, 128, 128)) == ["attention"]
+    monkeypatch.setattr(winograd.jit(), "BFLOAT16", False)
+    monkeypatch.setattr(choose, "multiplies_bfloat16", lambda: False)
+    assert not rounded(decoder_half(four), (1, 4, 16, 16)) and not rounded(encoder_half(four), (1, 3, 128, 128))
 
 
+SMALLER = {
+    "no AVX": {"NUMBA_ENABLE_AVX": "0"},
+    "another processor": {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma"},
+    "any processor": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
+}
+DECODE = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import torch
+from given.inputs import latent
+from given.models import fields, make
+import vae_core
+vae = make(fields(32, 32, 64, 64, layers_per_block=1)).bfloat16()
+z = latent(1, 9, 8, model=vae).bfloat16()
+with torch.no_grad(), vae_core.kernels("winograd"):
+    found, wanted = vae_core.decode(vae, z).float(), vae.decode_reference(z).float()
+assert (found - wanted).abs().mean() < 0.02, (found - wanted).abs().mean()
+print("done")
+"""
+
+
+@pytest.mark.skipif(not winograd.compiled(), reason="numba is not installed")
+@pytest.mark.parametrize("name", SMALLER)
+@pytest.mark.thorough
+def test_what_numba_compiles_for_is_asked(name: str, tmp_path: Path) -> None:
+    """Not what this processor is: LLVM ends the process for an instruction that the other one does not have."""
+    root = Path(__file__).resolve().parents[2]
+    variables = {**os.environ, **SMALLER[name], "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", DECODE, str(root), str(root / "tests")]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert done.stdout == "done\n", done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("device", ["meta"])
+def test_a_default_device_while_the_package_is_imported(device: str, tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    code = f"import torch; torch.set_default_device({device!r}); import vae_core; vae_core.streaming.choose\n"
+    code += "torch.set_default_device('cpu')\n" + DECODE
+    command = [sys.executable, "-c", code, str(root), str(root / "tests")]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.stdout == "done\n", done.stderr[-2000:]
+
+
+@needs_instructions
 @pytest.mark.parametrize("tiling", [None, TileSpec(3)])
 @torch.no_grad()
 def test_errors_of_a_model_are_smaller_than_torchs_own(tiling: TileSpec | None) -> None:

@@ -20,7 +20,7 @@ from .kernel import Kernel
 from .maps import FeatureMap, PlannedMap
 from .options import Options
 from .packed_attention import PackedAttention
-from .program import Attend, Convolve, Pass, Shape, map_shapes
+from .program import OUTPUT, Attend, Convolve, Pass, Shape, map_shapes
 from .stored_attention import StoredAttention
 from .torch_winograd import TorchWinograd
 
@@ -94,10 +94,10 @@ def computing_dtype(maps: torch.dtype, device: torch.device, choice: KernelChoic
 def pass_dtype(step: Pass, kernel: type[Kernel], dtype: torch.dtype, maps: torch.dtype, last: bool) -> torch.dtype:
     """The precision of what a pass multiplies, where a run computes in `dtype` on maps of another.
 
-    On a processor with instructions for bfloat16 that is the maps' where it costs little: in convolutions of what is
-    stored as it is, where both sides are rounded already; in those of a doubled map, whose transforms are
-    differences; in attention, but for its softmax; and by Winograd at the end of a decode, where that adds the least
-    to the error of the whole. `benchmarks/rounding.py` shows what it costs where.
+    On a processor with instructions for bfloat16 that is the maps' where the whole stays more exact than torch's own
+    run in bfloat16: in convolutions of what is stored as it is, where both sides are rounded already; in those of a
+    doubled map; in attention, but for its scores and softmax; and by Winograd at the end of a decode, where no depth
+    follows. `benchmarks/rounding.py` shows what each costs.
 
     Args:
         dtype: of the run, `computing_dtype`.
@@ -110,8 +110,14 @@ def pass_dtype(step: Pass, kernel: type[Kernel], dtype: torch.dtype, maps: torch
     elif kernel is CompiledWinograd:
         rounded = winograd.jit().BFLOAT16 and (step.scale == "up" or last)
     else:
-        rounded = kernel is DirectConvolution and step.norm is None and step.act is None and multiplies_bfloat16()
+        rounded = kernel is DirectConvolution and _is_stored_as_it_is(step, maps) and multiplies_bfloat16()
     return maps if rounded else dtype
+
+
+def _is_stored_as_it_is(step: Convolve, maps: torch.dtype) -> bool:
+    """Whether a pass multiplies numbers of the maps' precision as they are, and stores their sum."""
+    changed = step.norm is not None or step.act is not None or step.residual is not None or step.target == OUTPUT
+    return not changed and step.conv.weight.dtype == maps
 
 
 def last_positions(passes: Sequence[Pass], shape: Shape) -> int:

@@ -29,7 +29,6 @@ _TILES_PER_CHANNEL = 3 / 8
 _FEWEST_TILES = 12
 _TWICE = 0.06  # what transforming half a tile's columns takes, of what its products take
 _STRIP_FLOPS = 2**33  # of a direct convolution: some ten milliseconds, after which a run can be interrupted
-_UNCHANGED = torch.ones(1, 1)  # what makes one product of the one number of a kernel
 
 _NO_VECTOR = np.empty(0, np.float32)
 
@@ -79,19 +78,27 @@ class CompiledWinograd(winograd.Winograd):
         return max(1, tall)
 
     @functools.cached_property
+    def _even_rows(self) -> int:
+        """Tiles below one another of strips that workers share evenly."""
+        batch, height, _, _ = self.inputs.target.shape
+        down = -(-height // TILE)
+        return -(-down // winograd.even_count(-(-down // self._tallest), batch, self.inputs.workers))
+
+    @functools.cached_property
     def _at_once(self) -> tuple[int, int]:
         """How many tiles, below and beside one another, are worked on at once."""
         conv = self.step.conv
         share = min(1.0, self.inputs.strip_bytes / STRIP_BYTES)
         most = (conv.in_channels * conv.out_channels) ** 0.5 * _TILES_PER_CHANNEL
         most = max(_FEWEST_TILES, int(most * share))
-        return _block(self._tallest, -(-self.inputs.target.shape[2] // TILE), most, winograd.jit().ROWS)
+        return _block(self._even_rows, -(-self.inputs.target.shape[2] // TILE), most, winograd.jit().ROWS)
 
     def _lay_out(self) -> Layout:
         batch, height, width, _ = self.inputs.target.shape
-        down = -(-height // TILE)
-        count = winograd.even_count(-(-down // self._tallest), batch, self.inputs.workers)
-        rows = min(self._tallest, round_up(-(-down // count), self._at_once[0]))
+        down, rows = -(-height // TILE), self._even_rows
+        whole_blocks = min(self._tallest, round_up(rows, self._at_once[0]))
+        if batch * -(-down // whole_blocks) >= 4 * self.inputs.workers:  # else workers would have nothing to do
+            rows = whole_blocks
         return Layout(cut(batch, 1), cut(height, rows * TILE, TILE), cut(width, width))
 
     @property
@@ -148,17 +155,17 @@ class CompiledWinograd(winograd.Winograd):
         shortcut = self.step.shortcut
         of_shortcut = np.empty((0, 0, 0, 0), self._kind)
         if shortcut is not None:
-            of_shortcut = self._packed(shortcut.weight, _UNCHANGED, each)
-        packed = self._packed(conv.weight, self.transform.of_kernels, each)
+            of_shortcut = self._packed(shortcut.weight, winograd.UNCHANGED, each)
+        packed = self._packed(conv.weight, self.transform.of_kernels.numpy(), each)
         return _Weights(packed, of_shortcut, winograd.bias_of(self.step).numpy())
 
-    def _packed(self, weight: Tensor, matrix: Tensor, each: Each) -> np.ndarray:
+    def _packed(self, weight: Tensor, matrix: np.ndarray, each: Each) -> np.ndarray:
         """matrix x kernel for each of the kernels [K, C, h, w], as products read them."""
         jit = winograd.jit()
         kernels = weight.detach().float().cpu().flatten(2).contiguous().numpy()
         blocks = self._padded_channels // jit.COLUMNS
         packed = np.empty((len(matrix), blocks, weight.shape[1], jit.COLUMNS), self._kind)
-        each(lambda block: jit.pack(kernels, matrix.numpy(), packed, block, block + 1), blocks)
+        each(lambda block: jit.pack(kernels, matrix, packed, block, block + 1), blocks)
         return packed
 
     def prepare(self, packed: _Weights) -> None:
@@ -254,11 +261,16 @@ def _block(down: int, across: int, most: int, rows: int) -> tuple[int, int]:
     transformed twice at each border between blocks.
     """
 
+    def made(tall: int, wide: int) -> int:
+        """Products for a line of blocks."""
+        blocks, rest = divmod(across, wide)
+        return blocks * round_up(tall * wide, rows) + round_up(tall * rest, rows)
+
     def cost(wide: int) -> tuple[float, int]:
         tall = max(1, min(most // wide, down))
-        blocks, rest = divmod(across, wide)
-        made = blocks * round_up(tall * wide, rows) + round_up(tall * rest, rows)
-        return made / (tall * across) + _TWICE / wide, -tall * wide
+        lines, rest = divmod(down, tall)
+        total = lines * made(tall, wide) + made(rest, wide)
+        return total / (down * across) + _TWICE / wide, -tall * wide
 
     wide = min(range(1, min(across, most) + 1), key=cost)
     return max(1, min(most // wide, down)), wide

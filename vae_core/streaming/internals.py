@@ -16,6 +16,8 @@ is locked where it is, see `page_lock`. Where they are missing, copies take long
 threads of one thread alone. Where they are missing, as on Windows and macOS, `torch.set_num_threads` is called,
 and its other effect, on threads to come, put right again: `tests/streaming/test_pool.py` would notice.
 
+`torch.cpu._is_avx512_bf16_supported`: whether convolutions in bfloat16 are worth it; without it they are not used.
+
 `torch.utils._pytree.register_pytree_node`: how distributed training and export find tensors in an output:
 `tests/test_interface.py` would notice.
 
@@ -32,6 +34,7 @@ import contextlib
 import ctypes
 import functools
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -187,11 +190,12 @@ def _set_and_put_default_back(count: int) -> None:
             other.join()
 
 
-@functools.cache
 def multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for products in bfloat16, which torch uses."""
+    """Whether torch's convolutions use the processor's instructions for products in bfloat16, if there are any."""
     ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return ask is not None and bool(ask()) and torch.backends.mkldnn.is_available()
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
+    allowed = any(each in most for each in ("ALL", "DEFAULT", "BF16", "FP16", "AMX"))
+    return allowed and torch.backends.mkldnn.enabled and ask is not None and bool(ask())
 
 
 # Grouped 1x1 convolutions of oneDNN on weights that it has laid out in advance.
@@ -213,11 +217,15 @@ def pack(weight: Tensor, groups: int, shape: Sequence[int]) -> Tensor:
     as the product.
     """
     before = torch.get_num_threads()
-    set_threads_of_this_thread(1)
     try:
+        if thread_setters():  # elsewhere setting it starts a thread, and changes the default of others for a moment
+            set_threads_of_this_thread(1)
         return torch.ops.mkldnn._reorder_convolution_weight(weight, [0, 0], [1, 1], [1, 1], groups, list(shape))
     finally:
-        set_threads_of_this_thread(before)
+        try:
+            set_threads_of_this_thread(before)
+        finally:  # that may be interrupted
+            set_threads_of_this_thread(before)
 
 
 def multiply(x: Tensor, packed: Tensor, groups: int) -> Tensor:

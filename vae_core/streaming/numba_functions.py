@@ -7,10 +7,13 @@ What is used of it that it does not promise to keep, to look at when upgrading i
 `keep_on_disk`. Where one is missing, functions are compiled in every process, with a warning.
 
 `numba.extending.intrinsic` and `overload`, `numba.core.cgutils` and `types`, `llvmlite.ir`: the whole of
-`winograd_jit/lanes.py`, and the loop of `winograd_jit/multiply.py`, which asks `llvmlite.binding` for the
-processor's features. What to look at: pointers to typed vectors (`as_pointer`), instructions' `flags` and
-`align`, and the names of LLVM's intrinsics (`llvm.rint.v16f32`). Where something is missing the import fails, and
-the transforms in torch operations run, with a warning.
+`winograd_jit/lanes.py`, and the loop of `winograd_jit/multiply.py`. What to look at: pointers to typed vectors
+(`as_pointer`), instructions' `flags` and `align`, and the names of LLVM's intrinsics (`llvm.rint.v16f32`). Where
+something is missing the import fails, and the transforms in torch operations run, with a warning.
+
+`numba.core.registry.cpu_target` with `magic_tuple`: the features of the processor that is compiled for, which is not
+always this one. `builder.asm` and `llvmlite.binding.initialize_native_asmparser`: instructions for bfloat16, which
+LLVM ends the process for where the processor that is compiled for has none.
 """
 
 from __future__ import annotations

@@ -15,8 +15,6 @@ from ..units import round_up
 from . import winograd
 from .numba_functions import as_array
 
-_ONE = np.ones((1, 1), np.float32)
-
 
 @dataclass(frozen=True)
 class RoundedProducts:
@@ -39,7 +37,7 @@ class RoundedProducts:
         kernels[:, :in_channels, 0] = matrix.numpy()
         blocks = -(-out_channels // jit.COLUMNS)
         packed = np.empty((1, blocks, kernels.shape[1], jit.COLUMNS), np.uint16)
-        jit.pack(kernels, _ONE, packed, 0, blocks)
+        jit.pack(kernels, winograd.UNCHANGED, packed, 0, blocks)
         return cls(packed, in_channels, out_channels)
 
     @staticmethod
@@ -52,7 +50,7 @@ class RoundedProducts:
         jit = winograd.jit()
         count, rows = len(left), round_up(len(left), jit.ROWS)
         _, blocks, depth, columns = self.weight.shape
-        rounded = torch.empty(rows, depth + jit.GAP, dtype=torch.bfloat16)
+        rounded = torch.empty(rows, depth + jit.GAP, dtype=torch.bfloat16, device="cpu")
         rounded[:count, : self.in_channels] = left[:, 0]
         rounded[:count, self.in_channels : depth] = 0.0
         results = np.empty((rows, blocks * columns + jit.GAP), np.float32)

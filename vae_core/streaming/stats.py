@@ -226,9 +226,10 @@ def _measured(strip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     total, squares = np.zeros((2, items, channels))
     for item, each in enumerate(as_array(values)):
         jit().measure(each, about[item], total[item], squares[item])
-    mean = (about + total / count).astype(np.float32)
-    shift = mean.astype(np.float64) - about
-    rest, squares = total - count * shift, squares - 2 * shift * total + count * shift**2
+    with np.errstate(all="ignore"):  # values that are not finite are looked at later
+        mean = (about + total / count).astype(np.float32)
+        shift = mean.astype(np.float64) - about
+        rest, squares = total - count * shift, squares - 2 * shift * total + count * shift**2
     return torch.from_numpy(mean), torch.from_numpy(rest).float(), torch.from_numpy(squares).float()
 
 

@@ -26,6 +26,7 @@ from .scratch import Scratch, Scratches
 from .stats import ChannelStats, join_items
 from .transforms import TILE
 
+UNCHANGED = np.ones((1, 1), np.float32)  # for `winograd_jit.pack`: what makes one product of a kernel's one number
 GROUPS = {scale: each.products**2 for scale, each in transforms.BY_SCALE.items()}  # products of a tile
 
 

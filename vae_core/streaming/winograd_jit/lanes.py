@@ -17,6 +17,7 @@ import numpy as np
 from llvmlite import binding, ir
 from numba import extending
 from numba.core import cgutils, types
+from numba.core.registry import cpu_target
 from numba.extending import models, overload, register_model
 
 intrinsic: Any = extending.intrinsic  # its first parameter is not the caller's
@@ -26,10 +27,12 @@ VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _WIDE = ir.VectorType(ir.DoubleType(), LANES)
 WORDS = ir.VectorType(ir.IntType(32), LANES)
 _HALVES = ir.VectorType(ir.IntType(16), LANES)
-_FEATURES = binding.get_host_cpu_features()
-WIDE = _FEATURES.get("avx512f", False)
+# Of the processor that numba compiles for: this one, or what its variables say.
+_target: Any = cpu_target.target_context
+_FEATURES = _target.codegen().magic_tuple()[2].split(",")
+WIDE = "+avx512f" in _FEATURES
 """Whether the processor has 32 registers of 512 bits."""
-BFLOAT16 = WIDE and _FEATURES.get("avx512bf16", False)
+BFLOAT16 = WIDE and "+avx512bf16" in _FEATURES and hasattr(binding, "initialize_native_asmparser")
 """Whether it has instructions for bfloat16: products of pairs, summed up in float32, and rounding."""
 if BFLOAT16:
     binding.initialize_native_asmparser()  # they are written out, because llvmlite has no type for bfloat16
@@ -128,7 +131,7 @@ def store_value(typing, kind, first, value):
 
 
 def _rounded(builder, value):
-    """The upper halves of a vector, rounded to nearest, ties to even."""
+    """The upper halves of a vector, rounded to nearest, ties to even; the instruction takes denormals for zero."""
     if BFLOAT16:
         kind = ir.FunctionType(_HALVES, [VECTOR])
         return builder.asm(kind, "vcvtneps2bf16 $1, $0", "=v,v", [value], False)
