@@ -4,8 +4,9 @@
 
 On a processor with instructions for bfloat16 (avx512_bf16) `vae_core.streaming.choose.pass_dtype` says which passes
 multiply in it. Here each kind of pass does so alone, then all that the rule allows, then Winograd's everywhere. Maps
-are stored in bfloat16 in every case. The model is SD's autoencoder in full size with random weights; errors are against the
-modules in float64, relative to the deviation of the result, and beside them stand those of the modules in bfloat16.
+are stored in bfloat16 in every case. The model is SD's autoencoder in full size with random weights; errors are
+against the modules in float64, relative to the deviation of the result, and beside them stand those of the modules in
+bfloat16.
 """
 
 from __future__ import annotations

@@ -351,7 +351,7 @@ def test_weights_are_laid_out_for_threads_of_one(monkeypatch: pytest.MonkeyPatch
 def test_blocks_of_tiles(across: int, down: int, rows: int) -> None:
     """No larger than asked for; and over whole strips fewer products are made in vain than by taking whole lines."""
     most = 48
-    tall, wide = compiled_winograd._block(down, across, most, rows)
+    tall, wide, _ = compiled_winograd._block(down, across, most, rows)
     assert 1 <= tall <= down and 1 <= wide <= across and tall * wide <= most
 
     def made(tall: int, wide: int) -> int:
@@ -380,5 +380,5 @@ def test_every_worker_has_strips(side: int, channels: int, workers: int) -> None
 
 def test_widths_of_images_lose_no_products() -> None:
     for across in (16, 32, 64, 128, 256):
-        tall, wide = compiled_winograd._block(48, across, 48, 12)
+        tall, wide, _ = compiled_winograd._block(48, across, 48, 12)
         assert across % wide == 0 and tall * wide % 12 == 0

@@ -78,28 +78,39 @@ class CompiledWinograd(winograd.Winograd):
         return max(1, tall)
 
     @functools.cached_property
-    def _even_rows(self) -> int:
-        """Tiles below one another of strips that workers share evenly."""
+    def _most_tiles(self) -> int:
+        """Tiles that are worked on at once, at most."""
+        conv = self.step.conv
+        share = min(1.0, self.inputs.strip_bytes / STRIP_BYTES)
+        most = (conv.in_channels * conv.out_channels) ** 0.5 * _TILES_PER_CHANNEL
+        return max(_FEWEST_TILES, int(most * share))
+
+    def _block(self, down: int) -> _Block:
+        """For strips of so many tiles below one another."""
+        across = -(-self.inputs.target.shape[2] // TILE)
+        return _block(down, across, self._most_tiles, winograd.jit().ROWS)
+
+    @functools.cached_property
+    def _strip_rows(self) -> int:
+        """Tiles below one another of a strip: such that the busiest worker has the least to do."""
         batch, height, _, _ = self.inputs.target.shape
-        down = -(-height // TILE)
-        return -(-down // winograd.even_count(-(-down // self._tallest), batch, self.inputs.workers))
+        down, workers = -(-height // TILE), self.inputs.workers
+        fewest = -(-down // self._tallest)
+
+        def busiest(count: int) -> float:
+            rows = -(-down // count)
+            return -(-batch * -(-down // rows) // workers) * rows * self._block(rows).cost
+
+        return -(-down // min(range(fewest, min(down, fewest + 2 * workers) + 1), key=busiest))
 
     @functools.cached_property
     def _at_once(self) -> tuple[int, int]:
         """How many tiles, below and beside one another, are worked on at once."""
-        conv = self.step.conv
-        share = min(1.0, self.inputs.strip_bytes / STRIP_BYTES)
-        most = (conv.in_channels * conv.out_channels) ** 0.5 * _TILES_PER_CHANNEL
-        most = max(_FEWEST_TILES, int(most * share))
-        return _block(self._even_rows, -(-self.inputs.target.shape[2] // TILE), most, winograd.jit().ROWS)
+        return self._block(self._strip_rows)[:2]
 
     def _lay_out(self) -> Layout:
         batch, height, width, _ = self.inputs.target.shape
-        down, rows = -(-height // TILE), self._even_rows
-        whole_blocks = min(self._tallest, round_up(rows, self._at_once[0]))
-        if batch * -(-down // whole_blocks) >= 4 * self.inputs.workers:  # else workers would have nothing to do
-            rows = whole_blocks
-        return Layout(cut(batch, 1), cut(height, rows * TILE, TILE), cut(width, width))
+        return Layout(cut(batch, 1), cut(height, self._strip_rows * TILE, TILE), cut(width, width))
 
     @property
     def _kind(self) -> np.dtype:
@@ -253,24 +264,36 @@ class CompiledWinograd(winograd.Winograd):
         self._copies = []
 
 
-@functools.cache
-def _block(down: int, across: int, most: int, rows: int) -> tuple[int, int]:
-    """Up to `most` tiles, below and beside one another, of so many: those for which the least is done in vain.
+class _Block(NamedTuple):
+    """Tiles that are worked on at once.
 
-    Products are made for `rows` tiles at a time, and those beyond the last tile are lost; and half a tile's columns are
-    transformed twice at each border between blocks.
+    Attributes:
+        tall, wide: how many below and beside one another.
+        cost: of a strip, for each of its tiles, in products for one.
     """
 
-    def made(tall: int, wide: int) -> int:
-        """Products for a line of blocks."""
+    tall: int
+    wide: int
+    cost: float
+
+
+@functools.cache
+def _block(down: int, across: int, most: int, rows: int) -> _Block:
+    """Up to `most` tiles of so many that a strip has: those for which the least is done in vain.
+
+    Products are made for `rows` tiles at a time, and those beyond the last tile are lost; and half a tile's columns are
+    transformed twice at each border between blocks. Of equals the largest is taken.
+    """
+
+    def products(tall: int, wide: int) -> int:
+        """For a line of blocks."""
         blocks, rest = divmod(across, wide)
         return blocks * round_up(tall * wide, rows) + round_up(tall * rest, rows)
 
-    def cost(wide: int) -> tuple[float, int]:
+    def block(wide: int) -> _Block:
         tall = max(1, min(most // wide, down))
         lines, rest = divmod(down, tall)
-        total = lines * made(tall, wide) + made(rest, wide)
-        return total / (down * across) + _TWICE / wide, -tall * wide
+        made = lines * products(tall, wide) + products(rest, wide)
+        return _Block(tall, wide, made / (down * across) + _TWICE / wide)
 
-    wide = min(range(1, min(across, most) + 1), key=cost)
-    return max(1, min(most // wide, down)), wide
+    return min(map(block, range(1, min(across, most) + 1)), key=lambda each: (each.cost, -each.tall * each.wide))
