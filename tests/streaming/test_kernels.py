@@ -340,7 +340,27 @@ def test_weights_are_laid_out_for_threads_of_one(monkeypatch: pytest.MonkeyPatch
     torch.set_num_threads(3)
     try:
         PackedProducts.pack(torch.randn(1, 32, 32), rows=16)
-        assert (seen, torch.get_num_threads()) == ([1], 3)
+        assert (seen, torch.get_num_threads()) == ([1 if internals.thread_setters() else 3], 3)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_what_ends_a_layout_leaves_the_number_of_threads(error: type[BaseException], monkeypatch: Any) -> None:
+    if not internals.products_available():
+        pytest.skip("torch has no oneDNN")
+
+    def fails(*_: Any) -> None:
+        assert torch.get_num_threads() == 1 or not internals.thread_setters()
+        raise error
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", fails)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(error):
+            PackedProducts.pack(torch.randn(1, 32, 32), rows=16)
+        assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
 
