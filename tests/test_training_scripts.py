@@ -139,6 +139,22 @@ class TestHooks:
             assert torch.allclose(samples[0], samples[1], atol=1e-5)
             assert (samples[0] - pair()[0].decode(z).sample).abs().max() > 1e-4
 
+    @pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16, torch.float32])
+    @pytest.mark.parametrize("storage", [torch.float8_e4m3fn, torch.float8_e5m2])
+    def test_layerwise_casting_to_eight_bits(self, storage: torch.dtype, compute: torch.dtype) -> None:
+        """Norms stay in float32, and each layer casts by itself."""
+        both, z = pair(), latent().to(compute)
+        for vae in both:
+            vae.enable_layerwise_casting(storage_dtype=storage, compute_dtype=compute)
+        with torch.no_grad():
+            ours, theirs = (vae.decode(z).sample for vae in both)
+            assert ours.dtype == theirs.dtype
+            assert (ours - theirs).abs().float().mean() < (1e-6 if compute == torch.float32 else 5e-3)
+            assert vae_core.decode(both[0], z).isfinite().all()
+            both[0].decoder.conv_out.weight.data[0, 0, 0, 0] = torch.nan
+            with pytest.raises(vae_core.DamagedWeightError, match=r"decoder\.conv_out\.weight"):
+                both[0].decode(z)
+
     @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
     def test_group_offloading(self, kind: str) -> None:
         ours, theirs = pair()

@@ -44,8 +44,10 @@ class Decoder(LDMDecoder, DiffusersHalf, nn.Module):
         check_no_embedding(latent_embeds)
         x = self.conv_in(sample)
         x = run_block(self, self.mid_block, x)
-        first = next(self.up_blocks.parameters(), None)  # none while FSDP or DataParallel runs the module
-        x = x if first is None else x.to(first.dtype)  # the part before may be kept in half precision
+        # The part before may be kept in half precision. There are no parameters while FSDP or DataParallel runs the
+        # module, and of several types where diffusers' layerwise casting makes each layer cast by itself.
+        dtypes = {weight.dtype for weight in self.up_blocks.parameters()}
+        x = x.to(dtypes.pop()) if len(dtypes) == 1 else x
         for block in self.up_blocks:
             x = run_block(self, block, x)
         return self.conv_out(self.conv_act(self.conv_norm_out(x)))

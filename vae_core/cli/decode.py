@@ -9,7 +9,7 @@ from ..errors import CheckpointError, ImageError, in_one_line
 from ..file_names import safe_path
 from ..image import to_pil, write_image
 from .common import add_command, add_config_arguments, add_model_arguments, decode_latent, load_model
-from .latent_file import Latent, raw_latent, read_latents
+from .latent_file import Latent, is_packed, raw_latent, read_latents
 from .outputs import add_overwrite_argument, check_outputs, path_argument, unlike
 from .say import complain, say
 
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     inputs = [arguments.latents, *([arguments.vae] if arguments.vae else [])]
     check_outputs(paths, inputs, arguments.overwrite)
     vae = load_model(arguments)
-    if arguments.form is None and latents[0].form == "unknown":
+    if arguments.form is None and latents[0].form == "unknown" and not is_packed(latents[0], vae):
         complain("seamless-vae: the latents are taken as raw; pass --scaled if a pipeline made them")
     samples = [raw_latent(latent, vae, arguments.form) for latent in latents]
     for i, (path, latent, z) in enumerate(zip(paths, latents, samples, strict=True), start=1):

@@ -96,11 +96,17 @@ def is_latent_file(path: Path) -> bool:
     return any(name.partition(".")[0] in NAMES for name in tensors)
 
 
+def is_packed(latent: Latent, vae: AutoencoderKL) -> bool:
+    """Whether a latent is packed and normalised, as only a pipeline of FLUX.2 makes them."""
+    patch, channels = vae.config.patch_size, vae.config.latent_channels
+    return patch is not None and latent.z.shape[1] == channels * patch[0] * patch[1]
+
+
 def raw_latent(latent: Latent, vae: AutoencoderKL, form: Form | None = None) -> Tensor:
     """Raw z of a latent for this VAE, [1, C, h, w] in float32.
 
     Args:
-        form: wins over what the file says.
+        form: wins over what the file says; not over `is_packed`, which the number of channels shows.
 
     Raises:
         ShapeError: it is not a latent of this VAE.
@@ -108,12 +114,10 @@ def raw_latent(latent: Latent, vae: AutoencoderKL, form: Form | None = None) -> 
     form = form or latent.form
     config, z = vae.config, latent.z.float()
     is_flux1 = (config.scaling_factor, config.shift_factor) == FLUX1_SCALING
-    is_packed = config.patch_size is not None and z.shape[1] == config.latent_channels * (
-        config.patch_size[0] * config.patch_size[1]
-    )
-    if form == "unmarked" and not is_packed:  # ComfyUI's FLUX.2 is younger than the mark
+    packed = is_packed(latent, vae)
+    if form == "unmarked" and not packed:  # ComfyUI's FLUX.2 is younger than the mark
         z = z / UNMARKED_SCALE
-    if is_packed or form == "scaled" or (form == "kohya" and is_flux1):
+    if packed or form == "scaled" or (form == "kohya" and is_flux1):
         z = from_diffusion(z, config, *_statistics(vae))
     vae.check_latent_shape(z.shape)
     return z

@@ -73,7 +73,10 @@ class Half:
         """The name of the first weight that has NaN or infinite values; None if all are finite."""
         for prefix, module in self.modules.items():
             for name, weight in module.named_parameters():
-                if not weight.is_meta and not bool(torch.isfinite(weight.detach()).all()):
+                if weight.is_meta:
+                    continue
+                values = weight.detach()
+                if not bool(torch.isfinite(values.float() if values.dtype.itemsize == 1 else values).all()):
                     return f"{prefix}.{name}"
         return None
 
