@@ -12,7 +12,7 @@ from .attention import NORM_EPS
 from .autoencoder_kl import AutoencoderKL
 from .checkpoints.key_map import OPTIONAL
 from .checkpoints.memory import build_around, plan_tensors, planned_weights
-from .checkpoints.plan import check_shapes
+from .checkpoints.shapes import check_shapes
 from .config import OUR_CLASSES, AutoencoderKLConfig, is_field
 from .errors import CheckpointError, in_one_line
 from .layers import without_values

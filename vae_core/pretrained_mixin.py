@@ -20,8 +20,8 @@ from .checkpoints.memory import memory_tensors
 from .checkpoints.open_file import open_tensor_file
 from .checkpoints.original_config import original_config
 from .checkpoints.plain import extra_weights, plain_weights
-from .checkpoints.plan import without_mismatched
 from .checkpoints.pretrained import WEIGHTS_STEM, find_folder, plan_folder, read_config, reading, write_folder
+from .checkpoints.shapes import without_mismatched
 from .checkpoints.single_file import plan_single_file
 from .checkpoints.write import checked_path
 from .config import AutoencoderKLConfig

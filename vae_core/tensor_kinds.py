@@ -1,4 +1,4 @@
-"""Tensors that are no weights as they are: without values of their own, or of a class that computes in its own way."""
+"""Tensors that are not weights as they are: without values of their own, or of a class that computes in its own way."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _DISPATCH = "__torch_dispatch__"  # by which a class of tensors computes in its 
 
 
 def obstacle(tensor: Tensor) -> Obstacle | None:
-    """Why a tensor in memory is no weight as it is; None for one of torch's own, with its numbers row after row."""
+    """Why a tensor in memory is not a weight as it is; None for one of torch's own, with its numbers row after row."""
     name = foreign_class(tensor)
     if name is not None:
         return of_class(name)

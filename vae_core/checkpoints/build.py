@@ -21,7 +21,8 @@ from .config_file import passed_over
 from .finite import check_small, check_whole
 from .key_map import OPTIONAL, weight_shapes, with_counters
 from .layouts import is_length, of_length, scaled
-from .plan import OWN, CheckpointPlan, check_shapes, inner, with_extra
+from .plan import OWN, CheckpointPlan, inner, with_extra
+from .shapes import check_shapes
 
 logger = logging.getLogger("seamless_vae")
 
@@ -216,7 +217,7 @@ def _with_own_arguments(plan: CheckpointPlan, own: set[str]) -> CheckpointPlan:
 
 
 def own_arguments(model_class: Callable[..., Any]) -> set[str]:
-    """The named arguments of a derived class's constructor that are no fields of an AutoencoderKL."""
+    """The named arguments of a derived class's constructor that are not fields of an AutoencoderKL."""
     return {name for name in _parameters(model_class) if not is_field(name)}
 
 

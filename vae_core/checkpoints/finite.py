@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..streaming.half import is_finite
 from .plan import CheckpointPlan
 
 
@@ -48,16 +49,6 @@ def check_whole(plan: CheckpointPlan, key: str, weight: Tensor) -> None:
 
 
 @torch.no_grad()
-def is_finite(weight: Tensor) -> bool:
-    """Whether all numbers of a tensor are finite. Takes no memory beside it unless a sum overflows."""
-    if not weight.is_floating_point() or weight.numel() == 0:
-        return True
-    if weight.dtype.itemsize == 1:  # 8-bit floats cannot be summed
-        return bool(weight.float().isfinite().all())
-    total = weight.sum(dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32)
-    return bool(total.isfinite()) or bool(weight.isfinite().all())
-
-
 def _what(weight: Tensor) -> str:
     kind = "NaN" if bool(weight.float().isnan().any()) else "infinity"
     return f"has {kind} in it: the file is damaged or its training failed"

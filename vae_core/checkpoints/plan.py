@@ -58,7 +58,7 @@ class CheckpointPlan:
         scales: diffusers key of an 8-bit weight -> the file's key of the number or numbers that it is multiplied by;
             of a weight with weight norm, that of its lengths.
         mismatched: diffusers key -> shape in the file, for weights that the model does not take from it, because their
-            shapes differ: see `without_mismatched`.
+            shapes differ: see `shapes.without_mismatched`.
         beside: name without prefix -> the file's name, of what is passed over beside the autoencoder with a remark.
     """
 
@@ -243,7 +243,7 @@ def check_posterior(part: Inner) -> None:
             part.tensors["encoder.conv_out.weight"].shape[0],
             part.tensors["decoder.conv_in.weight"].shape[1],
         )
-        what = _what(part, "Give an AutoencoderKL.")
+        what = what_it_is(part, "Give an AutoencoderKL.")
         raise CheckpointError(
             f"{part.source.path.name} has an encoder that gives {given} channels for latents of {latent}; that of an "
             f"AutoencoderKL gives a mean and a variance for each, {2 * latent}. {what}"
@@ -262,7 +262,7 @@ def mismatch(part: Inner, missing: list[str], unknown: list[str], config: Autoen
         parts.append(f"has {len(unknown)} weights that {whose} ({_some(unknown)})")
     lora = unknown and not missing and all(LORA.fullmatch(name) for name in unknown)
     remedy = _quantised(part, unknown) or contradicted or _remedy(missing, unknown, bool(lora))
-    what = remedy if lora else _what(part, remedy)
+    what = remedy if lora else what_it_is(part, remedy)
     return CheckpointError(f"{part.source.path.name} {' and '.join(parts)}. {what}")
 
 
@@ -316,62 +316,6 @@ def _remedy(missing: list[str], unknown: list[str], lora: bool) -> str:
     return "It is a model of another kind, or renamed: give an AutoencoderKL with diffusers' or LDM's names."
 
 
-def check_shapes(plan: CheckpointPlan, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise CheckpointError where a weight of the file has not the shape that the model needs.
-
-    Matrices may be 1x1 kernels, and 1x1 kernels matrices.
-    """
-    wrong = [_is_where(plan, key, shapes) for key in _of_other_shapes(plan, shapes)]
-    if wrong:
-        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        what = _what(
-            inner(plan.source, plan.prefix),
-            "Use the config that belongs to these weights, or leave out the overrides that contradict them.",
-        )
-        raise CheckpointError(f"{plan.source.path.name}: {'; '.join(wrong[:3])}{more}. {what}")
-
-
-def without_mismatched(plan: CheckpointPlan, shapes: Mapping[str, tuple[int, ...]]) -> CheckpointPlan:
-    """The plan without the weights whose shapes are not those that the model needs, and with a remark that lists them.
-
-    Raises:
-        CheckpointError: that would be all of them.
-    """
-    others = _of_other_shapes(plan, shapes)
-    if not others:
-        return plan
-    if len(others) == len(plan.keys):
-        check_shapes(plan, shapes)
-    wrong = "; ".join(_is_where(plan, key, shapes) for key in others)
-    remark = f"left {len(others)} weights as they are initialised ({wrong}). Train the model before you use it."
-    return replace(
-        plan,
-        keys={key: name for key, name in plan.keys.items() if key not in others},
-        scales={key: name for key, name in plan.scales.items() if key not in others},
-        mismatched={key: plan.info(key).shape for key in others},
-        remarks=(*plan.remarks, remark),
-    )
-
-
-def _of_other_shapes(plan: CheckpointPlan, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    return [
-        key
-        for key in plan.keys
-        if plan.info(key).shape != tuple(shapes[key]) and not _is_same_matrix(plan.info(key).shape, tuple(shapes[key]))
-    ]
-
-
-def _is_where(plan: CheckpointPlan, key: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return f"{plan.keys[key]} is {_size(plan.info(key).shape)} where {_size(tuple(shapes[key]))} is needed"
-
-
-def _is_same_matrix(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    """Whether both are the same matrix [out, in], each with or without ones behind it."""
-    if not (2 <= len(found) <= 4 and 2 <= len(expected) <= 4):
-        return False
-    return found[:2] == expected[:2] and set(found[2:]) | set(expected[2:]) <= {1}
-
-
 def not_an_autoencoder(source: TensorFile, prefix: str = "", because: str = "") -> CheckpointError:
     """The error for a file in which no AutoencoderKL is found."""
     if not source.tensors:
@@ -379,13 +323,13 @@ def not_an_autoencoder(source: TensorFile, prefix: str = "", because: str = "") 
             f"{source.path.name} has no tensors that belong to a model. Give the file of a VAE, or save one."
         )
     reason = because.rstrip(".") or f"found {len(source.tensors)} tensors, such as {_some(list(source.tensors))}"
-    what = _what(
+    what = what_it_is(
         inner(source, prefix), "Give a VAE with LDM's or diffusers' names, or a full checkpoint that contains one."
     )
     return CheckpointError(f"{source.path.name} has no AutoencoderKL in it ({reason}). {what}")
 
 
-def _what(part: Inner, otherwise: str) -> str:
+def what_it_is(part: Inner, otherwise: str) -> str:
     """What a file is that does not load, and what to do, as sentences."""
     name = part.source.path.name
     if _SHARD.search(name):
@@ -401,7 +345,3 @@ def _it_seems(identity: Identity) -> str:
 def _some(names: list[str], count: int = 2) -> str:
     shown = [name if len(name) <= 100 else f"{name[:96]}..." for name in names[:count]]
     return ", ".join(shown) + (", ..." if len(names) > count else "")
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "a single number"

@@ -22,7 +22,8 @@ from .families import family_of_config
 from .generation import SAVE_KEY, differences, fingerprint, marked, other_model
 from .key_map import weight_shapes
 from .open_file import check_link, open_tensor_file
-from .plan import CheckpointPlan, check_readable, check_shapes, inner, match_keys, plain_names
+from .plan import CheckpointPlan, check_readable, inner, match_keys, plain_names
+from .shapes import check_shapes
 from .single_file import CONFIG_KEY, config_in_metadata
 from .tensor_file import TensorFile
 from .weight_names import (

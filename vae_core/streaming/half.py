@@ -73,10 +73,7 @@ class Half:
         """The name of the first weight that has NaN or infinite values; None if all are finite."""
         for prefix, module in self.modules.items():
             for name, weight in module.named_parameters():
-                if weight.is_meta:
-                    continue
-                values = weight.detach()
-                if not bool(torch.isfinite(values.float() if values.dtype.itemsize == 1 else values).all()):
+                if not weight.is_meta and not is_finite(weight.detach()):
                     return f"{prefix}.{name}"
         return None
 
@@ -105,3 +102,13 @@ class Half:
         """Of what comes out, for inputs [B, C, H, W]."""
         height, width = self.latent_size(shape)
         return shape[0], self.out_channels, height * self.out_unit, width * self.out_unit
+
+
+def is_finite(weight: Tensor) -> bool:
+    """Whether all numbers of a tensor are finite. Takes no memory beside it unless a sum overflows."""
+    if not weight.is_floating_point() or weight.numel() == 0:
+        return True
+    if weight.dtype.itemsize == 1:  # 8-bit floats cannot be summed
+        return bool(weight.float().isfinite().all())
+    total = weight.sum(dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32)
+    return bool(total.isfinite()) or bool(weight.isfinite().all())

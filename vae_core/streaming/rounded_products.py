@@ -54,5 +54,5 @@ class RoundedProducts:
         rounded[:count, : self.in_channels] = left[:, 0]
         rounded[:count, self.in_channels : depth] = 0.0
         results = np.empty((rows, blocks * columns + jit.GAP), np.float32)
-        jit.products(as_array(rounded), self.weight, results)
+        jit.multiply(as_array(rounded).reshape(-1), self.weight, results.reshape(-1), rows)
         return torch.from_numpy(results)[:count, None, : self.out_channels]

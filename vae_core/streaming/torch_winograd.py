@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..units import round_up
 from . import internals, torch_transforms, winograd
 from .kernel import STRIP_BYTES, Each, Layout, Strip, cut, one_by_one
 from .maps import FeatureMap
@@ -98,7 +99,7 @@ class TorchWinograd(winograd.Winograd):
         if self.inputs.max_rows is not None:
             tall = min(tall, max(1, self.inputs.max_rows // TILE))
         # The first strip sets the size of the products, so strips are alike.
-        count = winograd.even_count(-(-down // tall), parts * batch, self.inputs.workers)
+        count = _even_count(-(-down // tall), parts * batch, self.inputs.workers)
         rows = -(-down // count) * TILE
         return Layout(cut(batch, 1), cut(height, rows, TILE, self.inputs.target.band_rows), columns)
 
@@ -222,6 +223,11 @@ class TorchWinograd(winograd.Winograd):
         product = scratch.tensor("shortcut", (shortcut.rows, 1, shortcut.out_channels)).zero_()
         shortcut.add_to(product, x)
         return product[: strip.positions].view(strip.height, strip.width, shortcut.out_channels)
+
+
+def _even_count(strips: int, times: int, workers: int) -> int:
+    """So many strips of rows, `times` of which there are; where all are few, some more, which workers share evenly."""
+    return round_up(strips, workers) if strips * times < 4 * workers else strips
 
 
 def _most_tiles(channels: int, groups: int, share: float) -> int:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..units import round_up
 from . import transforms
 from .kernel import Layout, PassInputs, Strip
 from .numba_functions import jit
@@ -47,11 +46,6 @@ def is_winograds(step: Pass, dtype: torch.dtype, device: torch.device) -> bool:
     if step.norm is None and step.act is None:
         return True
     return isinstance(step.norm, nn.GroupNorm) and isinstance(step.act, nn.SiLU)
-
-
-def even_count(strips: int, times: int, workers: int) -> int:
-    """So many strips of rows, `times` of which there are; where all are few, some more, which workers share evenly."""
-    return round_up(strips, workers) if strips * times < 4 * workers else strips
 
 
 def tiles_of(height: int, width: int) -> tuple[int, int]:

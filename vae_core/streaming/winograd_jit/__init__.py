@@ -6,7 +6,7 @@ Functions that run without the interpreter lock; the first two are for a rectang
                   for a tile of 4x4 outputs
     upsample      a 3x3 convolution of a doubled map: 25 products for a tile
     pack          lays the weights of these out
-    products      a matrix product with such weights
+    multiply      matrix products with such weights
     measure       sums for statistics of what other kernels have made
 
 The first two take a few tiles at a time: inputs are transformed, multiplied (`multiply.py`) and transformed back while
@@ -22,7 +22,7 @@ which takes as long as a decode.)
 from .convolve import BLOCK, convolve, transform_inputs, transform_outputs
 from .lanes import BFLOAT16, LANES
 from .measure import measure
-from .multiply import COLUMNS, GAP, ROWS, products
+from .multiply import COLUMNS, GAP, ROWS, multiply
 from .packing import pack
 from .upsample import upsample, upsample_inputs, upsample_outputs
 
@@ -35,8 +35,8 @@ __all__ = [
     "ROWS",
     "convolve",
     "measure",
+    "multiply",
     "pack",
-    "products",
     "transform_inputs",
     "transform_outputs",
     "upsample",

@@ -247,8 +247,7 @@ def convolve(source, circular_x, scale, shift, weights, bias, added, shortcut, t
                     of_shortcut,
                     (address(inputs), of_shortcut + GAP, multiplied),
                 )
-                pixels = size[0] * size[1]
-                multiply(multiplied, address(inputs), address(shortcut), address(beside), pixels, 1, of_shortcut, width)
+                multiply(inputs, shortcut, beside, size[0] * size[1])
                 for y in range(rows):
                     beside_rows[y] = address(beside) + y * size[1] * results_apart
             transform_inputs(
@@ -264,16 +263,7 @@ def convolve(source, circular_x, scale, shift, weights, bias, added, shortcut, t
                 tiles,
                 channels,
             )
-            multiply(
-                multiplied,
-                address(inputs),
-                address(weights),
-                address(products),
-                tiles[0] * tiles[1],
-                36,
-                channels,
-                width,
-            )
+            multiply(inputs, weights, products, tiles[0] * tiles[1])
             place = target_rows, (row, column), depth, kind
             sums = address(total), address(squares)
             if of_shortcut > 0:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from llvmlite import ir
 from numba.core import cgutils, types
 
-from .lanes import LANES, VECTOR, WIDE, WORDS, address, intrinsic, pointer_to, step, whole
+from .lanes import LANES, VECTOR, WIDE, WORDS, address, intrinsic, pointer_to, whole
 
 ROWS = 12 if WIDE else 6
 _VECTORS = 2 if WIDE else 1
@@ -95,44 +95,33 @@ def _add_products_of_pairs(builder, spread, factor, total):
     return builder.asm(kind, "vdpbf16ps $3, $2, $0", "=v,0,v,v", [total, spread, factor], False)
 
 
-@step
-def multiply(kind, left, right, results, rows, groups, depth, columns):
-    """results[:, g] = left[:, g] x right[g] for each g, at addresses.
+@whole
+def multiply(left, right, results, rows):
+    """results[:, g] = left[:, g] x right[g] for each g.
 
     Args:
-        kind: of both sides, see `_multiply_block`.
-        left: [rows, groups, depth + GAP].
-        right: [groups, columns / COLUMNS, depth, COLUMNS], or [groups, columns / COLUMNS, depth / 2, COLUMNS, 2].
-        results: [rows, groups, columns + GAP].
-        rows: filled up to whole blocks: what is beyond them is read and written as well.
-        columns: a multiple of COLUMNS.
+        left: [rows, groups, depth + GAP] one after the other, of float32, or of uint16 for bfloat16; the depth is even.
+        right: [groups, columns / COLUMNS, depth, COLUMNS] of the same, as `pack` lays it out.
+        results: [rows, groups, columns + GAP] of float32, one after the other.
+        rows: filled up to whole blocks of ROWS: what is beyond them is read and written as well.
     """
+    kind = left[0]
+    groups, blocks, depth, _ = right.shape
+    columns = blocks * COLUMNS
     left_step = groups * (depth + GAP)
     results_step = groups * (columns + GAP)
     for group in range(groups):
-        of_left = left + group * (depth + GAP)
-        of_results = results + group * (columns + GAP)
+        of_left = address(left) + group * (depth + GAP)
+        of_results = address(results) + group * (columns + GAP)
         for column in range(0, columns, COLUMNS):
+            factors = address(right) + (group * columns + column) * depth
             for row in range(0, rows, ROWS):
                 _multiply_block(
                     kind,
                     of_left + row * left_step,
                     left_step,
-                    right + (group * columns + column) * depth,
+                    factors,
                     depth,
                     of_results + row * results_step + column,
                     results_step,
                 )
-
-
-@whole
-def products(left, right, results):
-    """results = left x right, of arrays.
-
-    Args:
-        left: [rows, depth + GAP] of float32, or of uint16 for bfloat16; rows a multiple of ROWS, depth even.
-        right: [1, columns / COLUMNS, depth, COLUMNS] of the same, as `pack` lays it out.
-        results: [rows, columns + GAP] of float32.
-    """
-    _, blocks, depth, columns = right.shape
-    multiply(left[0, 0], address(left), address(right), address(results), len(left), 1, depth, blocks * columns)

@@ -157,16 +157,7 @@ def upsample(source, circular_x, weights, bias, target, columns, memory, total, 
                 tiles,
                 channels,
             )
-            multiply(
-                multiplied,
-                address(inputs),
-                address(weights),
-                address(products),
-                tiles[0] * tiles[1],
-                25,
-                channels,
-                width,
-            )
+            multiply(inputs, weights, products, tiles[0] * tiles[1])
             upsample_outputs(
                 address(products),
                 width + GAP,
