@@ -71,7 +71,7 @@ _known: weakref.WeakKeyDictionary[nn.Module, tuple[_Weights, Borrowed | str]] = 
 def borrowed(first_stage: nn.Module) -> tuple[Borrowed | None, str]:
     """Our model of another loader's, or None and the reason, as the end of a sentence.
 
-    Parts of a model can be exchanged, and put back: it is looked at anew whenever its weights are others.
+    Parts of a model can be exchanged, and put back: it is looked at again whenever its weights are others.
     """
     weights = {name: (tensor.shape, type(tensor)) for name, tensor in tensors_of(first_stage).items()}
     then, found = _known.get(first_stage, (None, ""))

@@ -175,7 +175,7 @@ def test_a_name_without_an_images_ending_says_what_to_write(
     save_file({"samples": torch.zeros(2, 4, 4, 4)}, tmp_path / "a.latent")
     assert run("decode", tmp_path / "a.latent", "-o", tmp_path / out, "--vae", vaes["sdxl"]) == 1
     said = capsys.readouterr().err
-    assert "no ending of an image format. Name it .png, .jpg or .webp" in said
+    assert "not have the ending of an image format. Name it .png, .jpg or .webp" in said
     assert ("For a folder, write" in said) == (out == "images")
     assert not list(tmp_path.glob("images*")) and not list(tmp_path.glob("x*"))
 

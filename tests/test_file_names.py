@@ -51,7 +51,7 @@ NAMES = {
     "com10": "com10",
     "lpt": "lpt",
     "null": "null",
-    # control characters, and what is no text
+    # control characters, and what is not text
     "a\0b": "a_b",
     "a\nb\tc\x1b[31m": "a_b_c_[31m",
     "a\x7f\x85b\u2028": "a__b_",

@@ -153,7 +153,7 @@ class TestChannels:
         assert np.array_equal(both, np.stack([GREYS, GREYS, GREYS, OPACITY]))
 
     def test_what_cannot_be_adapted(self) -> None:
-        with pytest.raises(ImageError, match="into 7 channels"):
+        with pytest.raises(ImageError, match="to 7 channels"):
             from_pil(Image.fromarray(COLOURS), channels=7)
         with pytest.raises(ImageError, match="5 channels has no known colours"):
             from_image(torch.zeros(1, 8, 8, 5))
@@ -353,7 +353,7 @@ class TestFiles:
         with pytest.raises(ImageError, match=r"image\.jpg.*RGBA.*PNG"):
             write_image(Image.new("RGBA", (8, 8)), target)
         assert target.read_bytes() == b"what was there" and len(list(tmp_path.iterdir())) == 1
-        with pytest.raises(ImageError, match=r"image\.xyz has no ending"):
+        with pytest.raises(ImageError, match=r"image\.xyz does not have the ending"):
             write_image(Image.new("RGB", (8, 8)), tmp_path / "image.xyz")
         (tmp_path / "file").write_text("")
         with pytest.raises(ImageError, match="cannot write"):
@@ -383,7 +383,7 @@ class TestFiles:
         assert "2 frames" in caplog.text
 
     def test_to_pil_errors(self) -> None:
-        with pytest.raises(ImageError, match=r"\(1, 2, 8, 8\) makes no images"):
+        with pytest.raises(ImageError, match=r"\(1, 2, 8, 8\) is not a batch of images"):
             to_pil(torch.zeros(1, 2, 8, 8))
         with pytest.raises(ImageError, match=r"alpha of shape \(1, 4, 4\)"):
             to_pil(torch.zeros(1, 3, 8, 8), torch.zeros(1, 4, 4))

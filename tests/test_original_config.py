@@ -114,7 +114,7 @@ def test_what_is_not_a_configuration_of_ldm_is_said() -> None:
 
 @pytest.mark.parametrize("file", sorted(FILES))
 def test_a_file_is_planned_once(file: str, caplog: pytest.LogCaptureFixture) -> None:
-    """And what the configuration says is no guess any more."""
+    """And what the configuration says is not a guess any more."""
     with patch.object(single_file, "match_keys", wraps=single_file.match_keys) as planned:
         AutoencoderKL.from_single_file(FILES[file], original_config=original(scale_factor=0.25))
     assert planned.call_count == 1

@@ -43,7 +43,7 @@ def pair() -> tuple[AutoencoderKL, Any]:
 
 
 OUTPUTS: dict[str, Any] = {
-    "made anew": lambda output: type(output)(dict(output)),
+    "made again": lambda output: type(output)(dict(output)),
     "accelerate's types": lambda output: convert_to_fp32(output),
     "accelerate's devices": lambda output: send_to_device(output, torch.device("cpu")),
     "torch's trees": lambda output: tree_map(lambda each: each, output),

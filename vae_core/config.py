@@ -21,7 +21,7 @@ FLUX2_FIELDS = ("decoder_block_out_channels", "batch_norm_eps", "batch_norm_mome
 # diffusers' AutoencoderKLFlux2 has no such fields: a batch norm takes the place of scale and shift, and the first
 # releases of it have no force_upcast.
 SCALING_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast")
-# What a model can be given anew: it says how the model is used, and shapes no weights.
+# What a model can be given later: it says how the model is used, and shapes no weights.
 SETTABLE_FIELDS = (*SCALING_FIELDS, "sample_size")
 
 LARGEST_SCALE = 1e30  # what float32 multiplies and divides numbers near 1 by, and has room left
@@ -156,8 +156,8 @@ class AutoencoderKLConfig(dict[str, Any]):
             )
         if not 1 / LARGEST_SCALE <= abs(self.scaling_factor) <= LARGEST_SCALE:
             raise ConfigError(
-                f"scaling_factor is {brief(self.scaling_factor)}; latents that are multiplied or divided by it are "
-                f"not finite numbers any more. Give one such as 0.18215."
+                f"scaling_factor is {brief(self.scaling_factor)}; latents that are multiplied or divided by it are no "
+                f"longer finite. Give one such as 0.18215."
             )
         if self.shift_factor is not None and not _is_level(self.shift_factor):
             raise ConfigError(

@@ -67,7 +67,7 @@ def _with_half(vae: Any, half: str, purpose: str) -> Any:
     """A model that has this half; the other one may be removed to save memory.
 
     Raises:
-        ConfigError: it has not, or it is not a model of this package.
+        ConfigError: it does not, or it is not a model of this package.
     """
     vae = unwrapped(vae)
     if getattr(vae, half, None) is None:

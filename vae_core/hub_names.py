@@ -104,7 +104,9 @@ def _check_path(path: PathLike) -> None:
         os.lstat(path)
     except (OSError, ValueError) as error:
         if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
-            raise CheckpointError(f"the path {brief(path)} cannot be one: {in_one_line(error)}. Check it.") from None
+            raise CheckpointError(
+                f"the path {brief(path)} is not a valid one: {in_one_line(error)}. Check it."
+            ) from None
 
 
 def _endpoint_server() -> str:

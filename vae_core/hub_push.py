@@ -96,5 +96,5 @@ def _remedy(hub: Any, error: Exception) -> str:
     if status in (401, 403, 404) or isinstance(error, hub.errors.LocalTokenNotFoundError):
         return "Log in with `hf auth login` or pass a token that may write there."
     if isinstance(error, hub.errors.OfflineModeIsEnabled):
-        return "Take HF_HUB_OFFLINE out of the environment."
+        return "Remove HF_HUB_OFFLINE from the environment."
     return "Check the network, and push it again." if status is None else "Push it again later."

@@ -181,7 +181,7 @@ def from_image(image: Tensor, *, channels: int = 3, multiple: int = 8, fit: Fit 
         left, new_width = _centre(width, multiple)
         if not new_height or not new_width:
             raise ImageError(
-                f"an image of {width}x{height} has less than {multiple}x{multiple} pixels, so that nothing is left to "
+                f"an image of {width}x{height} has less than {multiple}x{multiple} pixels, so nothing is left to "
                 f"crop. Choose the fit pad, or enlarge it."
             )
         window = (..., slice(top, top + new_height), slice(left, left + new_width))
@@ -216,7 +216,7 @@ def _adapt_channels(colours: Tensor, alpha: Tensor | None, channels: int) -> Ten
         return colours.expand(-1, 3, -1, -1)
     if channels == 1:
         return (colours * colours.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
-    raise ImageError(f"an image cannot be made into {channels} channels; models of 1, 3 and 4 take images.")
+    raise ImageError(f"an image cannot be converted to {channels} channels; only models with 1, 3 or 4 take images.")
 
 
 def _pil_values(image: Image.Image) -> Tensor:
@@ -258,7 +258,7 @@ def _float_values(image: Tensor) -> Tensor:
     """A batch of images as floats in [0, 1], of any type that has a known range."""
     if not isinstance(image, Tensor):
         hint = "Use from_numpy." if isinstance(image, np.ndarray) else "Give a tensor [B, H, W, C]."
-        raise ImageError(f"an image is a {type(image).__name__} and not a tensor. {hint}")
+        raise ImageError(f"the image is a {type(image).__name__}, not a tensor. {hint}")
     if image.layout != torch.strided:
         raise ImageError(f"an image is a tensor of the layout {image.layout}. Make it dense first.")
     if image.is_floating_point():
@@ -326,7 +326,9 @@ def to_pil(pixels: Tensor, alpha: Tensor | None = None) -> list[Image.Image]:
         ImageError: another number of channels, an alpha that does not match, or pixels that are not finite.
     """
     if pixels.ndim != 4 or pixels.shape[1] not in (1, 3, 4):
-        raise ImageError(f"a tensor of shape {tuple(pixels.shape)} makes no images; give [B, 1, 3 or 4, H, W].")
+        raise ImageError(
+            f"a tensor of shape {tuple(pixels.shape)} is not a batch of images; give [B, 1, 3 or 4, H, W]."
+        )
     if alpha is not None:
         if pixels.shape[1] == 4 or alpha.shape != (pixels.shape[0], *pixels.shape[2:]):
             raise ImageError(
@@ -352,7 +354,9 @@ def write_image(image: Image.Image, path: str | os.PathLike[str], *, overwrite: 
     form = Image.EXTENSION.get(os.path.splitext(name)[1].lower())
     if form not in Image.SAVE:
         folder = f" For a folder, write {name}/ with a slash at the end." if name and "." not in name else ""
-        raise ImageError(f"{name or repr(name)} has no ending of an image format. Name it .png, .jpg or .webp.{folder}")
+        raise ImageError(
+            f"{name or repr(name)} does not have the ending of an image format. Name it .png, .jpg or .webp.{folder}"
+        )
     try:
         write_file(path, lambda file: image.save(file, format=form), overwrite=overwrite)
     except FileExistsError:

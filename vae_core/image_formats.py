@@ -60,7 +60,7 @@ def recognised(file: BinaryIO, name: str) -> Image.Image:
         pieces = [(each[0], each[1]) for each in getattr(image, "tile", [])]  # (codec, box) of what is to be read
         rows = getattr(image, "tag_v2", {}).get(_IMAGE_LENGTH, 0)  # of a TIFF, before it is turned
         if pieces and rows and max(box[3] for _, box in pieces if box) < rows:
-            raise ImageError(f"{name} is damaged: it lacks a part of its rows. Download or export it again.")
+            raise ImageError(f"{name} is damaged: some of its rows are missing. Download or export it again.")
         if image.height * (1 if form in ROWS_ALONE else image.width) > size * PIXELS_PER_BYTE:
             raise ImageError(
                 f"{name} is damaged: its header says {image.width} x {image.height} pixels, which {size} bytes cannot "

@@ -36,7 +36,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                 entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
                 total, most = sum(entry.file_size for entry in entries), path.stat().st_size + MOST_BEYOND
                 if total > most:
-                    raise ValueError(f"its arrays take {total} bytes, and a file of this size may have {most}")
+                    raise ValueError(f"its arrays take {total} bytes; a file of this size may have {most}")
                 return {entry.filename.removesuffix(".npy"): _entry(archive, entry) for entry in entries}
     except Exception as error:  # zipfile's and NumPy's readers raise nearly everything on damaged files
         raise ValueError(in_one_line(error)) from None

@@ -18,7 +18,7 @@ class ModelOutput(OrderedDict[str, Any]):
     """Base of the outputs: `output.sample`, `output["sample"]`, `output[0]` and `output.to_tuple()[0]` are the same.
 
     A loop over it gives its keys, as over any mapping; a field that is None is not one of them. Fields can be set
-    anew, and neither added nor removed.
+    again, and neither added nor removed.
     """
 
     def __init_subclass__(cls) -> None:

@@ -38,7 +38,7 @@ def encode(
         memory_budget: bytes of working memory beside weights, input and output; what does not fit is offloaded. None:
             a share of what is free.
         progress: called with a Progress. What it raises ends the call within a strip, and everything is released.
-            It starts anew where memory runs out and strips become smaller.
+            It starts again where memory runs out and strips become smaller.
         circular: axes along which the image continues at its other side, for seamless (tileable) textures: "none", "x",
             "y" or "both".
         dtype: precision of the computation; None for that of the weights, "auto" for bfloat16 on accelerators that

@@ -110,8 +110,8 @@ BROKEN = {
     b"null": "it is null, not an object",
     b"[1]": "it is a list, not an object",
     b'{"a": "\xe9"}': "byte 7 is not text in UTF-8",
-    b"[" * 100_000: "brackets are too deep",
-    b'{"a": "' + b"a" * 1_000_000 + b'"}': "it has 1000009 bytes, and may have 1000000",
+    b"[" * 100_000: "brackets are nested too deeply",
+    b'{"a": "' + b"a" * 1_000_000 + b'"}': "it has 1000009 bytes; at most 1000000 are allowed",
 }
 
 

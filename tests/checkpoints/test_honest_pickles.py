@@ -119,7 +119,7 @@ def test_weights_that_repeat_numbers(vae: AutoencoderKL, tmp_path: Path) -> None
     torch.save(repeated, path)
     assert_same_weights(load_vae(path), vae)
     torch.save({**repeated, "decoder.conv_in.weight": torch.zeros(1).expand(2**40)}, path)
-    assert "reaches over the end of its storage" in refusal(path)
+    assert "reaches beyond the end of its storage" in refusal(path)
 
 
 @pytest.mark.parametrize("name", ["epoch=3, loss: 0.1.ckpt", "vae (1).pt", "日本 VAE.pt", "a..pt", "-.pt", "a'b\"c.pt"])

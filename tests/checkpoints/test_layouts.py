@@ -174,13 +174,13 @@ def as_keras(weights: Weights) -> Weights:
 def test_kernels_of_keras_are_turned(vae: AutoencoderKL, file: Path) -> None:
     assert_same_weights(load_vae(write(as_keras(ldm(vae)), file)), vae)
     text = refusal(write(as_keras(vae.state_dict()), file))  # with matrices
-    assert "nothing tells whether its matrices are turned" in text
+    assert "nothing shows whether its matrices are transposed" in text
 
 
 @pytest.mark.parametrize("turned", ["encoder.", "decoder.mid.block_1"])
 def test_a_file_that_is_turned_in_part_is_named(turned: str, vae: AutoencoderKL, file: Path) -> None:
     mixed = {k: w.permute(0, 2, 3, 1) if k.startswith(turned) and w.ndim == 4 else w for k, w in ldm(vae).items()}
-    assert "some last, and nothing tells which" in refusal(write(mixed, file))
+    assert "some last, and nothing shows which" in refusal(write(mixed, file))
 
 
 # Attention.

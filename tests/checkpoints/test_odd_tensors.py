@@ -164,7 +164,7 @@ def test_in_a_state_dict_and_in_a_model(kind: str, tmp_path: Path) -> None:
 
 
 def test_weights_that_compute_in_their_own_way_are_run_by_the_modules(ao: None) -> None:
-    """The engine multiplies weights with each other and lays them out anew, which such a class does not know."""
+    """The engine multiplies weights with each other and lays them out again, which such a class does not know."""
     vae = make(fields(32))
     layer: Any = vae.get_submodule(NAME.removesuffix(".weight"))
     layer.weight = nn.Parameter(Int8Tensor(layer.weight.detach()), requires_grad=False)

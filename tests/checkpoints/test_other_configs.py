@@ -75,7 +75,7 @@ def test_json_that_is_not_an_object_is_named(content: str, kind: str, tmp_path: 
 @pytest.mark.parametrize("path", ["x" * 5000, f"{'y' * 300}.safetensors", "a\0b", Path("/tmp") / ("z" * 300)])
 @pytest.mark.parametrize("call", [load_vae, inspect_vae, AutoencoderKL.from_single_file, AutoencoderKL.from_pretrained])
 def test_a_path_that_the_system_cannot_look_for(call: Any, path: Any) -> None:
-    with pytest.raises(CheckpointError, match=r"^the path .* cannot be one: .*Check it\.$"):
+    with pytest.raises(CheckpointError, match=r"^the path .* is not a valid one: .*Check it\.$"):
         call(path)
 
 

@@ -263,7 +263,7 @@ def test_tensors_that_reach_out_of_their_storage(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in contents.items():
             archive.writestr(name, content)
-    with pytest.raises(CheckpointError, match="reaches over the end of its storage"):
+    with pytest.raises(CheckpointError, match="reaches beyond the end of its storage"):
         open_tensor_file(path)
 
 
@@ -302,5 +302,5 @@ def test_a_storage_smaller_than_promised(tmp_path: Path) -> None:
     raw = stream.getvalue()
     path = tmp_path / "x.pt"
     path.write_bytes(raw[:-24] + struct.pack("<q", 3) + raw[-16:])
-    with pytest.raises(CheckpointError, match="3 numbers where 4 are promised"):
+    with pytest.raises(CheckpointError, match="3 numbers instead of 4"):
         open_tensor_file(path)

@@ -120,8 +120,11 @@ OTHERS: dict[str, dict[str, Tensor]] = {
     "the state of an optimizer ": {"optimizer_state_dict.base_optimizer_state.0.exp_avg": C4},
     "the state of an optimizer  ": {"optimizer_state_dict.single_partition_of_fp32_groups.0": V},
     "the state of an optimizer   ": {"optimizer_state.exp_avg_sq": V},
-    "a part of a model that FSDP has made flat": {"_fsdp_wrapped_module._flat_param": V},
-    "what DeepSpeed leaves": {"encoder.conv_in.weight": kernel(0), "decoder.conv_in.weight": kernel(0)},
+    "a part of a model that FSDP has flattened": {"_fsdp_wrapped_module._flat_param": V},
+    "a part of a model that DeepSpeed has spread": {
+        "encoder.conv_in.weight": kernel(0),
+        "decoder.conv_in.weight": kernel(0),
+    },
     "quantised": {"decoder.conv_in.weight:int_data": C4, "decoder.conv_in.weight:scale": V},
     "quantised ": {"decoder.conv_in._weight_qdata": C4, "decoder.conv_in._weight_scale": V},
     "quantised  ": {"decoder.conv_in.W_q": C4, "decoder.conv_in.meta": V},

@@ -34,7 +34,7 @@ FOREIGN = {
     "is an HDF5 (Keras) file": b"\x89HDF\r\n\x1a\n" + bytes(100),
     "is JSON text, not weights": b'{"_class_name": "AutoencoderKL"}',
     "is neither safetensors nor a torch file (it starts with 01 02": bytes(range(1, 100)),
-    "its safetensors header alone is to have 9000": (9000).to_bytes(8, "little") + b"{" + bytes(50),
+    "its safetensors header alone should have 9000": (9000).to_bytes(8, "little") + b"{" + bytes(50),
     "has a broken safetensors header (Unterminated string": raw_safetensors(b'{"a": {"dtype": "F32", "sha'),
     "has a broken safetensors header ('a' has no data_offsets)": raw_safetensors({"a": {"dtype": "F32", "shape": [1]}}),
     "has a broken safetensors header ('a' is a int)": raw_safetensors({"a": 5}),

@@ -46,7 +46,7 @@ class TestErrors:
             (["--size", "big"], "is not a size"),
             (["--buckets", "64x64:16", "--batch", "0"], "batch is 0"),
             (["--size", "64", "--batch", "two"], "batch is 0"),
-            (["--size", "64", "--workers", "-1"], "-1 workers"),
+            (["--size", "64", "--workers", "-1"], "workers is -1"),
             (["--size", "64", "--layout", "kohya", "--keep", "moments", "--kohya-family", "sd"], "not moments"),
             (["--size", "64", "--kohya-family", "sd"], "for the layout shards"),
             (["--size", "64", "--resume"], None),
@@ -138,7 +138,7 @@ class TestDecode:
         changed, gone = sorted(place for place in folder.rglob("*") if place.is_file())[:2]
         Image.new("RGB", (50, 50)).save(changed)
         gone.unlink()
-        with pytest.raises(ConfigError, match="a limit of -1 images"):
+        with pytest.raises(ConfigError, match="the limit is -1 images"):
             next(decode_dataset(tmp_path / "out", tmp_path / "images", vae, limit=-1))
         assert not list(decode_dataset(tmp_path / "out", tmp_path / "images", vae, limit=0))
         decoded = list(decode_dataset(tmp_path / "out", tmp_path / "images", vae, limit=3))

@@ -95,14 +95,14 @@ def test_paths_that_lead_out(path: str, honest: Path, kohyas: Path, tmp_path: Pa
 
 HUGE = "x" * 3_000_000
 DAMAGED: dict[str, tuple[str, Change | bytes | None, str]] = {
-    "a record of 20,000 lists": (RECORD, b"[" * 20_000, "too deep"),
-    "a manifest of 20,000 lists": ("manifest.json", b"[" * 20_000, "too deep"),
-    "splits of 20,000 lists": ("splits.jsonl", b"[" * 20_000, "too deep"),
-    "a list of shards of 20,000 lists": ("shards.jsonl", b"[" * 20_000, "too deep"),
+    "a record of 20,000 lists": (RECORD, b"[" * 20_000, "too deeply"),
+    "a manifest of 20,000 lists": ("manifest.json", b"[" * 20_000, "too deeply"),
+    "splits of 20,000 lists": ("splits.jsonl", b"[" * 20_000, "too deeply"),
+    "a list of shards of 20,000 lists": ("shards.jsonl", b"[" * 20_000, "too deeply"),
     "no splits": ("splits.jsonl", None, "splits.jsonl"),
     "splits that are not objects": ("splits.jsonl", b"[]\n5\n", "splits.jsonl"),
     "a split without files": ("splits.jsonl", b'{"number": 0, "kind": "files"}\n', "lacks 'urls'"),
-    "a split of another kind": ("splits.jsonl", b'{"number": 0, "kind": "zip", "urls": []}\n', "not of files"),
+    "a split of another kind": ("splits.jsonl", b'{"number": 0, "kind": "zip", "urls": []}\n', "neither of files"),
     "a record without images": (RECORD, lambda record: record.pop("images") and None, "lacks 'images'"),
     "a record without a name": (RECORD, lambda record: record.pop("name") and None, "lacks 'name'"),
     "a record that is a list": (RECORD, b"[]", "cannot be read"),

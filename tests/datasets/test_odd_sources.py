@@ -91,9 +91,9 @@ def a_socket(place: Path) -> None:
 
 
 NOT_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "a pipe": (lambda place: os.mkfifo(place), "it is not a plain file"),
-    "a socket": (a_socket, "it is not a plain file"),
-    "a device without an end": (lambda place: place.symlink_to("/dev/zero"), "it is not a plain file"),
+    "a pipe": (lambda place: os.mkfifo(place), "it is not a regular file"),
+    "a socket": (a_socket, "it is not a regular file"),
+    "a device without an end": (lambda place: place.symlink_to("/dev/zero"), "it is not a regular file"),
     "a link to nothing": (lambda place: place.symlink_to("nowhere"), "No such file"),
     "a link to itself": (lambda place: place.symlink_to(place.name), "symbolic links"),
     "a link to a folder": (lambda place: place.symlink_to("."), "directory"),
@@ -222,7 +222,7 @@ ROWS: dict[str, str | None] = {
     "bad::worse://x": "fsspec does not know worse://",
     "memory://nothing.png": "there is nothing at",
     "file:///nothing.png": "No such file",
-    "/dev/zero": "not a plain file",
+    "/dev/zero": "not a regular file",
     "/": "Is a directory",
     "x" * 5000: "name too long",
 }
@@ -248,7 +248,7 @@ CSVS: dict[str, tuple[bytes, str]] = {
     "a row that is short": (b"path,x\na.png,1\nb.png\n", "Expected 2 columns, got 1: b.png. Export"),
     "an open quotation": (b'path,x\n"a.png,1\nb.png,2\n', "Expected 2 columns"),
     "nothing": (b"", "Empty CSV file"),
-    "an image": (PNG, "is not a CSV table|has a name of images"),
+    "an image": (PNG, "is not a CSV table|has the name of an image column"),
     "names alone": (b"path,x\n", "its tables have no rows"),
 }
 
@@ -277,7 +277,7 @@ def test_tables_of_other_columns(vae: AutoencoderKL, tmp_path: Path) -> None:
 
 
 def test_keys_as_names_of_files(vae: AutoencoderKL, tmp_path: Path) -> None:
-    """What a table calls its images is no reason that they cannot be decoded."""
+    """What a table calls its images does not keep them from being decoded."""
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     names = ["a\0b.png", "x" * 300 + "1.png", "x" * 300 + "2.png", "\u00e9" * 200 + ".png", "..", None, "", "a\nb"]
     rows = [{"bytes": PNG, "path": name} for name in names]

@@ -196,7 +196,7 @@ def test_states_of_other_streams(name: str, out: Path) -> None:
     options: dict[str, Any] = {"batch_size": 2, "seed": 5, "rank": 1, "world_size": 2}
     state = next(iter(LatentStream(out, **options)))["state"]
     other = LatentStream(out, **{**options, **CHANGES[name]})
-    with pytest.raises(ConfigError, match=f"of another stream: {name} .* instead of"):
+    with pytest.raises(ConfigError, match=f"belongs to another stream: {name} .* instead of"):
         other.load_state_dict(state)
     with pytest.raises(ConfigError, match="images None instead of 20"):
         other.load_state_dict({"epoch": 0, "batches": 3})

@@ -227,14 +227,14 @@ def test_kohyas_file_that_was_lost(few: Path, vae: AutoencoderKL, tmp_path: Path
 
 
 DAMAGED = {
-    "no manifest": ("manifest.json", None, "has shards, and no manifest.json"),
+    "no manifest": ("manifest.json", None, "has shards, but no manifest.json"),
     "an empty manifest": ("manifest.json", b"", "manifest.json cannot be read.* or encode again"),
-    "a manifest of nothing": ("manifest.json", b"null", "values of other kinds.* or encode again"),
+    "a manifest of nothing": ("manifest.json", b"null", "values of types that.* or encode again"),
     "no splits": ("splits.jsonl", None, "splits.jsonl cannot be read: No such file.* or encode again"),
     "empty splits": ("splits.jsonl", b"", "splits.jsonl cannot be read: it is empty"),
-    "splits of nothing": ("splits.jsonl", b"null", "splits.jsonl cannot be read: it has values of other kinds"),
+    "splits of nothing": ("splits.jsonl", b"null", "splits.jsonl cannot be read: it has values of types that"),
     "an empty record": ("shards/000/000001-0000.json", b"", "cannot be read .*Move it elsewhere"),
-    "a record of nothing": ("shards/000/000001-0000.json", b"null", "values of other kinds.*Move it elsewhere"),
+    "a record of nothing": ("shards/000/000001-0000.json", b"null", "values of types that.*Move it elsewhere"),
 }
 
 
@@ -318,7 +318,7 @@ def test_two_runs_at_once(tmp_path: Path) -> None:
     ("damage", "problem"),
     [
         (lambda file: file.write_bytes(file.read_bytes()[:-1]), "bytes instead of"),
-        (lambda file: file.write_bytes(file.read_bytes()[:-1] + b"?"), "SHA-256 is another"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1] + b"?"), "SHA-256 differs"),
         (lambda file: file.unlink(), "is missing"),
         (lambda file: file.with_suffix(".json").unlink(), "was not written"),
         (lambda file: file.with_suffix(".json").write_text("{"), "record cannot be read"),

@@ -111,7 +111,7 @@ def test_what_is_missing_or_unknown() -> None:
         from_torch(no_values, vae.config)
     params = from_torch(vae.state_dict(), vae.config)
     params["opt"] = {"step": jnp.zeros(())}
-    with pytest.raises(CheckpointError, match=r"params has 1 that the model has not \(opt/step\)"):
+    with pytest.raises(CheckpointError, match=r"params has 1 that the model does not have \(opt/step\)"):
         to_torch(params, vae.config)
 
 
@@ -127,7 +127,7 @@ def test_weights_of_another_shape() -> None:
     replicated = jax.tree_util.tree_map(lambda leaf: jnp.stack([leaf] * 2), params)
     with pytest.raises(CheckpointError, match="the axis of devices that replication adds: give those of one device"):
         to_torch(replicated, other.config)
-    with pytest.raises(CheckpointError, match="conv_in/bias has the type int32. Give weights in floating point"):
+    with pytest.raises(CheckpointError, match="conv_in/bias has the type int32. Give floating-point weights"):
         to_torch(jax.tree_util.tree_map(lambda leaf: leaf.astype(jnp.int32), params), other.config)
 
 

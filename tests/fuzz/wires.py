@@ -28,7 +28,7 @@ def pack() -> Pack:
 
 @cache
 def vae() -> Any:
-    """A VAE on the wire that has run once: what is imported and compiled for that is no case's."""
+    """A VAE on the wire that has run once: what is imported and compiled for that belongs to no case."""
     made = Makers(pack()).vae(block_out_channels=(32, 32))
     image = torch.rand(1, 16, 16, 3)
     given = {"vae": made, "sample_mode": "sample", "seed": 0, "fit": "pad"}

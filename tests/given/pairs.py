@@ -59,7 +59,7 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
 
 
 def theirs_of(config: dict[str, Any], seed: int = 0) -> Any:
-    """diffusers' model in eval mode. (In training mode it lays tensors out anew, which changes the rounding.)"""
+    """diffusers' model in eval mode. (In training mode it lays tensors out again, which changes the rounding.)"""
     flux2 = "patch_size" in config
     model = (diffusers.AutoencoderKLFlux2 if flux2 else diffusers.AutoencoderKL)(**config)
     randomize(model, seed)

@@ -162,7 +162,7 @@ class Watch(TorchDispatchMode):
         self._buffer(tensor)[1].known.add(stream.name)
 
     def launched(self, name: str, reads: Iterable[Tensor | None], writes: Iterable[Tensor | None]) -> None:
-        """A kernel that is no operation of torch's."""
+        """A kernel that is not one of torch's operations."""
         read, written = ([self._access(each) for each in tensors if each is not None] for tensors in (reads, writes))
         self.order.work(self.current.name, read, written, name)
         self.seen.launches += 1

@@ -86,7 +86,7 @@ def limited(limit: int, action: Callable[[], object], handler: Any = signal.SIG_
 
 
 def kills(action: Callable[[], object], prepare: Callable[[], object]) -> Iterator[int]:
-    """Kill an action at each of its system calls in turn, each time after preparing anew."""
+    """Kill an action at each of its system calls in turn, each time after preparing again."""
     for after in (False, True):
         for n in range(1, 1000):
             prepare()

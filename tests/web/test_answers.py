@@ -32,7 +32,7 @@ def ui(ui: FrontEnd) -> Iterator[FrontEnd]:
 
 @pytest.fixture
 def file(data: Path) -> Path:
-    """A VAE in the list of the models that tests may write anew."""
+    """A VAE in the list of the models that tests may overwrite."""
     folder = data / "models" / "vae"
     return Path(shutil.copy(folder / "sdxl.safetensors", folder / "changing.safetensors"))
 

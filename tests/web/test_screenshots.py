@@ -3,7 +3,7 @@ share their images; Nodes 2.0, whose margins are wider, has its own.
 
     SEAMLESS_VAE_WRITE_SCREENSHOTS=1 pytest tests/web/test_screenshots.py
 
-takes the images anew; look at them before they are kept. Nothing of the machine is in them: the letters are of a font
+takes the images again; look at them before they are kept. Nothing of the machine is in them: the letters are of a font
 that every front end brings along, unhinted, and what the back end answers is given here.
 """
 

@@ -1,6 +1,6 @@
 """What a pickled checkpoint may name, and what stands in for it. Nothing that a file names is ever imported or called.
 
-Everything here is immutable or made anew for each file, so that no file can change what the next one meets.
+Everything here is immutable or made afresh for each file, so that no file can change what the next one meets.
 """
 
 from __future__ import annotations

@@ -176,8 +176,8 @@ def _build(
     extra = set(places) - own - OPTIONAL
     if own - set(places) or any(key.partition(".")[0] in OWN for key in extra):
         raise CheckpointError(
-            f"{model_class} has other weights than an AutoencoderKL of its config. Load an AutoencoderKL instead, and "
-            f"take its state dict."
+            f"{model_class} has other weights than an AutoencoderKL with its config. Load an AutoencoderKL instead, "
+            f"and take its state dict."
         )
     beside = _read_extra(plan, {key: tuple(places[key].value.shape) for key in extra}, mapped)
     plan = with_extra(plan, beside)

@@ -39,8 +39,8 @@ def check_one_save(index: Path, seen: Mapping[str, str], shard: Path, metadata: 
     ours, theirs = seen.get(SAVE_KEY), metadata.get(SAVE_KEY)
     if ours is not None and theirs is not None and ours != theirs:
         raise CheckpointError(
-            f"the shards that {index.name} names are of different saves: {shard.name} does not belong to those before "
-            f"it. Save the model again, or copy all of its files again."
+            f"the shards that {index.name} names come from different saves: {shard.name} does not belong to those "
+            f"before it. Save the model again, or copy all of its files again."
         )
 
 
@@ -81,8 +81,8 @@ def differences(config: Mapping[str, Any], saved: Mapping[str, Any]) -> str | No
     if not found:
         return None
     return (
-        f"config.json has {found}, with which these weights were saved: it was changed, or is of another "
-        f"model. What config.json says was taken."
+        f"config.json has {found}, as in the model that these weights were saved from: it was changed, or belongs to "
+        f"another model. The values of config.json are used."
     )
 
 

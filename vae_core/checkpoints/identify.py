@@ -97,7 +97,7 @@ RULES: tuple[tuple[Callable[[Tensors], bool], Identity], ...] = (
         Identity(
             "a model under training with parametrizations (spectral norm or the like)",
             "Remove them where the model was made (torch.nn.utils.parametrize.remove_parametrizations), and save it "
-            "anew.",
+            "again.",
         ),
     ),
     (
@@ -121,14 +121,14 @@ RULES: tuple[tuple[Callable[[Tensors], bool], Identity], ...] = (
     (
         _any(r"(^|\.)_?flat_param(_\d+)?$"),
         Identity(
-            "a part of a model that FSDP has made flat",
+            "a part of a model that FSDP has flattened",
             "Save the whole state dict where it was trained (StateDictType.FULL_STATE_DICT).",
         ),
     ),
     (
         lambda tensors: any(info.shape == (0,) for name, info in tensors.items() if name.endswith("conv_in.weight")),
         Identity(
-            "what DeepSpeed leaves of a model that is spread over several files (ZeRO, stage 3)",
+            "a part of a model that DeepSpeed has spread over several files (ZeRO, stage 3)",
             "Make one file of them with the zero_to_fp32.py that is beside them.",
         ),
     ),

@@ -22,11 +22,11 @@ def json_object(file: Path, most: int = MAX_BYTES) -> dict[str, Any]:
     """
     size = file.stat().st_size
     if size > most:
-        raise ValueError(f"it has {size} bytes, and may have {most}")
+        raise ValueError(f"it has {size} bytes; at most {most} are allowed")
     try:
         values = json.loads(file.read_bytes())
     except RecursionError:
-        raise ValueError("its brackets are too deep in one another") from None
+        raise ValueError("its brackets are nested too deeply") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not text in UTF-8") from None
     if not isinstance(values, dict):

@@ -55,13 +55,13 @@ def why_not(tensors: Mapping[str, TensorInfo]) -> str | None:
     orders = _kernel_orders(tensors)
     if len(orders) > 1:
         return (
-            "Some of its kernels have their channels first and some last, and nothing tells which of the others do: "
-            "it was converted in part. Convert it from the original again."
+            "Some of its kernels have their channels first and some last, and nothing shows which of the others do: "
+            "it was only partly converted. Convert it from the original again."
         )
     if orders == {(3, 2, 0, 1)} and any(len(info.shape) == 2 for info in tensors.values()):
         return (
-            "Its kernels are [height, width, in, out], as Keras and Flax have them, and nothing tells whether its "
-            "matrices are turned as well. Get the VAE as PyTorch weights."
+            "Its kernels are [height, width, in, out], as Keras and Flax have them, and nothing shows whether its "
+            "matrices are transposed as well. Get the VAE as PyTorch weights."
         )
     return None
 

@@ -79,7 +79,7 @@ class Machine:
     def read(self, count: int) -> bytes:
         frame = self.frame_left
         if count > self.left or (frame is not None and count > frame):
-            raise DamagedError(f"it ends where {count} bytes more are promised")
+            raise DamagedError(f"it ends where {count} more bytes should follow")
         raw = self.file.read(count)
         if len(raw) != count:
             raise DamagedError("it ends too early")
@@ -93,7 +93,7 @@ class Machine:
         frame = self.frame_left
         raw = self.file.readline(min(MAX_LINE, self.left, self.left if frame is None else frame))
         if not raw.endswith(b"\n"):
-            raise DamagedError(f"a line of text has no end within {len(raw)} bytes")
+            raise DamagedError(f"a line of text does not end within {len(raw)} bytes")
         self.left -= len(raw)
         self.position += len(raw)
         if frame is not None:
@@ -121,7 +121,7 @@ class Machine:
         """Charge a copy of so many bytes or characters of what the file has: an honest one has each copied once."""
         self.copies_left -= count
         if self.copies_left < 0:
-            self.refuse("copies more text than there is in it")
+            self.refuse("copies more text than it contains")
 
     def refuse(self, what: str) -> NoReturn:
         raise UnsafeCheckpointError(
@@ -177,7 +177,7 @@ class Machine:
                     f"here: nothing was run. Save its state dict where it was made: "
                     f"torch.save(model.state_dict(), ...)."
                 )
-            self.refuse(f"asks for {shown}, which a file of weights has no need of and which could run code")
+            self.refuse(f"asks for {shown}, which no file of weights needs and which could run code")
         return found
 
     def make(self, kind: Any, arguments: Any) -> Any:
@@ -229,7 +229,7 @@ class Machine:
     def remember(self, place: int) -> None:
         """Put what is on top of the stack into the memo."""
         if not 0 <= place < MAX_MEMO:
-            raise DamagedError("it remembers something at a place that cannot be")
+            raise DamagedError("it remembers something at an impossible place")
         self.memo[place] = self.top()
 
     def set_items(self, target: Any, items: list[Any]) -> None:
@@ -270,14 +270,14 @@ class Machine:
         if word != "storage" or not isinstance(kind, StorageType) or type(key) not in (str, int):
             self.refuse("refers to something that is not a block of numbers")
         if type(numel) is not int or not 0 <= numel < 2**63:
-            raise DamagedError("a storage has a number of elements that cannot be")
+            raise DamagedError("a storage has an impossible number of elements")
         storage = self.storages.setdefault(str(key), Storage(str(key), kind.dtype, numel))
         if storage.dtype != kind.dtype or storage.numel != numel:
             raise DamagedError(f"storage {storage.key[:40]} is described in two ways")
         if not view or view[0] is None:
             return storage
         if type(view[0]) is not tuple or len(view[0]) != 3 or type(view[0][0]) not in (str, int):
-            raise DamagedError("a view of a storage is not one")
+            raise DamagedError("a view of a storage has another form than torch's")
         view_key, offset, size = view[0]  # legacy: a part of another storage
         if not all(type(each) is int and 0 <= each <= numel for each in (offset, size)) or offset + size > numel:
             raise DamagedError("a view reaches out of its storage")

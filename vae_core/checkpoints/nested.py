@@ -46,7 +46,7 @@ class _Steps:
     def take(self, count: int) -> None:
         self.left -= count
         if self.left < 0:
-            raise ValueError("its dictionaries are in one another more often than those of any checkpoint")
+            raise ValueError("its dictionaries are nested more deeply than those of any checkpoint")
 
     def name(self, prefix: str, name: str | int) -> str:
         """A name behind those that it is below, made only if there is room for it."""
@@ -54,7 +54,7 @@ class _Steps:
         length = len(prefix) + len(last)
         self.names_left -= length + _NAME
         if length > MAX_NAME or self.names_left < 0:
-            raise ValueError(f"its tensors have names of {length} characters and more, or more of them than any model")
+            raise ValueError(f"its tensors have names of {length} characters or more, or too many names for any model")
         return prefix + last
 
 

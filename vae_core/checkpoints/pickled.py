@@ -86,7 +86,7 @@ def _open_zip(path: Path) -> tuple[Any, Places]:
             if said == b"big":
                 raise CheckpointError(f"{path.name} was written on a big-endian machine. Save it as safetensors there.")
         if program.size > MAX_PROGRAM:
-            raise ZipError(f"its data.pkl has {program.size} bytes, and may have {MAX_PROGRAM}")
+            raise ZipError(f"its data.pkl has {program.size} bytes; at most {MAX_PROGRAM} are allowed")
         check_entry(file, program)
         file.seek(program.start)
         content, machine = load(file, program.size, path.name, time_limit())
@@ -116,7 +116,7 @@ def _check_stored(entry: Entry, path: Path) -> None:
 def _check_end(machine: Machine, path: Path) -> None:
     if machine.left:
         raise UnsafeCheckpointError(
-            f"{path.name} has {machine.left} bytes behind the end of its structure, where a second one may hide. "
+            f"{path.name} has {machine.left} bytes after the end of its structure, where a second one may hide. "
             f"Nothing was run. Do not trust it; get the weights as safetensors."
         )
 
@@ -140,13 +140,13 @@ def _open_legacy(path: Path) -> tuple[Any, Places]:
         content, machine = following()
         keys, _ = following()
         if type(keys) is not list or sorted(map(str, keys)) != sorted(machine.storages):
-            raise ValueError("its list of storages is not that of its tensors")
+            raise ValueError("its list of storages does not match its tensors")
         places = {}
         for key in map(str, keys):
             storage = machine.storages[key]
             count = int.from_bytes(file.read(8), "little")
             if count != storage.numel:
-                raise ValueError(f"storage {key[:40]} has {count} numbers where {storage.numel} are promised")
+                raise ValueError(f"storage {key[:40]} has {count} numbers instead of {storage.numel}")
             places[key] = (file.tell(), count * storage.dtype.itemsize)
             file.seek(places[key][1], 1)
         if file.tell() < size:
@@ -177,5 +177,5 @@ def _info(tensor: AnyTensor, places: Places) -> TensorInfo:
     start, size = places[tensor.storage.key]
     info = TensorInfo(tensor.dtype, tensor.shape, start + tensor.offset * tensor.dtype.itemsize, tensor.stride)
     if info.start + info.size > start + size:
-        raise ValueError(f"a tensor of shape {tensor.shape} reaches over the end of its storage")
+        raise ValueError(f"a tensor of shape {tensor.shape} reaches beyond the end of its storage")
     return info

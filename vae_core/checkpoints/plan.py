@@ -186,8 +186,8 @@ def match_keys(part: Inner, config: AutoencoderKLConfig) -> Matched:
         if key is not None:
             if key in keys:
                 raise CheckpointError(
-                    f"{source.path.name} has {key} twice, as {keys[key]} and as {real}, and nothing tells which one is "
-                    f"meant. Get another copy, or save the model again."
+                    f"{source.path.name} has {key} twice, as {keys[key]} and as {real}, and nothing shows which one "
+                    f"is meant. Get another copy, or save the model again."
                 )
             keys[key] = real
         elif (scaled := _scaled_weight(name, table)) is not None:

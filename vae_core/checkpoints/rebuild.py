@@ -202,7 +202,7 @@ def call(name: str, arguments: tuple[Any, ...], copied: Callable[[int], None]) -
     if short == "_rebuild_from_type_v2":
         function, _, inner, _ = arguments
         if not isinstance(function, Rebuild) or function.name == name or type(inner) is not tuple:
-            raise ValueError("a tensor rebuilt by something that rebuilds no tensors")
+            raise ValueError("a tensor rebuilt by something that does not rebuild tensors")
         return call(function.name, inner, copied)
     if short == "_rebuild_tensor_v3":
         storage, offset, shape, stride, _, _, dtype, *_ = arguments
@@ -221,10 +221,10 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, dtype: Any) -> S
         raise ValueError(f"a tensor of shape {shape} with strides {stride}")
     held = storage.numel * storage.dtype.itemsize // dtype.itemsize
     if math.prod(shape) > max(held, MAX_EXPANDED):
-        raise ValueError(f"a tensor of shape {shape} reaches over the end of its storage of {held} numbers")
+        raise ValueError(f"a tensor of shape {shape} reaches beyond the end of its storage of {held} numbers")
     last = sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if 0 not in shape else -1
     if offset + last + 1 > held:
-        raise ValueError(f"a tensor of shape {shape} reaches over the end of its storage")
+        raise ValueError(f"a tensor of shape {shape} reaches beyond the end of its storage")
     return StoredTensor(storage, storage.offset + offset, shape, stride, dtype)
 
 

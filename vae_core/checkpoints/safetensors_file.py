@@ -62,7 +62,7 @@ def open_safetensors(path: Path) -> TensorFile:
         header_size = int.from_bytes(file.read(8), "little")
         if header_size > size - 8:
             raise CheckpointError(
-                f"{path.name} has {size} bytes, but its safetensors header alone is to have {header_size}. "
+                f"{path.name} has {size} bytes, but its safetensors header alone should have {header_size}. "
                 f"The file is truncated or not a safetensors file. Download or copy it again."
             )
         if header_size > MAX_HEADER_BYTES:
@@ -101,7 +101,7 @@ def _parse(raw: bytes) -> tuple[dict[str, _Entry], dict[str, str]]:
     if outside.count("{") > MAX_TENSORS + 2 or outside.count(",") > MAX_COMMAS:
         raise ValueError(f"it lists more than {MAX_TENSORS} tensors")
     if outside.count("[") > 2 * MAX_TENSORS:
-        raise ValueError("it has lists in lists")
+        raise ValueError("it has nested lists")
     if "-" in outside:
         raise ValueError("it has a negative number")
     top: Any = json.loads(text, object_pairs_hook=_Pairs, parse_float=_no_float, parse_constant=_no_float)

@@ -10,7 +10,7 @@ from .plan import CheckpointPlan, inner, what_it_is
 
 
 def check_shapes(plan: CheckpointPlan, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise CheckpointError where a weight of the file has not the shape that the model needs.
+    """Raise CheckpointError where a weight of the file does not have the shape that the model needs.
 
     Matrices may be 1x1 kernels, and 1x1 kernels matrices.
     """

@@ -79,14 +79,14 @@ def _old_text(form: str) -> Instruction:
 @_on(pickle.PROTO)
 def _proto(machine: Machine) -> None:
     if machine.position != 1 or machine.read(1)[0] > MAX_PROTOCOL:
-        raise DamagedError("its protocol is unknown, or said twice")
+        raise DamagedError("its protocol is unknown, or given twice")
 
 
 @_on(pickle.FRAME)
 def _frame(machine: Machine) -> None:
     size = machine.number("<Q")
     if machine.frame_left is not None or not 4 <= size <= machine.left:
-        raise DamagedError("a frame is in another one, or of a size that cannot be")
+        raise DamagedError("a frame is inside another one, or has an impossible size")
     machine.frame_left = size
 
 

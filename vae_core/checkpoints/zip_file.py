@@ -59,7 +59,7 @@ def list_entries(path: Path) -> dict[str, Entry]:
         if count > MAX_ENTRIES:
             raise ZipError(f"it has {count} entries")
         if directory + length != end:
-            raise ZipError("its directory is not where it says, or something stands between it and its end")
+            raise ZipError("its directory is not where it says, or something is between it and its end")
         if length > MAX_DIRECTORY:
             raise ZipError(f"its directory has {length} bytes")
         file.seek(directory)
@@ -76,7 +76,7 @@ def list_entries(path: Path) -> dict[str, Entry]:
     end = 0
     for entry in sorted(entries.values(), key=lambda entry: entry.header):
         if entry.header < end or (end == 0 and entry.header != 0):
-            raise ZipError(f"{entry.name[:80]!r} overlaps another entry, or something stands before the first one")
+            raise ZipError(f"{entry.name[:80]!r} overlaps another entry, or something is before the first one")
         end = entry.start + entry.packed
     return entries
 
@@ -88,7 +88,7 @@ def check_entry(file: BinaryIO, entry: Entry) -> None:
     while left and (piece := file.read(min(left, _PIECE))):
         left, crc = left - len(piece), zlib.crc32(piece, crc)
     if left or (entry.crc and crc != entry.crc):  # torch can leave the sum out: 0
-        raise ZipError(f"{entry.name[:80]!r} has other bytes than were written")
+        raise ZipError(f"{entry.name[:80]!r} does not have the bytes that were written")
 
 
 def read_entry(file: BinaryIO, entry: Entry) -> bytes:

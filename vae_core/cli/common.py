@@ -82,7 +82,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         "--family",
         type=family,
         metavar="NAME",
-        help=f"the family that the VAE is of: {', '.join(map(short, FAMILIES))}",
+        help=f"the family that the VAE belongs to: {', '.join(map(short, FAMILIES))}",
     )
     group.add_argument("--scaling-factor", type=float, metavar="X", help="the scale of the diffusion model's latents")
     group.add_argument("--shift-factor", type=float, metavar="X", help="their shift")
@@ -127,7 +127,7 @@ def check_family(vae_config: AutoencoderKLConfig, arguments: argparse.Namespace)
     if wanted is not None and not wanted.has_shapes_of(vae_config):
         raise ConfigError(
             f"this VAE has {vae_config.latent_channels} latent channels at 1/{vae_config.downscale_factor} size, which "
-            f"{wanted.name} has not. Leave --family out, or name the family that it is of."
+            f"{wanted.name} does not have. Leave --family out, or name the family that it belongs to."
         )
 
 

@@ -22,7 +22,7 @@ EXAMPLES = """\
   seamless-vae convert vae_folder vae.safetensors                a diffusers folder to a single file
   seamless-vae convert model.ckpt vae_folder                     the VAE of a whole checkpoint, as a diffusers folder
   seamless-vae convert vae.safetensors half.safetensors --dtype float16
-  seamless-vae convert sdxl.safetensors sdxl_vae --family sdxl   where the file does not say what it is of
+  seamless-vae convert sdxl.safetensors sdxl_vae --family sdxl   where the file does not say its family
 
 A single file has LDM keys, which ComfyUI, A1111 and diffusers read. Weights are copied bit by bit unless --dtype asks
 for another precision.
@@ -57,7 +57,7 @@ def add(subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--format",
         choices=("diffusers", "single-file"),
-        help="of OUT (default: single-file if it has the ending of one, else a diffusers folder)",
+        help="the format of OUT (default: single-file if its name ends like one, else a diffusers folder)",
     )
     add_variant_argument(parser)
     parser.add_argument("--dtype", choices=DTYPES, help="precision of the weights (default: as they are)")

@@ -15,7 +15,7 @@ from .say import complain, say
 
 EXAMPLES = """\
   seamless-vae decode latents.safetensors -o image.png
-  seamless-vae decode latents.safetensors -o images/           one PNG each, by the names they had
+  seamless-vae decode latents.safetensors -o images/           one PNG each, under their own names
   seamless-vae decode latents.safetensors -o image.jpg         image-0.jpg, image-1.jpg, ... if there are several
   seamless-vae decode pipeline.safetensors --scaled -o image.png --vae sdxl_vae.safetensors --family sdxl
 

@@ -22,7 +22,7 @@ EXAMPLES = """\
   seamless-vae encode-dataset photos --out photos --layout kohya --buckets 1024x1024:64 --flip
   seamless-vae encode-dataset 's3://bucket/{000..999}.tar' --out /shared/latents --keep moments --engine ray
 
-A run that was stopped, however, goes on with the same command and --resume. What is written depends on the source,
+A run that was stopped in any way continues with the same command and --resume. What is written depends on the source,
 the VAE and the options, not on the engine, the number of workers or how often it was stopped. Images that cannot be
 read are listed in failures.jsonl and do not stop the run.
 """

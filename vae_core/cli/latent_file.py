@@ -221,7 +221,8 @@ def _images(path: Path, key: str, z: Tensor, name: str) -> list[Tensor]:
     if z.ndim == 3 and name == UNNAMED and shape[0] < 4 and shape[2] in TOKEN_CHANNELS:
         raise CheckpointError(
             f"{path.name} has latents of shape {shape}: {shape[1]} tokens of {shape[2]} channels, as FLUX's pipelines "
-            f"give them, and not how many are in a row. Unpack them with the pipeline's _unpack_latents, and save that."
+            f"give them, without the number of tokens in a row. Unpack them with the pipeline's _unpack_latents, and "
+            f"save that."
         )
     if z.ndim == 3 and name in CACHED:
         z = z[None]
@@ -257,7 +258,7 @@ def _about(
         about = json.loads(metadata[METADATA_KEY])
         sizes, names = about["sizes"], about["names"]
         if not (isinstance(sizes, list) and isinstance(names, list) and len(sizes) == len(names) == count):
-            raise ValueError(f"it is not about {count} latents")
+            raise ValueError(f"it does not describe {count} latents")
         if not all(name is None or isinstance(name, str) for name in names):
             raise ValueError("a name is not text")
         return [_size(size) for size in sizes], names

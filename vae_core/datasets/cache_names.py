@@ -22,7 +22,7 @@ def check_file_name(key: str, size: tuple[int, int], family: str) -> None:
     length = len(os.fsencode(os.path.basename(name)))
     if length > _MOST_BYTES:
         raise ImageError(
-            f"the name of its cache file would have {length} bytes; file systems have up to {_MOST_BYTES}. Rename it, "
+            f"the name of its cache file would have {length} bytes; file systems allow up to {_MOST_BYTES}. Rename it, "
             f"or choose the layout shards."
         )
     if leads_out(name):

@@ -246,7 +246,7 @@ class Collection:
                 record = self.read_record(split.number, chunk)
                 if record is None:
                     raise DatasetError(
-                        f"{self.record_path(split.number, chunk)} is missing, so that the collection is not whole. Run "
+                        f"{self.record_path(split.number, chunk)} is missing, so the collection is incomplete. Run "
                         f"encode-dataset with --resume; several machines need a folder that all of them see."
                     )
                 yield record
@@ -287,7 +287,8 @@ class Collection:
                 shard = shard_numbers(line["name"])
                 count += line["images"]
                 yield shard, line["images"]
-            problem = "" if count == (self.totals or {}).get("images") else f"it has {count} images, not as the totals"
+            counted = (self.totals or {}).get("images")
+            problem = "" if count == counted else f"it has {count} images instead of the {counted} of its totals"
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problem = reason(error)
         if problem:

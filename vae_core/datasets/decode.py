@@ -66,7 +66,7 @@ def decode_dataset(
         ConfigError: a limit below 0.
     """
     if limit is not None and limit < 0:
-        raise ConfigError(f"a limit of {limit} images cannot be; give a number of at least 0.")
+        raise ConfigError(f"the limit is {limit} images; give a number of at least 0.")
     images = local_folder(images)
     collection = Collection.open(out)
     _check_vae(collection, vae)

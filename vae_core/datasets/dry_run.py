@@ -151,7 +151,7 @@ def _size(url: str) -> int:
     try:
         return size_of(url)
     except Exception as error:  # each file system has its own
-        raise DatasetError(f"the size of {url} cannot be found out: {in_one_line(error)}.") from None
+        raise DatasetError(f"the size of {url} cannot be determined: {in_one_line(error)}.") from None
 
 
 def _bytes_of(buckets: Counter[tuple[int, int]], vae: AutoencoderKL, settings: Settings) -> float:

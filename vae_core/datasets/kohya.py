@@ -164,8 +164,9 @@ def warn_of_old_files(keys: Iterable[str], out: Path, family: str) -> None:
     old = [name for key in keys if os.path.exists(out / (name := f"{os.path.splitext(key)[0]}{SUFFIX}"))]
     if old:
         logger.warning(
-            "%d images have a cache file of an older form (%s%s), which kohya's trainers prefer to the new ones. Move "
-            "them elsewhere if the trainers shall use the new ones.", len(old), old[0], ", ..." if len(old) > 1 else "",
+            "%d images have a cache file of an older format (%s%s), which kohya's trainers prefer to the new ones. "
+            "Move them elsewhere if the trainers are to use the new ones.",
+            len(old), old[0], ", ..." if len(old) > 1 else "",
         )  # fmt: skip
 
 

@@ -108,7 +108,9 @@ _ORIENTATION = 0x0112
 def _pixels(image: Image.Image, fit: Fit, channels: int, keep_alpha: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """Colours [H, W, channels] and, if it is kept, opacity [H, W], of the bucket's size."""
     if channels not in _MODES:
-        raise ImageError(f"an image cannot be made into {channels} channels; models of 1, 3 and 4 take images.")
+        raise ImageError(
+            f"an image cannot be converted to {channels} channels; only models with 1, 3 or 4 take images."
+        )
     opacity = None
     if image.has_transparency_data and (keep_alpha or channels == 4):
         opacity = image.convert("RGBA").getchannel("A")

@@ -160,14 +160,16 @@ class LatentStream(IterableDataset):
         """
         mine = self._state(0)
         if not isinstance(state, Mapping):
-            raise ConfigError(f"a state is a dictionary, and this is {brief(state)}. Give what `state_dict` gave.")
+            raise ConfigError(f"the state is {brief(state)}, not a dictionary. Give what `state_dict` returned.")
         others = [
             f"{name} {state.get(name)} instead of {mine[name]}"
             for name in mine
             if name not in ("epoch", "batches") and state.get(name) != mine[name]
         ]
         if others:
-            raise ConfigError(f"this state is of another stream: {', '.join(others)}. Make the stream as it was then.")
+            raise ConfigError(
+                f"this state belongs to another stream: {', '.join(others)}. Make the stream as it was then."
+            )
         epoch, batches = _whole("epoch", state.get("epoch")), _whole("batches", state.get("batches"), 0)
         self._epoch.value, self._skip.value = epoch, batches
 

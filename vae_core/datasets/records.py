@@ -46,13 +46,13 @@ def _parsed(raw: bytes, most: int) -> Any:
     try:
         return json.loads(raw)
     except RecursionError:
-        raise ValueError("its lists and objects are too deep in one another") from None
+        raise ValueError("its lists and objects are nested too deeply") from None
 
 
 def reason(error: Exception) -> str:
     """Why a file cannot be used, in few words whatever it says."""
     if isinstance(error, (TypeError, AttributeError)):
-        return "it has values of other kinds than such a file has"
+        return "it has values of types that such a file does not have"
     text = in_one_line(error)
     return f"it lacks {text}" if isinstance(error, KeyError) else text
 
@@ -81,7 +81,7 @@ def check_record(record: Any, has_own_files: bool) -> dict[str, Any]:
         _text(image, "key")
         _count(image, "position")
         if not _SHA256.fullmatch(_text(image, "sha256")):
-            raise ValueError("its sha256 is not one")
+            raise ValueError("its sha256 is not a SHA-256 hash")
         for name in ("shape", "size", "crop", "bucket", "resized"):
             _counts(image, name)
         if has_own_files:
@@ -110,14 +110,14 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
 
 
 def split_of(values: Any) -> Split:
-    """A split by what its line of `splits.jsonl` says. Raises ValueError, KeyError or TypeError if it is none."""
+    """A split by what its line of `splits.jsonl` says. Raises ValueError, KeyError or TypeError if it is not one."""
     split = Split(**{**values, "urls": tuple(values["urls"]), "keys": tuple(values.get("keys", ()))})
     for name in ("number", "start", "stop"):
         _count(vars(split), name)
     if split.kind not in ("files", "tar", "rows") or not all(
         isinstance(each, str) for each in (*split.urls, *split.keys)
     ):
-        raise ValueError("a split is not of files, of a tar or of rows")
+        raise ValueError("a split is neither of files, nor of a tar, nor of rows")
     return split
 
 

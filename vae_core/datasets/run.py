@@ -51,7 +51,7 @@ class Engine:
             raise ConfigError(f"the engine is {self.name!r}; it is local or ray.")
         least = 0 if self.name == "local" else 1
         if self.workers is not None and (not isinstance(self.workers, int) or self.workers < least):
-            raise ConfigError(f"{self.workers} workers cannot do it; give a whole number of at least {least}.")
+            raise ConfigError(f"workers is {self.workers}; give a whole number of at least {least}.")
 
 
 def choose_settings(
@@ -150,7 +150,7 @@ def _begin(source: str, out: Path, records: Path, vae: AutoencoderKL, settings: 
         return collection
     if next(records.glob("shards/*/*.json"), None) is not None:
         raise DatasetError(
-            f"{records} has shards, and no {MANIFEST} that says how they were made. Get that file back, or give "
+            f"{records} has shards, but no {MANIFEST} that says how they were made. Get that file back, or give "
             f"another folder."
         )
     splits = find_splits(source, settings.shard_images, settings.column)

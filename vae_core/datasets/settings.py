@@ -75,7 +75,9 @@ class Settings:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} is {brief(value)}; give a whole number of at least 1.")
         if self.layout == "webdataset" and self.stored == "bfloat16":
-            raise ConfigError("WebDataset files hold numpy arrays, which have no bfloat16. Store float32 or float16.")
+            raise ConfigError(
+                "WebDataset files contain numpy arrays, which have no bfloat16. Store float32 or float16."
+            )
         if self.layout == "kohya":
             self._check_kohya()
         elif self.kohya is not None:
@@ -90,7 +92,7 @@ class Settings:
                 f"({brief(self.kohya)}). Give one of {', '.join(get_args(KohyaFamily))}."
             )
         if self.keep == "moments":
-            raise ConfigError("kohya's cache files hold latents, not moments. Keep sample (as kohya does) or mean.")
+            raise ConfigError("kohya's cache files contain latents, not moments. Keep sample (as kohya does) or mean.")
         if self.stored != "float32":
             raise ConfigError(f"kohya's cache files are float32, and {self.stored} was asked for. Leave it out.")
 

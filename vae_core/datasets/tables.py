@@ -127,7 +127,7 @@ def _column(schema: Any, wanted: str, url: str) -> str:
     remedy = "Name the one with --column"
     if any(mark in name for name in names for mark in ";\t"):
         remedy = "Separate the columns by commas"
-    raise DatasetError(f"none of the columns of {url} has a name of images ({', '.join(names)}). {remedy}.")
+    raise DatasetError(f"none of the columns of {url} has the name of an image column ({', '.join(names)}). {remedy}.")
 
 
 def _is_csv(url: str) -> bool:

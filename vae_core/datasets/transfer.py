@@ -121,7 +121,7 @@ def _open(url: str) -> AbstractContextManager[IO[bytes]]:
         return cast("AbstractContextManager[IO[bytes]]", fsspec.open(url, "rb"))
     mode = os.stat(path).st_mode  # of a pipe or a device there may be no end
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise OSError(errno.ENXIO, "it is not a plain file", path)
+        raise OSError(errno.ENXIO, "it is not a regular file", path)
     return open(path, "rb")
 
 
@@ -181,7 +181,7 @@ def _not_an_address(url: str) -> str:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        return f"its URL cannot be right ({in_one_line(error)})"
+        return f"its URL is not valid ({in_one_line(error)})"
     return "" if parts.hostname else "its URL names no server"
 
 

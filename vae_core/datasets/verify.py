@@ -115,7 +115,7 @@ def _check_files(out: Path, files: Sequence[Mapping[str, Any]]) -> Iterator[Faul
             if size != file["bytes"]:
                 yield Fault(file["path"], f"it has {size} bytes instead of {file['bytes']}")
             elif (sha256 or _sha256(place)) != file["sha256"]:
-                yield Fault(file["path"], "its contents have changed: the SHA-256 is another")
+                yield Fault(file["path"], "its contents have changed: the SHA-256 differs")
         except FileNotFoundError:
             yield Fault(file["path"], "it is missing; run encode-dataset with --resume")
         except OSError as error:

@@ -93,7 +93,7 @@ def _members(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo]:
         member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         member.offset_data = at + tarfile.BLOCKSIZE
         if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            raise ValueError(f"{member.name[:80]!r} is of the type {member.type!r}, and not a plain file")
+            raise ValueError(f"{member.name[:80]!r} is of the type {member.type!r}, not a regular file")
         if not 0 <= member.size <= size - member.offset_data:
             raise ValueError(f"{member.name[:80]!r} has {member.size} bytes, more than are left in the tar")
         yield member

@@ -25,8 +25,8 @@ def local_folder(place: str | os.PathLike[str]) -> Path:
         raise DatasetError("the folder to write to has no name. Give one; `.` is the current folder.")
     if re.match(r"[A-Za-z][\w+.-]+:/", text):  # a Path has one slash of the two; C:/ has one letter
         raise DatasetError(
-            f"{text} is a URL, and collections are written to folders. Give a folder (of a mounted bucket, if it shall "
-            f"be there), or copy the collection there afterwards."
+            f"{text} is a URL, and collections are written to folders. Give a folder (in a mounted bucket, if it is "
+            f"to be there), or copy the collection there afterwards."
         )
     return Path(os.path.abspath(text))
 

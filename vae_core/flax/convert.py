@@ -96,7 +96,7 @@ def check_params(params: Mapping[str, Any], config: AutoencoderKLConfig, what: s
     for path, leaf in flat(params).items():
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
-            raise CheckpointError(f"{what}: {'/'.join(path)} has the type {dtype}. Give weights in floating point.")
+            raise CheckpointError(f"{what}: {'/'.join(path)} has the type {dtype}. Give floating-point weights.")
 
 
 def torch_shapes(config: AutoencoderKLConfig) -> dict[str, tuple[int, ...]]:
@@ -143,7 +143,7 @@ def _check_names(what: str, found: set[str], needed: set[str]) -> None:
     missing, unknown = sorted(needed - found), sorted(found - needed)
     if missing or unknown:
         parts = [f"lacks {len(missing)} of {len(needed)} weights ({_some(missing)})"] if missing else []
-        parts += [f"has {len(unknown)} that the model has not ({_some(unknown)})"] if unknown else []
+        parts += [f"has {len(unknown)} that the model does not have ({_some(unknown)})"] if unknown else []
         raise CheckpointError(f"{what} {' and '.join(parts)}. Use the config that belongs to these weights.")
 
 

@@ -129,7 +129,8 @@ class FlaxPretrainedMixin:
             found = given_config(config)
             if found is None and not (path.parent / "config.json").is_file() and path.is_file():
                 raise CheckpointError(
-                    f"{path} has no config.json beside it, and a msgpack does not say what model it is of. Pass config."
+                    f"{path} has no config.json beside it, and a msgpack does not say which model it belongs to. Pass "
+                    f"config."
                 )
             return cls._load_msgpack(path, found or read_config(path.parent), overrides, dtype, param_dtype)
         return cls.load_plan(plan_checkpoint(path, None, config, overrides), dtype, param_dtype)

@@ -181,7 +181,7 @@ class Job:
         out: Tensor | None = None,
         progress: ProgressCallback | None = None,
     ) -> Tensor:
-        """Run as planned, the batch in parts. If the model was patched since, or is no longer, it is planned anew.
+        """Run as planned, the batch in parts. If the model was patched since, or is no longer, it is planned again.
 
         Args:
             source: [B, C, H, W] on any device, or parts of the batch one after another, so that it need not be in one
@@ -196,7 +196,7 @@ class Job:
             ShapeError, ImageError: the source or `out` is not of the planned shape, or not of a type that is taken.
             NonFiniteError: the source has NaN or infinite values, or values that are out of the precision's range.
             TilingError: the model was patched since, and circular axes were asked for.
-            ConfigError: the model has not got its weights yet.
+            ConfigError: the model does not have its weights yet.
             MemoryBudgetError: the temporary folder has no room for what is offloaded to disk.
         """
         patch = self.half.find_patch()

@@ -157,7 +157,7 @@ class Kernel(Protocol[Packed, Result]):
     Attributes:
         parallel: strips are independent, and computed by several threads at once.
         fast: it needs fewer multiplications than the pass has FLOPs for.
-        whole_batch: a strip has all items, so that another number of items is laid out anew.
+        whole_batch: a strip has all items, so that another number of items is laid out again.
         layout: the strips, laid out once, or taken from `PassInputs`.
     """
 

@@ -19,7 +19,7 @@ from ..units import MIB, round_up
 
 _UNKNOWN = {errno.EINVAL, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.EINVAL)}  # where nothing can be reserved
 _UNIT = 2**12  # bytes; parts begin and end at multiples of it
-_SLACK = 2**18  # for parts that are no multiples
+_SLACK = 2**18  # for parts that are not multiples
 _ZEROS = bytes(MIB)
 
 

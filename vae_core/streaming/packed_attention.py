@@ -69,7 +69,7 @@ class PackedAttention:
         return {
             "statistics": StatsTable.bytes(len(self.layout), (1, channels), _DTYPE),
             "keys": self.inputs.source.shape[0] * self._bytes_of_an_item(),
-            # A block of them as it is and laid out anew, and the projections; allocators keep that.
+            # A block of them as it is and laid out again, and the projections; allocators keep that.
             "packing": 4 * (copies * min(PACKED_KEYS, self.positions) * channels + 4 * channels**2),
             "scores": 4 * self.inputs.workers * self.queries * (2 * self.scores_per_query + 6 * channels),
         }

@@ -158,7 +158,7 @@ missing_threads = WarnOnce(logger)
 
 def _warn_of_missing_threads(started: int, wanted: int) -> None:
     missing_threads(
-        "the system does not allow %d threads more (%d could be started), so this takes longer. Raise the limit of "
+        "the system does not allow %d more threads (%d could be started), so this takes longer. Raise the limit of "
         "processes or of memory (ulimit -u, ulimit -v, or that of the container), or close other programs.",
         wanted,
         started,
@@ -226,7 +226,7 @@ class _InThreads:
             while len(self.computed) < len(self.pieces) and not self.errors:
                 self._wait_for_news()
                 if not pool.alive:
-                    raise MemoryError("the threads that compute strips have ended before their work.")
+                    raise MemoryError("the threads that compute strips ended before their work was done.")
                 while self.flops:
                     advance(self.flops.popleft())
         finally:
