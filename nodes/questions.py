@@ -83,7 +83,7 @@ def _inspect(path: Path, _state: tuple) -> VAEInfo:
 def _model(config: AutoencoderKLConfig, dtype: torch.dtype) -> AutoencoderKL:
     """A model without weights."""
     with torch.device("meta"):
-        return AutoencoderKL(**config).eval().requires_grad_(False).to(dtype)
+        return AutoencoderKL(**config.without_extras()).eval().requires_grad_(False).to(dtype)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ JAX = {"jax", "jaxlib", "flax", "optax", "msgpack"}
 # module of vae_core -> modules of vae_core that it may import. A package stands for everything in it.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "config": {"config_values", "errors"},
+    "read_only": {"errors"},
+    "config": {"config_values", "errors", "read_only"},
     "temporaries": set(),
     "atomic": {"temporaries"},
     "image_formats": {"errors"},

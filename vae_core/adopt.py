@@ -60,7 +60,7 @@ def recognise(module: nn.Module, known: Mapping[str, Any] | None = None) -> Reco
         raise CheckpointError(f"{name} is not an AutoencoderKL. Use it as it is.")
     plan = plan_tensors(tensors, name, {"norm_num_groups": norms[0].num_groups, **(known or {})})
     with without_values():
-        model = AutoencoderKL(**plan.config)
+        model = AutoencoderKL(**plan.config.without_extras())
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     check_shapes(plan, shapes)
     if set(shapes) - OPTIONAL != set(plan.keys) - OPTIONAL or len(plan.keys) != len(tensors):

@@ -75,14 +75,14 @@ class AutoencoderKL(
         tile_overlap_factor: share of a tile that the next one covers again.
     """
 
-    def __new__(cls: type[Self], *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls: type[Self], /, *args: Any, **kwargs: Any) -> Self:
         """A model of FLUX.2 is of diffusers' class for it, by whose name pipelines save and load it."""
         is_flux2 = kwargs.get("_class_name") == FLUX2_CLASS_NAME or any(
             kwargs.get(name) is not None for name in ("patch_size", "decoder_block_out_channels")
         )
         return object.__new__(AutoencoderKLFlux2 if cls is AutoencoderKL and is_flux2 else cls)  # type: ignore[type-var]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         join_diffusers(type(self))
         nn.Module.__init__(self)
         # What pipelines write down as the library that loads this model: diffusers reads what `save_pretrained` writes.
@@ -299,14 +299,19 @@ def _bind_config(args: Sequence[Any], kwargs: Mapping[str, Any]) -> AutoencoderK
     Raises:
         ConfigError: an argument that does not exist, or a config of another class.
     """
-    private = {name: value for name, value in kwargs.items() if name.startswith("_") or name == "quantization_config"}
+    is_saved = bool(kwargs.get("_class_name"))  # where trainers leave more than the fields
+    private = {
+        name: value
+        for name, value in kwargs.items()
+        if name.startswith("_") or name == "quantization_config" or (is_saved and name not in FIELDS)
+    }
     fields = {name: value for name, value in kwargs.items() if name not in private}
     try:
         given = inspect.signature(AutoencoderKLConfig).bind(*args, **fields).arguments
     except TypeError as error:
         raise ConfigError(f"AutoencoderKL: {in_one_line(error)}. Its arguments are {', '.join(FIELDS)}.") from None
-    class_name = {name: value for name, value in private.items() if name == "_class_name"}
-    return AutoencoderKLConfig.from_dict({**class_name, **given}).with_extras(**private)
+    beside = {name: value for name, value in private.items() if name != "quantization_config"}
+    return AutoencoderKLConfig.from_dict({**beside, **given}).with_extras(**private)
 
 
 # What help() and diffusers' loaders see as the constructor's parameters.

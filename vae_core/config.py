@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from .config_values import has_order, is_count, is_number, plain_number, to_json
 from .errors import ConfigError, brief
+from .read_only import ReadOnlyConfigError as ReadOnlyConfigError
+from .read_only import make_read_only
+
+logger = logging.getLogger("seamless_vae")
 
 DOWN_BLOCK_TYPES = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 UP_BLOCK_TYPES = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
@@ -24,6 +30,7 @@ SCALING_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std
 # What a model can be given later: it says how the model is used, and shapes no weights.
 SETTABLE_FIELDS = (*SCALING_FIELDS, "sample_size")
 
+GUESSED_KEY = "_guessed"  # beside a config's fields: the names of those that are guesses
 LARGEST_SCALE = 1e30  # what float32 multiplies and divides numbers near 1 by, and has room left
 
 _COUNTS = ("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups")
@@ -34,17 +41,14 @@ _SEQUENCES = (
 _FLAGS = ("force_upcast", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention")
 
 
-class ReadOnlyConfigError(ConfigError, FrozenInstanceError):
-    """A field of a model's config was set in place."""
-
-
 @dataclass(frozen=True)
 class AutoencoderKLConfig(dict[str, Any]):
     """Every hyper-parameter of an AutoencoderKL, under diffusers' names and with diffusers' defaults.
 
     Reads both as attributes (`config.latent_channels`) and as a dictionary (`config["latent_channels"]`, `{**config}`,
     `json.dumps(config)`), and never changes. Sequences and numbers of any kind (numpy's, OmegaConf's) are taken, and
-    kept as tuples and Python's own numbers.
+    kept as tuples and Python's own numbers. What is not a field goes along, behind the fields, as in diffusers: see
+    `with_extras`.
 
     The last four fields are FLUX.2's. A model with a `patch_size` carries a batch norm over latents packed by
     that patch, which stands in for `scaling_factor` and `shift_factor`. A loop over the config of any other model
@@ -221,14 +225,23 @@ class AutoencoderKLConfig(dict[str, Any]):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return extras[name]
 
-    def with_extras(self, **values: Any) -> AutoencoderKLConfig:
-        """A copy that also carries values that are not fields (`_name_or_path`, an EMA's `decay`).
+    def with_extras(self, /, **values: Any) -> AutoencoderKLConfig:
+        """A copy that also carries values that are not fields (`_class_name`, `_name_or_path`, an EMA's `decay`).
 
-        They are read by name and by key and written to `config.json`, but are not among the keys that a loop gives.
+        They are read by name and by key, are among the keys that a loop gives, and are written to `config.json`. They
+        do not count when configs are compared.
         """
-        copy = dataclasses.replace(self)
-        object.__setattr__(copy, "_extras", {**self.extras, **values})
+        copy = self.without_extras()
+        copy._keep({**self.extras, **values})
         return copy
+
+    def _keep(self, extras: dict[str, Any]) -> None:
+        object.__setattr__(self, "_extras", extras)
+        dict.update(self, extras)
+
+    def without_extras(self) -> AutoencoderKLConfig:
+        """A copy that has its fields alone."""
+        return dataclasses.replace(self)
 
     @property
     def decoder_widths(self) -> tuple[int, ...]:
@@ -251,10 +264,15 @@ class AutoencoderKLConfig(dict[str, Any]):
         flux2 = self.has_batch_norm or self.decoder_block_out_channels is not None
         return FLUX2_CLASS_NAME if flux2 else CLASS_NAME
 
-    def replace(self, **changes: Any) -> AutoencoderKLConfig:
+    def replace(self, /, **changes: Any) -> AutoencoderKLConfig:
         """A copy with some fields changed. Raises ConfigError for a field that does not exist."""
         given = {name: getattr(self, name) for name in FIELDS}
-        return AutoencoderKLConfig.from_dict({**given, **changes}).with_extras(**self.extras)
+        config = AutoencoderKLConfig.from_dict({**given, **changes})
+        extras = dict(self.extras)
+        guesses = extras.get(GUESSED_KEY)
+        if isinstance(guesses, list):
+            extras[GUESSED_KEY] = [name for name in guesses if name not in FIELDS or config[name] == self[name]]
+        return config.with_extras(**extras) if extras else config
 
     def to_dict(self) -> dict[str, Any]:
         """What is in `config.json`: the fields of this model's diffusers class, and `_class_name`.
@@ -263,7 +281,8 @@ class AutoencoderKLConfig(dict[str, Any]):
         """
         left_out = SCALING_FIELDS if self.class_name == FLUX2_CLASS_NAME else FLUX2_FIELDS
         assumed = AutoencoderKLConfig.from_dict({"_class_name": self.class_name})
-        fields = {name: value for name, value in self.items() if name not in left_out or value != assumed[name]}
+        own = self.without_extras().items()
+        fields = {name: value for name, value in own if name not in left_out or value != assumed[name]}
         extras = {name: to_json(value) for name, value in self.extras.items() if name not in _NOT_WRITTEN}
         return {
             "_class_name": self.class_name,
@@ -274,6 +293,9 @@ class AutoencoderKLConfig(dict[str, Any]):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AutoencoderKLConfig:
         """Read a `config.json`. Private keys (`_diffusers_version`, ...) are passed over.
+
+        So are fields that no AutoencoderKL has, with a warning, if a `_class_name` says that this is what was saved:
+        trainers leave some there.
 
         Raises:
             ConfigError: the config is another class's, or has a field that no AutoencoderKL has.
@@ -286,44 +308,37 @@ class AutoencoderKLConfig(dict[str, Any]):
             )
         fields = {name: value for name, value in values.items() if not name.startswith("_")}
         unknown = sorted(set(fields) - set(FIELDS))
-        if unknown:
-            shown = ", ".join(name[:40] for name in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        shown = ", ".join(name[:40] for name in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        if unknown and values.get("_class_name"):
+            logger.warning("passed over %s in the config: an AutoencoderKL has no such fields.", shown)
+        elif unknown:
             raise ConfigError(f"an AutoencoderKL has no {shown}. Its fields are {', '.join(FIELDS)}.")
         if class_name == FLUX2_CLASS_NAME:
             fields = {**_FLUX2_DEFAULTS, **fields}
-        return cls(**fields)
+        others = {name: fields.pop(name) for name in unknown}
+        config = cls(**fields)
+        return config.with_extras(**others) if others else config
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(AutoencoderKLConfig))
 # What diffusers keeps in a config and writes into no file, and what `to_dict` writes itself.
-_NOT_WRITTEN = ("_class_name", "_use_default_values", "_ignore_files", "_pre_quantization_dtype", "_name_or_path")
+_NOT_WRITTEN = ("_class_name", "_use_default_values", "_ignore_files", "_pre_quantization_dtype")
 
 
-def _refuse_setting(self: AutoencoderKLConfig, name: str, value: Any) -> None:
-    raise ReadOnlyConfigError(
-        f"config.{name} cannot be set in place. Use model.register_to_config({name}={brief(value)}), "
-        f"or config.replace({name}={brief(value)}) for a changed copy."
-    )
+make_read_only(AutoencoderKLConfig)
+_fields_alone = AutoencoderKLConfig.__init__
 
 
-def _refuse_deleting(self: AutoencoderKLConfig, name: str) -> None:
-    raise ReadOnlyConfigError(f"config.{name} cannot be deleted. Make another config with AutoencoderKLConfig(...).")
+@functools.wraps(_fields_alone)
+def _with_private(self: AutoencoderKLConfig, /, *args: Any, **fields: Any) -> None:
+    """The constructor, which keeps what is private of a `config.json` or of another config beside its fields."""
+    private = {name: fields.pop(name) for name in [*fields] if name.startswith("_")}
+    _fields_alone(self, *args, **fields)
+    if private:
+        self._keep(private)
 
 
-def _refuse_changing(self: AutoencoderKLConfig, *args: Any, **kwargs: Any) -> Any:
-    raise ReadOnlyConfigError(
-        "a config cannot be changed in place. Use model.register_to_config(name=value), config.replace(name=value) "
-        "for a changed copy, or dict(config) for a dictionary of your own."
-    )
-
-
-# dataclasses' own sentence for a frozen field does not say what to do, and a dictionary has more ways to be changed.
-AutoencoderKLConfig.__setattr__ = _refuse_setting  # type: ignore[method-assign]
-AutoencoderKLConfig.__delattr__ = _refuse_deleting  # type: ignore[method-assign]
-AutoencoderKLConfig.__setitem__ = _refuse_setting  # type: ignore[method-assign]
-AutoencoderKLConfig.__delitem__ = _refuse_deleting  # type: ignore[method-assign]
-for _name in ("update", "pop", "popitem", "clear", "setdefault", "__ior__"):
-    setattr(AutoencoderKLConfig, _name, _refuse_changing)
+AutoencoderKLConfig.__init__ = _with_private  # type: ignore[method-assign]
 
 
 def _rebuild(cls: type[AutoencoderKLConfig], fields: dict[str, Any], extras: dict[str, Any]) -> AutoencoderKLConfig:

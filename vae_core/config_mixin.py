@@ -60,7 +60,7 @@ class ConfigMixin:
             return config[name]
         return nn.Module.__getattr__(cast(nn.Module, self), name)
 
-    def register_to_config(self, **kwargs: Any) -> None:
+    def register_to_config(self, /, **kwargs: Any) -> None:
         """Change fields of the config, or add values to it that are not fields, which are saved with it.
 
         Raises:
@@ -168,6 +168,8 @@ class ConfigMixin:
         if hidden and not return_unused_kwargs and set(unused) - set(arguments):
             logger.warning("the config has %s, which no AutoencoderKL has: passed over.", ", ".join(unused))
         model = cls(**accepted(cls, fields))
+        if "_class_name" in hidden:
+            hidden["_class_name"] = type(model).__name__
         model.register_to_config(**{name: value for name, value in hidden.items() if name not in fields})
         return (model, {**unused, **hidden}) if return_unused_kwargs else model
 
@@ -184,7 +186,7 @@ class ConfigMixin:
         Raises:
             ConfigError: the config is another class's, or a value is out of its range.
         """
-        given = {**config_dict, **(config_dict.extras if isinstance(config_dict, AutoencoderKLConfig) else {})}
+        given = dict(config_dict)
         own = own_arguments(cls)
         known = {name: value for name, value in {**given, **kwargs}.items() if is_field(name)}
         fields = dict(

@@ -17,7 +17,7 @@ from ..config import is_field
 from ..errors import CheckpointError, brief, in_one_line
 from ..layers import without_values
 from ..streaming.internals import weight_places
-from .config_file import passed_over
+from .config_file import others_in, passed_over
 from .finite import check_small, check_whole
 from .key_map import OPTIONAL, weight_shapes, with_counters
 from .layouts import is_length, of_length, scaled
@@ -197,20 +197,19 @@ def _build(
     for module in model.modules():
         module.__dict__["training"] = False  # what eval() does, through a slower setter
     model.__dict__["guesses"] = plan.guesses  # so that saving does not make facts of them
-    if plan.config.extras:
-        model.register_to_config(**plan.config.extras)  # type: ignore[operator]
+    model.register_to_config(**{**plan.config.extras, "_class_name": type(model).__name__})  # type: ignore[operator]
     return model
 
 
 def _made(model_class: Callable[..., Model], plan: CheckpointPlan) -> Model:
     extras = plan.config.extras
     own = {name: extras[name] for name in own_arguments(model_class) if name in extras}
-    return model_class(**accepted(model_class, {**plan.config, **own}))
+    return model_class(**accepted(model_class, {**plan.config.without_extras(), **own}))
 
 
 def _with_own_arguments(plan: CheckpointPlan, own: set[str]) -> CheckpointPlan:
     """The plan without the remark on fields of the config that a class of one's own takes."""
-    names = sorted(plan.config.extras)
+    names = others_in(plan.config.extras)
     said = passed_over(names)
     others = passed_over([name for name in names if name not in own])
     return plan if said == others else replace(plan, remarks=(*(r for r in plan.remarks if r not in said), *others))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import OUR_CLASSES, AutoencoderKLConfig
+from ..config import GUESSED_KEY, OUR_CLASSES, AutoencoderKLConfig
 from ..errors import CheckpointError, ConfigError, in_one_line
 from .generation import guessed_in, sources
 from .json_file import json_object
@@ -37,16 +37,18 @@ class ConfigFile:
 
     def origins(self, source: str) -> dict[str, str]:
         """Field -> where its value comes from, where the file is called `source`."""
-        return dict.fromkeys(self.config, "default") | sources(self.given & self.config.keys(), source, self.guessed)
+        own = self.config.without_extras()
+        return dict.fromkeys(own, "default") | sources(self.given & own.keys(), source, self.guessed)
 
 
 def read_config_file(file: Path) -> ConfigFile:
     """Read a `config.json`.
 
     Fields that no AutoencoderKL has are passed over with a remark: trainers leave some there, such as `decay` of a
-    moving average. As in diffusers they stay in the config, beside its fields (`AutoencoderKLConfig.extras`), but for
-    how weights were quantised, which is not done here. Passed over as well is the name of another class, if the fields
-    are an AutoencoderKL's: trainers derive their own from it. Whether the weights fit decides.
+    moving average. As in diffusers they stay in the config, beside its fields (`AutoencoderKLConfig.extras`), as
+    private ones do (`_diffusers_version`); not so how weights were quantised, which is not done here. Passed over as
+    well is the name of another class, if the fields are an AutoencoderKL's: trainers derive their own from it. Whether
+    the weights fit decides.
 
     Raises:
         CheckpointError: it cannot be read, or is another model's.
@@ -56,7 +58,7 @@ def read_config_file(file: Path) -> ConfigFile:
     if class_name is not None and class_name not in OUR_CLASSES:
         return _of_another_class(file, values)
     own = frozenset(AutoencoderKLConfig.__dataclass_fields__)
-    others = sorted(name for name in values if not name.startswith("_") and name not in own)
+    others = others_in(values)
     fields = {name: value for name, value in values.items() if name.startswith("_") or name in own}
     try:
         config = AutoencoderKLConfig.from_dict(fields)
@@ -68,8 +70,19 @@ def read_config_file(file: Path) -> ConfigFile:
             f"get it again."
         ) from None
     given, guessed = own & values.keys(), guessed_in(values)
-    config = config.with_extras(**{name: values[name] for name in others if name != QUANTISED}) if others else config
-    return ConfigFile(config, given, guessed, passed_over(others))
+    return ConfigFile(_with_others(config, values), given, guessed, passed_over(others))
+
+
+def _with_others(config: AutoencoderKLConfig, values: Mapping[str, Any]) -> AutoencoderKLConfig:
+    """A config with what a `config.json` has beside its fields. Which of them are guesses is kept elsewhere."""
+    left_out = {*AutoencoderKLConfig.__dataclass_fields__, QUANTISED, GUESSED_KEY}
+    return config.with_extras(**{name: value for name, value in values.items() if name not in left_out})
+
+
+def others_in(values: Mapping[str, Any]) -> list[str]:
+    """The names that are neither fields of an AutoencoderKL nor private, sorted."""
+    own = AutoencoderKLConfig.__dataclass_fields__
+    return sorted(name for name in values if not name.startswith("_") and name not in own)
 
 
 def passed_over(names: Sequence[str]) -> tuple[str, ...]:
@@ -95,7 +108,8 @@ def _of_another_class(file: Path, values: Mapping[str, Any]) -> ConfigFile:
     if "block_out_channels" not in values:
         raise CheckpointError(refusal)
     remark = f"{CONFIG_NAME} is of the class {name}; the weights are an AutoencoderKL's, so it was taken for one."
-    return ConfigFile(config, own & values.keys(), guessed_in(values), (remark,), refusal)
+    remarks = (remark, *passed_over(others_in(values)))
+    return ConfigFile(_with_others(config, values), own & values.keys(), guessed_in(values), remarks, refusal)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import OUR_CLASSES
+from ..config import GUESSED_KEY, OUR_CLASSES
 from ..errors import CheckpointError, brief
 from .json_file import json_object
 
-GUESSED_KEY = "_guessed"  # beside a config's fields: the names of those that are guesses
 A_GUESS = " (a guess)"  # behind the source of such a field
 SAVE_KEY = "seamless_vae.save"  # in each shard's header: the same in all shards of one save
 COMPARED = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "norm_num_groups", "act_fn")

@@ -73,7 +73,7 @@ def build_around(
     A tensor that is a parameter becomes the very same parameter of the model, any other one without gradients.
     """
     with without_values():
-        model = model_class(**config)
+        model = model_class(**config.without_extras())
     places = weight_places(model)
     weights = with_counters(weights, [place.key for place in places])
     for place in places:

@@ -330,7 +330,7 @@ def write_folder(
     shards = split_into_shards(weights, parse_size(max_shard_size))
     single, index, *_ = weight_names(variant, extension)
     writers: dict[str, Writer] = {CONFIG_NAME: text(_json(marked(config.to_dict(), guessed)))}
-    metadata = {"format": "pt", CONFIG_KEY: json.dumps(marked(config, guessed))}
+    metadata = {"format": "pt", CONFIG_KEY: json.dumps(marked(config.without_extras(), guessed))}
     if len(shards) == 1:
         files = {single: shards[0]}
     else:

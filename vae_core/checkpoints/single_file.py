@@ -128,7 +128,7 @@ def _given(part: Inner, layout: str, config: AutoencoderKLConfig | None) -> _Fou
     as where the folder is loaded.
     """
     if config is not None:
-        return _Found(config, dict.fromkeys(config, "the given config"))
+        return _Found(config, dict.fromkeys(config.without_extras(), "the given config"))
     saved = config_in_metadata(part.source)
     if saved is None:
         return None
@@ -256,7 +256,7 @@ def single_file_metadata(config: AutoencoderKLConfig, guessed: Collection[str] =
 
     Fields that are guesses are marked, and an architecture that hangs on one is left out.
     """
-    metadata = {"format": "pt", CONFIG_KEY: json.dumps(marked(config, guessed))}
+    metadata = {"format": "pt", CONFIG_KEY: json.dumps(marked(config.without_extras(), guessed))}
     family = family_of_config(config)
     if family is not None and "scaling_factor" not in guessed:
         metadata["modelspec.sai_model_spec"] = "1.0.0"

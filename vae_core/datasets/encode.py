@@ -184,7 +184,7 @@ def shard_numbers(name: str) -> tuple[int, int]:
 
 def fingerprint(vae: AutoencoderKL) -> str:
     """SHA-256 of a VAE's encoder side and decoder side: names, types, shapes and bytes of its weights, its config."""
-    digest = hashlib.sha256(json.dumps(vae.config.to_dict(), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(vae.config.without_extras().to_dict(), sort_keys=True).encode())
     for name, weight in sorted(vae.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -20,7 +20,10 @@ class PackedVAE:
 
     @classmethod
     def of(cls, vae: AutoencoderKL) -> PackedVAE:
-        return cls(dict(vae.config), {name: weight.detach().cpu() for name, weight in vae.state_dict().items()})
+        return cls(
+            dict(vae.config.without_extras()),
+            {name: weight.detach().cpu() for name, weight in vae.state_dict().items()},
+        )
 
     def unpack(self, device: torch.device | str) -> AutoencoderKL:
         """The VAE on a device, ready to run."""

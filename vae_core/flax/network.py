@@ -119,7 +119,7 @@ class FlaxNetwork(nn.Module):
 @lru_cache(maxsize=16)
 def parameter_shapes(config: AutoencoderKLConfig) -> Mapping[ParameterPath, tuple[int, ...]]:
     """Path of a parameter -> its shape, for every parameter of a model of this config."""
-    tree = jax.eval_shape(FlaxNetwork(**config).init_weights, jax.random.PRNGKey(0))
+    tree = jax.eval_shape(FlaxNetwork(**config.without_extras()).init_weights, jax.random.PRNGKey(0))
     return {path: tuple(leaf.shape) for path, leaf in flatten_dict(tree).items()}  # type: ignore[misc]
 
 
