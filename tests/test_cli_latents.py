@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from given.command import image_of, npz, photo, run, scaled, shaped, three_vaes,
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vae_core import load_vae
+from vae_core import AutoencoderKL, load_vae
+from vae_core.cli.latent_file import raw_latent, read_latents
+from vae_core.latent import from_diffusion, pack, unpack
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,18 @@ LATENTS: dict[str, tuple[str, str, list[str], Any]] = {
         [],
         lambda vae, z, path: save_file({"latents": scaled(vae, z)}, path),
     ),
+    "FLUX.2, packed, one frame": (
+        "flux2",
+        "a.latent",
+        [],
+        lambda vae, z, path: save_file({"latent_tensor": scaled(vae, z)[:, :, None], **MARK}, path),
+    ),
+    "FLUX.2, packed, early mark": (
+        "flux2",
+        "a.latent",
+        [],
+        lambda vae, z, path: save_file({"latent_tensor": scaled(vae, z)}, path),
+    ),
     "FLUX.2, raw": ("flux2", "a.latent", [], lambda vae, z, path: save_file({"latent_tensor": z, **MARK}, path)),
     "no name, pickled": ("sdxl", "a.pt", [], lambda vae, z, path: torch.save(z, path)),
     "no name nor batch": ("sdxl", "a.pt", [], lambda vae, z, path: torch.save(z[0], path)),
@@ -149,6 +164,38 @@ def test_latents_of_others_decode_to_the_same_image(
     difference = image_of(tmp_path / "image.png").astype(int) - expected.round().int().numpy()
     assert np.abs(difference).max() <= 1  # one step of a byte: scaling and back rounds
     assert "packed" not in name or "taken as raw" not in capsys.readouterr().err
+
+
+def unpacked(vae: AutoencoderKL, stored: Tensor) -> Tensor:
+    patch = vae.config.patch_size
+    return unpack(stored, patch) if patch is not None and stored.shape[1] != vae.config.latent_channels else stored
+
+
+def from_scaled(vae: AutoencoderKL, stored: Tensor) -> Tensor:
+    patch = vae.config.patch_size
+    if patch is None:
+        return from_diffusion(stored, vae.config)
+    packed = stored if stored.shape[1] != vae.config.latent_channels else pack(stored, patch)
+    return from_diffusion(packed, vae.config, vae.bn.running_mean, vae.bn.running_var)
+
+
+@pytest.mark.parametrize(("option", "raw_of"), [("--raw", unpacked), ("--scaled", from_scaled)])
+@pytest.mark.parametrize("name", [name for name, (_, _, options, _) in LATENTS.items() if len(options) < 2])
+def test_what_an_option_says_of_latents_wins_over_every_file(
+    name: str, option: str, raw_of: Callable[[AutoencoderKL, Tensor], Tensor], vaes: dict[str, Path], tmp_path: Path
+) -> None:
+    """The numbers as they are in the file; only that they are packed shows in their shape."""
+    which, file, _, write = LATENTS[name]
+    vae = load_vae(vaes[which])
+    write(vae, z_for(vae), tmp_path / file)
+    [latent] = read_latents(tmp_path / file)
+    expected = raw_of(vae, latent.z)
+    assert expected.shape == z_for(vae).shape
+    assert torch.allclose(raw_latent(latent, vae, option.removeprefix("--")), expected, rtol=1e-6, atol=1e-6)  # type: ignore[arg-type]
+    assert run("decode", tmp_path / file, "-o", tmp_path / "image.png", "--vae", vaes[which], option) == 0
+    with torch.no_grad():
+        pixels = (vae.decode(expected).sample[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1) * 255
+    assert np.abs(image_of(tmp_path / "image.png").astype(int) - pixels.round().int().numpy()).max() <= 1  # rounding
 
 
 def test_an_unknown_scale_is_reported(

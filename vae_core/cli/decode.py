@@ -40,7 +40,11 @@ def add(subparsers) -> argparse.ArgumentParser:
         help="the latents are a diffusion model's, scaled and shifted, as diffusers' pipelines give them",
     )
     form.add_argument(
-        "--raw", dest="form", action="store_const", const="raw", help="they are raw, whatever the file says"
+        "--raw",
+        dest="form",
+        action="store_const",
+        const="raw",
+        help="they are raw, whatever the file says; FLUX.2's packed ones are unpacked and not scaled",
     )
     add_model_arguments(parser)
     add_config_arguments(parser)

@@ -13,6 +13,8 @@ Read, besides:
   `np.save`, `np.savez`). diffusers' latents are mostly scaled, which no file says.
 - trainers' caches: kohya's (`.npz`), which are raw, but FLUX.1's scaled and shifted; `latents_HxW`, `latent_image`.
 - latents of one frame, [B, C, 1, h, w].
+
+`decode --raw` and `--scaled` say what the numbers are, and win over all of this.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from ..checkpoints.tensor_file import TensorFile, in_memory
 from ..checkpoints.write import safetensors, write_weights
 from ..datasets import kohya
 from ..errors import CheckpointError, VAEError, in_one_line
-from ..latent import from_diffusion
+from ..latent import from_diffusion, pack, unpack
 from ..npz import native, read_arrays
 
 NAMES = ("latent_tensor", "samples", "latents", "latent", "latent_image")
@@ -105,20 +107,24 @@ def is_packed(latent: Latent, vae: AutoencoderKL) -> bool:
 def raw_latent(latent: Latent, vae: AutoencoderKL, form: Form | None = None) -> Tensor:
     """Raw z of a latent for this VAE, [1, C, h, w] in float32.
 
+    That FLUX.2's latents are packed shows in their number of channels, whatever their form is.
+
     Args:
-        form: wins over what the file says; not over `is_packed`, which the number of channels shows.
+        form: wins over what the file says, and over packed latents' being normalised.
 
     Raises:
         ShapeError: it is not a latent of this VAE.
     """
-    form = form or latent.form
-    config, z = vae.config, latent.z.float()
-    is_flux1 = (config.scaling_factor, config.shift_factor) == FLUX1_SCALING
-    packed = is_packed(latent, vae)
-    if form == "unmarked" and not packed:  # ComfyUI's FLUX.2 is younger than the mark
+    config, z, packed = vae.config, latent.z.float(), is_packed(latent, vae)
+    if form is None:  # programs that pack normalise as well, and are younger than ComfyUI's mark
+        form = "scaled" if packed else latent.form
+    patch = config.patch_size
+    if form == "scaled" or (form == "kohya" and (config.scaling_factor, config.shift_factor) == FLUX1_SCALING):
+        z = from_diffusion(z if packed or patch is None else pack(z, patch), config, *_statistics(vae))
+    elif packed and patch is not None:
+        z = unpack(z, patch)
+    elif form == "unmarked":
         z = z / UNMARKED_SCALE
-    if packed or form == "scaled" or (form == "kohya" and is_flux1):
-        z = from_diffusion(z, config, *_statistics(vae))
     vae.check_latent_shape(z.shape)
     return z
 

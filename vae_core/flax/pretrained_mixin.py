@@ -44,7 +44,7 @@ class FlaxPretrainedMixin:
         """A model of a config, its fields, a `config.json` or its folder; some fields replaced."""
         found = given_config(config)
         assert found is not None
-        return cls(**found.replace(**overrides), dtype=dtype)
+        return cls(**found.replace(**overrides).without_extras(), dtype=dtype)
 
     @classmethod
     def from_pretrained(
