@@ -167,15 +167,15 @@ class CompiledWinograd(winograd.Winograd):
         of_shortcut = np.empty((0, 0, 0, 0), self._kind)
         if shortcut is not None:
             of_shortcut = self._packed(shortcut.weight, winograd.UNCHANGED, each)
-        packed = self._packed(conv.weight, self.transform.of_kernels.numpy(), each)
+        packed = self._packed(conv.weight, self.transform.of_kernel.numpy(), each)
         return _Weights(packed, of_shortcut, winograd.bias_of(self.step).numpy())
 
     def _packed(self, weight: Tensor, matrix: np.ndarray, each: Each) -> np.ndarray:
-        """matrix x kernel for each of the kernels [K, C, h, w], as products read them."""
+        """matrix x kernel x matrix^T for each of the kernels [K, C, h, w], as products read them."""
         jit = winograd.jit()
         kernels = weight.detach().float().cpu().flatten(2).contiguous().numpy()
         blocks = self._padded_channels // jit.COLUMNS
-        packed = np.empty((len(matrix), blocks, weight.shape[1], jit.COLUMNS), self._kind)
+        packed = np.empty((len(matrix) ** 2, blocks, weight.shape[1], jit.COLUMNS), self._kind)
         each(lambda block: jit.pack(kernels, matrix, packed, block, block + 1), blocks)
         return packed
 

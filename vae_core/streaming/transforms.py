@@ -64,6 +64,11 @@ class Transform:
         return torch.kron(kernel, kernel).float()
 
     @functools.cached_property
+    def of_kernel(self) -> Tensor:
+        """G in float32."""
+        return as_tensor(self.kernel, torch.float32)
+
+    @functools.cached_property
     def before(self) -> Tensor:
         """B^T in float32."""
         return as_tensor(self.inputs, torch.float32)

@@ -10,6 +10,7 @@ and `cgutils`, `llvmlite.ir`); see `../numba_functions.py` for what to look at w
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numba
@@ -71,9 +72,14 @@ def address(typing, array):
     return types.intp(array), emit
 
 
+def _whole_numbers(numbers: Sequence[int]):
+    """A constant vector."""
+    return ir.Constant(WORDS, [ir.Constant(ir.IntType(32), number) for number in numbers])
+
+
 def _words(number: int):
     """A constant vector of one whole number."""
-    return ir.Constant(WORDS, [ir.Constant(ir.IntType(32), number)] * LANES)
+    return _whole_numbers([number] * LANES)
 
 
 def pointer_to(builder, first, vector, size):
@@ -161,6 +167,34 @@ def store_channels(typing, kind, block, columns, lane, even, odd):
         builder.store(pairs, pointer_to(builder, first, WORDS, 2), align=2)
 
     return types.void(kind, types.intp, types.intp, types.intp, lanes, lanes), emit
+
+
+@intrinsic
+def transpose(typing, first, step, out, out_step):
+    """Write the columns of LANES vectors, which are `step` apart, as vectors that are `out_step` apart."""
+
+    def emit(context, builder, signature, arguments):
+        first, step, out, out_step = arguments
+
+        def place(begin, step, number):
+            return pointer_to(builder, builder.add(begin, builder.mul(step, cgutils.intp_t(number))), VECTOR, 4)
+
+        vectors = [builder.load(place(first, step, number), align=4) for number in range(LANES)]
+        half = LANES // 2
+        halves = [
+            _whole_numbers([start + each // 2 + each % 2 * LANES for each in range(LANES)]) for start in (0, half)
+        ]
+        # Numbers of vectors i and i + 8 in turns, four times: each moves a bit of the row's number to the column's.
+        for _ in range(LANES.bit_length() - 1):
+            vectors = [
+                builder.shuffle_vector(vectors[number], vectors[number + half], order)
+                for number in range(half)
+                for order in halves
+            ]
+        for number, vector in enumerate(vectors):
+            builder.store(vector, place(out, out_step, number), align=4)
+
+    return types.void(*[types.intp] * 4), emit
 
 
 @intrinsic

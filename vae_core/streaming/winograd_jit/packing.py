@@ -4,53 +4,78 @@ from __future__ import annotations
 
 import numpy as np
 
-from .lanes import LANES, ZERO, address, load, part, splat, store_channels, whole
+from .lanes import LANES, ZERO, address, load, part, store, store_channels, transpose, whole
 from .multiply import COLUMNS
 
-_CHANNELS = 8  # at once, so that what is written for one product is some cache lines one after the other
+_CHANNELS = 16  # that are read at once
+_FEW = 8  # transformed at once, so that what is written for one product is some cache lines one after the other
 
 
 @part
-def _combined(matrix, group, taps, kernels):
-    """A line of a matrix times as many vectors of kernels, which are COLUMNS numbers apart."""
-    total = splat(ZERO)
-    for tap in range(taps):
-        total = total + matrix[group, tap] * load(kernels + tap * COLUMNS)
+def _combined(matrix, line, size, first, apart):
+    """A line of a matrix times as many vectors, which are so far apart."""
+    total = matrix[line, 0] * load(first)
+    for each in range(1, size):
+        total = total + matrix[line, each] * load(first + each * apart)
     return total
+
+
+@part
+def _side_by_side(kernels, block, channel, count, out):
+    """The kernels of `count` channels for a block of output channels, [count, taps, COLUMNS]; zeros beyond the last."""
+    out_channels, channels, taps = kernels.shape
+    numbers = count * taps
+    for column in range(0, COLUMNS, LANES):
+        first = block * COLUMNS + column
+        of_kernels = address(kernels) + (first * channels + channel) * taps
+        present = min(LANES, out_channels - first)
+        whole_vectors = numbers - numbers % LANES if present == LANES else 0
+        for number in range(0, whole_vectors, LANES):
+            transpose(of_kernels + number, channels * taps, address(out) + number * COLUMNS + column, COLUMNS)
+        for number in range(whole_vectors, numbers):
+            for lane in range(LANES):
+                found = ZERO
+                if lane < present:
+                    found = kernels[first + lane, channel + number // taps, number % taps]
+                out[number * COLUMNS + column + lane] = found
 
 
 @whole
 def pack(kernels, matrix, packed, first, stop):
-    """packed = matrix x kernel, for blocks [first, stop) of output channels.
+    """packed = matrix x kernel x matrix^T, for blocks [first, stop) of output channels.
 
     Args:
-        kernels: [K, C, taps]; output channels beyond the last one count as zero.
-        matrix: [groups, taps].
-        packed: [groups, blocks, C, COLUMNS] of float32, or of uint16 for bfloat16 in pairs of channels: what is written
-            is [groups, blocks, C / 2, COLUMNS, 2] then.
+        kernels: [K, C, side * side] without gaps; output channels beyond the last one count as zero.
+        matrix: [size, side].
+        packed: [size * size, blocks, C, COLUMNS] of float32, or of uint16 for bfloat16 in pairs of channels: what is
+            written is [size * size, blocks, C / 2, COLUMNS, 2] then.
     """
-    out_channels, channels, taps = kernels.shape
-    groups, blocks = packed.shape[:2]
-    side_by_side = np.empty(_CHANNELS * taps * COLUMNS, np.float32)  # the kernels of a block, [C, taps, COLUMNS]
-    begin = address(side_by_side)
+    channels, taps = kernels.shape[1:]
+    blocks = packed.shape[1]
+    size, side = matrix.shape
+    from_side_to_side = size * side * COLUMNS  # numbers of a channel, of which the lines are transformed
+    kernels_of_block = np.empty(_CHANNELS * taps * COLUMNS, np.float32)
+    lines = np.empty(_FEW * from_side_to_side, np.float32)  # [channels, size, side, COLUMNS]
     kind = packed[0, 0, 0, 0]
     for block in range(first, stop):
-        filled = min(COLUMNS, out_channels - block * COLUMNS)
-        if filled < COLUMNS:
-            side_by_side[:] = ZERO
-        for channel in range(0, channels, _CHANNELS):
-            count = min(_CHANNELS, channels - channel)
-            for column in range(filled):
+        for read in range(0, channels, _CHANNELS):
+            _side_by_side(kernels, block, read, min(_CHANNELS, channels - read), kernels_of_block)
+            for channel in range(read, min(read + _CHANNELS, channels), _FEW):
+                count = min(_FEW, channels - channel)
                 for c in range(count):
-                    for tap in range(taps):
-                        number = kernels[block * COLUMNS + column, channel + c, tap]
-                        side_by_side[(c * taps + tap) * COLUMNS + column] = number
-            for group in range(groups):
-                out = address(packed) + ((group * blocks + block) * channels + channel) * COLUMNS
-                for c in range(0, count, 2):
-                    even = begin + c * taps * COLUMNS
-                    odd = even + taps * COLUMNS
-                    for lane in range(0, COLUMNS, LANES):
-                        first = _combined(matrix, group, taps, even + lane)
-                        second = _combined(matrix, group, taps, odd + lane)
-                        store_channels(kind, out + c * COLUMNS, COLUMNS, lane, first, second)
+                    kernel = address(kernels_of_block) + (channel - read + c) * taps * COLUMNS
+                    for number in range(size * side):
+                        place = address(lines) + c * from_side_to_side + number * COLUMNS
+                        for lane in range(0, COLUMNS, LANES):
+                            begin = kernel + number % side * COLUMNS + lane
+                            store(place + lane, _combined(matrix, number // side, side, begin, side * COLUMNS))
+                for group in range(size * size):
+                    out = address(packed) + ((group * blocks + block) * channels + channel) * COLUMNS
+                    of_group = address(lines) + group // size * side * COLUMNS
+                    for c in range(0, count, 2):
+                        even = of_group + c * from_side_to_side
+                        odd = even + from_side_to_side
+                        for lane in range(0, COLUMNS, LANES):
+                            low = _combined(matrix, group % size, side, even + lane, COLUMNS)
+                            high = _combined(matrix, group % size, side, odd + lane, COLUMNS)
+                            store_channels(kind, out + c * COLUMNS, COLUMNS, lane, low, high)
