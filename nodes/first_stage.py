@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,16 +18,21 @@ from . import latents
 class Regularization(nn.Module):
     """Moments to z, as the host's own: the mean, or a sample if `sample` is set."""
 
-    def __init__(self) -> None:
+    def __init__(self, sample: bool = False) -> None:
         super().__init__()
-        self.sample = False
+        self.sample = sample
+
+    def get_trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """None of its own."""
+        yield from ()
 
     def forward(self, moments: Tensor) -> tuple[Tensor, None]:
         posterior = DiagonalGaussianDistribution(moments)
         return (posterior.sample() if self.sample else posterior.mode()), None
 
 
-_PARTS = ("encoder", "decoder", "quant_conv", "post_quant_conv", "bn")
+_OPTIONAL_PARTS = ("quant_conv", "post_quant_conv", "bn")
+_PARTS = ("encoder", "decoder", *_OPTIONAL_PARTS)
 
 
 def strips_of(tile_x: int | None, tile_y: int | None, latent_width: int, width: int) -> Options:
@@ -54,10 +60,9 @@ class FirstStage(nn.Module):
         super().__init__()
         self.encoder = autoencoder.encoder
         self.decoder = autoencoder.decoder
-        self.quant_conv = autoencoder.quant_conv
-        self.post_quant_conv = autoencoder.post_quant_conv
-        if autoencoder.config.has_batch_norm:
-            self.bn = autoencoder.bn
+        for name in _OPTIONAL_PARTS:  # absent, where the model has none, as in the host's own
+            if getattr(autoencoder, name, None) is not None:
+                setattr(self, name, getattr(autoencoder, name))
         self.regularization = Regularization()
         self.device: torch.device | None = None
         self.__dict__["_autoencoder"] = autoencoder  # no child, whose weights would count twice
@@ -78,15 +83,26 @@ class FirstStage(nn.Module):
         """`encode` or `decode`, if another one was set on this object, as a compiled one may be."""
         return next((name for name in ("encode", "decode") if is_replaced(self, name)), None)
 
-    def encode(self, x: Tensor, device: torch.device | None = None, **_: Any) -> Tensor:
+    def encode(
+        self,
+        x: Tensor,
+        return_reg_log: bool = False,
+        unregularized: bool = False,
+        device: torch.device | None = None,
+        **_: Any,
+    ) -> Any:
         """Images [B, C, H, W] in [-1, 1] to what the LATENT wire carries.
 
         Args:
+            return_reg_log: with it, what the regularization says besides, which is None.
+            unregularized: moments instead of a latent, with an empty dictionary.
             device: where it is computed, by hosts that leave moving the images to the model.
         """
         x = x if device is None else x.to(device)
         moments = self.autoencoder.encode(x, return_dict=False)[0].parameters
-        return self._to_wire(moments)
+        if unregularized:
+            return moments, {}
+        return (self._to_wire(moments), None) if return_reg_log else self._to_wire(moments)
 
     def decode(self, z: Tensor, output_buffer: Tensor | None = None, **_: Any) -> Tensor:
         """What the LATENT wire carries to images [B, C, H, W], about [-1, 1].
@@ -125,5 +141,25 @@ class FirstStage(nn.Module):
     def _to_wire(self, moments: Tensor) -> Tensor:
         return latents.to_wire(self.autoencoder, self.regularization(moments)[0])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.decode(self.encode(x))
+    def forward(self, x: Tensor, **decoding: Any) -> tuple[Tensor, Tensor, None]:
+        """The latent of images, what it decodes to, and what the regularization says besides."""
+        z = self.encode(x)
+        return z, self.decode(z, **decoding), None
+
+    # What the host's own says of itself.
+
+    max_batch_size: int | None = None
+    input_key = "jpg"
+    use_ema = False
+
+    @property
+    def embed_dim(self) -> int:
+        return self.autoencoder.config.latent_channels
+
+    def get_last_layer(self) -> Tensor:
+        return self.decoder.get_last_layer()
+
+    @contextmanager
+    def ema_scope(self, context: str | None = None) -> Iterator[None]:
+        """With the moving average of the weights, of which there is none."""
+        yield

@@ -19,7 +19,7 @@ from .attention import NORM_EPS, Attention
 from .diffusers_names import DiffusersLevel, DiffusersMiddle, DiffusersResample, DiffusersResnetBlock
 from .errors import ShapeError
 from .layers import conv2d, group_norm
-from .ldm_names import LDMLevel, LDMMiddle, LDMResample, LDMResnetBlock, RenamedPart
+from .ldm_names import Fixed, LDMLevel, LDMMiddle, LDMResample, LDMResnetBlock, RenamedPart
 
 ACTIVATION_MODULES: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
@@ -69,6 +69,7 @@ class Upsample(LDMResample, DiffusersResample, nn.Module):
     """Double a map: nearest neighbour, then a 3x3 convolution."""
 
     name = "conv"  # diffusers' words for it
+    scale_factor = Fixed(2.0)
     interpolate = True
     use_conv_transpose = False
 

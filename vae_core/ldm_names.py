@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+RESOLUTION = 256  # side of the images of LDM's own configurations; nothing is computed from it
+
 
 class RenamedPart(property):
     """An attribute under another name; an AttributeError where there is None of it."""
@@ -37,8 +39,18 @@ class RenamedPart(property):
         super().__init__(find, put)
 
 
+class Fixed(property):
+    """An attribute that has the same value in every part of this kind."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__(lambda owner: value)
+
+
 class _Names:
-    """What is set under a view's name goes where the view looks; a module would go beside it, and never run."""
+    """What is set under a view's name goes where the view looks; a module would go beside it, and never run.
+
+    What a name shows already may be set again under it.
+    """
 
     def __setattr__(self, name: str, value: Any) -> None:
         view = getattr(type(self), name, None)
@@ -46,11 +58,16 @@ class _Names:
             super().__setattr__(name, value)
         elif view.fset is not None:
             view.fset(self, value)
-        else:
+        elif not _is_equal(value, getattr(self, name)):
             raise AttributeError(
                 f"{type(self).__name__}.{name} only shows what is under another name, so that it cannot be set. "
                 f"Set the part itself, by diffusers' name for it."
             )
+
+
+def _is_equal(value: Any, shown: Any) -> bool:
+    plain = isinstance(value, bool | int | float | tuple) and isinstance(shown, bool | int | float | tuple)
+    return value is shown or (plain and value == shown)
 
 
 class FinestFirst(nn.ModuleList):
@@ -71,9 +88,9 @@ class FinestFirst(nn.ModuleList):
 class Projection:
     """A linear layer as the 1x1 convolution that LDM has in its place: [B, C, H, W] -> [B, C', H, W]."""
 
-    kernel_size = (1, 1)
-    stride = (1, 1)
-    padding = (0, 0)
+    kernel_size = stride = dilation = (1, 1)
+    padding = output_padding = (0, 0)
+    groups, padding_mode, transposed = 1, "zeros", False
 
     def __init__(self, linear: nn.Linear) -> None:
         self._linear = linear
@@ -88,16 +105,22 @@ class Projection:
     def bias(self) -> Tensor | None:
         return self._linear.bias
 
-    def __call__(self, x: Tensor) -> Tensor:
+    @property
+    def training(self) -> bool:
+        return self._linear.training
+
+    def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight, self.bias)
+
+    __call__ = forward
 
 
 class LDMResnetBlock(_Names):
     """Names of LDM's ResnetBlock. `nin_shortcut` is there where the widths differ."""
 
     conv1: nn.Conv2d
-    dropout = nn.Identity()
-    use_conv_shortcut = False
+    dropout = Fixed(nn.Dropout(0.0))  # an AutoencoderKL has none
+    use_conv_shortcut = Fixed(False)
     nin_shortcut = RenamedPart("conv_shortcut")
     swish = RenamedPart("nonlinearity")
 
@@ -178,11 +201,10 @@ class LDMAttention(_Names):
         self.processor = stock if attend is attend_maps else MapProcessor(attend, stock)
 
 
-class LDMResample:
-    """Names of LDM's Upsample and Downsample."""
+class LDMResample(_Names):
+    """Names of LDM's Downsample, and its Upsample's with `scale_factor`."""
 
-    with_conv = True
-    scale_factor = 2.0
+    with_conv = Fixed(True)
 
 
 class LDMLevel(_Names):
@@ -211,7 +233,8 @@ class LDMMiddle(_Names):
 class _Half(_Names):
     conv_in: nn.Conv2d
     conv_out: nn.Conv2d
-    temb_ch = 0
+    temb_ch = Fixed(0)
+    resolution = Fixed(RESOLUTION)
     mid = RenamedPart("mid_block")
     norm_out = RenamedPart("conv_norm_out")
 
@@ -231,6 +254,12 @@ class LDMEncoder(_Half):
         return self.conv_in.in_channels
 
     @property
+    def in_ch_mult(self) -> tuple[float, ...]:
+        """1, and the width of each level, in widths of the first: whole numbers where they are multiples of it."""
+        widths = [level.resnets[0].out_channels for level in self.down_blocks]  # type: ignore[index, union-attr]
+        return (1, *(width / self.ch if width % self.ch else width // self.ch for width in widths))
+
+    @property
     def num_resolutions(self) -> int:
         return len(self.down_blocks)
 
@@ -243,7 +272,23 @@ class LDMDecoder(_Half):
     """Names of LDM's Decoder, which counts its levels from the finest and has one more block in each than it says."""
 
     up_blocks: nn.ModuleList
-    give_pre_end = tanh_out = False
+    give_pre_end = Fixed(False)
+    tanh_out = Fixed(False)
+
+    @property
+    def in_channels(self) -> int:
+        """Of images, as LDM's decoder says too; the latent's are those of `conv_in`."""
+        return self.conv_out.out_channels
+
+    @property
+    def z_shape(self) -> tuple[int, int, int, int]:
+        """Of the latent of one image with sides of `resolution`."""
+        side = RESOLUTION // 2 ** (self.num_resolutions - 1)
+        return 1, self.conv_in.in_channels, side, side
+
+    def get_last_layer(self) -> Tensor:
+        """What adversarial training balances its losses by."""
+        return self.conv_out.weight
 
     @property
     def ch(self) -> int:
