@@ -118,7 +118,7 @@ def test_terms_of_packed_attention_are_what_it_allocates(size: tuple[int, int], 
     packed = [
         each for item in made._items for each in (item.query[0], *(part for block in item.blocks for part in block))
     ]
-    assert terms["keys"] == sum(4 * each.weight.numel() for each in packed)
+    assert terms["keys"] == sum(each.weight.nbytes for each in packed)
     assert preparing.bytes <= terms["packing"]
     assert terms["statistics"] == made._table.values.nbytes
     with LargestAllocation() as computing:

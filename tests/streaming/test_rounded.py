@@ -21,13 +21,13 @@ import vae_core
 from vae_core import TileSpec
 from vae_core.halves import decoder_half, encoder_half
 from vae_core.streaming import choose, winograd
+from vae_core.streaming.compiled_products import CompiledProducts
 from vae_core.streaming.compiled_winograd import CompiledWinograd
 from vae_core.streaming.direct import DirectConvolution
 from vae_core.streaming.numba_functions import as_array
 from vae_core.streaming.options import Axes
 from vae_core.streaming.packed_attention import PackedAttention
 from vae_core.streaming.program import Convolve
-from vae_core.streaming.rounded_products import RoundedProducts
 
 BF16 = torch.bfloat16
 FOUR_LEVELS = fields(32, 32, 64, 64, layers_per_block=1)
@@ -42,19 +42,10 @@ def whole_numbers(*shape: int, most: int = 3, seed: int = 0) -> Tensor:
 
 
 @needs_instructions
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 2, 1), (5, 16, 32), (12, 31, 33), (40, 128, 70)])
-def test_products(rows: int, inputs: int, outputs: int) -> None:
-    left, matrix = whole_numbers(rows, inputs), whole_numbers(outputs, inputs, seed=1)
-    packed = RoundedProducts.pack(matrix)
-    assert packed.weight.nbytes == RoundedProducts.bytes(outputs, inputs)
-    assert torch.equal(packed(left[:, None])[:, 0], left @ matrix.t())
-
-
-@needs_instructions
 def test_what_is_multiplied_is_rounded_to_nearest_even() -> None:
     """And nothing else is: of each factor its nearest number, and their sum in float32."""
     left, matrix = torch.randn(7, 64), torch.randn(32, 64)
-    found = RoundedProducts.pack(matrix)(left[:, None])[:, 0]
+    found = CompiledProducts.pack(matrix, BF16)(left[:, None])[:, 0]
     wanted = left.to(BF16).double() @ matrix.to(BF16).double().t()
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)
 

@@ -179,8 +179,8 @@ class CompiledWinograd(winograd.Winograd):
         each(lambda block: jit.pack(kernels, matrix, packed, block, block + 1), blocks)
         return packed
 
-    def prepare(self, packed: _Weights) -> None:
-        super().prepare(packed)
+    def prepare(self, packed: _Weights, each: Each = one_by_one) -> None:
+        super().prepare(packed, each)
         inputs = self.inputs
         items = range(inputs.target.shape[0])
         self._coefficients = [(_NO_VECTOR, _NO_VECTOR)] * len(items)

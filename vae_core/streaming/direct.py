@@ -214,7 +214,7 @@ class DirectConvolution:
         """Whether one kernel does all that comes before it."""
         return self._fused and fused.can_activate(self.step.norm, self.step.act)
 
-    def prepare(self, packed: _Weights) -> None:
+    def prepare(self, packed: _Weights, each: Each = one_by_one) -> None:
         inputs = self.inputs
         self._weights = packed
         self._transfers = Transfers(inputs.device)

@@ -142,7 +142,8 @@ class Execution:
         written: list[tuple[int, Pass, Stats]] = []  # and not checked yet
         for index, step, kernel in self.kernels(source, target, latent_rows):
             report.begin_pass()
-            kernel.prepare(weights.of(index, kernel, functools.partial(run_each, pool)))
+            each = functools.partial(run_each, pool)
+            kernel.prepare(weights.of(index, kernel, each), each)
             stats = kernel.combine(run_strips(kernel, pool, report, self.manner.trim))
             self.stats[step.target] = stats
             written.append((index, step, stats))

@@ -193,8 +193,9 @@ class Kernel(Protocol[Packed, Result]):
         """
         ...
 
-    def prepare(self, packed: Packed) -> None:
-        """Make ready for strips, with what `pack` has returned, now or for an earlier part of the batch."""
+    def prepare(self, packed: Packed, each: Each = one_by_one) -> None:
+        """Make ready for strips, with what `pack` has returned, now or for an earlier part of the batch; `each` as
+        there."""
         ...
 
     def compute(self, strip: Strip) -> Result:

@@ -1,25 +1,25 @@
 """Attention in float32 on a CPU: products with keys and values packed as weights, on several threads.
 
-The products are oneDNN's, or, where the precision of the pass is bfloat16, compiled ones of what is rounded to that;
-scores and sums are in float32 either way.
+The products are compiled ones, or without numba oneDNN's. Where the precision of the pass is bfloat16, what is
+multiplied is rounded to that; scores and sums are in float32 either way.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..units import round_up
+from . import winograd
+from .compiled_products import CompiledProducts
 from .internals import products_available
-from .kernel import Each, Layout, PassInputs, Strip, cut, one_by_one
+from .kernel import Each, Layout, PassInputs, Span, Spans, Strip, cut, one_by_one
 from .maps import FeatureMap
-from .products import VECTOR, PackedProducts, padded
+from .products import VECTOR, PackedProducts, padded, whole_vectors
 from .program import Attend, AttentionWeights, Pass, PositionNorm
-from .rounded_products import RoundedProducts
 from .softmax import OnlineSoftmax, folded, per_item, projections
 from .stats import ChannelStats, StatsTable, StripStats
 
@@ -27,7 +27,7 @@ _CPU = torch.device("cpu")
 _DTYPE = torch.float32
 _QUERIES = 256  # at most
 _STRIPS_OF_SCORES = 8  # the scores of a chunk may take so many times what a strip does
-PACKED_KEYS = 8192  # keys and values in one packed block
+PACKED_KEYS = 1024  # keys and values in one packed block, whose scores stay in the second cache
 _PACKED_LIMIT = 2**29  # bytes of packed keys and values beyond which they go to the store instead
 
 
@@ -46,7 +46,7 @@ class PackedAttention:
         block = min(PACKED_KEYS, self.positions)
         self.scores_per_query = block * (2 if block % VECTOR else 1)  # a copy to fill vectors up
         room = _STRIPS_OF_SCORES * inputs.strip_bytes // (12 * self.scores_per_query)
-        self.queries = max(8, min(_QUERIES, self.positions, room))
+        self.queries = self._even(max(8, min(_QUERIES, self.positions, room)))
         self.layout = inputs.layout or self._lay_out()
         self._items: list[_PackedItem] = []
 
@@ -55,9 +55,17 @@ class PackedAttention:
         """Whether this kernel can compute a pass, and its keys and values are few enough to be held."""
         if not isinstance(step, Attend) or isinstance(step.norm, PositionNorm):
             return False
-        if device.type != "cpu" or dtype != torch.float32 or not products_available():
+        if device.type != "cpu" or dtype != torch.float32 or not (winograd.compiled() or products_available()):
             return False
         return 2 * source.shape.numel() * dtype.itemsize <= _PACKED_LIMIT
+
+    def _even(self, most: int) -> int:
+        """Queries of a strip, up to `most`: so many that no worker has more to do, and no rows of products are lost."""
+        rows = winograd.jit().ROWS if winograd.compiled() else 1
+        workers = self.inputs.workers
+        counts = range(round_up(-(-self.positions // most), workers), self.positions // rows, workers)
+        found = (round_up(-(-self.positions // count), rows) for count in counts)
+        return next((each for each in found if each <= most), most)
 
     def _lay_out(self) -> Layout:
         return Layout(cut(self.inputs.source.shape[0], 1), cut(self.positions, self.queries), cut(1, 1))
@@ -65,23 +73,27 @@ class PackedAttention:
     def workspace(self) -> dict[str, int]:
         """Keys, values and projections of each item, what they are packed from, and the scores of each thread."""
         channels = self.step.channels
-        copies = 2 if self.inputs.map_dtype == _DTYPE else 3
+        block = min(PACKED_KEYS, self.positions)
+        copies = min(self.inputs.workers, len(self._spans)) * (4 if self.inputs.map_dtype == _DTYPE else 5)
         return {
             "statistics": StatsTable.bytes(len(self.layout), (1, channels), _DTYPE),
             "keys": self.inputs.source.shape[0] * self._bytes_of_an_item(),
-            # A block of them as it is and laid out again, and the projections; allocators keep that.
-            "packing": 4 * (copies * min(PACKED_KEYS, self.positions) * channels + 4 * channels**2),
+            # Of each thread a block as it is and laid out anew, and the projections; allocators keep that.
+            "packing": 4 * (copies * block * channels + 5 * channels**2),
             "scores": 4 * self.inputs.workers * self.queries * (2 * self.scores_per_query + 6 * channels),
         }
+
+    @property
+    def _spans(self) -> Spans:
+        """Of keys in a block."""
+        return cut(self.positions, PACKED_KEYS)
 
     def _bytes_of_an_item(self) -> int:
         """Of its keys and values, and what makes queries, packed."""
         channels = self.step.channels
-        if self.inputs.dtype == _DTYPE:
-            return 8 * self.positions * channels + 4 * channels**2
-        keys = [stop - start for start, stop in cut(self.positions, PACKED_KEYS)]
+        keys = [stop - start for start, stop in self._spans]
         matrices = [(channels, channels), *((each, channels) for each in keys), *((channels, each) for each in keys)]
-        return sum(RoundedProducts.bytes(*shape) for shape in matrices)
+        return sum(_bytes(*shape, self.inputs.dtype) for shape in matrices)
 
     def packed_bytes(self) -> int:
         return 0
@@ -92,18 +104,21 @@ class PackedAttention:
     def pack(self, each: Each = one_by_one) -> None:
         return None
 
-    def prepare(self, packed: None) -> None:
+    def prepare(self, packed: None, each: Each = one_by_one) -> None:
         assert self.inputs.coefficients is not None
         strips = self.layout.strips()
         self._numbers = {strip: number for number, strip in enumerate(strips)}
         self._table = StatsTable(len(strips), (1, self.step.channels), _DTYPE, _CPU)
         self.inputs.store.scratch.drop()  # what passes before have left is not needed here
+        spans = list(self._spans)
         self._items = [
             _PackedItem(
-                self.step.weights, self.inputs.source.tokens().item(item), scale, shift, self.queries, self.inputs.dtype
+                self.step.weights, self.inputs.source.tokens().item(item), scale, shift, self.inputs.dtype, spans
             )
             for item, (scale, shift) in enumerate(zip(*map(Tensor.double, self.inputs.coefficients), strict=True))
         ]
+        for item in self._items:
+            item.prepare(self.queries, each)
 
     def compute(self, strip: Strip) -> int:
         """The number of the strip, whose statistics are in the table of all."""
@@ -133,23 +148,36 @@ class _PackedItem:
         tokens: FeatureMap,
         scale: Tensor,
         shift: Tensor,
-        queries: int,
         dtype: torch.dtype,
+        spans: Sequence[Span],
     ) -> None:
-        pack = RoundedProducts.pack if dtype == torch.bfloat16 else functools.partial(_packed, rows=queries)
-        _, positions, _, channels = tokens.shape
-        to_q, to_k, to_v = projections(weights, _CPU)
-        weight, bias = folded(to_q, scale, shift, _CPU, _DTYPE)
-        self.query = pack(weight * channels**-0.5), bias * channels**-0.5
+        self.tokens = tokens
+        self.dtype = dtype
+        self.spans = spans
+        self.blocks: list[tuple[_Products, _Products]] = []
+        to_q, to_k, to_v = (folded(each, scale, shift, _CPU, _DTYPE) for each in projections(weights, _CPU))
+        root = tokens.shape[3] ** -0.5
+        self._to_query = to_q[0] * root, to_q[1] * root
         # Keys differ from one another by their weights alone: a bias common to all of them cancels in the softmax.
-        key_weight, _ = folded(to_k, scale, shift, _CPU, _DTYPE)
-        value_weight, value_bias = folded(to_v, scale, shift, _CPU, _DTYPE)
-        self.blocks = []
-        for span in cut(positions, PACKED_KEYS):
-            block = tokens.rows(*span)[0, :, 0].to(_DTYPE)
-            keys = pack(F.linear(block, key_weight))
-            values = pack(F.linear(block, value_weight, value_bias).t())
-            self.blocks.append((keys, values))
+        self._to_key = to_k[0]
+        self._to_value = to_v
+
+    def prepare(self, queries: int, each: Each) -> None:
+        """Project and pack keys and values, for so many queries at a time."""
+        weight, bias = self._to_query
+        self.query = _packed(weight, queries, self.dtype), bias
+        most = max(stop - start for start, stop in self.spans)
+        to_key, to_value = (_packed(weight, most, _DTYPE) for weight in (self._to_key, self._to_value[0]))
+        blocks: list[Any] = [None] * len(self.spans)
+
+        def pack(number: int) -> None:
+            block = self.tokens.rows(*self.spans[number])[0, :, 0].to(_DTYPE)
+            keys = _packed(_apply(block, to_key), queries, self.dtype)
+            values = _packed_matrix(_apply(block, to_value, self._to_value[1]), queries, self.dtype)
+            blocks[number] = keys, values
+
+        each(pack, len(blocks))
+        self.blocks = blocks
 
     def __call__(self, tokens: Tensor) -> Tensor:
         query = _apply(tokens, *self.query)
@@ -159,13 +187,31 @@ class _PackedItem:
         return softmax.result().add_(tokens)
 
 
-def _packed(weight: Tensor, rows: int) -> PackedProducts:
-    """[K, C], packed by oneDNN."""
-    return PackedProducts.pack(weight[None], rows)
+_Products = PackedProducts | CompiledProducts
 
 
-def _apply(x: Tensor, products: PackedProducts | RoundedProducts, bias: Tensor | None = None) -> Tensor:
+def _packed(weight: Tensor, rows: int, dtype: torch.dtype) -> _Products:
+    """For x @ weight^T of up to so many rows, in a precision."""
+    return CompiledProducts.pack(weight, dtype) if winograd.compiled() else PackedProducts.pack(weight[None], rows)
+
+
+def _packed_matrix(matrix: Tensor, rows: int, dtype: torch.dtype) -> _Products:
+    """For x @ matrix."""
+    if winograd.compiled():
+        return CompiledProducts.pack_matrix(matrix, dtype)
+    return PackedProducts.pack(matrix.t()[None], rows)
+
+
+def _bytes(out_channels: int, in_channels: int, dtype: torch.dtype) -> int:
+    """Of a matrix that is packed."""
+    if winograd.compiled():
+        return CompiledProducts.bytes(out_channels, in_channels, dtype)
+    return dtype.itemsize * out_channels * whole_vectors(in_channels)
+
+
+def _apply(x: Tensor, products: _Products, bias: Tensor | None = None) -> Tensor:
     """x @ weight^T + bias for [rows, C]."""
-    x = padded(x, products.in_channels - x.shape[1])
+    if isinstance(products, PackedProducts):
+        x = padded(x, products.in_channels - x.shape[1])
     result = products(x[:, None])[:, 0]
     return result if bias is None else result.add_(bias)

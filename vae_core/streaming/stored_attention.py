@@ -111,7 +111,7 @@ class StoredAttention:
     def pack(self, each: Each = one_by_one) -> None:
         return None
 
-    def prepare(self, packed: None) -> None:
+    def prepare(self, packed: None, each: Each = one_by_one) -> None:
         device, dtype = self.inputs.device, self.inputs.dtype
         place = device if device.type in WITH_FLOAT64 else torch.device("cpu")
         self._projections = projections(self.step.weights, place)

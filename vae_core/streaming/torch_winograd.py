@@ -172,8 +172,8 @@ class TorchWinograd(winograd.Winograd):
             of_shortcut = PackedProducts.pack(matrix, self.layout.first.positions)
         return _Weights(packed, winograd.bias_of(self.step), of_shortcut)
 
-    def prepare(self, packed: _Weights) -> None:
-        super().prepare(packed)
+    def prepare(self, packed: _Weights, each: Each = one_by_one) -> None:
+        super().prepare(packed, each)
         self._coefficients: tuple[Tensor, Tensor] | None = None
         if self.inputs.coefficients is not None:
             scale, shift = self.inputs.coefficients

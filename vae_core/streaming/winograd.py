@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import transforms
-from .kernel import Layout, PassInputs, Strip
+from .kernel import Each, Layout, PassInputs, Strip, one_by_one
 from .numba_functions import jit
 from .pages import pages
 from .program import Convolve, Pass
@@ -111,7 +111,7 @@ class Winograd(ABC):
     def flops(self, strip: Strip) -> int:
         return self.step.flops(strip.positions)
 
-    def prepare(self, packed: Any) -> None:
+    def prepare(self, packed: Any, each: Each = one_by_one) -> None:
         self.weights = packed
         strips = self.layout.strips()
         out_channels = self.step.conv.out_channels
