@@ -120,6 +120,11 @@ DAMAGED: dict[str, tuple[str, Change | bytes | None, str]] = {
     "a config that is none": ("manifest.json", put("vae", "config", [HUGE]), "cannot be read"),
     "no VAE": ("manifest.json", lambda manifest: manifest.pop("vae") and None, "lacks 'vae'"),
     "totals of text": ("manifest.json", put("totals", {"images": HUGE}), "whole number"),
+    "totals that are false": ("manifest.json", put("totals", False), "types that such a file"),
+    "totals that are an empty list": ("manifest.json", put("totals", []), "types that such a file"),
+    "totals of nothing": ("manifest.json", put("totals", {}), "lacks 'images'"),
+    "a batch norm that is 0": ("manifest.json", put("batch_norm", 0), "types that such a file"),
+    "a batch norm without a variance": ("manifest.json", put("batch_norm", {"running_mean": [0.0]}), "running_var"),
     "a manifest that is a list": ("manifest.json", b"[]", "cannot be read"),
 }
 

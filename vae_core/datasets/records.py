@@ -18,6 +18,8 @@ from .sources import Split
 
 MOST_MANIFEST = 16 << 20  # bytes; real ones have some thousand
 MOST_RECORD = 64 << 20  # bytes of a shard's record or of a line of `splits.jsonl`; an image takes some hundred
+_TOTALS = ("images", "failures", "shards", "bytes")
+_OF_A_BATCH_NORM = ("running_mean", "running_var")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -101,10 +103,10 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
         raise ValueError("its scale has numbers that no latents are scaled by")
     _text(manifest, "source")
     _text(manifest["vae"], "sha256")
-    totals = manifest.get("totals")
-    for name in totals or ():
-        _count(totals, name)
-    for name, values in (manifest.get("batch_norm") or {}).items():
+    for name in _TOTALS if "totals" in manifest else ():
+        _count(manifest["totals"], name)
+    for name in _OF_A_BATCH_NORM if "batch_norm" in manifest else ():
+        values = manifest["batch_norm"][name]
         if not isinstance(values, list) or not all(map(is_number, values)):
             raise ValueError(f"its {name[:40]} is not a list of numbers")
 
