@@ -40,12 +40,12 @@ from vae_core import AutoencoderKL, MemoryBudgetError, TileSpec
 from vae_core.streaming import fused
 from vae_core.streaming.devices import accelerators, allocated_bytes, current, empty_cache, module_of
 from vae_core.streaming.shortage import is_out_of_memory
+from vae_core.units import MIB
 
 ALLOWED_TIME, ALLOWED_MEMORY, ALLOWED_DIFFERENCE = 1.1, 1.15, 2.0
 ROUNDING = 1e-4  # of float32, by which the truth itself may be off
 TESTS = ("tests/streaming/test_accelerator.py", "tests/streaming/test_fused.py", "tests/devices")
 IN_STRIPS, WITHOUT_TRITON = "in strips", "in strips, without Triton"
-MIB = 2**20
 HEAD = """# On accelerators
 
 Made by `python benchmarks/accelerator.py`, which checks and measures a device; each table is of one run on one device.

@@ -17,7 +17,7 @@ from .streaming.options import Circular, Options, Precision
 from .streaming.plan import Plan
 from .streaming.progress import Progress, ProgressCallback
 from .streaming.shortage import is_out_of_memory
-from .streaming.source import check_tensor
+from .streaming.source import Source
 from .tiling.grid import TileSpec
 
 
@@ -54,10 +54,10 @@ def encode(
         NonFiniteError: the image has NaN or infinite values.
         DamagedWeightError: a weight of the model has.
     """
-    check_tensor(image, "image")
+    source = Source.of(image, "image")
     bring_weights_in(vae)
     job = prepare(encoder_half(vae), image.shape, Options(tiling, memory_budget, circular, dtype))
-    return DiagonalGaussianDistribution(_run(job, image, progress))
+    return DiagonalGaussianDistribution(_run(job, source, progress))
 
 
 def decode(
@@ -77,13 +77,13 @@ def decode(
     Returns:
         Images [B, out_channels, h * factor, w * factor], about [-1, 1] and not clamped.
     """
-    check_tensor(z, "latent")
+    source = Source.of(z, "latent")
     bring_weights_in(vae)
     job = prepare(decoder_half(vae), z.shape, Options(tiling, memory_budget, circular, dtype))
-    return _run(job, z, progress)
+    return _run(job, source, progress)
 
 
-def _run(job: Job, source: Tensor, progress: ProgressCallback | None) -> Tensor:
+def _run(job: Job, source: Source, progress: ProgressCallback | None) -> Tensor:
     """Run a job, or one that needs less of its device's memory as often as that runs out. The result is the same.
 
     What `progress` raises ends it, be it a MemoryError.

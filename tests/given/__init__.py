@@ -10,6 +10,6 @@ thinned     combinations of which a few run by default   command     the command
 passes      one pass of a kernel by itself               allocations what torch's allocator is asked for
 counts      how often functions are called
 saves       a model that is saved over another      growth      how far a process grows
-states      what a whole process has set
+states      what a whole process has set     web_models  models and images of the stand-in back end
 sim, order  a device that does not exist, and its checker
 """

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from given.allocations import Alive
+from given.counts import Calls
 from given.nodes import CLOSE, Makers
 from host.ldm import AutoencoderKL
 from host.stand_in import Host, Pack
@@ -17,31 +16,24 @@ from host.stand_in import Host, Pack
 BATCH = 8
 
 
-class Calls:
-    """Counts calls of functions of the pack, which go on as they are."""
+class PackCalls(Calls):
+    """Counts calls of functions of the pack."""
 
     def __init__(self, pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.pack, self.monkeypatch = pack, monkeypatch
+        super().__init__(monkeypatch)
+        self.pack = pack
 
-    def of(self, module: str, *names: str) -> list[str]:
-        """A list that grows with every call of these, such as ("vae_core.halves", "decoder_program")."""
-        made: list[str] = []
+    def of_pack(self, what: str, module: str, *names: str) -> None:
+        """Count the calls of such as ("vae_core.halves", "decoder_program") as `what`."""
         owner = self.pack.module(module)
         for part in names[:-1]:
             owner = getattr(owner, part)
-        original: Callable[..., Any] = getattr(owner, names[-1])
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            made.append(names[-1])
-            return original(*args, **kwargs)
-
-        self.monkeypatch.setattr(owner, names[-1], counted)
-        return made
+        self.of(owner, names[-1], what)
 
 
 @pytest.fixture
-def calls(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> Calls:
-    return Calls(pack, monkeypatch)
+def calls(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> PackCalls:
+    return PackCalls(pack, monkeypatch)
 
 
 KERNELS = {
@@ -56,22 +48,23 @@ KERNELS = {
 @pytest.mark.parametrize("batch", [1, BATCH])
 @pytest.mark.parametrize("memory_budget", [0.0, 0.03])
 def test_everything_is_done_once(
-    new_host: Host, pack: Pack, make: Makers, calls: Calls, batch: int, memory_budget: float
+    new_host: Host, pack: Pack, make: Makers, calls: PackCalls, batch: int, memory_budget: float
 ) -> None:
     vae, latent = make.vae(), make.latent(batch, 4, 48, 40)
-    checked = calls.of("vae_core.autoencoder_kl", "_check_shape")
-    looked_at = calls.of("vae_core.streaming.source", "count_not_finite")
-    built = calls.of("vae_core.halves", "decoder_program")
-    planned = calls.of("vae_core.streaming.strips", "plan_program")
-    dry = calls.of("vae_core.streaming.plan", "Execution")
-    laid_out = [calls.of(f"vae_core.streaming.{module}", name, "_lay_out") for module, name in KERNELS.items()]
-    stores = calls.of("vae_core.streaming.strips", "MapStore")
-    pools = calls.of("vae_core.streaming.strips", "WorkerPool")
+    calls.of_pack("checked", "vae_core.autoencoder_kl", "_check_shape")
+    calls.of_pack("looked at", "vae_core.streaming.source", "count_not_finite")
+    calls.of_pack("built", "vae_core.halves", "decoder_program")
+    calls.of_pack("planned", "vae_core.streaming.strips", "plan_program")
+    calls.of_pack("dry runs", "vae_core.streaming.plan", "Execution")
+    for module, name in KERNELS.items():
+        calls.of_pack("layouts", f"vae_core.streaming.{module}", name, "_lay_out")
+    calls.of_pack("stores", "vae_core.streaming.strips", "MapStore")
+    calls.of_pack("pools", "vae_core.streaming.strips", "WorkerPool")
     pack.run("SeamlessVAEDecodeTiled", samples=latent, vae=vae, memory_budget=memory_budget)
-    assert len(checked) == len(looked_at) == len(built) == len(planned) == 1
-    assert len(stores) == len(pools) == 1
-    assert memory_budget or len(dry) == 1
-    dry_runs, layouts = len(dry), sum(map(len, laid_out))
+    counts = dict(calls.counts)
+    dry_runs, layouts = counts.pop("dry runs"), counts.pop("layouts")
+    assert counts == dict.fromkeys(("checked", "looked at", "built", "planned", "stores", "pools"), 1)
+    assert memory_budget or dry_runs == 1
     passes = len(pack.module("vae_core").plan_decode(vae.first_stage_model.autoencoder, (1, 4, 48, 40)).pass_flops)
     assert layouts == dry_runs * passes, "laid out by the dry run, and run so"
 
@@ -93,14 +86,15 @@ def test_a_second_image_would_be_seen() -> None:
     assert alive.most == 2 and copy.shape == view.shape
 
 
-def test_one_job_for_borrowed_weights(new_host: Host, pack: Pack, make: Makers, calls: Calls) -> None:
+def test_one_job_for_borrowed_weights(new_host: Host, pack: Pack, make: Makers, calls: PackCalls) -> None:
     """It is planned without weights, and run by the very object that was planned."""
     torch.manual_seed(3)
     theirs, latent = new_host.vae(AutoencoderKL()), make.latent(1, 4, 20, 20)
     pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)  # recognised
-    built, loaded = calls.of("vae_core.halves", "decoder_program"), calls.of("vae_core", "AutoencoderKL", "__init__")
+    calls.of_pack("built", "vae_core.halves", "decoder_program")
+    calls.of_pack("loaded", "vae_core", "AutoencoderKL", "__init__")
     pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)
-    assert len(built) == 1 and not loaded
+    assert dict(calls.counts) == {"built": 1}
     opened = pack.module("nodes.vaes").open_vae(theirs)
     assert all(weight.is_meta for weight in opened.model.state_dict().values())
 
@@ -139,20 +133,21 @@ def test_weights_are_given_back_after_a_failure(new_host: Host, pack: Pack, make
 
 
 @pytest.mark.parametrize("way", ["strips", "tiles", "whole"])
-def test_everything_is_done_once_in_every_way(way: str, new_host: Host, pack: Pack, make: Makers, calls: Calls) -> None:
+def test_everything_is_done_once_in_every_way(
+    way: str, new_host: Host, pack: Pack, make: Makers, calls: PackCalls
+) -> None:
     vae, latent = make.vae(), make.latent(2, 4, 40, 32)
     if way == "whole":
         vae.first_stage_model.autoencoder.decoder.register_forward_hook(lambda *_: None)
-    checked = calls.of("vae_core.autoencoder_kl", "_check_shape")
-    looked_at = calls.of("vae_core.streaming.source", "count_not_finite")
-    nominal, built = calls.of("vae_core.halves", "_nominal_decoder"), calls.of("vae_core.halves", "decoder_program")
-    of_strips = calls.of("vae_core.streaming.strips", "plan_program")
-    of_reference = [calls.of("vae_core.streaming.reference", name) for name in ("plan_whole", "plan_tiles")]
-    stores = calls.of("vae_core.streaming.strips", "MapStore")
-    pools = calls.of("vae_core.streaming.strips", "WorkerPool")
+    calls.of_pack("checked", "vae_core.autoencoder_kl", "_check_shape")
+    calls.of_pack("looked at", "vae_core.streaming.source", "count_not_finite")
+    calls.of_pack("built", "vae_core.halves", "decoder_program" if way == "strips" else "_nominal_decoder")
+    calls.of_pack("planned", "vae_core.streaming.strips", "plan_program")
+    for name in ("plan_whole", "plan_tiles"):
+        calls.of_pack("planned", "vae_core.streaming.reference", name)
+    calls.of_pack("stores", "vae_core.streaming.strips", "MapStore")
+    calls.of_pack("pools", "vae_core.streaming.strips", "WorkerPool")
     inputs = {"mode": "blended", "tile_size": 32, "overlap": 8} if way == "tiles" else {}
     pack.run("SeamlessVAEDecodeTiled", samples=latent, vae=vae, **inputs)
-    assert len(checked) == len(looked_at) == 1
-    assert len(of_strips) + sum(map(len, of_reference)) == 1
-    assert len(built if way == "strips" else nominal) == 1
-    assert len(stores) == len(pools) == (way == "strips")
+    once = ["checked", "looked at", "built", "planned"] + (["stores", "pools"] if way == "strips" else [])
+    assert dict(calls.counts) == dict.fromkeys(once, 1)

@@ -76,7 +76,7 @@ def test_a_cuda_graph_that_is_captured_has_the_modules_in_it(capturing: bool, mo
 @torch.no_grad()
 def test_nothing_is_tried_out_where_operations_are_watched(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels that are launched meanwhile would become part of what is captured, or fail for good."""
-    monkeypatch.setattr("vae_core.streaming.job.may_be_faster", lambda *given: pytest.fail("was asked"))
+    monkeypatch.setattr("vae_core.streaming.choose.may_be_faster", lambda *given: pytest.fail("was asked"))
     z = latent(1, 20, 20)
     with monkeypatch.context() as capture:
         capture.setattr("vae_core.streaming.choose.is_captured", lambda device: True)
@@ -91,7 +91,7 @@ def test_a_models_own_method_where_strips_have_no_room(vae: AutoencoderKL, monke
     z = latent(1, 20, 20)
     want = vae.decode_reference(z)
     monkeypatch.setattr("vae_core.streaming.request.available_bytes", lambda device: 1000)
-    monkeypatch.setattr("vae_core.streaming.job.is_faster", lambda *given: True)
+    monkeypatch.setattr("vae_core.streaming.choose.is_faster", lambda *given: True)
     assert torch.equal(vae.decode(z).sample, want)
     vae = copy.deepcopy(vae)
     vae.memory_budget = 700

@@ -44,7 +44,7 @@ def test_each_smaller_job_needs_less_and_gives_the_same(vae: AutoencoderKL) -> N
 @pytest.mark.thorough
 def test_the_ladder_of_an_accelerator_ends_on_the_cpu(vae: AutoencoderKL) -> None:
     found = rungs(vae_core.prepare_decode(vae, (1, 4, 192, 192), device="cuda", available=2**30))
-    assert found[0].way == ("whole", "it fits into the device's memory")
+    assert found[0].way[:2] == ("whole", "it fits into the device's memory")
     assert found[-1].how == "on the CPU" and found[-1].device.type == "cpu"
     assert any(each.bytes.cpu for each in found[:-1])
     z = latent(1, 192, 192)

@@ -18,12 +18,14 @@ from vae_core.streaming import reference, source, strips
 from vae_core.streaming.executor import Execution
 
 BLENDED = TileSpec(size=8, overlap=2, mode="blended")
-ONCE = {"shape": 1, "patch": 1, "program": 1, "plan": 1, "NaN": 1}
+ONCE = {"tensor": 1, "shape": 1, "patch": 1, "program": 1, "plan": 1, "NaN": 1}
 
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     calls = Calls(monkeypatch)
+    calls.of(autoencoder_kl, "check_tensor", "tensor")
+    calls.of(source, "check_tensor", "tensor")
     calls.of(autoencoder_kl, "_check_shape", "shape")
     calls.of(halves, "_find_patch", "patch")
     for name in ("encoder_program", "decoder_program"):
@@ -77,9 +79,9 @@ METHODS: dict[str, tuple[Callable[[AutoencoderKL], Any], dict[str, int]]] = {
     "strips": (lambda vae: vae.decode(latent(2, 24, 24)), {**ONCE, "store": 1, "pool": 1}),
     "strips of a size": (by_tiling, {**ONCE, "store": 1, "pool": 1}),
     "slices": (by_slicing, {**ONCE, "store": 1, "pool": 1}),
-    "tiles": (lambda vae: vae.tiled_decode(latent(2, 72, 24)), {"shape": 1}),
-    "whole": (lambda vae: vae.decode(latent(2, 4, 4)), {"shape": 1}),
-    "gradients": (by_gradients, {"shape": 1}),
+    "tiles": (lambda vae: vae.tiled_decode(latent(2, 72, 24)), {"tensor": 1, "shape": 1}),
+    "whole": (lambda vae: vae.decode(latent(2, 4, 4)), {"tensor": 1, "shape": 1}),
+    "gradients": (by_gradients, {"tensor": 1, "shape": 1}),
 }
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 from given.decoder import GivenDecoder
 from given.thinned import thinned
@@ -36,3 +41,38 @@ def test_it_keeps_to_a_budget() -> None:
     assert job.plan.places.disk > 0
     want = decoder(z)
     assert (job.run(z) - want).abs().max() < 1e-5 * want.abs().max()
+
+
+MEASURE = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import torch
+torch.set_num_threads(1)
+from given.decoder import GivenDecoder
+from given.growth import Growth
+from vae_core import Options
+from vae_core.streaming import prepare
+torch.manual_seed(0)
+half, z = GivenDecoder().eval().half(), torch.randn(1, 4, 112, 112)
+free = prepare(half, z.shape)
+budget = free.plan.peak_bytes // 2
+within = prepare(half, z.shape, Options(memory_budget=budget))
+out = torch.zeros(free.output_shape)
+print(budget)
+for job in (within, free):
+    job.run(z, out)  # compiled code is not working memory
+    with Growth() as growth:
+        job.run(z, out)
+    print(growth.bytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_it_is_measured_to_keep_to_a_budget() -> None:
+    """The process grows by no more than the budget; without one it grows by far more."""
+    tests = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-c", MEASURE, str(tests.parent), str(tests)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    budget, within, free = map(int, result.stdout.split())
+    assert within <= budget < 0.75 * free

@@ -11,11 +11,10 @@ import pytest
 pytest.importorskip("playwright", reason="playwright is not installed; it is part of the extra `test`")
 pytest.importorskip("aiohttp", reason="aiohttp is not installed; it is part of the extra `test`")
 
+from given import web_models as models
 from host.browser import FrontEnd, front_end, launched, stand_in
 from host.frontend import VERSIONS
 from playwright.sync_api import Browser
-
-from web import models
 
 # ComfyUI 0.3.64's front end draws no DOM widgets in its experimental Vue mode; Nodes 2.0 is the new one's.
 KINDS = ("old-canvas", "new-canvas", "new-vue")

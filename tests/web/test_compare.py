@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from given import web_models as models
 from host.browser import FrontEnd
 from PIL import Image
 from playwright.sync_api import Locator, expect
-
-from web import models
 
 pytestmark = pytest.mark.thorough
 

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from given import web_models as models
 from host.browser import FrontEnd, front_end
 from PIL import Image
 from playwright.sync_api import Browser, expect
-
-from web import models
 
 pytestmark = pytest.mark.thorough
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from web.models import sd_fields
+from given.web_models import sd_fields
 
 import vae_core
 from vae_core import AutoencoderKL

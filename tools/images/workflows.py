@@ -14,11 +14,11 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from given.web_models import write_checkpoint
 from notes import texts
 from PIL import Image
 from stage import ROOT, Columns, Node, Stage, opened
 from usual_nodes import decoded, encoded, preview, scaled, source_image, vae
-from web.models import write_checkpoint
 
 FOLDER = ROOT / "example_workflows"
 THUMBNAIL = (640, 400)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -173,16 +173,56 @@ _AT_ONCE, _AT_ONCE_ON_A_DEVICE = 64 * 64, 2 * 128 * 128
 
 
 class Way(NamedTuple):
-    """How a job runs.
+    """How a run goes.
 
     Attributes:
         name: "whole", the reference path on the whole image; "strips", the program, exact; "tiles", the reference path
             on overlapping tiles that are blended.
         reason: why, as the end of a sentence.
+        planned: a job runs it as planned; if not, a model's own method runs the modules as its caller's modes have it.
+        ignores_budget: a memory budget, if there is one, is not kept.
     """
 
     name: Literal["whole", "strips", "tiles"]
     reason: str
+    planned: bool = True
+    ignores_budget: bool = False
+
+
+class Run(Protocol):
+    """A run whose way is to be chosen. What takes time to find out is a method, asked only where it decides.
+
+    Attributes:
+        shape: of the whole batch, [B, C, H, W].
+        x: the input of a model's own method, which gradients may go through; None for a job.
+    """
+
+    half: Half
+    shape: Sequence[int]
+    options: Options
+    x: Tensor | None
+
+    def find_patch(self) -> str | None:
+        """What is patched in the model, in words; None for an unmodified one."""
+        ...
+
+    def passes(self) -> list[Pass]:
+        """The program."""
+        ...
+
+    def device(self) -> torch.device: ...
+
+    def dtype(self) -> torch.dtype:
+        """Of the computation."""
+        ...
+
+    def whole_fits(self) -> bool:
+        """Whether the reference path has room within the budget."""
+        ...
+
+    def strips_fit(self) -> bool:
+        """Whether strips have."""
+        ...
 
 
 def items_at_once(items: int, latent_pixels: int, device: torch.device) -> int:
@@ -191,54 +231,82 @@ def items_at_once(items: int, latent_pixels: int, device: torch.device) -> int:
     return max(1, min(items, most // latent_pixels))
 
 
-def choose_way(
-    options: Options,
-    latent_pixels: int,
-    covered: bool,
-    patch: str | None,
-    fits: Callable[[], bool],
-    device: torch.device,
-    precisions: tuple[torch.dtype, torch.dtype],
-) -> Way:
-    """The way of a job.
-
-    Args:
-        latent_pixels: of the items that run at once.
-        covered: whether one blended tile covers the image, where such tiles are chosen.
-        patch: what is patched in the model, in words; None for an unmodified one.
-        fits: whether the reference path has room within the budget.
-        precisions: of the computation and of the weights.
+def choose_way(run: Run) -> Way:
+    """The way of a run, be it a job's or that of a model's own method. Nothing else decides it, or any part of it.
 
     Raises:
         TilingError: circular axes for a patched model.
     """
-    tiling, (dtype, weights) = options.tiling, precisions
+    options, x = run.options, run.x
+    covered = options.blended and run.half.is_covered(run.shape, options.tile)
+    if x is not None and is_watched(x):  # asked first: what finds out the rest may run kernels
+        return Way("tiles" if options.blended and not covered else "whole", "each operation is looked at", False)
+    if covered:
+        return Way("whole", "the image is not larger than one blended tile", x is None, True)
     if options.blended:
-        if covered:
-            return Way("whole", "the image is not larger than one blended tile")
-        return Way("tiles", "you chose blended tiles")
-    if patch is not None:
+        return Way("tiles", "you chose blended tiles", x is None, True)
+    method = None if x is None else _way_of_a_method(run, x)
+    if method is not None:
+        return method
+    if (patch := run.find_patch()) is not None:
         if options.circular != "none":
             raise TilingError(
                 f"this model is patched ({patch}), so its own modules must run it, and they are not circular. "
                 f"Choose circular none, or an unmodified model."
             )
-        return Way("whole", f"the model is patched ({patch})")
-    if tiling is not None:
+        return Way("whole", f"the model is patched ({patch})", x is None, True)
+    if x is not None and not _is_asked_for(options):
+        if not is_faster(run.passes(), _items(run.shape, options), x.dtype, x.device, kernel_choice()):
+            return Way("whole", "strips are not faster for this model and size", False)
+        if not run.strips_fit():
+            return Way("whole", "too little memory is free for strips", False)
+    return _way_of_a_job(run)
+
+
+def _way_of_a_method(run: Run, x: Tensor) -> Way | None:
+    """The reference path of a model's own method where it is known to be the way before the model is looked through."""
+    asked = _is_asked_for(run.options)
+    if not asked and not may_be_faster(run.half, _items(run.shape, run.options), x.dtype, x.device):
+        return Way("whole", "strips are not faster for this precision and size", False)
+    if (reason := why_not_strips(run.half, x)) is not None:
+        return Way("whole", reason, False, reason != _GRADIENTS)
+    return None
+
+
+def _way_of_a_job(run: Run) -> Way:
+    """The way of an unmodified model that may run in strips."""
+    options, device, dtype = run.options, run.device(), run.dtype()
+    if options.tiling is not None:
         return Way("strips", "you chose the size of strips")
     if options.circular != "none":
         return Way("strips", "you chose circular axes")
     if device.type in ("cpu", "meta"):
         return Way("strips", "on a CPU strips are the fastest way")
-    if dtype != weights:
+    if dtype != run.half.dtype:
         return Way("strips", "you chose another precision than that of the weights")
     if dtype == torch.float16:
         return Way("strips", "in float16 every pass is checked for values out of range")
-    if strips_lead(latent_pixels, device, dtype):
+    if strips_lead(_latent_pixels_at_once(run.half, _items(run.shape, options), device), device, dtype):
         return Way("strips", "on this device strips are the fastest way")
-    if fits():
+    if run.whole_fits():
         return Way("whole", "it fits into the device's memory")
     return Way("strips", "it does not fit into the device's memory whole")
+
+
+def _is_asked_for(options: Options) -> bool:
+    """Whether the caller has chosen what strips alone can do."""
+    return options.tiling is not None or options.memory_budget is not None
+
+
+def _items(shape: Sequence[int], options: Options) -> Shape:
+    """[B, C, H, W] of what may run at once."""
+    batch, channels, height, width = shape
+    return batch if options.max_items is None else min(batch, options.max_items), channels, height, width
+
+
+def _latent_pixels_at_once(half: Half, shape: Shape, device: torch.device) -> int:
+    height, width = half.latent_size(shape)
+    return items_at_once(shape[0], height * width, device) * height * width
 
 
 def is_watched(x: Tensor) -> bool:
@@ -253,21 +321,23 @@ def is_captured(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def may_stand_in(half: Half, x: Tensor) -> bool:
-    """Whether a job may stand in for the reference path on this input.
+_GRADIENTS = "gradients are wanted"
 
-    It may not where gradients or autocasting are at work, where a module is patched, where the reference path is asked
-    for, or where weights and input differ in device or precision; nor where `is_watched`, which is asked before this.
+
+def why_not_strips(half: Half, x: Tensor) -> str | None:
+    """Why strips may not stand in for the reference path on an input of a model's own method; None where they may.
+
+    A patched model is not looked for here, and `is_watched` is asked before this.
     """
     if kernel_choice() == "reference":
-        return False
+        return "you chose the reference path"
     if torch.is_grad_enabled():
         weights = (weight for module in half.modules.values() for weight in module.parameters())
         if x.requires_grad or any(weight.requires_grad for weight in weights):
-            return False
-    if half.dtype != x.dtype or half.device != x.device or torch.is_autocast_enabled(x.device.type):
-        return False
-    return half.find_patch() is None
+            return _GRADIENTS
+    if half.dtype != x.dtype or half.device != x.device:
+        return "the input differs from the weights in device or precision"
+    return "autocasting is at work" if torch.is_autocast_enabled(x.device.type) else None
 
 
 # Below so many latent pixels in a batch, or such a share of FLOPs in fast kernels, the reference path is as fast:
@@ -276,15 +346,14 @@ _SMALLEST = 18 * 18
 _FAST_SHARE = 0.4
 
 
-def may_be_faster(half: Half, x: Tensor) -> bool:
-    """Whether it is worth finding out if strips are faster than the reference path."""
-    if x.dtype not in (torch.float32, *STORED):
+def may_be_faster(half: Half, shape: Shape, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether it is worth finding out if strips are faster than the reference path, for inputs [B, C, H, W]."""
+    if dtype not in (torch.float32, *STORED):
         return False
-    height, width = half.latent_size(x.shape)
-    if x.device.type == "cpu":
-        return height * width * x.shape[0] >= _SMALLEST
-    items = items_at_once(x.shape[0], height * width, x.device)
-    return strips_lead(items * height * width, x.device, x.dtype)
+    if device.type == "cpu":
+        height, width = half.latent_size(shape)
+        return height * width * shape[0] >= _SMALLEST
+    return strips_lead(_latent_pixels_at_once(half, shape, device), device, dtype)
 
 
 def strips_lead(latent_pixels: int, device: torch.device, dtype: torch.dtype) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,17 +15,18 @@ from ..autocast import without_autocast
 from ..errors import MemoryBudgetError, NonFiniteError
 from ..tiling.grid import Cuts, TileSpec
 from ..units import GIB, MIB
-from .choose import Way, choose_way, is_faster, is_watched, kernel_choice, may_be_faster, may_stand_in
+from .choose import Way, choose_way, kernel_choice
 from .devices import numbered
 from .forks import leave_lost_threads
 from .half import Half
 from .options import Options
-from .plan import Places, Plan
+from .plan import Places
 from .progress import ProgressCallback, Report
-from .reference import Tiles, Whole, run_reference
+from .reference import run_reference
 from .request import Request
 from .source import Source
 from .strips import Strips
+from .ways import PlannedRun
 
 logger = logging.getLogger("seamless_vae")
 
@@ -34,44 +34,11 @@ Result = TypeVar("Result")
 _SMALL_STRIP = 4  # rows of latent pixels
 
 
-class Planned(Protocol):
-    """A way of running, planned: Strips, Whole or Tiles."""
-
-    @property
-    def plan(self) -> Plan: ...
-
-    def run(self, source: Source, out: Tensor | None, report: Report) -> Tensor:
-        """Run as planned, into `out` if it is given. Raises NonFiniteError if values leave the precision's range."""
-        ...
-
-
-class _Rung(NamedTuple):
+class PlannedRung(NamedTuple):
     """One way of running with less memory than the one before."""
 
     how: str
     request: Request
-
-
-def _choose(request: Request) -> tuple[Way, Planned]:
-    """How a request is run: the one place where that is decided."""
-    whole = functools.cache(lambda: Whole.of(request))
-
-    def fits() -> bool:
-        return request.budget is None or whole().plan.peak_bytes <= request.budget
-
-    height, width = request.latent_size
-    way = choose_way(
-        request.options,
-        next(request.items()) * height * width,
-        request.is_covered,
-        request.patch,
-        fits,
-        request.device,
-        (request.dtype, request.half.dtype),
-    )
-    if way.name == "strips":
-        return way, Strips.of(request)
-    return way, Tiles.of(request) if way.name == "tiles" else whole()
 
 
 class Job:
@@ -89,20 +56,32 @@ class Job:
         how: what sets it apart from the job that was asked for, such as "in smaller strips", for a log.
     """
 
-    def __init__(self, request: Request, how: str = "in the first attempt", ladder: Sequence[_Rung] | None = None):
-        self._request, self.how = request, how
+    def __init__(
+        self, run: PlannedRun, way: Way, how: str = "in the first attempt", ladder: Sequence[PlannedRung] | None = None
+    ):
+        self._request = request = run.request()
+        self.how = how
         self.half = request.half
         self.shape = request.shape
         self.output_shape = request.output_shape
         self.options = request.options
         self.device = request.device
         self.dtype = request.dtype
-        self.way, self._planned = _choose(request)
+        self.way = way
+        self._planned = run.planned(way)
         self.plan = self._planned.plan
         places = self.plan.places
         self.bytes = Places(self.plan.peak_bytes + request.carried(self.plan.items), places.cpu, places.disk)
         self._ladder = ladder  # what is left of it; None until it is needed
         self._smallest = self.bytes.device
+
+    @classmethod
+    def of(
+        cls, request: Request, how: str = "in the first attempt", ladder: Sequence[PlannedRung] | None = None
+    ) -> Job:
+        """Choose its way, and plan it."""
+        run = PlannedRun.of(request)
+        return cls(run, choose_way(run), how, ladder)
 
     @property
     def cuts(self) -> Cuts | None:
@@ -128,7 +107,7 @@ class Job:
         for items in request.items():
             budget = max(1, free - request.carried(items))
             try:
-                made = Job(request.but(memory_budget=budget, max_items=items), self.how, self._ladder)
+                made = Job.of(request.but(memory_budget=budget, max_items=items), self.how, self._ladder)
             except MemoryBudgetError:
                 if items == 1:
                     raise
@@ -151,7 +130,7 @@ class Job:
         while rungs:
             how, request = rungs.pop(0)
             try:
-                made = Job(request, how, rungs)
+                made = Job.of(request, how, rungs)
             except MemoryBudgetError:
                 continue
             # Plans are estimates: of the same size, that of more strips may still fit.
@@ -200,13 +179,13 @@ class Job:
             MemoryBudgetError: the temporary folder has no room for what is offloaded to disk.
         """
         patch = self.half.find_patch()
-        job = self if patch == self._request.patch else Job(self._request.patched(patch), self.how)
+        job = self if patch == self._request.patch else Job.of(self._request.patched(patch), self.how)
         return job.run_at_once(source, out, progress)
 
     @torch.no_grad()
     def run_at_once(
         self,
-        source: Tensor | Sequence[Tensor],
+        source: Tensor | Sequence[Tensor] | Source,
         out: Tensor | None = None,
         progress: ProgressCallback | None = None,
     ) -> Tensor:
@@ -215,24 +194,24 @@ class Job:
             return self._run_in_own_precision(source, out, progress)
 
     def _run_in_own_precision(
-        self, source: Tensor | Sequence[Tensor], out: Tensor | None, progress: ProgressCallback | None
+        self, source: Tensor | Sequence[Tensor] | Source, out: Tensor | None, progress: ProgressCallback | None
     ) -> Tensor:
         leave_lost_threads()
-        given = Source.of(source, self.shape, self.half.takes)
+        given = Source.of(source, self.half.takes)
+        given.check_shape(self.shape)
         given.check_finite()
         if out is not None:
             given.check_output(out, self.output_shape)
         report = Report(progress)
         if self._request.patch is not None and self.way.name == "whole":
             logger.warning("%s, so its own modules run it whole.", self.way.reason)
-        if self.way.name != "strips" and self.options.memory_budget is not None:
-            _ignore_budget(self.way.reason)
+        _warn_of_budget(self.way, self.options)
         try:
             return self._planned.run(given, out, report)
         except NonFiniteError as error:
             if self.dtype != torch.float16:
                 raise
-            wider = Job(self._request.but(dtype="auto"), self.how)
+            wider = Job.of(self._request.but(dtype="auto"), self.how)
             logger.warning("%s It is now run in %s.", error, str(wider.dtype).removeprefix("torch."))
         result = wider._planned.run(given, out, report)
         return result if out is not None else result.to(self.dtype)
@@ -263,21 +242,21 @@ def run_or_smaller(
         job = following
 
 
-def _ladder(request: Request, items: int) -> list[_Rung]:
+def _ladder(request: Request, items: int) -> list[PlannedRung]:
     """What to try when memory runs out, one after the other."""
     rungs = []
     if request.can_be_cut:
         one = request.but(max_items=1)
         if items > 1:
-            rungs.append(_Rung("one item of the batch at a time", one))
+            rungs.append(PlannedRung("one item of the batch at a time", one))
         size = min(request.options.strip_latents or _SMALL_STRIP, _SMALL_STRIP)
         strips = one.but(tiling=TileSpec(size=size))
-        rungs.append(_Rung("in smaller strips", strips))
+        rungs.append(PlannedRung("in smaller strips", strips))
         for budget in _smaller_budgets(strips):
             how = f"with {budget / MIB:.0f} MiB of working memory and the rest offloaded"
-            rungs.append(_Rung(how, strips.but(memory_budget=budget)))
+            rungs.append(PlannedRung(how, strips.but(memory_budget=budget)))
     if request.device.type != "cpu":
-        rungs.append(_Rung("on the CPU", request.on_cpu()))
+        rungs.append(PlannedRung("on the CPU", request.on_cpu()))
     return rungs
 
 
@@ -331,47 +310,31 @@ def prepare(
     place = numbered(half.device if device is None else torch.device(device))
     batch, channels, height, width = map(operator.index, shape)
     whole = (batch, channels, height, width)
-    return Job(Request.of(half, whole, options, place, available, kernel_choice(), half.find_patch()))
+    return Job.of(Request.of(half, whole, options, place, available, kernel_choice(), half.find_patch()))
 
 
 def run_method(half: Half, x: Tensor, options: Options) -> Tensor:
-    """The result of a model's own method: in strips where these are chosen or faster, else by the reference path.
+    """The result of a model's own method: of a job, or of its modules as they are, by the way that `choose_way` gives.
 
-    Strips run only where they may stand in for the reference path, through which gradients flow; see `may_stand_in`.
+    Args:
+        x: looked at by `check_tensor` already.
 
     Raises:
         ShapeError: an input that does not fit the model.
+        MemoryBudgetError: a budget was given, and strips do not fit it.
         NonFiniteError: it has NaN or infinite values, and is run in strips.
         DamagedWeightError: a weight has.
     """
     leave_lost_threads()
     half.check(x.shape)
-    tiling = options.tiling
-    watched = is_watched(x)  # asked first: what finds out the rest may run kernels
-    if options.blended:
-        if options.memory_budget is not None and not watched:
-            _ignore_budget("you chose blended tiles")
-        return run_reference(half, x, None if half.is_covered(x.shape, options.tile) else tiling, options.max_items)
-    item = x if options.max_items is None else x[: options.max_items]
-    asked = tiling is not None or options.memory_budget is not None
-    if not watched and (asked or may_be_faster(half, item)) and may_stand_in(half, x):
-        batch, channels, height, width = x.shape
-        kernels = kernel_choice()
-        passes = half.program()
-        if asked or is_faster(passes, (len(item), channels, height, width), x.dtype, x.device, kernels):
-            shape = (batch, channels, height, width)
-            request = Request.of(half, shape, options, numbered(half.device), None, kernels, None, passes)
-            try:
-                job = Job(request)
-            except MemoryBudgetError:
-                if asked:
-                    raise
-            else:
-                return job.run_at_once(x)
-    elif options.memory_budget is not None and not watched and (patch := half.find_patch()) is not None:
-        _ignore_budget(f"the model is patched ({patch})")
-    return run_reference(half, x, None, options.max_items)
+    run = PlannedRun(half, x.shape, options, x)
+    way = choose_way(run)
+    if way.planned:
+        return Job(run, way).run_at_once(Source((x,), half.takes))
+    _warn_of_budget(way, options)
+    return run_reference(half, x, options.tiling if way.name == "tiles" else None, options.max_items)
 
 
-def _ignore_budget(reason: str) -> None:
-    logger.warning("The memory budget is ignored: %s, and only strips can be cut to fit.", reason)
+def _warn_of_budget(way: Way, options: Options) -> None:
+    if way.ignores_budget and options.memory_budget is not None:
+        logger.warning("The memory budget is ignored: %s, and only strips can be cut to fit.", way.reason)

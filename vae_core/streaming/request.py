@@ -111,11 +111,6 @@ class Request:
         return self.patch is None and not self.options.blended
 
     @property
-    def is_covered(self) -> bool:
-        """Whether a blended tile was chosen that covers all."""
-        return self.options.blended and self.half.is_covered(self.shape, self.options.tile)
-
-    @property
     def tile(self) -> tuple[int, int]:
         """Height and width in latent pixels of what runs at once: a blended tile, or all."""
         height, width = self.latent_size

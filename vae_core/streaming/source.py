@@ -27,19 +27,24 @@ class Source:
     what: str
 
     @classmethod
-    def of(cls, source: Tensor | Sequence[Tensor], shape: Shape, what: str) -> Source:
-        """Raise ShapeError or ImageError unless a source has the planned shape and real floating-point values."""
+    def of(cls, source: Tensor | Sequence[Tensor] | Source, what: str) -> Source:
+        """Raise ShapeError or ImageError unless it has real floating-point values, or is a source already."""
+        if isinstance(source, Source):
+            return source
         parts: tuple[Any, ...] = tuple(source) if isinstance(source, list | tuple) else (source,)
         for part in parts:
             check_tensor(part, what)
-        sizes = [tuple(part.shape) for part in parts]
+        return cls(parts, what)
+
+    def check_shape(self, shape: Shape) -> None:
+        """Raise ShapeError unless it has the planned shape."""
+        sizes = [tuple(part.shape) for part in self.parts]
         fits = all(len(size) == 4 and size[1:] == shape[1:] for size in sizes)
         if not fits or sum(size[0] for size in sizes) != shape[0]:
             raise ShapeError(
-                f"this {what} has shape {' and '.join(map(str, sizes)) or 'nothing'}, but the job was prepared for "
-                f"{tuple(shape)}. Prepare one for this shape."
+                f"this {self.what} has shape {' and '.join(map(str, sizes)) or 'nothing'}, but the job was prepared "
+                f"for {tuple(shape)}. Prepare one for this shape."
             )
-        return cls(parts, what)
 
     def part(self, items: slice) -> Tensor:
         """Some items of the batch, [b, C, H, W], together on the device of the first."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from given.models import BY_NAME, family_fields, make
 from PIL import Image
 from safetensors.torch import save_file
 
+from given.models import BY_NAME, family_fields, make
 from vae_core import AutoencoderKLConfig, save_single_file
 from vae_core.layers import without_values
 
