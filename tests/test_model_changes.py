@@ -9,10 +9,8 @@ import torch
 from given.inputs import image, latent
 from given.pairs import model
 
-from vae_core import (
-    AutoencoderKL,
-    ConfigError,
-)
+import vae_core
+from vae_core import AutoencoderKL, ConfigError, DamagedWeightError
 
 
 class TestTraining:
@@ -191,3 +189,40 @@ class TestCompilation:
             result = torch.compile(vae, fullgraph=True, backend="eager")(image()).sample
         torch._dynamo.reset()
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+
+
+class TestNames:
+    """Messages name weights and modules as people know them, whatever is wrapped around the modules."""
+
+    def compiled(self, vae: Any) -> None:
+        vae.decoder = torch.compile(vae.decoder, backend="eager")
+
+    def alone(self, vae: Any) -> None:
+        vae.decoder = torch.nn.Sequential(vae.decoder)
+
+    def parallel(self, vae: Any) -> None:
+        vae.decoder.mid_block = torch.nn.DataParallel(vae.decoder.mid_block)
+
+    def adapted(self, vae: Any) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        vae.decoder = get_peft_model(vae.decoder, LoraConfig(r=2, target_modules=["conv1", "to_q"]))
+
+    def parametrized(self, vae: Any) -> None:
+        torch.nn.utils.parametrizations.weight_norm(vae.decoder.mid_block.resnets[0].conv1)
+
+    @pytest.mark.parametrize("how", ["compiled", "alone", "parallel", "adapted", "parametrized"])
+    @torch.no_grad()
+    def test_a_damaged_weight(self, how: str) -> None:
+        vae: Any = model("f4")
+        vae.decoder.mid_block.resnets[0].conv1.weight[0, 0, 0, 0] = torch.nan
+        getattr(self, how)(vae)
+        with pytest.raises(DamagedWeightError, match=r"^decoder\.mid_block\.resnets\.0\.conv1\.weight has values"):
+            vae.decode(latent())
+
+    def test_a_patch(self) -> None:
+        vae: Any = model("f4")
+        vae.decoder.mid_block.register_forward_hook(lambda *args: None)
+        assert "decoder.mid_block has a hook" in vae_core.prepare_decode(vae, (1, 4, 8, 8)).way.reason
+        self.compiled(vae)
+        assert "decoder has been compiled" in vae_core.prepare_decode(vae, (1, 4, 8, 8)).way.reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from .layers import conv2d
 from .patched import find_patch
 from .streaming.half import Half
 from .streaming.program import Linear, Pass, ProgramBuilder
+from .wrappers import plain_name
 
 
 class HasHalves(Protocol):
@@ -40,6 +42,16 @@ class HasHalves(Protocol):
     def dtype(self) -> torch.dtype: ...
     def check_image_shape(self, shape: Sequence[int]) -> None: ...
     def check_latent_shape(self, shape: Sequence[int]) -> None: ...
+
+
+@dataclass(frozen=True)
+class ModelHalf(Half):
+    """A half whose weights are named as people know them, whatever is wrapped around its modules."""
+
+    def find_damage(self) -> str | None:
+        """The name of the first weight that has NaN or infinite values; None if all are finite."""
+        found = super().find_damage()
+        return None if found is None else plain_name(nn.ModuleDict(dict(self.modules)), found)
 
 
 def unwrapped(vae: Any) -> Any:
@@ -85,7 +97,7 @@ def encoder_half(vae: HasHalves) -> Half:
     config = vae.config
     modules = Parts(vae, "encoder", "quant_conv")
 
-    return Half(
+    return ModelHalf(
         takes="image",
         modules=modules,
         placement=lambda: (vae.device, vae.dtype),
@@ -109,7 +121,7 @@ def decoder_half(vae: HasHalves) -> Half:
     config = vae.config
     modules = Parts(vae, "post_quant_conv", "decoder")
 
-    return Half(
+    return ModelHalf(
         takes="latent",
         modules=modules,
         placement=lambda: (vae.device, vae.dtype),
@@ -159,7 +171,8 @@ class Parts(Mapping[str, nn.Module]):
 
 
 def _find_patch(modules: Mapping[str, nn.Module]) -> str | None:
-    return next((patch for module in modules.values() if (patch := find_patch(module)) is not None), None)
+    found = (find_patch(module, name) for name, module in modules.items())
+    return next((patch for patch in found if patch is not None), None)
 
 
 # Programs.

@@ -19,18 +19,21 @@ _CLASSES = (
 _FORWARDS = {cls: cls.forward for cls in _CLASSES if cls is not nn.ModuleList}
 
 
-def find_patch(module: nn.Module) -> str | None:
+def find_patch(module: nn.Module, called: str = "") -> str | None:
     """The first thing under `module` that is patched, in words; None if it is unmodified.
 
     Looked for: hooks, also global ones; another class, a parametrization, a patched or a compiled method; a
     convolution with another padding; a custom attention processor; weights that compute in their own way.
+
+    Args:
+        called: its name in the model, for the words; without one, that of its class.
     """
     if internals.has_global_hooks():
         return "a forward hook on all modules"
     for name, child in module.named_modules():
         patch = _patch_of(child)
         if patch is not None:
-            return f"{name or type(module).__name__} has {patch}"
+            return f"{'.'.join(filter(None, (called, name))) or type(module).__name__} has {patch}"
     return None
 
 
@@ -43,6 +46,8 @@ def is_replaced(module: nn.Module, name: str) -> bool:
 
 
 def _patch_of(module: nn.Module) -> str | None:
+    if internals.is_compiled(module):
+        return "been compiled"
     cls = type(module)
     if cls not in _CLASSES:
         return f"the class {cls.__name__}"
@@ -52,8 +57,6 @@ def _patch_of(module: nn.Module) -> str | None:
         return "a hook"
     if any(is_replaced(module, name) for name in internals.COMPUTING):
         return "a patched method"
-    if internals.is_compiled(module):
-        return "been compiled"
     for weight in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
         foreign = foreign_class(weight)
         if foreign is not None:
