@@ -102,7 +102,7 @@ def passes(scale: Scale, widths: list[tuple[int, int]], sides: list[int], turns:
             inputs = make_pass(scale, in_channels, out_channels, side)
             direct, winograd = compare(inputs, turns)
             chosen = (
-                choose_kernel(inputs.step, inputs.source, inputs.target, torch.float32, CPU, "auto")
+                choose_kernel(inputs.step, inputs.source, inputs.target, torch.float32, torch.float32, CPU, "auto")
                 is not DirectConvolution
             )
             ratio = direct / winograd

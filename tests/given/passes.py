@@ -71,6 +71,7 @@ BOUNDS = {
     "direct": Bound(5e-7, 6e-6),  # the sum of 9 * C products in float32, and the activation before it
     "winograd": Bound(8e-7, 8e-6),  # its transforms cancel some bits: see `benchmarks/winograd_points.py`
     "upsample": Bound(3e-7, 2.5e-6),  # transforms by differences of neighbours cancel none; and there is no activation
+    "downsample": Bound(4e-7, 3e-6),  # half of its transforms are copies; and there is no activation
     "attention": Bound(4e-7, 3e-6),  # five products and a softmax
     "float64": Bound(2e-15, 2e-14),
 }

@@ -229,7 +229,7 @@ CASES = [
 def kind_of(name: str, case: Convolution) -> str:
     if name == "direct":
         return "direct"
-    return "upsample" if case.scale == "up" else "winograd"
+    return {"same": "winograd", "up": "upsample", "down": "downsample"}[case.scale]
 
 
 @pytest.mark.skipif(not internals.products_available(), reason="torch has no oneDNN")
@@ -241,11 +241,36 @@ def test_a_convolution(case: Convolution, name: str) -> None:
     assert_within(kind_of(name, case), case.channels[0], mean, largest)
 
 
+STRIDED = [
+    *(
+        Convolution(size=size, scale="down", act=False)
+        for size in [(2, 2), (3, 5), (2, 20), (20, 2), (8, 9), (9, 8), (16, 24), (19, 33)]
+    ),
+    *(
+        Convolution(size=size, scale="down", act=False, circular=axes)
+        for size in [(2, 2), (8, 10), (18, 16)]
+        for axes in ("x", "y", "xy")
+    ),
+    Convolution(size=(26, 22), scale="down", act=False, batch=3),
+    Convolution(size=(40, 6), scale="down", act=False, max_rows=8),
+    Convolution(size=(40, 14), scale="down", act=False, bands=12),
+    Convolution(size=(18, 10), scale="down", act=False, layout="narrowed"),
+    Convolution(size=(18, 10), scale="down", act=False, layout="channels first"),
+    Convolution(size=(10, 12), channels=(144, 16), scale="down", act=False),
+    Convolution(size=(10, 12), channels=(16, 176), scale="down", act=False),
+]
+
+
+@pytest.mark.skipif(not winograd.compiled(), reason="numba is not installed")
+@pytest.mark.parametrize("case", STRIDED, ids=str)
+def test_a_convolution_with_a_stride(case: Convolution) -> None:
+    assert_within("downsample", case.channels[0], *errors("compiled", case))
+
+
 @pytest.mark.parametrize(
     "case",
     [
-        *(Convolution(size=size, scale="down", act=False) for size in [(2, 2), (3, 5), (8, 9), (9, 8)]),
-        *(Convolution(size=(8, 10), scale="down", act=False, circular=axes) for axes in ("x", "y", "xy")),
+        *STRIDED,
         Convolution(size=(24, 6), scale="down", act=False, bands=8, max_rows=3),
         Convolution(kernel_size=1, channels=(8, 8), act=False, circular="xy"),
         Convolution(channels=(3, 5), act=False),
@@ -253,7 +278,7 @@ def test_a_convolution(case: Convolution, name: str) -> None:
     ],
     ids=str,
 )
-def test_what_only_the_direct_kernel_computes(case: Convolution) -> None:
+def test_what_torchs_own_convolution_computes(case: Convolution) -> None:
     assert_within("direct", case.channels[0], *errors("direct", case))
 
 
@@ -281,8 +306,8 @@ def test_half_precision_rounds_each_step_once(dtype: torch.dtype, scale: str) ->
 @torch.no_grad()
 @pytest.mark.thorough
 def test_maps_in_bfloat16_are_what_float32_gives_rounded_once(case: Convolution, name: str) -> None:
-    if name != "direct" and case.scale == "down":
-        pytest.skip("the direct kernel alone computes it")
+    if name == "torch" and case.scale == "down":
+        pytest.skip("this kernel has no strides")
     stored = make(replace(case, dtype=torch.bfloat16))
     affine = stored.coefficients and (stored.coefficients[0].float(), stored.coefficients[1].float())
     source, target = widened(stored.source, case), widened(stored.target, case)

@@ -24,6 +24,7 @@ from vae_core.streaming import choose, winograd
 from vae_core.streaming.compiled_products import CompiledProducts
 from vae_core.streaming.compiled_winograd import CompiledWinograd
 from vae_core.streaming.direct import DirectConvolution
+from vae_core.streaming.maps import PlannedMap
 from vae_core.streaming.numba_functions import as_array
 from vae_core.streaming.options import Axes
 from vae_core.streaming.packed_attention import PackedAttention
@@ -132,6 +133,21 @@ def test_which_passes_multiply_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(winograd.jit(), "BFLOAT16", False)
     monkeypatch.setattr(choose, "multiplies_bfloat16", lambda: False)
     assert not rounded(decoder_half(four), (1, 4, 16, 16)) and not rounded(encoder_half(four), (1, 3, 128, 128))
+
+
+@pytest.mark.skipif(not winograd.compiled(), reason="numba is not installed")
+@pytest.mark.parametrize("weights", [torch.float32, BF16])
+@pytest.mark.parametrize("instructions", [False, True])
+def test_a_stride_of_what_is_stored_is_left_to_instructions(
+    weights: torch.dtype, instructions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "multiplies_bfloat16", lambda: instructions)
+    step = Convolve("source", "target", nn.Conv2d(128, 128, 3, dtype=weights), scale="down")
+    source, target = (PlannedMap.whole(torch.Size((1, side, side, 128))) for side in (512, 256))
+    for maps in (torch.float32, BF16):
+        rounds = instructions and maps == weights == BF16
+        found = choose.choose_kernel(step, source, target, torch.float32, maps, torch.device("cpu"), "auto")
+        assert found is (DirectConvolution if rounds else CompiledWinograd)
 
 
 SMALLER = {

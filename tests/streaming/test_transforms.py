@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vae_core.streaming import torch_transforms, winograd
-from vae_core.streaming.transforms import UPSAMPLE, WINOGRAD, Matrix, Transform, as_tensor
+from vae_core.streaming.transforms import DOWNSAMPLE, UPSAMPLE, WINOGRAD, Matrix, Transform, as_tensor
 from vae_core.streaming.transforms import winograd as winograd_at
 
 PAIRS = [(Fraction(2, 3), Fraction(3, 2)), (Fraction(1), Fraction(2)), (Fraction(1, 2), Fraction(5, 4))]
@@ -29,7 +29,7 @@ def unit(size: int, place: int) -> list[Fraction]:
     return [Fraction(each == place) for each in range(size)]
 
 
-@pytest.mark.parametrize("transform", [*(winograd_at(*pair) for pair in PAIRS), UPSAMPLE], ids=str)
+@pytest.mark.parametrize("transform", [*(winograd_at(*pair) for pair in PAIRS), UPSAMPLE, DOWNSAMPLE], ids=str)
 def test_the_matrices_convolve_exactly(transform: Transform) -> None:
     """Both sides are linear in the kernel and in the inputs, so unit vectors prove it for all."""
     for k, i in itertools.product(range(3), range(transform.reach)):
@@ -38,8 +38,9 @@ def test_the_matrices_convolve_exactly(transform: Transform) -> None:
             a * b for a, b in zip(times(transform.kernel, kernel), times(transform.inputs, inputs), strict=True)
         ]
         # The outputs of an upsampling begin at the first copy of the second input, and reach one copy further.
-        seen = inputs if transform.step == 4 else [each for each in inputs for _ in range(2)][1:-1]
-        wanted = [sum((kernel[t] * seen[y + t] for t in range(3)), Fraction(0)) for y in range(4)]
+        seen = [each for each in inputs for _ in range(2)][1:-1] if transform is UPSAMPLE else inputs
+        stride = 2 if transform is DOWNSAMPLE else 1
+        wanted = [sum((kernel[t] * seen[stride * y + t] for t in range(3)), Fraction(0)) for y in range(4)]
         assert times(transform.outputs, products) == wanted
 
 
@@ -59,6 +60,7 @@ def some(name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) ->
     return torch.full(tuple(shape), torch.nan, dtype=dtype)
 
 
+RESAMPLING = {UPSAMPLE: "upsample", DOWNSAMPLE: "downsample"}
 FLOAT32 = np.float32(0)  # what the numbers of a map are
 
 
@@ -79,10 +81,11 @@ def inputs_of(transform: Transform, source: Tensor, compiled: bool, affine=None)
         tensors = affine and (torch.from_numpy(affine[0]), torch.from_numpy(affine[1]))
         torch_transforms.transform_inputs(transform, source, 0, 0, False, tensors, (1, 1), some, out)
         return out.reshape(n * n, channels)
-    jit, ring, place = winograd.jit(), np.empty((channels // 16, 6, 6, 16), np.float32), begin(out.numpy())
+    jit, ring, place = winograd.jit(), np.empty((channels // 16, 9, 9, 16), np.float32), begin(out.numpy())
     image = rows_of(source.numpy()), width, channels, FLOAT32
-    if transform is UPSAMPLE:
-        jit.upsample_inputs(image, 0, 0, False, begin(ring), (place, channels, FLOAT32), (1, 1), channels)
+    if transform in RESAMPLING:
+        inputs = getattr(jit, f"{RESAMPLING[transform]}_inputs")
+        inputs(image, 0, 0, False, begin(ring), (place, channels, FLOAT32), (1, 1), channels)
     else:
         scale, shift = affine or (ring, ring)
         norm = begin(scale), begin(shift), affine is not None
@@ -99,10 +102,9 @@ def outputs_of(transform: Transform, products: Tensor, compiled: bool) -> Tensor
         return checked(target, sums)
     rows, products = rows_of(target.numpy()), products.contiguous()
     place, size, totals = (rows, (0, 0), channels, FLOAT32), (4, 4), tuple(each.ctypes.data // 8 for each in sums)
-    if transform is UPSAMPLE:
-        winograd.jit().upsample_outputs(
-            begin(products.numpy()), channels, begin(bias.numpy()), place, size, channels, totals
-        )
+    if transform in RESAMPLING:
+        outputs = getattr(winograd.jit(), f"{RESAMPLING[transform]}_outputs")
+        outputs(begin(products.numpy()), channels, begin(bias.numpy()), place, size, channels, totals)
     else:
         nothing = False, rows, (0, 0), channels, FLOAT32
         winograd.jit().transform_outputs(
@@ -123,7 +125,7 @@ def impulses(count: int) -> Tensor:
     return torch.eye(count, -(-count // 16) * 16)
 
 
-@pytest.mark.parametrize("transform", [WINOGRAD, UPSAMPLE], ids=["winograd", "upsample"])
+@pytest.mark.parametrize("transform", [WINOGRAD, UPSAMPLE, DOWNSAMPLE], ids=["winograd", "upsample", "downsample"])
 def test_inputs_are_transformed_by_the_matrix(transform: Transform, compiled: bool) -> None:
     reach = transform.reach
     matrix = as_tensor(transform.inputs)
@@ -133,7 +135,7 @@ def test_inputs_are_transformed_by_the_matrix(transform: Transform, compiled: bo
     assert not found[:, reach**2 :].any()
 
 
-@pytest.mark.parametrize("transform", [WINOGRAD, UPSAMPLE], ids=["winograd", "upsample"])
+@pytest.mark.parametrize("transform", [WINOGRAD, UPSAMPLE, DOWNSAMPLE], ids=["winograd", "upsample", "downsample"])
 def test_outputs_are_transformed_by_the_matrix(transform: Transform, compiled: bool) -> None:
     n = transform.products
     matrix = as_tensor(transform.outputs)
@@ -166,7 +168,7 @@ def test_what_is_not_a_number_stays_one(compiled: bool) -> None:
     assert found[0].isnan().all()
 
 
-@pytest.mark.parametrize("transform", [WINOGRAD, UPSAMPLE], ids=["same", "up"])
+@pytest.mark.parametrize("transform", [WINOGRAD, UPSAMPLE, DOWNSAMPLE], ids=["same", "up", "down"])
 @pytest.mark.parametrize(("out_channels", "channels"), [(16, 16), (48, 32), (64, 16), (80, 48)])
 def test_weights_as_products_read_them(transform: Transform, out_channels: int, channels: int) -> None:
     """Made block by block, in any order; output channels that fill up the last block are zero."""

@@ -110,14 +110,14 @@ def pass_dtype(step: Pass, kernel: type[Kernel], dtype: torch.dtype, maps: torch
     elif kernel is CompiledWinograd:
         rounded = winograd.jit().BFLOAT16 and (step.scale == "up" or last)
     else:
-        rounded = kernel is DirectConvolution and _is_stored_as_it_is(step, maps) and multiplies_bfloat16()
+        rounded = kernel is DirectConvolution and _multiplies_as_stored(step, maps)
     return maps if rounded else dtype
 
 
-def _is_stored_as_it_is(step: Convolve, maps: torch.dtype) -> bool:
-    """Whether a pass multiplies numbers of the maps' precision as they are, and stores their sum."""
+def _multiplies_as_stored(step: Convolve, maps: torch.dtype) -> bool:
+    """Whether a pass multiplies numbers of the maps' precision as they are, and stores their sum, by instructions."""
     changed = step.norm is not None or step.act is not None or step.residual is not None or step.target == OUTPUT
-    return not changed and step.conv.weight.dtype == maps
+    return not changed and step.conv.weight.dtype == maps and maps in STORED and multiplies_bfloat16()
 
 
 def last_positions(passes: Sequence[Pass], shape: Shape) -> int:
@@ -137,17 +137,24 @@ def choose_kernel(
     source: FeatureMap,
     target: FeatureMap,
     dtype: torch.dtype,
+    maps: torch.dtype,
     device: torch.device,
     choice: KernelChoice,
 ) -> type[Kernel]:
-    """The kernel of a pass: the fastest one by its shapes, or what `kernels` has asked for."""
+    """The kernel of a pass: the fastest one by its shapes, or what `kernels` has asked for.
+
+    Args:
+        dtype, maps: the precision of the run and that of its maps.
+    """
     torchs_own = StoredAttention if isinstance(step, Attend) else DirectConvolution
     if choice in ("reference", "direct"):
         return torchs_own
     fastest = next(each for each in KERNELS if each.suits(step, source, dtype, device))
-    if isinstance(step, Attend) or choice == "winograd" or _winograd_wins(step, source.shape[3], target):
+    if isinstance(step, Attend) or choice == "winograd":
         return fastest
-    return torchs_own
+    if step.scale == "down" and _multiplies_as_stored(step, maps):  # twice as fast, and there is less to be saved
+        return torchs_own
+    return fastest if _winograd_wins(step, source.shape[3], target) else torchs_own
 
 
 def _winograd_wins(step: Convolve, in_channels: int, target: FeatureMap) -> bool:
@@ -365,11 +372,11 @@ def is_faster(passes: list[Pass], shape: Shape, dtype: torch.dtype, device: torc
     """Whether enough of a program's FLOPs for an input [B, C, H, W] would be in fast kernels, without planning it."""
     if device.type != "cpu":  # what counts there is known by `may_be_faster`
         return True
-    dtype = computing_dtype(dtype, device, choice)
+    maps, dtype = dtype, computing_dtype(dtype, device, choice)
     fast = total = 0
     for step, *shapes in map_shapes(passes, shape):
         source, target = map(PlannedMap.whole, shapes)
         flops = step.flops(target.shape[1] * target.shape[2])
         total += flops
-        fast += flops if choose_kernel(step, source, target, dtype, device, choice).fast else 0
+        fast += flops if choose_kernel(step, source, target, dtype, maps, device, choice).fast else 0
     return fast > _FAST_SHARE * total

@@ -81,7 +81,7 @@ class CompiledWinograd(winograd.Winograd):
     def _most_tiles(self) -> int:
         """Tiles that are worked on at once, at most."""
         conv = self.step.conv
-        share = min(1.0, self.inputs.strip_bytes / STRIP_BYTES)
+        share = min(1.0, self.inputs.strip_bytes / STRIP_BYTES) * min(1.0, winograd.GROUPS["same"] / self.groups)
         most = (conv.in_channels * conv.out_channels) ** 0.5 * _TILES_PER_CHANNEL
         return max(_FEWEST_TILES, int(most * share))
 
@@ -133,8 +133,9 @@ class CompiledWinograd(winograd.Winograd):
         tiles = self._at_once[0] * self._at_once[1]
         rows = round_up(tiles, jit.ROWS)
         pixels = round_up(tiles * TILE**2, jit.ROWS) if self._shortcut_channels else 0
+        rings = {"same": 36 * min(channels, jit.BLOCK), "up": 16 * channels, "down": jit.PATCH * jit.PATCH_CHANNELS}
         sizes = {
-            "ring": 36 * min(channels, jit.BLOCK) if self.step.scale == "same" else 16 * channels,
+            "ring": rings[self.step.scale],
             "inputs": max(rows * self.groups * (channels + jit.GAP), pixels * (self._shortcut_channels + jit.GAP)),
             "products": rows * self.groups * (width + jit.GAP),
             "shortcut": pixels * (width + jit.GAP),
@@ -226,19 +227,7 @@ class CompiledWinograd(winograd.Winograd):
         rows = scratch.tensor("rows", (TILE * self._at_once[0],), torch.int64).numpy()
         sums.fill(0.0)
         # Plain tuples: what numba keeps on disk has the names of all others, which a host may change.
-        if self.step.scale == "up":
-            jit.upsample(
-                tuple(self._sources[item].part(top // 2, bottom // 2 + 2)),
-                circular,
-                weights.weights,
-                weights.bias,
-                tuple(target),
-                strip.columns,
-                (ring, inputs, products, self._at_once),
-                sums[0],
-                sums[1],
-            )
-        else:
+        if self.step.scale == "same":
             jit.convolve(
                 tuple(self._sources[item].part(top, bottom + 2)),
                 circular,
@@ -250,6 +239,21 @@ class CompiledWinograd(winograd.Winograd):
                 tuple(target),
                 strip.columns,
                 (ring, inputs, products, shortcut, rows, self._at_once),
+                sums[0],
+                sums[1],
+            )
+        else:
+            up = self.step.scale == "up"
+            # The row above the map comes first.
+            first, stop = (top // 2, bottom // 2 + 2) if up else (2 * top + 1, 2 * bottom + 2)
+            (jit.upsample if up else jit.downsample)(
+                tuple(self._sources[item].part(first, stop)),
+                circular,
+                weights.weights,
+                weights.bias,
+                tuple(target),
+                strip.columns,
+                (ring, inputs, products, self._at_once),
                 sums[0],
                 sums[1],
             )

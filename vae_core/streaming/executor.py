@@ -261,7 +261,7 @@ class Execution:
             return self.planned[index].kernel, self.planned[index].layout
         source, target = self.maps[step.source], self.maps[step.target]
         manner = self.manner
-        chosen = choose_kernel(step, source, target, manner.dtype, manner.device, manner.kernels)
+        chosen = choose_kernel(step, source, target, manner.dtype, manner.map_dtype, manner.device, manner.kernels)
         if self.like is None or self.like[index].kernel is not chosen or chosen.whole_batch:
             return chosen, None
         return chosen, self.like[index].layout.clipped(target.shape[0])

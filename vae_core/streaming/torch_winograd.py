@@ -19,7 +19,7 @@ from . import internals, torch_transforms, winograd
 from .kernel import STRIP_BYTES, Each, Layout, Strip, cut, one_by_one
 from .maps import FeatureMap
 from .products import VECTOR, PackedProducts, whole_vectors
-from .program import Pass
+from .program import Convolve, Pass
 from .scratch import Scratch
 from .transforms import TILE
 
@@ -85,7 +85,9 @@ class TorchWinograd(winograd.Winograd):
     @staticmethod
     def suits(step: Pass, source: FeatureMap, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether this kernel can compute a pass."""
-        return internals.products_available() and winograd.is_winograds(step, dtype, device)
+        if not internals.products_available() or not winograd.is_winograds(step, dtype, device):
+            return False
+        return isinstance(step, Convolve) and step.scale != "down"
 
     def _lay_out(self) -> Layout:
         batch, height, width, channels = self.inputs.target.shape

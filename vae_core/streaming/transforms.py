@@ -39,7 +39,8 @@ class Transform:
         kernel: G [n, 3].
         inputs: B^T [n, k].
         outputs: A^T [4, n].
-        step: positions of the source from one tile to the next: 4, or 2 where the source is doubled first.
+        step: positions of the source from one tile to the next: 4, or 2 where the source is doubled first, or 8 where
+            outputs are those of every second position.
     """
 
     kernel: Matrix
@@ -94,9 +95,9 @@ def winograd(a: Fraction, b: Fraction) -> Transform:
     return Transform(tuple(kernel), tuple(inputs), tuple(outputs), TILE)
 
 
-def _polynomial(roots: Sequence[Fraction]) -> tuple[Fraction, ...]:
-    """Coefficients of the product of (x - root), from the constant on, filled up to six."""
-    coefficients = [Fraction(1)] + [Fraction(0)] * 5
+def _polynomial(roots: Sequence[Fraction], count: int = 6) -> tuple[Fraction, ...]:
+    """Coefficients of the product of (x - root), from the constant on, filled up to so many."""
+    coefficients = [Fraction(1)] + [Fraction(0)] * (count - 1)
     for root in roots:
         coefficients = [
             before - root * each for before, each in zip([Fraction(0), *coefficients], coefficients, strict=False)
@@ -129,4 +130,39 @@ UPSAMPLE = Transform(
     step=2,
 )
 
-BY_SCALE = {"same": WINOGRAD, "up": UPSAMPLE}  # of a pass
+
+def _strided(a: Fraction, b: Fraction) -> Transform:
+    """A 3x3 convolution with stride 2, in one dimension, for a and b that differ and are not zero.
+
+    The taps w0 and w2 meet every second neighbour, from the first on, and are one kernel of two on these: Winograd's
+    F(4, 2) at the points a, -a, b, -b and infinity. The tap w1 meets those between, and is multiplied as it is.
+    """
+    points = (a, -a, b, -b)
+    nothing = Fraction(0)
+    kernel, inputs = [], []
+    for point in points:
+        others = [other for other in points if other != point]
+        norm = math.prod((point - other for other in others), start=Fraction(1))
+        kernel.append((1 / norm, nothing, point / norm))
+        inputs.append(_polynomial(others, 5))
+    kernel.append((nothing, nothing, Fraction(1)))
+    inputs.append(_polynomial(points, 5))
+    spread = [tuple(each for number in row for each in (number, nothing))[:9] for row in inputs]
+    spread += [tuple(Fraction(each == 2 * place + 1) for each in range(9)) for place in range(TILE)]
+    kernel += [(nothing, Fraction(1), nothing)] * TILE
+    outputs = [
+        (
+            *(point**power for point in points),
+            Fraction(power == TILE - 1),
+            *(Fraction(place == power) for place in range(TILE)),
+        )
+        for power in range(TILE)
+    ]
+    return Transform(tuple(kernel), tuple(spread), tuple(outputs), 2 * TILE)
+
+
+# In two dimensions 81 products for 16 outputs instead of 144. Of all pairs of points tried, these round best: to less
+# than twice the error of plain convolution, and a third of F(4, 3)'s.
+DOWNSAMPLE = _strided(Fraction(1, 2), Fraction(4, 3))
+
+BY_SCALE = {"same": WINOGRAD, "up": UPSAMPLE, "down": DOWNSAMPLE}  # of a pass

@@ -1,8 +1,9 @@
 """Fast convolutions for float32 on a CPU: far fewer multiplications, all of them in matrix products.
 
 A 3x3 convolution is Winograd's F(4x4, 3x3): 36 products for 16 outputs instead of 144. A 3x3 convolution of a doubled
-map is 25 products for 16 outputs, and never makes the doubled map. `transforms.py` has the mathematics. There are two
-kernels of them: `compiled_winograd.py`, and without numba `torch_winograd.py`. This is what they share.
+map is 25 products for 16 outputs, and never makes the doubled map; one with stride 2 is 81. `transforms.py` has the
+mathematics. There are two kernels of them: `compiled_winograd.py`, and without numba, and without strides,
+`torch_winograd.py`. This is what they share.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ def is_winograds(step: Pass, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether a pass is one of the convolutions that are made with few multiplications."""
     if not isinstance(step, Convolve) or device.type != "cpu" or dtype != torch.float32:
         return False
-    if step.conv.kernel_size != (3, 3) or step.scale == "down":
+    if step.conv.kernel_size != (3, 3):
         return False
-    if step.scale == "up":
+    if step.scale != "same":
         return step.norm is None and step.act is None and step.residual is None
     if step.norm is None and step.act is None:
         return True

@@ -1,17 +1,18 @@
 """The transforms around the matrix products of a fast convolution, compiled by numba (the optional extra `fast`).
 
-Functions that run without the interpreter lock; the first two are for a rectangle of a map:
+Functions that run without the interpreter lock; the first three are for a rectangle of a map:
 
     convolve      a 3x3 convolution with the norm and SiLU before it and the residual after it: F(4x4, 3x3), 36 products
                   for a tile of 4x4 outputs
     upsample      a 3x3 convolution of a doubled map: 25 products for a tile
+    downsample    a 3x3 convolution with stride 2: 81 products for a tile
     pack          lays the weights of these out
     multiply      matrix products with such weights
     measure       sums for statistics of what other kernels have made
 
-The first two take a few tiles at a time: inputs are transformed, multiplied (`multiply.py`) and transformed back while
-they are in the second cache. A map is the addresses of its rows, wherever these are; a row outside of the image has
-none and counts as zero. A map may have more channels than are worked on, which are whole vectors.
+The first three take a few tiles at a time: inputs are transformed, multiplied (`multiply.py`) and transformed back
+while they are in the second cache. A map is the addresses of its rows, wherever these are; a row outside of the image
+has none and counts as zero. A map may have more channels than are worked on, which are whole vectors.
 
 An array without elements stands for what is not there. (For None numba would compile each function a second time,
 which takes as long as a decode.)
@@ -20,6 +21,7 @@ which takes as long as a decode.)
 """
 
 from .convolve import BLOCK, convolve, transform_inputs, transform_outputs
+from .downsample import PATCH, PATCH_CHANNELS, downsample, downsample_inputs, downsample_outputs
 from .lanes import BFLOAT16, LANES
 from .measure import measure
 from .multiply import COLUMNS, GAP, ROWS, multiply
@@ -32,8 +34,13 @@ __all__ = [
     "COLUMNS",
     "GAP",
     "LANES",
+    "PATCH",
+    "PATCH_CHANNELS",
     "ROWS",
     "convolve",
+    "downsample",
+    "downsample_inputs",
+    "downsample_outputs",
     "measure",
     "multiply",
     "pack",

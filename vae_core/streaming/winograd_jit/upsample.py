@@ -17,9 +17,9 @@ complete.
 
 from __future__ import annotations
 
-from .lanes import LANES, address, load, part, step, store, store_value, whole
-from .multiply import COLUMNS, GAP, multiply
+from .lanes import LANES, load, part, step, store, store_value, whole
 from .pixels import four_rows, pixel_address, put_tile, value
+from .resample import each_block
 
 
 @part
@@ -130,40 +130,28 @@ def upsample_outputs(products, apart, biases, target, size, channels, sums):
             tile += 25 * apart
 
 
+@part
+def _first_input(row, column):
+    return row // 2, column // 2 - 1
+
+
 @whole
 def upsample(source, circular_x, weights, bias, target, columns, memory, total, squares):
     """conv(double(source)) + bias for some rows of the target, the first of them even, a few tiles at a time.
 
     Arguments are those of `convolve`, with the source before the doubling, and weights [25, K / COLUMNS, C, COLUMNS].
     """
-    target_rows, _, depth, kind = target
-    ring, inputs, products, at_once = memory
-    multiplied = inputs[0]  # a number of the kind
-    channels = weights.shape[2]
-    out_channels = bias.size
-    width = weights.shape[1] * COLUMNS
-    for row in range(0, target_rows.size, 4 * at_once[0]):
-        rows = min(4 * at_once[0], target_rows.size - row)
-        for column in range(columns[0], columns[1], 4 * at_once[1]):
-            size = rows, min(4 * at_once[1], columns[1] - column)
-            tiles = (rows + 3) // 4, (size[1] + 3) // 4
-            upsample_inputs(
-                source,
-                row // 2,
-                column // 2 - 1,
-                circular_x,
-                address(ring),
-                (address(inputs), channels + GAP, multiplied),
-                tiles,
-                channels,
-            )
-            multiply(inputs, weights, products, tiles[0] * tiles[1])
-            upsample_outputs(
-                address(products),
-                width + GAP,
-                address(bias),
-                (target_rows, (row, column), depth, kind),
-                size,
-                out_channels,
-                (address(total), address(squares)),
-            )
+    each_block(
+        upsample_inputs,
+        upsample_outputs,
+        _first_input,
+        source,
+        circular_x,
+        weights,
+        bias,
+        target,
+        columns,
+        memory,
+        total,
+        squares,
+    )
