@@ -53,20 +53,29 @@ class FirstStage(nn.Module):
     """An AutoencoderKL as the host's `first_stage_model`: `encode` and `decode` take and give tensors.
 
     Its children are the model's own, so that what moves the one moves the other, and one that is exchanged here, for a
-    compiled decoder say, is exchanged in the model, too. `device` is the host's to set.
+    compiled decoder say, in whatever way, is exchanged in the model, too. `device` is the host's to set.
     """
+
+    regularization: Regularization
 
     def __init__(self, autoencoder: AutoencoderKL) -> None:
         super().__init__()
-        self.encoder = autoencoder.encoder
-        self.decoder = autoencoder.decoder
-        for name in _OPTIONAL_PARTS:  # absent, where the model has none, as in the host's own
-            if getattr(autoencoder, name, None) is not None:
-                setattr(self, name, getattr(autoencoder, name))
-        self.regularization = Regularization()
+        own: dict[str, Any] = self.__dict__
+        own["_autoencoder"] = autoencoder  # no child, whose weights would count twice
+        own["regularization"] = Regularization()  # nor this, which the model has no place for
+        own["_modules"] = autoencoder._modules
         self.device: torch.device | None = None
-        self.__dict__["_autoencoder"] = autoencoder  # no child, whose weights would count twice
         self.eval()
+
+    @property
+    def _modules(self) -> dict[str, nn.Module | None]:  # type: ignore[override]
+        """The children: the very dictionary of the model's, so that however one is exchanged, the model has it."""
+        return self.__dict__["_modules"]
+
+    @_modules.setter
+    def _modules(self, children: dict[str, nn.Module | None]) -> None:
+        for owner in (self, self.__dict__.get("_autoencoder", self)):
+            owner.__dict__["_modules"] = children
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

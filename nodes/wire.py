@@ -24,6 +24,8 @@ from .checks import checked_image
 from .first_stage import FirstStage, strips_of
 from .status import NodeStatus
 
+# What another model than ours takes at the size of the image, in numbers for each pixel: the host's own figures.
+_USUAL_NUMBERS_ENCODE, _USUAL_NUMBERS_DECODE = 1767, 2178
 FRAMES = (4, 5)  # dimensions, of images and of a video's frames
 
 
@@ -36,6 +38,9 @@ class WireMethods:
     output_device: torch.device
     vae_dtype: torch.dtype
     process_output: Any
+    downscale_ratio: int
+    upscale_ratio: int
+    output_channels: int
 
     # Images and latents, as the host's nodes pass them.
 
@@ -56,7 +61,7 @@ class WireMethods:
         """As `encode`, in strips about as large as a tile of so many pixels; the result is that of `encode`."""
         pixels = checked_image(pixel_samples, FRAMES)
         width = pixels.shape[-2]
-        return self._encode(pixels, strips_of(tile_x, tile_y, width // self._model.config.downscale_factor, width))
+        return self._encode(pixels, strips_of(tile_x, tile_y, width // self._tile_unit, width))
 
     def decode(self, samples_in: Tensor, vae_options: Any = None, **_: Any) -> Tensor:
         """Raw latents to IMAGE [B, H, W, C] in [0, 1]."""
@@ -73,17 +78,18 @@ class WireMethods:
     ) -> Tensor:
         """As `decode`, in strips about as large as a tile of so many latent pixels; equal to `decode`."""
         samples = _frame(samples)
-        raw_width = latents.raw_shape(self._model.config, samples.shape)[-1]
+        raw_width = samples.shape[-1] * self.downscale_ratio // self._tile_unit
         return self._decode(samples, strips_of(tile_x, tile_y, raw_width, samples.shape[-1]))
 
     def _encode(self, pixels: Tensor, options: Options) -> Tensor:
-        vae = self._autoencoder
         if pixels.ndim == 5:  # frames of a video, one by one
             pixels = pixels.flatten(0, 1)
-        image = from_image(pixels, channels=vae.image_channels(), multiple=vae.downscale_factor, fit="crop")
+        factor, first = self.spacial_compression_encode(), self.first_stage_model
+        channels = first.autoencoder.config.in_channels if isinstance(first, FirstStage) else self.output_channels
+        image = from_image(pixels, channels=channels, multiple=factor, fit="crop")
         if self._is_replaced("encode"):
             return self._by_the_model("encode", image.pixels, self.memory_used_encode).to(self.vae_output_dtype())
-        return vae.encode(image, options, NodeStatus()).mean.to(self.vae_output_dtype())
+        return self._autoencoder.encode(image, options, NodeStatus()).mean.to(self.vae_output_dtype())
 
     def _decode(self, samples: Tensor, options: Options) -> Tensor:
         if self._is_replaced("decode"):
@@ -95,16 +101,22 @@ class WireMethods:
         return image if result is None else result
 
     def _is_replaced(self, method: str) -> bool:
-        """Whether a method was set on `first_stage_model` in place of its own, a compiled one say."""
+        """Whether something else computes: another model, or a method in place of its own, a compiled one say."""
         host.settle_patches(self.patcher)
-        return is_replaced(self.first_stage_model, method)
+        return not isinstance(self.first_stage_model, FirstStage) or is_replaced(self.first_stage_model, method)
 
     @torch.no_grad()
     def _by_the_model(self, method: str, x: Tensor, memory: Callable[..., int]) -> Tensor:
-        """What a method that was set on `first_stage_model` gives for [B, C, H, W], called as the host's VAEs do."""
+        """What a method of `first_stage_model` gives for [B, C, H, W], called as the host's VAEs do."""
         host.load_model(self.patcher, memory(x.shape, self.vae_dtype))
         found = getattr(self.first_stage_model, method)(x.to(self.device, self.vae_dtype))
         return found.to(self.output_device)
+
+    @property
+    def _tile_unit(self) -> int:
+        """Pixels along one side of a raw latent pixel."""
+        first = self.first_stage_model
+        return first.autoencoder.config.downscale_factor if isinstance(first, FirstStage) else self.downscale_ratio
 
     @property
     def _autoencoder(self) -> Autoencoder:
@@ -118,27 +130,31 @@ class WireMethods:
 
     def memory_used_encode(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """Bytes that encoding images [B, C, H, W] will use beside the weights."""
+        if not isinstance(self.first_stage_model, FirstStage):
+            return _USUAL_NUMBERS_ENCODE * shape[-2] * shape[-1] * dtype.itemsize
         factor = self._model.config.downscale_factor
         height, width = (max(1, side // factor) * factor for side in shape[-2:])
         return self._autoencoder.encode_job((shape[0], self._model.config.in_channels, height, width)).bytes.device
 
     def memory_used_decode(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """Bytes that decoding latents [B, C, h, w] will use beside the weights."""
+        if not isinstance(self.first_stage_model, FirstStage):
+            return _USUAL_NUMBERS_DECODE * self.upscale_ratio**2 * shape[-2] * shape[-1] * dtype.itemsize
         config = self._model.config
         wire_shape = shape[0], latents.wire_channels(config), max(1, shape[-2]), max(1, shape[-1])
         return self._autoencoder.decode_job(latents.raw_shape(config, wire_shape)).bytes.device
 
     def model_size(self) -> int:
         """Bytes of weights."""
-        return self._model.get_memory_footprint()
+        return sum(weight.nbytes for weight in self.first_stage_model.state_dict().values())
 
     # What it is.
 
     def spacial_compression_encode(self) -> int:
-        return latents.wire_factor(self._model.config)
+        return self.downscale_ratio
 
     def spacial_compression_decode(self) -> int:
-        return latents.wire_factor(self._model.config)
+        return self.downscale_ratio
 
     def temporal_compression_decode(self) -> None:
         return None  # images, not video
@@ -155,6 +171,8 @@ class WireMethods:
 
     def get_sd(self) -> dict[str, Tensor]:
         """The weights under LDM's names, from which the host can build a VAE of its own."""
+        if not isinstance(self.first_stage_model, FirstStage):
+            return self.first_stage_model.state_dict()
         return ldm_state_dict(self._model.weights_to_save(), self._model.config)
 
 

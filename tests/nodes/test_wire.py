@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from given.nodes import CLOSE, Makers
+from host.ldm import AutoencoderKL, Tiny
 from host.stand_in import Host, Pack
 
 
@@ -275,6 +276,67 @@ def test_a_half_that_is_exchanged_is_what_runs(vae: Any, half: str, pack: Pack, 
         torch.testing.assert_close(same, then, **CLOSE)
     torch.testing.assert_close(exchanged[1], exchanged[0], **CLOSE)
     assert compiled_weights == weights
+
+
+def other_children(first: Any, name: str, part: Any) -> None:
+    first._modules = {**first._modules, name: part}
+
+
+EXCHANGES: dict[str, Any] = {
+    "setattr": setattr,
+    "add_module": lambda first, name, part: first.add_module(name, part),
+    "register_module": lambda first, name, part: first.register_module(name, part),
+    "in its children": lambda first, name, part: first._modules.__setitem__(name, part),
+    "other children": other_children,
+    "on the model": lambda first, name, part: setattr(first.autoencoder, name, part),
+    "in the model's children": lambda first, name, part: first.autoencoder._modules.__setitem__(name, part),
+}
+
+
+@pytest.mark.parametrize("half", ["decoder", "encoder"])
+@pytest.mark.parametrize("way", EXCHANGES)
+def test_every_way_to_exchange_a_half(vae: Any, way: str, half: str, pack: Pack, make: Makers) -> None:
+    first, original = vae.first_stage_model, getattr(vae.first_stage_model, half)
+    samples, pixels = make.latent()["samples"], make.image(1, 20, 24, 3)
+
+    def result() -> torch.Tensor:
+        return vae.decode(samples) if half == "decoder" else vae.encode(pixels)
+
+    before = result()
+    EXCHANGES[way](first, half, Brighter(original))
+    assert (result() - before).abs().max() > 0.01
+    assert getattr(first, half) is getattr(first.autoencoder, half) is not original
+    EXCHANGES[way](first, half, original)
+    assert torch.equal(result(), before)
+    assert pack.module("nodes.vaes").open_vae(vae).decode_job((1, 4, 10, 12)).way.name == "strips"
+
+
+@pytest.mark.parametrize("kind", ["another of ours", "the host's", "compiled", "of no known kind"])
+def test_a_whole_model_that_is_exchanged_is_what_runs(vae: Any, kind: str, pack: Pack, make: Makers) -> None:
+    own, other = vae.first_stage_model, make.vae()
+    for weight in other.first_stage_model.parameters():
+        weight.data = weight.data * 1.1
+    latent, pixels = make.latent(), make.image(1, 20, 24, 3)
+    torch.manual_seed(5)
+    exchanged = {
+        "another of ours": other.first_stage_model,
+        "the host's": AutoencoderKL(),
+        "compiled": torch.compile(other.first_stage_model, backend="eager"),
+        "of no known kind": Tiny(),
+    }[kind]
+    before = vae.decode(latent["samples"]), vae.encode(pixels)
+    vae.first_stage_model = exchanged
+    with torch.no_grad():
+        image = exchanged.decode(latent["samples"]).div(2).add(0.5).clamp(0, 1).movedim(1, -1)
+        z = exchanged.encode(pixels.movedim(-1, 1) * 2 - 1)
+    torch.testing.assert_close(vae.decode(latent["samples"]), image, **CLOSE)
+    torch.testing.assert_close(vae.decode_tiled(latent["samples"], 8, 8, 2), image, **CLOSE)
+    torch.testing.assert_close(vae.encode(pixels), z, **CLOSE)
+    torch.testing.assert_close(vae.encode_tiled(pixels, 8, 8, 2), z, **CLOSE)
+    torch.testing.assert_close(pack.run("SeamlessVAEDecode", samples=latent, vae=vae)[0], image, **CLOSE)
+    assert vae.model_size() > 0 and vae.get_sd() and vae.memory_used_decode((1, 4, 10, 12), torch.float32) > 0
+    vae.first_stage_model = own
+    assert torch.equal(vae.decode(latent["samples"]), before[0]) and torch.equal(vae.encode(pixels), before[1])
 
 
 @pytest.mark.slow
