@@ -123,6 +123,27 @@ def test_maps_wherever_their_bands_are(run: Run, direction: str, streams: bool, 
     assert seen.uploaded and seen.downloaded
 
 
+@pytest.mark.parametrize(
+    ("free", "budget", "sizes", "budgets"),
+    [(None, None, 1, 0), (None, 70, 6, 1), (200, None, 4, 2), (70, None, 6, 2)],
+    ids=["enough", "a budget", "less is free", "far less is free"],
+)
+def test_planning_takes_the_steps_that_a_budget_needs_and_each_once(
+    run: Run, free: int | None, budget: int | None, sizes: int, budgets: int
+) -> None:
+    """One dry run for each size of strips that is tried, a quarter of the last one, and one for each budget.
+
+    Also where less is free than was counted on, so that the job is planned for that: what is known stays known.
+    """
+    case = Case(WIDE, "decode", (256, 256), budget=budget and budget * MIB, free=free and free * MIB, kernels=True)
+    seen = run(case)
+    check(seen, case)
+    assert len(seen.dry_runs) == len(set(seen.dry_runs))
+    unlimited = [each for each in seen.dry_runs if "('device', None)" in each]
+    assert len(unlimited) <= sizes and len(seen.dry_runs) - len(unlimited) <= budgets
+    assert seen.wholes <= 1
+
+
 @pytest.mark.parametrize("broken", BREAKS)
 @pytest.mark.thorough
 def test_what_is_broken_is_found(run: Run, broken: str) -> None:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from vae_core import AutoencoderKL, TileSpec
 from vae_core.halves import decoder_half, encoder_half
-from vae_core.streaming import fused, stats, store, transfer
+from vae_core.streaming import fused, plan, stats, store, transfer
 from vae_core.streaming.job import prepare
 from vae_core.streaming.options import Options
 
@@ -45,6 +45,7 @@ class Seen:
         uploaded, downloaded: bytes of maps, input and output that went to the device and back.
         beside: those of them that went on a queue of their own.
         places: the plan's bytes of maps.
+        dry_runs: of planning, each by what it depends on; `wholes`, how often the reference path was planned.
         faults: what was wrong, in words.
         shape, device: of the result.
     """
@@ -57,6 +58,8 @@ class Seen:
     downloaded: int = 0
     beside: int = 0
     places: tuple[int, ...] = (0, 0, 0)
+    dry_runs: list[str] = field(default_factory=list)
+    wholes: int = 0
     faults: list[str] = field(default_factory=list)
     shape: tuple[int, ...] = ()
     device: str = ""
@@ -320,6 +323,24 @@ BREAKS: dict[str, Callable[[], Any]] = {
 }
 
 
+@contextmanager
+def _planning(seen: Seen) -> Iterator[None]:
+    """Writes down each dry run, and how often the reference path is planned."""
+    kernels, whole = plan.Execution.kernels, plan._planned_whole
+
+    def dry(execution: Any, source: Any, *args: Any) -> Any:
+        limits = tuple(execution.store._ledger.limits.items())
+        seen.dry_runs.append(f"{tuple(source.shape)} {execution.manner} {limits}")
+        return kernels(execution, source, *args)
+
+    def planned(*args: Any) -> Any:
+        seen.wholes += 1
+        return whole(*args)
+
+    with patch.object(plan.Execution, "kernels", dry), patch.object(plan, "_planned_whole", planned):
+        yield
+
+
 def simulate(case: Case, broken: str | None = None) -> Seen:
     """Run a case on the device.
 
@@ -357,7 +378,10 @@ def _simulate(case: Case) -> Seen:
             *(side // (half.out_unit if case.direction == "decode" else 1) for side in case.size),
         )
         options = Options(TileSpec(size=case.rows), case.budget, case.circular, case.dtype)  # type: ignore[arg-type]
-        job = prepare(half, shape, options, device=KIND, available=None if case.budget else 2**50)
+        with _planning(watch.seen):
+            available = 2**50 if case.free is None else 2 * case.free
+            job = prepare(half, shape, options, device=KIND, available=None if case.budget else available)
+            job = job if case.free is None else job.within(case.free)
         source = torch.empty(shape, dtype=case.dtype, device=case.given)
         out = None if case.out is None else torch.empty(job.output_shape, dtype=case.dtype, device=case.out)
         watch.leave_out((*vae.parameters(), *vae.buffers(), source, out))

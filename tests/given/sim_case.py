@@ -29,6 +29,7 @@ class Case(NamedTuple):
         scattered: maps are in bands of some KiB, each on the device or in CPU memory by chance, of which this is the
             seed; whatever was planned.
         kernels: those of Triton are taken for working.
+        free: bytes that the device is found to have when the job is about to run; None for enough.
         weights, given, out: the devices that they are on; None for an output that the job allocates.
     """
 
@@ -44,6 +45,7 @@ class Case(NamedTuple):
     offloaded: bool = False
     scattered: int | None = None
     kernels: bool = False
+    free: int | None = None
     weights: str = KIND
     given: str = "cpu"
     out: str | None = "cpu"

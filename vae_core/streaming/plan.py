@@ -145,6 +145,11 @@ def plan_program(request: Request, manner: Manner) -> ProgramPlan:
     cpu_limit = request.offload
 
     def dry_run(manner: Manner, limit: int | None, items: int, like: _DryRun | None = None) -> _DryRun:
+        offload = None if limit is None else cpu_limit
+        key = "dry run", shape[1:], items, manner, limit, offload, like is not None
+        return request.once(key, lambda: made(manner, limit, items, like))
+
+    def made(manner: Manner, limit: int | None, items: int, like: _DryRun | None) -> _DryRun:
         source, target = (PlannedMap.whole((items, each[2], each[3], each[1])) for each in (shape, output_shape))
         found = _DryRun(PlannedStore(limit, cpu_limit))
         execution = Execution(passes, manner, found.store, like=like and like.planned)
@@ -202,6 +207,11 @@ REFERENCE_MAPS = 6
 
 def plan_whole(request: Request, items: int) -> Plan:
     """The plan of the reference path on whole images, so many at once."""
+    key = "whole", request.shape, request.dtype, items
+    return request.once(key, lambda: _planned_whole(request, items))
+
+
+def _planned_whole(request: Request, items: int) -> Plan:
     parts = parts_of(request.shape[0], items)
     flops = program_flops(request.passes, request.shape)
     maps = _reference_bytes(request, items)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,6 +14,8 @@ from .half import Half
 from .memory import DEFAULT_SHARE, available_bytes, offload_bytes
 from .options import Options
 from .program import Pass, Shape
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Request:
         patch: what is patched in the modules, in words; None for unmodified ones.
         passes: of the half's program; of unmodified modules, to count by, where the reference path runs.
         budget_given: whether the caller gave a memory budget; smaller jobs have one of their own in any case.
+        found: see `once`. Requests that are made of this one have the same.
     """
 
     half: Half
@@ -43,6 +46,7 @@ class Request:
     patch: str | None
     passes: list[Pass]
     budget_given: bool
+    found: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -72,7 +76,13 @@ class Request:
 
     def patched(self, patch: str | None) -> Request:
         """The same run of modules in another state."""
-        return replace(self, patch=patch, passes=_passes(self.half, self.options, patch))
+        return replace(self, patch=patch, passes=_passes(self.half, self.options, patch), found={})
+
+    def once(self, key: Hashable, find: Callable[[], Found]) -> Found:
+        """What planning finds out by all that `key` says, so that smaller jobs need not find it out again."""
+        if key not in self.found:
+            self.found[key] = find()
+        return self.found[key]
 
     def on_cpu(self) -> Request:
         """The same run on the CPU, in the same precision."""
