@@ -27,7 +27,7 @@ from vae_core.streaming.job import prepare
 from vae_core.streaming.options import Options
 
 from .order import CPU, Access, Clock, Order
-from .sim_case import KIND, Case, placed_otherwise
+from .sim_case import KIND, Case, placed_otherwise, unlike_the_plan
 
 MAIN = "main"
 _OF_A_MAP = 2**16  # bytes beyond which a copy is of a map's rows, not of statistics or of a bias
@@ -390,7 +390,7 @@ def _simulate(case: Case) -> Seen:
             del source, out
             watch._bury()
     seen = watch.seen
-    seen.faults += watch.order.faults
+    seen.faults += [*watch.order.faults, *unlike_the_plan(case, job)]
     kept = job.plan.terms["kept by allocators"]  # beyond what lives: nothing here keeps anything
     seen.planned, seen.strips, seen.places = job.plan.peak_bytes - kept, job.plan.strips, job.plan.places
     seen.shape, seen.device = tuple(result.shape), result.device.type

@@ -11,7 +11,8 @@ from unittest.mock import patch
 
 import torch
 
-from vae_core.streaming import maps, store, strips
+from vae_core.streaming import ledger, maps, store, strips
+from vae_core.streaming.job import Job
 
 KIND = "sim"
 
@@ -49,6 +50,23 @@ class Case(NamedTuple):
     weights: str = KIND
     given: str = "cpu"
     out: str | None = "cpu"
+
+
+def unlike_the_plan(case: Case, job: Job) -> list[str]:
+    """What of a job was executed otherwise than planned, in words: strips, places, and bytes that the engine owns."""
+    if case.offloaded or case.scattered is not None:
+        return []
+    plan, executed = job.plan, job.executed
+    assert executed is not None
+    found = executed.passes, executed.strips, tuple(executed.places[place] for place in ledger.PLACES)
+    planned = plan.passes, plan.strips, tuple(plan.places)
+    faults = [] if found == planned else [f"passes, strips and places are {found}, and {planned} were planned"]
+    first: Any = job._planned
+    for number, (each, record) in enumerate(zip(first.planned.planned, executed.records, strict=False)):
+        of_kernel = {name: each.terms[name] for name in record.held}
+        if dict(record.held) != of_kernel:
+            faults.append(f"pass {number} has {dict(record.held)}, and {of_kernel} were planned")
+    return faults
 
 
 def _offloading(device: torch.device, limit: int | None, cpu_limit: int, disk_bytes: int) -> store.MapStore:

@@ -33,7 +33,7 @@ def test_each_smaller_job_needs_less_and_gives_the_same(vae: AutoencoderKL) -> N
     z = latent(2, 64, 64)
     found = rungs(vae_core.prepare_decode(vae, z.shape))
     assert [each.how.split(" ")[0] for each in found[-2:]] == ["with", "with"]
-    assert found[-1].bytes.disk > found[-2].bytes.disk > 0
+    assert found[-1].bytes.disk >= found[-2].bytes.disk > 0
     sizes = [(each.bytes.device, -each.plan.strips) for each in found]
     assert sizes == sorted(set(sizes), reverse=True)
     want = found[0].run(z)

@@ -154,6 +154,12 @@ class CompiledWinograd(winograd.Winograd):
             terms["copy"] = dtype.itemsize * self.inputs.source.shape.numel()
         return terms
 
+    def held(self) -> dict[str, int]:
+        assert self.scratches is not None
+        terms = {"weights": self.weights.weights.nbytes + self.weights.shortcut.nbytes, "sums": self._sums.nbytes}
+        copies = {"copy": sum(each.nbytes for each in self._copies)} if self._copies else {}
+        return {**terms, **copies, **self.scratches.allocated}
+
     def packing_bytes(self) -> int:
         """The kernels in float32, where they are not that."""
         return 4 * self.step.conv.weight.numel()

@@ -141,6 +141,9 @@ class DirectConvolution:
             terms["widened"] = widened * dtype.itemsize
         return terms
 
+    def held(self) -> dict[str, int]:
+        return {} if self.scratches is None else {"statistics": self._table.values.nbytes, **self.scratches.allocated}
+
     def _workspace_on_a_device(self) -> dict[str, int]:
         strip = self.layout.first
         dtype = self.inputs.dtype
@@ -229,9 +232,9 @@ class DirectConvolution:
         shape = (inputs.target.shape[0], self.step.conv.out_channels)
         self._numbers = {strip: number for number, strip in enumerate(strips)}
         self._table = StatsTable(len(strips), shape, inputs.dtype, inputs.device, self._fused)
-        on_cpu = inputs.device.type == "cpu"
-        self.scratches = Scratches(inputs.store.scratch, int(on_cpu), self.scratch_sizes() if on_cpu else {})
-        self._scratch = self.scratches.take() if on_cpu else None
+        if inputs.device.type == "cpu":
+            self.scratches = Scratches(inputs.store.scratch, 1, self.scratch_sizes())
+            self._scratch = self.scratches.take()
 
     def compute(self, strip: Strip) -> int:
         """The number of the strip, whose statistics are in the table of all."""

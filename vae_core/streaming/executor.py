@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import DamagedWeightError, NonFiniteError
 from .choose import KernelChoice, choose_kernel, last_positions, pass_dtype
+from .executed import PassRecord
 from .kernel import ACCELERATOR_STRIP_BYTES, STRIP_BYTES, Each, Kernel, Layout, PassInputs
 from .maps import FeatureMap, PlannedMap
 from .memory import give_back_freed
@@ -27,10 +28,11 @@ _UNSEEN_STRIPS = 8  # of a pass; the time of so few is not worth an error at onc
 
 @dataclass(frozen=True)
 class PlannedPass:
-    """One pass as it was planned: which kernel computes it, in which strips."""
+    """One pass as it was planned: which kernel computes it, in which strips, and the memory of it by what it is for."""
 
     kernel: type[Kernel]
     layout: Layout
+    terms: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,10 @@ class Execution:
             report.begin_pass()
             each = functools.partial(run_each, pool)
             kernel.prepare(weights.of(index, kernel, each), each)
-            stats = kernel.combine(run_strips(kernel, pool, report, self.manner.trim))
+            parts = run_strips(kernel, pool, report, self.manner.trim)
+            held = {"maps": self.store.used["device"], **kernel.held()}
+            report.executed.records.append(PassRecord(len(parts), held))
+            stats = kernel.combine(parts)
             self.stats[step.target] = stats
             written.append((index, step, stats))
             # To look at values that are on a device is to wait for it: after few strips that is left for later.

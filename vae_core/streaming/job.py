@@ -17,6 +17,7 @@ from ..tiling.grid import Cuts, TileSpec
 from ..units import GIB, MIB
 from .choose import Way, choose_way, kernel_choice
 from .devices import numbered
+from .executed import Executed
 from .forks import leave_lost_threads
 from .half import Half
 from .options import Options
@@ -54,6 +55,7 @@ class Job:
         plan: what it will do.
         bytes: what to ask a host for, by place: working memory, and input and output of the items that run at once.
         how: what sets it apart from the job that was asked for, such as "in smaller strips", for a log.
+        executed: what its last run has done so far; None before that.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Job:
         self.plan = self._planned.plan
         places = self.plan.places
         self.bytes = Places(self.plan.peak_bytes + request.carried(self.plan.items), places.cpu, places.disk)
+        self.executed: Executed | None = None
         self._ladder = ladder  # what is left of it; None until it is needed
         self._smallest = self.bytes.device
 
@@ -203,6 +206,7 @@ class Job:
         if out is not None:
             given.check_output(out, self.output_shape)
         report = Report(progress)
+        self.executed = report.executed
         if self._request.patch is not None and self.way.name == "whole":
             logger.warning("%s, so its own modules run it whole.", self.way.reason)
         _warn_of_budget(self.way, self.options)

@@ -177,6 +177,10 @@ class Kernel(Protocol[Packed, Result]):
         """Bytes that the pass needs beside its maps, by what they are for: their sum is what it needs at once."""
         ...
 
+    def held(self) -> dict[str, int]:
+        """Bytes that it has of the engine for its pass, once it is prepared, by the names that `workspace` has."""
+        ...
+
     def packed_bytes(self) -> int:
         """Bytes of what `pack` returns."""
         ...

@@ -6,6 +6,8 @@ multiplied is rounded to that; scores and sums are in float32 either way.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -95,6 +97,9 @@ class PackedAttention:
         matrices = [(channels, channels), *((each, channels) for each in keys), *((channels, each) for each in keys)]
         return sum(_bytes(*shape, self.inputs.dtype) for shape in matrices)
 
+    def held(self) -> dict[str, int]:
+        return {"statistics": self._table.values.nbytes, "keys": sum(item.bytes for item in self._items)}
+
     def packed_bytes(self) -> int:
         return 0
 
@@ -178,6 +183,12 @@ class _PackedItem:
 
         each(pack, len(blocks))
         self.blocks = blocks
+
+    @property
+    def bytes(self) -> int:
+        """Of all that is packed."""
+        packed = (each.weight for each in (self.query[0], *itertools.chain(*self.blocks)))
+        return sum(math.prod(each.shape) * each.itemsize for each in packed)  # oneDNN's have no `nbytes`
 
     def __call__(self, tokens: Tensor) -> Tensor:
         query = _apply(tokens, *self.query)

@@ -116,7 +116,7 @@ class _DryRun:
         flops = batch * step.flops(height * width)
         terms = {"maps": self.store.used["device"], **kernel.workspace()}
         total = sum(terms.values())
-        self.planned.append(PlannedPass(type(kernel), kernel.layout))
+        self.planned.append(PlannedPass(type(kernel), kernel.layout, terms))
         self.pass_flops.append(flops)
         self.fast += flops if kernel.fast else 0
         self.packed += kernel.packed_bytes()

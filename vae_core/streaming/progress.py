@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .devices import module_of
+from .executed import Executed
 
 # Operations that an accelerator may still have before it when the next one is queued: enough to keep it busy, and few
 # enough that what is reported is true, and that an end comes soon.
@@ -39,13 +40,14 @@ ProgressCallback = Callable[[Progress], None]
 
 @dataclass
 class Report:
-    """Adds up the FLOPs done and reports them to the caller."""
+    """Adds up the FLOPs done and reports them to the caller; keeps account of what is executed."""
 
     progress: ProgressCallback | None
     total: int = 0
     done: int = 0
     pass_index: int = 0
     passes: int = 0
+    executed: Executed = field(default_factory=Executed)
 
     def expect(self, flops: int, passes: int) -> None:
         """So much more is to come: once for a run, and once more where it has to be done again."""
@@ -55,6 +57,7 @@ class Report:
     def begin_pass(self) -> None:
         """The next pass is at work."""
         self.pass_index = min(self.pass_index + 1, self.passes)
+        self.executed.passes += 1
 
     def finish(self) -> None:
         """Whatever was counted, all of it is done."""

@@ -96,6 +96,7 @@ class Whole:
 
         def reference(x: Tensor) -> Tensor:
             report.begin_pass()
+            report.executed.tiles += self.tiling is not None
             return half.reference(x if stays else x.to(request.device, half.dtype))
 
         results, start = [], 0

@@ -32,9 +32,11 @@ class Store(Protocol):
     """Lends maps and takes them back.
 
     Attributes:
+        used: bytes of maps by place.
         scratch: memory that kernels compute strips in.
     """
 
+    used: dict[Place, int]
     scratch: ScratchStore
 
     def allocate(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> FeatureMap: ...

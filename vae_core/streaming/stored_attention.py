@@ -79,6 +79,9 @@ class StoredAttention:
             terms["keys"] = 3 * self.inputs.dtype.itemsize * block * channels  # a block may be joined of pieces
         return terms
 
+    def held(self) -> dict[str, int]:
+        return {"statistics": self._table.values.nbytes}
+
     def packed_bytes(self) -> int:
         return 0
 

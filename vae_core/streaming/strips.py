@@ -76,5 +76,6 @@ class Strips:
                     x = source.part(part).to(manner.device, manner.map_dtype)
                     execution.run(x, out[part], rows, pool, report, weights)
         finally:
+            report.executed.places = {**store.peak}
             store.drop_free()  # an exception's traceback may keep the store
         return out

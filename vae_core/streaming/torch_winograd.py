@@ -142,6 +142,12 @@ class TorchWinograd(winograd.Winograd):
     def _piece_bytes(self) -> int:
         return 4 * self.groups * self.step.conv.in_channels * self.step.conv.out_channels // self._pieces
 
+    def held(self) -> dict[str, int]:
+        assert self.scratches is not None
+        packed = [*self.weights.products, *filter(None, [self.weights.shortcut])]
+        weights = sum(4 * each.weight.numel() for each in packed)
+        return {"weights": weights, "sums": self._sums.nbytes, **self.scratches.allocated}
+
     def packing_bytes(self) -> int:
         filled_up = self.step.conv.in_channels % VECTOR != 0
         return self._piece_bytes() * (2 if filled_up else 1)
