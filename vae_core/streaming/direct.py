@@ -154,8 +154,7 @@ class DirectConvolution:
         source = 4 * itemsize  # bytes of a value at once: the buffer, what leads to it, and strips on their way
         if self.step.norm is not None and (dtype not in IN_PLACE or isinstance(self.step.norm, PositionNorm)):
             source += itemsize
-        # The result and strips on their way back, and the statistics of runs of positions, or what leads to them: the
-        # deviations from its mean in float32.
+        # The result and strips on their way back, and statistics of runs of positions, or deviations in float32.
         target = 4 * itemsize + (1 if self._fused else 4 + (4 if dtype != torch.float32 else 0))
         if self.step.shortcut is not None:
             target += itemsize
