@@ -56,6 +56,8 @@ class FirstStage(nn.Module):
     compiled decoder say, in whatever way, is exchanged in the model, too. `device` is the host's to set.
     """
 
+    encoder: nn.Module
+    decoder: Any
     regularization: Regularization
 
     def __init__(self, autoencoder: AutoencoderKL) -> None:

@@ -226,3 +226,31 @@ class TestNames:
         assert "decoder.mid_block has a hook" in vae_core.prepare_decode(vae, (1, 4, 8, 8)).way.reason
         self.compiled(vae)
         assert "decoder has been compiled" in vae_core.prepare_decode(vae, (1, 4, 8, 8)).way.reason
+
+
+class TestDamage:
+    """NaN in a weight is named however a half is called."""
+
+    CALLS = (
+        ("the half itself", lambda vae: vae.decoder(latent())),
+        ("compiled decode", lambda vae: torch.compile(vae.decode, backend="eager")(latent())),
+        ("compiled decode, whole", lambda vae: torch.compile(vae.decode, backend="eager", fullgraph=True)(latent())),
+        ("the model compiled in place", lambda vae: (vae.compile(backend="eager"), vae(image(1, 16, 16)))),
+    )
+
+    @pytest.mark.parametrize(("how", "call"), CALLS, ids=[how for how, _ in CALLS])
+    @torch.no_grad()
+    def test_it_is_named(self, how: str, call: Any) -> None:
+        torch._dynamo.reset()
+        vae: Any = model("f4")
+        call(vae)
+        torch._dynamo.reset()
+        damaged: Any = model("f4")
+        damaged.decoder.mid_block.resnets[0].conv1.weight[0, 0, 0, 0] = torch.nan
+        with pytest.raises((DamagedWeightError, RuntimeError), match=r"decoder\.mid_block\.resnets\.0\.conv1\.weight"):
+            call(damaged)
+        torch._dynamo.reset()
+
+    @torch.no_grad()
+    def test_what_comes_in_as_nan_goes_out_as_nan(self) -> None:
+        assert model("f4").decoder(torch.full((1, 4, 4, 4), torch.nan)).isnan().any()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .adapters import AdapterMixin
 from .attention import AttentionMixin
 from .config import FIELDS, FLUX2_CLASS_NAME, AutoencoderKLConfig
+from .damage import check_weights
 from .decoder import Decoder
 from .encoder import Encoder
 from .errors import ConfigError, ShapeError, in_one_line
@@ -181,6 +182,8 @@ class AutoencoderKL(
 
     def _run(self, half: Half, x: Tensor, tile_side: int) -> Tensor:
         """By the slices and tiles that are enabled; `tile_side` is that of a tile in x."""
+        if torch.compiler.is_dynamo_compiling():
+            check_weights(self)
         check_tensor(x, half.takes)
         tiling = None
         if self.use_tiling and max(x.shape[-2:], default=0) > tile_side:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from .attention import NORM_EPS
 from .blocks import CHECKPOINT, UNetMidBlock2D, UpBlock, check_no_embedding, run_block
 from .config import AutoencoderKLConfig
+from .damage import checked
 from .diffusers_names import DiffusersHalf
 from .layers import conv2d, group_norm
 from .ldm_names import LDMDecoder
@@ -50,4 +51,4 @@ class Decoder(LDMDecoder, DiffusersHalf, nn.Module):
         x = x.to(dtypes.pop()) if len(dtypes) == 1 else x
         for block in self.up_blocks:
             x = run_block(self, block, x)
-        return self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        return checked(self, "decoder", self.conv_out(self.conv_act(self.conv_norm_out(x))))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from .attention import NORM_EPS
 from .blocks import CHECKPOINT, DownBlock, UNetMidBlock2D, run_block
 from .config import AutoencoderKLConfig
+from .damage import checked
 from .diffusers_names import DiffusersHalf
 from .layers import conv2d, group_norm
 from .ldm_names import LDMEncoder
@@ -47,4 +48,4 @@ class Encoder(LDMEncoder, DiffusersHalf, nn.Module):
         x = self.conv_in(sample)
         for block in (*self.down_blocks, self.mid_block):
             x = run_block(self, block, x)
-        return self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        return checked(self, "encoder", self.conv_out(self.conv_act(self.conv_norm_out(x))))
