@@ -99,6 +99,88 @@ def test_scales_that_cannot_be_are_refused(vae: AutoencoderKL, file: Path) -> No
         assert inspect_vae(file).problem == str(error.value)
 
 
+SCALE = "decoder.conv_in.scale_weight"
+# What may become of the scale of one weight, or of all -> what is said of it; None where the file loads.
+ODD_SCALES: dict[str, tuple[Callable[[Weights], Weights], str | None]] = {
+    **{
+        f"{value}": (lambda stored, value=value: {**stored, SCALE: torch.tensor(value)}, says)
+        for value, says in (
+            (0.0, "has the scale 0 in decoder.conv_in.scale_weight; a scale of 8-bit floats is above 0"),
+            (-0.5, "has the scale -0.5 in decoder.conv_in.scale_weight"),
+            (float("nan"), "such as decoder.conv_in.scale_weight): the file is damaged"),
+            (float("inf"), "such as decoder.conv_in.scale_weight): the file is damaged"),
+            (float("-inf"), "such as decoder.conv_in.scale_weight): the file is damaged"),
+        )
+    },
+    "one of many is 0": (
+        lambda stored: {**stored, SCALE: torch.ones(64).index_fill(0, torch.tensor([5]), 0.0)},
+        "has the scale 0 in",
+    ),
+    "one of many is negative": (
+        lambda stored: {**stored, SCALE: torch.ones(64).index_fill(0, torch.tensor([5]), -1.0)},
+        "has the scale -1 in",
+    ),
+    "0 for zeros": (
+        lambda stored: {
+            **stored,
+            SCALE: torch.zeros(()),
+            "decoder.conv_in.weight": torch.zeros(64, 4, 3, 3).to(EIGHT_BITS),
+        },
+        None,
+    ),
+    "empty": (lambda stored: {**stored, SCALE: torch.ones(0)}, "of shape (0,) for a weight of shape (64, 4, 3, 3)"),
+    "absent": (
+        lambda stored: {name: each for name, each in stored.items() if name != SCALE},
+        "has no scale of decoder.conv_in.weight, which is of type float8_e4m3fn",
+    ),
+    "all absent": (lambda stored: {name: each for name, each in stored.items() if "scale_" not in name}, None),
+    "all absent, with the mark": (
+        lambda stored: {
+            **{name: each for name, each in stored.items() if "scale_" not in name},
+            "scaled_fp8": torch.zeros(2).to(EIGHT_BITS),
+        },
+        "has no scale of ",
+    ),
+    "twice": (
+        lambda stored: {**stored, "decoder.conv_in.weight_scale": torch.ones(())},
+        "has two scales of decoder.conv_in.weight",
+    ),
+    **{
+        f"{dtype}": (lambda stored, dtype=dtype: {**stored, SCALE: stored[SCALE].to(dtype)}, says)
+        for dtype, says in (
+            (torch.float16, None),
+            (torch.bfloat16, None),
+            (torch.float64, None),
+            (torch.int32, "of type int32 for a weight of type float8_e4m3fn"),
+            (torch.uint8, "of type uint8 for a weight of type float8_e4m3fn"),
+            (torch.bool, "of type bool for a weight of type float8_e4m3fn"),
+        )
+    },
+    "of a wide weight": (
+        lambda stored: {**stored, "decoder.conv_in.weight": torch.ones(64, 4, 3, 3)},
+        "of type float32 for a weight of type float32",
+    ),
+    "of no weight": (lambda stored: {**stored, "decoder.conv_mid.scale_weight": torch.ones(())}, "1 weights that no"),
+    "a norm in 8 bits without one": (
+        lambda stored: {**stored, "decoder.norm_out.weight": stored["decoder.norm_out.weight"].to(EIGHT_BITS)},
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_SCALES)
+def test_what_is_said_of_odd_scales(odd: str, vae: AutoencoderKL, file: Path) -> None:
+    change, says = ODD_SCALES[odd]
+    write(change(eight_bit(vae, ".scale_weight")[0]), file)
+    problem = inspect_vae(file).problem
+    if says is None:
+        assert problem is None and load_vae(file)
+        return
+    with pytest.raises(CheckpointError) as error:
+        load_vae(file)
+    assert problem == str(error.value) and says in problem
+
+
 @pytest.mark.parametrize("model", ["SD 1.x", "grey, 3 layers, no mid attention", "FLUX.2 with a small decoder"])
 @pytest.mark.parametrize("metadata", [{"format": "mlx"}, None])
 def test_kernels_with_channels_last_are_turned(model: str, metadata: dict[str, str] | None, file: Path) -> None:

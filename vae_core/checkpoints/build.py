@@ -18,7 +18,7 @@ from ..errors import CheckpointError, brief, in_one_line
 from ..layers import without_values
 from ..streaming.internals import weight_places
 from .config_file import others_in, passed_over
-from .finite import check_small, check_whole
+from .finite import check_scales, check_small, check_whole
 from .key_map import OPTIONAL, weight_shapes, with_counters
 from .layouts import is_length, of_length, scaled
 from .plan import OWN, CheckpointPlan, inner, with_extra
@@ -116,6 +116,8 @@ def check_weights(plan: CheckpointPlan) -> None:
     check_shapes(plan, weight_shapes(plan.config))
     dtype_of(plan)
     check_small(plan)
+    if plan.scales:
+        check_scales(plan)
 
 
 def build_model(

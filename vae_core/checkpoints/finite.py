@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..streaming.half import is_finite
+from .layouts import is_length, scaled
 from .plan import CheckpointPlan
 
 
@@ -39,6 +40,29 @@ def check_small(plan: CheckpointPlan) -> None:
         raise CheckpointError(
             f"{plan.source.path.name} has weights that are not finite ({len(bad)} of the {len(small)} {kinds}, such as "
             f"{bad[0]}): the file is damaged or its training failed. Get another copy."
+        )
+
+
+def check_scales(plan: CheckpointPlan) -> None:
+    """Raise CheckpointError if a scale of an 8-bit weight is negative, or 0 for numbers that are not 0.
+
+    What scales are made of, the largest number of a weight, is neither; a weight of zeros alone is what has a scale
+    of 0 in files of programs that do not look. Only such a weight is read.
+    """
+    scales = {key: real for key, real in plan.scales.items() if not is_length(real)}
+    read = plan.source.read(scales.values(), mapped=False)
+    for key, real in scales.items():
+        scale = read[real].float()
+        lowest = scale.min().item() if scale.numel() else 1.0
+        if lowest > 0:
+            continue
+        if lowest == 0:
+            [weight] = plan.source.read([plan.keys[key]], mapped=False).values()
+            if not scaled(weight, (scale == 0).float(), torch.float32).count_nonzero():
+                continue
+        raise CheckpointError(
+            f"{plan.source.path.name} has the scale {lowest:g} in {real}; a scale of 8-bit floats is above 0: the file "
+            f"is damaged. Get another copy."
         )
 
 

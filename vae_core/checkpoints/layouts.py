@@ -22,6 +22,7 @@ _FUSED = re.compile(r"(.*\.(?:attn_1|attn\.\d+|attentions\.\d+)\.)(?:to_)?qkv\.(
 # Beside an 8-bit weight: what it is to be multiplied by, in ComfyUI's words, in diffusers', and in those of files with
 # one for each block, which say "inverse" of the scale that they were divided by.
 SCALES = (".scale_weight", ".weight_scale", ".weight_scale_inv")
+SCALED = "scaled_fp8"  # ComfyUI's mark of a file with scales
 # Beside them: how a layer's input would be quantised, and a note of the format. A VAE that is not computed in 8 bits
 # needs neither.
 BESIDE_SCALES = (".scale_input", ".input_scale", ".output_scale", ".scale_output", ".comfy_quant")
@@ -157,6 +158,26 @@ def check_scale(file: str, name: str, weight: TensorInfo, scale: TensorInfo) -> 
             f"{file} has {name} of shape {scale.shape} for a weight of shape {weight.shape}; it may be one number, "
             f"one for each output, one for each input as [1, in], or one for each block of {_BLOCK} by {_BLOCK} of a "
             f"matrix. Get the VAE in float16, bfloat16 or float32."
+        )
+
+
+def check_every_scale(
+    file: str, weights: Mapping[str, TensorInfo], scales: Mapping[str, str], is_marked: bool = False
+) -> None:
+    """Raise CheckpointError if a kernel or a matrix of 8-bit floats lacks a scale that it seems to have had.
+
+    Args:
+        weights, scales: by diffusers keys; see `CheckpointPlan`.
+        is_marked: whether the file is marked as one of scaled weights. Without the mark all may be without scales.
+    """
+    stored = [key for key, info in weights.items() if info.dtype in EIGHT_BIT_FLOATS and len(info.shape) > 1]
+    without = [key for key in stored if key not in scales]
+    if without and (is_marked or len(without) < len(stored)):
+        kind = type_name(weights[without[0]].dtype)
+        raise CheckpointError(
+            f"{file} has no scale of {without[0]}, which is of {kind} ({len(stored) - len(without)} of "
+            f"{len(stored)} such weights have one): without it the weight has other numbers. The file is incomplete: "
+            f"get another copy, or the VAE in float16, bfloat16 or float32."
         )
 
 

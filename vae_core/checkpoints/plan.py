@@ -20,8 +20,10 @@ from .layouts import (
     BESIDE_SCALES,
     DIRECTIONS,
     LENGTHS,
+    SCALED,
     SCALES,
     channels_first,
+    check_every_scale,
     check_scale,
     is_length,
     is_wide,
@@ -192,6 +194,11 @@ def match_keys(part: Inner, config: AutoencoderKLConfig) -> Matched:
             keys[key] = real
         elif (scaled := _scaled_weight(name, table)) is not None:
             if name.endswith((*SCALES, *LENGTHS)):
+                if scaled in scales:
+                    raise CheckpointError(
+                        f"{source.path.name} has two scales of {scaled}, {scales[scaled]} and {real}, and nothing "
+                        f"shows which one is meant. Get another copy, or save the model again."
+                    )
                 scales[scaled] = real
         elif name.partition(".")[0] in OWN:
             unknown.append(real)
@@ -207,6 +214,8 @@ def match_keys(part: Inner, config: AutoencoderKLConfig) -> Matched:
     check_posterior(part)
     for key, real in scales.items():
         check_scale(source.path.name, real, source.tensors[keys[key]], source.tensors[real])
+    infos = {key: source.tensors[real] for key, real in keys.items()}
+    check_every_scale(source.path.name, infos, scales, SCALED in part.names)
     return Matched(keys, scales, beside)
 
 
