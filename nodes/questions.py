@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from .. import vae_core
-from ..vae_core import AutoencoderKL, AutoencoderKLConfig, VAEError, VAEInfo
+from ..vae_core import AutoencoderKL, AutoencoderKLConfig, CheckpointError, VAEError, VAEInfo
 from ..vae_core.checkpoints.build import parse_dtype
 from ..vae_core.errors import in_one_line
 from . import catalogue, host, latents, speeds
@@ -69,14 +69,17 @@ def describe_file(name: str) -> FileAnswer | UnusableFileAnswer:
 
 def _inspected(path: Path) -> VAEInfo:
     """`inspect_vae`, asked once for each state of a file or folder."""
-    files = sorted([*path.glob("*"), *path.glob("vae/*")]) if path.is_dir() else [path]
+    files = sorted([*path.glob("*"), *path.glob("vae/*")]) if os.path.isdir(path) else [path]
     state = tuple((str(file), os.stat(file).st_mtime_ns, os.stat(file).st_size) for file in files if file.is_file())
     return _inspect(path, state)
 
 
 @lru_cache(maxsize=64)
 def _inspect(path: Path, _state: tuple) -> VAEInfo:
-    return vae_core.inspect_vae(path)
+    info = vae_core.inspect_vae(path)
+    if info.container is None:  # not kept: it may be readable in a moment
+        raise CheckpointError(info.problem or f"{path} cannot be read.")
+    return info
 
 
 @lru_cache(maxsize=16)

@@ -355,15 +355,18 @@ def is_field(name: str) -> bool:
 def _plain(name: str, value: Any) -> Any:
     """A value as Python's own: numbers of other libraries as int and float, sequences as tuples.
 
-    Activations are known by their names in any case, as in diffusers.
+    Activations are known by their names in any case, a flag that is None is False, and a size may be a float that is
+    whole: as in diffusers.
     """
     if name == "act_fn" and isinstance(value, str):
         return value.lower()
     if name in _SEQUENCES and has_order(value):
         return tuple(plain_number(item) for item in value)
     value = plain_number(value)
-    if name in _FLAGS and type(value) is int and value in (0, 1):
+    if name in _FLAGS and (value is None or (type(value) is int and value in (0, 1))):
         return bool(value)
+    if name == "sample_size" and type(value) is float and value.is_integer():
+        return int(value)
     return value
 
 

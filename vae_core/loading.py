@@ -44,10 +44,10 @@ class VAEInfo:
 
     Attributes:
         path: the file, or the folder's weights (an index, if they are in shards).
-        container: "safetensors" or "pickle".
+        container: "safetensors" or "pickle"; None if it cannot be read as either.
         layout: whose key names it has, "LDM" or "diffusers"; None if it is not an AutoencoderKL.
         prefix: what its keys begin with in a full checkpoint, such as "first_stage_model.".
-        file_size: bytes, of all shards together.
+        file_size: bytes, of all shards together; None of a folder that cannot be read.
         parameters: number of weights of the VAE.
         dtype: number type of the weights.
         config: every hyper-parameter. `scaling_factor` and `shift_factor` are repeated beside it.
@@ -56,14 +56,15 @@ class VAEInfo:
         origins: config field -> where its value comes from ("config.json", "metadata", "tensor shapes",
             "config.json beside the file", "the rest of the checkpoint", "family default", "family default (a guess)",
             "default", "default (a guess)", "override").
-        seems_to_be: what it is if it is not an AutoencoderKL that can be loaded; None if it is one.
+        seems_to_be: what it is if it is not an AutoencoderKL that can be loaded; None if it is one, and of what cannot
+            be read.
         problem: why it cannot be loaded, as `load_vae` would say; None if it can.
         remarks: sentences on what was guessed.
     """
 
     path: Path
-    container: str
-    file_size: int
+    container: str | None = None
+    file_size: int | None = None
     layout: str | None = None
     prefix: str = ""
     parameters: int = 0
@@ -140,13 +141,10 @@ def inspect_vae(
 
     Of a safetensors file on the Hub the header alone is fetched, and its biases are not looked at.
 
-    A file that is a checkpoint but not an AutoencoderKL that can be loaded is not an error: see `VAEInfo.problem`,
-    which is what `load_vae` says of it.
+    What cannot be loaded is not an error: `VAEInfo.problem` is what `load_vae` says of it, whatever is wrong with it.
 
     Raises:
-        CheckpointError: not a checkpoint at all: missing, truncated, empty, another format, a folder without config.
-            `load_vae` says the same.
-        UnsafeCheckpointError: a pickle that asks for code to be run.
+        CheckpointError: there is nothing at the path, or on the Hub under the name. `load_vae` says the same.
         ConfigError: an override that no AutoencoderKL has.
     """
     options, overrides = HubOptions.split(overrides)
@@ -159,18 +157,26 @@ def inspect_vae(
 
 
 def _inspect(path: Path, variant: str | None, config: GivenConfig, overrides: Mapping[str, Any]) -> VAEInfo:
-    with reading(path):
-        found = find_checkpoint(path, variant, config)
-        source = found.source
-        try:
-            plan = found.plan(overrides)
-            check_weights(plan)
-        except (CheckpointError, ConfigError) as error:
-            if isinstance(error, ConfigError) and overrides:
-                raise
-            identity = identify({plain: source.tensors[real] for plain, real in plain_names(source).items()})
-            what = identity.what if identity else "a model of a kind that is not known here, or a damaged AutoencoderKL"
-            return VAEInfo(source.path, source.container, source.file_size, seems_to_be=what, problem=str(error))
+    try:
+        with reading(path):
+            return _inspected(find_checkpoint(path, variant, config), overrides)
+    except CheckpointError as error:
+        if not os.path.lexists(path):
+            raise
+        return VAEInfo(path, file_size=path.stat().st_size if os.path.isfile(path) else None, problem=str(error))
+
+
+def _inspected(found: Folder | SingleFile, overrides: Mapping[str, Any]) -> VAEInfo:
+    source = found.source
+    try:
+        plan = found.plan(overrides)
+        check_weights(plan)
+    except (CheckpointError, ConfigError) as error:
+        if isinstance(error, ConfigError) and overrides:
+            raise
+        identity = identify({plain: source.tensors[real] for plain, real in plain_names(source).items()})
+        what = identity.what if identity else "a model of a kind that is not known here, or a damaged AutoencoderKL"
+        return VAEInfo(source.path, source.container, source.file_size, seems_to_be=what, problem=str(error))
     return VAEInfo(
         path=source.path,
         container=source.container,

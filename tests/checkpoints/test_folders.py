@@ -37,9 +37,7 @@ def test_two_variants_ask_which(vae: AutoencoderKL, tmp_path: Path) -> None:
     vae.save_pretrained(tmp_path, variant="ema")
     with pytest.raises(CheckpointError, match=r"variants ema, fp16.*Pass variant='ema' or variant='fp16'") as error:
         load_vae(tmp_path)
-    with pytest.raises(CheckpointError) as same:
-        inspect_vae(tmp_path)
-    assert str(same.value) == str(error.value)
+    assert inspect_vae(tmp_path).problem == str(error.value)
 
 
 @pytest.mark.parametrize("name", ["config.json", f"{STEM}.safetensors"])
@@ -120,7 +118,7 @@ def test_a_config_that_is_not_one_says_why(number: int, vae: AutoencoderKL, tmp_
     text, why = list(BROKEN.items())[number]
     vae.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_bytes(text)
-    for function in (load_vae, inspect_vae, AutoencoderKL.from_pretrained, AutoencoderKL.load_config):
+    for function in (load_vae, AutoencoderKL.from_pretrained, AutoencoderKL.load_config):
         with pytest.raises(CheckpointError, match=rf"config\.json cannot be read as JSON: .*({why}).*or get it again"):
             function(tmp_path)
 

@@ -83,10 +83,10 @@ def test_a_whole_model_is_named_and_not_called_dangerous(kind: str, tmp_path: Pa
         "in a checkpoint": {"model": vae, "epoch": 3},
     }
     torch.save(saved[kind], tmp_path / "a.pt")
-    for read in (load_vae, inspect_vae):
-        with pytest.raises(CheckpointError, match=r"a\.pt has a whole model in it.*Save its state dict") as error:
-            read(tmp_path / "a.pt")
-        assert "trust" not in str(error.value) and "dangerous" not in str(error.value)
+    with pytest.raises(CheckpointError, match=r"a\.pt has a whole model in it.*Save its state dict") as error:
+        load_vae(tmp_path / "a.pt")
+    assert inspect_vae(tmp_path / "a.pt").problem == str(error.value)
+    assert "trust" not in str(error.value) and "dangerous" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", WITHOUT)

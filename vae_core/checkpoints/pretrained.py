@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..atomic import Writer, steady
+from ..atomic import COMMITTED, Writer, steady
 from ..config import AutoencoderKLConfig
-from ..errors import CheckpointError, in_one_line
+from ..errors import CheckpointError, VAEError, in_one_line
 from ..units import GIB, MIB
 from .config_file import CONFIG_NAME, ConfigFile, read_config_file
 from .detect import DIFFUSERS, find_layout, find_prefixes
@@ -109,20 +110,33 @@ def reading(path: Path) -> Iterator[None]:
     """While a checkpoint is read: no save changes its folder, and one that was interrupted is completed first.
 
     Raises:
-        CheckpointError: an interrupted save cannot be completed.
+        CheckpointError: an interrupted save cannot be completed, or what is there cannot be read.
     """
-    folders = [path, path / "vae"] if path.is_dir() else [path.parent]
+    folders = [path, path / "vae"] if os.path.isdir(path) else [path.parent]
     with ExitStack() as stack:
         try:
             for folder in folders:
                 stack.enter_context(steady(folder))
         except OSError as error:
+            if not any(os.path.lexists(folder / COMMITTED) for folder in folders):
+                raise _unreadable(path, error) from error
             raise CheckpointError(
                 f"a save into {path} was interrupted: its files are whole, but not all are in their places, and they "
                 f"cannot be put there: {in_one_line(error)} ({error.filename}). Load it once where you may write, or "
                 f"save the model again."
             ) from error
-        yield
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, VAEError):
+                raise
+            raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{error.filename or path} cannot be read: {in_one_line(error)}. Check the path and its permissions."
+    )
 
 
 def read_config(path: Path) -> AutoencoderKLConfig:

@@ -43,7 +43,8 @@ def add(subparsers) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     info = inspect_vae(arguments.path, variant=arguments.variant)
-    say(*table(rows(info)))
+    if info.container is not None:
+        say(*table(rows(info)))
     for remark in info.remarks:
         complain(f"note: {remark}")
     if info.problem is not None:
@@ -54,8 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def rows(info: VAEInfo) -> list[tuple[str, str, str]]:
     """(what, value, where it comes from) of everything that is known."""
-    result = [("file", str(info.path), ""), ("container", info.container, "")]
-    result.append(("size", f"{info.file_size / MEGABYTE:.1f} MB", ""))
+    result = [("file", str(info.path), ""), ("container", str(info.container), "")]
+    result.append(("size", f"{(info.file_size or 0) / MEGABYTE:.1f} MB", ""))
     if info.config is None:
         return [*result, ("seems to be", str(info.seems_to_be), "")]
     family = "none that is known" if info.family is None else info.family
