@@ -195,7 +195,8 @@ class AutoencoderDecoding:
             NonFiniteError: latents with NaN or infinite values.
             MemoryBudgetError: out of memory, in every way of running.
         """
-        vae, samples = self.vae, self.samples
+        vae = self.vae
+        samples = self.samples
         status.stage(lambda: previews.latent_preview(samples))
         image = torch.empty(self.shape, dtype=vae.output_dtype, device=vae.output_device)
         with vae.weights() as model:

@@ -44,7 +44,8 @@ def strips_of(tile_x: int | None, tile_y: int | None, latent_width: int, width: 
     """
     if tile_x is None and tile_y is None:
         return Options()
-    columns, rows = tile_x or tile_y or 1, tile_y or tile_x or 1
+    columns = tile_x or tile_y or 1
+    rows = tile_y or tile_x or 1
     unit = max(1, width) / max(1, latent_width)  # of the caller's, in a latent pixel
     return Options(TileSpec(size=max(1, int(columns * rows / (max(1, width) * unit)))))
 

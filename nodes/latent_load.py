@@ -159,7 +159,8 @@ class LatentLoad:
         names = [item["key"] for item in items]
         text = _report(folder, found, indices, samples, sample_mode, seed)
         if join == "batch":
-            samples, names = [_batch(samples)], ["\n".join(names)]
+            samples = [_batch(samples)]
+            names = ["\n".join(names)]
             fits = fits[:1] if all(fit == fits[0] for fit in fits) else [{}]
         loaded = [{"samples": z, **fit} for z, fit in zip(samples, fits, strict=True)]
         return {"ui": {"text": [text]}, "result": (loaded, names, text)}

@@ -78,7 +78,8 @@ def _nodes(prompt: Mapping[str, Any], workflow: Any) -> Iterator[tuple[Mapping[s
         drawn = order.get(key, {})
         if not isinstance(node, Mapping):
             continue
-        properties, about = drawn.get("properties"), node.get("_meta")
+        properties = drawn.get("properties")
+        about = node.get("_meta")
         search = properties.get(SEARCH_NAME) if isinstance(properties, Mapping) else None
         title = drawn.get("title") or (about.get("title") if isinstance(about, Mapping) else None)
         yield node, (search or node.get("class_type"), title)

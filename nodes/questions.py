@@ -154,7 +154,8 @@ def plan(question: Question) -> PlanAnswer | NoPlanAnswer:
 
 def _planned(question: Question, config: AutoencoderKLConfig, assumed: bool) -> PlanAnswer:
     factor = config.downscale_factor
-    rows, columns = question.height // factor, question.width // factor
+    rows = question.height // factor
+    columns = question.width // factor
     if not rows or not columns:
         raise vae_core.ShapeError(
             f"{question.width}x{question.height} pixels are less than one latent pixel ({factor}x{factor} pixels). "
@@ -172,7 +173,8 @@ def _planned(question: Question, config: AutoencoderKLConfig, assumed: bool) -> 
         shape = question.batch, config.latent_channels, rows, columns
     prepare = vae_core.prepare_encode if question.encode else vae_core.prepare_decode
     job = prepare(model, shape, options, device=device, available=host.available_memory(device))
-    cuts, places = job.cuts, job.plan.places
+    cuts = job.cuts
+    places = job.plan.places
     rectangles = [] if cuts is None else cuts.rectangles(_MAX_TILES)
     expected = speeds.estimate(job)
     return {

@@ -10,7 +10,8 @@ from . import host, latents
 
 def model_lines(config: AutoencoderKLConfig, parameters: int) -> list[str]:
     """What a model of a config is."""
-    factor, channels = latents.wire_factor(config), latents.wire_channels(config)
+    factor = latents.wire_factor(config)
+    channels = latents.wire_channels(config)
     widths = ", ".join(map(str, config.block_out_channels))
     decoder = ", ".join(map(str, config.decoder_widths))
     return [

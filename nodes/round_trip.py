@@ -51,7 +51,8 @@ class VAERoundTrip:
         fitted = encoded.image
         original = to_unit_range(fitted.restore(fitted.pixels))
         count = min(len(original), len(image))  # VAEs of video drop frames that fill no whole group
-        image, original = image[:count], original[:count]
+        image = image[:count]
+        original = original[:count]
         kept = image.movedim(-1, 1).to(original)
         error = error_map(kept, original).movedim(1, -1).contiguous()
         quality = float(psnr(kept, original).mean())

@@ -76,7 +76,8 @@ class NodeStatus:
     def _take_preview(self) -> tuple[str, Image.Image, int] | None:
         if self._preview is None:
             return None
-        preview, self._preview = self._preview, None  # the host keeps showing it
+        preview = self._preview
+        self._preview = None  # the host keeps showing it
         return "JPEG", preview(), IMAGE_SIDE
 
     def _event(self, step: Progress, seconds: float) -> StatusEvent:

@@ -38,7 +38,8 @@ class VAESwap:
     def swap(
         self, samples: latents.Latent, from_vae: Any, to_vae: Any, unique_id: str | None = None
     ) -> tuple[latents.Latent, Tensor]:
-        (source, decoding), (target, encoding) = coding.opened(from_vae), coding.opened(to_vae)
+        source, decoding = coding.opened(from_vae)
+        target, encoding = coding.opened(to_vae)
         target.image_channels()  # an audio VAE is refused before anything is decoded
         status = NodeStatus(unique_id, stages=(coding.DECODE_SHARE, 1 - coding.DECODE_SHARE))
         image = coding.decode(source, samples, decoding, status)

@@ -84,7 +84,8 @@ class WireMethods:
     def _encode(self, pixels: Tensor, options: Options) -> Tensor:
         if pixels.ndim == 5:  # frames of a video, one by one
             pixels = pixels.flatten(0, 1)
-        factor, first = self.spacial_compression_encode(), self.first_stage_model
+        factor = self.spacial_compression_encode()
+        first = self.first_stage_model
         channels = first.autoencoder.config.in_channels if isinstance(first, FirstStage) else self.output_channels
         image = from_image(pixels, channels=channels, multiple=factor, fit="crop")
         if self._is_replaced("encode"):

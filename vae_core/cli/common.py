@@ -156,7 +156,8 @@ def load_model(arguments: argparse.Namespace) -> AutoencoderKL:
     """The VAE that the arguments name, on its device, ready to run."""
     device = pick_device() if arguments.device == "auto" else checked_device(arguments.device)
     memory_budget(arguments)  # refuses before any work
-    path, dtype = arguments.vae or DEMO, DTYPES[arguments.dtype]
+    path = arguments.vae or DEMO
+    dtype = DTYPES[arguments.dtype]
     if not hasattr(arguments, "family"):
         return load_vae(path, dtype=dtype, device=device, variant=arguments.variant)
     vae = load_vae(

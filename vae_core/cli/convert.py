@@ -67,7 +67,8 @@ def add(subparsers) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    output, overwrite = arguments.output, arguments.overwrite
+    output = arguments.output
+    overwrite = arguments.overwrite
     ending = output.suffix.lower()
     single = ending in (*SAFETENSORS_SUFFIXES, *PICKLE_ENDINGS)
     if arguments.format is not None:

@@ -37,7 +37,8 @@ class JaxModel:
         self.config: AutoencoderKLConfig = self._model.config
         self.compiling = 0.0
         self._params = self._put(params)
-        self._sample, self._seed = arguments.sample, arguments.seed
+        self._sample = arguments.sample
+        self._seed = arguments.seed
 
     def encode(self, image: FittedImage) -> Tensor:
         """Raw z of an image, [1, C, h, w]: the posterior's mean, or a sample by JAX's key of the seed."""

@@ -100,7 +100,8 @@ def is_latent_file(path: Path) -> bool:
 
 def is_packed(latent: Latent, vae: AutoencoderKL) -> bool:
     """Whether a latent is packed and normalised, as only a pipeline of FLUX.2 makes them."""
-    patch, channels = vae.config.patch_size, vae.config.latent_channels
+    patch = vae.config.patch_size
+    channels = vae.config.latent_channels
     return patch is not None and latent.z.shape[1] == channels * patch[0] * patch[1]
 
 
@@ -115,7 +116,9 @@ def raw_latent(latent: Latent, vae: AutoencoderKL, form: Form | None = None) -> 
     Raises:
         ShapeError: it is not a latent of this VAE.
     """
-    config, z, packed = vae.config, latent.z.float(), is_packed(latent, vae)
+    config = vae.config
+    z = latent.z.float()
+    packed = is_packed(latent, vae)
     if form is None:  # programs that pack normalise as well, and are younger than ComfyUI's mark
         form = "scaled" if packed else latent.form
     patch = config.patch_size
@@ -262,7 +265,8 @@ def _about(
         return [None] * count, [None] * count
     try:
         about = json.loads(metadata[METADATA_KEY])
-        sizes, names = about["sizes"], about["names"]
+        sizes = about["sizes"]
+        names = about["names"]
         if not (isinstance(sizes, list) and isinstance(names, list) and len(sizes) == len(names) == count):
             raise ValueError(f"it does not describe {count} latents")
         if not all(name is None or isinstance(name, str) for name in names):

@@ -74,7 +74,8 @@ class TorchModel:
     compiling = 0.0
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self._vae, self._arguments = load_model(arguments), arguments
+        self._vae = load_model(arguments)
+        self._arguments = arguments
         self.config = self._vae.config
 
     def encode(self, image: FittedImage) -> Tensor:
@@ -95,7 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     z = vae.encode(image)
-    encoding, compiling = time.perf_counter() - start - vae.compiling, vae.compiling
+    encoding = time.perf_counter() - start - vae.compiling
+    compiling = vae.compiling
     start = time.perf_counter()
     decoded = image.restore(vae.decode(z))
     decoding = time.perf_counter() - start - (vae.compiling - compiling)

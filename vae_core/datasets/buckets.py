@@ -122,7 +122,8 @@ class Buckets:
         return _shapes(self.width, self.height, self.step, self.least, self.most)
 
     def _enlarging(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        aspect, shapes = width / height, self.shapes()
+        aspect = width / height
+        shapes = self.shapes()
         same = (width, height) in shapes
         bucket = (width, height) if same else min(shapes, key=lambda shape: abs(shape[0] / shape[1] - aspect))
         scale = bucket[1] / height if aspect > bucket[0] / bucket[1] else bucket[0] / width
@@ -136,7 +137,8 @@ class Buckets:
             ideal = math.sqrt(area * aspect)
             by_width = self._down(ideal)
             by_height = self._down(area / ideal)
-            across, along = self._down(by_width / aspect), self._down(by_height * aspect)
+            across = self._down(by_width / aspect)
+            along = self._down(by_height * aspect)
             if not (by_width and by_height and across and along):
                 raise ConfigError(
                     f"an image of {width}x{height} is too narrow for buckets of {self}. "
@@ -169,10 +171,13 @@ def kohya_crop(bucket: tuple[int, int], size: tuple[int, int]) -> tuple[float, f
     """
     aspect = size[0] / size[1]
     if bucket[0] / bucket[1] > aspect:
-        width, height = bucket[1] * aspect, float(bucket[1])
+        width = bucket[1] * aspect
+        height = float(bucket[1])
     else:
-        width, height = float(bucket[0]), bucket[0] / aspect
-    left, top = (bucket[0] - width) // 2, (bucket[1] - height) // 2
+        width = float(bucket[0])
+        height = bucket[0] / aspect
+    left = (bucket[0] - width) // 2
+    top = (bucket[1] - height) // 2
     return left, top, left + width, top + height
 
 

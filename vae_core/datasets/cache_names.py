@@ -34,5 +34,6 @@ def check_file_name(key: str, size: tuple[int, int], family: str) -> None:
 
 def leads_out(path: str) -> bool:
     """Whether a path may lead out of the folder that it is in, on any system."""
-    parts, windows = PurePosixPath(path).parts, PureWindowsPath(path)
+    parts = PurePosixPath(path).parts
+    windows = PureWindowsPath(path)
     return bool(not parts or path.startswith("/") or ".." in (*parts, *windows.parts) or windows.anchor or "\0" in path)

@@ -60,7 +60,8 @@ class Collection:
     """
 
     def __init__(self, out: Path, manifest: Mapping[str, Any]) -> None:
-        self.out, self.manifest = out, dict(manifest)
+        self.out = out
+        self.manifest = dict(manifest)
         self.settings = Settings.from_dict(manifest["settings"])
         self.scale = Scale(**manifest["scale"])
         self.records = records_folder(out, self.settings.layout, self.settings.kohya, self.settings.buckets)
@@ -147,7 +148,8 @@ class Collection:
         Raises:
             DatasetError: their list is missing or damaged.
         """
-        place, found = self.records / SPLITS, False
+        place = self.records / SPLITS
+        found = False
         try:
             for values in read_lines(place):
                 found = True
@@ -281,7 +283,8 @@ class Collection:
         Raises:
             DatasetError: their list cannot be read, or does not have as many images as the totals.
         """
-        place, count = self.records / SHARDS, 0
+        place = self.records / SHARDS
+        count = 0
         try:
             for line in read_lines(place):
                 shard = shard_numbers(line["name"])

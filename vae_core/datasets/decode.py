@@ -72,7 +72,8 @@ def decode_dataset(
     _check_vae(collection, vae)
     remove_leftovers(images)
     sources = _Sources(collection, vae.config.in_channels) if compare else None
-    count, taken = 0, set()
+    count = 0
+    taken = set()
     for record in collection.all_records():
         wanted = record["images"] if limit is None else record["images"][: limit - count]
         split, _ = shard_numbers(record["name"])
@@ -139,9 +140,11 @@ class _Sources:
     """The images of a collection as they were encoded. Each split is read once, in the order of its shards."""
 
     def __init__(self, collection: Collection, channels: int) -> None:
-        self.settings, self.channels = collection.settings, channels
+        self.settings = collection.settings
+        self.channels = channels
         self._splits = {split.number: split for split in collection.splits()}
-        self._number, self._raws = -1, iter(())
+        self._number = -1
+        self._raws = iter(())
 
     def of(self, number: int, positions: Sequence[int]) -> dict[int, Prepared]:
         """Images of a split by position; what cannot be read any more is left out."""
@@ -152,9 +155,11 @@ class _Sources:
             raws = zip(positions, read_split(split, self.settings.column, positions), strict=False)
         else:
             if number != self._number:
-                self._number, self._raws = number, enumerate(read_split(split, self.settings.column))
+                self._number = number
+                self._raws = enumerate(read_split(split, self.settings.column))
             raws = self._until(positions[-1])
-        found, wanted = {}, frozenset(positions)
+        found = {}
+        wanted = frozenset(positions)
         try:
             for position, raw in raws:
                 if position in wanted:

@@ -32,7 +32,8 @@ def run(
     """Encode splits on several devices; see `local.run`. The readers are shared out among them."""
     context = multiprocessing.get_context("spawn")  # a device's driver does not survive a fork
     events = context.Queue()
-    packed, share = PackedVAE.of(vae), max(1, workers // len(devices)) if workers else 0
+    packed = PackedVAE.of(vae)
+    share = max(1, workers // len(devices)) if workers else 0
     arguments = [
         (collection.out, collection.manifest, list(work[i :: len(devices)]), packed, device, share, events)
         for i, device in enumerate(devices)

@@ -60,7 +60,8 @@ class Estimate:
             lines.append(f"sizes       {w0}x{h0} to {w1}x{h1}")
         for (width, height), share in sorted(self.buckets.items(), key=lambda each: (-each[1], each[0])):
             lines.append(f"bucket      {width}x{height}: {share:.0%}")
-        read, encode = self.read_seconds * 1e3, self.encode_seconds * 1e3
+        read = self.read_seconds * 1e3
+        encode = self.encode_seconds * 1e3
         lines.append(f"one image   {read:.1f} ms to read and resize, {encode:.1f} ms to encode")
         lines.append(f"time        about {in_time(self.seconds)}")
         lines.append(f"bytes       about {in_bytes(self.bytes)}")
@@ -156,7 +157,8 @@ def _size(url: str) -> int:
 
 def _bytes_of(buckets: Counter[tuple[int, int]], vae: AutoencoderKL, settings: Settings) -> float:
     """Bytes of one image's latents, on average over the sample."""
-    factor, channels = vae.config.downscale_factor, vae.config.latent_channels
+    factor = vae.config.downscale_factor
+    channels = vae.config.latent_channels
     per_value = STORED[settings.stored].itemsize * (2 if settings.keep == "moments" else 1) * (1 + settings.flip)
     total = 0
     for (width, height), count in buckets.items():

@@ -54,7 +54,8 @@ class KohyaFiles:
         return kohya.scale_of(kohya.family_in(self.paths[index].name))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        path, scale = self.paths[index], self.scale(index)
+        path = self.paths[index]
+        scale = self.scale(index)
         found = kohya.read_file(path)
         item: dict[str, Any] = {
             "latents": scale.undo(found.latents.float()),

@@ -87,7 +87,8 @@ def measure(file: Path, ending: str) -> tuple[int, str]:
 def check_family(family: str, config: AutoencoderKLConfig) -> None:
     """Raise ConfigError for a VAE whose latents the trainers of a family cannot take."""
     known = _checkpoints(family)
-    channels, fields = known.latent_channels, known.fields
+    channels = known.latent_channels
+    fields = known.fields
     if (config.latent_channels, config.downscale_factor) != (channels, _FACTOR):
         raise ConfigError(
             f"latents of {family} have {channels} channels at 1/{_FACTOR} of the size, and those of this VAE have "

@@ -57,7 +57,8 @@ def save_latents(
         DatasetError: the folder exists, names that are equal, a file that cannot be written.
         ConfigError: options that contradict each other, or that the VAE does not fit.
     """
-    out, factor = local_folder(out), vae.config.downscale_factor
+    out = local_folder(out)
+    factor = vae.config.downscale_factor
     sides = [(each.z.shape[-1] * factor, each.z.shape[-2] * factor) for each in latents]
     buckets = Buckets(max(width for width, _ in sides), max(height for _, height in sides))
     settings = Settings(buckets, shard_images=automatic_shard(buckets), **options)

@@ -125,7 +125,8 @@ class _Stream:
     def _complete(self, encoder: Encoder, progress: Progress) -> Shard:
         for batch in self.shard.rest():
             self._encode(batch, encoder, progress)
-        shard, self.shard = self.shard, Shard(self.shard.split, self.shard.chunk + 1, self.settings)
+        shard = self.shard
+        self.shard = Shard(self.shard.split, self.shard.chunk + 1, self.settings)
         return shard
 
     def _encode(self, batch: list[Prepared] | None, encoder: Encoder, progress: Progress) -> None:
@@ -153,7 +154,8 @@ class _Reading(IterableDataset):
             yield _Stopped(error)
 
     def _read(self, work: Work, wanted: range) -> Iterator[_Part]:
-        split, start = work.split, wanted.start
+        split = work.split
+        start = wanted.start
         raws = read_split(split, self.settings.column, wanted)
         results = prepare_all(raws, self.settings, self.channels, start)
         if split.kind == "files":

@@ -12,7 +12,8 @@ from ..errors import DatasetError
 from .collection import Collection
 
 # Records of so many images stay in memory, about 100 MB, and so many files stay open.
-_IMAGES, _FILES = 2**16, 64
+_IMAGES = 2**16
+_FILES = 64
 
 ShardNumber = tuple[int, int]  # of its split, and among the shards of that
 
@@ -58,7 +59,8 @@ class OpenShards:
         record = self.collection.read_record(*shard)
         if record is None:
             raise DatasetError(f"{self.collection.record_path(*shard)} is gone. Run encode-dataset with --resume.")
-        images, listed = len(record["images"]), self.listed.get(shard)
+        images = len(record["images"])
+        listed = self.listed.get(shard)
         if images != listed:
             raise DatasetError(
                 f"{self.collection.record_path(*shard)} has {images} images, but the list of shards says {listed}. "

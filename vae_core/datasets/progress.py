@@ -75,7 +75,8 @@ class Progress:
 
     def line(self) -> str:
         """512 of 1000 images, 41.2 images/s, 0:12 left, 3 failed, 18.2 MB written"""
-        done, speed = self._before + self.images, self.images / max(self.seconds, 1e-9)
+        done = self._before + self.images
+        speed = self.images / max(self.seconds, 1e-9)
         parts = [f"{done} images" if self.total is None else f"{done} of {self.total} images", f"{speed:.1f} images/s"]
         if self.total is not None and speed > 0:
             parts.append(f"{in_time((self.total - done) / speed)} left")

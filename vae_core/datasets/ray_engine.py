@@ -197,13 +197,15 @@ class _Read:
 
 def shards_of(work: Work, settings: Settings, channels: int) -> Iterator[tuple[int, list[Result], bool]]:
     """The prepared images of each shard of a split: (number, images, whether it is the last)."""
-    size, chunk = settings.shard_images, work.chunk
+    size = settings.shard_images
+    chunk = work.chunk
     raws = read_split(work.split, settings.column, from_position(chunk * size))
     images: list[Result] = []
     for result in prepare_all(raws, settings, channels, chunk * size):
         if len(images) == size:  # it is known only now that it was not the last
             yield chunk, images, False
-            chunk, images = chunk + 1, []
+            chunk = chunk + 1
+            images = []
         images.append(result)
     yield chunk, images, True
 

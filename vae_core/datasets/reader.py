@@ -45,10 +45,12 @@ class LatentDataset(Dataset):
     """
 
     def __init__(self, out: str | os.PathLike[str], *, scaled: bool = False) -> None:
-        self.collection, self.scaled = _open(out), scaled
+        self.collection = _open(out)
+        self.scaled = scaled
         self._epoch = SharedNumber(0)
         self._opened = OpenShards(self.collection)
-        self._shards, self._starts = [], [0]
+        self._shards = []
+        self._starts = [0]
         for shard, images in self._opened.listed.items():
             if images:
                 self._shards.append(shard)
@@ -128,14 +130,16 @@ class LatentStream(IterableDataset):
         window: int = _WINDOW,
         scaled: bool = False,
     ) -> None:
-        self.collection, self.scaled = _open(out), scaled
+        self.collection = _open(out)
+        self.scaled = scaled
         self.batch_size = _whole("batch_size", batch_size, 1)
         self.shuffle = shuffle
         self.seed = _whole("seed", seed)
         self.window = _whole("window", window, 1)
         self.drop_last = drop_last
         self.rank, self.world_size = _rank(rank, world_size)
-        self._epoch, self._skip = SharedNumber(0), SharedNumber(0)
+        self._epoch = SharedNumber(0)
+        self._skip = SharedNumber(0)
         self._opened = OpenShards(self.collection)
         self._shards = [shard for shard, images in self._opened.listed.items() if images]
 
@@ -145,7 +149,8 @@ class LatentStream(IterableDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch: another order, and new samples of moments. Workers that wait for the next one follow."""
-        self._epoch.value, self._skip.value = _whole("epoch", epoch), 0
+        self._epoch.value = _whole("epoch", epoch)
+        self._skip.value = 0
 
     def state_dict(self, batch: Mapping[str, Any] | None = None) -> dict[str, int]:
         """Where to go on after a batch; without one, where iteration begins now. It has what decides the order too."""
@@ -170,7 +175,8 @@ class LatentStream(IterableDataset):
             raise ConfigError(
                 f"this state belongs to another stream: {', '.join(others)}. Make the stream as it was then."
             )
-        epoch, batches = _whole("epoch", state.get("epoch")), _whole("batches", state.get("batches"), 0)
+        epoch = _whole("epoch", state.get("epoch"))
+        batches = _whole("batches", state.get("batches"), 0)
         self._epoch.value, self._skip.value = epoch, batches
 
     def _state(self, batches: int) -> dict[str, int]:

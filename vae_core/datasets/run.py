@@ -123,7 +123,8 @@ def encode_dataset(
     """
     engine = engine or Engine()
     progress = progress or Progress(show=False)
-    out, source = local_folder(out), whole_name(source)
+    out = local_folder(out)
+    source = whole_name(source)
     settings.buckets.check(vae.config.downscale_factor)
     records = records_folder(out, settings.layout, settings.kohya, settings.buckets)
     # Files of kohya's with several resolutions are written by one run at a time.
@@ -201,7 +202,8 @@ def _what_is_left(collection: Collection) -> tuple[list[Work], int | None, int]:
     known = True
     for split in collection.splits():
         count = split.count
-        known, total = known and count is not None, total + (count or 0)
+        known = known and count is not None
+        total = total + (count or 0)
         if split.kind == "files":
             done = collection.is_done(split)
             chunks = 0

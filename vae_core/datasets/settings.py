@@ -114,7 +114,8 @@ class Settings:
 
     def differences(self, other: Settings) -> list[str]:
         """What differs, in words: "size 512 instead of 256"."""
-        mine, others = self.to_dict(), other.to_dict()
+        mine = self.to_dict()
+        others = other.to_dict()
         return [f"{name} {mine[name]!r} instead of {others[name]!r}" for name in mine if mine[name] != others[name]]
 
 

@@ -25,7 +25,8 @@ def sole_writer(records: Path, patience: float = 5.0) -> Iterator[None]:
     if str(place) in _writing:
         raise DatasetError(_OTHER_RUN.format(records))
     _writing.add(str(place))
-    handle, made = None, [folder for folder in place.parents if not folder.exists()]
+    handle = None
+    made = [folder for folder in place.parents if not folder.exists()]
     try:
         handle = _locked(place, time.monotonic() + patience)
         yield

@@ -170,7 +170,8 @@ def _local(text: str) -> list[tuple[str, str]]:
     path = system._strip_protocol(os.path.abspath(os.path.expanduser(text)))
     there, rest = path, ""
     while not os.path.lexists(there) and (above := os.path.dirname(there)) != there:
-        there, rest = above, path[len(above) :]
+        there = above
+        rest = path[len(above) :]
     if len(texts := _braces(rest)) > 1:
         return [pair for each in texts for pair in _local(there + each)]
     if rest and not _is_pattern(rest):

@@ -56,7 +56,8 @@ def read_rows(url: str, start: int, stop: int, column: str, wanted: Sequence[int
     Raises:
         DatasetError: the table cannot be read, or has no column of images.
     """
-    first, stop = start + wanted[0], min(stop, start + wanted[-1] + 1)
+    first = start + wanted[0]
+    stop = min(stop, start + wanted[-1] + 1)
     chosen = wanted if isinstance(wanted, range) else frozenset(wanted)
     with open_source(url) as file:
         read = _rows_of_csv if _is_csv(url) else _rows_of_parquet
@@ -100,7 +101,8 @@ def _rows_of_parquet(file: IO[bytes], url: str, column: str, first: int, stop: i
 def _raw(value: Any, url: str, row: int) -> Raw:
     key = f"{os.path.basename(url)}/{row:09d}"
     if isinstance(value, dict):  # the Hub's images: bytes, path
-        data, path = value.get("bytes"), value.get("path")
+        data = value.get("bytes")
+        path = value.get("path")
         key = f"{key}/{os.path.basename(path)}" if path else key
         value = path if data is None else data
     if isinstance(value, bytes):

@@ -72,12 +72,14 @@ def _images(stream: IO[bytes], url: str, reading: Any) -> Iterator[Raw]:
         endings = [ending for ending in sample if not ending.startswith("_")]
         images = [ending for ending in endings if is_image(f"x.{ending}")]
         if images:
-            found, name = sample[images[0]], f"{key}.{images[0]}"
+            found = sample[images[0]]
+            name = f"{key}.{images[0]}"
             yield Raw(name, found) if isinstance(found, bytes) else Raw(name, None, found)
         elif endings:
             yield Raw(key, None, f"the sample has no image, only {', '.join(sorted(endings))}")
         if len(images) > 1:
-            several, example = several + 1, example or f"{key}: {', '.join(images)}"
+            several = several + 1
+            example = example or f"{key}: {', '.join(images)}"
         while files.doubles:
             yield Raw(files.doubles.pop(0), None, "a file of the same name comes before it in the tar")
     if files.damage:
@@ -100,7 +102,8 @@ class _Files:
         self.damage = ""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        key, seen = None, set()
+        key = None
+        seen = set()
         try:
             with tarfile.open(fileobj=self.stream, mode="r|*", tarinfo=_Member) as tar:
                 for member in tar:
@@ -109,7 +112,8 @@ class _Files:
                     if prefix is None or _META.match(member.name) or not _has_contents(member):
                         continue
                     if prefix != key:
-                        key, seen = prefix, {"__key__", "__url__"}
+                        key = prefix
+                        seen = {"__key__", "__url__"}
                     if suffix.lower() not in seen:
                         seen.add(suffix.lower())
                         yield {"fname": member.name, "data": _data(tar, member) if is_image(f"x.{suffix}") else b""}

@@ -98,7 +98,8 @@ def _records(collection: Collection, faults: list[Fault]) -> Iterator[tuple[str,
 
 
 def _check_count(split: Split, before: int, collection: Collection, record: Mapping[str, Any]) -> Iterator[Fault]:
-    images, size = len(record["images"]) + len(record["failures"]), collection.settings.shard_images
+    images = len(record["images"]) + len(record["failures"])
+    size = collection.settings.shard_images
     left = images if split.count is None else split.count - before  # of a tar it is not known
     expected = left if record["last"] else size
     if images != expected or images > size:
@@ -109,7 +110,8 @@ def _check_files(out: Path, files: Sequence[Mapping[str, Any]]) -> Iterator[Faul
     for file in files:
         place = out / file["path"]
         try:
-            size, sha256 = place.stat().st_size, ""
+            size = place.stat().st_size
+            sha256 = ""
             if "ending" in file:  # of several resolutions in the file, this collection's
                 size, sha256 = kohya.measure(place, file["ending"])
             if size != file["bytes"]:

@@ -38,8 +38,10 @@ def run_blended(run: Run, x: Array, tile: TileSpec, in_unit: int, out_unit: int)
             downscale factor for images.
     """
     assert tile.size is not None
-    size, stride = tile.size * in_unit, tile.stride * in_unit
-    extent, keep = tile.overlap * out_unit, tile.stride * out_unit
+    size = tile.size * in_unit
+    stride = tile.stride * in_unit
+    extent = tile.overlap * out_unit
+    keep = tile.stride * out_unit
     rows, columns = (spans(length, size, stride, minimum=in_unit) for length in x.shape[2:])
     tiles = [x[:, :, top:bottom, left:right] for top, bottom in rows for left, right in columns]
     results = run_by_shape(run, tiles)

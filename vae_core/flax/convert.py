@@ -60,7 +60,8 @@ def from_torch(state_dict: Mapping[str, Tensor], config: AutoencoderKLConfig) ->
         CheckpointError: weights are missing, of other shapes or without values, or there are some that no model of
             this config has.
     """
-    known, paths = spellings(config), flax_paths(config)
+    known = spellings(config)
+    paths = flax_paths(config)
     weights = {known.get(key, key): weight for key, weight in state_dict.items() if FUSED not in key}
     weights = with_counters(weights, paths)
     _check_names("the state dict", set(weights), set(paths))
@@ -140,7 +141,8 @@ def _to_torch(parameter: Array, key: str) -> Tensor:
 
 
 def _check_names(what: str, found: set[str], needed: set[str]) -> None:
-    missing, unknown = sorted(needed - found), sorted(found - needed)
+    missing = sorted(needed - found)
+    unknown = sorted(found - needed)
     if missing or unknown:
         parts = [f"lacks {len(missing)} of {len(needed)} weights ({_some(missing)})"] if missing else []
         parts += [f"has {len(unknown)} that the model does not have ({_some(unknown)})"] if unknown else []

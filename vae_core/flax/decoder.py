@@ -24,8 +24,10 @@ class FlaxDecoder(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        config, dtype = AutoencoderKLConfig.from_dict(self.config), self.dtype
-        widths, groups = config.decoder_widths[::-1], config.norm_num_groups  # coarsest first
+        config = AutoencoderKLConfig.from_dict(self.config)
+        dtype = self.dtype
+        widths = config.decoder_widths[::-1]
+        groups = config.norm_num_groups  # coarsest first
         self.conv_in = conv(widths[0], 3, dtype, padding=1)
         self.mid_block = FlaxUNetMidBlock2D(
             widths[0], self.dropout, groups, config.act_fn, config.mid_block_add_attention, dtype

@@ -24,8 +24,10 @@ class FlaxEncoder(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        config, dtype = AutoencoderKLConfig.from_dict(self.config), self.dtype
-        widths, groups = config.block_out_channels, config.norm_num_groups
+        config = AutoencoderKLConfig.from_dict(self.config)
+        dtype = self.dtype
+        widths = config.block_out_channels
+        groups = config.norm_num_groups
         self.conv_in = conv(widths[0], 3, dtype, padding=1)
         self.down_blocks = [
             FlaxDownEncoderBlock2D(

@@ -31,7 +31,8 @@ def to_diffusion(z: Array, config: AutoencoderKLConfig, params: Mapping[str, Any
         mean, std = _statistics(z, config, params)
         return (_pack(z, config.patch_size) - mean) / std
     if config.latents_mean is not None and config.latents_std is not None:
-        mean, std = _per_channel(z, config.latents_mean), _per_channel(z, config.latents_std)
+        mean = _per_channel(z, config.latents_mean)
+        std = _per_channel(z, config.latents_std)
         return (z - mean) * config.scaling_factor / std
     return (z - (config.shift_factor or 0.0)) * config.scaling_factor
 
@@ -44,14 +45,16 @@ def from_diffusion(latent: Array, config: AutoencoderKLConfig, params: Mapping[s
         return _unpack(latent * std + mean, config.patch_size)
     _check_channels(latent, config.latent_channels)
     if config.latents_mean is not None and config.latents_std is not None:
-        mean, std = _per_channel(latent, config.latents_mean), _per_channel(latent, config.latents_std)
+        mean = _per_channel(latent, config.latents_mean)
+        std = _per_channel(latent, config.latents_std)
         return latent * std / config.scaling_factor + mean
     return latent / config.scaling_factor + (config.shift_factor or 0.0)
 
 
 def _pack(z: Array, patch_size: tuple[int, int]) -> Array:
     """[B, C, h * ph, w * pw] -> [B, C * ph * pw, h, w], channels ordered (c, row, column)."""
-    (rows, columns), (batch, channels, height, width) = patch_size, z.shape
+    rows, columns = patch_size
+    batch, channels, height, width = z.shape
     if height % rows or width % columns:
         raise ShapeError(
             f"a latent of {height} by {width} pixels cannot be packed by {rows}x{columns}. "
@@ -62,7 +65,8 @@ def _pack(z: Array, patch_size: tuple[int, int]) -> Array:
 
 
 def _unpack(packed: Array, patch_size: tuple[int, int]) -> Array:
-    (rows, columns), (batch, channels, height, width) = patch_size, packed.shape
+    rows, columns = patch_size
+    batch, channels, height, width = packed.shape
     split = packed.reshape(batch, channels // (rows * columns), rows, columns, height, width)
     return split.transpose(0, 1, 4, 2, 5, 3).reshape(batch, -1, height * rows, width * columns)
 

@@ -21,7 +21,8 @@ from .dtypes import floating_type
 from .encoder import FlaxEncoder
 from .layers import ParameterPath, conv, initial_values
 
-CHANNELS_LAST, CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+CHANNELS_LAST = (0, 2, 3, 1)
+CHANNELS_FIRST = (0, 3, 1, 2)
 
 
 class FlaxNetwork(nn.Module):

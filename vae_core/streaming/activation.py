@@ -30,7 +30,8 @@ def act_of_batch_norm(x: Tensor, scale: Tensor, shift: Tensor, act: nn.Module) -
 
     Batch norm with fixed statistics reads half precision, computes in float32 and writes half precision.
     """
-    mean, variance = torch.zeros_like(shift), torch.ones_like(scale)  # 1 + _NOTHING is 1
+    mean = torch.zeros_like(shift)
+    variance = torch.ones_like(scale)  # 1 + _NOTHING is 1
     y = F.batch_norm(x.permute(0, 3, 1, 2), mean, variance, scale, shift, training=False, eps=_NOTHING)
     y = F.silu(y, inplace=True) if isinstance(act, nn.SiLU) else act(y)
     return y.permute(0, 2, 3, 1)

@@ -176,7 +176,8 @@ def _winograd_wins(step: Convolve, in_channels: int, target: FeatureMap) -> bool
 _SMALLEST_ON_A_DEVICE = 96 * 96
 # Batches run so many latent pixels at a time: enough for the weights' preparation to pay, and to keep a device
 # busy: with eight of 64x64 an H200 took 0.93 of the time of the reference path in parts of four, 0.54 in one.
-_AT_ONCE, _AT_ONCE_ON_A_DEVICE = 64 * 64, 2 * 128 * 128
+_AT_ONCE = 64 * 64
+_AT_ONCE_ON_A_DEVICE = 2 * 128 * 128
 
 
 class Way(NamedTuple):
@@ -244,7 +245,8 @@ def choose_way(run: Run) -> Way:
     Raises:
         TilingError: circular axes for a patched model.
     """
-    options, x = run.options, run.x
+    options = run.options
+    x = run.x
     covered = options.blended and run.half.is_covered(run.shape, options.tile)
     if x is not None and is_watched(x):  # asked first: what finds out the rest may run kernels
         return Way("tiles" if options.blended and not covered else "whole", "each operation is looked at", False)
@@ -282,7 +284,9 @@ def _way_of_a_method(run: Run, x: Tensor) -> Way | None:
 
 def _way_of_a_job(run: Run) -> Way:
     """The way of an unmodified model that may run in strips."""
-    options, device, dtype = run.options, run.device(), run.dtype()
+    options = run.options
+    device = run.device()
+    dtype = run.dtype()
     if options.tiling is not None:
         return Way("strips", "you chose the size of strips")
     if options.circular != "none":
@@ -372,7 +376,8 @@ def is_faster(passes: list[Pass], shape: Shape, dtype: torch.dtype, device: torc
     """Whether enough of a program's FLOPs for an input [B, C, H, W] would be in fast kernels, without planning it."""
     if device.type != "cpu":  # what counts there is known by `may_be_faster`
         return True
-    maps, dtype = dtype, computing_dtype(dtype, device, choice)
+    maps = dtype
+    dtype = computing_dtype(dtype, device, choice)
     fast = total = 0
     for step, *shapes in map_shapes(passes, shape):
         source, target = map(PlannedMap.whole, shapes)

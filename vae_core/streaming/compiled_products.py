@@ -61,7 +61,8 @@ class CompiledProducts:
     def __call__(self, left: Tensor) -> Tensor:
         """[N, 1, C] -> [N, 1, K], in float32. Rows of the result lie apart as those that are multiplied have to."""
         jit = winograd.jit()
-        count, rows = len(left), round_up(len(left), jit.ROWS)
+        count = len(left)
+        rows = round_up(len(left), jit.ROWS)
         _, blocks, _, columns = self.weight.shape
         results = torch.empty(rows, blocks * columns + jit.GAP, dtype=torch.float32, device="cpu")
         jit.multiply(as_array(self._multiplied(left[:, 0], rows)), self.weight, results.view(-1).numpy(), rows)

@@ -94,7 +94,8 @@ class CompiledWinograd(winograd.Winograd):
     def _strip_rows(self) -> int:
         """Tiles below one another of a strip: such that the busiest worker has the least to do."""
         batch, height, _, _ = self.inputs.target.shape
-        down, workers = -(-height // TILE), self.inputs.workers
+        down = -(-height // TILE)
+        workers = self.inputs.workers
         fewest = -(-down // self._tallest)
 
         def busiest(count: int) -> float:

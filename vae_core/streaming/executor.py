@@ -84,7 +84,8 @@ class PackedWeights:
         key = index, type(kernel)
         if key in self.kept:
             return self.kept[key]
-        packed, size = kernel.pack(each), kernel.packed_bytes()
+        packed = kernel.pack(each)
+        size = kernel.packed_bytes()
         if self.used + size <= self.limit:
             self.kept[key] = packed
             self.used += size
@@ -170,7 +171,8 @@ class Execution:
 
     def _not_finite(self, index: int, step: Pass, stats: Stats) -> None:
         """Raise for what makes every later value wrong: where only squares leave the range, a norm that needs them."""
-        damaged, self.find_damage = self.find_damage(), lambda: None  # looked for once
+        damaged = self.find_damage()
+        self.find_damage = lambda: None  # looked for once
         if damaged is not None:
             raise DamagedWeightError(damaged_message(damaged))
         normalised = any(each.source == step.target and each.norm is not None for each in self.passes[index + 1 :])
@@ -264,7 +266,8 @@ class Execution:
         """The kernel of a pass, and its layout if that is known."""
         if self.planned is not None:
             return self.planned[index].kernel, self.planned[index].layout
-        source, target = self.maps[step.source], self.maps[step.target]
+        source = self.maps[step.source]
+        target = self.maps[step.target]
         manner = self.manner
         chosen = choose_kernel(step, source, target, manner.dtype, manner.map_dtype, manner.device, manner.kernels)
         if self.like is None or self.like[index].kernel is not chosen or chosen.whole_batch:

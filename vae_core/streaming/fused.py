@@ -86,7 +86,8 @@ def finish(parts: Sequence[StripPart], bias: Tensor | None, row: Tensor) -> bool
         return False
     with current(result.device):
         blocks = kernels.blocks_of(result.shape)
-        batch, channels = result.shape[0], result.shape[3]
+        batch = result.shape[0]
+        channels = result.shape[3]
         partial = torch.empty((batch, len(parts) * blocks, 4, channels), dtype=torch.float32, device=result.device)
         for index, (result, residual, out) in enumerate(parts):
             made, added = (
@@ -169,11 +170,13 @@ def _try(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
     offsets = shift.to(device)
     values = x.float()
     for silu in (True, False):
-        got, want = there.new_empty(2, 4, 72, 160), values * scale[:, None, None] + shift[:, None, None]
+        got = there.new_empty(2, 4, 72, 160)
+        want = values * scale[:, None, None] + shift[:, None, None]
         kernels.activate(there, (factors, offsets), silu, got, 1, 1)
         want = nn.functional.pad(nn.functional.silu(want) if silu else want, (0, 0, 1, 1, 1, 1))
         torch.testing.assert_close(got.cpu().float(), want, rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
-    added, out = torch.randn(160, **place), torch.empty_like(there)
+    added = torch.randn(160, **place)
+    out = torch.empty_like(there)
     partial = factors.new_empty(2, kernels.blocks_of(x.shape), 4, 160)
     rows = factors.new_empty(1, 4, 2, 160)
     kernels.finish(there, added.to(device), there, out, partial, 0)

@@ -168,7 +168,8 @@ _setting = threading.Lock()
 
 def _set_and_put_default_back(count: int) -> None:
     """By torch.set_num_threads, which sets the default of threads to come as well: another thread puts that back."""
-    known, done = threading.Event(), threading.Event()
+    known = threading.Event()
+    done = threading.Event()
 
     def put_back() -> None:
         default = torch.get_num_threads()

@@ -104,7 +104,8 @@ class Job:
         Raises:
             MemoryBudgetError: no way of running fits.
         """
-        request, given = self._request, self.options.memory_budget is not None
+        request = self._request
+        given = self.options.memory_budget is not None
         if self.device.type == "cpu" or given or not request.can_be_cut or self.bytes.device <= free:
             return self
         for items in request.items():

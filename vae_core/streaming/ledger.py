@@ -119,7 +119,8 @@ class PlannedStore:
 
     def __init__(self, limit: int | None = None, cpu_limit: int = 0) -> None:
         self._ledger = Ledger(limit, cpu_limit)
-        self.used, self.peak = self._ledger.used, self._ledger.peak
+        self.used = self._ledger.used
+        self.peak = self._ledger.peak
         self.scratch = ScratchStore()  # nothing is computed
 
     def allocate(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> PlannedMap:

@@ -278,7 +278,8 @@ def _too_small(request: Request, budget: int, workspace: int, manner: Manner) ->
     needed = workspace
     while needed - _reserve(needed, manner) < workspace:
         needed += MIB
-    there, least = f"{budget / MIB:.0f} MiB", f"at least {math.ceil(needed / MIB)} MiB"
+    there = f"{budget / MIB:.0f} MiB"
+    least = f"at least {math.ceil(needed / MIB)} MiB"
     if request.budget_given:
         return (
             f"the memory budget is too small: a single strip of this model does not fit into {there}. Give {least}, "

@@ -75,9 +75,11 @@ class Convolve:
         """[B, H, W, C] of the target, from that of the source."""
         batch, height, width, _ = source
         if self.scale == "up":
-            height, width = 2 * height, 2 * width
+            height = 2 * height
+            width = 2 * width
         elif self.scale == "down":
-            height, width = height // 2, width // 2
+            height = height // 2
+            width = width // 2
         return batch, height, width, self.conv.out_channels
 
     def flops(self, positions: int) -> int:

@@ -142,7 +142,8 @@ class Request:
     def carried(self, items: int) -> int:
         """Bytes of input and output of so many items."""
         values = sum(side[1] * side[2] * side[3] for side in (self.shape, self.output_shape))
-        (height, width), tile = self.latent_size, self.tile
+        height, width = self.latent_size
+        tile = self.tile
         return items * (values * tile[0] * tile[1] // (height * width)) * self.dtype.itemsize
 
 

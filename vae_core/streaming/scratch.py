@@ -56,7 +56,8 @@ class ScratchStore:
 
     def lend(self, count: int, size: int) -> list[Block]:
         """So many blocks of so many bytes. Whatever else was kept goes back to the system."""
-        kept, self._kept = self._kept, []
+        kept = self._kept
+        self._kept = []
         blocks = [block for block in kept[:count] if block.fits(size)]
         del kept
         while len(blocks) < count:

@@ -198,7 +198,8 @@ class StatsTable:
         counts = [self._counts[index] for index in strips]
         count = torch.tensor(counts, dtype=torch.float64, device="cpu")[:, None, None]
         count = count.to(mean.device, non_blocking=True)
-        mean, m2 = mean + rest / count, (squares - rest.square() / count).clamp_min_(0)
+        mean = mean + rest / count
+        m2 = (squares - rest.square() / count).clamp_min_(0)
         if len(strips) == 1:
             return ChannelStats(counts[0], mean[0], m2[0])
         middle = (count * mean).sum(0) / sum(counts)
@@ -229,7 +230,8 @@ def _measured(strip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     with np.errstate(all="ignore"):  # values that are not finite are looked at later
         mean = (about + total / count).astype(np.float32)
         shift = mean.astype(np.float64) - about
-        rest, squares = total - count * shift, squares - 2 * shift * total + count * shift**2
+        rest = total - count * shift
+        squares = squares - 2 * shift * total + count * shift**2
     return torch.from_numpy(mean), torch.from_numpy(rest).float(), torch.from_numpy(squares).float()
 
 

@@ -61,7 +61,8 @@ class MapStore:
     def __init__(self, device: torch.device, limit: int | None = None, cpu_limit: int = 0, disk_bytes: int = 0) -> None:
         self.device = device
         self._ledger = Ledger(limit, cpu_limit)
-        self.used, self.peak = self._ledger.used, self._ledger.peak
+        self.used = self._ledger.used
+        self.peak = self._ledger.peak
         self._idle: dict[tuple[Place, int], deque[_Buffer]] = {}  # the oldest first
         self._lent: dict[int, _Buffer] = {}
         self._file = OffloadFile(disk_bytes)

@@ -115,7 +115,8 @@ class StoredAttention:
         return None
 
     def prepare(self, packed: None, each: Each = one_by_one) -> None:
-        device, dtype = self.inputs.device, self.inputs.dtype
+        device = self.inputs.device
+        dtype = self.inputs.dtype
         place = device if device.type in WITH_FLOAT64 else torch.device("cpu")
         self._projections = projections(self.step.weights, place)
         self._norm = [each.to(place).double() for each in self.inputs.coefficients or ()]
@@ -146,7 +147,8 @@ class StoredAttention:
         if self._in_blocks:
             attended = attend_in_blocks(query, keys, values)
         else:
-            key, value = keys.bands[0][:, None, :, 0], values.bands[0][:, None, :, 0]
+            key = keys.bands[0][:, None, :, 0]
+            value = values.bands[0][:, None, :, 0]
             attended = F.scaled_dot_product_attention(query[None, None], key, value)[0, 0]
         number = self._numbers[strip]
         self._finish(
@@ -169,7 +171,8 @@ class StoredAttention:
 
     def _of_normalized(self, layer: Linear, item: int) -> Linear:
         """A projection of what `_normalized` leaves: a GroupNorm is part of its weights."""
-        device, dtype = self.inputs.device, self.inputs.dtype
+        device = self.inputs.device
+        dtype = self.inputs.dtype
         if self._norm:
             scale, shift = self._norm
             return folded(layer, scale[item], shift[item], device, dtype)
@@ -191,7 +194,8 @@ def attend_in_blocks(query: Tensor, keys: FeatureMap, values: FeatureMap) -> Ten
 
     The softmax is in float32, or in float64 if they are.
     """
-    device, dtype = query.device, query.dtype
+    device = query.device
+    dtype = query.dtype
     wide = torch.promote_types(dtype, torch.float32)
     query = query * query.shape[1] ** -0.5
     softmax = OnlineSoftmax(len(query), query.to(wide))

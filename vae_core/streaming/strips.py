@@ -55,7 +55,8 @@ class Strips:
         Raises:
             NonFiniteError: values went out of the precision's range.
         """
-        request, planned = self.request, self.planned
+        request = self.request
+        planned = self.planned
         manner = planned.manner
         items = planned.plan.items
         batch = request.shape[0]

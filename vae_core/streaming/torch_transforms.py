@@ -61,7 +61,8 @@ def transform_inputs(
     reach = transform.reach
     down, across = tiles
     channels = source.shape[2]
-    high, wide = step * (down - 1) + reach, step * (across - 1) + reach
+    high = step * (down - 1) + reach
+    wide = step * (across - 1) + reach
     padded = part_of("padded", (high, wide, channels)).zero_()
     rows = slice(max(0, y), min(source.shape[0], y + high))
     if circular_x:
@@ -111,7 +112,8 @@ def transform_outputs(
         residual: [h, w, K], added; None for none.
         sums: [2, K] in float64, where the sums of the values and of their squares are written.
     """
-    after, size = transform.after, transform.products
+    after = transform.after
+    size = transform.products
     down, across = tiles
     count = down * across
     channels = target.shape[2]

@@ -193,7 +193,8 @@ class TorchWinograd(winograd.Winograd):
         left, right = strip.columns
         scale = 2 if self.step.scale == "up" else 1
         tiles = winograd.tiles_of(strip.height, strip.width)
-        source, circular = self.inputs.source, self.inputs.circular
+        source = self.inputs.source
+        circular = self.inputs.circular
         pieces, first = source.around(top // scale - 1, bottom // scale + 1, circular.y)
         window = _joined([piece[item] for piece in pieces], "window", scratch)
         operands = _Operands.of(scratch, self.weights.products, self.step.conv.in_channels)
@@ -218,7 +219,8 @@ class TorchWinograd(winograd.Winograd):
 
     def _residual(self, strip: Strip, scratch: Scratch) -> Tensor | None:
         """What is added to a strip, [rows, columns, K]."""
-        whole, shortcut = self.inputs.residual, self.weights.shortcut
+        whole = self.inputs.residual
+        shortcut = self.weights.shortcut
         if whole is None:
             return None
         pieces = [piece[strip.items[0], :, slice(*strip.columns)] for piece in whole.pieces(*strip.rows)]

@@ -50,11 +50,13 @@ def _activate(
     block_channels: tl.constexpr,
 ):
     line = tl.program_id(0).to(tl.int64)  # rows of all items: an offset may need more than 32 bits
-    item, row = line // rows, line % rows
+    item = line // rows
+    row = line % rows
     column = tl.program_id(1) * block_positions + tl.arange(0, block_positions)
     channel = tl.program_id(2) * block_channels + tl.arange(0, block_channels)
     known = channel < channels
-    there_row, there_column = row - above, column - left
+    there_row = row - above
+    there_column = column - left
     inside = (there_row >= 0) & (there_row < height) & (there_column >= 0) & (there_column < width)
     within = inside[:, None] & known[None, :]
     place = item * x_item + there_row * x_row + there_column * x_column
@@ -101,7 +103,8 @@ def _finish(
     block_positions: tl.constexpr,
     block_channels: tl.constexpr,
 ):
-    block, item = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    block = tl.program_id(0)
+    item = tl.program_id(1).to(tl.int64)
     channel = tl.program_id(2) * block_channels + tl.arange(0, block_channels)
     known = channel < channels
     added = tl.zeros([block_channels], tl.float32)
@@ -114,7 +117,8 @@ def _finish(
         position = (block * steps + step) * block_positions + tl.arange(0, block_positions)
         exists = position < positions
         within = exists[:, None] & known[None, :]
-        row, column = (position // width).to(tl.int64), position % width
+        row = (position // width).to(tl.int64)
+        column = position % width
         place = item * result_item + row * result_row + column * result_column
         value = tl.load(result + place[:, None] + channel[None, :], mask=within, other=0.0).to(tl.float32)
         value += added[None, :]
@@ -202,7 +206,8 @@ def _norm(
     block_strips: tl.constexpr,
     block_channels: tl.constexpr,
 ):
-    item, group = tl.program_id(0), tl.program_id(1)
+    item = tl.program_id(0)
+    group = tl.program_id(1)
     within_group = tl.arange(0, block_channels)
     known = within_group < size
     channel = group * size + within_group

@@ -47,8 +47,10 @@ def blended_tiles(
         of each belong.
     """
     assert tile.size is not None
-    size, stride = tile.size * in_unit, tile.stride * in_unit
-    extent, keep = tile.overlap * out_unit, tile.stride * out_unit
+    size = tile.size * in_unit
+    stride = tile.stride * in_unit
+    extent = tile.overlap * out_unit
+    keep = tile.stride * out_unit
     above: list[Tensor] = []
     for top, bottom in spans(x.shape[2], size, stride, minimum=in_unit):
         edges: list[Tensor] = []

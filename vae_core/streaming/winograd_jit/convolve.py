@@ -28,9 +28,12 @@ from .pixels import OUTSIDE, copy_pixels, four_rows, pixel_address, put_tile, va
 BLOCK = 128
 
 # Those of `transforms.WINOGRAD`: the points, their powers, and the sum of both squares.
-_A, _B = F32(2 / 3), F32(3 / 2)
-_A2, _B2 = F32(4 / 9), F32(9 / 4)
-_A3, _B3 = F32(8 / 27), F32(27 / 8)
+_A = F32(2 / 3)
+_B = F32(3 / 2)
+_A2 = F32(4 / 9)
+_B2 = F32(9 / 4)
+_A3 = F32(8 / 27)
+_B3 = F32(27 / 8)
 _SUM = F32(4 / 9 + 9 / 4)
 
 
@@ -173,7 +176,8 @@ def transform_outputs(products, apart, biases, to_add, target, size, channels, s
         if adds:
             added = four_rows(added_rows, added_y + y)
         for x in range(0, size[1], 4):
-            offset, more = (target_x + x) * depth, (added_x + x) * added_depth
+            offset = (target_x + x) * depth
+            more = (added_x + x) * added_depth
             for c in range(0, channels, LANES):
                 s0 = _outputs_of_line(tile + c, apart)
                 s1 = _outputs_of_line(tile + line + c, apart)

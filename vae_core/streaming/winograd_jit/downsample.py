@@ -25,10 +25,14 @@ PATCH = 81
 PATCH_CHANNELS = 64
 
 # Those of `transforms.DOWNSAMPLE`: the points, their powers, and the sum and the product of both squares.
-_A, _B = F32(1 / 2), F32(4 / 3)
-_A2, _B2 = F32(1 / 4), F32(16 / 9)
-_A3, _B3 = F32(1 / 8), F32(64 / 27)
-_SUM, _PRODUCT = F32(1 / 4 + 16 / 9), F32(4 / 9)
+_A = F32(1 / 2)
+_B = F32(4 / 3)
+_A2 = F32(1 / 4)
+_B2 = F32(16 / 9)
+_A3 = F32(1 / 8)
+_B3 = F32(64 / 27)
+_SUM = F32(1 / 4 + 16 / 9)
+_PRODUCT = F32(4 / 9)
 
 
 @part

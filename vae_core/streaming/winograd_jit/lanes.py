@@ -289,13 +289,19 @@ part = numba.njit(forceinline=True, error_model="numpy")
 step = numba.njit(error_model="numpy")
 whole = numba.njit(nogil=True, error_model="numpy")
 
-ZERO, ONE = F32(0.0), F32(1.0)
+ZERO = F32(0.0)
+ONE = F32(1.0)
 
 # 2^x on [-1/2, 1/2], interpolated at Chebyshev's nodes: 1e-7 of the value, which is the rounding.
 _LOG2E = F32(1.4426950408889634)
-_P1, _P2, _P3 = F32(0.6931472067028335), F32(0.24022650922288294), F32(0.05550327226668675)
-_P4, _P5, _P6 = F32(0.009618056678553505), F32(0.00134004281782533), F32(0.00015461444693294768)
-_LOWEST, _HIGHEST = F32(-125.0), F32(126.0)
+_P1 = F32(0.6931472067028335)
+_P2 = F32(0.24022650922288294)
+_P3 = F32(0.05550327226668675)
+_P4 = F32(0.009618056678553505)
+_P5 = F32(0.00134004281782533)
+_P6 = F32(0.00015461444693294768)
+_LOWEST = F32(-125.0)
+_HIGHEST = F32(126.0)
 
 
 @part

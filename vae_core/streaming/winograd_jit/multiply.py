@@ -51,7 +51,8 @@ def _multiply_block(typing, kind, left, left_step, right, depth, results, result
         add_products = _add_products_of_pairs if pairs else _add_products
         rows = [builder.add(left, builder.mul(left_step, word(row))) for row in range(ROWS)]
 
-        before, loop = builder.block, builder.append_basic_block("channels")
+        before = builder.block
+        loop = builder.append_basic_block("channels")
         after = builder.append_basic_block("sums")
         builder.branch(loop)
         builder.position_at_end(loop)

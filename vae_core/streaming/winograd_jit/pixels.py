@@ -68,13 +68,16 @@ def put_tile(kinds, by_column, size, bias, to_add, pixels, offset, depth, total,
     sums = splat(ZERO), splat(ZERO)
     sums = _put_column(kinds, by_column[0], size[0], bias, adds, added, more, pixels, offset, sums)
     if size[1] > 1:
-        more, offset = more + added_depth, offset + depth
+        more = more + added_depth
+        offset = offset + depth
         sums = _put_column(kinds, by_column[1], size[0], bias, adds, added, more, pixels, offset, sums)
     if size[1] > 2:
-        more, offset = more + added_depth, offset + depth
+        more = more + added_depth
+        offset = offset + depth
         sums = _put_column(kinds, by_column[2], size[0], bias, adds, added, more, pixels, offset, sums)
     if size[1] > 3:
-        more, offset = more + added_depth, offset + depth
+        more = more + added_depth
+        offset = offset + depth
         sums = _put_column(kinds, by_column[3], size[0], bias, adds, added, more, pixels, offset, sums)
     accumulate(total, sums[0])
     accumulate(squares, sums[1])

@@ -98,7 +98,8 @@ def _outputs_of_line(m, stride):
 def upsample_outputs(products, apart, biases, target, size, channels, sums):
     """Transform products, [tiles, 25, apart], to pixels, and write them; as `convolve.transform_outputs`."""
     target_rows, (target_y, target_x), depth, kind = target
-    line, tile = 5 * apart, products
+    line = 5 * apart
+    tile = products
     for y in range(0, size[0], 4):
         pixels = four_rows(target_rows, target_y + y)
         for x in range(0, size[1], 4):
