@@ -14,11 +14,13 @@ from torch import nn
 from vae_core.streaming import winograd
 from vae_core.streaming.compiled_winograd import CompiledWinograd
 from vae_core.streaming.direct import DirectConvolution
+from vae_core.streaming.executor import PackedWeights
 from vae_core.streaming.internals import products_available
+from vae_core.streaming.kernel import one_by_one
 from vae_core.streaming.maps import FeatureMap
 from vae_core.streaming.options import Axes
 from vae_core.streaming.program import Convolve
-from vae_core.streaming.scratch import Scratches, ScratchStore, total
+from vae_core.streaming.scratch import Scratches, ScratchStore, Spare, total
 from vae_core.streaming.stats import StatsTable, StripStats
 from vae_core.streaming.store import MapStore
 from vae_core.streaming.torch_winograd import TorchWinograd
@@ -226,3 +228,30 @@ def test_a_table_keeps_statistics_as_they_are(dtype: torch.dtype) -> None:
         assert found.count == each.count
         assert all(torch.equal(a, b) for a, b in zip(found[1:], each[1:], strict=True))
     assert StatsTable.bytes(4, (2, 7), dtype) == 4 * 3 * 2 * 7 * (8 if dtype == torch.float64 else 4)
+
+
+def test_weights_take_over_the_memory_of_those_before() -> None:
+    spare = Spare()
+    first = spare.take(2**22)
+    spare.give_back_untaken()
+    assert spare.take(2**20).data_ptr() == first.data_ptr()  # fewer
+    spare.give_back_untaken()
+    more = spare.take(2**23)
+    assert more.numel() == 2**23 and not more.any()  # more: fresh
+    spare.give_back_untaken()
+    assert spare.held == 2**23
+    spare.give_back_untaken()  # a pass that has taken none
+    assert spare.held == 0
+
+
+@pytest.mark.skipif(not winograd.compiled(), reason="numba is not installed")
+@torch.no_grad()
+def test_weights_that_are_kept_have_memory_of_their_own() -> None:
+    weights = PackedWeights(limit=2**20)
+    first, second, third = (kernel(CompiledWinograd, channels=(16, size)) for size in (64, 2048, 1024))
+    kept = weights.of(0, first, one_by_one).weights
+    wanted = kept.copy()
+    for index, each in ((1, second), (2, third)):
+        weights.of(index, each, one_by_one)
+    assert weights.of(0, first, one_by_one).weights is kept and (kept == wanted).all()
+    assert weights.used == first.packed_bytes() and weights.spare.held == third.packed_bytes()

@@ -179,7 +179,8 @@ def test_weights_as_products_read_them(transform: Transform, out_channels: int, 
     kernels = torch.randn(out_channels, channels, 9, generator=torch.Generator().manual_seed(0))
     packed = np.full((transform.products**2, blocks, channels, jit.COLUMNS), np.nan, np.float32)
     for block in reversed(range(blocks)):
-        jit.pack(kernels.numpy(), transform.of_kernel.numpy(), packed, block, block + 1)
+        of_block = kernels[block * jit.COLUMNS : (block + 1) * jit.COLUMNS].numpy()
+        jit.pack(of_block, transform.of_kernel.numpy(), packed, block)
     found = torch.from_numpy(packed).transpose(2, 3).flatten(1, 2)  # [groups, K, C]
     matrix = as_tensor(transform.kernel)
     wanted = torch.einsum("gt,kct->gkc", torch.kron(matrix, matrix), kernels.double())

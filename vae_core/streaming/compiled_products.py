@@ -39,7 +39,8 @@ class CompiledProducts:
         kernels = F.pad(weight, (0, in_channels % 2)).contiguous().numpy()[:, :, None]
         blocks = -(-out_channels // jit.COLUMNS)
         packed = np.empty((1, blocks, kernels.shape[1], jit.COLUMNS), KINDS[dtype])
-        jit.pack(kernels, winograd.UNCHANGED, packed, 0, blocks)
+        for block in range(blocks):
+            jit.pack(kernels[block * jit.COLUMNS : (block + 1) * jit.COLUMNS], winograd.UNCHANGED, packed, block)
         return cls(packed, in_channels, out_channels, dtype)
 
     @classmethod

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ..units import round_up
 from . import winograd
-from .kernel import STRIP_BYTES, Each, Layout, PassInputs, Strip, cut, one_by_one
+from .kernel import STRIP_BYTES, Each, Layout, Memory, PassInputs, Strip, cut, one_by_one
 from .maps import FeatureMap
 from .numba_functions import KINDS
 from .products import VECTOR
 from .program import Convolve, Pass
 from .row_tables import RowTable, may_be_elsewhere
-from .scratch import Scratch
+from .scratch import Scratch, fresh
 from .transforms import TILE
 
 # Tiles at once: few, so that what is multiplied and the products stay in the second cache; but all weights are read
@@ -162,29 +162,36 @@ class CompiledWinograd(winograd.Winograd):
         return {**terms, **copies, **self.scratches.allocated}
 
     def packing_bytes(self) -> int:
-        """The kernels in float32, where they are not that."""
-        return 4 * self.step.conv.weight.numel()
+        """The kernels of the blocks that are packed at once, in float32."""
+        kernel = self.step.conv.weight[0].numel()
+        return 4 * self.inputs.workers * winograd.jit().COLUMNS * kernel
 
     def packed_bytes(self) -> int:
         numbers = self.groups * self.step.conv.in_channels + self._shortcut_channels
         return self._kind.itemsize * numbers * self._padded_channels
 
-    def pack(self, each: Each = one_by_one) -> _Weights:
+    def pack(self, each: Each = one_by_one, memory: Memory = fresh) -> _Weights:
         conv = self.step.conv
         shortcut = self.step.shortcut
+        place = memory(self.packed_bytes()).numpy().view(self._kind)
+        of_kernels = self.groups * conv.in_channels * self._padded_channels
+        packed = self._packed(conv.weight, self.transform.of_kernel.numpy(), place[:of_kernels], each)
         of_shortcut = np.empty((0, 0, 0, 0), self._kind)
         if shortcut is not None:
-            of_shortcut = self._packed(shortcut.weight, winograd.UNCHANGED, each)
-        packed = self._packed(conv.weight, self.transform.of_kernel.numpy(), each)
+            of_shortcut = self._packed(shortcut.weight, winograd.UNCHANGED, place[of_kernels:], each)
         return _Weights(packed, of_shortcut, winograd.bias_of(self.step).numpy())
 
-    def _packed(self, weight: Tensor, matrix: np.ndarray, each: Each) -> np.ndarray:
+    def _packed(self, weight: Tensor, matrix: np.ndarray, place: np.ndarray, each: Each) -> np.ndarray:
         """matrix x kernel x matrix^T for each of the kernels [K, C, h, w], as products read them."""
         jit = winograd.jit()
-        kernels = weight.detach().float().cpu().flatten(2).contiguous().numpy()
         blocks = self._padded_channels // jit.COLUMNS
-        packed = np.empty((len(matrix) ** 2, blocks, weight.shape[1], jit.COLUMNS), self._kind)
-        each(lambda block: jit.pack(kernels, matrix, packed, block, block + 1), blocks)
+        packed = place.reshape(len(matrix) ** 2, blocks, weight.shape[1], jit.COLUMNS)
+
+        def pack(block: int) -> None:
+            kernels = weight[block * jit.COLUMNS : (block + 1) * jit.COLUMNS]
+            jit.pack(kernels.detach().float().cpu().flatten(2).contiguous().numpy(), matrix, packed, block)
+
+        each(pack, blocks)
         return packed
 
     def prepare(self, packed: _Weights, each: Each = one_by_one) -> None:

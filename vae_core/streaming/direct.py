@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from . import fused
 from .activation import IN_PLACE, activate
 from .fused import StripPart
-from .kernel import Each, Layout, PassInputs, Strip, cut, even_size, one_by_one
+from .kernel import Each, Layout, Memory, PassInputs, Strip, cut, even_size, one_by_one
 from .maps import FeatureMap, joined
 from .phases import PARITIES, phase_kernels
 from .program import Convolve, Pass, PositionNorm
-from .scratch import Scratch, Scratches
+from .scratch import Scratch, Scratches, fresh
 from .stats import Stats, StatsTable, StripStats, TableStats, is_measured
 from .transfer import Arriving, Transfers
 
@@ -187,7 +187,7 @@ class DirectConvolution:
     def flops(self, strip: Strip) -> int:
         return self.step.flops(strip.positions)
 
-    def pack(self, each: Each = one_by_one) -> _Weights:
+    def pack(self, each: Each = one_by_one, memory: Memory = fresh) -> _Weights:
         conv, shortcut = self.step.conv, self.step.shortcut
         phases = self.step.scale == "up"
         kernels = list(phase_kernels(conv, self._kernel)) if phases else [self._kernel(conv.weight)]

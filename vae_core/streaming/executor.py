@@ -20,6 +20,7 @@ from .options import NO_AXES, Axes
 from .pool import WorkerPool, run_each, run_strips
 from .program import INPUT, OUTPUT, Attend, Convolve, Pass
 from .progress import Report
+from .scratch import Spare
 from .stats import Stats, StripStats, all_finite
 from .store import Store
 
@@ -73,22 +74,26 @@ class PackedWeights:
 
     Attributes:
         limit: bytes that may be kept.
+        spare: memory for those that are not.
     """
 
     limit: int = 0
     used: int = 0
     kept: dict[tuple[int, type], Any] = field(default_factory=dict)
+    spare: Spare = field(default_factory=Spare)
 
     def of(self, index: int, kernel: Kernel, each: Each) -> Any:
         """What the kernel of pass `index` packs, or has packed before."""
         key = index, type(kernel)
         if key in self.kept:
             return self.kept[key]
-        packed = kernel.pack(each)
         size = kernel.packed_bytes()
         if self.used + size <= self.limit:
-            self.kept[key] = packed
+            self.kept[key] = kernel.pack(each)
             self.used += size
+            return self.kept[key]
+        packed = kernel.pack(each, self.spare.take)
+        self.spare.give_back_untaken()
         return packed
 
 

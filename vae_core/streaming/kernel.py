@@ -13,6 +13,7 @@ from torch import Tensor
 from .maps import FeatureMap
 from .options import Axes
 from .program import Pass
+from .scratch import fresh
 from .stats import Stats
 from .store import Store
 
@@ -142,6 +143,9 @@ def one_by_one(work: Callable[[int], object], count: int) -> None:
         work(number)
 
 
+Memory = Callable[[int], Tensor]
+"""Gives so many bytes, uninitialised."""
+
 Packed = TypeVar("Packed")
 Result = TypeVar("Result")
 
@@ -189,11 +193,12 @@ class Kernel(Protocol[Packed, Result]):
         """FLOPs of a strip, as plain convolutions and attention need them."""
         ...
 
-    def pack(self, each: Each = one_by_one) -> Packed:
+    def pack(self, each: Each = one_by_one, memory: Memory = fresh) -> Packed:
         """The pass's weights as its strips need them; the same for every part of a batch.
 
         Args:
             each: shares work among the threads that compute strips.
+            memory: where a kernel on a CPU may put them, asked once for all of `packed_bytes`.
         """
         ...
 

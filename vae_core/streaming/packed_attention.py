@@ -18,10 +18,11 @@ from ..units import round_up
 from . import winograd
 from .compiled_products import CompiledProducts
 from .internals import products_available
-from .kernel import Each, Layout, PassInputs, Span, Spans, Strip, cut, one_by_one
+from .kernel import Each, Layout, Memory, PassInputs, Span, Spans, Strip, cut, one_by_one
 from .maps import FeatureMap
 from .products import VECTOR, PackedProducts, padded, whole_vectors
 from .program import Attend, AttentionWeights, Pass, PositionNorm
+from .scratch import fresh
 from .softmax import OnlineSoftmax, folded, per_item, projections
 from .stats import ChannelStats, StatsTable, StripStats
 
@@ -106,7 +107,7 @@ class PackedAttention:
     def flops(self, strip: Strip) -> int:
         return self.step.flops(self.positions) * strip.height // self.positions
 
-    def pack(self, each: Each = one_by_one) -> None:
+    def pack(self, each: Each = one_by_one, memory: Memory = fresh) -> None:
         return None
 
     def prepare(self, packed: None, each: Each = one_by_one) -> None:

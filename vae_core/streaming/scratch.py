@@ -73,6 +73,40 @@ class ScratchStore:
         self._kept.clear()
 
 
+class Spare:
+    """Memory for the weights of a pass, which the next pass's take over: fresh pages cost as long as the packing."""
+
+    def __init__(self) -> None:
+        self._block: Block | None = None
+        self._taken = False
+
+    def take(self, size: int) -> Tensor:
+        """So many bytes, uninitialised, until the next pass."""
+        kept, self._block = self._block, None
+        if kept is None or not kept.fits(size):
+            del kept
+            kept = Block(size)
+        self._block = kept
+        self._taken = True
+        return kept.data[:size]
+
+    @property
+    def held(self) -> int:
+        """Bytes that it has of the system."""
+        return 0 if self._block is None else self._block.used
+
+    def give_back_untaken(self) -> None:
+        """Give what no pass has taken since the last call back to the system."""
+        if not self._taken:
+            self._block = None
+        self._taken = False
+
+
+def fresh(size: int) -> Tensor:
+    """So many bytes, uninitialised, of their own."""
+    return torch.empty(size, dtype=torch.uint8, device="cpu")
+
+
 class Scratch:
     """A block in named parts, and whatever a worker makes of them once for a pass.
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from . import fused
 from .fused import StripPart
-from .kernel import Each, Layout, PassInputs, Strip, cut, one_by_one
+from .kernel import Each, Layout, Memory, PassInputs, Strip, cut, one_by_one
 from .maps import FeatureMap
 from .program import Attend, Linear, Pass, PositionNorm
+from .scratch import fresh
 from .softmax import OnlineSoftmax, folded, per_item, projections
 from .stats import WITH_FLOAT64, ChannelStats, StatsTable, StripStats
 
@@ -111,7 +112,7 @@ class StoredAttention:
         elsewhere = (self.keys.devices | self.values.devices) - {device}
         return device != "cpu" and (self._too_many or bool(elsewhere))
 
-    def pack(self, each: Each = one_by_one) -> None:
+    def pack(self, each: Each = one_by_one, memory: Memory = fresh) -> None:
         return None
 
     def prepare(self, packed: None, each: Each = one_by_one) -> None:

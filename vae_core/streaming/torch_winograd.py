@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ..units import round_up
 from . import internals, torch_transforms, winograd
-from .kernel import STRIP_BYTES, Each, Layout, Strip, cut, one_by_one
+from .kernel import STRIP_BYTES, Each, Layout, Memory, Strip, cut, one_by_one
 from .maps import FeatureMap
 from .products import VECTOR, PackedProducts, whole_vectors
 from .program import Convolve, Pass
-from .scratch import Scratch
+from .scratch import Scratch, fresh
 from .transforms import TILE
 
 # Rows of the products: enough to keep the weights' traffic and the calls' cost small, few enough to stay in cache.
@@ -158,7 +158,7 @@ class TorchWinograd(winograd.Winograd):
             shortcut = whole_vectors(self.step.shortcut.in_channels) * self.step.conv.out_channels
         return 4 * (self._transformed_weights + shortcut)
 
-    def pack(self, each: Each = one_by_one) -> _Weights:
+    def pack(self, each: Each = one_by_one, memory: Memory = fresh) -> _Weights:
         """G w G^T for every kernel w of the convolution, packed together or row by row of the result."""
         conv = self.step.conv
         shortcut = self.step.shortcut

@@ -21,34 +21,33 @@ def _combined(matrix, line, size, first, apart):
 
 
 @part
-def _side_by_side(kernels, block, channel, count, out):
-    """The kernels of `count` channels for a block of output channels, [count, taps, COLUMNS]; zeros beyond the last."""
+def _side_by_side(kernels, channel, count, out):
+    """The kernels of `count` channels, [count, taps, COLUMNS], with zeros for output channels beyond the last."""
     out_channels, channels, taps = kernels.shape
     numbers = count * taps
-    for column in range(0, COLUMNS, LANES):
-        first = block * COLUMNS + column
+    for first in range(0, COLUMNS, LANES):
         of_kernels = address(kernels) + (first * channels + channel) * taps
         present = min(LANES, out_channels - first)
         whole_vectors = numbers - numbers % LANES if present == LANES else 0
         for number in range(0, whole_vectors, LANES):
-            transpose(of_kernels + number, channels * taps, address(out) + number * COLUMNS + column, COLUMNS)
+            transpose(of_kernels + number, channels * taps, address(out) + number * COLUMNS + first, COLUMNS)
         for number in range(whole_vectors, numbers):
             for lane in range(LANES):
                 found = ZERO
                 if lane < present:
                     found = kernels[first + lane, channel + number // taps, number % taps]
-                out[number * COLUMNS + column + lane] = found
+                out[number * COLUMNS + first + lane] = found
 
 
 @whole
-def pack(kernels, matrix, packed, first, stop):
-    """packed = matrix x kernel x matrix^T, for blocks [first, stop) of output channels.
+def pack(kernels, matrix, packed, block):
+    """packed[:, block] = matrix x kernel x matrix^T.
 
     Args:
-        kernels: [K, C, side * side] without gaps; output channels beyond the last one count as zero.
+        kernels: [K, C, side * side] without gaps, up to COLUMNS output channels; as many as lack count as zero.
         matrix: [size, side].
         packed: [size * size, blocks, C, COLUMNS] of float32, or of uint16 for bfloat16 in pairs of channels: what is
-            written is [size * size, blocks, C / 2, COLUMNS, 2] then.
+            written is [size * size, C / 2, COLUMNS, 2] then.
     """
     channels, taps = kernels.shape[1:]
     blocks = packed.shape[1]
@@ -57,25 +56,24 @@ def pack(kernels, matrix, packed, first, stop):
     kernels_of_block = np.empty(_CHANNELS * taps * COLUMNS, np.float32)
     lines = np.empty(_FEW * from_side_to_side, np.float32)  # [channels, size, side, COLUMNS]
     kind = packed[0, 0, 0, 0]
-    for block in range(first, stop):
-        for read in range(0, channels, _CHANNELS):
-            _side_by_side(kernels, block, read, min(_CHANNELS, channels - read), kernels_of_block)
-            for channel in range(read, min(read + _CHANNELS, channels), _FEW):
-                count = min(_FEW, channels - channel)
-                for c in range(count):
-                    kernel = address(kernels_of_block) + (channel - read + c) * taps * COLUMNS
-                    for number in range(size * side):
-                        place = address(lines) + c * from_side_to_side + number * COLUMNS
-                        for lane in range(0, COLUMNS, LANES):
-                            begin = kernel + number % side * COLUMNS + lane
-                            store(place + lane, _combined(matrix, number // side, side, begin, side * COLUMNS))
-                for group in range(size * size):
-                    out = address(packed) + ((group * blocks + block) * channels + channel) * COLUMNS
-                    of_group = address(lines) + group // size * side * COLUMNS
-                    for c in range(0, count, 2):
-                        even = of_group + c * from_side_to_side
-                        odd = even + from_side_to_side
-                        for lane in range(0, COLUMNS, LANES):
-                            low = _combined(matrix, group % size, side, even + lane, COLUMNS)
-                            high = _combined(matrix, group % size, side, odd + lane, COLUMNS)
-                            store_channels(kind, out + c * COLUMNS, COLUMNS, lane, low, high)
+    for read in range(0, channels, _CHANNELS):
+        _side_by_side(kernels, read, min(_CHANNELS, channels - read), kernels_of_block)
+        for channel in range(read, min(read + _CHANNELS, channels), _FEW):
+            count = min(_FEW, channels - channel)
+            for c in range(count):
+                kernel = address(kernels_of_block) + (channel - read + c) * taps * COLUMNS
+                for number in range(size * side):
+                    place = address(lines) + c * from_side_to_side + number * COLUMNS
+                    for lane in range(0, COLUMNS, LANES):
+                        begin = kernel + number % side * COLUMNS + lane
+                        store(place + lane, _combined(matrix, number // side, side, begin, side * COLUMNS))
+            for group in range(size * size):
+                out = address(packed) + ((group * blocks + block) * channels + channel) * COLUMNS
+                of_group = address(lines) + group // size * side * COLUMNS
+                for c in range(0, count, 2):
+                    even = of_group + c * from_side_to_side
+                    odd = even + from_side_to_side
+                    for lane in range(0, COLUMNS, LANES):
+                        low = _combined(matrix, group % size, side, even + lane, COLUMNS)
+                        high = _combined(matrix, group % size, side, odd + lane, COLUMNS)
+                        store_channels(kind, out + c * COLUMNS, COLUMNS, lane, low, high)
