@@ -8,22 +8,30 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .attention import NORM_EPS
+from .attention import NORM_EPS, FusedAttnProcessor2_0
 from .autoencoder_kl import AutoencoderKL
 from .checkpoints.key_map import OPTIONAL
-from .checkpoints.memory import build_around, plan_tensors, planned_weights
+from .checkpoints.memory import plan_tensors
 from .checkpoints.shapes import check_shapes
-from .config import OUR_CLASSES, AutoencoderKLConfig, is_field
+from .config import CLASS_NAME, FLUX2_CLASS_NAME, AutoencoderKLConfig, is_field
 from .errors import CheckpointError, in_one_line
+from .graft import join, processor_like, runs_its_own
 from .layers import without_values
+from .likeness import diffusers_class
 from .patched import is_replaced
 from .streaming import internals
+from .wrappers import wrapped_at
 
 _WRAPPED = "module"  # a part in what wraps it, whose own computation is not known
 _PATCHABLE = ("encode", "decode", *internals.COMPUTING)
 _CONVOLUTIONS = ("quant_conv", "post_quant_conv")  # models are without them, too
-# Processors whose numbers are those of our default, by the name of their class.
-_DEFAULT_PROCESSORS = ("AttnProcessor2_0", "FusedAttnProcessor2_0")
+# The methods by which diffusers' class computes.
+_METHODS = (
+    *("encode", "decode", "_encode", "_decode", "tiled_encode", "tiled_decode", "_tiled_encode", "_tiled_decode"),
+    *("blend_v", "blend_h", *internals.COMPUTING),
+)
+_QUANTISED = ("torch.ao.", "torch.nn.quantized")  # modules that have such classes
+_LEFT_OUT = ("original_attn_processors", "_gradient_checkpointing_func")
 _KEPT = ("use_slicing", "use_tiling", "tile_sample_min_size", "tile_latent_min_size", "tile_overlap_factor")
 
 
@@ -96,7 +104,7 @@ def find_patch(module: nn.Module) -> str | None:
             return f"{where} has a hook for offloading or casting"
         if any(is_replaced(part, method) for method in _PATCHABLE):
             return f"{where} has a patched method"
-        if type(part).__module__.startswith(("torch.ao.", "torch.nn.quantized")):
+        if type(part).__module__.startswith(_QUANTISED):
             return f"{where} is quantised ({type(part).__name__})"
         if hasattr(part, "base_layer"):
             return f"{where} has a LoRA or another adapter"
@@ -109,70 +117,100 @@ def from_diffusers(vae: nn.Module) -> AutoencoderKL:
     """The VAE of a diffusers pipeline as ours, around the very same weights: no copy, no further memory.
 
     `pipe.vae = vae_core.from_diffusers(pipe.vae)` gives a pipeline exact tiling (`pipe.vae.enable_tiling()`), a budget
-    for its memory (`pipe.vae.memory_budget`), and everything else that takes our model. Kept are the config, the mode
+    for its memory (`pipe.vae.memory_budget`), and everything else that takes our model. The layers are shared and keep
+    what is on them: LoRA and other adapters, casting, offloading, hooks. Kept as well are the config, the mode
     (training or not), slicing and tiling with their sizes, attention processors, fused projections, gradient
-    checkpointing, and which weights take gradients.
+    checkpointing, which weights take gradients, hooks on the blocks and the model, its other attributes, and that a
+    half was removed.
+
+    Changed layers run by the reference path, and by the engine again once the change is undone. A block that was
+    compiled, patched or exchanged, or that has a hook of diffusers' on itself (as group offloading puts there), stays
+    diffusers' own and always runs so.
 
     Args:
         vae: an AutoencoderKL or an AutoencoderKLFlux2 of diffusers; one of ours is returned as it is.
 
     Raises:
-        CheckpointError: another model, or one with hooks, adapters, patches or quantised weights; says what to do.
+        CheckpointError: another model, one whose own methods (`encode`, `decode`, ...) were replaced, or one with
+            quantised weights or with other sizes than its config says; says what to do.
     """
     if isinstance(vae, AutoencoderKL):
         return vae
+    name = type(vae).__name__
+    base = _checked_class(vae)
+    given: dict[str, Any] = dict(vae.config)  # type: ignore[arg-type]
+    try:
+        fields = {field: value for field, value in given.items() if is_field(field)}
+        config = AutoencoderKLConfig.from_dict({"_class_name": base.__name__, **fields})
+    except ValueError as error:
+        raise CheckpointError(f"this {name} cannot be taken over: {in_one_line(error)}") from None
+    with without_values():
+        model = AutoencoderKL(**config.without_extras())
+    join(vae, model, "")
+    model.register_to_config(**{field: value for field, value in given.items() if not is_field(field)})
+    _keep(vae, model)
+    return model
+
+
+def _checked_class(vae: Any) -> type:
+    """Which class of diffusers' a model is of, itself or by a subclass that computes the same.
+
+    Raises:
+        CheckpointError: none that our model could take the place of; says why.
+    """
     name = type(vae).__name__
     if not isinstance(vae, nn.Module):
         remedy = "Pass the VAE in it: from_diffusers(pipe.vae)." if hasattr(vae, "vae") else "Pass pipe.vae."
         raise CheckpointError(
             f"from_diffusers takes the VAE of a diffusers pipeline, and not an object of the type {name}. {remedy}"
         )
-    if isinstance(getattr(vae, "module", None), nn.Module) and not hasattr(vae, "config"):
-        raise CheckpointError(
-            f"this {name} is wrapped around a model. Pass the model itself: from_diffusers(vae.module)."
-        )
-    patch = find_patch(vae)
-    if patch is not None:
-        raise CheckpointError(
-            f"this {name} has been changed since it was loaded: {patch}. Call from_diffusers right after "
-            f"loading, and then do the same to our model."
-        )
-    given = dict(getattr(vae, "config", {}))
-    try:
-        fields = {name: value for name, value in given.items() if is_field(name)}
-        config = AutoencoderKLConfig.from_dict({"_class_name": type(vae).__name__, **fields})
-    except ValueError as error:
-        if name not in OUR_CLASSES:
+    classes = [cls for cls in (diffusers_class(CLASS_NAME), diffusers_class(FLUX2_CLASS_NAME)) if cls is not None]
+    base = next((cls for cls in type(vae).__mro__ if cls in classes), None)
+    if base is None:
+        held = wrapped_at(vae)
+        if held:
             raise CheckpointError(
-                f"from_diffusers takes an AutoencoderKL or an AutoencoderKLFlux2 of diffusers, and this model is of "
-                f"the class {name}. Use it as it is."
-            ) from None
-        raise CheckpointError(f"this {name} cannot be taken over: {in_one_line(error)}") from None
-    recognised = recognise(vae, config)
-    model = build_around(AutoencoderKL, config, planned_weights(recognised.keys, tensors_of(vae)))
-    model.register_to_config(**{name: value for name, value in given.items() if not is_field(name)})
-    _keep(vae, model)
-    return model
+                f"this {name} is wrapped around a model. Pass the model itself: from_diffusers(vae.{held})."
+            )
+        raise CheckpointError(
+            f"from_diffusers takes an AutoencoderKL or an AutoencoderKLFlux2 of diffusers, and this model is of "
+            f"the class {name}. Use it as it is."
+        )
+    own = type(vae).__mro__[: type(vae).__mro__.index(base)]  # what a subclass adds
+    for method in _METHODS:
+        if any(method in vars(cls) for cls in own) or _is_set(vae, method):
+            raise CheckpointError(
+                f"this {name} computes by another `{method}` than diffusers' {base.__name__}, and our model would not "
+                f"call it. Call from_diffusers on a model without it, and then set `{method}` on the result."
+            )
+    quantised = next(
+        (where for where, part in vae.named_modules() if type(part).__module__.startswith(_QUANTISED)), None
+    )
+    if quantised is not None:
+        raise CheckpointError(f"this {name} cannot be taken over: {quantised} is quantised. Load it without that.")
+    if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors_of(vae).values()):
+        raise CheckpointError(f"the weights of {name} are quantised or of a type of their own. Load it without that.")
+    return base
 
 
-def _keep(theirs: Any, ours: AutoencoderKL) -> None:
-    """Give our model the state of theirs beside its weights."""
+def _is_set(vae: nn.Module, method: str) -> bool:
+    """Whether a method was set on the model itself, by others than the hooks that are taken over."""
+    if method != "forward":
+        return is_replaced(vae, method)
+    registry = getattr(vae, "_diffusers_hook", None)
+    return not runs_its_own(vae) and not (registry is not None and registry.hooks)
+
+
+def _keep(theirs: Any, ours: Any) -> None:
+    """Give our model the state of theirs as a whole, beside its parts."""
     for name in _KEPT:
         value = getattr(theirs, name, None)
         if value is not None:
             setattr(ours, name, value[0] if isinstance(value, list | tuple) else value)
-    parts = dict(theirs.named_modules())
-    for name, module in ours.named_modules():
-        part = parts.get(name)
-        if part is None:
-            continue
-        module.training = part.training
-        if getattr(part, "gradient_checkpointing", False):
-            module.gradient_checkpointing = True  # type: ignore[assignment]
-            module._gradient_checkpointing_func = part._gradient_checkpointing_func  # type: ignore[assignment]
-    processors = theirs.attn_processors
-    if any(getattr(part, "fused_projections", False) for part in parts.values()):
-        ours.fuse_qkv_projections()
-    custom = {name: each for name, each in processors.items() if type(each).__name__ not in _DEFAULT_PROCESSORS}
-    if custom:
-        ours.set_attn_processor({**ours.attn_processors, **custom})
+    before = getattr(theirs, "original_attn_processors", None)
+    if before and any(isinstance(each, FusedAttnProcessor2_0) for each in ours.attn_processors.values()):
+        ours._unfused_processors = {name: processor_like(each) for name, each in before.items()}
+    for name, value in vars(theirs).items():  # what diffusers, peft, accelerate and others keep there
+        is_method = hasattr(getattr(type(ours), name, None), "__get__")  # such as accelerate's warning in `to`
+        if name not in vars(ours) and name not in _LEFT_OUT and not is_method and not hasattr(nn.Module, name):
+            vars(ours)[name] = value

@@ -68,6 +68,11 @@ def look_through(module: nn.Module) -> nn.Module:
     return module
 
 
+def wrapped_at(module: nn.Module) -> str:
+    """Under which of its names a wrapper has what it is around; empty for a module that is not known to be one."""
+    return ".".join(_held(module))
+
+
 def _held(module: nn.Module) -> tuple[str, ...]:
     """The path of the module that a wrapper computes by; empty for a module that is not known to be a wrapper."""
     if not _is_open(module):
