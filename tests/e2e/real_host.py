@@ -37,6 +37,11 @@ def checkout() -> Path:
     return Path(path)
 
 
+def other_packs() -> list[Path]:
+    """Folders of other node packs to test with, which COMFYUI_PACKS names, separated as those of PATH are."""
+    return [Path(each).resolve() for each in os.environ.get("COMFYUI_PACKS", "").split(os.pathsep) if each]
+
+
 @dataclass
 class Run:
     """What came of a workflow: the websocket's messages, and what the nodes gave to the page."""
@@ -146,7 +151,7 @@ class Comfy:
 
 @contextlib.contextmanager
 def running(checkout: Path, folder: Path, *arguments: str) -> Iterator[Comfy]:
-    """A host with this pack, until the block ends."""
+    """A host with this pack and `other_packs`, until the block ends."""
     for name in ("custom_nodes", "input", "output", "temp", "user", "models/vae", "models/checkpoints"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     pack = folder / "custom_nodes" / "seamless-vae"
@@ -158,6 +163,10 @@ def running(checkout: Path, folder: Path, *arguments: str) -> Iterator[Comfy]:
         elif source.exists():
             shutil.copy(source, pack / name)
     shutil.copy(HERE / "helper_nodes.py", folder / "custom_nodes" / "helper_nodes.py")
+    for other in other_packs():
+        shutil.copytree(
+            other, folder / "custom_nodes" / other.name, ignore=shutil.ignore_patterns(".git", "__pycache__")
+        )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
