@@ -89,7 +89,8 @@ def test_a_field_of_the_wrong_kind(name: str, value: str, tmp_path: Path) -> Non
     values, whole = saved(tmp_path), images(lambda: load_vae(tmp_path))
     changed = values[name] != VALUES[value] or type(values[name]) is not type(VALUES[value])
     (tmp_path / "config.json").write_text(json.dumps({**values, name: VALUES[value]}), encoding="utf-8")
-    theirs = images(lambda: diffusers.AutoencoderKL.from_pretrained(tmp_path))
+    endless = name == "layers_per_block" and value == "large"  # diffusers makes one layer after another
+    theirs = None if endless else images(lambda: diffusers.AutoencoderKL.from_pretrained(tmp_path))
     ours = images(lambda: load_vae(tmp_path))
     assert whole is not None
     is_same = theirs is not None and all(torch.allclose(a, b, atol=1e-4) for a, b in zip(theirs, whole, strict=True))
