@@ -27,7 +27,7 @@ class TestMixtures:
             model.save_pretrained(tmp_path / name, **SHARDS)
         shard = sorted((tmp_path / "b").glob("*.safetensors"))[1]
         (tmp_path / "a" / shard.name).write_bytes(shard.read_bytes())
-        with pytest.raises(CheckpointError, match="of different saves"):
+        with pytest.raises(CheckpointError, match="from different saves"):
             load_vae(tmp_path / "a")
         old.save_pretrained(tmp_path / "c", **SHARDS)
         (tmp_path / "c" / shard.name).write_bytes((tmp_path / "c" / shard.name).read_bytes())
@@ -40,7 +40,7 @@ class TestMixtures:
         assert load_vae(tmp_path).config.scaling_factor == 0.5 and not caplog.text
         (tmp_path / "config.json").write_text(json.dumps(new.config.to_dict()))
         assert load_vae(tmp_path).config.scaling_factor == 0.25
-        assert "scaling_factor 0.25 and not 0.5, with which these weights were saved" in caplog.text
+        assert "scaling_factor 0.25 and not 0.5, as in the model that these weights were saved from" in caplog.text
 
     def test_an_interrupted_save_that_cannot_be_completed(
         self, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

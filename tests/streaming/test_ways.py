@@ -75,7 +75,7 @@ def mode_of(name: str, vae: AutoencoderKL) -> Any:
     vae.requires_grad_(name == "gradients")
     if name == "autocast":
         return torch.autocast("cpu", torch.bfloat16)
-    return torch.set_grad_enabled(name == "gradients")
+    return torch.enable_grad() if name == "gradients" else torch.no_grad()
 
 
 def given(encode: bool, side: int, batch: int) -> torch.Tensor:
