@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from .lanes import F32, LANES, ZERO, address, load, load_value, part, silu, step, store_value, whole
 from .multiply import COLUMNS, GAP, multiply
-from .pixels import OUTSIDE, copy_pixels, four_rows, pixel_address, put_tile, value
+from .pixels import OUTSIDE, copy_pixels, pixel_address, put_tiles, value
 
 BLOCK = 128
 
@@ -153,57 +153,27 @@ def _outputs_of_line(m, stride):
     )
 
 
+@part
+def _pixels_of_tile(tile, apart):
+    line = 6 * apart
+    s0 = _outputs_of_line(tile, apart)
+    s1 = _outputs_of_line(tile + line, apart)
+    s2 = _outputs_of_line(tile + 2 * line, apart)
+    s3 = _outputs_of_line(tile + 3 * line, apart)
+    s4 = _outputs_of_line(tile + 4 * line, apart)
+    s5 = _outputs_of_line(tile + 5 * line, apart)
+    return (
+        _four_outputs(s0[0], s1[0], s2[0], s3[0], s4[0], s5[0]),
+        _four_outputs(s0[1], s1[1], s2[1], s3[1], s4[1], s5[1]),
+        _four_outputs(s0[2], s1[2], s2[2], s3[2], s4[2], s5[2]),
+        _four_outputs(s0[3], s1[3], s2[3], s3[3], s4[3], s5[3]),
+    )
+
+
 @step
 def transform_outputs(products, apart, biases, to_add, target, size, channels, sums):
-    """Transform products to pixels, and write them.
-
-    Args:
-        products: address of [tiles, 36, apart].
-        biases: address of [channels]; channels <= apart.
-        to_add: whether anything is added to the pixels, and if so, addresses of its rows, the first row and column,
-            its depth and kind.
-        target: addresses of rows, the first row and column that are written, the depth and the kind.
-        size: rows and columns of pixels that are written.
-        sums: two addresses of [channels] of float64; the sums of what is written, and of its squares, are added.
-    """
-    adds, added_rows, (added_y, added_x), added_depth, added_kind = to_add
-    target_rows, (target_y, target_x), depth, kind = target
-    line = 6 * apart
-    tile = products
-    added = (0, 0, 0, 0)
-    for y in range(0, size[0], 4):
-        pixels = four_rows(target_rows, target_y + y)
-        if adds:
-            added = four_rows(added_rows, added_y + y)
-        for x in range(0, size[1], 4):
-            offset = (target_x + x) * depth
-            more = (added_x + x) * added_depth
-            for c in range(0, channels, LANES):
-                s0 = _outputs_of_line(tile + c, apart)
-                s1 = _outputs_of_line(tile + line + c, apart)
-                s2 = _outputs_of_line(tile + 2 * line + c, apart)
-                s3 = _outputs_of_line(tile + 3 * line + c, apart)
-                s4 = _outputs_of_line(tile + 4 * line + c, apart)
-                s5 = _outputs_of_line(tile + 5 * line + c, apart)
-                by_column = (
-                    _four_outputs(s0[0], s1[0], s2[0], s3[0], s4[0], s5[0]),
-                    _four_outputs(s0[1], s1[1], s2[1], s3[1], s4[1], s5[1]),
-                    _four_outputs(s0[2], s1[2], s2[2], s3[2], s4[2], s5[2]),
-                    _four_outputs(s0[3], s1[3], s2[3], s3[3], s4[3], s5[3]),
-                )
-                put_tile(
-                    (added_kind, kind),
-                    by_column,
-                    (size[0] - y, size[1] - x),
-                    load(biases + c),
-                    (adds, added, more + c, added_depth),
-                    pixels,
-                    offset + c,
-                    depth,
-                    sums[0] + c,
-                    sums[1] + c,
-                )
-            tile += 36 * apart
+    """Transform products, [tiles, 36, apart], to pixels, and write them; see `pixels.put_tiles`."""
+    put_tiles(_pixels_of_tile, 36, products, apart, biases, to_add, target, size, channels, sums)
 
 
 @whole

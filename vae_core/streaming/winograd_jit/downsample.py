@@ -17,8 +17,8 @@ a time, so that the patch, 81 * 4 * PATCH_CHANNELS bytes, stays in the first cac
 
 from __future__ import annotations
 
-from .lanes import F32, LANES, load, part, step, store, store_value, whole
-from .pixels import four_rows, pixel_address, put_tile, value
+from .lanes import F32, LANES, ZERO, load, part, step, store_value, whole
+from .pixels import nothing_to_add, pixel_address, put_tiles, value
 from .resample import each_block
 
 PATCH = 81
@@ -100,16 +100,7 @@ def _column(pixels, kind, patch, block, stop):
             value(kind, p7, c),
             value(kind, p8, c),
         )
-        place = patch + PATCH * (c - block)
-        store(place, v[0])
-        store(place + 9 * LANES, v[1])
-        store(place + 18 * LANES, v[2])
-        store(place + 27 * LANES, v[3])
-        store(place + 36 * LANES, v[4])
-        store(place + 45 * LANES, v[5])
-        store(place + 54 * LANES, v[6])
-        store(place + 63 * LANES, v[7])
-        store(place + 72 * LANES, v[8])
+        _store_nine(ZERO, patch + PATCH * (c - block), 9 * LANES, v)
 
 
 @step
@@ -148,45 +139,30 @@ def downsample_inputs(source, y0, x0, circular_x, patch, out, tiles, channels):
             tile += 81 * apart
 
 
+@part
+def _pixels_of_tile(tile, apart):
+    line = 9 * apart
+    s0 = _four_outputs(*_nine(tile, apart))
+    s1 = _four_outputs(*_nine(tile + line, apart))
+    s2 = _four_outputs(*_nine(tile + 2 * line, apart))
+    s3 = _four_outputs(*_nine(tile + 3 * line, apart))
+    s4 = _four_outputs(*_nine(tile + 4 * line, apart))
+    s5 = _four_outputs(*_nine(tile + 5 * line, apart))
+    s6 = _four_outputs(*_nine(tile + 6 * line, apart))
+    s7 = _four_outputs(*_nine(tile + 7 * line, apart))
+    s8 = _four_outputs(*_nine(tile + 8 * line, apart))
+    return (
+        _four_outputs(s0[0], s1[0], s2[0], s3[0], s4[0], s5[0], s6[0], s7[0], s8[0]),
+        _four_outputs(s0[1], s1[1], s2[1], s3[1], s4[1], s5[1], s6[1], s7[1], s8[1]),
+        _four_outputs(s0[2], s1[2], s2[2], s3[2], s4[2], s5[2], s6[2], s7[2], s8[2]),
+        _four_outputs(s0[3], s1[3], s2[3], s3[3], s4[3], s5[3], s6[3], s7[3], s8[3]),
+    )
+
+
 @step
 def downsample_outputs(products, apart, biases, target, size, channels, sums):
-    """Transform products, [tiles, 81, apart], to pixels, and write them; as `convolve.transform_outputs`."""
-    target_rows, (target_y, target_x), depth, kind = target
-    line = 9 * apart
-    tile = products
-    for y in range(0, size[0], 4):
-        pixels = four_rows(target_rows, target_y + y)
-        for x in range(0, size[1], 4):
-            offset = (target_x + x) * depth
-            for c in range(0, channels, LANES):
-                s0 = _four_outputs(*_nine(tile + c, apart))
-                s1 = _four_outputs(*_nine(tile + line + c, apart))
-                s2 = _four_outputs(*_nine(tile + 2 * line + c, apart))
-                s3 = _four_outputs(*_nine(tile + 3 * line + c, apart))
-                s4 = _four_outputs(*_nine(tile + 4 * line + c, apart))
-                s5 = _four_outputs(*_nine(tile + 5 * line + c, apart))
-                s6 = _four_outputs(*_nine(tile + 6 * line + c, apart))
-                s7 = _four_outputs(*_nine(tile + 7 * line + c, apart))
-                s8 = _four_outputs(*_nine(tile + 8 * line + c, apart))
-                by_column = (
-                    _four_outputs(s0[0], s1[0], s2[0], s3[0], s4[0], s5[0], s6[0], s7[0], s8[0]),
-                    _four_outputs(s0[1], s1[1], s2[1], s3[1], s4[1], s5[1], s6[1], s7[1], s8[1]),
-                    _four_outputs(s0[2], s1[2], s2[2], s3[2], s4[2], s5[2], s6[2], s7[2], s8[2]),
-                    _four_outputs(s0[3], s1[3], s2[3], s3[3], s4[3], s5[3], s6[3], s7[3], s8[3]),
-                )
-                put_tile(
-                    (kind, kind),
-                    by_column,
-                    (size[0] - y, size[1] - x),
-                    load(biases + c),
-                    (False, pixels, 0, 0),
-                    pixels,
-                    offset + c,
-                    depth,
-                    sums[0] + c,
-                    sums[1] + c,
-                )
-            tile += 81 * apart
+    """Transform products, [tiles, 81, apart], to pixels, and write them; see `pixels.put_tiles`."""
+    put_tiles(_pixels_of_tile, PATCH, products, apart, biases, nothing_to_add(target), target, size, channels, sums)
 
 
 @part

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .lanes import LANES, ZERO, accumulate, load_value, part, splat, step, store_value
+from .lanes import LANES, ZERO, accumulate, load, load_value, part, splat, step, store_value
 
 OUTSIDE = 0  # the address of a row or a pixel outside the image
 
@@ -52,7 +52,7 @@ def four_rows(rows, y):
 
 
 @part
-def put_tile(kinds, by_column, size, bias, to_add, pixels, offset, depth, total, squares):
+def _put_tile(kinds, by_column, size, bias, to_add, pixels, offset, depth, total, squares):
     """Write the upper left part of a tile, and add its values and their squares to running sums.
 
     Args:
@@ -81,6 +81,55 @@ def put_tile(kinds, by_column, size, bias, to_add, pixels, offset, depth, total,
         sums = _put_column(kinds, by_column[3], size[0], bias, adds, added, more, pixels, offset, sums)
     accumulate(total, sums[0])
     accumulate(squares, sums[1])
+
+
+@part
+def nothing_to_add(target):
+    """In `put_tiles`, for a target to whose pixels nothing is added."""
+    return False, target[0], (0, 0), 0, target[3]
+
+
+@part
+def put_tiles(pixels_of, count, products, apart, biases, to_add, target, size, channels, sums):
+    """Transform products to pixels, tile by tile, and write them.
+
+    Args:
+        pixels_of: of the address of a tile's first product for a vector of channels, and from one product to the next:
+            the tile's pixels, four of four vectors.
+        count: products of a tile.
+        products: address of [tiles, count, apart].
+        biases: address of [channels]; channels <= apart.
+        to_add: whether anything is added to the pixels, and if so, addresses of its rows, the first row and column,
+            its depth and kind.
+        target: addresses of rows, the first row and column that are written, the depth and the kind.
+        size: rows and columns of pixels that are written.
+        sums: two addresses of [channels] of float64; the sums of what is written, and of its squares, are added.
+    """
+    adds, added_rows, (added_y, added_x), added_depth, added_kind = to_add
+    target_rows, (target_y, target_x), depth, kind = target
+    tile = products
+    added = (0, 0, 0, 0)
+    for y in range(0, size[0], 4):
+        pixels = four_rows(target_rows, target_y + y)
+        if adds:
+            added = four_rows(added_rows, added_y + y)
+        for x in range(0, size[1], 4):
+            offset = (target_x + x) * depth
+            more = (added_x + x) * added_depth
+            for c in range(0, channels, LANES):
+                _put_tile(
+                    (added_kind, kind),
+                    pixels_of(tile + c, apart),
+                    (size[0] - y, size[1] - x),
+                    load(biases + c),
+                    (adds, added, more + c, added_depth),
+                    pixels,
+                    offset + c,
+                    depth,
+                    sums[0] + c,
+                    sums[1] + c,
+                )
+            tile += count * apart
 
 
 @step

@@ -18,7 +18,7 @@ complete.
 from __future__ import annotations
 
 from .lanes import LANES, load, part, step, store, store_value, whole
-from .pixels import four_rows, pixel_address, put_tile, value
+from .pixels import nothing_to_add, pixel_address, put_tiles, value
 from .resample import each_block
 
 
@@ -94,41 +94,26 @@ def _outputs_of_line(m, stride):
     return _four_outputs(load(m), load(m + stride), load(m + 2 * stride), load(m + 3 * stride), load(m + 4 * stride))
 
 
+@part
+def _pixels_of_tile(tile, apart):
+    line = 5 * apart
+    s0 = _outputs_of_line(tile, apart)
+    s1 = _outputs_of_line(tile + line, apart)
+    s2 = _outputs_of_line(tile + 2 * line, apart)
+    s3 = _outputs_of_line(tile + 3 * line, apart)
+    s4 = _outputs_of_line(tile + 4 * line, apart)
+    return (
+        _four_outputs(s0[0], s1[0], s2[0], s3[0], s4[0]),
+        _four_outputs(s0[1], s1[1], s2[1], s3[1], s4[1]),
+        _four_outputs(s0[2], s1[2], s2[2], s3[2], s4[2]),
+        _four_outputs(s0[3], s1[3], s2[3], s3[3], s4[3]),
+    )
+
+
 @step
 def upsample_outputs(products, apart, biases, target, size, channels, sums):
-    """Transform products, [tiles, 25, apart], to pixels, and write them; as `convolve.transform_outputs`."""
-    target_rows, (target_y, target_x), depth, kind = target
-    line = 5 * apart
-    tile = products
-    for y in range(0, size[0], 4):
-        pixels = four_rows(target_rows, target_y + y)
-        for x in range(0, size[1], 4):
-            offset = (target_x + x) * depth
-            for c in range(0, channels, LANES):
-                s0 = _outputs_of_line(tile + c, apart)
-                s1 = _outputs_of_line(tile + line + c, apart)
-                s2 = _outputs_of_line(tile + 2 * line + c, apart)
-                s3 = _outputs_of_line(tile + 3 * line + c, apart)
-                s4 = _outputs_of_line(tile + 4 * line + c, apart)
-                by_column = (
-                    _four_outputs(s0[0], s1[0], s2[0], s3[0], s4[0]),
-                    _four_outputs(s0[1], s1[1], s2[1], s3[1], s4[1]),
-                    _four_outputs(s0[2], s1[2], s2[2], s3[2], s4[2]),
-                    _four_outputs(s0[3], s1[3], s2[3], s3[3], s4[3]),
-                )
-                put_tile(
-                    (kind, kind),
-                    by_column,
-                    (size[0] - y, size[1] - x),
-                    load(biases + c),
-                    (False, pixels, 0, 0),
-                    pixels,
-                    offset + c,
-                    depth,
-                    sums[0] + c,
-                    sums[1] + c,
-                )
-            tile += 25 * apart
+    """Transform products, [tiles, 25, apart], to pixels, and write them; see `pixels.put_tiles`."""
+    put_tiles(_pixels_of_tile, 25, products, apart, biases, nothing_to_add(target), target, size, channels, sums)
 
 
 @part
