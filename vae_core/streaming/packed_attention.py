@@ -223,7 +223,6 @@ def _bytes(out_channels: int, in_channels: int, dtype: torch.dtype) -> int:
 
 def _apply(x: Tensor, products: _Products, bias: Tensor | None = None) -> Tensor:
     """x @ weight^T + bias for [rows, C]."""
-    if isinstance(products, PackedProducts):
-        x = padded(x, products.in_channels - x.shape[1])
+    x = padded(x, products.in_channels - x.shape[1])
     result = products(x[:, None])[:, 0]
     return result if bias is None else result.add_(bias)

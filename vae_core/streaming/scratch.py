@@ -64,6 +64,11 @@ class ScratchStore:
             blocks.append(Block(size))
         return blocks
 
+    @property
+    def held(self) -> int:
+        """Bytes that are kept."""
+        return sum(block.used for block in self._kept)
+
     def take_back(self, blocks: Sequence[Block]) -> None:
         """Keep blocks for the next pass."""
         self._kept.extend(blocks)
@@ -77,28 +82,25 @@ class Spare:
     """Memory for the weights of a pass, which the next pass's take over: fresh pages cost as long as the packing."""
 
     def __init__(self) -> None:
-        self._block: Block | None = None
+        self._store = ScratchStore()
         self._taken = False
 
     def take(self, size: int) -> Tensor:
         """So many bytes, uninitialised, until the next pass."""
-        kept, self._block = self._block, None
-        if kept is None or not kept.fits(size):
-            del kept
-            kept = Block(size)
-        self._block = kept
+        blocks = self._store.lend(1, size)
+        self._store.take_back(blocks)
         self._taken = True
-        return kept.data[:size]
+        return blocks[0].data[:size]
 
     @property
     def held(self) -> int:
         """Bytes that it has of the system."""
-        return 0 if self._block is None else self._block.used
+        return self._store.held
 
     def give_back_untaken(self) -> None:
         """Give what no pass has taken since the last call back to the system."""
         if not self._taken:
-            self._block = None
+            self._store.drop()
         self._taken = False
 
 
