@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .errors import DamagedWeightError
 from .streaming.choose import is_watched
 from .streaming.executor import damaged_message
-from .streaming.half import is_finite
+from .streaming.half import first_not_finite
 from .streaming.source import count_not_finite
 from .wrappers import plain_name
 
@@ -30,6 +30,6 @@ def check_weights(module: nn.Module, called: str = "") -> None:
 
     In what is compiled it runs once, while that is compiled; the compiler's error says the same.
     """
-    for name, weight in module.named_parameters():
-        if type(weight) is nn.Parameter and not weight.is_meta and not is_finite(weight.detach()):
-            raise DamagedWeightError(damaged_message(f"{called}.{plain_name(module, name)}".lstrip(".")))
+    name = first_not_finite(each for each in module.named_parameters() if type(each[1]) is nn.Parameter)
+    if name is not None:
+        raise DamagedWeightError(damaged_message(f"{called}.{plain_name(module, name)}".lstrip(".")))

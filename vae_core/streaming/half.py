@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,9 +72,8 @@ class Half:
     def find_damage(self) -> str | None:
         """The name of the first weight that has NaN or infinite values; None if all are finite."""
         for prefix, module in self.modules.items():
-            for name, weight in module.named_parameters():
-                if not weight.is_meta and not is_finite(weight.detach()):
-                    return f"{prefix}.{name}"
+            if (name := first_not_finite(module.named_parameters())) is not None:
+                return f"{prefix}.{name}"
         return None
 
     def check_weights(self) -> None:
@@ -102,6 +101,11 @@ class Half:
         """Of what comes out, for inputs [B, C, H, W]."""
         height, width = self.latent_size(shape)
         return shape[0], self.out_channels, height * self.out_unit, width * self.out_unit
+
+
+def first_not_finite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first weight that has values, and not all of them finite."""
+    return next((name for name, weight in weights if not weight.is_meta and not is_finite(weight.detach())), None)
 
 
 def is_finite(weight: Tensor) -> bool:
