@@ -85,8 +85,8 @@ class WireMethods:
         if pixels.ndim == 5:  # frames of a video, one by one
             pixels = pixels.flatten(0, 1)
         factor = self.spacial_compression_encode()
-        first = self.first_stage_model
-        channels = first.autoencoder.config.in_channels if isinstance(first, FirstStage) else self.output_channels
+        own = self._own_model
+        channels = self.output_channels if own is None else own.config.in_channels
         image = from_image(pixels, channels=channels, multiple=factor, fit="crop")
         if self._is_replaced("encode"):
             return self._by_the_model("encode", image.pixels, self.memory_used_encode).to(self.vae_output_dtype())
@@ -104,7 +104,7 @@ class WireMethods:
     def _is_replaced(self, method: str) -> bool:
         """Whether something else computes: another model, or a method in place of its own, a compiled one say."""
         host.settle_patches(self.patcher)
-        return not isinstance(self.first_stage_model, FirstStage) or is_replaced(self.first_stage_model, method)
+        return self._own_model is None or is_replaced(self.first_stage_model, method)
 
     @torch.no_grad()
     def _by_the_model(self, method: str, x: Tensor, memory: Callable[..., int]) -> Tensor:
@@ -116,8 +116,14 @@ class WireMethods:
     @property
     def _tile_unit(self) -> int:
         """Pixels along one side of a raw latent pixel."""
+        own = self._own_model
+        return self.downscale_ratio if own is None else own.config.downscale_factor
+
+    @property
+    def _own_model(self) -> AutoencoderKL | None:
+        """The model in `first_stage_model`; None where somebody has put another one there."""
         first = self.first_stage_model
-        return first.autoencoder.config.downscale_factor if isinstance(first, FirstStage) else self.downscale_ratio
+        return first.autoencoder if isinstance(first, FirstStage) else None
 
     @property
     def _autoencoder(self) -> Autoencoder:
@@ -131,7 +137,7 @@ class WireMethods:
 
     def memory_used_encode(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """Bytes that encoding images [B, C, H, W] will use beside the weights."""
-        if not isinstance(self.first_stage_model, FirstStage):
+        if self._own_model is None:
             return _USUAL_NUMBERS_ENCODE * shape[-2] * shape[-1] * dtype.itemsize
         factor = self._model.config.downscale_factor
         height, width = (max(1, side // factor) * factor for side in shape[-2:])
@@ -139,7 +145,7 @@ class WireMethods:
 
     def memory_used_decode(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """Bytes that decoding latents [B, C, h, w] will use beside the weights."""
-        if not isinstance(self.first_stage_model, FirstStage):
+        if self._own_model is None:
             return _USUAL_NUMBERS_DECODE * self.upscale_ratio**2 * shape[-2] * shape[-1] * dtype.itemsize
         config = self._model.config
         wire_shape = shape[0], latents.wire_channels(config), max(1, shape[-2]), max(1, shape[-1])
@@ -172,7 +178,7 @@ class WireMethods:
 
     def get_sd(self) -> dict[str, Tensor]:
         """The weights under LDM's names, from which the host can build a VAE of its own."""
-        if not isinstance(self.first_stage_model, FirstStage):
+        if self._own_model is None:
             return self.first_stage_model.state_dict()
         return ldm_state_dict(self._model.weights_to_save(), self._model.config)
 
