@@ -178,7 +178,7 @@ def test_what_is_said_of_odd_scales(odd: str, vae: AutoencoderKL, file: Path) ->
         return
     with pytest.raises(CheckpointError) as error:
         load_vae(file)
-    assert problem == str(error.value) and says in problem
+    assert problem == str(error.value) and says in str(error.value)
 
 
 @pytest.mark.parametrize("model", ["SD 1.x", "grey, 3 layers, no mid attention", "FLUX.2 with a small decoder"])

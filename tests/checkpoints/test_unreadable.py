@@ -140,10 +140,11 @@ def said_of(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(CheckpointError) as error:
         load_vae(path)
     info = inspect_vae(path)
-    assert info.problem == str(error.value) and info.config is None
+    said = str(error.value)
+    assert info.problem == said and info.config is None
     assert main(["info", str(path)]) == 1
-    assert info.problem in capsys.readouterr().err
-    return info.problem
+    assert said in capsys.readouterr().err
+    return said
 
 
 @pytest.mark.parametrize("what", UNREADABLE)

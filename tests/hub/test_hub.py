@@ -224,6 +224,7 @@ class TestInspection:
         assert ranges and all(asked is not None for asked in ranges)
         if name.endswith("single.safetensors"):
             assert hub.sent - before < 110_000 < len(hub.repositories[REPO]["single.safetensors"])
+            assert info.file_size is not None
             assert abs(info.file_size - len(hub.repositories[REPO]["single.safetensors"])) < 1000
 
     def test_a_file_in_the_cache_is_not_asked_for(self, hub: SmallHub, cache: Any) -> None:

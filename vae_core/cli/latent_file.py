@@ -180,7 +180,9 @@ def _opened(path: Path, is_npz: bool) -> TensorFile:
             names = list(arrays) if any(name in NAMES for name in arrays) else _numbered(len(arrays))
             tensors = {name: torch.from_numpy(array) for name, array in zip(names, arrays.values(), strict=True)}
             return in_memory(tensors, path.name)
-        if path.open("rb").read(6) == NUMPY_START:
+        with path.open("rb") as file:
+            start = file.read(len(NUMPY_START))
+        if start == NUMPY_START:
             array = np.load(path, mmap_mode="r", allow_pickle=False)  # a header that lies is refused before any work
             return in_memory({UNNAMED: torch.from_numpy(native(np.array(array)))}, path.name)
         return open_tensor_file(path, UNNAMED)
