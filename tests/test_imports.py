@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "optional": {"errors"},
     "ldm_names": set(),
     "diffusers_names": set(),
-    "attention": {"layers", "ldm_names", "diffusers_names", "errors", "optional"},
+    "attention": {"layers", "ldm_names", "diffusers_names", "errors", "optional", "streaming.internals"},
     "blocks": {"layers", "ldm_names", "diffusers_names", "attention", "errors", "config"},
     "posterior": {"errors", "config"},
     "outputs": {"posterior", "streaming"},

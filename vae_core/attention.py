@@ -15,6 +15,7 @@ from .errors import ConfigError
 from .layers import group_norm, linear
 from .ldm_names import LDMAttention
 from .optional import optional_import
+from .streaming.internals import is_transformed
 
 NORM_EPS = 1e-6  # of every GroupNorm in the model, the attention's included
 
@@ -122,7 +123,10 @@ class Attention(LDMAttention, DiffusersAttention, nn.Module):
         tokens = self.to_out[1](self.to_out[0](tokens))
         if residual.ndim == 3:
             return tokens + residual
-        return rearrange(tokens, "b (h w) c -> b c h w", h=residual.shape[-2]) + residual
+        attended = rearrange(tokens, "b (h w) c -> b c h w", h=residual.shape[-2])
+        if not torch.compiler.is_compiling() and is_transformed():
+            attended = attended.contiguous()  # vmap cannot normalise a map whose channels lie together
+        return attended + residual
 
     # What diffusers' processors call.
     def get_processor(self) -> AttentionProcessor:

@@ -18,30 +18,14 @@ from torch import Tensor
 
 import vae_core
 from vae_core import AutoencoderKL, TileSpec
-from vae_core.halves import decoder_half
 from vae_core.streaming import store, strips
-from vae_core.streaming.choose import is_watched, kernel_choice, why_not_strips
+from vae_core.streaming.choose import kernel_choice
 from vae_core.streaming.internals import products_available
-from vae_core.streaming.job import Job
 
 needs_fast_kernels = pytest.mark.skipif(not products_available(), reason="torch has no oneDNN")
 
 
 # Which way encode and decode take.
-
-
-@pytest.fixture
-def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Filled with "encode" or "decode" for each job that is run."""
-    seen: list[str] = []
-    real = Job.run_at_once
-
-    def spy(self: Job, *args: Any, **kwargs: Any) -> Tensor:
-        seen.append({"image": "encode", "latent": "decode"}[self.half.takes])
-        return real(self, *args, **kwargs)
-
-    monkeypatch.setattr(Job, "run_at_once", spy)
-    return seen
 
 
 @needs_fast_kernels
@@ -110,20 +94,6 @@ class Marked(Tensor):
 def test_another_kind_of_tensor_stays_what_it_is(vae: AutoencoderKL, engine_calls: list[str]) -> None:
     assert isinstance(vae.decode(latent(1, SIZE).as_subclass(Marked)).sample, Marked)
     assert not engine_calls
-
-
-@torch.no_grad()
-def test_vmap_sees_the_modules(vae: AutoencoderKL) -> None:
-    """functorch's tensors are of torch's own class. (torch 2.13 cannot map some of the modules' operators either.)"""
-    seen = []
-
-    def item_of(z: torch.Tensor) -> torch.Tensor:
-        seen.append(is_watched(z[None]))
-        return z
-
-    torch.vmap(item_of)(latent(2, SIZE))
-    assert seen == [True] and not is_watched(latent(1, SIZE))
-    assert why_not_strips(decoder_half(vae), latent(1, SIZE)) is None
 
 
 def test_forward_mode_gradients() -> None:

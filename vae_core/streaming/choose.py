@@ -15,7 +15,7 @@ from . import fused, winograd
 from .compiled_winograd import CompiledWinograd
 from .direct import DirectConvolution
 from .half import Half
-from .internals import is_transformed, multiplies_bfloat16
+from .internals import is_in_a_mode, is_transformed, multiplies_bfloat16
 from .kernel import Kernel
 from .maps import FeatureMap, PlannedMap
 from .options import Options
@@ -321,10 +321,10 @@ def _latent_pixels_at_once(half: Half, shape: Shape, device: torch.device) -> in
 
 
 def is_watched(x: Tensor) -> bool:
-    """Whether each operation on x is looked at: by a compiler, a tracer, a transformation, a graph, its own kind."""
+    """Whether each operation on x is looked at: by a compiler, a tracer, a mode, a transform, a graph, its kind."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor or x.is_meta:
         return True
-    return is_transformed() or is_captured(x.device)
+    return is_in_a_mode() or is_transformed() or is_captured(x.device)
 
 
 def is_captured(device: torch.device) -> bool:

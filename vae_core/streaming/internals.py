@@ -7,7 +7,9 @@ direct kernels run. That the last of them adds to what is in its output, in the 
 documented: `tests/streaming/test_kernels.py` would notice.
 
 `torch.autograd.forward_ad._current_level`, `torch._C._functorch.peek_interpreter_stack`: whether a transformation
-of functions is at work, which strips must not be part of: `tests/streaming/test_behaviour.py` would notice.
+of functions is at work, which strips must not be part of; `torch._C._len_torch_dispatch_stack`,
+`torch._ops._len_torch_dispatch_stack_pre_dispatch`: whether a mode looks at each operation of this thread, as tracers
+and counters of FLOPs do: `tests/streaming/test_behaviour.py` would notice.
 
 `torch.cuda.cudart()` with `cudaHostRegister` and `cudaHostUnregister`, which ROCm has under the same names: memory
 is locked where it is, see `page_lock`. Where they are missing, copies take longer.
@@ -56,6 +58,11 @@ def is_transformed() -> bool:
     """Whether forward-mode gradients or a transformation of functorch's, such as vmap, is at work."""
     functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     return torch.autograd.forward_ad._current_level >= 0 or functorch.peek_interpreter_stack() is not None
+
+
+def is_in_a_mode() -> bool:
+    """Whether a mode of torch, such as a tracer's or a counter's of FLOPs, looks at each operation of this thread."""
+    return torch._C._len_torch_dispatch_stack() + torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
 
 
 # What others put on a module.
