@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 60  # seconds for one mutant, beside ten times what its tests take unchanged
+PATIENCE = 20  # seconds for one test of a mutant, beside ten times what it takes unchanged
+LONGEST = 3600  # seconds for all tests of one
 MEMORY = 8 << 30  # bytes for one mutant
 VISIT = "__visited__"
 
@@ -152,6 +153,11 @@ class Module:
         self.source = self.path.read_text(encoding="utf-8")
         self.places = places(ast.parse(self.source))
         self.statements = statements(ast.parse(self.source))
+        self.nodes: list[Any] = list(ast.walk(ast.parse(self.source)))
+
+    def line(self, place: tuple[int, str]) -> int:
+        """Of a change; 0 where a node has none."""
+        return getattr(self.nodes[place[0]], "lineno", 0)
 
 
 def modules_of(names: str) -> list[Module]:
@@ -214,7 +220,7 @@ class Watch:
 
 
 class Chosen:
-    """Keeps some tests of those that are found, the quickest file first."""
+    """Keeps some tests of those that are found, the quickest file first, and ends the process that one does not end."""
 
     def __init__(self, seconds: dict[str, float]) -> None:
         self.seconds = seconds
@@ -226,8 +232,14 @@ class Chosen:
         items[:] = [item for item in items if item.nodeid in self.seconds]
         items.sort(key=lambda item: (self.files[item.nodeid.partition("::")[0]], self.seconds[item.nodeid]))
 
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE + 10 * self.seconds[nodeid])
 
-def run(finder: Instead, arguments: list[str], patience: float, plugin: Any = None) -> Outcome:
+    def pytest_runtest_logfinish(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def run(finder: Instead, arguments: list[str], plugin: Any) -> Outcome:
     """Run tests in a process of its own with the module that the finder has."""
     with tempfile.TemporaryFile() as shared:
         child = os.fork()
@@ -245,13 +257,13 @@ def run(finder: Instead, arguments: list[str], patience: float, plugin: Any = No
                 shared.write(json.dumps(getattr(plugin, "report", {})).encode())
                 shared.flush()
             os._exit(int(code))
-        code = _end_of(child, patience)
+        code = _end_of(child)
         shared.seek(0)
         return Outcome(code, json.loads(shared.read() or b"{}"))
 
 
-def _end_of(child: int, patience: float) -> int:
-    deadline = time.monotonic() + patience
+def _end_of(child: int) -> int:
+    deadline = time.monotonic() + LONGEST
     while time.monotonic() < deadline and _resident(child) < MEMORY:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -273,6 +285,9 @@ def main() -> None:
     parser.add_argument("tests", nargs="+", help="files or folders")
     parser.add_argument("--most", type=int, default=10**6, help="mutants of each module, drawn with the seed")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--lines", help="of those drawn, only the ones in these lines, such as 61,97: to try survivors again"
+    )
     parser.add_argument("--marks", default="not slow", help="as pytest's -m")
     options = parser.parse_args()
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -286,7 +301,7 @@ def main() -> None:
     marks = ["-m", options.marks]
     watch = Watch()
     trees = {each.name: (each.path, with_visits(each.source, each.name)) for each in modules}
-    report = run(Instead(trees, watch.lines.add), [*marks, *options.tests], 3600, watch).report
+    report = run(Instead(trees, watch.lines.add), [*marks, *options.tests], watch).report
     for test in report["failed"]:
         print(f"fails unchanged, and is left out: {test}", flush=True)
         del report["tests"][test]
@@ -296,6 +311,8 @@ def main() -> None:
     visits = {test: (took, set(map(tuple, lines))) for test, (took, lines) in report["tests"].items()}
     for module in modules:
         chosen = random.Random(options.seed).sample(module.places, min(options.most, len(module.places)))
+        if options.lines:
+            chosen = [each for each in chosen if str(module.line(each)) in options.lines.split(",")]
         try_mutants(module, chosen, marks, visits)
 
 
@@ -310,12 +327,11 @@ def try_mutants(module: Module, chosen: list[tuple[int, str]], marks: list[str],
             tests = {test: took for test, (took, lines) in visits.items() if at[1] is None or at in lines}
             files = sorted({test.partition("::")[0] for test in tests})
             finder = Instead({module.name: (module.path, tree)})
-            limit = PATIENCE + 10 * sum(tests.values())
             done += 1
-            if not tests or not run(finder, ["-x", *marks, *files], limit, Chosen(tests)).code:
+            if not tests or not run(finder, ["-x", *marks, *files], Chosen(tests)).code:
                 survivors += 1
                 after = f"if {INSTEAD[place[1]]}" if place[1] in INSTEAD else ast.unparse(node)
-                line = f"{module.path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+                line = f"{module.path.relative_to(ROOT)}:{module.line(place)}"
                 print(f"{line}: {before}  ->  {after}  ({len(tests)} tests)", flush=True)
     finally:
         numbers = f"{done} of {len(module.places)} mutants, {survivors} survived"

@@ -20,7 +20,7 @@ import vae_core
 from vae_core import AutoencoderKL, MemoryBudgetError, Options, TileSpec
 from vae_core.streaming import maps
 from vae_core.streaming.kernel import Layout, Spans, cut, even_size
-from vae_core.streaming.ledger import Ledger, PlannedStore
+from vae_core.streaming.ledger import PLACES, Ledger, Lot, PlannedStore, bands_of
 from vae_core.streaming.store import MapStore
 from vae_core.tiling.grid import Cuts, span_lengths, spans
 
@@ -140,6 +140,75 @@ def take(ledger: Ledger, size: int, count: int, at_once: int) -> list[Any]:
         lots.append(lot)
         count -= lot.count
     return lots
+
+
+# What is lent and what is idle, as (place, bytes); how many buffers of what size are wanted; what serves them.
+NEXT: dict[str, tuple[list[tuple[Any, int]], list[tuple[Any, int]], tuple[int, int], Lot]] = {
+    "nothing there": ([], [], (100, 1), Lot("device", 100, 1, True)),
+    "all that have room": ([], [], (100, 5), Lot("device", 100, 4, True)),
+    "room for just one": ([("device", 300)], [], (100, 5), Lot("device", 100, 1, True)),
+    "a byte too little": ([("device", 301)], [], (100, 1), Lot("cpu", 100, 1, True)),
+    "no room in memory": ([("device", 400), ("cpu", 200)], [], (100, 7), Lot("disk", 100, 7, True)),
+    "too large for memory": ([], [], (401, 1), Lot("disk", 401, 1, True)),
+    "an idle one": ([], [("device", 100)], (100, 1), Lot("device", 100, 1, False)),
+    "as many idle ones as there are": ([], [("device", 100)] * 2, (100, 3), Lot("device", 100, 2, False)),
+    "a smaller one": ([], [("device", 99)], (100, 1), Lot("device", 100, 1, True)),
+    "four times as large": ([], [("device", 400)], (100, 1), Lot("device", 400, 1, False)),
+    "more than that": ([], [("device", 400)], (99, 1), Lot("device", 99, 1, True)),
+    "the smaller of two": ([], [("device", 190), ("device", 110)], (100, 1), Lot("device", 110, 1, False)),
+    "the nearer of two": ([("device", 300)], [("cpu", 100), ("device", 100)], (100, 1), Lot("device", 100, 1, False)),
+    "room nearer than an idle one": ([], [("cpu", 100)], (100, 1), Lot("device", 100, 1, True)),
+    "none nearer": ([("device", 400)], [("cpu", 100)], (100, 1), Lot("cpu", 100, 1, False)),
+    "room by dropping": ([("device", 100)], [("device", 250)], (300, 1), Lot("device", 300, 1, True)),
+}
+
+
+@pytest.mark.parametrize("name", NEXT)
+def test_which_buffers_serve_next(name: str) -> None:
+    """With 400 bytes on the device and 200 of the CPU's."""
+    lent, idle, (size, count), served = NEXT[name]
+    ledger = Ledger(400, 200)
+    for place, each in (*lent, *idle):
+        ledger.take(Lot(place, each, 1, True))
+    for place, each in idle:
+        ledger.take_back(Lot(place, each, 1, True))
+    assert ledger.next_lot(size, count) == served
+    before = dict(ledger.used)
+    if served.fresh:
+        ledger.drop_idle()
+        assert ledger.used == {place: sum(each for at, each in lent if at == place) for place in PLACES}
+        before = dict(ledger.used)
+    ledger.take(served)
+    grown = served.count * served.bytes if served.fresh else 0
+    assert ledger.used == {**before, served.place: before[served.place] + grown}
+    assert all(ledger.peak[place] >= ledger.used[place] for place in PLACES)
+
+
+def test_a_device_without_a_limit_has_room_for_all() -> None:
+    assert Ledger(None, 0).next_lot(2**60, 9) == Lot("device", 2**60, 9, True)
+
+
+# Height, width and channels of a map of float32, its rows in a band, and its buffers as (bytes, number).
+BANDS = {
+    (3, 8, 4): (3, [(384, 1)]),
+    (4, 8, 4): (4, [(512, 1)]),
+    (5, 8, 4): (4, [(512, 1), (128, 1)]),
+    (13, 8, 4): (4, [(512, 3), (128, 1)]),
+    (12, 8, 4): (4, [(512, 2), (512, 1)]),
+    (5, 16, 4): (4, [(1024, 1), (256, 1)]),
+    (9, 5, 4): (4, [(512, 2), (80, 1)]),
+    (9, 4, 4): (8, [(512, 1), (64, 1)]),
+}
+
+
+@pytest.mark.parametrize("size", BANDS, ids=str)
+def test_bands_and_their_buffers(size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 512 bytes, unless four rows take more."""
+    monkeypatch.setattr(maps, "BAND_BYTES", 512)
+    assert bands_of((1, *size), torch.float32) == BANDS[size]
+    if size[1] % 2 == 0:
+        halves = bands_of((2, size[0], size[1] // 2, size[2]), torch.float32)
+        assert halves == BANDS[size], "of two items of half the width"
 
 
 @given(
