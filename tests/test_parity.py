@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import diffusers
@@ -293,10 +294,16 @@ def test_their_class_is_built_from_our_config(name: str) -> None:
     rebuilt.load_state_dict(ours.state_dict(), strict=True)
 
 
+def written(method: Callable[..., object]) -> Callable[..., object]:
+    """A method as its class writes it. Before diffusers 0.42 what it puts around one says nothing of its arguments."""
+    around = inspect.getclosurevars(method).nonlocals.get("method")
+    return method if around is None or hasattr(method, "__wrapped__") else around
+
+
 def test_signatures_are_theirs() -> None:
     for method in ("encode", "decode", "forward", "tiled_encode", "tiled_decode", "blend_v", "blend_h"):
         mine = inspect.signature(getattr(AutoencoderKL, method)).parameters
-        theirs = inspect.signature(getattr(diffusers.AutoencoderKL, method)).parameters
+        theirs = inspect.signature(written(getattr(diffusers.AutoencoderKL, method))).parameters
         assert [(p.name, p.default) for p in mine.values()] == [(p.name, p.default) for p in theirs.values()], method
     ours, other = pair("sd")
     for name in ("tile_sample_min_size", "tile_latent_min_size", "tile_overlap_factor", "use_slicing", "use_tiling"):

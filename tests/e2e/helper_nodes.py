@@ -309,6 +309,44 @@ class OwnLoop:
         return (vae.process_output(image).movedim(1, -1),)
 
 
+class CountedCompiler:
+    """From here on `torch.compile` makes graphs that are run as they are, and counted, where Inductor takes minutes."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "test", "count", ("VAE",)
+    calls = graphs = 0
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"vae": ("VAE",)}}
+
+    def count(self, vae):
+        importlib.import_module("torch._inductor.compile_fx").compile_fx = self.compiled
+        CountedCompiler.calls = CountedCompiler.graphs = 0
+        return (vae,)
+
+    @staticmethod
+    def compiled(graph, _, **__):
+        def run(*inputs):
+            CountedCompiler.calls += 1
+            return graph.forward(*inputs)
+
+        CountedCompiler.graphs += 1
+        return run
+
+
+class CompiledCalls:
+    """Tells how many graphs were compiled and how often one was run, once what comes in is there."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "test", "tell", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}, "optional": {"image": ("IMAGE",), "latent": ("LATENT",)}}
+
+    def tell(self, image=None, latent=None):
+        return {"ui": {"calls": [CountedCompiler.calls], "graphs": [CountedCompiler.graphs]}}
+
+
 class EXRSaver:
     """As the one of newer cores, which has the same inputs, for a host that has none: float images to linear light."""
 
@@ -342,6 +380,8 @@ class EXRSaver:
 
 NODE_CLASS_MAPPINGS = {
     "TestAlive": Alive,
+    "TestCountedCompiler": CountedCompiler,
+    "TestCompiledCalls": CompiledCalls,
     "TestConditioning": Conditioning,
     "TestControlHint": ControlHint,
     "TestThirdPartyVAE": ThirdPartyVAE,

@@ -60,6 +60,47 @@ def test_tiles_by_hooks_on_the_halves(comfy: Comfy, fast: bool) -> None:
     assert difference(after, theirs_after) < TOLERANCE
 
 
+COMPILED = {"backend": "inductor", "fullgraph": False, "mode": "default"}
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_a_compiled_half_is_what_runs(comfy: Comfy, half: str) -> None:
+    """KJNodes' Torch Compile VAE puts a compiled module in the place of a half; its graphs are counted as they run."""
+    ask_for(comfy, "TorchCompileVAE")
+    comfy.free()  # the node compiles once, and the host has it still if it ran before
+
+    def run(name: str, side: int, compiled: bool) -> tuple[int, int]:
+        workflow = Workflow()
+        vae = workflow.add("SeamlessVAELoad", vae_name=SMALL_VAE, **LOADED)[0]
+        if compiled:
+            vae = workflow.add("TestCountedCompiler", vae=vae)[0]
+            which = {f"compile_{each}": each == half for each in ("encoder", "decoder")}
+            vae = workflow.add("TorchCompileVAE", vae=vae, **COMPILED, **which)[0]
+        image = workflow.add("TestSeededImage", width=8 * side, height=48, batch=1, channels=3, seed=7)[0]
+        latent = workflow.add("TestSeededLatent", width=side, height=6, batch=1, channels=4, seed=7, frames=0)[0]
+        decoded = workflow.add("VAEDecode", samples=latent, vae=vae)[0]
+        encoded = workflow.add("VAEEncode", pixels=image, vae=vae)[0]
+        workflow.add("TestKeep", name=name, image=decoded, latent=encoded)
+        # It runs last: after the half that is compiled, whose result it is given, and the other one.
+        (asked, _), *_ = workflow.add("TestCompiledCalls", image=decoded, latent=encoded)
+        (inspected, _), *_ = workflow.add("SeamlessVAEInspect", vae=vae)
+        done = comfy.run(workflow)
+        assert done.error is None
+        assert ("compiled" in done.shown[inspected]["text"][0]) == compiled
+        found = done.shown[asked]
+        return found["calls"][0], found["graphs"][0]
+
+    calls, graphs = run("compiled", 8, compiled=True)
+    assert calls >= graphs >= 1
+    again, _ = run("again", 16, compiled=True)
+    assert again > calls, "each run is of the compiled half"
+    run("plain", 8, compiled=False)
+    plain, compiled = (comfy.kept(name)[0] for name in ("plain", "compiled"))
+    for key in ("image", "samples"):
+        assert difference(plain[key], compiled[key]) < TOLERANCE, key
+
+
+@pytest.mark.slow
 def test_compiled_halves(comfy: Comfy) -> None:
     """KJNodes' Torch Compile VAE puts compiled modules in the place of the halves, in the VAE that it is given."""
     ask_for(comfy, "TorchCompileVAE")
@@ -70,9 +111,7 @@ def test_compiled_halves(comfy: Comfy) -> None:
         latent = workflow.add("TestSeededLatent", width=8, height=6, batch=1, channels=4, seed=7, frames=0)[0]
         if name == "compiled":
             both = {"compile_encoder": True, "compile_decoder": True}
-            vae = workflow.add("TorchCompileVAE", vae=vae, backend="inductor", fullgraph=False, mode="default", **both)[
-                0
-            ]
+            vae = workflow.add("TorchCompileVAE", vae=vae, **COMPILED, **both)[0]
         encoded = workflow.add("VAEEncode", pixels=image, vae=vae)[0]
         decoded = workflow.add("VAEDecode", samples=latent, vae=vae)[0]
         workflow.add("TestKeep", name=name, image=decoded, latent=encoded)
