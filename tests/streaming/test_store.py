@@ -242,3 +242,40 @@ def test_idle_memory_is_gone_before_fresh_memory_is_made(
         budget = None if share is None else int(share * vae_core.plan_decode(vae, z.shape).peak_bytes)
         vae_core.decode(vae, z, memory_budget=budget)
     assert dropped and all(dropped)
+
+
+# Where maps are.
+
+KIB = 2**10
+
+
+@pytest.mark.parametrize(
+    "limit, cpu_limit, places",
+    [
+        (None, 0, {"device": 64 * KIB, "cpu": 0, "disk": 0}),
+        (64 * KIB, 0, {"device": 64 * KIB, "cpu": 0, "disk": 0}),
+        (64 * KIB - 1, 64 * KIB, {"device": 0, "cpu": 64 * KIB, "disk": 0}),
+        (64 * KIB - 1, 64 * KIB - 1, {"device": 0, "cpu": 0, "disk": 64 * KIB}),
+    ],
+)
+def test_maps_of_an_accelerator(limit: int | None, cpu_limit: int, places: dict[str, int]) -> None:
+    store = MapStore(torch.device("meta"), limit, cpu_limit)
+    lent = store.allocate((1, 16, 32, 32), torch.float32)
+    assert store.used == store.peak == places
+    assert lent.devices == {"meta" if places["device"] else "cpu"}
+    assert [data.numel() for data in store.lent] == [64 * KIB]
+    store.release(lent)
+    assert store.used == places and not store.lent, "idle memory is in use"
+    store.drop_free()
+    assert store.used == dict.fromkeys(places, 0) and store.peak == places
+
+
+def test_idle_parts_of_the_file_serve_maps_of_any_size() -> None:
+    """What has been on disk makes room there for what is smaller and larger, so that the file stays as planned."""
+    store = MapStore(CPU, limit=0, disk_bytes=256 * KIB)
+    for rows in (64, 8, 48, 16, 64):
+        lent = store.allocate((1, rows, 32, 32), torch.float32)
+        assert store.used["disk"] >= rows * 4 * KIB
+        store.release(lent)
+        assert len(store._file._extents) == 1
+    assert store.peak["disk"] == 256 * KIB
