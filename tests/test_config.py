@@ -141,6 +141,12 @@ class TestConfig:
         assert fields["latent_channels"] == 8 and fields["block_out_channels"] == (16, 32)
         assert unused == {"decay": 0.9, "other": 1} and hidden == {"_class_name": "AutoencoderKL", "decay": 0.9}
         assert AutoencoderKL(**fields).config.latent_channels == 8
+        assert fields.keys() == narrow(16, 32).keys() | {"latent_channels"}
+        assert AutoencoderKL.extract_init_dict({"latent_channels": 4, "odd": 1}) == (
+            {"latent_channels": 4},
+            {"odd": 1},
+            {"odd": 1},
+        )
 
     def test_registered_values_take_effect_or_say_how(self, tmp_path: Path) -> None:
         vae = model("f4")

@@ -180,7 +180,7 @@ class ConfigMixin:
         """Sort the content of a `config.json` and some overrides.
 
         Returns:
-            The arguments of the constructor; what is neither one of them nor private; and everything in
+            The arguments of the constructor that are given; what is neither one of them nor private; and everything in
             `config_dict` that is not an argument.
 
         Raises:
@@ -189,9 +189,9 @@ class ConfigMixin:
         given = dict(config_dict)
         own = own_arguments(cls)
         known = {name: value for name, value in {**given, **kwargs}.items() if is_field(name)}
-        fields = dict(
-            AutoencoderKLConfig.from_dict({"_class_name": given.get("_class_name", "AutoencoderKL"), **known})
-        )
+        config = AutoencoderKLConfig.from_dict({"_class_name": given.get("_class_name", "AutoencoderKL"), **known})
+        defaults = AutoencoderKLConfig()  # a class of diffusers' may have others
+        fields = {name: value for name, value in config.items() if name in known or value != defaults[name]}
         fields |= {name: value for name, value in {**given, **kwargs}.items() if name in own}
         hidden = {name: value for name, value in given.items() if not is_field(name) and name not in own}
         unused = {
