@@ -25,6 +25,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 import vae_core
 from vae_core import AutoencoderKL, MemoryBudgetError
 from vae_core.streaming import maps
+from vae_core.streaming import store as store_module
 from vae_core.streaming.offload_file import OffloadFile
 from vae_core.streaming.store import MapStore
 
@@ -270,12 +271,36 @@ def test_maps_of_an_accelerator(limit: int | None, cpu_limit: int, places: dict[
     assert store.used == dict.fromkeys(places, 0) and store.peak == places
 
 
+def test_what_is_page_locked_is_unlocked_before_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    locked: list[int] = []
+
+    def lock(data: torch.Tensor, device: torch.device) -> bool:
+        locked.append(data.data_ptr())
+        return True
+
+    monkeypatch.setattr(store_module, "page_lock", lock)
+    monkeypatch.setattr(store_module, "unlock", lambda data: locked.remove(data.data_ptr()))
+    store = MapStore(torch.device("meta"), limit=0, cpu_limit=128 * KIB)
+    kept, idle = (store.allocate((1, 16, 32, 32), torch.float32) for _ in range(2))
+    store.release(idle)
+    store.drop_free()
+    assert locked == [store.lent[0].data_ptr()] and kept.devices == {"cpu"}
+    store.release(kept)
+    store.drop_free()
+    assert not locked
+
+
 def test_idle_parts_of_the_file_serve_maps_of_any_size() -> None:
     """What has been on disk makes room there for what is smaller and larger, so that the file stays as planned."""
-    store = MapStore(CPU, limit=0, disk_bytes=256 * KIB)
+    store = MapStore(CPU, limit=0, disk_bytes=272 * KIB)
+    kept = store.allocate((1, 4, 32, 32), torch.float32)
+    file = store._file._file
     for rows in (64, 8, 48, 16, 64):
-        lent = store.allocate((1, rows, 32, 32), torch.float32)
-        assert store.used["disk"] >= rows * 4 * KIB
-        store.release(lent)
-        assert len(store._file._extents) == 1
-    assert store.peak["disk"] == 256 * KIB
+        store.release(store.allocate((1, rows, 32, 32), torch.float32))
+        store.drop_free()
+        assert store.used["disk"] == 16 * KIB
+        assert store._file._file is file and len(store._file._extents) == 1
+    assert store.peak["disk"] == 272 * KIB
+    store.release(kept)
+    store.drop_free()
+    assert store._file._file is None
