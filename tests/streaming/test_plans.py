@@ -11,7 +11,7 @@ import torch
 from given.models import SMALL, make
 
 import vae_core
-from vae_core import AutoencoderKL, Options, Plan, TileSpec
+from vae_core import AutoencoderKL, MemoryBudgetError, Options, Plan, TileSpec
 from vae_core.streaming.plan import parts_of
 from vae_core.tiling.blend import cut_tiles, kept_positions
 
@@ -86,7 +86,7 @@ def test_the_reference_path() -> None:
     assert (free.passes, free.strips, free.tiles, free.items, free.fast_share) == (3, 0, 0, 2, 0)
     assert free.pass_flops == tuple(count * one.flops for count in (2, 2, 1))
     assert free.flops == free.untiled_flops == 5 * one.flops == 5 * planned(make(SMALL), 1).flops
-    assert free.terms == {"maps": 2 * one.terms["maps"]} and free.peak_bytes == free.places.device
+    assert free.terms == {"maps": 2 * one.terms["maps"]} and free.places == (free.peak_bytes, 0, 0)
     widest = max(math.prod(shape) for shape in map_shapes(vae))
     assert one.peak_bytes == 6 * 4 * widest, "so many of the largest map"
 
@@ -104,3 +104,13 @@ def map_shapes(vae: AutoencoderKL) -> list[torch.Size]:
     for handle in handles:
         handle.remove()
     return found
+
+
+def test_the_least_budget_is_told_in_mebibytes(vae: AutoencoderKL) -> None:
+    with pytest.raises(MemoryBudgetError) as caught:
+        planned(vae, 1, memory_budget=1)
+    assert "does not fit into 0 MiB. Give at least " in str(caught.value)
+    least = int(str(caught.value).rpartition("at least ")[2].split()[0])
+    assert planned(vae, 1, memory_budget=least * MIB).peak_bytes <= least * MIB
+    with pytest.raises(MemoryBudgetError, match=f"does not fit into {least - 2} MiB. Give at least {least} MiB"):
+        planned(vae, 1, memory_budget=(least - 2) * MIB)
