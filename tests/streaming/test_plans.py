@@ -106,7 +106,7 @@ def map_shapes(vae: AutoencoderKL) -> list[torch.Size]:
     return found
 
 
-def test_the_least_budget_is_told_in_mebibytes(vae: AutoencoderKL) -> None:
+def test_a_message_names_the_least_budget_in_mebibytes(vae: AutoencoderKL) -> None:
     with pytest.raises(MemoryBudgetError) as caught:
         planned(vae, 1, memory_budget=1)
     assert "does not fit into 0 MiB. Give at least " in str(caught.value)
