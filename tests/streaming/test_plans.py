@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -114,3 +115,23 @@ def test_a_message_names_the_least_budget_in_mebibytes(vae: AutoencoderKL) -> No
     assert planned(vae, 1, memory_budget=least * MIB).peak_bytes <= least * MIB
     with pytest.raises(MemoryBudgetError, match=f"does not fit into {least - 2} MiB. Give at least {least} MiB"):
         planned(vae, 1, memory_budget=(least - 2) * MIB)
+
+
+def test_strips_of_a_size_are_measured_by_the_height(vae: AutoencoderKL) -> None:
+    def strips(*size: int) -> int:
+        return vae_core.prepare_decode(vae, (1, 4, *size), Options(tiling=TileSpec(size=5))).plan.strips
+
+    assert strips(40, 10) <= strips(40, 100) <= 1.2 * strips(40, 10)  # a few more where a row is large
+    assert strips(100, 40) > 2 * strips(40, 40) > 4 * strips(10, 40)
+
+
+def test_no_plan_is_over_its_budget(vae: AutoencoderKL) -> None:
+    free = planned(vae, 1).peak_bytes
+    budgets = range(free // 4, free, free // 64)
+    plans: dict[int, Plan] = {}
+    for budget in budgets:
+        with contextlib.suppress(MemoryBudgetError):
+            plans[budget] = planned(vae, 1, memory_budget=budget)
+    assert len(plans) > 15
+    assert {budget: plan.peak_bytes for budget, plan in plans.items() if plan.peak_bytes > budget} == {}
+    assert all(plan.terms["kept by allocators"] > 0 for plan in plans.values())
