@@ -320,7 +320,8 @@ class CountedCompiler:
         return {"required": {"vae": ("VAE",)}}
 
     def count(self, vae):
-        importlib.import_module("torch._inductor.compile_fx").compile_fx = self.compiled
+        inductor: Any = importlib.import_module("torch._inductor.compile_fx")
+        inductor.compile_fx = self.compiled
         CountedCompiler.calls = CountedCompiler.graphs = 0
         return (vae,)
 
