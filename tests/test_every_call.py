@@ -93,7 +93,9 @@ def differences(theirs: Any, ours: Any, at: str = "") -> list[str]:
 
 
 @pytest.fixture
-def pair() -> list[Any]:
+def pair(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    for cls in (diffusers.AutoencoderKL, AutoencoderKL):
+        monkeypatch.setattr(cls, "_auto_class", None)  # which a call sets for its class
     config = narrow(16, 32, sample_size=32)
     theirs = theirs_of(config).eval()
     ours = AutoencoderKL(**config).eval()
