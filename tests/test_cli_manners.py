@@ -166,6 +166,26 @@ class TestManners:
                 assert "Traceback" not in said, said
         assert 130 in codes and codes <= {0, 130}
 
+    def test_an_interrupt_that_an_import_takes_for_something_else(self) -> None:
+        script = """
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Taking:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(10)
+            except KeyboardInterrupt:
+                raise RecursionError("taken")
+sys.meta_path.insert(0, Taking())
+from vae_core.cli import main
+sys.exit(main(["info"]))
+"""
+        result = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=ROOT, text=True)
+        said = "seamless-vae: interrupted; no file was left half written\n"
+        assert (result.returncode, result.stdout, result.stderr) == (130, "", said)
+
     def test_a_closed_pipe(self) -> None:
         reading, writing = os.pipe()
         os.close(reading)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from .say import PrintableFormatter, complain
 
@@ -24,6 +26,7 @@ examples:
 exit codes: 0 done; 1 an error, in one line (--debug shows the traceback); 2 a usage error; 130 interrupted.
 """
 INTERRUPTED, BROKEN_PIPE = 130, 141
+SAID_OF_AN_INTERRUPT = "seamless-vae: interrupted; no file was left half written"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = False
     try:
         _take_any_name()
-        arguments = build_parser().parse_args(argv)
+        with _left_at_once():
+            parser = build_parser()
+        arguments = parser.parse_args(argv)
         debug = getattr(arguments, "debug", False)
         _log_to_stderr()
         code = arguments.run(arguments)
@@ -39,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        complain("seamless-vae: interrupted; no file was left half written")
+        complain(SAID_OF_AN_INTERRUPT)
         return INTERRUPTED
     except BrokenPipeError:
         _close_stdout()
@@ -49,6 +54,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         complain(f"seamless-vae: error: {_sentence(error)}")
         return 1
+
+
+@contextmanager
+def _left_at_once() -> Iterator[None]:
+    """While torch is imported for the first time, an interrupt ends the process: nothing has been begun.
+
+    As an exception it would come up in the midst of what other packages do while they are imported: some take it for
+    another error, some end the process by a signal.
+    """
+    is_plain = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if "torch" in sys.modules or not is_plain or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _leave(*_: object) -> None:
+    complain(SAID_OF_AN_INTERRUPT)
+    os._exit(INTERRUPTED)
 
 
 def _sentence(error: Exception) -> str:
