@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. `argv` is without the program's name."""
     debug = False
     try:
-        _take_any_name()
         with _left_at_once():
+            _take_any_name()
             parser = build_parser()
         arguments = parser.parse_args(argv)
         debug = getattr(arguments, "debug", False)
@@ -75,7 +75,8 @@ def _left_at_once() -> Iterator[None]:
 
 
 def _leave(*_: object) -> None:
-    complain(SAID_OF_AN_INTERRUPT)
+    with suppress(OSError):
+        os.write(2, f"{SAID_OF_AN_INTERRUPT}\n".encode())  # sys.stderr may be about to be changed
     os._exit(INTERRUPTED)
 
 
