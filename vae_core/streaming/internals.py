@@ -9,7 +9,7 @@ documented: `tests/streaming/test_kernels.py` would notice.
 `torch.autograd.forward_ad._current_level`, `torch._C._functorch.peek_interpreter_stack`: whether a transformation
 of functions is at work, which strips must not be part of; `torch._C._len_torch_dispatch_stack`,
 `torch._ops._len_torch_dispatch_stack_pre_dispatch`: whether a mode looks at each operation of this thread, as tracers
-and counters of FLOPs do: `tests/streaming/test_behaviour.py` would notice.
+and counters of FLOPs do: `tests/streaming/test_looked_at.py` and `test_behaviour.py` would notice.
 
 `torch.cuda.cudart()` with `cudaHostRegister` and `cudaHostUnregister`, which ROCm has under the same names: memory
 is locked where it is, see `page_lock`. Where they are missing, copies take longer.
