@@ -13,20 +13,19 @@ budget. A cold run may keep 64 MiB more: compiled code, and threads with heaps o
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import torch
-from fresh import SAMPLE_EVERY, anonymous_bytes
+from fresh import asked
 from peers import CONFIGS, make_input, ours
 
 import vae_core
+from vae_core.streaming.memory import give_back_freed
 
 MIB = 2**20
 ALLOWED, CHANCE = 1.15, 64  # times the plan; MiB
@@ -40,31 +39,20 @@ class Process:
         command = [sys.executable, __file__, "--child", "--config", config, "--size", str(size)]
         command += ["--budget", str(budget), "--threads", str(threads)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.planned = int(self._answer())
-
-    def _answer(self) -> str:
         assert self._process.stdout
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("the process ended")
-        return line
+        self.planned = int(self._process.stdout.readline())
 
     def run(self, kind: str) -> tuple[float, int]:
-        """Seconds of a run, and by how many bytes memory grew at most."""
-        assert self._process.stdin
-        self._process.stdin.write("trim\n")
-        self._process.stdin.flush()
-        self._answer()
-        before = peak = anonymous_bytes(self._process.pid)
-        answers: list[str] = []
-        self._process.stdin.write(f"{kind}\n")
-        self._process.stdin.flush()
-        waiting = threading.Thread(target=lambda: answers.append(self._answer()))
-        waiting.start()
-        while waiting.is_alive():
-            peak = max(peak, anonymous_bytes(self._process.pid))
-            waiting.join(SAMPLE_EVERY)
-        return float(answers[0]), peak - before
+        """Seconds of a run, and by how many bytes memory grew at most.
+
+        Raises:
+            RuntimeError: the process ended.
+        """
+        asked(self._process, "trim")
+        line, grown = asked(self._process, kind)
+        if not line:
+            raise RuntimeError("the process ended")
+        return float(line), grown
 
     def end(self) -> None:
         assert self._process.stdin
@@ -82,7 +70,7 @@ def child(config_name: str, size: int, budget: int) -> None:
         if line == "trim\n":
             seen.clear()
             gc.collect()
-            ctypes.CDLL(None).malloc_trim(0)  # what was freed before is growth when it is used again
+            give_back_freed()  # what was freed before is growth when it is used again
             print(flush=True)
             continue
         progress = seen.append if line == f"{PROGRESS}\n" else None

@@ -8,7 +8,6 @@ temporary folder that is in memory) is sampled from outside while it runs.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import torch
 from peers import CONFIGS, OURS, OURS_BUDGET, build, make_input, ours
 
 import vae_core
+from vae_core.streaming.memory import give_back_freed
 
 SAMPLE_EVERY = 0.004  # seconds
 WARM_UP_LATENTS = 16
@@ -57,19 +57,26 @@ def measure(
         assert process.stdin and process.stdout and process.stderr
         if process.stdout.readline().strip() != "ready":
             raise RuntimeError(process.stderr.read()[-400:])
-        before = peak = anonymous_bytes(process.pid)
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        answer = threading.Thread(target=lambda: lines.append(process.stdout.readline()))  # type: ignore[union-attr]
-        lines: list[str] = []
-        answer.start()
-        while answer.is_alive():
-            peak = max(peak, anonymous_bytes(process.pid))
-            answer.join(SAMPLE_EVERY)
+        line, grown = asked(process, "go")
         process.stdin.close()
-        if not lines[0]:
+        if not line:
             raise RuntimeError(process.stderr.read()[-400:] or "the process was killed")
-        return Measured(float(lines[0]), peak - before)
+        return Measured(float(line), grown)
+
+
+def asked(process: subprocess.Popen[str], line: str) -> tuple[str, int]:
+    """What a process answers to a line ("" if it ended), and by how many bytes its memory grew at most meanwhile."""
+    assert process.stdin and process.stdout
+    answers: list[str] = []
+    waiting = threading.Thread(target=lambda: answers.append(process.stdout.readline()))  # type: ignore[union-attr]
+    before = peak = anonymous_bytes(process.pid)
+    process.stdin.write(f"{line}\n")
+    process.stdin.flush()
+    waiting.start()
+    while waiting.is_alive():
+        peak = max(peak, anonymous_bytes(process.pid))
+        waiting.join(SAMPLE_EVERY)
+    return answers[0], peak - before
 
 
 def anonymous_bytes(pid: int) -> int:
@@ -105,7 +112,7 @@ def _run_once(system: str, config_name: str, size: int, direction: str, budget: 
     if not system.startswith(("Seamless", "reference")):
         ours.cache_clear()
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    give_back_freed()
     print("ready", flush=True)
     sys.stdin.readline()
     with torch.inference_mode():

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import gc
+import itertools
 import os
 import random
 import sys
@@ -19,41 +19,29 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from soak_samples import Sample, verdict
+
 ROOT = Path(__file__).resolve().parents[1]
-WARM_ROUNDS = 30  # before memory is expected to stand still: what is compiled and cached is there then
-MOST_GROWTH = 24 << 20  # bytes between the first and the last quarter; a leaked image is up to 0.6 MB
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import torch  # noqa: E402
+from given.in_use import blocks_in_use, bytes_in_use  # noqa: E402
+from given.models import BY_NAME, family_fields, make  # noqa: E402
+
+import vae_core  # noqa: E402
+from vae_core.streaming.memory import give_back_freed  # noqa: E402
+
+WARM_ROUNDS = 30  # before the first sample: what is compiled and cached is there then
+ROUNDS = 5  # from one sample to the next, at least
+SAMPLES = 100  # in all: they are objects themselves, and should not be what grows
+LEAST_SAMPLES = 12
 
 
 class StoppedError(Exception):
     """What a user's cancellation raises."""
-
-
-@dataclass(frozen=True)
-class State:
-    """What must not grow: bytes resident, open files, threads of this process, files in its temporary folder."""
-
-    resident: int
-    handles: int
-    threads: int
-    files: int
-
-    @classmethod
-    def now(cls, folder: Path) -> State:
-        gc.collect()
-        with_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if with_trim is not None:
-            with_trim(0)
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return cls(
-            pages * os.sysconf("SC_PAGE_SIZE"),
-            len(os.listdir("/proc/self/fd")),
-            len(os.listdir("/proc/self/task")),
-            len(list(folder.rglob("*"))),
-        )
 
 
 class Soak:
@@ -64,12 +52,7 @@ class Soak:
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
-        import torch
-        from given.models import BY_NAME, family_fields, make
-
-        import vae_core
-
-        self.torch, self.core, self.random = torch, vae_core, random.Random(seed)
+        self.random = random.Random(seed)
         self.paths = []
         for name in ("SDXL", "FLUX.1"):
             path = folder / f"{name}.safetensors"
@@ -93,7 +76,7 @@ class Soak:
 
     def options(self) -> dict[str, Any]:
         chosen = {
-            "tiling": self.random.choice([None, None, self.core.TileSpec(size=4), self.core.TileSpec(size=9)]),
+            "tiling": self.random.choice([None, None, vae_core.TileSpec(size=4), vae_core.TileSpec(size=9)]),
             "memory_budget": self.random.choice([None, None, 4 << 20, 2 << 20]),
             "circular": self.random.choice(["none", "none", "x", "both"]),
         }
@@ -102,12 +85,12 @@ class Soak:
     def latent(self) -> Any:
         height, width = self.random.choice([(4, 4), (8, 12), (24, 16)])
         batch = self.random.choice([1, 1, 2])
-        generator = self.torch.Generator().manual_seed(height)
-        return self.torch.randn(batch, self.vae.config.latent_channels, height, width, generator=generator)
+        generator = torch.Generator().manual_seed(height)
+        return torch.randn(batch, self.vae.config.latent_channels, height, width, generator=generator)
 
     def image(self) -> Any:
         height, width = self.random.choice([(32, 32), (64, 96), (192, 128)])
-        return self.torch.rand(1, 3, height, width, generator=self.torch.Generator().manual_seed(height)) * 2 - 1
+        return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(height)) * 2 - 1
 
     def same(self, key: tuple[Any, ...], found: Any) -> None:
         """The result of the first time. Sums of other strips differ by rounding, so options are part of the key."""
@@ -119,22 +102,22 @@ class Soak:
     def decode(self) -> None:
         z, options = self.latent(), self.options()
         try:
-            self.same(("decode", tuple(z.shape), repr(options)), self.core.decode(self.vae, z, **options))
-        except self.core.MemoryBudgetError:
+            self.same(("decode", tuple(z.shape), repr(options)), vae_core.decode(self.vae, z, **options))
+        except vae_core.MemoryBudgetError:
             self.done["refused for the budget"] += 1
 
     def encode(self) -> None:
         image, options = self.image(), self.options()
         try:
-            found = self.core.encode(self.vae, image, **options).parameters
+            found = vae_core.encode(self.vae, image, **options).parameters
             self.same(("encode", tuple(image.shape), repr(options)), found)
-        except self.core.MemoryBudgetError:
+        except vae_core.MemoryBudgetError:
             self.done["refused for the budget"] += 1
 
     def blended(self) -> None:
         z = self.latent()
-        tiling = self.core.TileSpec(size=8, overlap=2, mode="blended")
-        self.same(("blended", tuple(z.shape)), self.core.decode(self.vae, z, tiling=tiling))
+        tiling = vae_core.TileSpec(size=8, overlap=2, mode="blended")
+        self.same(("blended", tuple(z.shape)), vae_core.decode(self.vae, z, tiling=tiling))
 
     def cancelled(self) -> None:
         left = self.random.randrange(12)
@@ -146,20 +129,20 @@ class Soak:
                 raise StoppedError
 
         with contextlib.suppress(StoppedError):
-            self.core.decode(self.vae, self.latent(), progress=progress, memory_budget=4 << 20)
+            vae_core.decode(self.vae, self.latent(), progress=progress, memory_budget=4 << 20)
 
     def failed(self) -> None:
         z = self.latent()
         z[0, 0, 0, 0] = float("nan")
-        for wrong in (z, z[:, :1], z.to(self.torch.int64)):
+        for wrong in (z, z[:, :1], z.to(torch.int64)):
             try:
-                self.core.decode(self.vae, wrong)
-            except self.core.VAEError:
+                vae_core.decode(self.vae, wrong)
+            except vae_core.VAEError:
                 continue
             raise AssertionError("a wrong latent was decoded")
 
     def reload(self) -> None:
-        self.vae = self.core.load_vae(self.paths[self.current])
+        self.vae = vae_core.load_vae(self.paths[self.current])
 
     def swap(self) -> None:
         self.current = 1 - self.current
@@ -167,7 +150,17 @@ class Soak:
 
     def save(self) -> None:
         self.vae.save_pretrained(self.folder / "saved")
-        self.core.save_single_file(self.vae, self.folder / "saved.safetensors")
+        vae_core.save_single_file(self.vae, self.folder / "saved.safetensors")
+
+    # What must not grow.
+
+    def sample(self, temporary: Path, seconds: float) -> Sample:
+        gc.collect()
+        give_back_freed()
+        in_use, blocks = bytes_in_use(), blocks_in_use()
+        models = sum(type(each) is vae_core.AutoencoderKL and each is not self.vae for each in gc.get_objects())
+        held = {"in_use": in_use, "blocks": blocks, "models": models}
+        return Sample.of(os.getpid(), seconds, sum(self.done.values()), temporary=temporary, **held)
 
 
 def soak(seconds: float, seed: int, say: Callable[[str], object]) -> list[str]:
@@ -187,28 +180,21 @@ def soak(seconds: float, seed: int, say: Callable[[str], object]) -> list[str]:
 def _soak(run: Soak, temporary: Path, seconds: float, say: Callable[[str], object]) -> list[str]:
     for _ in range(WARM_ROUNDS):
         run.round()
-    first = State.now(temporary)
-    states, start, said = [first], time.monotonic(), time.monotonic()
-    while time.monotonic() - start < seconds or len(states) < 8:
-        for _ in range(10):
+    start = said = time.monotonic()
+    samples = [run.sample(temporary, 0)]
+    while (passed := time.monotonic() - start) < seconds or len(samples) < LEAST_SAMPLES:
+        end = passed + seconds / SAMPLES
+        for number in itertools.count():
+            if number >= ROUNDS and time.monotonic() - start >= end:
+                break
             run.round()
-        states.append(State.now(temporary))
+        samples.append(run.sample(temporary, time.monotonic() - start))
         if time.monotonic() - said >= 60:
             said = time.monotonic()
-            say(f"{said - start:.0f} s, {sum(run.done.values())} rounds, {states[-1]}")
-    quarter = max(1, len(states) // 4)
-    early, late = (min(each.resident for each in part) for part in (states[:quarter], states[-quarter:]))
+            say(str(samples[-1]))
     say(f"{sum(run.done.values())} rounds in {time.monotonic() - start:.0f} s: {dict(run.done)}")
-    say(f"resident: least of the first quarter {early / 2**20:.1f} MiB, of the last {late / 2**20:.1f} MiB")
-    say(f"first {first}, last {states[-1]}, {threading.active_count()} threads of Python's")
-    found = []
-    if late - early > MOST_GROWTH:
-        found.append(f"memory grew by {(late - early) / 2**20:.1f} MiB.")
-    for name in ("handles", "threads", "files"):
-        least = min(getattr(each, name) for each in states[-quarter:])
-        if least > getattr(first, name):
-            found.append(f"{name} grew from {getattr(first, name)} to {least}.")
-    return found
+    say(f"first {samples[0]}, last {samples[-1]}, {threading.active_count()} threads of Python's")
+    return verdict(samples)
 
 
 def main() -> None:
@@ -220,8 +206,6 @@ def main() -> None:
     print("\n".join(found) or "nothing grew")
     sys.exit(bool(found))
 
-
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 if __name__ == "__main__":
     main()

@@ -204,14 +204,8 @@ class Soak:
     def refused(self) -> None:
         workflow = self.workflow()
         wrong = self.random.choice([{"channels": 5}, {"frames": 3}, {"memory_budget": 0.0001}])
-        shape = {
-            "width": 64,
-            "height": 64,
-            "batch": 1,
-            "channels": 4,
-            "frames": 0,
-            "seed": self.random.randrange(2, 16384),
-        }
+        shape = {"width": 64, "height": 64, "batch": 1, "channels": 4, "frames": 0}
+        shape["seed"] = self.random.randrange(2, 16384)
         z = workflow.add("TestSeededLatent", **{key: wrong.get(key, value) for key, value in shape.items()})[0]
         options = {"mode": "exact", "circular": "none", "tile_size": 0, "overlap": 16, "memory_budget": 0.0}
         options = {key: wrong.get(key, value) for key, value in options.items()}
@@ -272,8 +266,9 @@ class Soak:
             alive = self.run_empty()
             if alive["ours"] == [0]:
                 break
-        files = sum(each.is_file() for each in self.temporary.rglob("*"))
-        return Sample.of(self.host.process.pid, seconds, sum(self.done.values()), files, alive["ours"][0])
+        held = {"in_use": alive["bytes"][0], "blocks": alive["blocks"][0], "models": alive["ours"][0]}
+        rounds = sum(self.done.values())
+        return Sample.of(self.host.process.pid, seconds, rounds, temporary=self.temporary, **held)
 
 
 def soak(seconds: float, seed: int, only: str, log: Path, say: Callable[[str], object]) -> list[str]:

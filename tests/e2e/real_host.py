@@ -162,7 +162,8 @@ def running(checkout: Path, folder: Path, *arguments: str) -> Iterator[Comfy]:
             shutil.copytree(source, pack / name, ignore=shutil.ignore_patterns("__pycache__"))
         elif source.exists():
             shutil.copy(source, pack / name)
-    shutil.copy(HERE / "helper_nodes.py", folder / "custom_nodes" / "helper_nodes.py")
+    helpers = shutil.copytree(HERE / "helper_nodes", folder / "custom_nodes" / "helper_nodes")
+    shutil.copy(HERE.parent / "given" / "in_use.py", helpers)
     for other in other_packs():
         shutil.copytree(
             other, folder / "custom_nodes" / other.name, ignore=shutil.ignore_patterns(".git", "__pycache__")

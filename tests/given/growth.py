@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import threading
 from pathlib import Path
 from types import TracebackType
+
+from vae_core.streaming.memory import give_back_freed
 
 INTERVAL = 0.001  # seconds from one look to the next
 _STATUS = Path("/proc/self/status")
@@ -23,7 +24,7 @@ class Growth:
 
     def __enter__(self) -> Growth:
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before is not growth when it is used again
+        give_back_freed()  # what was freed before is not growth when it is used again
         self._before = self._most = anonymous_bytes()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch)

@@ -1,19 +1,11 @@
-"""Nodes that the tests put into the host: images, latents and a whole checkpoint from a seed, a ControlNet that shows
-its hint, and tensors written as they are.
-"""
+"""Images, latents, a whole checkpoint and VAEs of other kinds, from a seed; a ControlNet that shows its hint."""
 
 from __future__ import annotations
 
 import copy
-import ctypes
-import gc
-import importlib
 import json
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
-import av
 import comfy.clip_model
 import comfy.controlnet
 import comfy.latent_formats
@@ -23,7 +15,6 @@ import comfy.ops
 import comfy.sd
 import comfy.taesd.taesd
 import folder_paths
-import psutil
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from safetensors.torch import load_file, save_file
@@ -72,69 +63,6 @@ class HalfMask:
         mask = torch.zeros(1, height, width)
         mask[:, :, width // 2 :] = 1
         return (mask,)
-
-
-class Keep:
-    """Writes what comes in to the output folder."""
-
-    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "test", "keep", (), True
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        kinds = {"image": "IMAGE", "latent": "LATENT", "mask": "MASK", "posterior": "VAE_POSTERIOR"}
-        optional = {name: (kind,) for name, kind in {**kinds, "conditioning": "CONDITIONING"}.items()}
-        return {"required": {"name": ("STRING", {"default": "kept"})}, "optional": optional}
-
-    def keep(self, name, image=None, latent=None, mask=None, posterior=None, conditioning=None):
-        tensors, metadata, latent = {"image": image, "mask": mask}, {}, posterior or latent
-        for _, options in conditioning or []:
-            tensors |= {key: value for key, value in options.items() if isinstance(value, torch.Tensor)}
-        if latent is not None:
-            tensors |= {key: value for key, value in latent.items() if isinstance(value, torch.Tensor)}
-            metadata["keys"] = " ".join(sorted(latent))
-        found = {key: value.contiguous() for key, value in tensors.items() if value is not None}
-        save_file(found, Path(folder_paths.get_output_directory()) / f"{name}.safetensors", metadata)
-        return {"ui": {"kept": [name]}}
-
-
-class Memory:
-    """Shows how many bytes the process has allocated once its input is there."""
-
-    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "test", "tell", (), True
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"latent": ("LATENT",)}}
-
-    @classmethod
-    def IS_CHANGED(cls, **_):
-        return float("nan")
-
-    def tell(self, latent):
-        gc.collect()
-        return {"ui": {"bytes": [psutil.Process().memory_info().rss]}}
-
-
-class Alive:
-    """Tells how many models of ours are in memory, and how many models of any kind the host counts as loaded, once
-    what comes in is there.
-    """
-
-    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "test", "tell", (), True
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {}, "optional": {"image": ("IMAGE",)}}
-
-    @classmethod
-    def IS_CHANGED(cls, **_):
-        return float("nan")
-
-    def tell(self, image=None):
-        gc.collect()
-        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # what is free within the heap is no memory that is held
-        ours = sum(type(each).__name__ == "FirstStage" for each in gc.get_objects())
-        return {"ui": {"ours": [ours], "loaded": [len(comfy.model_management.current_loaded_models)]}}
 
 
 class Conditioning:
@@ -307,95 +235,3 @@ class OwnLoop:
         comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory)
         image = vae.first_stage_model.decode(z.to(vae.vae_dtype).to(vae.device)).to(vae.output_device).float()
         return (vae.process_output(image).movedim(1, -1),)
-
-
-class CountedCompiler:
-    """From here on `torch.compile` makes graphs that are run as they are, and counted, where Inductor takes minutes."""
-
-    CATEGORY, FUNCTION, RETURN_TYPES = "test", "count", ("VAE",)
-    calls = graphs = 0
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"vae": ("VAE",)}}
-
-    def count(self, vae):
-        inductor: Any = importlib.import_module("torch._inductor.compile_fx")
-        inductor.compile_fx = self.compiled
-        CountedCompiler.calls = CountedCompiler.graphs = 0
-        return (vae,)
-
-    @staticmethod
-    def compiled(graph, _, **__):
-        def run(*inputs):
-            CountedCompiler.calls += 1
-            return graph.forward(*inputs)
-
-        CountedCompiler.graphs += 1
-        return run
-
-
-class CompiledCalls:
-    """Tells how many graphs were compiled and how often one was run, once what comes in is there."""
-
-    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "test", "tell", (), True
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {}, "optional": {"image": ("IMAGE",), "latent": ("LATENT",)}}
-
-    def tell(self, image=None, latent=None):
-        return {"ui": {"calls": [CountedCompiler.calls], "graphs": [CountedCompiler.graphs]}}
-
-
-class EXRSaver:
-    """As the one of newer cores, which has the same inputs, for a host that has none: float images to linear light."""
-
-    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "image", "save", (), True
-    RELATIVE_PYTHON_MODULE = "comfy_extras.nodes_images"  # on the page it is one of the core's
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        required = {"images": ("IMAGE",), "filename_prefix": ("STRING", {"default": "ComfyUI"})}
-        choices = {
-            "format": ["png", "exr"],
-            "format.bit_depth": ["32-bit float"],
-            "format.input_color_space": ["sRGB", "HDR", "linear"],
-        }
-        return {"required": {**required, **{name: (values,) for name, values in choices.items()}}}
-
-    def save(self, images, filename_prefix, **_):
-        bent = ((images.abs() + 0.055) / 1.055) ** 2.4
-        linear = torch.where(images > 0.04045, bent, images / 12.92)
-        for number, image in enumerate(linear):
-            height, width, _ = image.shape
-            codec = av.CodecContext.create("exr", "w")
-            codec.width, codec.height, codec.pix_fmt, codec.time_base = width, height, "gbrpf32le", Fraction(1)
-            frame = av.VideoFrame.from_ndarray(image.float().numpy(), format=codec.pix_fmt)
-            frame.pts, frame.time_base = 0, codec.time_base
-            data = b"".join(bytes(packet) for packet in [*codec.encode(frame), *codec.encode(None)])
-            file = f"{filename_prefix}_{number + 1:05}_.exr"
-            (Path(folder_paths.get_output_directory()) / file).write_bytes(data)
-        return {}
-
-
-NODE_CLASS_MAPPINGS = {
-    "TestAlive": Alive,
-    "TestCountedCompiler": CountedCompiler,
-    "TestCompiledCalls": CompiledCalls,
-    "TestConditioning": Conditioning,
-    "TestControlHint": ControlHint,
-    "TestThirdPartyVAE": ThirdPartyVAE,
-    "TestLatentControlNet": LatentControlNet,
-    "TestRandomCheckpoint": RandomCheckpoint,
-    "TestCopiedVAE": CopiedVAE,
-    "TestOwnLoop": OwnLoop,
-    "TestSeededImage": SeededImage,
-    "TestSeededLatent": SeededLatent,
-    "TestHalfMask": HalfMask,
-    "TestKeep": Keep,
-    "TestMemory": Memory,
-}
-core: Any = importlib.import_module("nodes")  # the host's, not this pack's
-if core.NODE_CLASS_MAPPINGS.setdefault("SaveImageAdvanced", EXRSaver) is EXRSaver:
-    core.NODE_DISPLAY_NAME_MAPPINGS["SaveImageAdvanced"] = "Save Image (Advanced)"
