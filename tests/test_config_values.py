@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from given.pairs import narrow
 
-from vae_core import AutoencoderKL, CheckpointError, inspect_vae, load_vae
+from vae_core import AutoencoderKL, AutoencoderKLConfig, CheckpointError, ConfigError, inspect_vae, load_vae
 from vae_core.config import FIELDS, FLUX2_FIELDS
 from vae_core.errors import brief
 
@@ -122,3 +123,57 @@ def test_a_flag_that_is_null_is_false(tmp_path: Path) -> None:
     changed = {**values, "use_quant_conv": None, "use_post_quant_conv": None, "force_upcast": None}
     (tmp_path / "config.json").write_text(json.dumps(changed), encoding="utf-8")
     assert load_vae(tmp_path).quant_conv is None and load_vae(tmp_path).config.force_upcast is False
+
+
+OBJECTS: dict[str, Any] = {
+    "NumPy's number": np.float32(64),
+    "NumPy's whole number": np.int16(64),
+    "NumPy's flag": np.bool_(True),
+    "NumPy's text": np.str_("silu"),
+    "NumPy's date": np.datetime64("2026"),
+    "an array without dimensions": np.array(64),
+    "an array of objects": np.array(64, dtype=object),
+    "an array": np.array([64]),
+    "an array of arrays": np.array([[64]]),
+    "a tensor without dimensions": torch.tensor(64),
+    "a float tensor": torch.tensor(64.0),
+    "a flag tensor": torch.tensor(True),
+    "a complex tensor": torch.tensor(64j),
+    "a parameter": torch.nn.Parameter(torch.tensor(64.0)),
+    "a tensor": torch.tensor([64]),
+    "a tensor without a value": torch.tensor(64.0, device="meta"),
+    "a sequence without values": torch.ones(4, device="meta"),
+    "a complex number": 64j,
+    "bytes": b"64",
+    "a set": {64},
+    "an iterator": iter([64]),
+    "a function": len,
+    "an object": object(),
+}
+# Those that a number or a sequence of one is written as.
+PLAIN = {
+    name for name in OBJECTS if name.startswith(("NumPy's", "an array", "a tensor", "a float", "a flag", "a para"))
+}
+
+
+@pytest.mark.parametrize("value", OBJECTS)
+@pytest.mark.parametrize("name", FIELDS)
+def test_an_object_of_any_library(name: str, value: str) -> None:
+    """It is taken as Python's own number or sequence, or is an error that names the field."""
+    other = {"latents_mean": "latents_std", "latents_std": "latents_mean"}.get(name)
+    fields = {"latent_channels": 1, **({other: (1.0,)} if other else {}), name: OBJECTS[value]}
+    try:
+        config = AutoencoderKLConfig(**fields)
+    except ConfigError as error:
+        assert name in str(error)
+        return
+    kept = config[name]
+    items = kept if isinstance(kept, tuple) else (kept,)
+    assert value in PLAIN and all(type(item) in (bool, int, float, str) for item in items)
+    assert json.loads(json.dumps(config.to_dict()))[name] == (list(kept) if isinstance(kept, tuple) else kept)
+    assert not isinstance(kept, tuple) or getattr(OBJECTS[value], "ndim", 1) == 1
+
+
+@pytest.mark.parametrize("size", [np.array(64), np.int64(64), torch.tensor(64), torch.tensor(64.0), 64.0, 64])
+def test_a_number_without_dimensions_is_a_size(size: Any) -> None:
+    assert AutoencoderKLConfig(sample_size=size).sample_size == 64

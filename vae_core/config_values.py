@@ -12,17 +12,20 @@ from typing import Any
 
 
 def has_order(value: Any) -> bool:
-    """Whether a value is a sequence, of any library. A set has no order, and an iterator is used up by its reader."""
-    is_other = isinstance(value, str | bytes | Mapping)
+    """Whether a value is a sequence, of any library. A set has no order, and an iterator is used up by its reader.
+
+    Nor is an array or a tensor without dimensions one: it is a number.
+    """
+    is_other = isinstance(value, str | bytes | Mapping) or getattr(value, "ndim", None) == 0
     return not is_other and isinstance(value, Iterable) and hasattr(value, "__len__") and hasattr(value, "__getitem__")
 
 
 def plain_number(value: Any) -> Any:
-    """A number of any library as Python's own; anything else as it is."""
+    """A number of any library as Python's own; anything else as it is, such as a tensor without a value."""
     if type(value) in (bool, int, float, str, tuple, type(None)):
         return value
     item = getattr(value, "item", None)  # a number of numpy or torch
-    if item is not None and getattr(value, "ndim", None) == 0:
+    if item is not None and getattr(value, "ndim", None) == 0 and not getattr(value, "is_meta", False):
         return item()
     if isinstance(value, Rational | Decimal) and not isinstance(value, int):
         return float(value)
