@@ -4,8 +4,9 @@ For example `python tools/mutate.py vae_core.streaming.stats tests/streaming/tes
 run once, unchanged, and it is noted which of them come by which statement; a mutant is given to those that come by its
 own, the quickest first. Tests that fail unchanged are named and left out. Each mutant runs in a forked process, which
 has other packages imported already and the product not yet; one without end, or that takes too much memory, is killed
-and counts as noticed. Prints each survivor as its line before and after, with the number of tests that came by; ends
-with the numbers. The same seed draws the same mutants.
+and counts as noticed. Prints each survivor as its line before and after, with the number of tests that came by, and
+each one that a signal ended, because a machine that stands still ends some as well; ends with the numbers. The same
+seed draws the same mutants.
 """
 
 from __future__ import annotations
@@ -328,11 +329,13 @@ def try_mutants(module: Module, chosen: list[tuple[int, str]], marks: list[str],
             files = sorted({test.partition("::")[0] for test in tests})
             finder = Instead({module.name: (module.path, tree)})
             done += 1
-            if not tests or not run(finder, ["-x", *marks, *files], Chosen(tests)).code:
-                survivors += 1
+            code = run(finder, ["-x", *marks, *files], Chosen(tests)).code if tests else 0
+            survivors += not code
+            if not code or os.WIFSIGNALED(code):
                 after = f"if {INSTEAD[place[1]]}" if place[1] in INSTEAD else ast.unparse(node)
                 line = f"{module.path.relative_to(ROOT)}:{module.line(place)}"
-                print(f"{line}: {before}  ->  {after}  ({len(tests)} tests)", flush=True)
+                end = f"ended by {signal.Signals(os.WTERMSIG(code)).name}" if code else f"{len(tests)} tests"
+                print(f"{line}: {before}  ->  {after}  ({end})", flush=True)
     finally:
         numbers = f"{done} of {len(module.places)} mutants, {survivors} survived"
         print(f"{module.name}: {numbers}, {time.monotonic() - began:.0f} s", flush=True)
