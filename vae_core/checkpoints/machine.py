@@ -90,6 +90,9 @@ class Machine:
         return raw
 
     def line(self) -> str:
+        return self.raw_line().decode("utf-8")
+
+    def raw_line(self) -> bytes:
         frame = self.frame_left
         raw = self.file.readline(min(MAX_LINE, self.left, self.left if frame is None else frame))
         if not raw.endswith(b"\n"):
@@ -98,7 +101,7 @@ class Machine:
         self.position += len(raw)
         if frame is not None:
             self.frame_left = frame - len(raw) or None
-        return raw[:-1].decode("utf-8")
+        return raw[:-1]
 
     def number(self, form: str) -> int:
         return struct.unpack(form, self.read(struct.calcsize(form)))[0]

@@ -124,8 +124,6 @@ _on(pickle.SHORT_BINBYTES)(lambda machine: machine.push(machine.read(machine.num
 _on(pickle.BINBYTES)(lambda machine: machine.push(machine.read(machine.number("<I"))))
 _on(pickle.BINBYTES8)(lambda machine: machine.push(machine.read(machine.number("<Q"))))
 _on(pickle.BYTEARRAY8)(lambda machine: machine.push(machine.read(machine.number("<Q"))))  # arrays of NumPy
-_on(pickle.UNICODE)(lambda machine: machine.push(machine.line()))
-_on(pickle.STRING)(lambda machine: machine.push(machine.line()[1:-1]))
 _on(pickle.EMPTY_LIST)(lambda machine: machine.push([]))
 _on(pickle.EMPTY_DICT)(lambda machine: machine.push({}))
 _on(pickle.EMPTY_TUPLE)(lambda machine: machine.push(()))
@@ -134,6 +132,21 @@ _on(pickle.LIST)(lambda machine: machine.push(list(machine.pop_mark())))
 _on(pickle.GLOBAL)(lambda machine: machine.push(machine.find(machine.line(), machine.line())))
 _on(pickle.BINPERSID)(lambda machine: machine.push(machine.persistent(machine.pop())))
 _on(pickle.PERSID)(lambda machine: machine.push(machine.persistent(machine.line())))
+
+
+@_on(pickle.UNICODE)
+def _unicode(machine: Machine) -> None:
+    raw = machine.raw_line()
+    text = raw.decode("raw-unicode-escape")
+    text.encode("utf-8")  # raises for half of a surrogate pair, as the other instructions of texts do
+    machine.push_text(raw, text)
+
+
+@_on(pickle.STRING)
+def _string(machine: Machine) -> None:
+    """Text of Python 2 between quotes. Its escapes stay: no name of a weight has one."""
+    raw = machine.raw_line()[1:-1]
+    machine.push_text(raw, raw.decode("utf-8"))
 
 
 @_on(pickle.INT)
