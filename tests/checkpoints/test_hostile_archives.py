@@ -85,6 +85,7 @@ ARCHIVES = {
     ).bytes(),
     "a zip64 end that is elsewhere": good().bytes64(at=5),
     "a zip64 end far away": good().bytes64(at=2**64 - 1),
+    "something between zip64's end and its locator": good().bytes64(between=b"abcd"),
     "a zip64 end with another magic number": good().bytes64(magic=0x06064B51),
     "a zip64 count too high": good().bytes64(count=3),
     "a zip64 count of 2^64": good().bytes64(count=2**64 - 1),
@@ -113,6 +114,7 @@ ARCHIVES = {
     "an absolute name": good().add("/etc/passwd", b"").bytes(),
     "a name of Windows": good().add("x\\data", b"").bytes(),
     "a size too high": good(size=1 << 20, packed=1 << 20).bytes(),
+    "a size unlike the packed one": good(size=5).bytes(),
     "a size of zip64 without one": good(size=0xFFFFFFFF, packed=0xFFFFFFFF).bytes(),
     "past the end": good().add("x/data/1", b"", header=1 << 20).bytes(),
     "overlapping": good().add("x/data/1", DATA, header=0).bytes(),
@@ -132,9 +134,10 @@ def test_archives_that_lie(name: str, tmp_path: Path) -> None:
 
 
 def test_archives_that_tell_the_truth(tmp_path: Path) -> None:
-    """Without a sum, as torch writes on request; with data descriptors, as it always does."""
+    """Without a sum, as torch writes on request; with data descriptors, as it always does; with remarks."""
     path = tmp_path / "x.pt"
-    plain = (good(), good(crc=0), good(flags=0x808), good(flags=0x808, local_flags=0x800))
+    remark = good(comment=b"a remark")
+    plain = (good(), good(crc=0), good(flags=0x808), good(flags=0x808, local_flags=0x800), remark)
     more = (large(field(AT), header=NONE), large(OTHER + field(16, 16), size=NONE, packed=NONE))
     for raw in (*(archive.bytes() for archive in (*plain, *more)), good().bytes64(), more[0].bytes64()):
         path.write_bytes(raw)

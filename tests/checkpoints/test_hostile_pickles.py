@@ -151,6 +151,7 @@ STATE = {
     "a call of a tensor": tensor(storage(1), (1,), (1,)) + b")R.",
     "a call of a text": text("eval") + b")R.",
     "a dictionary of a number": named("builtins", "dict") + integer(5) + b"\x85R.",
+    "a dictionary of triples": named("builtins", "dict") + b"]" + NONE * 3 + b"\x87a\x85R.",
     "a list of a text": named("builtins", "list") + text("abc") + b"\x85R.",
 }
 
@@ -270,6 +271,7 @@ FRAMES = {
     + b"N0" * 10
     + STOP,
     "cut by an instruction": b"\x80\x04\x95" + (5).to_bytes(8, "little") + text("abcdefgh") + STOP,
+    "cut by an instruction behind a line": b"\x80\x04\x95" + (7).to_bytes(8, "little") + b"I1\n0" + text("") + b"0}.",
     "two protocols": b"\x80\x04\x80\x02}.",
     "protocol 6": b"\x80\x06}.",
     "protocol 255": b"\x80\xff}.",
@@ -289,8 +291,16 @@ def test_frames_and_ends(name: str, tmp_path: Path) -> None:
     refused(zipped(FRAMES[name], tmp_path / "x.pt"))
 
 
+def test_two_frames_and_a_line_in_the_first(tmp_path: Path) -> None:
+    frames = (b"I1\n0}" + text("a"), ONE + b"s.")
+    program = b"\x80\x04" + b"".join(b"\x95" + len(each).to_bytes(8, "little") + each for each in frames)
+    path = zipped(program, tmp_path / "x.pt", {"archive/data/0": bytes(16)})
+    assert list(open_tensor_file(path).tensors) == ["a"]
+
+
 # Tensors.
 
+ONE = tensor(storage(4), (4,), (1,))
 TENSORS = {
     "longer than its storage": tensor(storage(4), (5,), (1,)),
     "begins at its end": tensor(storage(4), (1,), (1,), offset=4),

@@ -297,6 +297,32 @@ def test_files_that_are_no_weights(vae: AutoencoderKL, tmp_path: Path) -> None:
         load_vae(path)
 
 
+UNNAMED: dict[str, tuple[Any, list[str]]] = {
+    "a tensor": (torch.zeros(1), ["latent"]),
+    "a list": ([torch.zeros(1), torch.ones(1)], ["latent.0", "latent.1"]),
+    "a tuple": ((torch.zeros(1),), ["latent.0"]),
+    "a list of other things": ([1, torch.zeros(1)], ["latent.1"]),
+    "a dictionary": ({"a": torch.zeros(1)}, ["a"]),
+}
+
+
+@pytest.mark.parametrize("name", UNNAMED)
+def test_tensors_without_names_are_given_one(name: str, tmp_path: Path) -> None:
+    content, names = UNNAMED[name]
+    torch.save(content, tmp_path / "x.pt")
+    assert list(open_tensor_file(tmp_path / "x.pt", "latent").tensors) == names
+    if not isinstance(content, dict):
+        with pytest.raises(CheckpointError, match="not a state dict"):
+            open_tensor_file(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("content", [[], (), 1, "a"])
+def test_what_has_no_tensor_is_given_no_name(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=f"is a {type(content).__name__}, not a state dict"):
+        open_tensor_file(tmp_path / "x.pt", "latent")
+
+
 def test_a_storage_smaller_than_promised(tmp_path: Path) -> None:
     stream = io.BytesIO()
     torch.save({"a": torch.arange(4, dtype=torch.float32)}, stream, _use_new_zipfile_serialization=False)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import struct
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,25 @@ def test_reads_what_safetensors_reads(tmp_path: Path) -> None:
     for name, tensor in expected.items():
         assert read[name].dtype == tensor.dtype and read[name].shape == tensor.shape
         assert torch.equal(read[name].view(torch.uint8), tensor.view(torch.uint8)) if tensor.ndim else True
+
+
+def test_a_copy_depends_on_nothing(file: Path) -> None:
+    """What is written over a file meanwhile is in no copy, not even in one that nobody has looked at."""
+    save_file({"a": torch.zeros(10_000)}, file)
+    copy = open_tensor_file(file).read(["a"], mapped=False)["a"]
+    with open(file, "r+b") as opened:
+        opened.seek(-4, 2)
+        opened.write(struct.pack("<f", 5))
+    assert copy[-1] == 0
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_file_that_was_cut_after_it_was_listed(mapped: bool, file: Path) -> None:
+    save_file({"a": torch.zeros(10)}, file)
+    source = open_tensor_file(file)
+    os.truncate(file, file.stat().st_size - 1)
+    with pytest.raises(CheckpointError, match=r"vae\.safetensors ends before its last tensor: truncated\. Download"):
+        source.read(["a"], mapped)
 
 
 def test_a_file_system_that_cannot_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,9 +124,19 @@ class Zip:
         self.body, self.directory, self.count = b"", b"", 0
 
     def add(
-        self, name: str, content: bytes, *, local_name: str | None = None, extra: bytes = b"", **fields: int
+        self,
+        name: str,
+        content: bytes,
+        *,
+        local_name: str | None = None,
+        extra: bytes = b"",
+        comment: bytes = b"",
+        **fields: int,
     ) -> Zip:
-        """Add an entry; `extra` is for the directory. Fields: flags, local_flags, method, crc, size, packed, header."""
+        """Add an entry; `extra` and `comment` are for the directory.
+
+        Fields: flags, local_flags, method, crc, size, packed, header.
+        """
         crc, size = fields.get("crc", zlib.crc32(content)), fields.get("size", len(content))
         packed, flags, method = fields.get("packed", len(content)), fields.get("flags", 0), fields.get("method", 0)
         at = fields.get("header", len(self.body))
@@ -159,14 +169,13 @@ class Zip:
             crc,
             packed,
             size,
-            *(len(raw), len(extra)),
-            0,
+            *(len(raw), len(extra), len(comment)),
             0,
             0,
             0,
             at,
         )
-        self.directory += raw + extra
+        self.directory += raw + extra + comment
         self.count += 1
         return self
 
@@ -177,7 +186,7 @@ class Zip:
         )
         return prefix + self.body + self.directory + between + end + comment
 
-    def bytes64(self, **lies: int) -> bytes:
+    def bytes64(self, between: bytes = b"", **lies: int) -> bytes:
         """With zip64's ends. Lies: count, here, length, start, at, magic, count16, length32, start32."""
         count, length, start = self.count, len(self.directory), len(self.body)
         here, at = lies.get("here", lies.get("count", count)), lies.get("at", start + length)
@@ -188,7 +197,7 @@ class Zip:
         short, none = lies.get("count16", 0xFFFF), 0xFFFFFFFF
         sides = lies.get("length32", none), lies.get("start32", none)
         end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, short, short, *sides, 0)
-        return self.body + self.directory + end64 + locator + end
+        return self.body + self.directory + end64 + between + locator + end
 
 
 # What a refusal may take: twice the seconds of the processor that SECURITY.md promises, because another of pytest's
