@@ -24,6 +24,9 @@ from .wrappers import wrapped_at
 
 _WRAPPED = "module"  # a part in what wraps it, whose own computation is not known
 _PATCHABLE = ("encode", "decode", *internals.COMPUTING)
+# Packages whose parts compute what their weights say: those of hosts, and what these are made of. A model may have
+# parts of its own package as well.
+_IMPLEMENTATIONS = frozenset({"comfy", "diffusers", "ldm", "sgm", __name__.partition(".")[0]})
 _CONVOLUTIONS = ("quant_conv", "post_quant_conv")  # models are without them, too
 # The methods by which diffusers' class computes.
 _METHODS = (
@@ -89,9 +92,17 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def find_patch(module: nn.Module) -> str | None:
-    """What is patched in a module, in words: its own methods compute something else then."""
+    """What is patched in a module, in words: its own methods compute something else then.
+
+    That is also a part, with whatever weights, that is neither of the model's own package nor of a known one, and a
+    class of which some methods are of another package than the others, because it or a subclass was patched.
+    """
+    known = _IMPLEMENTATIONS | _packages_of(module)
     for name, part in module.named_modules():
         where = name or type(module).__name__
+        packages = _packages_of(part)
+        if len(packages) > 1 or not packages <= known:
+            return f"{where} is of the class {type(part).__name__}, which computes in its own way"
         if internals.is_compiled(part):
             return f"{where} has been compiled"
         if internals.has_hooks(part):
@@ -111,6 +122,16 @@ def find_patch(module: nn.Module) -> str | None:
         if isinstance(part, nn.Conv2d) and part.padding_mode != "zeros":
             return f"{where} has padding mode {part.padding_mode}"
     return None
+
+
+def _packages_of(part: nn.Module) -> set[str]:
+    """The packages that define how a module computes, beside torch."""
+    found = set()
+    for method in _PATCHABLE:
+        function = getattr(type(part), method, None)
+        module = getattr(function, "__globals__", {}).get("__name__") or getattr(function, "__module__", None)
+        found.add((module or "").partition(".")[0])
+    return found - {"torch", ""}
 
 
 def from_diffusers(vae: nn.Module) -> AutoencoderKL:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -215,9 +216,11 @@ class PretrainedMixin(ConfigMixin):
         written; the three that they were made of are.
 
         Args:
-            is_main_process: False writes nothing, for all but one process of a distributed run.
+            is_main_process: False writes nothing into the folder, for all but one process of a distributed run.
+                diffusers' class writes the weights in every one of them.
             save_function: `f(weights, file)` in place of `torch.save`, for a pickle; a safetensors file is written as
-                always, as in diffusers.
+                always, as in diffusers. It is called in every process, because it may wait for the others; what it
+                writes into the file is kept in the main process alone.
             safe_serialization: safetensors; False for a pickle (`.bin`).
             max_shard_size: "10GB", "500MB", or bytes.
             push_to_hub: also push the folder to the Hub; `kwargs` are then those of `push_to_hub`.
@@ -232,6 +235,9 @@ class PretrainedMixin(ConfigMixin):
         if kwargs and not push_to_hub:
             raise ConfigError(f"save_pretrained has no argument {', '.join(kwargs)}, unless push_to_hub is True.")
         if not is_main_process:
+            if save_function is not None and not safe_serialization:
+                with tempfile.TemporaryFile() as file:
+                    save_function(self.weights_to_save(), file)
             return
         folder = checked_path(save_directory)
         if folder.is_file():

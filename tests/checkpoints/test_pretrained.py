@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -206,8 +207,17 @@ def test_subclasses_load_as_themselves(folder: Path) -> None:
 
 
 def test_only_the_main_process_writes(vae: AutoencoderKL, tmp_path: Path) -> None:
-    vae.save_pretrained(tmp_path / "none", is_main_process=False)
-    assert not (tmp_path / "none").exists()
+    called: list[str] = []
+
+    def save(weights: dict[str, torch.Tensor], file: Any) -> None:
+        called.extend(weights)
+        torch.save(weights, file)
+
+    for options in ({}, {"safe_serialization": False}, {"save_function": save}, {"variant": "fp16"}):
+        vae.save_pretrained(tmp_path / "none", is_main_process=False, **options)
+    assert not (tmp_path / "none").exists() and not called
+    vae.save_pretrained(tmp_path / "none", is_main_process=False, save_function=save, safe_serialization=False)
+    assert not (tmp_path / "none").exists() and called == list(vae.state_dict())  # which may wait for the others
 
 
 def test_weights_that_are_elsewhere_cannot_be_saved(tmp_path: Path) -> None:

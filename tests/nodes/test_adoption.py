@@ -149,6 +149,56 @@ def test_a_part_that_is_put_back_brings_the_engine_back(theirs: Any, pack: Pack,
     assert torch.equal(pack.run("SeamlessVAEDecode", samples=make.latent(), vae=theirs)[0], before)
 
 
+def class_of(part: nn.Module, factor: float | None) -> type:
+    """A class with a part's very weights that computes something else, or the same by other methods if it is None."""
+    if factor is None:
+        return type("Quiet", (type(part),), {"extra": 1})
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return super(other, self).forward(x) * factor  # type: ignore[misc]
+
+    other = type("Sharp", (type(part),), {"forward": forward})
+    return other
+
+
+@pytest.mark.parametrize("looked_at", [True, False], ids=["looked at before", "new"])
+@pytest.mark.parametrize("way", ["another object", "another class", "a patched class"])
+@pytest.mark.parametrize("name", ["decoder", "decoder.mid", "decoder.up.0.block.0", "decoder.mid.attn_1", ""])
+def test_a_part_of_another_class_with_the_same_weights_is_what_runs(
+    name: str, way: str, looked_at: bool, theirs: Any, host: Host, pack: Pack, make: Makers, monkeypatch: Any
+) -> None:
+    """As packs give a VAE a decoder of their own: its weights alone do not tell."""
+    first, latent = theirs.first_stage_model, make.latent()
+    part = first.get_submodule(name)
+    plain = theirs.decode(latent["samples"])
+    opened = pack.module("nodes.vaes").open_vae
+    if looked_at:
+        assert type(opened(theirs)).__name__ == "Autoencoder"
+    owner, last = first.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+    other = copy.deepcopy(part)
+    if way == "a patched class":
+        method = "forward" if name else "decode"
+        own = getattr(type(part), method)
+        monkeypatch.setattr(type(part), method, lambda self, x: own(self, x) * 0.5)
+    elif not name:
+        other.__class__ = type("Other", (type(part),), {"decode": lambda self, z: type(part).decode(self, z) * 0.5})
+        theirs.first_stage_model = other
+    else:
+        other.__class__ = class_of(part, 0.5)
+        setattr(owner, last, other)
+    assert type(opened(theirs)).__name__ == "ThirdPartyVAE"
+    (image,) = pack.run("SeamlessVAEDecode", samples=latent, vae=theirs)
+    torch.testing.assert_close(image, theirs.decode(latent["samples"]), rtol=0, atol=0)
+    assert (image - plain).abs().max() > 1e-3 and "computes in its own way" in host.texts[-1]
+    monkeypatch.undo()
+    if way != "a patched class" and name:
+        setattr(owner, last, part)
+        assert type(opened(theirs)).__name__ == "Autoencoder"
+        other.__class__ = class_of(part, None)  # with nothing of its own
+        setattr(owner, last, other)
+        assert type(opened(theirs)).__name__ == "Autoencoder"
+
+
 class Wrapped(nn.Module):
     """Under the name that torch's own wrappers have for what is in them."""
 
