@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -317,6 +317,24 @@ def test_fields_of_others_are_passed_over_with_a_remark(others: dict, vae: Autoe
     assert_same_weights(AutoencoderKL.from_pretrained(tmp_path), vae)
     with pytest.raises(ConfigError, match="has no decay"):
         load_vae(tmp_path, decay=0.9)
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ("a", "passed over a in config.json: an AutoencoderKL has no such fields."),
+        ("abcde", "passed over a, b, c, d, e in config.json: an"),
+        ("abcdef", "passed over a, b, c, d, e, ... in config.json: an"),
+        (["n" * 41], f"passed over {'n' * 40} in config.json: an"),
+        ([], None),
+    ],
+)
+def test_how_many_of_them_are_named(names: Iterable[str], says: str | None, vae: AutoencoderKL, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**values, **dict.fromkeys(names, 1)}), encoding="utf-8")
+    remarks = inspect_vae(tmp_path).remarks
+    assert len(remarks) == (says is not None) and all(each.startswith(says or "") for each in remarks)
 
 
 # Damaged numbers.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from given.files import assert_same_weights, refusal, write
+from given.models import fields, make
 
-from vae_core import AutoencoderKLConfig
+from vae_core import AutoencoderKLConfig, load_vae
 from vae_core.checkpoints.families import FAMILIES, family_of_config, match_family
 
 WIDTHS = (128, 256, 512, 512)
@@ -92,3 +96,14 @@ def test_of_another_size_the_first_family_with_its_scale_is_meant() -> None:
     for size, name in ((512, "SD 1.x"), (768, "SD 2.x"), (1024, "SD 1.x")):
         family = family_of_config(AutoencoderKLConfig(**{**published("SD 1.x"), "sample_size": size}))
         assert family is not None and family.name == name
+
+
+@pytest.mark.parametrize("patch", [(1, 1), (2, 2), (2, 1), (3, 1), (5, 1), (3, 3)])
+def test_patches_are_found_by_their_number_of_pixels(patch: tuple[int, int], tmp_path: Path) -> None:
+    """A square if it can be one, else a row."""
+    made = make(fields(32, patch_size=patch))
+    loaded = load_vae(write(made.state_dict(), tmp_path / "vae.safetensors"))
+    assert loaded.config.patch_size == patch
+    assert_same_weights(loaded, made)
+    few = {**made.state_dict(), **{f"bn.running_{name}": torch.ones(3) for name in ("mean", "var")}}
+    assert "bn.running_mean is 3 where 4 is needed" in refusal(write(few, tmp_path / "few.safetensors"))

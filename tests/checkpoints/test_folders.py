@@ -143,6 +143,14 @@ def test_a_class_of_another_name_whose_weights_fit(name: Any, vae: AutoencoderKL
         assert f"this config is for {name}, which is not an AutoencoderKL" in refusal(folder)
 
 
+def test_of_a_class_of_a_very_long_name_the_beginning_is_said(vae: AutoencoderKL, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path)
+    changed(tmp_path, _class_name="M" * 81)
+    assert f"is of the class {'M' * 80};" in " ".join(inspect_vae(tmp_path).remarks)
+    changed(tmp_path, latent_channels=8)
+    assert f"this config is for {'M' * 80}, which is not an AutoencoderKL" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize("values", [{"_class_name": None}, {"act_fn": "SiLU"}, {"act_fn": "SWISH"}])
 def test_values_that_diffusers_takes_as_well(values: dict[str, Any], vae: AutoencoderKL, tmp_path: Path) -> None:
     vae.save_pretrained(tmp_path)

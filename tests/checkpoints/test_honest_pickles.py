@@ -19,6 +19,7 @@ from given.files import assert_same_weights, refusal
 from given.models import fields, make
 
 from vae_core import AutoencoderKL, inspect_vae, load_vae
+from vae_core.checkpoints.open_file import open_tensor_file
 
 PROTOCOLS = (2, 3, 4, 5)
 
@@ -105,6 +106,26 @@ def test_weights_that_are_arrays_of_numpy(protocol: int, vae: AutoencoderKL, tmp
         path = tmp_path / f"{number}.pt"
         torch.save({key: order(w.numpy()) for key, w in vae.state_dict().items()}, path, pickle_protocol=protocol)
         assert_same_weights(load_vae(path), vae)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_arrays_of_another_byte_order_are_no_weights(protocol: int, tmp_path: Path) -> None:
+    arrays = {"a": np.arange(3, dtype=">f4"), "b": np.arange(3, dtype="<f4")}
+    torch.save(arrays, tmp_path / "a.pt", pickle_protocol=protocol)
+    source = open_tensor_file(tmp_path / "a.pt")
+    assert {name: tensor.tolist() for name, tensor in source.read(source.tensors).items()} == {"b": [0, 1, 2]}
+
+
+@pytest.mark.parametrize("count", [65_535, 65_536, 65_537])
+def test_how_often_a_number_may_be_repeated(count: int, tmp_path: Path) -> None:
+    """As often as a bias may have it; numbers that are there may be as many as they are."""
+    torch.save({"a": torch.zeros(count)}, tmp_path / "a.pt")
+    assert open_tensor_file(tmp_path / "a.pt").tensors["a"].shape == (count,)
+    torch.save({"a": torch.zeros(1).expand(count)}, tmp_path / "b.pt")
+    if count <= 65_536:
+        assert open_tensor_file(tmp_path / "b.pt").tensors["a"].shape == (count,)
+    else:
+        assert "reaches beyond the end of its storage" in refusal(tmp_path / "b.pt")
 
 
 def test_weights_that_repeat_numbers(vae: AutoencoderKL, tmp_path: Path) -> None:

@@ -301,6 +301,16 @@ def test_two_frames_and_a_line_in_the_first(tmp_path: Path) -> None:
 # Tensors.
 
 ONE = tensor(storage(4), (4,), (1,))
+FUNCTION = named("torch._utils", "_rebuild_tensor_v2")
+ARGUMENTS = ONE.removeprefix(FUNCTION).removesuffix(b"R")  # a tuple
+
+
+def rebuilt(function: bytes, inner: bytes) -> bytes:
+    """A tensor of a class, which another function makes."""
+    return OF_A_CLASS + MARK + function + named("torch", "Tensor") + inner + NONE + b"tR"
+
+
+OF_A_CLASS = named("torch._tensor", "_rebuild_from_type_v2")
 TENSORS = {
     "longer than its storage": tensor(storage(4), (5,), (1,)),
     "begins at its end": tensor(storage(4), (1,), (1,), offset=4),
@@ -319,6 +329,9 @@ TENSORS = {
     + b"0"
     + tensor(storage(4, kind="HalfStorage"), (4,), (1,)),
     "a storage without an entry": tensor(storage(4, key="7"), (4,), (1,)),
+    "rebuilt by itself": rebuilt(OF_A_CLASS, rebuilt(FUNCTION, ARGUMENTS).removeprefix(OF_A_CLASS).removesuffix(b"R")),
+    "rebuilt from a list": rebuilt(FUNCTION, ARGUMENTS.removesuffix(b"t") + b"l"),
+    "rebuilt by a container": rebuilt(named("collections", "OrderedDict"), b")"),
     "a storage's key that is a path": tensor(storage(4, key="../data/0"), (4,), (1,)),
 }
 
@@ -332,10 +345,15 @@ def test_an_honest_program_by_hand_is_read(tmp_path: Path) -> None:
     """The same pieces with true sizes: a guard for all tables above."""
     program = (
         b"\x80\x02"
-        + dictionary(a=tensor(storage(4), (2, 2), (2, 1)), b=tensor(storage(4), (2,), (2,), offset=1))
+        + dictionary(
+            a=tensor(storage(4), (2, 2), (2, 1)),
+            b=tensor(storage(4), (2,), (2,), offset=1),
+            c=rebuilt(FUNCTION, ARGUMENTS),
+        )
         + STOP
     )
     values = torch.arange(4.0)
     source = open_tensor_file(zipped(program, tmp_path / "x.pt", {"archive/data/0": values.numpy().tobytes()}))
-    read = source.read(["a", "b"])
+    read = source.read(["a", "b", "c"])
     assert read["a"].tolist() == [[0, 1], [2, 3]] and read["b"].tolist() == [1, 3]
+    assert read["c"].tolist() == [0, 1, 2, 3]

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from given.files import assert_same_weights, ldm
 from given.models import fields, make
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vae_core import AutoencoderKL, CheckpointError, inspect_vae, load_vae
+from vae_core.checkpoints.nested import find_tensors
+from vae_core.checkpoints.open_file import open_tensor_file
 
 Weights = dict[str, Tensor]
 OPTIMIZER = {"state": {0: {"exp_avg": torch.zeros(3), "step": torch.tensor(1.0)}}, "param_groups": [{"params": [0]}]}
@@ -99,3 +103,37 @@ def test_files_without_a_model_say_what_they_are(name: str, tmp_path: Path) -> N
         assert inspect_vae(tmp_path / "a.pt").problem == str(error.value)
     except CheckpointError as same:
         assert str(same) == str(error.value)
+
+
+def test_dictionaries_that_are_in_many_others_are_looked_at_so_often_and_no_more() -> None:
+    numbers = dict.fromkeys(map(str, range(1000)), 1)
+    assert find_tensors({str(i): {"a": numbers} for i in range(240)}).tensors == {}
+    with pytest.raises(ValueError, match="nested more deeply than those of any checkpoint"):
+        find_tensors({str(i): {"a": numbers} for i in range(500)})
+    tensors = dict.fromkeys(map(str, range(600)), torch.zeros(1))
+    with pytest.raises(ValueError, match="or too many names for any model"):
+        find_tensors({str(i): {"a": tensors} for i in range(600)})
+
+
+@pytest.mark.parametrize("length", [1000, 1001])
+def test_how_long_a_name_may_be(length: int, tmp_path: Path) -> None:
+    weight = {"x" * (length - 4): torch.zeros(1)}
+    torch.save({"abc": weight}, tmp_path / "a.pt")
+    save_file({"abc." + "".join(weight): torch.zeros(1)}, tmp_path / "a.safetensors")
+    for path in (tmp_path / "a.pt", tmp_path / "a.safetensors"):
+        if length == 1000:
+            assert [len(name) for name in open_tensor_file(path).tensors] == [length]
+        else:
+            with pytest.raises(CheckpointError, match=r"names of (up to )?1001 characters"):
+                open_tensor_file(path)
+
+
+def test_arrays_of_a_dictionary_in_memory() -> None:
+    kinds = {"f4": True, "f2": True, "i8": True, "u1": True, "?": True, ">f4": False, "c8": False, "U3": False}
+    found = find_tensors({kind: np.ones(3).astype(kind) for kind in kinds} | {"O": np.array([None, 1], object)})
+    assert list(found.tensors) == [kind for kind, is_read in kinds.items() if is_read]
+    read_only = np.ones(3)
+    read_only.flags.writeable = False
+    [tensor] = find_tensors({"a": read_only}).tensors.values()
+    tensor += 1  # type: ignore[operator]
+    assert read_only.tolist() == [1, 1, 1]

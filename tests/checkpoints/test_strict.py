@@ -89,6 +89,21 @@ def test_a_shape_that_does_not_fit(weights: dict[str, Tensor], tmp_path: Path) -
         load_vae(path, mid_block_add_attention=False)
 
 
+@pytest.mark.parametrize("shape", [(64, 64, 1, 1, 1), (1, 64, 64), (64, 64, 3, 3), (64, 1, 64), (4096,), ()])
+def test_what_is_no_matrix(shape: tuple[int, ...], weights: dict[str, Tensor], tmp_path: Path) -> None:
+    said = failure({**weights, "decoder.mid.attn_1.q.weight": torch.zeros(shape)}, tmp_path / "vae.safetensors")
+    size = "x".join(map(str, shape)) or "a single number"
+    assert f"decoder.mid.attn_1.q.weight is {size} where 64x64 is needed. " in said
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_how_many_shapes_are_named(count: int, weights: dict[str, Tensor], tmp_path: Path) -> None:
+    biases = [f"decoder.mid.attn_1.{layer}.bias" for layer in ("norm", "q", "k", "v", "proj_out")][:count]
+    said = failure({**weights, **dict.fromkeys(biases, torch.zeros(7))}, tmp_path / "vae.safetensors")
+    assert said.count("is 7 where 64 is needed") == min(count, 3)
+    assert (f"needed (and {count - 3} more). " in said) == (count > 3) == ("more" in said)
+
+
 def test_a_weight_given_twice(weights: dict[str, Tensor], tmp_path: Path) -> None:
     twice = {**weights, "decoder.conv_norm_out.bias": torch.zeros(32)}
     assert "has decoder.conv_norm_out.bias twice" in failure(twice, tmp_path / "vae.safetensors")
@@ -181,6 +196,16 @@ def test_something_unheard_of(tmp_path: Path) -> None:
     message = failure({"alpha": V, "omega": V, "nu": V}, tmp_path / "model.safetensors")
     assert "has no AutoencoderKL in it (found 3 tensors, such as alpha, nu, ...)" in message
     assert "Give a VAE with LDM's or diffusers' names" in message
+
+
+def test_kernels_of_which_half_are_3d_are_those_of_no_kind(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"encoder.stem.weight": C5, "decoder.stem.weight": C4}, file)
+    assert "a kind that is not known" in (inspect_vae(file).seems_to_be or "")
+    assert "Give a VAE with LDM's or diffusers' names" in refusal(file)
+    assert "its convolutions are 3D" in failure(
+        {"encoder.stem.weight": C5, "encoder.leaf.weight": C5, "decoder.stem.weight": C4}, file
+    )
 
 
 diffusers = pytest.importorskip("diffusers")
