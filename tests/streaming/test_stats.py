@@ -5,7 +5,16 @@ import torch
 from torch import nn
 
 from vae_core.attention import NORM_EPS
-from vae_core.streaming.stats import ChannelStats, StatsTable, StripStats, all_finite, merge_all
+from vae_core.streaming.stats import (
+    ChannelStats,
+    StatsTable,
+    StripStats,
+    TableStats,
+    all_finite,
+    is_measured,
+    join_items,
+    merge_all,
+)
 
 
 def strip(offset: float, rows: int) -> torch.Tensor:
@@ -80,3 +89,81 @@ def test_a_table_that_is_merged_where_it_is(monkeypatch: pytest.MonkeyPatch) -> 
         assert got.count == want.count and got.mean.dtype == torch.float64
         torch.testing.assert_close(got.mean, want.mean, rtol=1e-14, atol=0)
         torch.testing.assert_close(got.m2, want.m2, rtol=1e-12, atol=0)
+
+
+def of_whole(values: torch.Tensor) -> ChannelStats:
+    """The statistics of [B, H, W, C] from their definition."""
+    flat = values.double().flatten(1, 2)
+    return ChannelStats(flat.shape[1], flat.mean(1), (flat - flat.mean(1, keepdim=True)).square().sum(1))
+
+
+def assert_same(got: ChannelStats, want: ChannelStats, rounding: float) -> None:
+    assert got.count == want.count and got.mean.dtype == got.m2.dtype == torch.float64
+    torch.testing.assert_close(got.mean, want.mean, rtol=rounding, atol=rounding)
+    torch.testing.assert_close(got.m2, want.m2, rtol=10 * rounding, atol=0)
+
+
+@pytest.mark.parametrize("with_memory", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 2, 1), (2, 3, 5, 3), (2, 3, 5, 16), (3, 1, 7, 32)])
+def test_a_strip_of_any_type(shape: tuple[int, ...], dtype: torch.dtype, with_memory: bool) -> None:
+    """By compiled code and without it; sums are in float32, or in float64 for strips in that."""
+    values = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3 + 20).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    memory = torch.full((shape[0], shape[1] * shape[2], shape[3]), torch.nan, dtype=wide) if with_memory else None
+    before = values.clone()
+    got = StripStats.of(values, memory)
+    assert got.mean.dtype == got.rest.dtype == got.squares.dtype == wide
+    assert_same(got.finished(), of_whole(values), 1e-12 if wide == torch.float64 else 1e-6)
+    assert torch.equal(values, before)
+    assert not is_measured(torch.float64, shape[3]) and not is_measured(dtype, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("counted", [False, True])
+def test_a_table_of_strips(counted: bool, dtype: torch.dtype) -> None:
+    parts = [strip(20.0, rows).to(dtype) for rows in (1, 7, 2)]
+    table = StatsTable(3, (2, 8), dtype, torch.device("cpu"), counted)
+    assert table.values.shape == (3, 3 + counted, 2, 8)
+    assert table.values.nbytes == StatsTable.bytes(3, (2, 8), dtype, counted)
+    for index, part in enumerate(parts):
+        stats = StripStats.of(part)
+        if counted:
+            row = table.row(index, stats.count)
+            row[:3] = torch.stack(stats[1:])
+            row[3] = stats.count
+        else:
+            table.put(index, stats)
+        again = table.of(index)
+        assert again.count == stats.count and all(map(torch.equal, again[1:], stats[1:]))
+    rounding = 1e-12 if dtype == torch.float64 else 1e-6
+    assert_same(table.merged(range(3)), of_whole(torch.cat(parts, dim=1)), rounding)
+    assert_same(table.merged([1]), of_whole(parts[1]), rounding)
+    if counted:
+        left = TableStats(table)
+        torch.testing.assert_close(left.mean, of_whole(torch.cat(parts, dim=1)).mean, rtol=rounding, atol=rounding)
+        assert left.finite() and not left.on_cpu and table.merged([0]).on_cpu
+        table.values[1, 2, 0, 0] = torch.inf
+        assert not left.finite()
+
+
+def test_a_batch_is_its_items() -> None:
+    whole = torch.cat([strip(offset, 4) for offset in (0.0, 5.0)])
+    items = [StripStats.of(item[None]).finished() for item in whole]
+    joined = join_items(items)
+    assert_same(joined, of_whole(whole), 1e-6)
+    assert joined.mean.shape == (4, 8)
+
+
+@pytest.mark.parametrize("channels", [4, 8])
+def test_affine_of_several_groups_and_items(channels: int) -> None:
+    """Groups whose channels have other means, of items that differ: nothing of one is in another."""
+    norm = nn.GroupNorm(channels // 2, channels, eps=NORM_EPS)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(3, 4, 5, channels) * torch.arange(1, channels + 1) + torch.arange(3.0)[:, None, None, None] * 7
+    scale, shift = of_whole(x).affine(norm)
+    assert scale.shape == shift.shape == (3, channels) and scale.dtype == shift.dtype == torch.float64
+    with torch.no_grad():
+        want = norm.double()(x.double().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(x.double() * scale[:, None, None] + shift[:, None, None], want, rtol=1e-9, atol=1e-9)
