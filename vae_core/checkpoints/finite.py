@@ -35,12 +35,11 @@ def check_small(plan: CheckpointPlan) -> None:
     if not same or is_finite(torch.cat(same)):
         return
     bad = [name for name, weight in small.items() if not weight.float().isfinite().all()]
-    if bad:
-        kinds = "biases, norms and scales" if plan.scales else "biases and norms"
-        raise CheckpointError(
-            f"{plan.source.path.name} has weights that are not finite ({len(bad)} of the {len(small)} {kinds}, such as "
-            f"{bad[0]}): the file is damaged or its training failed. Get another copy."
-        )
+    kinds = "biases, norms and scales" if plan.scales else "biases and norms"
+    raise CheckpointError(
+        f"{plan.source.path.name} has weights that are not finite ({len(bad)} of the {len(small)} {kinds}, such as "
+        f"{bad[0]}): the file is damaged or its training failed. Get another copy."
+    )
 
 
 def check_scales(plan: CheckpointPlan) -> None:
