@@ -119,3 +119,55 @@ def test_a_file_is_planned_once(file: str, caplog: pytest.LogCaptureFixture) -> 
         AutoencoderKL.from_single_file(FILES[file], original_config=original(scale_factor=0.25))
     assert planned.call_count == 1
     assert not [each for each in caplog.messages if "scaling_factor" in each]
+
+
+SCALED = "model: {params: {scale_factor: %s}}\n"
+# A YAML file's content -> the scale that it gives, or what is said of it.
+YAML: dict[str, tuple[str, float | str]] = {
+    "a number": (SCALED % "0.25", 0.25),
+    "a number that YAML takes for a text": (SCALED % "25e-2", 0.25),
+    "a text": (SCALED % "much", "scale_factor 'much', which is not a number"),
+    "a list": ("- 1\n", "is not a configuration of LDM"),
+    "nothing": ("", "is not a configuration of LDM"),
+    "no YAML": ("a: [", "cannot be read"),
+    "as long as one may be": ((SCALED % "0.25").ljust(1_000_000), 0.25),
+    "too long": ((SCALED % "0.25").ljust(1_000_001), "it has more than 1000000 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_files_of_a_configuration(name: str, tmp_path: Path) -> None:
+    content, says = YAML[name]
+    path = tmp_path / "a.yaml"
+    path.write_text(content, encoding="utf-8")
+    if isinstance(says, float):
+        assert AutoencoderKL.from_single_file(FILES["SD 1"], original_config=path).config.scaling_factor == says
+    else:
+        with pytest.raises(ConfigError, match=says):
+            AutoencoderKL.from_single_file(FILES["SD 1"], original_config=path)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"ch": "a"},
+        {"ch": 128.0},
+        {"ch_mult": "abcd"},
+        {"ch_mult": [1, 2, "2"]},
+        {"ch_mult": {1: 1}},
+        {"ch_mult": 4},
+        {"z_channels": "16"},
+        {"out_ch": None},
+    ],
+    ids=str,
+)
+def test_what_is_no_number_there_is_passed_over(odd: dict[str, Any]) -> None:
+    given = original({**DDCONFIG, **odd}, scale_factor=0.25)
+    assert AutoencoderKL.from_single_file(FILES["SD 1"], original_config=given).config.scaling_factor == 0.25
+
+
+def test_groups_that_do_not_divide_the_widths_stay_a_guess() -> None:
+    """LDM has 32 always; a model of 48 channels is not LDM's."""
+    weights = ldm(make(fields(48, 96, norm_num_groups=16)))
+    vae = AutoencoderKL.from_single_file(weights, original_config={"model": {"params": {"scale_factor": 0.3}}})
+    assert vae.config.norm_num_groups == 16 and "norm_num_groups" in vae.guesses

@@ -72,6 +72,16 @@ def test_json_that_is_not_an_object_is_named(content: str, kind: str, tmp_path: 
         json_object(tmp_path / "config.json")
 
 
+@pytest.mark.parametrize("size", [1_000_000, 1_000_001])
+def test_how_large_json_may_be(size: int, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"a": 1}'.ljust(size))
+    if size == 1_000_000:
+        assert json_object(tmp_path / "config.json") == {"a": 1}
+    else:
+        with pytest.raises(ValueError, match="it has 1000001 bytes; at most 1000000 are allowed"):
+            json_object(tmp_path / "config.json")
+
+
 @pytest.mark.parametrize("path", ["x" * 5000, f"{'y' * 300}.safetensors", "a\0b", Path("/tmp") / ("z" * 300)])
 @pytest.mark.parametrize("call", [load_vae, inspect_vae, AutoencoderKL.from_single_file, AutoencoderKL.from_pretrained])
 def test_a_path_that_the_system_cannot_look_for(call: Any, path: Any) -> None:

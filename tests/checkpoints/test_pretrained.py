@@ -13,6 +13,7 @@ from given.files import assert_same_weights
 from given.models import fields, make
 
 from vae_core import AutoencoderKL, CheckpointError, ConfigError, inspect_vae, load_vae, save_single_file
+from vae_core.checkpoints.generation import fingerprint
 from vae_core.checkpoints.pretrained import parse_size, split_into_shards
 
 STEM = "diffusion_pytorch_model"
@@ -228,6 +229,47 @@ def test_weights_that_are_elsewhere_cannot_be_saved(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="is a file. Give a folder"):
         make(fields(32)).save_pretrained(tmp_path / "file")
+
+
+# config.json of a folder -> whose folder it is; None where a model of ours may be saved.
+OWNERS: dict[str, str | None] = {
+    json.dumps({"_class_name": "UNet2DConditionModel", "block_out_channels": [32]}): "a UNet2DConditionModel",
+    json.dumps({"_class_name": "M" * 81}): f"a {'M' * 80}",
+    json.dumps({"_class_name": "AutoencoderKL"}): None,
+    json.dumps({"block_out_channels": [32]}): None,
+    json.dumps({"model_type": "clip"}): "a clip",
+    json.dumps({"model_type": "m" * 81}): f"a {'m' * 80}",
+    json.dumps({}): "a model of another library",
+    "{": "something whose config.json cannot be read",
+}
+
+
+@pytest.mark.parametrize("config", OWNERS)
+def test_the_folder_of_another_model_is_not_written_into(config: str, vae: AutoencoderKL, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config, encoding="utf-8")
+    if OWNERS[config] is None:
+        vae.save_pretrained(tmp_path)
+        assert_same_weights(load_vae(tmp_path), vae)
+        return
+    with pytest.raises(CheckpointError, match=f"is the folder of {OWNERS[config]}, which would be overwritten"):
+        vae.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text(encoding="utf-8") == config
+
+
+def test_equal_weights_alone_have_one_name() -> None:
+    weights = {"a": torch.arange(6.0), "b": torch.zeros(2, 3)}
+    same = {"a": torch.arange(6.0), "b": torch.zeros(3, 2).t()}
+    others = (
+        {**weights, "a": weights["a"] + torch.eye(6)[5]},
+        {**weights, "b": torch.zeros(3, 2)},
+        {**weights, "b": torch.zeros(2, 3, dtype=torch.int32)},
+        {"a": weights["a"], "c": weights["b"]},
+        {"a": weights["a"]},
+        {**weights, "none": torch.zeros(0)},
+    )
+    assert fingerprint(weights) == fingerprint(same)
+    assert len({fingerprint(each) for each in (weights, *others)}) == 1 + len(others)
 
 
 def test_sizes() -> None:
