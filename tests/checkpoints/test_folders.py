@@ -182,6 +182,50 @@ def test_shards_outside_of_it_are_refused(form: str, vae: AutoencoderKL, tmp_pat
     assert "which is outside of its folder" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["x0"], "promises x0, which no shard has"),
+        (["x1", "x0"], "promises x0 and 1 more, which no shard has"),
+        (["x0", "x1", "x2"], "promises x0 and 2 more, which no shard has"),
+        (["x" * 81], f"promises {'x' * 80}, which no shard has"),
+    ],
+)
+def test_how_many_weights_no_shard_has(names: list[str], says: str, vae: AutoencoderKL, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path, max_shard_size="300KB")
+    index = tmp_path / f"{STEM}.safetensors.index.json"
+    values = json.loads(index.read_text(encoding="utf-8"))
+    shard = next(iter(values["weight_map"].values()))
+    index.write_text(json.dumps({"weight_map": {**values["weight_map"], **dict.fromkeys(names, shard)}}))
+    assert f"{index.name} {says}. Download all shards." in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("size", [25_000_000, 25_000_001])
+def test_how_long_an_index_may_be(size: int, vae: AutoencoderKL, tmp_path: Path) -> None:
+    vae.save_pretrained(tmp_path, max_shard_size="300KB")
+    index = tmp_path / f"{STEM}.safetensors.index.json"
+    index.write_text(index.read_text(encoding="utf-8").ljust(size), encoding="utf-8")
+    if size == 25_000_000:
+        assert_same_weights(load_vae(tmp_path), vae)
+    else:
+        assert "it has 25000001 bytes; at most 25000000 are allowed" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("n" * 81, f"names {'n' * 80}, which is not there. Download all shards."),
+        (f"{'n' * 81}.json", f"names {'n' * 80}, which is not a file of weights. Do not trust it."),
+        (f"../{'n' * 81}", f"names '../{'n' * 77}', which is outside of its folder. Do not trust it."),
+    ],
+)
+def test_names_of_shards_are_said_in_part(name: str, says: str, vae: AutoencoderKL, tmp_path: Path) -> None:
+    folder = indexed(tmp_path, vae, lambda _: name)
+    if name.endswith(".json"):
+        (folder / name).write_text("{}")
+    assert says in refusal(folder)
+
+
 def test_shards_of_a_variant_are_not_variants(vae: AutoencoderKL, tmp_path: Path) -> None:
     vae.save_pretrained(tmp_path, max_shard_size="300KB", variant="fp16")
     assert_same_weights(load_vae(tmp_path), vae)

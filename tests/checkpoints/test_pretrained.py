@@ -14,7 +14,9 @@ from given.models import fields, make
 
 from vae_core import AutoencoderKL, CheckpointError, ConfigError, inspect_vae, load_vae, save_single_file
 from vae_core.checkpoints.generation import fingerprint
+from vae_core.checkpoints.open_file import open_tensor_file
 from vae_core.checkpoints.pretrained import parse_size, split_into_shards
+from vae_core.checkpoints.write import pickled, safetensors
 
 STEM = "diffusion_pytorch_model"
 
@@ -280,6 +282,7 @@ def test_sizes() -> None:
         "1KiB": 1024,
         "2GiB": 2**31,
         "1.5 MB": 1_500_000,
+        1: 1,
         77: 77,
         "77": 77,
     }
@@ -287,6 +290,45 @@ def test_sizes() -> None:
     for nonsense in ("", "GB", "10XB", "-1MB", 0, "0GB", None, "1K"):
         with pytest.raises(CheckpointError, match="give a size such as '10GB'"):
             parse_size(nonsense)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("length", range(1, 10))
+def test_the_numbers_in_a_file_are_aligned(length: int, tmp_path: Path) -> None:
+    """The header ends at a multiple of 8 bytes, and wider numbers come before others: all can be mapped."""
+    tensors = {"a" * length: torch.ones(3, dtype=torch.int8), "b": torch.ones(1, dtype=torch.float64)}
+    tensors |= {"c": torch.ones(3), "d": torch.ones(1, dtype=torch.float16), "e": torch.ones(())}
+    for metadata in ({}, {"format": "pt"}):
+        with open(tmp_path / "a.safetensors", "wb") as file:
+            safetensors(tensors, metadata)(file)
+        source = open_tensor_file(tmp_path / "a.safetensors")
+        assert source.metadata == metadata
+        assert min(info.start for info in source.tensors.values()) % 8 == 0
+        assert all(info.start % tensors[name].element_size() == 0 for name, info in source.tensors.items())
+        assert all(torch.equal(read, tensors[name]) for name, read in source.read(tensors).items())
+
+
+def test_a_type_that_the_format_lacks_is_named(tmp_path: Path) -> None:
+    with (
+        open(tmp_path / "a.safetensors", "wb") as file,
+        pytest.raises(CheckpointError, match=r"a is of torch\.complex128, which safetensors lacks"),
+    ):
+        safetensors({"a": torch.ones(1, dtype=torch.complex128)}, {})(file)
+
+
+@pytest.mark.parametrize("form", [safetensors, lambda tensors, metadata: pickled(tensors)])
+def test_a_part_of_a_large_tensor_is_written_alone(form: Any, tmp_path: Path) -> None:
+    with open(tmp_path / "a", "wb") as file:
+        form({"a": torch.ones(100_000)[7:10]}, {})(file)
+    assert (tmp_path / "a").stat().st_size < 3000
+    assert open_tensor_file(tmp_path / "a").read(["a"])["a"].tolist() == [1, 1, 1]
+
+
+def test_of_many_variants_some_are_named(vae: AutoencoderKL, tmp_path: Path) -> None:
+    for name in "abcde":
+        vae.save_pretrained(tmp_path, variant=name)
+    with pytest.raises(CheckpointError, match="as the variants a, b, c, d, and nothing") as error:
+        load_vae(tmp_path)
+    assert "Pass variant='a' or variant='b' or variant='c' or variant='d', or give" in str(error.value)
 
 
 def test_split_keeps_order_and_never_splits_a_weight() -> None:

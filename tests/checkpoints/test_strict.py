@@ -111,7 +111,9 @@ def test_a_weight_given_twice(weights: dict[str, Tensor], tmp_path: Path) -> Non
 
 def test_several_autoencoders(weights: dict[str, Tensor], tmp_path: Path) -> None:
     pair = {f"{name}.{k}": v.clone() for name in ("a", "b") for k, v in weights.items()}
-    assert "has several autoencoders, under a., b." in failure(pair, tmp_path / "vae.safetensors")
+    assert "has several autoencoders, under a., b. Give a" in failure(pair, tmp_path / "vae.safetensors")
+    many = {f"{name}.{k}": v.clone() for name in "edcba" for k, v in weights.items()}
+    assert "has several autoencoders, under a., b., c., d. Give a" in failure(many, tmp_path / "vae.safetensors")
     save_file({f"module.{k}": v for k, v in weights.items()}, tmp_path / "one.safetensors")
     assert inspect_vae(tmp_path / "one.safetensors").prefix == ""
 

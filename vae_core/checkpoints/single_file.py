@@ -61,8 +61,8 @@ def plan_single_file(
             chosen = only_without_average(prefixes)
             if chosen is None:
                 raise CheckpointError(
-                    f"{source.path.name} has several autoencoders, under {', '.join(prefixes[:4])}. Give a file with "
-                    f"one."
+                    f"{source.path.name} has several autoencoders, under {', '.join(prefixes[:4]).rstrip('.')}. Give a "
+                    f"file with one."
                 )
             prefixes = [chosen, *(prefix for prefix in prefixes if prefix != chosen)]
         others = ", ".join(prefix or "no prefix" for prefix in prefixes[1:4]).rstrip(".")
