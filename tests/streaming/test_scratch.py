@@ -200,6 +200,23 @@ def test_memory_stays_from_pass_to_pass_and_what_is_too_much_is_given_back() -> 
     store.drop()
 
 
+def test_what_a_later_pass_needs_is_room_from_the_beginning() -> None:
+    store = ScratchStore(room=2**22)
+    (block,) = store.lend(1, 2**20)
+    block.data[: 2**20].fill_(1)
+    place = block.data.data_ptr()
+    assert block.used == 2**20  # of more addresses than that
+    for size, kept in ((2**22, 2**20), (2**19, 2**19), (2**22, 2**19)):
+        store.take_back([block])
+        (block,) = store.lend(1, size)
+        assert block.used == size <= block.data.numel()
+        if sys.platform == "linux":
+            assert block.data.data_ptr() == place
+            assert int(block.data.sum()) == kept, "what was written is kept, and beyond what a pass used all is zero"
+    store.take_back([block])
+    assert store.lend(1, 2**23)[0].data.numel() >= 2**23
+
+
 def test_parts_do_not_touch_and_begin_at_cache_lines() -> None:
     sizes = {"a": 3, "b": 4 * 7, "c": 64, "d": 8}
     scratches = Scratches(ScratchStore(), 3, sizes)

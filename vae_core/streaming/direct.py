@@ -18,7 +18,7 @@ from .kernel import Each, Layout, Memory, PassInputs, Strip, cut, even_size, one
 from .maps import FeatureMap, joined
 from .phases import PARITIES, phase_kernels
 from .program import Convolve, Pass, PositionNorm
-from .scratch import Scratch, Scratches, fresh
+from .scratch import Scratch, Scratches, fresh, total
 from .stats import Stats, StatsTable, StripStats, TableStats, is_measured
 from .transfer import Arriving, Transfers
 
@@ -183,6 +183,9 @@ class DirectConvolution:
     def packed_bytes(self) -> int:
         phases = 16 / 9 if self.step.scale == "up" else 1
         return int(phases * self.step.flops(1) / 2) * self.inputs.dtype.itemsize
+
+    def scratch_bytes(self) -> int:
+        return total(self.scratch_sizes()) if self.inputs.device.type == "cpu" else 0
 
     def flops(self, strip: Strip) -> int:
         return self.step.flops(strip.positions)

@@ -189,6 +189,10 @@ class Kernel(Protocol[Packed, Result]):
         """Bytes of what `pack` returns."""
         ...
 
+    def scratch_bytes(self) -> int:
+        """Bytes of each block that it borrows of the store's scratch memory for its strips."""
+        ...
+
     def flops(self, strip: Strip) -> int:
         """FLOPs of a strip, as plain convolutions and attention need them."""
         ...

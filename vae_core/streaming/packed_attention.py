@@ -104,6 +104,9 @@ class PackedAttention:
     def packed_bytes(self) -> int:
         return 0
 
+    def scratch_bytes(self) -> int:
+        return 0
+
     def flops(self, strip: Strip) -> int:
         return self.step.flops(self.positions) * strip.height // self.positions
 

@@ -71,6 +71,13 @@ class Plan:
     items: int
 
 
+class Room(NamedTuple):
+    """Most bytes that a pass needs of each block of scratch memory, and for its packed weights."""
+
+    scratch: int = 0
+    weights: int = 0
+
+
 @dataclass(frozen=True)
 class ProgramPlan:
     """A program's plan, and all that running it as planned needs.
@@ -81,6 +88,7 @@ class ProgramPlan:
         rest: each pass of the last part, if it has fewer.
         map_limit: bytes of maps for the store; see MapStore.
         packed_limit: bytes of packed weights to keep from one part of a batch to the next.
+        room: most bytes that passes need of memory that they hand on.
     """
 
     plan: Plan
@@ -89,6 +97,7 @@ class ProgramPlan:
     rest: tuple[PlannedPass, ...]
     map_limit: int | None
     packed_limit: int
+    room: Room
 
 
 @dataclass
@@ -109,6 +118,7 @@ class _DryRun:
     peak: int = 0
     terms: dict[str, int] = field(default_factory=dict)
     packed: int = 0
+    room: Room = field(default_factory=Room)
 
     def add(self, step: Pass, kernel: Kernel, target: FeatureMap) -> None:
         """The next pass, with its maps allocated."""
@@ -120,6 +130,7 @@ class _DryRun:
         self.pass_flops.append(flops)
         self.fast += flops if kernel.fast else 0
         self.packed += kernel.packed_bytes()
+        self.room = Room(max(self.room.scratch, kernel.scratch_bytes()), max(self.room.weights, kernel.packed_bytes()))
         self.workspace = max(self.workspace, total - terms["maps"])
         if total > self.peak:
             self.peak, self.terms = total, terms
@@ -197,7 +208,9 @@ def plan_program(request: Request, manner: Manner) -> ProgramPlan:
         fast_share=found.fast / sum(found.pass_flops),
         items=items,
     )
-    return ProgramPlan(plan, manner, tuple(found.planned), tuple(last.planned), limit, packed)
+    # Where passes give back what they have freed, no page of a block should be larger than what is written to.
+    room = Room() if manner.trim else found.room
+    return ProgramPlan(plan, manner, tuple(found.planned), tuple(last.planned), limit, packed, room)
 
 
 # The reference path has so many of the largest map at once: the input of the last level and of its last block, the

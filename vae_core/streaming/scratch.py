@@ -22,13 +22,20 @@ from .pages import mapped
 
 _LINE = 64  # bytes; parts begin at a cache line
 _EXCESS = 2**16  # bytes that are not worth giving back
+_LINUX = sys.platform == "linux"
 
 
 class Block:
-    """Some memory of the run's, which stays where it is as long as passes need no more."""
+    """Some memory of the run's, which stays where it is as long as passes need no more.
 
-    def __init__(self, size: int) -> None:
-        self._pages = mapped(max(size, 1), "strips")
+    Args:
+        size: bytes that the first pass needs.
+        room: bytes that a later one will need. Pages that nothing has written to are addresses alone, and those that
+            passes before have written to need not be cleared again.
+    """
+
+    def __init__(self, size: int, room: int = 0) -> None:
+        self._pages = mapped(max(size, room if _LINUX else 0, 1), "strips")
         self.data = torch.frombuffer(self._pages, dtype=torch.uint8)
         self.used = size  # bytes from the beginning that may have been written to
 
@@ -40,18 +47,24 @@ class Block:
         if size > self.data.numel():
             return False
         if self.used > size + _EXCESS:
-            if sys.platform != "linux":  # elsewhere it would stay, or not be usable any more
+            if not _LINUX:  # elsewhere it would stay, or not be usable any more
                 return False
-            start = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+            start = round_up(size, mmap.PAGESIZE)
+            # To the end: a large page may have been cleared beyond what was written to.
             self._pages.madvise(mmap.MADV_DONTNEED, start, len(self._pages) - start)
         self.used = size
         return True
 
 
 class ScratchStore:
-    """The blocks of a run, from pass to pass."""
+    """The blocks of a run, from pass to pass.
 
-    def __init__(self) -> None:
+    Args:
+        room: most bytes that a pass needs of one block.
+    """
+
+    def __init__(self, room: int = 0) -> None:
+        self.room = room
         self._kept: list[Block] = []
 
     def lend(self, count: int, size: int) -> list[Block]:
@@ -61,7 +74,7 @@ class ScratchStore:
         blocks = [block for block in kept[:count] if block.fits(size)]
         del kept
         while len(blocks) < count:
-            blocks.append(Block(size))
+            blocks.append(Block(size, self.room))
         return blocks
 
     @property
@@ -79,10 +92,14 @@ class ScratchStore:
 
 
 class Spare:
-    """Memory for the weights of a pass, which the next pass's take over: fresh pages cost as long as the packing."""
+    """Memory for the weights of a pass, which the next pass's take over: fresh pages cost as long as the packing.
 
-    def __init__(self) -> None:
-        self._store = ScratchStore()
+    Args:
+        room: most bytes that the weights of a pass have.
+    """
+
+    def __init__(self, room: int = 0) -> None:
+        self._store = ScratchStore(room)
         self._taken = False
 
     def take(self, size: int) -> Tensor:

@@ -52,13 +52,21 @@ class MapStore:
         cpu_limit: bytes of what does not fit there to offload to CPU memory, which is page-locked where that can be;
             0 where it is the same memory. What does not fit either is offloaded to disk, to one temporary file.
         disk_bytes: most bytes that are planned to be on disk at once; room for them is asked for at once.
+        scratch_room: most bytes that a pass needs of one block of scratch memory.
 
     Attributes:
         used, peak: bytes of maps now and at most, by place.
         scratch: memory that kernels compute strips in, which is not counted.
     """
 
-    def __init__(self, device: torch.device, limit: int | None = None, cpu_limit: int = 0, disk_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        limit: int | None = None,
+        cpu_limit: int = 0,
+        disk_bytes: int = 0,
+        scratch_room: int = 0,
+    ) -> None:
         self.device = device
         self._ledger = Ledger(limit, cpu_limit)
         self.used = self._ledger.used
@@ -66,7 +74,7 @@ class MapStore:
         self._idle: dict[tuple[Place, int], deque[_Buffer]] = {}  # the oldest first
         self._lent: dict[int, _Buffer] = {}
         self._file = OffloadFile(disk_bytes)
-        self.scratch = ScratchStore()
+        self.scratch = ScratchStore(scratch_room)
 
     def allocate(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> FeatureMap:
         """An uninitialised map [B, H, W, C].

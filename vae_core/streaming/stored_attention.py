@@ -86,6 +86,9 @@ class StoredAttention:
     def packed_bytes(self) -> int:
         return 0
 
+    def scratch_bytes(self) -> int:
+        return 0
+
     def flops(self, strip: Strip) -> int:
         channels = self.step.channels
         projection = 4 * self.positions * channels**2

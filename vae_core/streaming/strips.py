@@ -14,6 +14,7 @@ from .plan import Plan, ProgramPlan, plan_program
 from .pool import WorkerPool
 from .progress import Report
 from .request import Request
+from .scratch import Spare
 from .source import Source
 from .store import MapStore
 
@@ -63,8 +64,9 @@ class Strips:
         request.half.check_weights()
         if out is None:
             out = torch.empty(request.output_shape, dtype=manner.map_dtype, device=manner.device)
-        store = MapStore(manner.device, planned.map_limit, request.offload, planned.plan.places.disk)
-        weights = PackedWeights(planned.packed_limit)
+        room = planned.room
+        store = MapStore(manner.device, planned.map_limit, request.offload, planned.plan.places.disk, room.scratch)
+        weights = PackedWeights(planned.packed_limit, spare=Spare(room.weights))
         report.expect(planned.plan.flops, planned.plan.passes)
         rows = request.latent_size[0]
         try:

@@ -22,7 +22,7 @@ from .kernel import Each, Layout, PassInputs, Strip, one_by_one
 from .numba_functions import jit
 from .pages import pages
 from .program import Convolve, Pass
-from .scratch import Scratch, Scratches
+from .scratch import Scratch, Scratches, total
 from .stats import ChannelStats, join_items
 from .transforms import TILE
 
@@ -93,6 +93,9 @@ class Winograd(ABC):
 
     @abstractmethod
     def packed_bytes(self) -> int: ...
+
+    def scratch_bytes(self) -> int:
+        return total(self.scratch_sizes())
 
     @abstractmethod
     def compute_strip(self, strip: Strip, scratch: Scratch, sums: np.ndarray) -> None:
