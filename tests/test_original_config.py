@@ -143,6 +143,7 @@ def test_files_of_a_configuration(name: str, tmp_path: Path) -> None:
     if isinstance(says, float):
         assert AutoencoderKL.from_single_file(FILES["SD 1"], original_config=path).config.scaling_factor == says
     else:
+        assert isinstance(says, str)
         with pytest.raises(ConfigError, match=says):
             AutoencoderKL.from_single_file(FILES["SD 1"], original_config=path)
 

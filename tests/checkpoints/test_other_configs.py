@@ -12,6 +12,7 @@ from given.models import FLUX2_SMALL_DECODER, fields, make
 
 from vae_core import AutoencoderKL, AutoencoderKLConfig, CheckpointError, inspect_vae, load_vae
 from vae_core.checkpoints.json_file import json_object
+from vae_core.config import GUESSED_KEY
 
 BASE = fields(32, 64, layers_per_block=1)
 ATTENTION = ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"]
@@ -53,6 +54,30 @@ def test_a_file_that_lacks_weights_is_not_blamed_on_its_config(model: dict[str, 
     write(weights, tmp_path / "diffusion_pytorch_model.safetensors")
     with pytest.raises(CheckpointError, match=r"lacks 1 of .*The file is incomplete"):
         load_vae(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [BASE, {**BASE, "decoder_block_out_channels": (32, 64)}, FLUX2_SMALL_DECODER],
+    ids=["no widths of its own", "the encoder's", "others"],
+)
+@pytest.mark.parametrize("guessed", [False, True])
+def test_a_config_beside_a_file_is_its_own_whatever_it_says_of_the_decoder(
+    model: dict[str, Any], guessed: bool, tmp_path: Path
+) -> None:
+    vae = make(model)
+    vae.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    marks = {GUESSED_KEY: ["scaling_factor"]} if guessed else {}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "scaling_factor": 0.7, **marks}))
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    changed = inspect_vae(path)
+    assert changed.remarks[0].startswith("config.json has scaling_factor 0.7 and not")
+    bare = inspect_vae(write(vae.state_dict(), path))
+    assert not [remark for remark in bare.remarks if "so it was not used" in remark]
+    for info in (changed, bare, inspect_vae(tmp_path)):
+        assert info.problem is None and info.config is not None and info.config.scaling_factor == 0.7
+        assert info.family_is_guess is guessed
 
 
 @pytest.mark.parametrize("flag", ["force_upcast", "use_quant_conv"])
