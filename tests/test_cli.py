@@ -193,6 +193,8 @@ class TestEncodeAndDecode:
         ("tensors", "says"),
         [
             ({"weight": torch.zeros(2)}, "has no latent_tensor, samples, latents, latent, latent_image: it has weight"),
+            ({"samples": torch.zeros(0, 4, 8, 8)}, r"(0, 4, 8, 8): there are none in it"),
+            ({"samples": torch.zeros(1, 4, 0, 8)}, r"(1, 4, 0, 8): there are none in it"),
             ({"samples": torch.zeros(1, 4, 3, 8, 8)}, r"(1, 4, 3, 8, 8), of video; those of images have 4 dimensions"),
             ({"samples": torch.zeros(1, 16, 8, 8)}, "16 channels"),
         ],

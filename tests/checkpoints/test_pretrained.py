@@ -216,7 +216,8 @@ def test_only_the_main_process_writes(vae: AutoencoderKL, tmp_path: Path) -> Non
         called.extend(weights)
         torch.save(weights, file)
 
-    for options in ({}, {"safe_serialization": False}, {"save_function": save}, {"variant": "fp16"}):
+    others: list[dict[str, Any]] = [{}, {"safe_serialization": False}, {"save_function": save}, {"variant": "fp16"}]
+    for options in others:
         vae.save_pretrained(tmp_path / "none", is_main_process=False, **options)
     assert not (tmp_path / "none").exists() and not called
     vae.save_pretrained(tmp_path / "none", is_main_process=False, save_function=save, safe_serialization=False)

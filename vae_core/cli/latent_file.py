@@ -239,11 +239,13 @@ def _images(path: Path, key: str, z: Tensor, name: str) -> list[Tensor]:
         z = z[None]
     if z.ndim == 4 and shape[1] == 1 and re.fullmatch(RESOLUTION, key):
         z = z.movedim(1, 0)  # one frame, [C, 1, h, w]
-    if z.ndim != 4 or 0 in shape:
+    if 0 in shape:
+        raise CheckpointError(f"{path.name} has latents of shape {shape}: there are none in it. Use another file.")
+    if z.ndim != 4:
         what = {3: "sound, or tokens", 5: "video"}.get(z.ndim, "something else")
         raise CheckpointError(
-            f"{path.name} has latents of shape {shape}{'' if 0 in shape else f', of {what}'}; those of images have 4 "
-            f"dimensions: batch, channels, height, width. Use a file of images."
+            f"{path.name} has latents of shape {shape}, of {what}; those of images have 4 dimensions: batch, "
+            f"channels, height, width. Use a file of images."
         )
     return list(z)
 
