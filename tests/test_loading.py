@@ -167,6 +167,33 @@ def test_a_file_of_mixed_types_loads_in_the_widest(tmp_path: Path) -> None:
     assert torch.equal(loaded.decoder.conv_in.weight, vae.decoder.conv_in.weight.half().float())
 
 
+EIGHT = torch.float8_e4m3fn
+
+
+@pytest.mark.parametrize(
+    ("one", "most", "loaded"),
+    [
+        (torch.float16, EIGHT, torch.float16),
+        (torch.bfloat16, EIGHT, torch.bfloat16),
+        (torch.float32, EIGHT, torch.float32),
+        (EIGHT, torch.float16, torch.float16),
+        (EIGHT, torch.float8_e5m2, torch.float32),
+        (torch.float16, torch.bfloat16, torch.float32),
+    ],
+)
+def test_mixed_with_8_bit_floats_the_other_type_is_taken(
+    one: torch.dtype, most: torch.dtype, loaded: torch.dtype, tmp_path: Path
+) -> None:
+    """8-bit floats are in every wider type, and of two kinds of them neither is in the other."""
+    weights = {key: weight.to(most) for key, weight in make(fields(32)).state_dict().items()}
+    weights["decoder.conv_in.bias"] = weights["decoder.conv_in.bias"].float().to(one)
+    save_file(weights, tmp_path / "vae.safetensors")
+    vae = load_vae(tmp_path / "vae.safetensors")
+    assert vae.dtype == loaded
+    for key, weight in vae.state_dict().items():
+        assert torch.equal(weight.float(), weights[key].float()), key
+
+
 def test_what_fused_attention_adds_is_not_written(tmp_path: Path) -> None:
     vae = make(fields(32))
     plain = {key: weight.clone() for key, weight in vae.state_dict().items()}

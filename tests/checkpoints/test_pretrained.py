@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from vae_core import AutoencoderKL, CheckpointError, ConfigError, inspect_vae, l
 from vae_core.checkpoints.generation import fingerprint
 from vae_core.checkpoints.open_file import open_tensor_file
 from vae_core.checkpoints.pretrained import parse_size, split_into_shards
-from vae_core.checkpoints.write import pickled, safetensors
+from vae_core.checkpoints.write import as_sentences, pickled, safetensors
 
 STEM = "diffusion_pytorch_model"
 
@@ -227,7 +228,8 @@ def test_only_the_main_process_writes(vae: AutoencoderKL, tmp_path: Path) -> Non
 def test_weights_that_are_elsewhere_cannot_be_saved(tmp_path: Path) -> None:
     with torch.device("meta"):
         empty = AutoencoderKL(**fields(32))
-    with pytest.raises(CheckpointError, match=r"\d+ weights, such as encoder.conv_in.weight, have no values here"):
+    count = len(empty.state_dict())
+    with pytest.raises(CheckpointError, match=f"{count} weights, such as encoder.conv_in.weight, have no values here"):
         empty.save_pretrained(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="is a file. Give a folder"):
@@ -273,6 +275,16 @@ def test_equal_weights_alone_have_one_name() -> None:
     )
     assert fingerprint(weights) == fingerprint(same)
     assert len({fingerprint(each) for each in (weights, *others)}) == 1 + len(others)
+
+
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [("x/b.st", "disk is full (x/b.st)."), ("a.st", "disk is full."), ("'a.st'", "disk is full."), (None, "is full.")],
+)
+def test_which_file_could_not_be_written_is_said_once(named: str | None, says: str) -> None:
+    with pytest.raises(CheckpointError) as error, as_sentences("a.st"):
+        raise OSError(errno.ENOSPC, "disk is full", named)
+    assert f"{says} Check the name, the folder" in str(error.value) and "cannot write 'a.st': " in str(error.value)
 
 
 def test_sizes() -> None:
