@@ -18,8 +18,12 @@ from .errors import CheckpointError, brief, in_one_line
 PathLike = str | os.PathLike[str]
 
 _HUB_SERVERS = ("huggingface.co", "www.huggingface.co", "hf.co")
-_ADDRESS = re.compile(r"https?:/{1,2}(?P<site>[^/]+)(?P<path>/.*)?")  # a Path of one has a single slash
-_IN_REPO = re.compile(r"/(?P<repo>[^/]+/[^/]+)(?:/(?:blob|resolve|raw|tree)/(?P<rest>.+))?")
+# A Path of one has a single slash.
+_ADDRESS = re.compile(r"https?:/{1,2}(?P<site>[^/]+)(?P<path>/.*)?", re.IGNORECASE)
+_IN_REPO = re.compile(r"/(?P<repo>[^/]+/[^/]+)(?:/(?P<page>blob|resolve|raw|tree)(?=/))?(?:/(?P<rest>.+))?")
+_OTHER_PAGES = re.compile(r"/(?:datasets|spaces|collections|papers|docs|blog)/|(?:/[^/]+){2}/(?:commits?|discussions)/")
+_REVISION = re.compile(r"refs/(?:pr|convert)/[^/]+|[^/]+")  # of a pull request, one with slashes
+_AT_REVISION = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<rest>.+)")  # as HfFileSystem has it
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(/[^\\:*?\"<>|]+)?")
 
 
@@ -57,7 +61,8 @@ def hub_name(name: PathLike) -> HubName | None:
     """What a name means on the Hub; None for a path: one that exists, or that cannot be a name on the Hub.
 
     Takes `org/name`, `org/name/folder/file.safetensors`, and addresses with `/blob/`, `/resolve/` or neither, also as
-    a browser gives them: with %20 for a space, `?download=true`, or without https://.
+    a browser gives them: with %20 for a space, `?download=true`, or without https://; and those of HfFileSystem,
+    `hf://org/name@revision/file.safetensors`.
 
     Raises:
         CheckpointError: an address of another site, or what is not a name at all.
@@ -75,27 +80,45 @@ def hub_name(name: PathLike) -> HubName | None:
     text = name if isinstance(name, str) else PurePosixPath(os.fspath(name).replace("\\", "/")).as_posix()
     if text.startswith(tuple(f"{server}/" for server in _HUB_SERVERS)) and not os.path.exists(text):
         text = f"https://{text}"
+    is_of_filesystem = text.startswith("hf://")
     text = text.removeprefix("hf://")
     text = text if os.path.exists(text) else text.rstrip("/")
+    at_revision = _AT_REVISION.fullmatch(text) if is_of_filesystem else None
+    if at_revision is not None:
+        return _at_revision(at_revision["repo"], at_revision["rest"])
     address = _ADDRESS.fullmatch(re.split("[?#]", text)[0])
     if address is not None:
-        if address["site"] not in (*_HUB_SERVERS, _endpoint_server()):
+        if address["site"].lower() not in (*_HUB_SERVERS, _endpoint_server().lower()):
             raise CheckpointError(
                 f"{text} is not an address of the Hugging Face Hub. Download the file, and give its path on this disk."
             )
-        found = _IN_REPO.fullmatch((address["path"] or "").rstrip("/"))
+        path = (address["path"] or "").rstrip("/")
+        if _OTHER_PAGES.match(f"{path}/"):
+            raise CheckpointError(
+                f"{text} is not the address of a model's files. Give https://huggingface.co/ORG/NAME/blob/main/FILE."
+            )
+        found = _IN_REPO.fullmatch(path)
         if found is None:
             raise CheckpointError(
                 f"{text} is an address without a repository. Give https://huggingface.co/ORG/NAME/..."
             )
-        revision, _, file = (found["rest"] or "").partition("/")
-        return HubName(unquote(found["repo"]), unquote(file).rstrip("/") or None, unquote(revision) or None)
+        repo, rest = unquote(found["repo"]), unquote(found["rest"] or "").rstrip("/")
+        return HubName(repo, rest or None) if found["page"] is None else _at_revision(repo, rest)
     if not _NAME.fullmatch(text) or text.startswith(".") or os.path.exists(text):
         return None
     org, repo, *rest = text.split("/")
+    if ".." in (repo, *rest):
+        return None
     if not rest and repo.endswith(WEIGHT_SUFFIXES):
         return None  # a file in a folder
     return HubName(f"{org}/{repo}", "/".join(rest) or None)
+
+
+def _at_revision(repo: str, rest: str) -> HubName:
+    """A revision and what comes behind it, with a slash between them, as a name in a repository."""
+    found = _REVISION.match(unquote(rest))
+    revision = found[0] if found else ""
+    return HubName(repo, unquote(rest)[len(revision) + 1 :] or None, revision or None)
 
 
 def _check_path(path: PathLike) -> None:
