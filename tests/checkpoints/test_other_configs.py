@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from given.files import write
+from given.hostile import SECONDS
 from given.models import FLUX2_SMALL_DECODER, fields, make
 
-from vae_core import AutoencoderKL, AutoencoderKLConfig, CheckpointError, inspect_vae, load_vae
+from vae_core import AutoencoderKL, AutoencoderKLConfig, CheckpointError, VAEError, inspect_vae, load_vae
 from vae_core.checkpoints.json_file import json_object
 from vae_core.config import GUESSED_KEY
 
@@ -117,3 +119,34 @@ def test_a_path_that_the_system_cannot_look_for(call: Any, path: Any) -> None:
 def test_a_state_dict_for_a_path_says_where_it_goes() -> None:
     with pytest.raises(CheckpointError, match="from_single_file takes a state dict"):
         load_vae(make(BASE).state_dict())  # type: ignore[arg-type]
+
+
+# A config that no model can have: refused soon, in the same words by both functions.
+CONFIGS = {
+    "a billion layers": {"layers_per_block": 10**9},
+    "ten million levels": {"block_out_channels": [32] * 100_000},
+    "no groups": {"norm_num_groups": 0},
+    "negative groups": {"norm_num_groups": -32},
+    "a width of a billion": {"block_out_channels": [32 * 10**9]},
+    "a patch of a billion": {"patch_size": [10**9, 10**9]},
+    "text for widths": {"block_out_channels": "abc"},
+    "widths of nothing": {"block_out_channels": []},
+    "a list for a number": {"latent_channels": [4]},
+    "an object for a number": {"in_channels": {}},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_that_cannot_be(name: str, tmp_path: Path) -> None:
+    make(fields(32)).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**values, **CONFIGS[name]}), encoding="utf-8")
+    start = time.process_time()
+    with pytest.raises(VAEError) as error:
+        load_vae(tmp_path)
+    assert time.process_time() - start < SECONDS
+    try:
+        said = inspect_vae(tmp_path).problem
+    except VAEError as same:
+        said = str(same)
+    assert said == str(error.value)
