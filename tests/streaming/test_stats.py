@@ -105,10 +105,11 @@ def assert_same(got: ChannelStats, want: ChannelStats, rounding: float) -> None:
 
 @pytest.mark.parametrize("with_memory", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 1, 2, 1), (2, 3, 5, 3), (2, 3, 5, 16), (3, 1, 7, 32)])
+@pytest.mark.parametrize("shape", [(1, 1, 2, 1), (2, 3, 5, 3), (2, 3, 5, 16), (3, 1, 7, 32), (2, 3, 40, 16)])
 def test_a_strip_of_any_type(shape: tuple[int, ...], dtype: torch.dtype, with_memory: bool) -> None:
     """By compiled code and without it; sums are in float32, or in float64 for strips in that."""
-    values = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3 + 20).to(dtype)
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3 + 20
+    values = (values + 10 * torch.arange(shape[1])[:, None, None]).to(dtype)  # the first rows are unlike the others
     wide = torch.promote_types(dtype, torch.float32)
     memory = torch.full((shape[0], shape[1] * shape[2], shape[3]), torch.nan, dtype=wide) if with_memory else None
     before = values.clone()
@@ -126,6 +127,8 @@ def test_a_table_of_strips(counted: bool, dtype: torch.dtype) -> None:
     table = StatsTable(3, (2, 8), dtype, torch.device("cpu"), counted)
     assert table.values.shape == (3, 3 + counted, 2, 8)
     assert table.values.nbytes == StatsTable.bytes(3, (2, 8), dtype, counted)
+    if not counted:
+        assert table.values.nbytes == StatsTable.bytes(3, (2, 8), dtype)
     for index, part in enumerate(parts):
         stats = StripStats.of(part)
         if counted:
