@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -292,6 +293,43 @@ def test_methods_that_were_set_on_a_model_are_refused(method: str) -> None:
 def test_a_subclass_with_a_method_of_its_own_is_refused() -> None:
     with pytest.raises(CheckpointError, match="this OtherDecode computes by another `decode`"):
         from_diffusers(OtherDecode(**CONFIGS["f4"]))
+
+
+def _patch_class(cls: type, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As packs do that patch a class of diffusers', under the name of what it was."""
+    before = getattr(cls, method)
+
+    @functools.wraps(before)
+    def patched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = before(self, *args, **kwargs)
+        return output * 0.5 if isinstance(output, torch.Tensor) else output
+
+    monkeypatch.setattr(cls, method, patched)
+
+
+@pytest.mark.parametrize("method", ["encode", "decode", "tiled_decode", "forward"])
+def test_a_class_with_a_patched_method_is_refused(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = theirs_of(CONFIGS["f4"])
+    _patch_class(type(theirs), method, monkeypatch)
+    with pytest.raises(CheckpointError, match=rf"computes by another `{method}`"):
+        from_diffusers(theirs)
+    monkeypatch.undo()
+    same(from_diffusers(theirs), theirs)
+
+
+@pytest.mark.parametrize(
+    "part", ["decoder", "decoder.mid_block", "decoder.mid_block.resnets.0", "decoder.mid_block.attentions.0"]
+)
+def test_a_patched_class_of_a_part_runs_as_it_is(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, z = theirs_of(CONFIGS["f4"]), latent()
+    with torch.no_grad():
+        before = theirs.decode(z).sample
+        _patch_class(type(theirs.get_submodule(part)), "forward", monkeypatch)
+        ours = from_diffusers(theirs)
+        expected = theirs.decode(z).sample
+        assert (expected - before).abs().max() > 1e-3
+        torch.testing.assert_close(ours.decode(z).sample, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours.encode(image()).latent_dist.mean, theirs.encode(image()).latent_dist.mean)
 
 
 def test_a_model_with_other_layers_than_its_config_says_is_refused() -> None:

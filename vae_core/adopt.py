@@ -18,7 +18,7 @@ from .errors import CheckpointError, in_one_line
 from .graft import join, processor_like, runs_its_own
 from .layers import without_values
 from .likeness import diffusers_class
-from .patched import is_replaced
+from .patched import defined_in, is_replaced
 from .streaming import internals
 from .wrappers import wrapped_at
 
@@ -126,12 +126,7 @@ def find_patch(module: nn.Module) -> str | None:
 
 def _packages_of(part: nn.Module) -> set[str]:
     """The packages that define how a module computes, beside torch."""
-    found = set()
-    for method in _PATCHABLE:
-        function = getattr(type(part), method, None)
-        module = getattr(function, "__globals__", {}).get("__name__") or getattr(function, "__module__", None)
-        found.add((module or "").partition(".")[0])
-    return found - {"torch", ""}
+    return {defined_in(type(part), method) for method in _PATCHABLE} - {"torch", ""}
 
 
 def from_diffusers(vae: nn.Module) -> AutoencoderKL:
@@ -199,7 +194,8 @@ def _checked_class(vae: Any) -> type:
         )
     own = type(vae).__mro__[: type(vae).__mro__.index(base)]  # what a subclass adds
     for method in _METHODS:
-        if any(method in vars(cls) for cls in own) or _is_set(vae, method):
+        is_patched = defined_in(base, method) not in ("", "torch", base.__module__.partition(".")[0])
+        if is_patched or any(method in vars(cls) for cls in own) or _is_set(vae, method):
             raise CheckpointError(
                 f"this {name} computes by another `{method}` than diffusers' {base.__name__}, and our model would not "
                 f"call it. Call from_diffusers on a model without it, and then set `{method}` on the result."

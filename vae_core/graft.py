@@ -20,7 +20,7 @@ from .decoder import Decoder
 from .encoder import Encoder
 from .errors import CheckpointError
 from .optional import optional_import
-from .patched import is_replaced
+from .patched import defined_in, is_replaced
 from .streaming import internals
 
 # The classes of diffusers' that compute what one of ours does.
@@ -99,7 +99,8 @@ def _is_same(part: nn.Module, twin: nn.Module) -> bool:
     if type(twin) is nn.ModuleList:
         known = cls is nn.ModuleList and sum(each is not None for each in part.children()) == len(twin)
     else:  # the method is elsewhere if the class is patched
-        is_theirs = all(each.__module__.startswith("diffusers.") for each in (cls, cls.forward))
+        packages = {cls.__module__.partition(".")[0], *(defined_in(cls, name) for name in internals.COMPUTING)}
+        is_theirs = packages <= {"diffusers", "torch", ""}
         known = is_theirs and cls.__name__ in _SAME.get(type(twin), ())
     if not known:
         return False

@@ -45,6 +45,13 @@ def is_replaced(module: nn.Module, name: str) -> bool:
     return getattr(found, "__self__", None) is not module or found.__func__ is not getattr(type(module), name, None)
 
 
+def defined_in(cls: type, method: str) -> str:
+    """The package whose code a method of a class is, whatever it calls itself; empty for none and for built-in ones."""
+    function = getattr(cls, method, None)
+    module = getattr(function, "__globals__", {}).get("__name__") or getattr(function, "__module__", None)
+    return (module or "").partition(".")[0]
+
+
 def _patch_of(module: nn.Module) -> str | None:
     if internals.is_compiled(module):
         return "been compiled"
