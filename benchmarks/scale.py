@@ -39,7 +39,7 @@ from dataset import make_photographs
 
 from vae_core import AutoencoderKL
 from vae_core.datasets import Buckets, Collection, Settings
-from vae_core.datasets.encode import Encoded, Shard
+from vae_core.datasets.encode import EncodedImage, Shard
 from vae_core.datasets.prepare import Prepared, prepare
 from vae_core.datasets.transfer import fetch
 
@@ -244,7 +244,7 @@ def measure(size: int, encode: float, count: int = 32, store: str | None = None)
             shard = Shard(turn, 0, settings, last=True)
             for i, each in enumerate(prepared):
                 assert isinstance(each, Prepared)
-                shard.done[i] = Encoded(each, torch.randn(4, size // 8, size // 8), None)
+                shard.done[i] = EncodedImage(each, torch.randn(4, size // 8, size // 8), None)
             began = time.process_time()
             record = collection.commit(shard)
             writes.append((time.process_time() - began) / count)

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -321,3 +322,15 @@ def test_direction_among_nodes(path: Path) -> None:
     else:
         allowed = set(before) if path.stem != "__init__" else {each.stem for each in NODES.glob("*.py")}
     assert imports_among_nodes(path) <= allowed
+
+
+# Of the same kind in two worlds, on purpose: the JAX twin's, and of the two layouts of shards, which are called alike.
+TWINS = {"Level", "ModelOutput", "Opened"}
+
+
+def test_no_class_of_another_kind_has_the_same_name() -> None:
+    names: Counter[str] = Counter()
+    for path in [*FILES, *sorted(NODES.glob("*.py"))]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names.update(node.name for node in tree.body if isinstance(node, ast.ClassDef))
+    assert {name for name, count in names.items() if count > 1 and not name.startswith("_")} == TWINS

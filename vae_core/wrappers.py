@@ -27,7 +27,7 @@ _HOLDERS = (
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.\w+$")  # a weight's parts, and its name
 
 
-class Place(NamedTuple):
+class PlaceInModel(NamedTuple):
     """Where something is in a model, without what wrappers put into its name.
 
     Attributes:
@@ -39,7 +39,7 @@ class Place(NamedTuple):
     beside: nn.Module | None = None
 
 
-def place_of(model: nn.Module, name: str) -> Place:
+def place_in_model(model: nn.Module, name: str) -> PlaceInModel:
     """Where a module or a weight is, by the name that `named_modules`, `named_parameters` or `state_dict` gives it."""
     module, plain, parts = model, [], name.split(".")
     while parts and module is not None:
@@ -50,15 +50,15 @@ def place_of(model: nn.Module, name: str) -> Place:
         elif tuple(parts[: len(held)]) == held:
             module, parts = module.get_submodule(".".join(held)), parts[len(held) :]
         elif any(parts[0] in own for own in (module._modules, module._parameters, module._buffers)):
-            return Place(".".join([*plain, *parts]), module)
+            return PlaceInModel(".".join([*plain, *parts]), module)
         else:  # its state dict leaves the wrapper out
             module = module.get_submodule(".".join(held))
-    return Place(_PARAMETRIZED.sub(r"\1", ".".join([*plain, *parts])))
+    return PlaceInModel(_PARAMETRIZED.sub(r"\1", ".".join([*plain, *parts])))
 
 
 def plain_name(model: nn.Module, name: str) -> str:
     """The name of a module or a weight without what wrappers put into it."""
-    return place_of(model, name).name
+    return place_in_model(model, name).name
 
 
 def look_through(module: nn.Module) -> nn.Module:

@@ -23,7 +23,7 @@ from vae_core import AutoencoderKL, ConfigError, DatasetError
 from vae_core.cli import main
 from vae_core.datasets import Collection, Engine, LatentDataset, decode_dataset, verify_dataset
 from vae_core.datasets.dry_run import _sample, estimate
-from vae_core.datasets.progress import Progress, in_bytes, in_time
+from vae_core.datasets.progress import RunProgress, in_bytes, in_time
 from vae_core.datasets.sources import find_splits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -243,7 +243,7 @@ class TestProgress:
         monkeypatch.setattr(time, "monotonic", lambda: clock[0])
         monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
         with caplog.at_level(logging.WARNING, logger="seamless_vae"):
-            progress = Progress()
+            progress = RunProgress()
             progress.start(1000, 100)
             for _ in range(40):
                 clock[0] += 1
@@ -266,7 +266,9 @@ class TestProgress:
                     tar.add(file, f"{i}{file.suffix}")
         terminal = Terminal()
         monkeypatch.setattr(sys, "stderr", terminal)
-        totals = encode(images if kind == "files" else tmp_path / "a.tar", tmp_path / "out", vae, progress=Progress())
+        totals = encode(
+            images if kind == "files" else tmp_path / "a.tar", tmp_path / "out", vae, progress=RunProgress()
+        )
         lines = [line.strip() for line in re.split(r"[\r\n]", terminal.getvalue()) if line.strip()]
         end = rf"[\d.]+ images/s, 2 failed, {re.escape(in_bytes(totals['bytes']))}\]"
         if kind == "files":
@@ -291,7 +293,7 @@ class TestProgress:
         terminal, clock = Terminal(), [0.0]
         monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
-        progress = Progress()
+        progress = RunProgress()
         progress.start(10, 0)
         clock[0] = 20.0
         progress.advance(5)

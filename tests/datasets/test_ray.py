@@ -21,7 +21,7 @@ from vae_core import AutoencoderKL, DatasetError, MissingDependencyError
 from vae_core.datasets import Engine, encode_dataset
 from vae_core.datasets.local import Work
 from vae_core.datasets.prepare import Prepared
-from vae_core.datasets.progress import Progress
+from vae_core.datasets.progress import RunProgress
 from vae_core.datasets.ray_engine import LEAST_RAY, _make_source, check_release, shards_of, share_out
 from vae_core.datasets.sources import find_splits
 
@@ -54,7 +54,7 @@ def expected(images: Path, vae: AutoencoderKL, tmp_path_factory: pytest.TempPath
 def test_the_same_bytes_as_locally(
     workers: int, cluster: None, images: Path, vae: AutoencoderKL, expected: dict[str, str], tmp_path: Path
 ) -> None:
-    progress = Progress(show=False)
+    progress = RunProgress(show=False)
     totals = encode(images, tmp_path / "out", vae, engine=Engine("ray", workers), progress=progress, **OPTIONS)
     assert contents(tmp_path / "out") == expected
     assert (progress.images, progress.failures, progress.shards) == (22, 2, totals["shards"])

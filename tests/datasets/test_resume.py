@@ -19,7 +19,7 @@ from given.collection import committed, contents, encode, encode_and_die, make_i
 
 from vae_core import AutoencoderKL, DatasetError
 from vae_core.datasets import Buckets, Engine, sole_writer, verify_dataset
-from vae_core.datasets.encode import Encoder
+from vae_core.datasets.encode import BatchEncoder
 
 FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 pytestmark = pytest.mark.skipif(FORK is None, reason="processes are forked, which this system cannot")
@@ -99,7 +99,7 @@ def test_readers_end_with_a_run_that_is_killed(vae: AutoencoderKL, tmp_path: Pat
 
     def work() -> None:
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(Encoder, "__call__", lambda self, batch: time.sleep(60))
+            patched.setattr(BatchEncoder, "__call__", lambda self, batch: time.sleep(60))
             encode(source, tmp_path / "out", vae, engine=Engine(workers=2), buckets=Buckets.parse("512"))
 
     run = FORK.Process(target=work)
@@ -123,15 +123,15 @@ def test_nothing_is_encoded_twice(
 ) -> None:
     """Of a run that ended after some shards, those are not touched again."""
     seen: list[str] = []
-    real = Encoder.__call__
+    real = BatchEncoder.__call__
 
-    def counted(self: Encoder, batch: list[Any]) -> Any:
+    def counted(self: BatchEncoder, batch: list[Any]) -> Any:
         seen.extend(image.key for image in batch)
         if len(seen) > 12 and not stopped:
             raise KeyboardInterrupt
         return real(self, batch)
 
-    monkeypatch.setattr(Encoder, "__call__", counted)
+    monkeypatch.setattr(BatchEncoder, "__call__", counted)
     stopped: list[bool] = []
     with pytest.raises(KeyboardInterrupt):
         encode(images, tmp_path / "out", vae)
@@ -154,7 +154,7 @@ def test_a_finished_collection_needs_nothing(
 ) -> None:
     totals = encode(images, tmp_path / "out", vae)
     before = contents(tmp_path / "out")
-    monkeypatch.setattr(Encoder, "__call__", None)
+    monkeypatch.setattr(BatchEncoder, "__call__", None)
     assert encode(images, tmp_path / "out", vae, resume=True) == totals
     assert contents(tmp_path / "out") == before
 
@@ -255,10 +255,10 @@ def test_a_reader_that_is_killed(vae: AutoencoderKL, tmp_path: Path, monkeypatch
     psutil = pytest.importorskip("psutil")
     source, killed = make_images(tmp_path / "source", 60), []
     encode(source, tmp_path / "whole", vae, **OPTIONS)
-    real, this = Encoder.__call__, psutil.Process()
+    real, this = BatchEncoder.__call__, psutil.Process()
     others = this.children()  # a browser of other tests, say
 
-    def killing(self: Encoder, batch: list[Any]) -> Any:
+    def killing(self: BatchEncoder, batch: list[Any]) -> Any:
         if not killed:
             killed.extend(each for each in this.children() if each not in others)
             (reader,) = killed
@@ -267,7 +267,7 @@ def test_a_reader_that_is_killed(vae: AutoencoderKL, tmp_path: Path, monkeypatch
         return real(self, batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Encoder, "__call__", killing)
+        patched.setattr(BatchEncoder, "__call__", killing)
         with pytest.raises(DatasetError, match="a process that reads images was killed.*--resume"):
             encode(source, tmp_path / "out", vae, engine=Engine(workers=1), **OPTIONS)
     encode(source, tmp_path / "out", vae, resume=True, **OPTIONS)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError
 from ..tensor_kinds import obstacle
-from ..wrappers import computed_weights, look_through, place_of, plain_name
+from ..wrappers import computed_weights, look_through, place_in_model, plain_name
 from .identify import identify
 from .key_map import OPTIONAL, weight_shapes
 from .plan import LORA, OWN
@@ -38,7 +38,7 @@ def plain_weights(model: nn.Module, config: AutoencoderKLConfig) -> dict[str, Te
     found: dict[str, Tensor] = {}
     adapters: dict[str, nn.Module] = {}  # names of their weights, and the layers that they are beside
     for name, weight in state.items():
-        place = place_of(model, name)
+        place = place_in_model(model, name)
         if place.beside is None:
             found[place.name] = weight
         elif hasattr(place.beside, "base_layer"):

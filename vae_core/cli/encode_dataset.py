@@ -10,7 +10,7 @@ from ..checkpoints.families import family_of_config
 from ..datasets import Buckets, Engine, choose_settings, encode_dataset
 from ..datasets.dry_run import estimate
 from ..datasets.kohya import family_of
-from ..datasets.progress import Progress, in_bytes, in_time
+from ..datasets.progress import RunProgress, in_bytes, in_time
 from ..datasets.settings import STORED, Keep, KohyaFamily, Layout
 from ..loading import inspect_vae
 from .common import DEMO, add_command, add_config_arguments, add_model_arguments, load_model, memory_budget
@@ -144,7 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         say(*str(estimate(arguments.source, vae, settings, engine)).split("\n"))
         return 0
-    progress = Progress()
+    progress = RunProgress()
     totals = encode_dataset(
         arguments.source, arguments.out, vae, settings, engine=engine, resume=arguments.resume, progress=progress
     )

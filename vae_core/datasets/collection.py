@@ -26,7 +26,7 @@ from ..config import AutoencoderKLConfig
 from ..errors import DatasetError
 from . import kohya, safetensors_layout, webdataset_layout
 from .buckets import Buckets
-from .encode import Encoded, Shard, fingerprint, shard_name, shard_numbers
+from .encode import EncodedImage, Shard, fingerprint, shard_name, shard_numbers
 from .records import (
     MOST_MANIFEST,
     MOST_RECORD,
@@ -360,7 +360,7 @@ def _measured(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _image_record(image: Encoded, settings: Settings) -> dict[str, Any]:
+def _image_record(image: EncodedImage, settings: Settings) -> dict[str, Any]:
     source = image.image
     record = {
         "key": source.key,

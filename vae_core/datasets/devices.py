@@ -15,7 +15,7 @@ from ..errors import DatasetError, VAEError, in_one_line
 from . import local
 from .collection import Collection
 from .local import Work, end_with_parent
-from .progress import Progress
+from .progress import RunProgress
 from .weights import PackedVAE
 
 _Event = tuple[Any, ...]  # the name of what happened, and its values
@@ -27,7 +27,7 @@ def run(
     vae: AutoencoderKL,
     devices: Sequence[str],
     workers: int,
-    progress: Progress,
+    progress: RunProgress,
 ) -> None:
     """Encode splits on several devices; see `local.run`. The readers are shared out among them."""
     context = multiprocessing.get_context("spawn")  # a device's driver does not survive a fork
@@ -71,7 +71,7 @@ def _check_alive(processes: Sequence[BaseProcess], devices: Sequence[str]) -> No
             )
 
 
-class _Sent(Progress):
+class _Sent(RunProgress):
     """Progress that is sent to the process that shows it."""
 
     def __init__(self, events: Queue[_Event]) -> None:

@@ -13,7 +13,7 @@ from typing import cast
 from ..autoencoder_kl import AutoencoderKL
 from ..errors import DatasetError, in_one_line
 from ..printable import printable
-from .encode import Encoder, Shard
+from .encode import BatchEncoder, Shard
 from .prepare import Prepared, prepare
 from .progress import in_bytes, in_time
 from .run import Engine, default_workers
@@ -25,7 +25,7 @@ SAMPLE = 32
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunEstimate:
     """What a run would do.
 
     Attributes:
@@ -75,7 +75,7 @@ def estimate(
     settings: Settings,
     engine: Engine | None = None,
     sample: int = SAMPLE,
-) -> Estimate:
+) -> RunEstimate:
     """Look at a sample of a source, evenly spread over it, and encode it; writes nothing.
 
     Raises:
@@ -91,7 +91,7 @@ def estimate(
     read = (time.perf_counter() - began) / max(1, len(raws))
 
     good = [result for result in results if isinstance(result, Prepared)]
-    encoder = Encoder(vae, settings)
+    encoder = BatchEncoder(vae, settings)
     if good:
         encoder(good[:1])  # the first run prepares the weights
         encoder.seconds = 0.0
@@ -107,7 +107,7 @@ def estimate(
     areas = sorted((result.size for result in good), key=lambda size: size[0] * size[1])
     share = len(good) / max(1, len(results))
     counted = Counter(result.fit.bucket for result in good)
-    return Estimate(
+    return RunEstimate(
         images,
         exact,
         shards,

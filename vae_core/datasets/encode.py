@@ -28,7 +28,7 @@ logger = logging.getLogger("seamless_vae")
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedImage:
     """An image's latents as they are written.
 
     Attributes:
@@ -42,7 +42,7 @@ class Encoded:
     flipped: Tensor | None
 
 
-class Encoder:
+class BatchEncoder:
     """A VAE with the settings of a collection.
 
     Attributes:
@@ -55,7 +55,7 @@ class Encoder:
         self.seconds = 0.0
         self._jobs: dict[tuple[int, ...], Job] = {}  # prepared once for each shape of a batch
 
-    def __call__(self, batch: list[Prepared]) -> list[Encoded | Failure]:
+    def __call__(self, batch: list[Prepared]) -> list[EncodedImage | Failure]:
         """Encode images of one size, at most `settings.batch` of them."""
         began = time.monotonic()
         with torch_threads(self.settings.threads):
@@ -63,14 +63,14 @@ class Encoder:
             plain = self._latents(pixels, batch, False)
             mirrored = self._latents(pixels.flip(2), batch, True) if self.settings.flip else [None] * len(batch)
         self.seconds += time.monotonic() - began
-        results: list[Encoded | Failure] = []
+        results: list[EncodedImage | Failure] = []
         for image, latents, flipped in zip(batch, plain, mirrored, strict=True):
             kept = [each for each in (latents, flipped) if each is not None]
             if not all(torch.isfinite(each).all() for each in kept):
                 reason = "its latents are not finite in this precision; encode in float32 or bfloat16"
                 results.append(Failure(image.key, image.position, reason))
                 continue
-            results.append(Encoded(image, latents, flipped))
+            results.append(EncodedImage(image, latents, flipped))
         return results
 
     def _latents(self, pixels: Tensor, batch: list[Prepared], flipped: bool) -> list[Tensor]:
@@ -116,7 +116,7 @@ class Shard:
     split: int
     chunk: int
     settings: Settings
-    done: dict[int, Encoded | Failure] = field(default_factory=dict)
+    done: dict[int, EncodedImage | Failure] = field(default_factory=dict)
     waiting: dict[tuple[int, int], list[Prepared]] = field(default_factory=dict)
     taken: int = 0
     last: bool = False
@@ -144,14 +144,14 @@ class Shard:
         for bucket in sorted(self.waiting):
             yield self.waiting.pop(bucket)
 
-    def encode(self, batch: list[Prepared], encoder: Encoder) -> None:
+    def encode(self, batch: list[Prepared], encoder: BatchEncoder) -> None:
         """Encode a batch of the shard."""
         for image, result in zip(batch, encoder(batch), strict=True):
-            if isinstance(result, Encoded):  # the pixels are needed no more
-                result = Encoded(_without_pixels(result.image), result.latents, result.flipped)
+            if isinstance(result, EncodedImage):  # the pixels are needed no more
+                result = EncodedImage(_without_pixels(result.image), result.latents, result.flipped)
             self.done[image.position] = result
 
-    def encode_all(self, results: Iterable[Result], encoder: Encoder) -> Shard:
+    def encode_all(self, results: Iterable[Result], encoder: BatchEncoder) -> Shard:
         """Take and encode every image of the shard."""
         for result in results:
             if (batch := self.take(result)) is not None:
@@ -161,9 +161,9 @@ class Shard:
         return self
 
     @property
-    def images(self) -> list[Encoded]:
+    def images(self) -> list[EncodedImage]:
         """What was encoded, in order."""
-        return [result for _, result in sorted(self.done.items()) if isinstance(result, Encoded)]
+        return [result for _, result in sorted(self.done.items()) if isinstance(result, EncodedImage)]
 
     @property
     def failures(self) -> list[Failure]:

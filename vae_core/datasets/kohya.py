@@ -30,7 +30,7 @@ from ..errors import ConfigError, DatasetError, in_one_line
 from ..npz import read_arrays
 from .buckets import kohya_crop
 from .cache_names import SUFFIX, file_name
-from .encode import Encoded, Shard
+from .encode import EncodedImage, Shard
 from .settings import KOHYA_SCALED, KohyaFamily, Scale
 
 logger = logging.getLogger("seamless_vae")
@@ -188,7 +188,7 @@ def _measured(arrays: Mapping[str, np.ndarray]) -> tuple[int, str]:
     return sum(array.nbytes for array in arrays.values()), digest.hexdigest()
 
 
-def _file(image: Encoded, family: str, place: Path) -> bytes:
+def _file(image: EncodedImage, family: str, place: Path) -> bytes:
     arrays, ending = _arrays(image, family)
     if ending and os.path.lexists(place):
         arrays = {**_others(place, ending), **arrays}
@@ -215,7 +215,7 @@ def _others(place: Path, ending: str) -> dict[str, np.ndarray]:
     return {name: array for name, array in sorted(found.items()) if _ending(name) not in (None, "", ending)}
 
 
-def _arrays(image: Encoded, family: str) -> tuple[dict[str, np.ndarray], str]:
+def _arrays(image: EncodedImage, family: str) -> tuple[dict[str, np.ndarray], str]:
     """An image's arrays by their names in the file, and what the names end with."""
     source = image.image
     h, w = image.latents.shape[-2:]

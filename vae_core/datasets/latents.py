@@ -19,7 +19,7 @@ from ..file_names import safe_path
 from . import kohya
 from .buckets import Buckets, Fit
 from .collection import Collection
-from .encode import Encoded, Shard
+from .encode import EncodedImage, Shard
 from .prepare import Prepared
 from .settings import STORED, Settings, automatic_shard
 from .sources import Split
@@ -89,7 +89,7 @@ def save_latents(
     return collection
 
 
-def _encoded(position: int, latent: NamedLatent, side: tuple[int, int], collection: Collection) -> Encoded:
+def _encoded(position: int, latent: NamedLatent, side: tuple[int, int], collection: Collection) -> EncodedImage:
     z = latent.z.detach().float().cpu()
     sha256 = hashlib.sha256(z.contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()
     image = Prepared(
@@ -103,7 +103,7 @@ def _encoded(position: int, latent: NamedLatent, side: tuple[int, int], collecti
     )
     settings = collection.settings
     kept = z if settings.keep == "moments" else collection.scale.apply(z)
-    return Encoded(image, kept.to(STORED[settings.stored]), None)
+    return EncodedImage(image, kept.to(STORED[settings.stored]), None)
 
 
 def _check_names(names: Sequence[str], layout: str) -> None:

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ..autoencoder_kl import AutoencoderKL
 from ..errors import DatasetError, VAEError
 from .collection import Collection
-from .encode import Encoder, Shard
+from .encode import BatchEncoder, Shard
 from .prepare import Prepared, Result, prepare_all
-from .progress import Progress
+from .progress import RunProgress
 from .settings import Failure, Settings
 from .sources import Split, from_position, read_split
 
@@ -53,7 +53,7 @@ class _Stopped:
     error: VAEError
 
 
-def run(collection: Collection, work: Sequence[Work], vae: AutoencoderKL, workers: int, progress: Progress) -> None:
+def run(collection: Collection, work: Sequence[Work], vae: AutoencoderKL, workers: int, progress: RunProgress) -> None:
     """Encode splits and commit their shards.
 
     Args:
@@ -63,7 +63,7 @@ def run(collection: Collection, work: Sequence[Work], vae: AutoencoderKL, worker
     Raises:
         DatasetError: a file cannot be written, a source cannot be reached, or a reader was killed.
     """
-    encoder = Encoder(vae, collection.settings)
+    encoder = BatchEncoder(vae, collection.settings)
     streams = {each.split.number: _Stream(each, collection.settings) for each in work}
     pending: list[Future[dict[str, Any]]] = []
     with ThreadPoolExecutor(1, "seamless-vae-writer") as writer:
@@ -106,7 +106,7 @@ class _Stream:
         self.expected = self.work.chunk * self.settings.shard_images
         self.shard = Shard(self.work.split.number, self.work.chunk, self.settings)
 
-    def take(self, part: _Part, encoder: Encoder, progress: Progress) -> Iterator[Shard]:
+    def take(self, part: _Part, encoder: BatchEncoder, progress: RunProgress) -> Iterator[Shard]:
         """Encode what is next in order; gives the shards that are complete by it."""
         self.early[part.first] = part
         while (ready := self.early.pop(self.expected, None)) is not None:
@@ -122,14 +122,14 @@ class _Stream:
                 yield self._complete(encoder, progress)
                 return
 
-    def _complete(self, encoder: Encoder, progress: Progress) -> Shard:
+    def _complete(self, encoder: BatchEncoder, progress: RunProgress) -> Shard:
         for batch in self.shard.rest():
             self._encode(batch, encoder, progress)
         shard = self.shard
         self.shard = Shard(self.shard.split, self.shard.chunk + 1, self.settings)
         return shard
 
-    def _encode(self, batch: list[Prepared] | None, encoder: Encoder, progress: Progress) -> None:
+    def _encode(self, batch: list[Prepared] | None, encoder: BatchEncoder, progress: RunProgress) -> None:
         if batch is not None:
             self.shard.encode(batch, encoder)
             progress.advance(len(batch), sum(isinstance(self.shard.done[each.position], Failure) for each in batch))
@@ -202,6 +202,6 @@ def _as_it_is(part: Any) -> Any:
     return part
 
 
-def _written(future: Future[dict[str, Any]], progress: Progress) -> None:
+def _written(future: Future[dict[str, Any]], progress: RunProgress) -> None:
     record = future.result()
     progress.committed(1, sum(file["bytes"] for file in record["files"]))

@@ -16,7 +16,7 @@ _BAR = "{percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} images [{elapsed}<{rema
 _BAR_WITHOUT_TOTAL = "{n_fmt} images [{elapsed}, {rate_noinv_fmt}{postfix}]"
 
 
-class Progress:
+class RunProgress:
     """Counts what is done, and shows it as a bar on a terminal or as a line every 15 seconds elsewhere.
 
     Attributes:

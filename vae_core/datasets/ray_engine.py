@@ -19,11 +19,11 @@ from typing import Any
 
 from ..errors import DatasetError, MissingDependencyError, VAEError, in_one_line
 from .collection import MANIFEST, Collection
-from .encode import Encoder, Shard
+from .encode import BatchEncoder, Shard
 from .extras import require
 from .local import Work
 from .prepare import Result, prepare_all
-from .progress import Progress
+from .progress import RunProgress
 from .settings import Settings
 from .sources import from_position, read_split
 from .weights import PackedVAE
@@ -41,7 +41,7 @@ def run(
     packed: PackedVAE,
     address: str | None,
     encoders: int | None,
-    progress: Progress,
+    progress: RunProgress,
 ) -> None:
     """Encode splits and commit their shards.
 
@@ -226,7 +226,7 @@ class _Encode:
         if not isinstance(packed, PackedVAE):
             packed = ray.get(packed)
         self.settings = settings
-        self.encoder = Encoder(packed.unpack("cuda" if on_gpu else "cpu"), settings)
+        self.encoder = BatchEncoder(packed.unpack("cuda" if on_gpu else "cpu"), settings)
 
     def __call__(self, rows: dict[str, Any]) -> Any:
         given = pickle.loads(rows["shard"][0])

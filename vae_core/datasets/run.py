@@ -20,7 +20,7 @@ from .buckets import Buckets
 from .collection import MANIFEST, Collection, records_folder, software
 from .encode import fingerprint
 from .local import Work
-from .progress import Progress
+from .progress import RunProgress
 from .settings import Settings, automatic_batch, automatic_budget, automatic_shard
 from .sole_writer import sole_writer
 from .sources import Split, find_splits, whole_name
@@ -102,7 +102,7 @@ def encode_dataset(
     *,
     engine: Engine | None = None,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: RunProgress | None = None,
 ) -> dict[str, int]:
     """Encode every image of a source into a collection of latents.
 
@@ -122,7 +122,7 @@ def encode_dataset(
         ConfigError: settings that do not fit the VAE or the source.
     """
     engine = engine or Engine()
-    progress = progress or Progress(show=False)
+    progress = progress or RunProgress(show=False)
     out = local_folder(out)
     source = whole_name(source)
     settings.buckets.check(vae.config.downscale_factor)
@@ -218,7 +218,7 @@ def _what_is_left(collection: Collection) -> tuple[list[Work], int | None, int]:
     return work, total if known else None, before
 
 
-def _run(collection: Collection, work: list[Work], vae: AutoencoderKL, engine: Engine, progress: Progress) -> None:
+def _run(collection: Collection, work: list[Work], vae: AutoencoderKL, engine: Engine, progress: RunProgress) -> None:
     if engine.name == "ray":
         ray_engine.run(collection, work, PackedVAE.of(vae), engine.address, engine.workers, progress)
         return

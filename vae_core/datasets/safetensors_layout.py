@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import DatasetError, in_one_line
-from .encode import Encoded, Shard
+from .encode import EncodedImage, Shard
 
 SUFFIX = ".safetensors"
 METADATA_KEY = "seamless_vae"
@@ -35,7 +35,7 @@ def files(shard: Shard, about: Mapping[str, Any]) -> dict[str, bytes]:
     return {f"{path(shard.split, shard.chunk)}{SUFFIX}": save(tensors, {METADATA_KEY: json.dumps(about)})}
 
 
-def parts(image: Encoded, keep: str) -> dict[str, Tensor]:
+def parts(image: EncodedImage, keep: str) -> dict[str, Tensor]:
     """What is kept of one image, by name."""
     name = "moments" if keep == "moments" else "latents"
     tensors = {name: image.latents.contiguous()}
@@ -51,7 +51,7 @@ def path(split: int, chunk: int) -> str:
     return f"shards/{split // 1000:03d}/{split:06d}-{chunk:04d}"
 
 
-def prefix(image: Encoded) -> str:
+def prefix(image: EncodedImage) -> str:
     """What the names of an image's tensors begin with."""
     return f"{image.image.position:06d}"
 
