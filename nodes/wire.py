@@ -121,7 +121,7 @@ class WireMethods:
 
     @property
     def _own_model(self) -> AutoencoderKL | None:
-        """The model in `first_stage_model`; None where somebody has put another one there."""
+        """The model in `first_stage_model`; None where another one has been put there."""
         first = self.first_stage_model
         return first.autoencoder if isinstance(first, FirstStage) else None
 

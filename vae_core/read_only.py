@@ -1,4 +1,4 @@
-"""A dictionary with attributes that nobody changes in place: every way of doing so says what to do instead."""
+"""A dictionary with attributes that cannot be changed in place: every way of doing so says what to do instead."""
 
 from __future__ import annotations
 

@@ -69,6 +69,28 @@ def test_everything_is_done_once(
     assert layouts == dry_runs * passes, "laid out by the dry run, and run so"
 
 
+@pytest.mark.parametrize("kernels", ["auto", "direct", "winograd"])
+def test_every_caller_gets_the_same_bits_on_one_thread(kernels: str, new_host: Host, pack: Pack, make: Makers) -> None:
+    vae, latent, image = make.vae(), make.latent(5, 4, 40, 36), make.image(3, 70, 60, 3)
+    core = pack.module("vae_core")
+    to_unit_range = pack.module("vae_core.image").to_unit_range
+    model, z, pixels = vae.first_stage_model.autoencoder, latent["samples"], image.movedim(-1, 1) * 2 - 1
+    model.memory_budget = 2**40  # for its own methods: without one they take the reference path for a model this narrow
+    with core.kernels(kernels), torch.no_grad():
+        decoded = core.decode(model, z)
+        assert torch.equal(core.prepare_decode(model, z.shape).run(z.split([2, 3])), decoded)
+        assert torch.equal(model.decode(z).sample, decoded)
+        want = to_unit_range(decoded).clamp(0, 1).movedim(1, -1)
+        for node in ("SeamlessVAEDecode", "SeamlessVAEDecodeTiled"):
+            assert torch.equal(pack.run(node, samples=latent, vae=vae)[0], want)
+        assert torch.equal(vae.decode(z), want)
+        mean = core.encode(model, pixels).mean
+        assert torch.equal(model.encode(pixels).latent_dist.mean, mean)
+        for node in ("SeamlessVAEEncode", "SeamlessVAEEncodeTiled"):
+            assert torch.equal(pack.run(node, pixels=image, vae=vae)[0]["samples"], mean)
+        assert torch.equal(vae.encode(image), mean)
+
+
 def test_no_second_image(new_host: Host, pack: Pack, make: Makers) -> None:
     """Of the size of the result, there is never another tensor: strips go to their places in the node's own image."""
     vae, latent = make.vae(), make.latent(2, 4, 64, 60)

@@ -15,6 +15,14 @@ from vae_core import TileSpec, kernels
 from vae_core.streaming import Options, prepare
 from vae_core.threads import torch_threads
 
+TESTS = Path(__file__).resolve().parents[1]
+
+
+def test_what_has_to_be_written_for_it_is_short() -> None:
+    """All of it: the modules as a user has them, the program, and what the engine asks beside that."""
+    assert GivenDecoder.__module__ == "given.decoder"
+    assert len((TESTS / "given" / "decoder.py").read_text(encoding="utf-8").splitlines()) <= 60
+
 
 @thinned(mode=["auto", "direct", "winograd"], size=[None, 3, 64], count=[1, 2])
 @torch.no_grad()
@@ -70,8 +78,7 @@ for job in (within, free):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_it_is_measured_to_keep_to_a_budget() -> None:
     """The process grows by no more than the budget; without one it grows by far more."""
-    tests = Path(__file__).resolve().parents[1]
-    command = [sys.executable, "-c", MEASURE, str(tests.parent), str(tests)]
+    command = [sys.executable, "-c", MEASURE, str(TESTS.parent), str(TESTS)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     budget, within, free = map(int, result.stdout.split())

@@ -96,7 +96,7 @@ def check_family(family: str, config: AutoencoderKLConfig) -> None:
         )
     expected = (fields["scaling_factor"], fields.get("shift_factor", 0.0))
     given = (config.scaling_factor, config.shift_factor or 0.0)
-    # Only those of 16 channels: the files of SD and SDXL are not scaled, and their VAEs are told apart by nothing else.
+    # Only those of 16 channels: the files of SD and SDXL are not scaled, and nothing else distinguishes their VAEs.
     if family in MULTIRESOLUTION and not all(map(math.isclose, given, expected)):
         raise ConfigError(
             f"latents of {family} have the scale {expected[0]} and the shift {expected[1]}, and this VAE has "

@@ -91,7 +91,7 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 def convolves_otherwise() -> bool:
-    """Whether somebody has exchanged what all convolutions compute by."""
+    """Whether what all convolutions compute by has been exchanged."""
     return nn.Conv2d._conv_forward is not _CONV_FORWARD
 
 

@@ -190,7 +190,7 @@ class _Files:
 
         content = dumps(data)
         path = self._path(key)
-        if path.is_symlink():  # nobody has made one in honesty, and what it leads to is not to be written over
+        if path.is_symlink():  # not of this package's making, and what it leads to is not to be written over
             path.unlink()
         write_file(path, lambda file: file.write(self._origin + hashlib.sha256(content).digest() + content))
 

@@ -31,7 +31,10 @@ GAP = LANES
 """Numbers left free after the channels of each product. Rows would else begin at a multiple of 4 KiB from one another
 where channels are many, and so in the same few lines of the first cache."""
 
-_TO_READ, _SECOND_CACHE, _DATA = 0, 2, 1  # what LLVM's prefetch is told
+# What LLVM's prefetch takes.
+_TO_READ = 0
+_SECOND_CACHE = 2
+_DATA = 1
 
 
 @intrinsic

@@ -85,7 +85,8 @@ def _put_tile(kinds, by_column, size, bias, to_add, pixels, offset, depth, total
 
 @part
 def nothing_to_add(target):
-    """In `put_tiles`, for a target to whose pixels nothing is added."""
+    """In `put_tiles`, for a target to whose pixels nothing is added. Rows and kind are the target's own, and not read:
+    with others, numba would compile the functions that take them a second time."""
     return False, target[0], (0, 0), 0, target[3]
 
 
