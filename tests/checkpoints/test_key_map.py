@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from vae_core import AutoencoderKL, load_vae
 from vae_core.checkpoints.families import FAMILIES
 from vae_core.checkpoints.key_map import is_attention_projection, ldm_names, spellings, with_counters
-from vae_core.checkpoints.memory import build_around
+from vae_core.checkpoints.memory import build_around, planned_weights
 
 
 def both(*layers: str) -> set[str]:
@@ -140,3 +140,15 @@ def to_flax(model: AutoencoderKL, folder: Path) -> Any:
 def test_a_model_without_its_counter(way: Callable[[AutoencoderKL, Path], Any], tmp_path: Path) -> None:
     counter = way(without_counter(), tmp_path)
     assert counter.shape == () and counter == 0
+
+
+def test_weights_of_a_plan_are_the_tensors_themselves_as_diffusers_has_them() -> None:
+    """LDM's 1x1 kernels of projections as matrices, and all else, 1x1 kernels of shortcuts included, as it is."""
+    vae = make(fields(32, 64))
+    state, tensors, names = vae.state_dict(), ldm(vae), ldm_names(vae.config)
+    found = planned_weights(names, tensors)
+    assert found.keys() == state.keys()
+    for key, weight in found.items():
+        assert weight.shape == state[key].shape and torch.equal(weight, state[key]), key
+        assert weight.data_ptr() == tensors[names[key]].data_ptr()
+    assert all(weight is state[key] for key, weight in planned_weights({key: key for key in state}, state).items())
