@@ -163,12 +163,25 @@ class Holding(nn.Module):
         self.part = part
 
 
+class Packed(nn.Module):
+    """A layer whose weights are packed, under the names that GPTQ gives them."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.register_buffer("qweight", torch.zeros(2, dtype=torch.int32))
+        self.register_buffer("bias", layer.bias)
+
+
 REFUSED: dict[str, tuple[Callable[[AutoencoderKL], Any], str]] = {
     "int8": (quantised, "decoder.conv_in.weight, are quantised or packed .*Dequantise the model first"),
     "dynamic": (
         exchange("decoder.conv_in", lambda layer: nn.Identity()),
         r"2 are missing and 0 are others \(such as decoder.conv_in.weight\). decoder.conv_in is of the class Identity,"
         r" which has no weight: put the VAE's own part back",
+    ),
+    "packed": (
+        exchange("decoder.conv_in", Packed),
+        "They seem to be quantised .*: undo that, or save the model that it was made from",
     ),
     "a layer after it": (
         exchange("decoder.conv_out", lambda layer: nn.Sequential(layer, nn.Tanh())),
