@@ -12,9 +12,16 @@ from given.files import deprecated, ldm
 from given.models import ATTENTION_EVERYWHERE, FLUX2_SMALL_DECODER, family_fields, fields, make
 from safetensors.torch import save_file
 
-from vae_core import AutoencoderKL, load_vae
+from vae_core import AutoencoderKL, AutoencoderKLConfig, load_vae
 from vae_core.checkpoints.families import FAMILIES
-from vae_core.checkpoints.key_map import is_attention_projection, ldm_names, spellings, with_counters
+from vae_core.checkpoints.key_map import (
+    count_at_least,
+    is_attention_projection,
+    ldm_names,
+    spellings,
+    weight_shapes,
+    with_counters,
+)
 from vae_core.checkpoints.memory import build_around, planned_weights
 
 
@@ -152,3 +159,10 @@ def test_weights_of_a_plan_are_the_tensors_themselves_as_diffusers_has_them() ->
         assert weight.shape == state[key].shape and torch.equal(weight, state[key]), key
         assert weight.data_ptr() == tensors[names[key]].data_ptr()
     assert all(weight is state[key] for key, weight in planned_weights({key: key for key in state}, state).items())
+
+
+@pytest.mark.parametrize("layers", [1, 2, 50])
+@pytest.mark.parametrize("widths", [(32,), (32, 64, 64, 64)])
+def test_no_model_has_fewer_weights_than_are_counted(widths: tuple[int, ...], layers: int) -> None:
+    config = AutoencoderKLConfig(**fields(*widths, layers_per_block=layers))
+    assert count_at_least(config) <= len(weight_shapes(config)) < 3 * count_at_least(config) + 100
