@@ -65,6 +65,7 @@ class HubOptions:
         return values
 
 
+_SECONDS = 20.0  # for an answer of another server
 _PASSED_OVER = ("proxies", "resume_download", "user_agent", "mirror", "use_auth_token", "local_dir_use_symlinks")
 
 
@@ -105,6 +106,28 @@ def header_on_disk(name: PathLike, folder: Path, options: HubOptions | None = No
 def _below(path: Path, options: HubOptions) -> Path:
     """A path on this disk, or its subfolder if one is asked for."""
     return snapshot(path) / options.subfolder if options.subfolder else path
+
+
+def fetch_bytes(address: str, most: int, options: HubOptions) -> bytes:
+    """The content of an address on any server, by huggingface_hub's session: proxies, certificates and the offline mode
+    are its. Of a page of a file on the Hub, that of the file. No token is sent.
+
+    Raises:
+        CheckpointError: it cannot be fetched, or has more than `most` bytes; says why.
+    """
+    if options.local_files_only:
+        raise CheckpointError("local_files_only=True, and it is an address")
+    hub = optional_import("huggingface_hub", "Addresses", "hub")
+    try:
+        whole = re.sub(r"^(https?):/+", r"\1://", address).replace("/blob/", "/resolve/")  # a Path has one slash
+        answer = hub.get_session().get(whole, timeout=_SECONDS)
+        answer.raise_for_status()
+        content = answer.content
+    except Exception as error:  # of the network, of any kind
+        raise CheckpointError(first_line(error)) from None
+    if len(content) > most:
+        raise CheckpointError(f"it has more than {most} bytes")
+    return content
 
 
 def commit_of(path: Path) -> str | None:

@@ -28,7 +28,7 @@ from .checkpoints.write import checked_path
 from .config import AutoencoderKLConfig
 from .config_mixin import ConfigMixin
 from .errors import CheckpointError, ConfigError
-from .hub import HubOptions, on_disk
+from .hub import HubOptions, fetch_bytes, on_disk
 from .hub_push import push_after_saving
 from .streaming.devices import accelerators
 
@@ -166,8 +166,8 @@ class PretrainedMixin(ConfigMixin):
             use_safetensors: True refuses a pickle; otherwise the file says what it is.
             disable_mmap: copy the weights into memory, so that the file may change; see `load_vae`.
             kwargs: config fields to override; and for the Hub `revision`, `token`, `cache_dir`, `force_download`,
-                `local_files_only`, `local_dir`. `original_config`, LDM's own (its content or the path of a YAML
-                file), gives the scale: see `checkpoints.original_config`.
+                `local_files_only`, `local_dir`. `original_config`, LDM's own (its content, or the path or
+                address of a YAML file), gives the scale: see `checkpoints.original_config`.
 
         Raises:
             CheckpointError: no whole AutoencoderKL there; says what it seems to be and what to do.
@@ -190,7 +190,9 @@ class PretrainedMixin(ConfigMixin):
             if use_safetensors and source.container == "pickle":
                 raise CheckpointError(f"{path.name} is a pickle, and use_safetensors=True allows none. Leave it out.")
             overrides, its_config = _overrides(rest), given_config(config, rest.get("config_revision"))
-            read = None if original is None else original_config(original)
+            read = None
+            if original is not None:
+                read = original_config(original, lambda address, most: fetch_bytes(address, most, options))
             plan = plan_single_file(source, overrides, its_config, read)
             place = _one_device(device_map) if device is None else device
             wanted, mapped = _one_dtype(torch_dtype, dtype), not disable_mmap

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..config import AutoencoderKLConfig
 from ..config_values import has_order, is_count
-from ..errors import ConfigError, brief, in_one_line
+from ..errors import CheckpointError, ConfigError, brief, in_one_line
 from ..optional import optional_import
 from .generation import A_GUESS
 from .json_file import MAX_BYTES
@@ -70,25 +70,23 @@ class OriginalConfig:
         return fields
 
 
-def original_config(config: Mapping[str, Any] | str | os.PathLike[str]) -> OriginalConfig:
+def original_config(
+    config: Mapping[str, Any] | str | os.PathLike[str], fetch: Callable[[str, int], bytes]
+) -> OriginalConfig:
     """Read a configuration of LDM's, of a whole model or of an autoencoder alone.
 
     Args:
-        config: its content, or the path of a YAML file.
+        config: its content, or the path or address of a YAML file.
+        fetch: gives the content of an address, of at most so many bytes, or raises CheckpointError.
 
     Raises:
-        ConfigError: it cannot be read, is not one of LDM's, or is an address, which is not fetched.
+        ConfigError: it cannot be read, or is not one of LDM's.
         MissingDependencyError: PyYAML is not installed.
     """
     what = "original_config"
     if not isinstance(config, Mapping):
         what = f"original_config {config}"
-        if re.match(r"https?:/", str(config)):
-            raise ConfigError(
-                f"{what} is an address, which is not fetched. Download the file and give its path, or pass "
-                f"scaling_factor in its place."
-            )
-        config = _read(Path(config))
+        config = _read(config, fetch)
     params = _inside(config, "model", "params")
     if params is None:
         remedy = "Pass it as config." if "block_out_channels" in config else "Pass scaling_factor in its place."
@@ -120,16 +118,21 @@ def _shapes(layers: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(place: str | os.PathLike[str], fetch: Callable[[str, int], bytes]) -> Mapping[str, Any]:
     yaml = optional_import("yaml", "Configurations of LDM", "hub")
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"it has more than {MAX_BYTES} bytes")
-        found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        if re.match(r"https?:/", str(place)):
+            content = fetch(str(place), MAX_BYTES)
+        else:
+            path = Path(place)
+            if path.stat().st_size > MAX_BYTES:
+                raise ValueError(f"it has more than {MAX_BYTES} bytes")
+            content = path.read_bytes()
+        found = yaml.safe_load(content.decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, CheckpointError) as error:
         raise ConfigError(
-            f"original_config {path} cannot be read: {in_one_line(error)}. Pass scaling_factor in its place."
+            f"original_config {place} cannot be read: {in_one_line(error)}. Pass scaling_factor in its place."
         ) from None
     if not isinstance(found, Mapping):
-        raise ConfigError(f"original_config {path} is not a configuration of LDM. Pass scaling_factor in its place.")
+        raise ConfigError(f"original_config {place} is not a configuration of LDM. Pass scaling_factor in its place.")
     return found
