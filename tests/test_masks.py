@@ -94,6 +94,7 @@ def test_one_mask_of_another_size_is_one() -> None:
         (torch.zeros(0, 4, 4), r"\(0, 4, 4\)"),
         (torch.zeros(4, 4, dtype=torch.complex64), "complex64"),
         (torch.zeros(4, 4).to_sparse(), "sparse"),
+        (torch.zeros(4, 4, device="meta"), "on meta"),
         ([torch.zeros(4, 4)], "a list"),
         (None, "NoneType"),
         (np.zeros((4, 4)), "ndarray"),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .config_values import has_order, is_count, is_number, plain_number, to_json
+from .config_values import A_COUNT, has_order, is_count, is_number, plain_number, to_json
 from .errors import ConfigError, brief
 from .read_only import ReadOnlyConfigError as ReadOnlyConfigError
 from .read_only import make_read_only
@@ -102,7 +102,7 @@ class AutoencoderKLConfig(dict[str, Any]):
         for name in _COUNTS:
             value = getattr(self, name)
             if not is_count(value):
-                raise ConfigError(f"{name} is {brief(value)}; it must be a whole number of at least 1.")
+                raise ConfigError(f"{name} is {brief(value)}; it must be {A_COUNT}.")
         for name in ("block_out_channels", "decoder_block_out_channels"):
             widths = getattr(self, name)
             if widths is None and name == "decoder_block_out_channels":
@@ -111,7 +111,7 @@ class AutoencoderKLConfig(dict[str, Any]):
                 raise ConfigError(f"{name} is {brief(widths)}; give one width per level, such as (128, 256, 512, 512).")
             for width in widths:
                 if not is_count(width):
-                    raise ConfigError(f"{name} has a width of {brief(width)}; it must be a whole number of at least 1.")
+                    raise ConfigError(f"{name} has a width of {brief(width)}; it must be {A_COUNT}.")
                 if width % self.norm_num_groups:
                     raise ConfigError(
                         f"{name} has a width of {brief(width)}, which is not a multiple of norm_num_groups "

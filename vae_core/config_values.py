@@ -10,6 +10,9 @@ from decimal import Decimal
 from numbers import Rational
 from typing import Any
 
+LARGEST_COUNT = 2**31 - 1  # no model has a side as large
+A_COUNT = f"a whole number from 1 to {LARGEST_COUNT}"
+
 
 def has_order(value: Any) -> bool:
     """Whether a value is a sequence, of any library. A set has no order, and an iterator is used up by its reader.
@@ -50,8 +53,8 @@ def to_json(value: Any) -> Any:
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value is a whole number of at least 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    """Whether a value is a whole number from 1 to `LARGEST_COUNT`."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_COUNT
 
 
 def is_number(value: Any) -> bool:

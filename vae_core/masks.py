@@ -27,8 +27,9 @@ def fit_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     Raises:
         ImageError: another shape, other values, or channels that differ.
     """
-    if not isinstance(mask, Tensor) or mask.layout != torch.strided or mask.is_complex() or mask.is_quantized:
-        found = f"a {mask.layout} tensor of {mask.dtype}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+    is_tensor = isinstance(mask, Tensor)
+    if not is_tensor or mask.layout != torch.strided or mask.is_complex() or mask.is_quantized or mask.is_meta:
+        found = f"a {mask.layout} tensor of {mask.dtype} on {mask.device}" if is_tensor else f"a {type(mask).__name__}"
         raise ImageError(f"a mask is {found}; give a tensor [B, height, width] of floats in [0, 1].")
     if mask.ndim not in (2, 3, 4) or 0 in mask.shape:
         raise ImageError(f"a mask has the shape {tuple(mask.shape)}; give [B, height, width].")
