@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..vae_core import DiagonalGaussianDistribution, Options
 from ..vae_core.autoencoder_kl import channels_text
+from ..vae_core.config import LOGVAR_RANGE
 from ..vae_core.errors import ShapeError, TilingError
 from ..vae_core.image import FittedImage, to_unit_range
-from ..vae_core.posterior import LOGVAR_RANGE
 from . import host, latents
 from .status import NodeStatus
 

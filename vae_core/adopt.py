@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .attention import NORM_EPS, FusedAttnProcessor2_0
+from .attention import FusedAttnProcessor2_0
 from .autoencoder_kl import AutoencoderKL
 from .checkpoints.key_map import OPTIONAL
 from .checkpoints.memory import plan_tensors
 from .checkpoints.shapes import check_shapes
-from .config import CLASS_NAME, FLUX2_CLASS_NAME, AutoencoderKLConfig, is_field
+from .config import CLASS_NAME, FLUX2_CLASS_NAME, NORM_EPS, AutoencoderKLConfig, is_field
 from .errors import CheckpointError, in_one_line
 from .graft import join, processor_like, runs_its_own
 from .layers import without_values

@@ -10,14 +10,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .config import NORM_EPS
 from .diffusers_names import DiffusersAttention
 from .errors import ConfigError
 from .layers import group_norm, linear
 from .ldm_names import LDMAttention
 from .optional import optional_import
 from .streaming.internals import is_transformed
-
-NORM_EPS = 1e-6  # of every GroupNorm in the model, the attention's included
 
 
 class AttentionProcessor(Protocol):

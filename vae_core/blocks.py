@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import NORM_EPS, Attention
+from .attention import Attention
+from .config import NORM_EPS
 from .diffusers_names import DiffusersLevel, DiffusersMiddle, DiffusersResample, DiffusersResnetBlock
 from .errors import ShapeError
 from .layers import conv2d, group_norm

@@ -31,6 +31,8 @@ SCALING_FIELDS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std
 SETTABLE_FIELDS = (*SCALING_FIELDS, "sample_size")
 
 GUESSED_KEY = "_guessed"  # beside a config's fields: the names of those that are guesses
+NORM_EPS = 1e-6  # of every GroupNorm in the model, the attention's included; no config says it
+LOGVAR_RANGE = (-30.0, 20.0)  # that a posterior is clamped to
 LARGEST_SCALE = 1e30  # what float32 multiplies and divides numbers near 1 by, and has room left
 
 _COUNTS = ("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups")

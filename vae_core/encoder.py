@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .attention import NORM_EPS
 from .blocks import CHECKPOINT, DownBlock, UNetMidBlock2D, run_block
-from .config import AutoencoderKLConfig
+from .config import NORM_EPS, AutoencoderKLConfig
 from .damage import checked
 from .diffusers_names import DiffusersHalf
 from .layers import conv2d, group_norm

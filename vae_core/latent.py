@@ -16,6 +16,8 @@ from torch import Tensor
 from .config import AutoencoderKLConfig
 from .errors import ConfigError, ShapeError
 
+METADATA_KEY = "seamless_vae"  # of a safetensors file of latents: where it says what they are
+
 
 def to_diffusion(
     z: Tensor,

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .config import LOGVAR_RANGE
 from .errors import ConfigError, ShapeError
 
-LOGVAR_RANGE = (-30.0, 20.0)
 MAX_SEED = 2**64 - 1  # the largest that a generator of torch takes
 
 

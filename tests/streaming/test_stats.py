@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vae_core.attention import NORM_EPS
+from vae_core.config import NORM_EPS
 from vae_core.streaming.stats import (
     ChannelStats,
     StatsTable,

@@ -31,6 +31,7 @@ ATTENTION: tuple[tuple[Words, bool], ...] = (  # and whether it is a projection,
 )
 NORM_OUT: Words = ("conv_norm_out", "norm_out", "conv_norm_out.norm")
 OPTIONAL = frozenset({"bn.num_batches_tracked"})  # counts training steps; no output depends on it
+FUSED = ".to_qkv."  # in names of weights that `fuse_qkv_projections` makes of three others
 
 # Parts of names that wrappers put in: torch.compile, DataParallel, FSDP, checkpointing, LoRA's plain layer; and MLX's
 # modules around a single convolution.

@@ -12,11 +12,10 @@ from ..errors import CheckpointError
 from ..tensor_kinds import obstacle
 from ..wrappers import computed_weights, look_through, place_in_model, plain_name
 from .identify import identify
-from .key_map import OPTIONAL, weight_shapes
+from .key_map import FUSED, OPTIONAL, weight_shapes
 from .plan import LORA, OWN
 from .tensor_file import TensorInfo
 
-FUSED = ".to_qkv."  # made of three others by `fuse_qkv_projections`
 _HALVES = ("encoder", "decoder")
 
 

@@ -37,7 +37,7 @@ from ..checkpoints.tensor_file import TensorFile, in_memory
 from ..checkpoints.write import safetensors, write_weights
 from ..datasets import kohya
 from ..errors import CheckpointError, VAEError, in_one_line
-from ..latent import from_diffusion, pack, unpack
+from ..latent import METADATA_KEY, from_diffusion, pack, unpack
 from ..npz import native, read_arrays
 
 NAMES = ("latent_tensor", "samples", "latents", "latent", "latent_image")
@@ -47,7 +47,6 @@ RESOLUTION = r"latents_(\d{1,6}x){1,2}\d{1,6}(_\w{1,20})?"  # of trainers' cache
 TOKEN_CHANNELS = (64, 128)  # of FLUX's latents as a sequence, which its pipelines give
 NUMPY_START = b"\x93NUMPY"
 RAW_MARK = "latent_format_version_0"
-METADATA_KEY = "seamless_vae"
 UNMARKED_SCALE = 0.18215  # of ComfyUI's files without the mark
 FLUX1_SCALING = (0.3611, 0.1159)
 

@@ -18,10 +18,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import DatasetError, in_one_line
+from ..latent import METADATA_KEY
 from .encode import EncodedImage, Shard
 
 SUFFIX = ".safetensors"
-METADATA_KEY = "seamless_vae"
 
 
 def files(shard: Shard, about: Mapping[str, Any]) -> dict[str, bytes]:

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from torch import Tensor
 
-from ..checkpoints.key_map import OPTIONAL, is_attention_projection, ldm_names, spellings, with_counters
+from ..checkpoints.key_map import FUSED, OPTIONAL, is_attention_projection, ldm_names, spellings, with_counters
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError
 from .layers import ParameterPath
@@ -26,7 +26,6 @@ from .network import parameter_shapes
 NORMS = ("norm1", "norm2", "group_norm", "conv_norm_out")
 ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out_0": "proj_attn"}
 _Shape = tuple[int, ...]
-FUSED = ".to_qkv."  # made of three others by `fuse_qkv_projections`
 
 
 def flax_paths(config: AutoencoderKLConfig) -> dict[str, ParameterPath]:

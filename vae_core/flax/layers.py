@@ -13,7 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from jax.typing import DTypeLike
 
-NORM_EPS = 1e-6  # of every GroupNorm in the model, the attention's included
+from ..config import NORM_EPS
+
 ParameterPath = tuple[str, ...]  # of a parameter
 CUT_OFF_DEVIATION = 0.87962566103423978  # of a standard normal that is cut off at -2 and 2
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from ..config import LOGVAR_RANGE
 from ..errors import ShapeError
 
-LOGVAR_RANGE = (-30.0, 20.0)
 CHANNELS = -3  # counted from the end, so that axes that vmap or pmap put in front change nothing
 ITEM = (-3, -2, -1)  # the axes of one batch item
 
