@@ -30,7 +30,8 @@ class Answering:
     """Threads of its own for questions."""
 
     def __init__(self, seconds: float = SECONDS, workers: int = WORKERS, waiting: int = WAITING) -> None:
-        self._seconds, self._waiting = seconds, waiting
+        self._seconds = seconds
+        self._waiting = waiting
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="seamless_vae")
         self._asked = 0
 

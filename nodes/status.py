@@ -14,7 +14,8 @@ from .answers import StatusEvent
 from .previews import IMAGE_SIDE
 
 BAR_STEPS = 1000
-BAR_SECONDS, STATUS_SECONDS = 0.1, 0.25
+BAR_SECONDS = 0.1
+STATUS_SECONDS = 0.25
 
 Preview = Callable[[], Image.Image]
 

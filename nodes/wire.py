@@ -25,7 +25,8 @@ from .first_stage import FirstStage, strips_of
 from .status import NodeStatus
 
 # What another model than ours takes at the size of the image, in numbers for each pixel: the host's own figures.
-_USUAL_NUMBERS_ENCODE, _USUAL_NUMBERS_DECODE = 1767, 2178
+_USUAL_NUMBERS_ENCODE = 1767
+_USUAL_NUMBERS_DECODE = 2178
 FRAMES = (4, 5)  # dimensions, of images and of a video's frames
 
 

@@ -6,7 +6,6 @@ import ast
 import re
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -322,37 +321,3 @@ def test_direction_among_nodes(path: Path) -> None:
     else:
         allowed = set(before) if path.stem != "__init__" else {each.stem for each in NODES.glob("*.py")}
     assert imports_among_nodes(path) <= allowed
-
-
-# Of the same kind in two worlds, on purpose: the JAX twin's, and of the two layouts of shards, which are called alike.
-TWINS = {"Level", "ModelOutput", "Opened"}
-
-
-def test_no_class_of_another_kind_has_the_same_name() -> None:
-    names: Counter[str] = Counter()
-    for path in [*FILES, *sorted(NODES.glob("*.py"))]:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        names.update(node.name for node in tree.body if isinstance(node, ast.ClassDef))
-    assert {name for name, count in names.items() if count > 1 and not name.startswith("_")} == TWINS
-
-
-def test_constants_have_one_place() -> None:
-    """Public ones of one name and one value: what is written twice is changed once."""
-    found: Counter[str] = Counter()
-    for path in [*FILES, *sorted(NODES.glob("*.py"))]:
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and re.match(r"[A-Z][A-Z0-9_]+ = ", ast.unparse(node)):
-                found[ast.unparse(node)] += 1
-    assert [constant for constant, count in found.items() if count > 1] == ["MAX_NAME = 1000"]  # characters, and bytes
-
-
-CODE = [
-    path
-    for folder in ("vae_core", "nodes", "tests", "tools", "benchmarks", "web/js")
-    for path in (PACKAGE.parent / folder).rglob("*.[pjt][ys]")
-]
-
-
-def test_no_file_is_longer_than_400_lines() -> None:
-    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in CODE}
-    assert {name: length for name, length in lengths.items() if length > 400} == {}

@@ -56,7 +56,8 @@ class ResnetBlock(LDMResnetBlock, DiffusersResnetBlock, nn.Module):
 class Downsample(LDMResample, DiffusersResample, nn.Module):
     """Halve a map: [B, C, H, W] -> [B, C, H // 2, W // 2]. An odd last row or column is dropped."""
 
-    name, padding = "op", 0  # diffusers' words for it
+    name = "op"  # this and the padding: diffusers' words for it
+    padding = 0
 
     def __init__(self, channels: int) -> None:
         super().__init__()

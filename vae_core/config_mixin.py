@@ -214,7 +214,8 @@ class ConfigMixin:
     def _config_to_save(self) -> AutoencoderKLConfig:
         if self._auto_class is None:
             return self._config
-        module, name = type(self).__module__.split(".")[-1], type(self).__name__
+        module = type(self).__module__.split(".")[-1]
+        name = type(self).__name__
         auto_map = self._config.extras.get("auto_map", {})
         return self._config.with_extras(auto_map={**auto_map, self._auto_class: f"{module}.{name}"})
 

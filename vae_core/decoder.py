@@ -17,7 +17,8 @@ class Decoder(LDMDecoder, DiffusersHalf, nn.Module):
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
-        widths, groups = config.decoder_widths[::-1], config.norm_num_groups  # coarsest first
+        widths = config.decoder_widths[::-1]  # coarsest first
+        groups = config.norm_num_groups
         self.conv_in = conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.up_blocks = nn.ModuleList(
             UpBlock(

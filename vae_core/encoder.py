@@ -20,7 +20,8 @@ class Encoder(LDMEncoder, DiffusersHalf, nn.Module):
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
-        widths, groups = config.block_out_channels, config.norm_num_groups
+        widths = config.block_out_channels
+        groups = config.norm_num_groups
         self.conv_in = conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             DownBlock(

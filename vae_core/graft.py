@@ -52,7 +52,8 @@ def join(part: nn.Module, ours: nn.Module, name: str) -> None:
         CheckpointError: a layer is of another size than the config says.
     """
     for child in [*ours._modules, *(each for each in part._modules if each not in ours._modules)]:
-        theirs, twin = getattr(part, child, None), ours._modules.get(child)
+        theirs = getattr(part, child, None)
+        twin = ours._modules.get(child)
         if theirs is None:
             if twin is not None:
                 setattr(ours, child, None)

@@ -155,7 +155,8 @@ class Parts(Mapping[str, nn.Module]):
     """
 
     def __init__(self, vae: object, *names: str) -> None:
-        self._vae, self._names = vae, names
+        self._vae = vae
+        self._names = names
 
     def __getitem__(self, name: str) -> nn.Module:
         part = getattr(self._vae, name, None) if name in self._names else None
@@ -241,7 +242,8 @@ def _level(build: ProgramBuilder, block: Level | UNetMidBlock2D) -> None:
 
 
 def _resnet(build: ProgramBuilder, block: ResnetBlock) -> None:
-    x, shortcut = build.current, block.conv_shortcut
+    x = build.current
+    shortcut = block.conv_shortcut
     build.convolve(block.conv1, norm=block.norm1, act=block.nonlinearity)
     build.convolve(
         block.conv2,

@@ -86,7 +86,8 @@ def on_disk(
     Raises:
         CheckpointError: neither on this disk nor on the Hub, or it cannot be fetched; says why.
     """
-    found, options = hub_name(name), options or HubOptions()
+    found = hub_name(name)
+    options = options or HubOptions()
     if found is None:
         return _below(Path(name), options)
     return _Repository(found, options).fetch(config_only, variant, use_safetensors)
@@ -97,7 +98,8 @@ def header_on_disk(name: PathLike, folder: Path, options: HubOptions | None = No
 
     It is written into `folder`, with the size of the whole file and nothing in place of the weights.
     """
-    found, options = hub_name(name), options or HubOptions()
+    found = hub_name(name)
+    options = options or HubOptions()
     if found is None:
         return _below(Path(name), options)
     return _Repository(found, options).fetch_header(folder, variant)
@@ -170,10 +172,12 @@ class _Repository:
         if self.name.is_file:
             file = str(self.name.file)
             self.folder = PurePosixPath(file).parent.as_posix()
-            path, config = header(file), self._config_beside()
+            path = header(file)
+            config = self._config_beside()
             self._shards(file, path, header)
         else:
-            path, config = folder, self._config()
+            path = folder
+            config = self._config()
             self._weights(variant, None, header)
         if config is not None:
             (folder / config.name).write_bytes(config.read_bytes())
@@ -209,7 +213,8 @@ class _Repository:
         present = [
             path.name for path in map(PurePosixPath, self._listed()) if path.parent == PurePosixPath(self.folder)
         ]
-        variants, weights = variants_in(present), weights_among(present, use_safetensors)
+        variants = variants_in(present)
+        weights = weights_among(present, use_safetensors)
         if variant is None and len(variants) == 1:
             return self._weights(variants[0], use_safetensors, get)
         if variant is None and not variants and len(weights) == 1:
@@ -281,7 +286,8 @@ class _Repository:
     def _ask(self, file: str, question: Callable[[], Result]) -> Result:
         """The Hub's answer, its errors as sentences."""
         errors = self.hub.errors
-        repo, revision = self.name.repo, self.options.revision
+        repo = self.name.repo
+        revision = self.options.revision
         try:
             return _forced(question)
         except errors.GatedRepoError as error:

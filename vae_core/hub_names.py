@@ -102,7 +102,8 @@ def hub_name(name: PathLike) -> HubName | None:
             raise CheckpointError(
                 f"{text} is an address without a repository. Give https://huggingface.co/ORG/NAME/..."
             )
-        repo, rest = unquote(found["repo"]), unquote(found["rest"] or "").rstrip("/")
+        repo = unquote(found["repo"])
+        rest = unquote(found["rest"] or "").rstrip("/")
         return HubName(repo, rest or None) if found["page"] is None else _at_revision(repo, rest)
     if not _NAME.fullmatch(text) or text.startswith(".") or os.path.exists(text):
         return None

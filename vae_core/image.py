@@ -26,7 +26,8 @@ Fit = Literal["crop", "pad", "error"]
 
 # ITU-R BT.601, by which PIL makes grey of colours too.
 LUMA = (0.299, 0.587, 0.114)
-BYTE_MAX, WORD_MAX = 255, 65535
+BYTE_MAX = 255
+WORD_MAX = 65535
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,10 @@ def from_image(image: Tensor, *, channels: int = 3, multiple: int = 8, fit: Fit 
                 f"crop. Choose the fit pad, or enlarge it."
             )
         window = (..., slice(top, top + new_height), slice(left, left + new_width))
-        values, alpha = values[window], None if alpha is None else alpha[window]
-        height, width = new_height, new_width
+        values = values[window]
+        alpha = None if alpha is None else alpha[window]
+        height = new_height
+        width = new_width
     padded = reflect_to(values, -(-height // multiple) * multiple, -(-width // multiple) * multiple)
     return FittedImage(to_model_range(padded).contiguous(), alpha, (height, width))
 
@@ -287,7 +290,8 @@ def _unit_floats(array: np.ndarray, what: str, remedy: str, top: float = 1) -> T
     values = array.astype(np.float64) / top
     beyond = max(4 * np.finfo(array.dtype).eps if np.issubdtype(array.dtype, np.floating) else 0, 0.5 / BYTE_MAX)
     if values.size and not (values.min() >= -beyond and values.max() <= 1 + beyond):  # NaN is neither
-        low, high = array.min(), array.max()
+        low = array.min()
+        high = array.max()
         raise ImageError(f"{what} has values from {low:.9g} to {high:.9g}; 0 to {top} are taken. {remedy}")
     return torch.from_numpy(values.clip(0, 1).astype(np.float32))
 

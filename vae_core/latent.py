@@ -43,7 +43,8 @@ def to_diffusion(
         mean, std = _batch_norm(z, config, running_mean, running_var)
         return (pack(z, config.patch_size) - mean) / std
     if config.latents_mean is not None and config.latents_std is not None:
-        mean, std = _per_channel(z, config.latents_mean), _per_channel(z, config.latents_std)
+        mean = _per_channel(z, config.latents_mean)
+        std = _per_channel(z, config.latents_std)
         return (z - mean) * config.scaling_factor / std
     return (z - (config.shift_factor or 0.0)) * config.scaling_factor
 
@@ -61,7 +62,8 @@ def from_diffusion(
         return unpack(latent * std + mean, config.patch_size)
     _check_channels(latent, config.latent_channels)
     if config.latents_mean is not None and config.latents_std is not None:
-        mean, std = _per_channel(latent, config.latents_mean), _per_channel(latent, config.latents_std)
+        mean = _per_channel(latent, config.latents_mean)
+        std = _per_channel(latent, config.latents_std)
         return latent * std / config.scaling_factor + mean
     return latent / config.scaling_factor + (config.shift_factor or 0.0)
 

@@ -90,11 +90,14 @@ class Projection:
 
     kernel_size = stride = dilation = (1, 1)
     padding = output_padding = (0, 0)
-    groups, padding_mode, transposed = 1, "zeros", False
+    groups = 1
+    padding_mode = "zeros"
+    transposed = False
 
     def __init__(self, linear: nn.Linear) -> None:
         self._linear = linear
-        self.in_channels, self.out_channels = linear.in_features, linear.out_features
+        self.in_channels = linear.in_features
+        self.out_channels = linear.out_features
 
     @property
     def weight(self) -> Tensor:
@@ -150,7 +153,8 @@ class MapProcessor:
     """
 
     def __init__(self, attend: MapAttention, before: Any) -> None:
-        self.attend, self.before = attend, before
+        self.attend = attend
+        self.before = before
 
     def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         normalized = attn.norm(hidden_states)

@@ -33,7 +33,8 @@ class LikenessMeta(type):
     """
 
     def __eq__(cls, other: object) -> bool:
-        theirs, base = diffusers_class(cls.__name__), diffusers_class()
+        theirs = diffusers_class(cls.__name__)
+        base = diffusers_class()
         return cls is other or (theirs is not None and other is theirs and base is not None and issubclass(cls, base))
 
     __hash__ = type.__hash__

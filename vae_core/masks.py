@@ -49,7 +49,8 @@ def _one_channel(mask: Tensor, size: tuple[int, int]) -> Tensor:
         if given[2] not in (1, 3, 4) or (given[:2] != tuple(size) and (given[2] == size[1] or given[0] == 1)):
             return mask
         mask = mask[None]
-    first, last = mask.shape[1], mask.shape[-1]
+    first = mask.shape[1]
+    last = mask.shape[-1]
     channels_last = first not in (1, 3) or (last in (1, 3, 4) and tuple(mask.shape[1:3]) == tuple(size))
     if mask.ndim != len(given) or channels_last:
         mask = mask.movedim(-1, 1)
@@ -66,7 +67,8 @@ def _unit_values(mask: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         return mask.float()
     values = mask.float()
-    low, high = values.min().item(), values.max().item()
+    low = values.min().item()
+    high = values.max().item()
     if not mask.is_floating_point():
         white = 65535 if mask.dtype == torch.uint16 and high > 255 else 255
         if low >= 0 and high <= white:
@@ -134,7 +136,8 @@ def paste(original: Tensor, painted: Tensor, mask: Tensor, factor: int) -> Tenso
         each.expand(count, *each.shape[1:]) if len(each) == 1 else each for each in (original, painted, mask)
     )
     result = original.clone()
-    (top, left), (height, width) = (gap // 2 for gap in missing), painted.shape[1:3]
+    top, left = (gap // 2 for gap in missing)
+    height, width = painted.shape[1:3]
     window = (slice(None), slice(top, top + height), slice(left, left + width))
     place = (*window, slice(0, painted.shape[3]))
     result[place] = composite(original[place], painted.to(original.device), mask[window].to(original.device))

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from .errors import ImageError
 
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
-SSIM_K1, SSIM_K2 = 0.01, 0.03
+SSIM_WINDOW = 11
+SSIM_SIGMA = 1.5
+SSIM_K1 = 0.01
+SSIM_K2 = 0.03
 
 
 def psnr(image: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor:
@@ -51,11 +53,15 @@ def ssim(image: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor:
         rows = F.conv2d(x, weights[..., None], groups=channels)
         return F.conv2d(rows, weights[:, :, None], groups=channels)
 
-    x, y = image.double(), reference.double()
-    mean_x, mean_y = mean(x), mean(y)
-    variance_x, variance_y = mean(x * x) - mean_x**2, mean(y * y) - mean_y**2
+    x = image.double()
+    y = reference.double()
+    mean_x = mean(x)
+    mean_y = mean(y)
+    variance_x = mean(x * x) - mean_x**2
+    variance_y = mean(y * y) - mean_y**2
     covariance = mean(x * y) - mean_x * mean_y
-    c1, c2 = (SSIM_K1 * data_range) ** 2, (SSIM_K2 * data_range) ** 2
+    c1 = (SSIM_K1 * data_range) ** 2
+    c2 = (SSIM_K2 * data_range) ** 2
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
     return similarity.mean(dim=(1, 2, 3))

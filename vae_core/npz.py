@@ -34,7 +34,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             with zipfile.ZipFile(bounded) as archive:  # type: ignore[arg-type]  # of a file it takes these alone
                 bounded.most = None
                 entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
-                total, most = sum(entry.file_size for entry in entries), path.stat().st_size + MOST_BEYOND
+                total = sum(entry.file_size for entry in entries)
+                most = path.stat().st_size + MOST_BEYOND
                 if total > most:
                     raise ValueError(f"its arrays take {total} bytes; a file of this size may have {most}")
                 return {entry.filename.removesuffix(".npy"): _entry(archive, entry) for entry in entries}
@@ -95,7 +96,8 @@ def _read_array(stream: BinaryIO, size: int, name: str) -> np.ndarray:
     if version not in readers:
         raise ValueError(f"{name} is of an unknown version, {version[0]}.{version[1]}")
     shape, fortran_order, dtype = readers[version](stream)
-    needed, there = math.prod(shape) * dtype.itemsize, size - (stream.tell() - start)
+    needed = math.prod(shape) * dtype.itemsize
+    there = size - (stream.tell() - start)
     if dtype.hasobject:
         raise ValueError(f"{name} has Python objects (a pickle) in it, which are not opened")
     if min(shape, default=0) < 0 or needed != there:

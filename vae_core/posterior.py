@@ -84,10 +84,12 @@ class DiagonalGaussianDistribution:
         if self.deterministic:
             return self.mean.new_zeros(1)
         dims = tuple(range(1, self.mean.ndim))
-        mean, logvar = _wide(self.mean), _wide(self.logvar)
+        mean = _wide(self.mean)
+        logvar = _wide(self.logvar)
         if other is None:
             return 0.5 * torch.sum(mean.pow(2) + logvar.exp() - 1.0 - logvar, dim=dims)
-        other_mean, other_logvar = _wide(other.mean), _wide(other.logvar)
+        other_mean = _wide(other.mean)
+        other_logvar = _wide(other.logvar)
         return 0.5 * torch.sum(
             (mean - other_mean).pow(2) / other_logvar.exp()
             + (logvar - other_logvar).exp()

@@ -129,7 +129,8 @@ class PretrainedMixin(ConfigMixin):
             shapes = weight_shapes(plan.config)
             if ignore_mismatched_sizes:
                 plan = without_mismatched(plan, shapes)
-            place, mapped = _one_device(device_map), not disable_mmap
+            place = _one_device(device_map)
+            mapped = not disable_mmap
             model = build_model(cls, plan, _one_dtype(torch_dtype, dtype), place, mapped)  # type: ignore[type-var]
         _keep_in_fp32(model, cls)
         model.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
@@ -189,13 +190,15 @@ class PretrainedMixin(ConfigMixin):
             source = memory_tensors(given, path.name) if isinstance(given, Mapping) else open_tensor_file(path)
             if use_safetensors and source.container == "pickle":
                 raise CheckpointError(f"{path.name} is a pickle, and use_safetensors=True allows none. Leave it out.")
-            overrides, its_config = _overrides(rest), given_config(config, rest.get("config_revision"))
+            overrides = _overrides(rest)
+            its_config = given_config(config, rest.get("config_revision"))
             read = None
             if original is not None:
                 read = original_config(original, lambda address, most: fetch_bytes(address, most, options))
             plan = plan_single_file(source, overrides, its_config, read)
             place = _one_device(device_map) if device is None else device
-            wanted, mapped = _one_dtype(torch_dtype, dtype), not disable_mmap
+            wanted = _one_dtype(torch_dtype, dtype)
+            mapped = not disable_mmap
             model = build_model(cls, plan, wanted, place, mapped)  # type: ignore[type-var]
         _keep_in_fp32(model, cls)
         return model

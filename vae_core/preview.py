@@ -11,7 +11,8 @@ from .autocast import without_autocast
 # Deviations from the mean that make black and white.
 COLOUR_RANGE = 2.5
 # Black, through red and yellow, to white: where each of red, green and blue begins and how fast it rises.
-HEAT_STARTS, HEAT_WIDTHS = (0.0, 0.375, 0.75), (0.375, 0.375, 0.25)
+HEAT_STARTS = (0.0, 0.375, 0.75)
+HEAT_WIDTHS = (0.375, 0.375, 0.25)
 
 
 def latent_colours(z: Tensor) -> Tensor:

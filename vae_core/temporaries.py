@@ -19,7 +19,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-PREFIX, SUFFIX = ".seamless-vae-", ".tmp"
+PREFIX = ".seamless-vae-"
+SUFFIX = ".tmp"
 ABANDONED_SECONDS = 24 * 60 * 60  # where the system has no locks
 EXCLUSIVE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 NO_HANDLE = -1

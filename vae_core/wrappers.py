@@ -41,14 +41,17 @@ class PlaceInModel(NamedTuple):
 
 def place_in_model(model: nn.Module, name: str) -> PlaceInModel:
     """Where a module or a weight is, by the name that `named_modules`, `named_parameters` or `state_dict` gives it."""
-    module, plain, parts = model, [], name.split(".")
+    module = model
+    plain = []
+    parts = name.split(".")
     while parts and module is not None:
         held = _held(module) if plain else ()
         if not held:
             plain.append(parts.pop(0))
             module = module._modules.get(plain[-1]) if _is_open(module) else None
         elif tuple(parts[: len(held)]) == held:
-            module, parts = module.get_submodule(".".join(held)), parts[len(held) :]
+            module = module.get_submodule(".".join(held))
+            parts = parts[len(held) :]
         elif any(parts[0] in own for own in (module._modules, module._parameters, module._buffers)):
             return PlaceInModel(".".join([*plain, *parts]), module)
         else:  # its state dict leaves the wrapper out

@@ -69,7 +69,8 @@ def read_config_file(file: Path) -> ConfigFile:
             f"{file} is not a config of an AutoencoderKL: {in_one_line(error)}. Correct it if you have changed it, or "
             f"get it again."
         ) from None
-    given, guessed = own & values.keys(), guessed_in(values)
+    given = own & values.keys()
+    guessed = guessed_in(values)
     return ConfigFile(_with_others(config, values), given, guessed, passed_over(others))
 
 

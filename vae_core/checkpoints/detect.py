@@ -20,7 +20,8 @@ SHOWN_FIELDS = (
     *("latent_channels", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention", "patch_size"),
     "decoder_block_out_channels",
 )
-LDM, DIFFUSERS = "LDM", "diffusers"
+LDM = "LDM"
+DIFFUSERS = "diffusers"
 
 # Names that detection looks at, in both schemes' words. Groups are the half, the word for its levels, the level and
 # the layer. A level or layer of more digits than a model can have is a name like any other that is not known.

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..config import AutoencoderKLConfig
 
-METADATA, REST = "metadata", "the rest of the checkpoint"
+METADATA = "metadata"
+REST = "the rest of the checkpoint"
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def check_one_save(index: Path, seen: Mapping[str, str], shard: Path, metadata: 
     Raises:
         CheckpointError: they are of different saves.
     """
-    ours, theirs = seen.get(SAVE_KEY), metadata.get(SAVE_KEY)
+    ours = seen.get(SAVE_KEY)
+    theirs = metadata.get(SAVE_KEY)
     if ours is not None and theirs is not None and ours != theirs:
         raise CheckpointError(
             f"the shards that {index.name} names come from different saves: {shard.name} does not belong to those "

@@ -48,7 +48,8 @@ def _both(*tests: Callable[[Tensors], bool]) -> Callable[[Tensors], bool]:
 
 def gives_posterior(tensors: Tensors) -> bool | None:
     """Whether an encoder gives two numbers for each latent channel, a mean and a variance; None if nothing tells."""
-    given, taken = tensors.get("encoder.conv_out.weight"), tensors.get("decoder.conv_in.weight")
+    given = tensors.get("encoder.conv_out.weight")
+    taken = tensors.get("decoder.conv_in.weight")
     if given is None or taken is None or len(given.shape) != 4 or len(taken.shape) != 4:
         return None
     return None if given.shape[0] not in (taken.shape[1], 2 * taken.shape[1]) else given.shape[0] != taken.shape[1]
@@ -229,7 +230,8 @@ def _some(tensors: Tensors) -> Tensors:
     """As many of the tensors as can be looked at in a moment: all of any real file's."""
     if sum(map(len, tensors)) <= MOST:
         return tensors
-    left, found = MOST, {}
+    left = MOST
+    found = {}
     for name, info in tensors.items():
         left -= len(name)
         if left < 0:

@@ -150,7 +150,8 @@ class Machine:
     def pop_mark(self) -> list[Any]:
         if not self.marks:
             raise DamagedError("it goes back to a mark that is not there")
-        items, self.stack = self.stack, self.marks.pop()
+        items = self.stack
+        self.stack = self.marks.pop()
         return items
 
     def top(self) -> Any:

@@ -41,7 +41,8 @@ class _Steps:
     """Counts the items that are looked at and the names that are made, because one thing may be in a million places."""
 
     def __init__(self) -> None:
-        self.left, self.names_left = MAX_STEPS, NAMES
+        self.left = MAX_STEPS
+        self.names_left = NAMES
 
     def take(self, count: int) -> None:
         self.left -= count

@@ -155,7 +155,8 @@ def open_shards(index: Path) -> TensorFile:
     tensors: dict[str, TensorInfo] = {}
     files: dict[str, Path] = {}
     values: dict[str, Tensor | Kept] = {}
-    container, metadata = "safetensors", {}
+    container = "safetensors"
+    metadata = {}
     for file_name in sorted(set(names.values())):
         path = index.parent / file_name
         check_link(path)
@@ -172,7 +173,8 @@ def open_shards(index: Path) -> TensorFile:
         for name, info in shard.tensors.items():
             if name in tensors and names.get(name) != file_name:
                 continue  # the map says which of the two it is
-            tensors[name], files[name] = info, path
+            tensors[name] = info
+            files[name] = path
         values.update(shard.values)
     absent = sorted(set(names) - set(tensors))
     if absent:

@@ -112,7 +112,8 @@ def _inside(values: Any, *names: str) -> Mapping[str, Any] | None:
 def _shapes(layers: Mapping[str, Any]) -> dict[str, Any]:
     """The config fields of LDM's `ddconfig`; what is not a number there is passed over."""
     found: dict[str, Any] = {name: layers[theirs] for name, theirs in _SHAPES.items() if is_count(layers.get(theirs))}
-    width, factors = layers.get("ch", 0), layers.get("ch_mult", ())
+    width = layers.get("ch", 0)
+    factors = layers.get("ch_mult", ())
     if is_count(width) and has_order(factors) and all(map(is_count, factors)):
         found["block_out_channels"] = tuple(width * factor for factor in factors)
     return found

@@ -70,7 +70,8 @@ def _not_merged(model: nn.Module, adapters: Mapping[str, nn.Module]) -> str:
             " and ".join(f"{part}.{call}()" for part in around) for call in ("merge_adapter", "save_pretrained")
         )
     else:
-        merge, alone = "fuse_lora()", "save_lora_adapter()"
+        merge = "fuse_lora()"
+        alone = "save_lora_adapter()"
     return (
         f"the model has {'a' if kind == 'LoRA' else 'an'} {kind} that is not merged into its weights "
         f"({plain_name(model, first)} and {len(others)} more). Call {merge} first to save the VAE with it; {alone} "
@@ -126,11 +127,13 @@ def _check_names(model: nn.Module, found: Mapping[str, Tensor], shapes: Mapping[
 
 def _around(model: nn.Module, key: str) -> str | None:
     """What has taken the place of a part on the way to a weight, and what to do about it."""
-    module, way = model, ""
+    module = model
+    way = ""
     for part in key.split("."):
         through = look_through(module) if way else module
         if hasattr(through, part):
-            module, way = getattr(through, part), f"{way}.{part}".lstrip(".")
+            module = getattr(through, part)
+            way = f"{way}.{part}".lstrip(".")
             continue
         inside = [name for name, each in through.named_modules() if name and hasattr(each, part)]
         what = f"{way} is of the class {type(through).__name__}"

@@ -248,10 +248,8 @@ def _scaled_weight(name: str, table: Mapping[str, str]) -> str | None:
 def check_posterior(part: Inner) -> None:
     """Raise CheckpointError for an encoder that gives latents themselves, as one number for each of their channels."""
     if gives_posterior(part.tensors) is False:
-        given, latent = (
-            part.tensors["encoder.conv_out.weight"].shape[0],
-            part.tensors["decoder.conv_in.weight"].shape[1],
-        )
+        given = part.tensors["encoder.conv_out.weight"].shape[0]
+        latent = part.tensors["decoder.conv_in.weight"].shape[1]
         what = what_it_is(part, "Give an AutoencoderKL.")
         raise CheckpointError(
             f"{part.source.path.name} has an encoder that gives {given} channels for latents of {latent}; that of an "
@@ -298,7 +296,8 @@ def _contradicted(part: Inner, config: AutoencoderKLConfig) -> str | None:
 
 def _quantised(part: Inner, unknown: list[str]) -> str | None:
     """What to say if an unknown tensor stands beside a weight that is not made of wide floats."""
-    others, tensors = set(unknown), part.tensors
+    others = set(unknown)
+    tensors = part.tensors
     for name, real in part.names.items():
         if real not in others:
             continue

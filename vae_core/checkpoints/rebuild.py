@@ -150,7 +150,8 @@ class InlineTensor:
 
     def tensor(self) -> Tensor:
         """The numbers, in memory of their own."""
-        raw, dtype = self._raw, self._stored
+        raw = self._raw
+        dtype = self._stored
         flat = torch.frombuffer(bytearray(raw), dtype=dtype) if raw else torch.empty(0, dtype=dtype, device="cpu")
         return flat.reshape(self._stored_shape).permute(self._axes).to(self.dtype)
 
@@ -215,7 +216,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, dtype: Any) -> S
     if type(storage) is not Storage or not (dtype is None or isinstance(dtype, torch.dtype)):
         raise ValueError(f"a tensor in a {type(storage).__name__}")
     dtype = dtype or storage.dtype
-    shape, stride = _sizes(shape), _sizes(stride)
+    shape = _sizes(shape)
+    stride = _sizes(stride)
     (offset,) = _sizes((offset,))
     if len(shape) != len(stride):
         raise ValueError(f"a tensor of shape {shape} with strides {stride}")

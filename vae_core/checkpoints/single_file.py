@@ -149,7 +149,8 @@ def _shown_by(config: AutoencoderKLConfig) -> dict[str, Any]:
 
 def _detect(part: Inner, overrides: Mapping[str, Any]) -> _Found:
     """A config from shapes, then from what is beside the file or the family says of what shapes do not show."""
-    source, tensors = part.source, part.tensors
+    source = part.source
+    tensors = part.tensors
     try:
         fields = fields_from_shapes(tensors)
         widths = (*fields["block_out_channels"], *fields.get("decoder_block_out_channels", ()))

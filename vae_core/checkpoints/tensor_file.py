@@ -153,7 +153,8 @@ def read_copies(path: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, Tens
     try:
         with open(path, "rb", buffering=0) as file:
             for name, info in sorted(tensors.items(), key=lambda item: item[1].start):
-                buffer, done = bytearray(info.size), 0
+                buffer = bytearray(info.size)
+                done = 0
                 file.seek(info.start)
                 while done < len(buffer):
                     count = file.readinto(memoryview(buffer)[done:])
@@ -173,7 +174,8 @@ def read_copies(path: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, Tens
 def read_mapped(path: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
     """Views of the given tensors in a private map of the smallest range of the file with all of them."""
     _check_types(path, tensors)
-    starts, ends = [], []
+    starts = []
+    ends = []
     for info in tensors.values():
         if size := info.size:
             starts.append(info.start)
@@ -195,7 +197,8 @@ def read_mapped(path: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, Tens
 
 
 def _view(buffer: mmap.mmap | bytearray | bytes, info: TensorInfo, offset: int) -> Tensor:
-    dtype, count = info.dtype, info.elements
+    dtype = info.dtype
+    count = info.elements
     assert dtype is not None
     if count == 0:
         return torch.empty(info.shape, dtype=dtype, device="cpu")

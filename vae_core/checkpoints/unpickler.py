@@ -213,7 +213,8 @@ def _frozenset(machine: Machine) -> None:
 
 @_on(pickle.ADDITEMS)
 def _add_items(machine: Machine) -> None:
-    items, target = machine.pop_mark(), machine.top()
+    items = machine.pop_mark()
+    target = machine.top()
     if isinstance(target, Placeholder):
         return
     if type(target) is not set:
@@ -235,7 +236,8 @@ def _appends(machine: Machine) -> None:
 
 @_on(pickle.SETITEM)
 def _set_item(machine: Machine) -> None:
-    value, key = machine.pop(), machine.pop()
+    value = machine.pop()
+    key = machine.pop()
     machine.set_items(machine.top(), [key, value])
 
 
@@ -276,19 +278,22 @@ def _memoize(machine: Machine) -> None:
 
 @_on(pickle.STACK_GLOBAL)
 def _stack_global(machine: Machine) -> None:
-    name, module = machine.pop(), machine.pop()
+    name = machine.pop()
+    module = machine.pop()
     machine.push(machine.find(module, name))
 
 
 @_on(pickle.REDUCE)
 def _reduce(machine: Machine) -> None:
-    arguments, kind = machine.pop(), machine.pop()
+    arguments = machine.pop()
+    kind = machine.pop()
     machine.push(machine.make(kind, arguments))
 
 
 @_on(pickle.NEWOBJ)
 def _new_object(machine: Machine) -> None:
-    arguments, kind = machine.pop(), machine.pop()
+    arguments = machine.pop()
+    kind = machine.pop()
     if isinstance(kind, Rebuild | Marker):
         machine.refuse(f"makes an object of {kind.name}")
     machine.push(machine.make(kind, arguments))

@@ -122,7 +122,8 @@ class _Remembering:
 
     def __init__(self, file: BinaryIO) -> None:
         self.error: OSError | None = None
-        self.flush, self._file = file.flush, file
+        self.flush = file.flush
+        self._file = file
 
     def write(self, data: bytes) -> int:
         try:

@@ -17,7 +17,8 @@ _LOCATOR = struct.Struct("<4sLQL")  # of zip64's end
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
-_MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
+_MAX16 = 0xFFFF
+_MAX32 = 0xFFFFFFFF
 MAX_ENTRIES = 100_000
 MAX_NAME = 1_000  # bytes
 MAX_DIRECTORY = 16 << 20  # bytes; a hundred thousand tensors take a half
@@ -84,9 +85,11 @@ def list_entries(path: Path) -> dict[str, Entry]:
 def check_entry(file: BinaryIO, entry: Entry) -> None:
     """Read a stored entry once, a piece at a time. Raises ZipError if its bytes are not those that were written."""
     file.seek(entry.start)
-    left, crc = entry.size, 0
+    left = entry.size
+    crc = 0
     while left and (piece := file.read(min(left, _PIECE))):
-        left, crc = left - len(piece), zlib.crc32(piece, crc)
+        left = left - len(piece)
+        crc = zlib.crc32(piece, crc)
     if left or (entry.crc and crc != entry.crc):  # torch can leave the sum out: 0
         raise ZipError(f"{entry.name[:80]!r} does not have the bytes that were written")
 

@@ -25,7 +25,8 @@ examples:
 
 exit codes: 0 done; 1 an error, in one line (--debug shows the traceback); 2 a usage error; 130 interrupted.
 """
-INTERRUPTED, BROKEN_PIPE = 130, 141
+INTERRUPTED = 130
+BROKEN_PIPE = 141
 SAID_OF_AN_INTERRUPT = "seamless-vae: interrupted; no file was left half written"
 
 

@@ -29,7 +29,8 @@ from .outputs import name_argument, path_argument
 DEMO = Path(__file__).resolve().parents[1] / "demo"
 DEMO_PHOTOGRAPH = DEMO / "chelsea.png"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-GIGABYTE, MOST_GIGABYTES = 1e9, 1e9
+GIGABYTE = 1e9
+MOST_GIGABYTES = 1e9
 
 
 def add_command(subparsers: Any, name: str, summary: str, description: str, examples: str) -> argparse.ArgumentParser:

@@ -38,7 +38,8 @@ def add(subparsers) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     vae = load_model(arguments)
-    count, measured = 0, []
+    count = 0
+    measured = []
     for image in decode_dataset(
         arguments.collection,
         arguments.out,

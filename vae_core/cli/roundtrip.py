@@ -28,7 +28,8 @@ from .jax_model import JaxModel
 from .outputs import add_overwrite_argument, check_outputs, path_argument
 from .say import say
 
-CAPTION_HEIGHT, GAP = 28, 8
+CAPTION_HEIGHT = 28
+GAP = 8
 EXAMPLES = """\
   seamless-vae roundtrip                          the bundled photograph through the bundled VAE
   seamless-vae roundtrip photo.jpg --out results

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from ..errors import ConfigError
 
-KOHYA_LEAST, KOHYA_MOST = 256, 1024
+KOHYA_LEAST = 256
+KOHYA_MOST = 1024
 
 
 @dataclass(frozen=True)

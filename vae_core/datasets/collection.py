@@ -304,7 +304,8 @@ class Collection:
             DatasetError: a shard is missing, or there are no images at all.
         """
         totals = {"images": 0, "failures": 0, "shards": 0, "bytes": 0}
-        shards, failures = [], []
+        shards = []
+        failures = []
         for record in self.all_records():
             size = sum(file["bytes"] for file in record["files"])
             line = {"name": record["name"], "images": len(record["images"]), "failures": len(record["failures"])}

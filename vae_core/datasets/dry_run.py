@@ -130,7 +130,8 @@ def _sample(splits: Sequence[Split], settings: Settings, count: int) -> list[Raw
         each = math.ceil(count / len(chosen))
         return [raw for split in chosen for _, raw in zip(range(each), read_split(split), strict=False)][:count]
     wanted = sorted({i * total // min(count, total) for i in range(min(count, total))})
-    raws, before = [], 0
+    raws = []
+    before = 0
     for split in splits:
         size = cast(int, split.count)
         inside = [i - before for i in wanted if before <= i < before + size]

@@ -50,7 +50,8 @@ class BatchEncoder:
     """
 
     def __init__(self, vae: AutoencoderKL, settings: Settings) -> None:
-        self.vae, self.settings = vae, settings
+        self.vae = vae
+        self.settings = settings
         self.scale = Scale.of(settings, vae.config)
         self.seconds = 0.0
         self._jobs: dict[tuple[int, ...], Job] = {}  # prepared once for each shape of a batch

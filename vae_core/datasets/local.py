@@ -139,7 +139,8 @@ class _Reading(IterableDataset):
     """What readers do: each takes every n-th task."""
 
     def __init__(self, work: Sequence[Work], settings: Settings, channels: int) -> None:
-        self.settings, self.channels = settings, channels
+        self.settings = settings
+        self.channels = channels
         self.tasks = [(each, wanted) for each in work for wanted in _tasks(each, settings.shard_images)]
 
     def __iter__(self) -> Iterator[_Part | _Stopped]:

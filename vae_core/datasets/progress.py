@@ -35,7 +35,8 @@ class RunProgress:
 
     def start(self, total: int | None, before: int) -> None:
         """Begin with so many images in all (None: it is not known) and so many done before."""
-        self.total, self._before = total, before
+        self.total = total
+        self._before = before
         self._shown = self._began = time.monotonic()
         if self.show and sys.stderr is not None and sys.stderr.isatty():  # it may be closed
             form = _BAR if total else _BAR_WITHOUT_TOTAL

@@ -177,7 +177,8 @@ class LatentStream(IterableDataset):
             )
         epoch = _whole("epoch", state.get("epoch"))
         batches = _whole("batches", state.get("batches"), 0)
-        self._epoch.value, self._skip.value = epoch, batches
+        self._epoch.value = epoch
+        self._skip.value = batches
 
     def _state(self, batches: int) -> dict[str, int]:
         order = {name: getattr(self, name) for name in ("seed", "batch_size", "world_size", "window")}

@@ -168,7 +168,8 @@ def _local(text: str) -> list[tuple[str, str]]:
     """`_expand` for this machine. What exists under a name is meant by it, whatever marks of patterns it has."""
     system = fsspec.filesystem("file")
     path = system._strip_protocol(os.path.abspath(os.path.expanduser(text)))
-    there, rest = path, ""
+    there = path
+    rest = ""
     while not os.path.lexists(there) and (above := os.path.dirname(there)) != there:
         there = above
         rest = path[len(above) :]

@@ -65,7 +65,8 @@ def read_tar(url: str) -> Iterator[Raw]:
 
 
 def _images(stream: IO[bytes], url: str, reading: Any) -> Iterator[Raw]:
-    several, example = 0, ""
+    several = 0
+    example = ""
     files = _Files(stream, reading.base_plus_ext)
     for sample in reading.group_by_keys({**file, "__url__": url} for file in files):
         key = sample["__key__"]
@@ -97,7 +98,8 @@ class _Files:
     """
 
     def __init__(self, stream: IO[bytes], parts: Any) -> None:
-        self.stream, self.parts = stream, parts
+        self.stream = stream
+        self.parts = parts
         self.doubles: list[str] = []
         self.damage = ""
 

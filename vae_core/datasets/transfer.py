@@ -19,7 +19,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import DatasetError, VAEError, in_one_line
 
-_TRIES, _PAUSE = 4, 0.5  # seconds, doubled each time
+_TRIES = 4
+_PAUSE = 0.5  # seconds, doubled each time
 MOST_BYTES = 2**30  # of an image's file
 # What is the fault of one file on a disk. Anything else (EIO, ESTALE, EMFILE, ...) would meet the next file too.
 _OF_THE_FILE = {

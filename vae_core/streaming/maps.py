@@ -108,7 +108,8 @@ class FeatureMap:
         if not circular:
             first = max(first, 0)
             return self.pieces(first, min(stop, height)), first
-        pieces, row = [], first
+        pieces = []
+        row = first
         while row < stop:
             begin = row % height
             end = min(begin + stop - row, height)

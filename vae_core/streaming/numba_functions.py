@@ -157,7 +157,8 @@ class _Files:
     def __init__(self, folder: Path, stem: str, sources: bytes) -> None:
         import numba
 
-        self._folder, self._stem = folder, stem
+        self._folder = folder
+        self._stem = stem
         self._origin = hashlib.sha256(f"{numba.__version__} {sys.version}".encode() + sources).digest()
 
     def _path(self, key: tuple[Any, ...]) -> Path:

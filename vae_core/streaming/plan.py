@@ -133,7 +133,8 @@ class _DryRun:
         self.room = Room(max(self.room.scratch, kernel.scratch_bytes()), max(self.room.weights, kernel.packed_bytes()))
         self.workspace = max(self.workspace, total - terms["maps"])
         if total > self.peak:
-            self.peak, self.terms = total, terms
+            self.peak = total
+            self.terms = terms
 
     @property
     def strips(self) -> int:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 Scale = Literal["same", "up", "down"]
 Shape = tuple[int, int, int, int]
 Linear = tuple[Tensor, Tensor]  # weight [K, C] and bias [K]
-INPUT, OUTPUT = "input", "output"
+INPUT = "input"
+OUTPUT = "output"
 
 
 @dataclass(frozen=True)

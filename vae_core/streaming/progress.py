@@ -80,7 +80,8 @@ class Watched(TorchFunctionMode):
 
     def __init__(self, device: torch.device, advance: Callable[[int], None]) -> None:
         super().__init__()
-        self.device, self.advance = device, advance
+        self.device = device
+        self.advance = advance
         self._queued: deque[tuple[Any, int]] = deque()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -99,7 +99,8 @@ class Whole:
             report.executed.tiles += self.tiling is not None
             return half.reference(x if stays else x.to(request.device, half.dtype))
 
-        results, start = [], 0
+        results = []
+        start = 0
         for count in parts_of(request.shape[0], self.plan.items):
             part = source.part(slice(start, start + count))
             place = None if out is None else out[start : start + count]

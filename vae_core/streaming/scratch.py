@@ -181,7 +181,8 @@ class Scratches:
     def close(self) -> None:
         """Give the memory back, for the next pass."""
         self._store.take_back([scratch.block for scratch in self._all])
-        self._all, self._free = [], []
+        self._all = []
+        self._free = []
 
 
 def total(sizes: Mapping[str, int]) -> int:

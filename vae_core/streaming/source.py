@@ -48,7 +48,8 @@ class Source:
 
     def part(self, items: slice) -> Tensor:
         """Some items of the batch, [b, C, H, W], together on the device of the first."""
-        found, start = [], 0
+        found = []
+        start = 0
         for part in self.parts:
             chosen = part[max(0, items.start - start) : max(0, items.stop - start)]
             start += len(part)

@@ -83,7 +83,8 @@ class Transform:
 def winograd(a: Fraction, b: Fraction) -> Transform:
     """F(4, 3) at the points 0, a, -a, b, -b and infinity, for a and b that differ and are not zero."""
     points = (Fraction(0), a, -a, b, -b)
-    kernel, inputs = [], []
+    kernel = []
+    inputs = []
     for point in points:
         others = [other for other in points if other != point]
         norm = math.prod((point - other for other in others), start=Fraction(1))
@@ -139,7 +140,8 @@ def _strided(a: Fraction, b: Fraction) -> Transform:
     """
     points = (a, -a, b, -b)
     nothing = Fraction(0)
-    kernel, inputs = [], []
+    kernel = []
+    inputs = []
     for point in points:
         others = [other for other in points if other != point]
         norm = math.prod((point - other for other in others), start=Fraction(1))

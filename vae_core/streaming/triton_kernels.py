@@ -19,7 +19,9 @@ from torch import Tensor
 
 _POSITIONS = 32  # of a row that a program has at once
 _MOST_CHANNELS = 128  # the same
-_MERGED_BLOCKS, _MERGED_CHANNELS = 128, 16  # that a program merges at once
+# What a program merges at once.
+_MERGED_BLOCKS = 128
+_MERGED_CHANNELS = 16
 _MERGED_STRIPS = 32
 PROGRAMS = 1024  # that are busy at once on a large device
 

@@ -1,0 +1,64 @@
+"""The manner of the source: each thing has one name and one place, a line does one thing, and files are short."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted([*(ROOT / "vae_core").rglob("*.py"), *(ROOT / "nodes").glob("*.py")])
+FOLDERS = ("vae_core", "nodes", "tests", "tools", "benchmarks", "web/js")
+
+# Of the same kind in two worlds, on purpose: the JAX twin's, and of the two layouts of shards, which are called alike.
+TWINS = {"Level", "ModelOutput", "Opened"}
+
+
+def test_no_class_of_another_kind_has_the_same_name() -> None:
+    names: Counter[str] = Counter()
+    for path in FILES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names.update(node.name for node in tree.body if isinstance(node, ast.ClassDef))
+    assert {name for name, count in names.items() if count > 1 and not name.startswith("_")} == TWINS
+
+
+def test_constants_have_one_place() -> None:
+    """Public ones of one name and one value: what is written twice is changed once."""
+    found: Counter[str] = Counter()
+    for path in FILES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and re.match(r"[A-Z][A-Z0-9_]+ = ", ast.unparse(node)):
+                found[ast.unparse(node)] += 1
+    assert [constant for constant, count in found.items() if count > 1] == ["MAX_NAME = 1000"]  # characters, and bytes
+
+
+def packed(source: str) -> list[str]:
+    """The lines that assign several values to several targets, but for those that exchange them."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Assign):
+            continue
+        target = node.targets[0]
+        value = node.value
+        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+            exchanged = sorted(map(ast.unparse, target.elts)) == sorted(map(ast.unparse, value.elts))
+            found += [] if exchanged else [ast.unparse(node)]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_line_assigns_one_value(path: Path) -> None:
+    assert packed(path.read_text(encoding="utf-8")) == []
+
+
+def test_packed_lines_are_found() -> None:
+    assert packed("a, b = c, d\na, b = b, a\na, b = f()\na = b, c") == ["a, b = (c, d)"]
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".js", ".ts")]
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
