@@ -27,7 +27,7 @@ from torch import Tensor
 
 from vae_core import AutoencoderKL
 from vae_core.datasets import Buckets, Engine, choose_settings, encode_dataset
-from vae_core.datasets.progress import Progress
+from vae_core.datasets.progress import RunProgress
 
 BAR, BAR_AT_WORK = 2.0, 0.9
 
@@ -84,7 +84,7 @@ def measure(model: str, size: int, count: int, repeats: int) -> dict[str, float]
             began = time.perf_counter()
             plain_loop(peer, photographs, size)
             theirs.append(time.perf_counter() - began)
-            out, progress = Path(place) / "out", Progress(show=False)
+            out, progress = Path(place) / "out", RunProgress(show=False)
             shutil.rmtree(out, ignore_errors=True)
             began = time.perf_counter()
             encode_dataset(str(Path(place) / "photos"), out, vae, settings, engine=Engine(), progress=progress)
