@@ -46,6 +46,17 @@ def test_texts_use_the_fields_words(name: str) -> None:
     assert [each for each in texts if re.search(UNWANTED, re.sub(r"\{\w+\}", "", each), re.IGNORECASE)] == []
 
 
+def test_every_reason_of_a_jobs_way_can_be_translated() -> None:
+    """Those that no patch gives: a plan on the page is one of a file's model."""
+    texts = json.loads((ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["seamlessVae"]
+    known = {text for key, text in texts.items() if key.startswith("because.")}
+    source = (ROOT / "vae_core" / "streaming" / "choose.py").read_text(encoding="utf-8")
+    of_jobs = source.split("def choose_way")[1].split("def _way_of_a_method")[0]
+    of_jobs += source.split("def _way_of_a_job")[1].split("\ndef ")[0]
+    ways = re.findall(r'Way\("\w+", "([^"]+)"(, False)?', of_jobs)
+    assert {reason for reason, unplanned in ways if not unplanned} == known
+
+
 def leaves(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else [text for each in value.values() for text in leaves(each)]
 

@@ -83,7 +83,7 @@ BLENDED = {
     **EXACT,
     "assumed_vae": True,
     "way": "tiles",
-    "reason": "blended tiles are asked for",
+    "reason": "you chose blended tiles",
     "tiles": [[x, y, 768, 768] for y in (0, 640, 768) for x in (0, 640, 1280)],
     "count": 9,
     "columns": 3,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -253,7 +253,7 @@ class DirectConvolution(DirectPass):
 
     def _activate(self, x: Tensor, out: Tensor) -> None:
         """out = act(norm(x)) for [B, H, W, C]."""
-        act: Any = self.step.act or nn.Identity()
+        act = self.step.act or nn.Identity()
         if self._coefficients is not None:
             activate(x, *self._coefficients, act, out)
             return

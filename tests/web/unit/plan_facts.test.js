@@ -13,7 +13,7 @@ const PLAN = {
   height: 1024,
   device: 'cpu',
   way: 'strips',
-  reason: 'strips are asked for',
+  reason: 'you chose the size of strips',
   tiles: [],
   count: 0,
   columns: 0,

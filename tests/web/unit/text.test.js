@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { afterEach, test } from 'node:test'
 
 import { bytes, duration, flops } from '../../../web/js/ui/format.js'
-import { language, t, useLanguage, useTexts } from '../../../web/js/ui/text.js'
+import { language, t, translated, useLanguage, useTexts } from '../../../web/js/ui/text.js'
 
 afterEach(() => {
   useLanguage(() => 'en')
@@ -91,4 +91,14 @@ test('texts that are not there are passed over', () => {
     useTexts(all)
     assert.equal(t('copied'), 'Copied')
   }
+})
+
+test('what the back end says is translated where it is known', () => {
+  const said = 'on a CPU strips are the fastest way'
+  assert.equal(translated('because', said), said)
+  useTexts({ zh: { seamlessVae: { 'because.cpu': '在 CPU 上分条带最快' } } })
+  useLanguage(() => 'zh')
+  assert.equal(translated('because', said), '在 CPU 上分条带最快')
+  assert.equal(translated('because', 'the model is patched'), 'the model is patched')
+  assert.equal(translated('way', said), said)
 })

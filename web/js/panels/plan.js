@@ -6,7 +6,7 @@ import { watch } from '../graph/watch.js'
 import { outputsOf } from '../host/front_end.js'
 import { sizeOfFile } from '../host/images.js'
 import { el, facts, note, svg, warning } from '../ui/dom.js'
-import { t } from '../ui/text.js'
+import { t, translated } from '../ui/text.js'
 import { asker } from './ask.js'
 import { addPanel } from './panel.js'
 import { detailFacts, isTooMuch, mainFacts, parts } from './plan_facts.js'
@@ -109,7 +109,7 @@ function view(plan, { size, known, linked }, open, opened) {
     'details',
     { open },
     el('summary', {}, t('details')),
-    el('p', {}, t(`way.${plan.way}`, { reason: plan.reason })),
+    el('p', {}, t(`way.${plan.way}`, { reason: translated('because', plan.reason) })),
     details
   )
   more.addEventListener('toggle', () => opened(more.open))

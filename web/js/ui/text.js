@@ -41,3 +41,13 @@ export function t(key, values = {}) {
   const text = others[tag]?.[key] ?? others[tag.split('-')[0]]?.[key] ?? ENGLISH[key] ?? key
   return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole))
 }
+
+/**
+ * What the back end says in English, in the language of the front end; unchanged if it is not among the texts of a group.
+ * @param {string} group what the keys of these texts begin with
+ * @param {string} said
+ */
+export function translated(group, said) {
+  const key = Object.keys(ENGLISH).find((each) => each.startsWith(`${group}.`) && ENGLISH[each] === said)
+  return key === undefined ? said : t(key)
+}
