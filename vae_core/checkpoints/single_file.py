@@ -182,7 +182,7 @@ def _detect(part: Inner, overrides: Mapping[str, Any]) -> _Found:
     if match.others:
         others = ", ".join(f"{other.name} ({_scaling(other)})" for other in match.others)
         scale_is_guessed = (
-            f"taken for {family.name} ({_scaling(family)}); nothing in the file tells it from {others}. "
+            f"taken for {family.name} ({_scaling(family)}); nothing in the file distinguishes it from {others}. "
             f"The scale of latents depends on this, decoded images do not. Pass scaling_factor and shift_factor if it "
             f"is another."
         )

@@ -249,7 +249,9 @@ def choose_way(run: Run) -> Way:
     x = run.x
     covered = options.blended and run.half.is_covered(run.shape, options.tile)
     if x is not None and is_watched(x):  # asked first: what finds out the rest may run kernels
-        return Way("tiles" if options.blended and not covered else "whole", "each operation is looked at", False)
+        return Way(
+            "tiles" if options.blended and not covered else "whole", "the call is being traced or compiled", False
+        )
     if covered:
         return Way("whole", "the image is not larger than one blended tile", x is None, True)
     if options.blended:

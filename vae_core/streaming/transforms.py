@@ -5,8 +5,8 @@ A fast convolution in one dimension makes four outputs of a kernel w of three an
     outputs = A^T ((G w) * (B^T x))        (Lavin & Gray, Fast Algorithms for Convolutional Neural Networks, 2016)
 
 In two dimensions each matrix is applied along both axes, which takes n * n products for 4 x 4 outputs. The path in
-torch operations (`torch_transforms.py`), the packing of weights (`winograd.py`) and `benchmarks/winograd_points.py`
-take their matrices from here. The compiled path (`winograd_jit/`) has the same numbers folded into its code;
+torch operations (`torch_transforms.py`), the packing of weights (`compiled_winograd.py`) and
+`benchmarks/winograd_points.py` take their matrices from here. The compiled path (`winograd_jit/`) has the same numbers folded into its code;
 `tests/streaming/test_transforms.py` compares it with these, number by number.
 """
 

@@ -13,7 +13,7 @@ export function addressOf({ filename, subfolder, type }) {
 const sizes = new Map()
 let run = 0
 
-/** Measure every image anew after the start and the end of a run, which may write files again under their old names. */
+/** Measure every image again after the start and the end of a run, which may write files again under their old names. */
 export function renewWithRuns() {
   for (const name of ['execution_start', 'execution_success']) on(name, () => (run += 1))
 }

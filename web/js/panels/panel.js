@@ -13,7 +13,7 @@ const MARGIN = 6
  * @property {(visible: boolean) => void} show
  * @property {() => boolean} shown
  * @property {(act: () => void) => void} whenShown `act` is called whenever the panel appears again, while its node's size
- *   is settled anew
+ *   is settled again
  */
 
 /**

@@ -36,7 +36,7 @@ export function addPlan(node, direction) {
   /** @type {Asker<Plan | NoPlan>} */
   const { ask } = asker(node, panel.content)
   panel.content.replaceChildren(note(t('planning')))
-  let open = false // the details, which every answer shows anew
+  let open = false // the details, which every answer shows again
   const look = () => ({ ...question(node, direction), shown: panel.shown() })
   watch(node, look, ({ body, basis, shown }) => {
     greyOut(node, body)
