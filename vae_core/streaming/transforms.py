@@ -6,8 +6,8 @@ A fast convolution in one dimension makes four outputs of a kernel w of three an
 
 In two dimensions each matrix is applied along both axes, which takes n * n products for 4 x 4 outputs. The path in
 torch operations (`torch_transforms.py`), the packing of weights (`compiled_winograd.py`) and
-`benchmarks/winograd_points.py` take their matrices from here. The compiled path (`winograd_jit/`) has the same numbers folded into its code;
-`tests/streaming/test_transforms.py` compares it with these, number by number.
+`benchmarks/winograd_points.py` take their matrices from here. The compiled path (`winograd_jit/`) has the same numbers
+folded into its code; `tests/streaming/test_transforms.py` compares it with these, number by number.
 """
 
 from __future__ import annotations
