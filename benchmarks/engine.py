@@ -7,7 +7,7 @@ Every row runs all systems in turns, in one process, on the same weights (random
 medians; errors are differences to the modules in float64. Rows whose name ends in "busy" run while another process
 keeps one core busy; those beside other runtimes measure peak memory too, in fresh processes. `sizes` runs each system
 and size in a fresh process, for time and peak memory. Results gather in a JSON file (--json), row by row, so that rows
-may be measured one at a time; the table, in docs/benchmarks.md, and the plot, docs/images/benchmarks.png, are made again
+may be measured one at a time; the table in docs/benchmarks.md and the plot docs/images/benchmarks.png are made again
 from all that is in it. --quick tries everything on a tiny model and writes to build/ instead. docs/benchmarks.md says
 what each row means.
 """
