@@ -30,7 +30,7 @@ from .checkpoints.weight_names import (
     weights_among,
 )
 from .errors import CheckpointError, in_one_line
-from .hub_names import HubName, PathLike, hub_name
+from .hub_names import HubName, PathLike, content_address, hub_name
 from .optional import optional_import
 
 Result = TypeVar("Result")
@@ -121,8 +121,7 @@ def fetch_bytes(address: str, most: int, options: HubOptions) -> bytes:
         raise CheckpointError("local_files_only=True, and it is an address")
     hub = optional_import("huggingface_hub", "Addresses", "hub")
     try:
-        whole = re.sub(r"^(https?):/+", r"\1://", address).replace("/blob/", "/resolve/")  # a Path has one slash
-        answer = hub.get_session().get(whole, timeout=_SECONDS)
+        answer = hub.get_session().get(content_address(address), timeout=_SECONDS)
         answer.raise_for_status()
         content = answer.content
     except Exception as error:  # of the network, of any kind

@@ -88,7 +88,7 @@ def hub_name(name: PathLike) -> HubName | None:
         return _at_revision(at_revision["repo"], at_revision["rest"])
     address = _ADDRESS.fullmatch(re.split("[?#]", text)[0])
     if address is not None:
-        if address["site"].lower() not in (*_HUB_SERVERS, _endpoint_server().lower()):
+        if not _is_hub(address["site"]):
             raise CheckpointError(
                 f"{text} is not an address of the Hugging Face Hub. Download the file, and give its path on this disk."
             )
@@ -131,6 +131,17 @@ def _check_path(path: PathLike) -> None:
             raise CheckpointError(
                 f"the path {brief(path)} is not a valid one: {in_one_line(error)}. Check it."
             ) from None
+
+
+def content_address(text: str) -> str:
+    """The address of a file's content: on the Hub not that of the page which shows it; any other as it is."""
+    text = re.sub(r"^(https?):/+", r"\1://", text)  # a Path of one has a single slash
+    address = _ADDRESS.fullmatch(text)
+    return text.replace("/blob/", "/resolve/", 1) if address is not None and _is_hub(address["site"]) else text
+
+
+def _is_hub(site: str) -> bool:
+    return site.lower() in (*_HUB_SERVERS, _endpoint_server().lower())
 
 
 def _endpoint_server() -> str:

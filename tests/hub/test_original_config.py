@@ -10,6 +10,7 @@ from given.hub import REPO, SmallHub
 
 from vae_core import AutoencoderKL, ConfigError
 from vae_core.checkpoints.json_file import MAX_BYTES
+from vae_core.hub_names import content_address
 
 CONTENT = b"model:\n  params:\n    scale_factor: 0.7\n"
 
@@ -52,3 +53,17 @@ def test_what_cannot_be_used_is_a_sentence(
 def test_a_server_that_does_not_answer_is_a_sentence(vae: AutoencoderKL) -> None:
     with pytest.raises(ConfigError, match="cannot be read: .*Pass scaling_factor in its place"):
         AutoencoderKL.from_single_file(vae.state_dict(), original_config="http://127.0.0.1:1/v1.yaml")
+
+
+@pytest.mark.parametrize(
+    ("address", "asked"),
+    [
+        ("https://huggingface.co/o/n/blob/main/a.yaml", "https://huggingface.co/o/n/resolve/main/a.yaml"),
+        ("https:/HF.co/o/n/blob/main/blob/a.yaml", "https://HF.co/o/n/resolve/main/blob/a.yaml"),
+        ("https://huggingface.co/o/n/raw/main/a.yaml", "https://huggingface.co/o/n/raw/main/a.yaml"),
+        ("https://example.com/o/n/blob/main/a.yaml", "https://example.com/o/n/blob/main/a.yaml"),
+        ("http:/example.com/a.yaml?x=/blob/", "http://example.com/a.yaml?x=/blob/"),
+    ],
+)
+def test_an_address_of_another_server_is_asked_for_as_it_is(address: str, asked: str) -> None:
+    assert content_address(address) == asked
