@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .attention import FusedAttnProcessor2_0
 from .autoencoder_kl import AutoencoderKL
-from .checkpoints.key_map import OPTIONAL
+from .checkpoints.key_map import FUSED, OPTIONAL
 from .checkpoints.memory import plan_tensors
 from .checkpoints.shapes import check_shapes
 from .config import CLASS_NAME, FLUX2_CLASS_NAME, NORM_EPS, AutoencoderKLConfig, is_field
@@ -88,7 +88,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     for prefix, child in module.named_modules():
         for name, buffer in internals.lasting_buffers(child).items():
             found[f"{prefix}.{name}" if prefix else name] = buffer
-    return {name: tensor for name, tensor in found.items() if ".to_qkv." not in name}
+    return {name: tensor for name, tensor in found.items() if FUSED not in name}
 
 
 def find_patch(module: nn.Module) -> str | None:
