@@ -3,6 +3,7 @@
     python tools/demo/train.py RUN_FOLDER [--steps 8000] [--device cuda --batch 16]
     python tools/demo/train.py RUN_FOLDER --start vae_core/demo [--steps 2000 --rate 0.5]  # train a finished model on
     python tools/demo/train.py RUN_FOLDER --start vae_core/demo --windows 0.5  # so that parts decode by themselves
+    python tools/demo/train.py RUN_FOLDER --start vae_core/demo --decoder --lines 64  # so that no line stands at a side
 
 Every loss is in the log (`log.csv`); `card.py` makes the shipped files and the model card of it. The last third of the
 steps sees large crops, the last quarter lets the learning rate fall to zero; a model that is trained on sees large
@@ -72,6 +73,7 @@ class Schedule:
         decay_share: over the last share of them the learning rate falls to zero.
         rate: share of the full learning rate at most.
         windows: share of the steps that decode a part of the latent alone.
+        lines: weight of `line_loss`.
     """
 
     steps: int
@@ -79,6 +81,7 @@ class Schedule:
     decay_share: float = 0.25
     rate: float = 1.0
     windows: float = 0.0
+    lines: float = 0.0
 
     def crop(self, step: int) -> tuple[int, int]:
         """Side and number of the crops of a step."""
@@ -156,6 +159,12 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     return loss
 
 
+def line_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Squared mean errors of each column and of each row: what is seen as a line, however faint."""
+    error = output - target
+    return error.mean(2).square().mean() + error.mean(3).square().mean()
+
+
 @torch.no_grad()
 def start_near_identity(model: AutoencoderKL) -> None:
     """Let every residual branch begin at zero, the rest keep the size of signals, and constants survive the last norms.
@@ -218,11 +227,20 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
 
 
-def train(folder: Path, schedule: Schedule, beginning: Path | None, device: torch.device, batches: int = 1) -> None:
+def train(
+    folder: Path,
+    schedule: Schedule,
+    beginning: Path | None,
+    device: torch.device,
+    batches: int = 1,
+    *,
+    decoder_alone: bool = False,
+) -> None:
     """Train in a run folder, from where it was left.
 
     Args:
         batches: how many times the crops of `schedule` a step sees.
+        decoder_alone: the encoder stays as it is, and latents that were made before still decode.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -232,15 +250,15 @@ def train(folder: Path, schedule: Schedule, beginning: Path | None, device: torc
     else:
         model.load_state_dict(load_vae(beginning, dtype=torch.float32).state_dict())
     model = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    model.encoder.requires_grad_(not decoder_alone)
     half = has_fast_bfloat16(device)
     if not half:
         use_products(model)
     average = AutoencoderKL(**CONFIG).requires_grad_(False).eval().to(device)
     average.load_state_dict(model.state_dict())
-    matrices = Muon((each for each in model.parameters() if each.ndim > 1), MATRIX_LEARNING_RATE)
-    vectors = torch.optim.Adam(
-        [each for each in model.parameters() if each.ndim == 1], VECTOR_LEARNING_RATE, betas=(0.9, 0.99)
-    )
+    learning = [each for each in model.parameters() if each.requires_grad]
+    matrices = Muon((each for each in learning if each.ndim > 1), MATRIX_LEARNING_RATE)
+    vectors = torch.optim.Adam([each for each in learning if each.ndim == 1], VECTOR_LEARNING_RATE, betas=(0.9, 0.99))
     optimizers = (matrices, vectors)
     start = 0
     checkpoint = folder / "checkpoint.pt"
@@ -275,10 +293,11 @@ def train(folder: Path, schedule: Schedule, beginning: Path | None, device: torc
                 (posterior,) = model.encode(x, return_dict=False)
                 posterior = DiagonalGaussianDistribution(posterior.parameters.float())
                 (output,) = model.decode(posterior.sample()[:, :, rows, columns], return_dict=False)
-            reconstruction = reconstruction_loss(output.float(), x[:, :, scaled(rows), scaled(columns)])
+            output, target = output.float(), x[:, :, scaled(rows), scaled(columns)]
+            reconstruction = reconstruction_loss(output, target)
             kl = posterior.kl().mean() / posterior.mean[0].numel()
             model.zero_grad()
-            (reconstruction + KL_WEIGHT * kl).backward()
+            (reconstruction + KL_WEIGHT * kl + schedule.lines * line_loss(output, target)).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()
@@ -317,11 +336,19 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=1, help="how many times the crops of a step on a processor")
     parser.add_argument("--rate", type=float, help="share of the full learning rate (default: 1, with --start 0.3)")
     parser.add_argument("--windows", type=float, default=0.0, help="share of steps that decode a part of the latent")
+    parser.add_argument("--decoder", action="store_true", help="leave the encoder as it is")
+    parser.add_argument("--lines", type=float, default=0.0, help="weight of the mean errors of columns and rows")
     arguments = parser.parse_args()
-    windows = arguments.windows
+    extras = {"windows": arguments.windows, "lines": arguments.lines}
     if arguments.start is None:
-        schedule = Schedule(arguments.steps, rate=arguments.rate or 1.0, windows=windows)
+        schedule = Schedule(arguments.steps, rate=arguments.rate or 1.0, **extras)
     else:
-        rate = arguments.rate or 0.3
-        schedule = Schedule(arguments.steps, large_from=0, decay_share=1, rate=rate, windows=windows)
-    train(arguments.folder, schedule, arguments.start, arguments.device, arguments.batch)
+        schedule = Schedule(arguments.steps, large_from=0, decay_share=1, rate=arguments.rate or 0.3, **extras)
+    train(
+        arguments.folder,
+        schedule,
+        arguments.start,
+        arguments.device,
+        arguments.batch,
+        decoder_alone=arguments.decoder,
+    )
