@@ -91,6 +91,25 @@ def test_spans_are_counted_as_they_are_listed(length: int, size: int, within: in
     assert len(replace(spans, before=(-1, -1))) == len(want) + 1
 
 
+@given(length=st.integers(1, 200), size=st.integers(1, 40), multiple=st.integers(1, 4), workers=st.integers(1, 9))
+def test_spans_that_workers_share(length: int, size: int, multiple: int, workers: int) -> None:
+    """Each has as many whole ones, and as much of what is left, which is cut into no more than one for each."""
+    spans = cut(length, size, multiple, workers=workers)
+    found = list(spans)
+    sizes = [stop - start for start, stop in found]
+    assert [row for span in found for row in range(*span)] == list(range(length))
+    assert all(start % multiple == 0 for start, _ in found)
+    assert len(spans) == len(found) and spans.sizes == Counter(sizes)
+    assert spans.largest == found[0] and max(sizes) == sizes[0]
+    assert spans.busiest == Counter(sizes[::workers])
+    whole = length // (spans.size * workers) * workers
+    assert sizes[:whole] == whole * [spans.size]
+    if workers > 1:
+        assert (
+            len(sizes) - whole <= workers and max(sizes[whole:], default=0) < -(-spans.size // multiple) * multiple + 1
+        )
+
+
 @given(batch=st.integers(1, 5), rows=st.integers(1, 9), columns=st.integers(1, 9), items=st.integers(1, 5))
 def test_a_layout_for_fewer_items(batch: int, rows: int, columns: int, items: int) -> None:
     layout = Layout(cut(batch, 1), cut(rows, 2), cut(columns, 3))

@@ -6,6 +6,7 @@ Where the precision of a pass is bfloat16, what is multiplied is rounded to it; 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..units import round_up
 from . import winograd
-from .kernel import STRIP_BYTES, Each, Layout, Memory, PassInputs, Strip, cut, one_by_one
+from .kernel import STRIP_BYTES, Each, Layout, Memory, PassInputs, Spans, Strip, cut, one_by_one
 from .maps import FeatureMap
 from .numba_functions import KINDS
 from .products import VECTOR
@@ -90,28 +91,30 @@ class CompiledWinograd(winograd.Winograd):
         across = -(-self.inputs.target.shape[2] // TILE)
         return _block(down, across, self._most_tiles, winograd.jit().ROWS)
 
-    @functools.cached_property
-    def _strip_rows(self) -> int:
-        """Tiles below one another of a strip: such that the busiest worker has the least to do."""
+    def _rows_by(self, tall: int) -> Spans:
+        """Rows of pixels in strips of so many tiles below one another, or fewer."""
         batch, height, _, _ = self.inputs.target.shape
-        down = -(-height // TILE)
-        workers = self.inputs.workers
-        fewest = -(-down // self._tallest)
-
-        def busiest(count: int) -> float:
-            rows = -(-down // count)
-            return -(-batch * -(-down // rows) // workers) * rows * self._block(rows).cost
-
-        return -(-down // min(range(fewest, min(down, fewest + 2 * workers) + 1), key=busiest))
-
-    @functools.cached_property
-    def _at_once(self) -> tuple[int, int]:
-        """How many tiles, below and beside one another, are worked on at once."""
-        return self._block(self._strip_rows)[:2]
+        # Items are shared first, if there are as many for each worker.
+        workers = 1 if batch % self.inputs.workers == 0 else self.inputs.workers
+        return cut(height, tall * TILE, TILE, workers=workers)
 
     def _lay_out(self) -> Layout:
+        """Such that the busiest worker has the least to do."""
         batch, height, width, _ = self.inputs.target.shape
-        return Layout(cut(batch, 1), cut(height, self._strip_rows * TILE, TILE), cut(width, width))
+        down = -(-height // TILE)
+        fewest = -(-down // self._tallest)
+        tallness = {-(-down // count) for count in range(fewest, min(down, fewest + 2 * self.inputs.workers) + 1)}
+
+        def cost(tall: int) -> float:
+            busiest = self._rows_by(tall).busiest
+            return sum(count * tiles * self._block(tiles).cost for tiles, count in _in_tiles(busiest))
+
+        return Layout(cut(batch, 1), self._rows_by(min(sorted(tallness), key=cost)), cut(width, width))
+
+    @functools.cached_property
+    def _at_once(self) -> dict[int, tuple[int, int]]:
+        """How many tiles, below and beside one another, are worked on at once; for strips of so many tiles' height."""
+        return {tiles: self._block(tiles)[:2] for tiles, _ in _in_tiles(self.layout.rows.sizes)}
 
     @property
     def _kind(self) -> np.dtype:
@@ -131,7 +134,7 @@ class CompiledWinograd(winograd.Winograd):
         jit = winograd.jit()
         channels = self.step.conv.in_channels
         width = self._padded_channels
-        tiles = self._at_once[0] * self._at_once[1]
+        tiles = max(tall * wide for tall, wide in self._at_once.values())
         rows = round_up(tiles, jit.ROWS)
         pixels = round_up(tiles * TILE**2, jit.ROWS) if self._shortcut_channels else 0
         rings = {"same": 36 * min(channels, jit.BLOCK), "up": 16 * channels, "down": jit.PATCH * jit.PATCH_CHANNELS}
@@ -140,7 +143,7 @@ class CompiledWinograd(winograd.Winograd):
             "inputs": max(rows * self.groups * (channels + jit.GAP), pixels * (self._shortcut_channels + jit.GAP)),
             "products": rows * self.groups * (width + jit.GAP),
             "shortcut": pixels * (width + jit.GAP),
-            "rows": 2 * TILE * self._at_once[0],
+            "rows": 2 * TILE * max(tall for tall, _ in self._at_once.values()),
         }
         dtype = self.inputs.map_dtype
         sizes = {name: (self._kind.itemsize if name == "inputs" else 4) * size for name, size in sizes.items()}
@@ -238,7 +241,8 @@ class CompiledWinograd(winograd.Winograd):
             scratch.array(name, scratch.sizes[name] // 4) for name in ("ring", "products", "shortcut")
         )
         inputs = scratch.parts["inputs"].numpy().view(self._kind)
-        rows = scratch.tensor("rows", (TILE * self._at_once[0],), torch.int64).numpy()
+        at_once = self._at_once[-(-strip.height // TILE)]
+        rows = scratch.tensor("rows", (TILE * at_once[0],), torch.int64).numpy()
         sums.fill(0.0)
         # Plain tuples: what numba keeps on disk has the names of all others, which a host may change.
         if self.step.scale == "same":
@@ -252,7 +256,7 @@ class CompiledWinograd(winograd.Winograd):
                 weights.shortcut,
                 tuple(target),
                 strip.columns,
-                (ring, inputs, products, shortcut, rows, self._at_once),
+                (ring, inputs, products, shortcut, rows, at_once),
                 sums[0],
                 sums[1],
             )
@@ -267,7 +271,7 @@ class CompiledWinograd(winograd.Winograd):
                 weights.bias,
                 tuple(target),
                 strip.columns,
-                (ring, inputs, products, self._at_once),
+                (ring, inputs, products, at_once),
                 sums[0],
                 sums[1],
             )
@@ -280,6 +284,11 @@ class CompiledWinograd(winograd.Winograd):
         self._targets = []
         self._residuals = []
         self._copies = []
+
+
+def _in_tiles(sizes: Mapping[int, int]) -> list[tuple[int, int]]:
+    """Heights in tiles of strips of so many rows of pixels, and how many there are of each."""
+    return [(-(-rows // TILE), count) for rows, count in sizes.items()]
 
 
 class _Block(NamedTuple):

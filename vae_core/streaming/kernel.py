@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Protocol, TypeVar
@@ -50,29 +51,64 @@ class Spans:
         size: of a span; the last one may be shorter.
         within: no span goes across a multiple of this. The last one before it may be shorter, too.
         before: a span of its own meaning that comes before the others, if there is one.
+        workers: how many share the spans. Those that are left when each has had as many are shorter, so that each has
+            as much.
+        multiple: of what spans begin at.
     """
 
     length: int
     size: int
     within: int
     before: Span | None = None
+    workers: int = 1
+    multiple: int = 1
 
     def __len__(self) -> int:
-        full, rest = divmod(self.length, self.within)
-        return full * -(-self.within // self.size) + -(-rest // self.size) + (self.before is not None)
+        return sum(self.sizes.values()) + (self.before is not None)
 
     def __iter__(self) -> Iterator[Span]:
         if self.before is not None:
             yield self.before
         for first in range(0, self.length, self.within):
             stop = min(first + self.within, self.length)
-            for start in range(first, stop, self.size):
-                yield start, min(start + self.size, stop)
+            shared, short = self._shared(stop - first)
+            for start in range(first, first + shared, self.size):
+                yield start, start + self.size
+            for start in range(first + shared, stop, short):
+                yield start, min(start + short, stop)
 
     @property
     def largest(self) -> Span:
         """The first one that is cut; no other is larger."""
-        return 0, min(self.size, self.within, self.length)
+        length = min(self.within, self.length)
+        shared, short = self._shared(length)
+        return 0, self.size if shared else min(short, length)
+
+    @property
+    def sizes(self) -> Counter[int]:
+        """How many spans of each size are cut."""
+        full, rest = divmod(self.length, self.within)
+        found: Counter[int] = Counter()
+        for length, times in ((self.within, full), (rest, 1)):
+            shared, short = self._shared(length)
+            many, last = divmod(length - shared, short)
+            for size, count in ((self.size, shared // self.size), (short, many), (last, 1 if last else 0)):
+                found[size] += times * count
+        return +found
+
+    @property
+    def busiest(self) -> Counter[int]:
+        """How many spans of each size the first worker has; no other has more. They are within the whole length."""
+        shared, short = self._shared(self.length)
+        whole = Counter({self.size: shared // self.size // self.workers})
+        return whole + Counter([min(short, self.length - shared)] if shared < self.length else [])
+
+    def _shared(self, length: int) -> tuple[int, int]:
+        """Of so much: what is cut into whole spans, as many for each worker, and the size of the others."""
+        shared = length // (self.size * self.workers) * self.size * self.workers
+        if self.workers == 1:
+            return shared, self.size
+        return shared, max(1, -(-(length - shared) // (self.workers * self.multiple))) * self.multiple
 
 
 @dataclass(frozen=True)
@@ -224,12 +260,13 @@ class Kernel(Protocol[Packed, Result]):
         ...
 
 
-def cut(length: int, size: int, multiple: int = 1, within: int | None = None) -> Spans:
+def cut(length: int, size: int, multiple: int = 1, within: int | None = None, workers: int = 1) -> Spans:
     """[0, length) in spans of at most `size` rounded down to a multiple, but never under one.
 
-    No span goes across a multiple of `within`.
+    No span goes across a multiple of `within`. `workers` have about as much each.
     """
-    return Spans(length, max(multiple, size // multiple * multiple), within or length)
+    size = max(multiple, size // multiple * multiple)
+    return Spans(length, size, within or length, workers=workers, multiple=multiple)
 
 
 def even_size(length: int, size: int, multiple: int = 1) -> int:
