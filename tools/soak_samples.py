@@ -6,7 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-SETTLED = 600  # seconds after which memory is expected to stand still; half of a run that is shorter than 20 minutes
+# Seconds and rounds after which memory is expected to stand still, or half of a run's that is shorter than twice those.
+# Before, each kind of round is run for the first time with each of its options, and libraries keep what they load then.
+SETTLED, SETTLED_ROUNDS = 600, 1000
 # Between the first and the last samples of a run that has settled, or by a line through all of them an hour.
 MOST_IN_USE = 4  # MiB; a leaked image of the smallest is 0.05 MB, and an hour has thousands of rounds
 MOST_BLOCKS = 20_000  # a leaked object a round would be tens of thousands in an hour
@@ -64,8 +66,12 @@ def verdict(samples: list[Sample]) -> list[str]:
     What is in use may not grow by either measure. What is resident may not grow from floor to floor: allocators keep
     fragments for a while and give them back, which a line through all samples takes for growth.
     """
-    end = samples[-1].seconds
-    settled = [each for each in samples if each.seconds >= min(SETTLED, end / 2)]
+    end, rounds = samples[-1].seconds, samples[-1].rounds
+    settled = [
+        each
+        for each in samples
+        if each.seconds >= min(SETTLED, end / 2) and each.rounds >= min(SETTLED_ROUNDS, rounds / 2)
+    ]
     if len(settled) < 4:
         return [f"the run was too short: {len(settled)} samples after it had settled."]
     quarter = max(1, len(settled) // 4)
