@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -39,9 +38,8 @@ def run_job(
         status.begin(job.device)
         with loaded_for(job):
             made = _within_free_memory(job)
-            began = time.monotonic()
-            made.run(source, out=out, progress=status)
-            speeds.record(made, time.monotonic() - began)
+            with speeds.timed(made):
+                made.run(source, out=out, progress=status)
 
     def is_short(job: Job, error: BaseException) -> bool:
         if isinstance(error, MemoryBudgetError):  # of the budget that was asked for it says what to set

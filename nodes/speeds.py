@@ -10,13 +10,15 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 from ..vae_core import Job
 from ..vae_core.atomic import write_file
+from ..vae_core.compile_time import compile_time
 from ..vae_core.errors import in_one_line
 from . import host
 
@@ -24,12 +26,43 @@ logger = logging.getLogger("seamless_vae")
 
 FILE = "seamless_vae_speeds.json"
 MOST_RUNS = 24  # that are remembered of one kind
-NEAREST = 8  # that are asked, those of the most similar size
+NEAREST = 8  # that are asked, the most similar ones
 LEAST_SPREAD = 0.15  # of the estimate, to both sides: no two runs take the same time
+FEW_SPREAD = 0.3  # more for a single run, half of that for two, and so on
+SIZE_SPREAD = 0.05  # more for each doubling of the FLOPs
+MODEL_SPREAD = 0.25  # more for each doubling of the FLOPs a pixel: another model's products go at another rate
 LEAST_SECONDS = 0.05  # shorter runs tell more of the clock than of the machine
 SAVED_EVERY = 10.0  # seconds, where many runs follow each other
 
-Run = tuple[float, float]  # FLOPs, seconds
+
+class Workload(NamedTuple):
+    """What there is to do: FLOPs, and pixels of a whole batch."""
+
+    flops: float
+    pixels: float
+
+    @classmethod
+    def of(cls, job: Job) -> Workload:
+        """Of a job."""
+        area = max(math.prod(job.shape[2:]), math.prod(job.output_shape[2:]))
+        return cls(float(job.plan.flops), float(job.shape[0] * area))
+
+    def doublings(self, other: Workload) -> tuple[float, float]:
+        """How often the FLOPs, and the FLOPs a pixel, double from the smaller of both to the larger."""
+        flops = abs(math.log2(self.flops / other.flops))
+        return flops, abs(math.log2(self.flops / self.pixels * other.pixels / other.flops))
+
+
+class PastRun(NamedTuple):
+    """What was done in so many seconds."""
+
+    flops: float
+    pixels: float
+    seconds: float
+
+    @property
+    def work(self) -> Workload:
+        return Workload(self.flops, self.pixels)
 
 
 class Estimate(NamedTuple):
@@ -41,23 +74,40 @@ class Estimate(NamedTuple):
 
 
 _lock = threading.Lock()
-_runs: dict[Path | None, dict[str, list[Run]]] = {}
+_runs: dict[Path | None, dict[str, list[PastRun]]] = {}
+_firsts: dict[tuple[Path | None, str], PastRun] = {}  # the first run of each kind in this process
 _saved: dict[Path, float] = {}  # when each file was written last
 
 
+@contextmanager
+def timed(job: Job) -> Iterator[None]:
+    """Remember what a run took, without what was compiled for it: that is compiled once on a machine."""
+    with compile_time() as compiled:
+        began = time.monotonic()
+        yield
+        seconds = time.monotonic() - began - compiled()
+    record(job, seconds)
+
+
 def record(job: Job, seconds: float) -> None:
-    """Remember what a run took."""
+    """Remember what a run took. The first of a process also warms up, so it counts only until there is another."""
     if seconds < LEAST_SECONDS or job.plan.flops <= 0:
         return
+    run = PastRun(*Workload.of(job), seconds)
+    kind = kind_of(job)
     with _lock:
-        place, runs = _known()
-        runs.setdefault(kind_of(job), []).append((float(job.plan.flops), seconds))
-        del runs[kind_of(job)][:-MOST_RUNS]
+        place, known = _known()
+        runs = known.setdefault(kind, [])
+        first = _firsts.setdefault((place, kind), run)
+        if first is not run and first in runs:
+            runs.remove(first)
+        runs.append(run)
+        del runs[:-MOST_RUNS]
         now = time.monotonic()
         if place is None or now - _saved.get(place, -SAVED_EVERY) < SAVED_EVERY:
             return
         _saved[place] = now
-        data = json.dumps(runs).encode()
+        data = json.dumps(known).encode()
         try:
             write_file(place, lambda file: file.write(data))
         except OSError as error:
@@ -68,19 +118,23 @@ def estimate(job: Job) -> Estimate | None:
     """What a run will probably take; None as long as no such run was made on this machine."""
     with _lock:
         runs = list(_known()[1].get(kind_of(job), ()))
-    return estimated(runs, job.plan.flops)
+    return estimated(runs, Workload.of(job))
 
 
-def estimated(runs: Sequence[Run], flops: float) -> Estimate | None:
-    """From runs of so many FLOPs and seconds, the seconds of one of `flops`."""
-    if not runs or flops <= 0:
+def estimated(runs: Sequence[PastRun], work: Workload) -> Estimate | None:
+    """From what runs took, the seconds of some work."""
+    if not runs or work.flops <= 0 or work.pixels <= 0:
         return None
-    nearest = sorted(runs, key=lambda run: abs(math.log(run[0] / flops)))[:NEAREST]
-    found = sorted(seconds * flops / done for done, seconds in nearest)
+
+    def uncertainty(run: PastRun) -> float:
+        size, model = run.work.doublings(work)
+        return SIZE_SPREAD * size + MODEL_SPREAD * model
+
+    nearest = sorted(runs, key=uncertainty)[:NEAREST]
+    found = sorted(run.seconds * work.flops / run.flops for run in nearest)
     likely = median(found)
-    # Fewer runs tell less; so do runs of quite another size.
-    distance = abs(math.log2(median(run[0] for run in nearest) / flops))
-    spread = likely * (LEAST_SPREAD + 0.3 / len(found) + 0.05 * distance)
+    # Fewer runs tell less; so do runs of quite another size, or of another model.
+    spread = likely * (LEAST_SPREAD + FEW_SPREAD / len(found) + median(map(uncertainty, nearest)))
     return Estimate(likely, max(0.0, min(found[0], likely - spread)), max(found[-1], likely + spread))
 
 
@@ -89,7 +143,7 @@ def kind_of(job: Job) -> str:
     return f"{job.half.takes} {job.device} {str(job.dtype).removeprefix('torch.')} {job.way.name}"
 
 
-def _known() -> tuple[Path | None, dict[str, list[Run]]]:
+def _known() -> tuple[Path | None, dict[str, list[PastRun]]]:
     """Where runs are remembered, and which are."""
     folder = host.user_directory()
     place = None if folder is None else folder / FILE
@@ -98,13 +152,10 @@ def _known() -> tuple[Path | None, dict[str, list[Run]]]:
     return place, _runs[place]
 
 
-def _read(place: Path | None) -> dict[str, list[Run]]:
+def _read(place: Path | None) -> dict[str, list[PastRun]]:
     try:
         found = {} if place is None else json.loads(place.read_bytes())
-        runs = {
-            str(kind): [(float(flops), float(seconds)) for flops, seconds in each][-MOST_RUNS:]
-            for kind, each in found.items()
-        }
+        runs = {str(kind): [PastRun(*map(float, run)) for run in each][-MOST_RUNS:] for kind, each in found.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # none yet, or a damaged one
         return {}
     return {
