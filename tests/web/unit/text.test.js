@@ -102,3 +102,16 @@ test('what the back end says is translated where it is known', () => {
   assert.equal(translated('because', 'the model is patched'), 'the model is patched')
   assert.equal(translated('way', said), said)
 })
+
+test('durations are in the language of the page', () => {
+  const units = { 'unit.second': '秒', 'unit.minute': '分', 'unit.hour': '小时' }
+  useTexts({ zh: { seamlessVae: units } })
+  useLanguage(() => 'zh')
+  const cases = [
+    [8, '8 秒'],
+    [65, '1 分 5 秒'],
+    [700, '12 分'],
+    [3900, '1 小时 5 分']
+  ]
+  for (const [seconds, text] of cases) assert.equal(plain(duration(Number(seconds))), text)
+})

@@ -1,5 +1,5 @@
 // Numbers with their units, in the language of the front end.
-import { language } from './text.js'
+import { language, t } from './text.js'
 
 const NBSP = '\u00a0' // a number and its unit stay on one line
 
@@ -39,8 +39,14 @@ function scaled(value, step, units) {
  */
 export function duration(seconds) {
   const whole = Math.max(0, Math.round(seconds))
-  if (whole < 60) return [whole, 's'].join(NBSP)
-  if (whole < 600) return [Math.floor(whole / 60), 'min', whole % 60, 's'].join(NBSP)
-  const minutes = Math.round(whole / 60)
-  return (minutes < 60 ? [minutes, 'min'] : [Math.floor(minutes / 60), 'h', minutes % 60, 'min']).join(NBSP)
+  const minutes = whole < 600 ? Math.floor(whole / 60) : Math.round(whole / 60)
+  if (whole < 60) return joined([whole, 'second'])
+  if (whole < 600) return joined([minutes, 'minute'], [whole % 60, 'second'])
+  if (minutes < 60) return joined([minutes, 'minute'])
+  return joined([Math.floor(minutes / 60), 'hour'], [minutes % 60, 'minute'])
+}
+
+/** @param {[number, string][]} parts numbers with their units */
+function joined(...parts) {
+  return parts.flatMap(([number, unit]) => [number, t(`unit.${unit}`)]).join(NBSP)
 }
