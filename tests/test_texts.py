@@ -25,6 +25,21 @@ CODE = sorted([*(ROOT / "nodes").rglob("*.py"), *(ROOT / "vae_core").rglob("*.py
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 IMAGE_BYTES = 80_000
 IMAGES_OF = {"en": "images/Seamless", "zh": "images/zh/Seamless"}
+# What help pages name, in italics or Chinese quotation marks, that is not on our page: of the core, and other words.
+NAMED = {
+    "en": re.compile(r"(?<![*\w])\*([^*\s][^*\n]*)\*(?![*\w])"),
+    "zh": re.compile("“([^”]+)”"),
+}
+OTHER_NAMES = {
+    "en": {
+        *("Load VAE", "VAE Encode", "VAE Decode", "VAE Encode (for Inpainting)", "Load Checkpoint", "Int"),
+        *("increment", "list", "float_exr", "Seamless"),
+    },
+    "zh": {
+        *("加载VAE", "VAE编码", "VAE解码", "VAE编码（局部重绘）", "加载图像", "整数"),  # noqa: RUF001
+        *("种子 + i", "种子 + k × 批量大小 + i", "先解码再编码"),  # noqa: RUF001
+    },
+}
 # What vue-i18n takes for its own: placeholders, linked messages, plurals.
 MESSAGE_SYNTAX = re.compile(r"[{}@|]")
 HAN = re.compile(r"[\u4e00-\u9fff]")
@@ -115,6 +130,20 @@ def test_every_node_has_a_help_page_with_an_image(node_id: str, language: str) -
         with Image.open(texts.DOCS / name) as image:
             image.verify()
         assert (texts.DOCS / name).stat().st_size < IMAGE_BYTES, name
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_help_pages_name_what_is_on_the_page(language: str) -> None:
+    """Nodes, by their short names too, inputs, outputs, buttons, entries of menus."""
+    nodes = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    page = json.loads((ROOT / "locales" / language / "main.json").read_text(encoding="utf-8"))
+    titles = {each["display_name"] for each in nodes.values()}
+    known = OTHER_NAMES[language] | titles | set(strings(page["seamlessVae"]))
+    known |= {re.sub("^Seamless (VAE )?", "", each) for each in titles}
+    known |= {put["name"] for each in nodes.values() for puts in ("inputs", "outputs") for put in each[puts].values()}
+    pages = {texts.page_path(node_id, language) for node_id in NODES}
+    found = {name for each in pages for name in NAMED[language].findall(each.read_text(encoding="utf-8"))}
+    assert found - known == set(), "nothing on the page has that name"
 
 
 def test_no_help_page_is_stale() -> None:
