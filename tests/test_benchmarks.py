@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -74,6 +75,18 @@ def test_page_keeps_what_is_around_the_tables() -> None:
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_figures_of_the_readme_are_on_the_page(name: str) -> None:
+    """As they are there, not rounded or computed from several."""
+    figure = re.compile(r"\d+\.\d+")
+    page = set(figure.findall((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")))
+    lines = [line for line in (ROOT / name).read_text(encoding="utf-8").splitlines() if "docs/benchmarks.md" in line]
+    assert len(lines) == 2
+    for line in lines:
+        found = set(figure.findall(line))
+        assert found and found <= page, found - page
+
+
 def test_an_accelerators_table_is_written_and_renewed(tmp_path: Path) -> None:
     """The script for a device, on the CPU: what a row says, and that another run takes the place of the first."""
     out = tmp_path / "accelerators.md"
