@@ -74,7 +74,6 @@ def test_page_keeps_what_is_around_the_tables() -> None:
     assert report.replace_between("text\n", "new") == f"text\n\n{report.BEGIN}\n\nnew\n\n{report.END}\n"
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
 def test_figures_of_the_readme_are_on_the_page(name: str) -> None:
     """As they are there, not rounded or computed from several."""
@@ -87,6 +86,7 @@ def test_figures_of_the_readme_are_on_the_page(name: str) -> None:
         assert found and found <= page, found - page
 
 
+@pytest.mark.thorough
 def test_an_accelerators_table_is_written_and_renewed(tmp_path: Path) -> None:
     """The script for a device, on the CPU: what a row says, and that another run takes the place of the first."""
     out = tmp_path / "accelerators.md"

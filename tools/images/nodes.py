@@ -81,7 +81,7 @@ def inpaint_encode_graph() -> Columns:
 
 
 def sample() -> Columns:
-    values = {"control_after_generate": "fixed", "temperature": 20.0, "count": 4, "seed": 5}
+    values = {"control_after_generate": "fixed", "temperature": 60.0, "count": 4, "seed": 5}
     samples = Node("samples", "SeamlessVAESamplePosterior", {"posterior": ("encode", 1)}, values)
     return [inputs(), [encode()], [samples, decode("samples")], [shown(size=(440, 380))]]
 

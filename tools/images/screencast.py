@@ -12,26 +12,29 @@ from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageChops
-from stage import PHOTOGRAPH, ROOT, VIEW, Columns, Node, Stage, opened
+from playwright.sync_api import FloatRect
+from stage import PHOTOGRAPH, ROOM, ROOT, VIEW, Columns, Node, Stage, opened
 
 FILE = ROOT / "docs" / "images" / "screencast.webp"
 MOST_BYTES = 1_500_000
 WIDTH = 960  # pixels
+BAR, MENU = 64, 80  # pixels at the left and at the top of the page that are not canvas
+CANVAS = (BAR, MENU, VIEW[0] - BAR, VIEW[1] - MENU)
 LONG, MEDIUM, SHORT = 2000, 1300, 140  # milliseconds that a frame is shown: to be read, to be seen, and in motion
 MOST_OF_A_RUN = 40  # frames
 SLIDER = "Before and after"  # the panel
 BUDGETS = (0.15, 0.1, 0.05)  # GiB
 KEYS = (*["ArrowLeft"] * 8, *["ArrowRight"] * 14, *["ArrowLeft"] * 6)
-LOOK = """([indices, view, closest]) => {
-    const title = LiteGraph.NODE_TITLE_HEIGHT, margin = 40, bar = 40
+LOOK = """([indices, rooms, [x, y, w, h], closest]) => {
+    const title = LiteGraph.NODE_TITLE_HEIGHT, margin = 30
     const nodes = indices.map((index) => app.canvas.graph._nodes[index])
     const left = Math.min(...nodes.map((n) => n.pos[0])) - margin
     const top = Math.min(...nodes.map((n) => n.pos[1] - title)) - margin
     const width = Math.max(...nodes.map((n) => n.pos[0] + n.size[0])) + margin - left
-    const height = Math.max(...nodes.map((n) => n.pos[1] + n.size[1])) + margin - top
-    const scale = Math.min(closest, view[0] / width, (view[1] - bar) / height)
+    const height = Math.max(...nodes.map((n, at) => n.pos[1] + n.size[1] + rooms[at])) + margin - top
+    const scale = Math.min(closest, w / width, h / height)
     app.canvas.ds.scale = scale
-    app.canvas.ds.offset = [(view[0] / scale - width) / 2 - left, ((view[1] + bar) / scale - height) / 2 - top]
+    app.canvas.ds.offset = [(x + w / 2) / scale - width / 2 - left, (y + h / 2) / scale - height / 2 - top]
     app.canvas.deselectAll()
     app.canvas.setDirty(true, true)
 }"""
@@ -45,16 +48,14 @@ def graph() -> Columns:
         [
             Node("image", "LoadImage", values={"image": PHOTOGRAPH.name}, size=(300, 300)),
             Node("large", "ImageScale", {"image": ("image", 0)}, size),
+        ],
+        [
             Node("vae", "SeamlessVAELoad", values={"vae_name": "demo"}),
-        ],
-        [
             Node("encode", "SeamlessVAEEncode", encode, {"control_after_generate": "fixed"}),
-            Node("decode", "SeamlessVAEDecodeTiled", {"samples": ("encode", 0), "vae": ("vae", 0)}),
         ],
-        [
-            Node("shown", "PreviewImage", {"images": ("decode", 0)}, size=(420, 330)),
-            Node("round", "SeamlessVAERoundTrip", {"pixels": ("image", 0), "vae": ("vae", 0)}, size=(420, 480)),
-        ],
+        [Node("decode", "SeamlessVAEDecodeTiled", {"samples": ("encode", 0), "vae": ("vae", 0)})],
+        [Node("shown", "PreviewImage", {"images": ("decode", 0)}, size=(420, 330))],
+        [Node("round", "SeamlessVAERoundTrip", {"pixels": ("image", 0), "vae": ("vae", 0)}, size=(420, 480))],
     ]
 
 
@@ -63,15 +64,24 @@ class Camera:
 
     def __init__(self, stage: Stage, columns: Columns) -> None:
         self.stage = stage
-        self.order = [node.key for column in columns for node in column]
+        self.nodes = [node for column in columns for node in column]
+        self.order = [node.key for node in self.nodes]
 
-    def look(self, keys: Sequence[str], closest: float = 1.0) -> None:
-        """Bring these nodes into view, enlarged at most so much."""
-        self.stage.front_end.js(LOOK, [[self.order.index(key) for key in keys], list(VIEW), closest])
+    def look(self, keys: Sequence[str], closest: float = 1.0, growing: bool = False) -> None:
+        """Bring these nodes into view, enlarged at most so much.
+
+        Args:
+            growing: with the room below them that they take in a run.
+        """
+        indices = [self.order.index(key) for key in keys]
+        rooms = [ROOM.get(self.nodes[index].type, 0) if growing else 0 for index in indices]
+        self.stage.front_end.js(LOOK, [indices, rooms, CANVAS, closest])
         self.stage.front_end.page.wait_for_timeout(800)
 
     def frame(self, milliseconds: int) -> Frame:
-        shot = Image.open(BytesIO(self.stage.front_end.page.screenshot())).convert("RGB")
+        x, y, width, height = CANVAS
+        clip: FloatRect = {"x": x, "y": y, "width": width, "height": height}
+        shot = Image.open(BytesIO(self.stage.front_end.page.screenshot(clip=clip))).convert("RGB")
         shot.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
         return shot, milliseconds
 
@@ -89,7 +99,7 @@ def frames(stage: Stage) -> Iterator[Frame]:
         ui.set(decode, "memory_budget", budget)
         ui.page.wait_for_timeout(1500)
         yield camera.frame(MEDIUM)
-    camera.look(["encode", "decode", "shown"], 1.2)
+    camera.look(["encode", "decode", "shown"], 1.2, growing=True)
     running: list[Frame] = []
     stage.run(lambda: running.append(camera.frame(SHORT)))
     yield from thinned(changed(running), MOST_OF_A_RUN)
@@ -101,7 +111,7 @@ def frames(stage: Stage) -> Iterator[Frame]:
         ui.page.keyboard.press(key)
         ui.page.wait_for_timeout(60)
         yield camera.frame(SHORT)
-    ui.panel(SLIDER).get_by_role("button", name="Error").click()
+    ui.panel(SLIDER).get_by_role("button", name="Error map").click()
     ui.page.wait_for_timeout(800)
     yield camera.frame(LONG)
 

@@ -26,6 +26,7 @@ sys.path[:0] = [str(ROOT / "tests")]
 
 from e2e import page  # noqa: E402
 from e2e.real_host import Comfy, checkout  # noqa: E402
+from given.web_models import write_checkpoint  # noqa: E402
 from host.browser import FrontEnd  # noqa: E402
 
 PHOTOGRAPH = ROOT / "vae_core" / "demo" / "chelsea.png"
@@ -123,6 +124,20 @@ HIDE = """
 """
 
 
+# Two signs of a language look the same where its font is missing: as an empty box.
+GLYPHS = {"en": "ab", "zh": "编解"}
+WITHOUT_GLYPHS = """([first, second]) => {
+    const drawn = (sign) => {
+        const canvas = Object.assign(document.createElement('canvas'), {width: 40, height: 40})
+        const context = canvas.getContext('2d')
+        context.font = '30px sans-serif'
+        context.fillText(sign, 4, 32)
+        return canvas.toDataURL()
+    }
+    return drawn(first) === drawn(second)
+}"""
+
+
 @dataclass
 class Node:
     """A node of a graph.
@@ -152,6 +167,10 @@ class Stage:
     def __init__(self, comfy: Comfy, front_end: FrontEnd) -> None:
         self.comfy, self.front_end = comfy, front_end
         self._laid_out: list[Any] = []
+
+    def add_checkpoint(self, name: str) -> None:
+        """The header of a checkpoint, for the list and the plans. Call it before the front end loads."""
+        write_checkpoint(self.comfy.folder / "models" / "checkpoints" / name)
 
     def build(self, columns: Columns, gap: int = 44, roomy: bool = False) -> None:
         """A new graph of columns of nodes.
@@ -237,4 +256,6 @@ def opened(kind: str = "old-canvas", language: str = "en") -> Iterator[Stage]:
             comfy,
         ):
             ui.page.add_style_tag(content=HIDE)
+            if ui.js(WITHOUT_GLYPHS, GLYPHS[language]):
+                raise SystemExit(f"There is no font for the language {language!r}. Install one.")
             yield Stage(comfy, ui)

@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from given.web_models import write_checkpoint
 from notes import texts
 from PIL import Image
 from stage import ROOT, Columns, Node, Stage, opened
@@ -341,8 +340,7 @@ def main() -> None:
     names = [each for each in arguments if not each.startswith("--")]
     shots = next((Path(each.removeprefix("--shots=")) for each in arguments if each.startswith("--shots=")), None)
     with opened() as stage:
-        checkpoints = stage.comfy.folder / "models" / "checkpoints"
-        write_checkpoint(checkpoints / CHECKPOINT["name"])  # the header of one, for the list and the plans
+        stage.add_checkpoint(CHECKPOINT["name"])
         stage.front_end.load()
         for name in names or WORKFLOWS:
             write(stage, name, "--no-run" not in arguments, shots)
