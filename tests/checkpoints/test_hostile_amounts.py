@@ -268,6 +268,10 @@ INDEXES: dict[str, object] = {
     "a weight's name": {"weight_map": {HUGE: "a.safetensors"}},
     "no map": {HUGE: 1},
     "a map that is text": {"weight_map": HUGE},
+    "many weights": {"weight_map": {f"weight {number}": "a.safetensors" for number in range(400_000)}},
+    "many shards": {"weight_map": {f"{number}": f"{number}.safetensors" for number in range(90_000)}},
+    "many numbers beside the map": {"weight_map": {"b": "a.safetensors"}, "metadata": [1] * 4_000_000},
+    "many lists beside the map": {"weight_map": {"b": "a.safetensors"}, "metadata": [[[]] * 9] * 90_000},
 }
 
 

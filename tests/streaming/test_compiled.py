@@ -254,3 +254,30 @@ def test_without_a_numba_that_works_torch_is_used(error: str, warnings: int) -> 
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == "False"
     assert done.stderr.count("numba cannot be used") == warnings
+
+
+@pytest.mark.parametrize(
+    ("begun", "free", "refused"),
+    [(False, 2**29 - 1, True), (False, 2**29, False), (True, 2**27, True), (True, 2**28, False), (False, None, False)],
+)
+def test_without_room_nothing_is_compiled(
+    begun: bool, free: int | None, refused: bool, add: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libraries that come with the first function wait for ever without memory, and the compiler ends the process."""
+    monkeypatch.setattr(numba_functions, "free_within_own", lambda: free)
+    monkeypatch.setattr(numba_functions, "_begun", begun)
+    function = add()
+    if refused:
+        with pytest.raises(MemoryError, match="too little for a compiled function"):
+            function(1)
+        monkeypatch.setattr(numba_functions, "free_within_own", lambda: None)
+    assert function(1) == 2 and numba_functions._begun
+
+
+@pytest.mark.parametrize(("free", "there"), [(2**29 - 1, False), (2**29, True), (None, True)])
+def test_without_room_numba_is_not_used(
+    free: int | None, there: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(numba_functions, "free_within_own", lambda: free)
+    assert (numba_functions.jit.__wrapped__() is not None) is there
+    assert ("too little for numba" in caplog.text) is not there

@@ -232,6 +232,19 @@ def interrupted(at: int) -> bool:
     return interruption.came
 
 
+@pytest.mark.parametrize("where", ["start", "work"])
+def test_an_interruption_of_a_wait_is_an_interruption(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:  # as Python's `Event.wait` does, if one comes while it takes its lock again
+        error = RuntimeError("release unlocked lock")
+        error.__context__ = KeyboardInterrupt()
+        raise error
+
+    if where == "start":
+        monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run(2, advance=fail)
+
+
 def check_interruptions(step: int) -> None:
     at = 1
     while interrupted(at):

@@ -8,6 +8,7 @@ from typing import Any
 
 _KINDS = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 MAX_BYTES = 1_000_000  # of a config.json; real ones have one kilobyte
+MAX_ITEMS = 100_000  # commas, and as many brackets: to make objects of more takes seconds in which nothing else runs
 
 
 def json_object(file: Path, most: int = MAX_BYTES) -> dict[str, Any]:
@@ -18,13 +19,17 @@ def json_object(file: Path, most: int = MAX_BYTES) -> dict[str, Any]:
 
     Raises:
         OSError: it cannot be read; FileNotFoundError if there is none.
-        ValueError: it is not JSON, is not an object, or is too large; says which, as a part of a sentence.
+        ValueError: it is not JSON, is not an object, is too large, or has too many items; says which, as a part of a
+            sentence.
     """
     size = file.stat().st_size
     if size > most:
         raise ValueError(f"it has {size} bytes; at most {most} are allowed")
+    raw = file.read_bytes()
+    if raw.count(b",") > MAX_ITEMS or raw.count(b"[") + raw.count(b"{") > MAX_ITEMS:
+        raise ValueError(f"it lists more than {MAX_ITEMS} items")
     try:
-        values = json.loads(file.read_bytes())
+        values = json.loads(raw)
     except RecursionError:
         raise ValueError("its brackets are nested too deeply") from None
     except UnicodeDecodeError as error:

@@ -16,6 +16,7 @@ from .safetensors_file import open_safetensors
 from .tensor_file import Kept, TensorFile, TensorInfo
 
 MAX_INDEX_BYTES = 25_000_000
+MAX_SHARDS = 1_000  # of a checkpoint; the largest ones have some hundred
 MAX_NAMES = 4_000_000  # characters of all names together; real ones have a tenth
 ZIP_START = b"PK\x03\x04"
 
@@ -200,7 +201,12 @@ def weight_map(index: Path) -> dict[str, str]:
             f"{index.name} is not an index of shards: {in_one_line(error)}. Give the folder of a model, or get "
             f"the index again."
         ) from None
-    for file in set(names.values()):
+    files = set(names.values())
+    if len(files) > MAX_SHARDS:
+        raise CheckpointError(
+            f"{index.name} names {len(files)} files; a checkpoint has at most {MAX_SHARDS}. Get another copy."
+        )
+    for file in files:
         path = PurePosixPath(file)
         if path.is_absolute() or ".." in path.parts or not path.name or re.search(r"[\\:\0]", file):
             raise CheckpointError(f"{index.name} names {file[:80]!r}, which is outside of its folder. Do not trust it.")

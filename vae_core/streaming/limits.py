@@ -24,6 +24,11 @@ def free_within_limits(root: Path = Path("/")) -> int | None:
     return max(0, min(found)) if found else None
 
 
+def free_within_own(root: Path = Path("/")) -> int | None:
+    """Bytes that are free within the limits of this process, beyond which allocations fail; None where it has none."""
+    return max(0, min(found)) if (found := list(_free_of_own(root))) else None
+
+
 # Control groups.
 
 

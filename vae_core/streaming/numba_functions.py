@@ -35,11 +35,18 @@ from torch import Tensor
 
 from ..atomic import write_file
 from ..errors import in_one_line
+from ..units import MIB
+from .limits import free_within_own
 from .once import WarnOnce
 
 logger = logging.getLogger("seamless_vae")
 
 _loading = threading.Lock()
+# Address space for numba, the libraries that it loads with its first function, and the compiler. With less of it some
+# of them end the process, or wait for ever: OpenBLAS, LLVM.
+_ROOM = 512 * MIB
+_begun = False  # whether a function was loaded or compiled, and with it those libraries
+_ROOM_FOR_MORE = 192 * MIB
 
 
 KINDS = {torch.float32: np.dtype(np.float32), torch.bfloat16: np.dtype(np.uint16)}
@@ -53,7 +60,16 @@ def as_array(numbers: Tensor) -> np.ndarray:
 
 @functools.cache
 def jit() -> Any:
-    """The compiled functions, `winograd_jit`; None without numba."""
+    """The compiled functions, `winograd_jit`; None without numba, or without room for it."""
+    free = free_within_own()
+    if free is not None and free < _ROOM:
+        logger.warning(
+            "this process may take only %d MiB more, too little for numba, so convolutions take about twice as long. "
+            "Raise its limit of memory (ulimit -v, ulimit -d) to %d MiB more than it has now.",
+            free // MIB,
+            _ROOM // MIB,
+        )
+        return None
     return load_compiled(Path(__file__).with_name("winograd_jit"))
 
 
@@ -125,6 +141,12 @@ class _SafeCache:
         return self._cache.cache_path
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """A compiled function; None if it must be compiled. Raises MemoryError without room for either."""
+        global _begun
+        free = free_within_own()
+        if free is not None and free < (_ROOM_FOR_MORE if _begun else _ROOM):
+            raise MemoryError(f"this process may take only {free // MIB} MiB more, too little for a compiled function.")
+        _begun = True
         try:
             return self._cache.load_overload(sig, target_context)
         except Exception as error:

@@ -51,8 +51,8 @@ class WorkerPool:
     def __enter__(self) -> WorkerPool:
         try:
             self._start()
-        except BaseException:
-            self._stop_whatever_comes()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
@@ -60,6 +60,9 @@ class WorkerPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop_whatever_comes()
+        interruption = getattr(error, "__context__", None)
+        if isinstance(error, RuntimeError) and isinstance(interruption, KeyboardInterrupt):
+            raise interruption from None  # which came while Python waited for an event: then it says this instead
 
     def __del__(self) -> None:  # an interruption may come just before `__exit__`
         if hasattr(self, "_gate"):
