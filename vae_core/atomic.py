@@ -49,9 +49,11 @@ def given_name(path: str | os.PathLike[str]) -> Path:
     """A path as a caller gave it.
 
     Raises:
-        OSError: it is empty, or has characters that no file name has. (`Path("")` would be the current folder.)
+        OSError: it is not a name, is empty, or has characters that no file name has. (`Path("")` would be the current
+            folder.)
     """
-    text = os.fspath(path)
+    if not isinstance(path, str | os.PathLike) or not isinstance(text := os.fspath(path), str):
+        raise OSError(errno.EINVAL, f"a {type(path).__name__} is not the name of a file")
     if not text:
         raise OSError(errno.EINVAL, "the name is empty")
     try:

@@ -6,11 +6,11 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from given.models import fields, make
+from given.models import SMALL, fields, make
 from given.saves import SHARDS, assert_is_one_of, traces
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -207,3 +207,14 @@ def test_a_file_that_was_abandoned_goes_with_the_next_save_into_a_small_folder(t
         left.write_bytes(b"")
         atomic.write_file(tmp_path / "x", lambda file: file.write(b"x"))
         assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    "name", [None, 5, b"a.safetensors", ["a"], torch.zeros(2)], ids=lambda name: type(name).__name__
+)
+def test_what_is_no_name(name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    vae = make(SMALL)
+    with pytest.raises(CheckpointError, match=f"a {type(name).__name__} is not the name of a file"):
+        save_single_file(vae, name)
+    assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from given.models import SMALL, make
 from given.runs import SIZE
 
 import vae_core
-from vae_core import AutoencoderKL, ConfigError, NonFiniteError, TileSpec, TilingError
+from vae_core import AutoencoderKL, ConfigError, NonFiniteError, ShapeError, TileSpec, TilingError
 
 # Numbers that are not finite.
 
@@ -53,7 +53,38 @@ def test_input_that_is_not_finite(value: float, vae: AutoencoderKL) -> None:
         vae_core.encode(vae, x)
 
 
+@pytest.mark.parametrize(
+    "tiling", [None, *(TileSpec(size, overlap=2, mode="blended") for size in (4, SIZE, 64))], ids=str
+)
+@pytest.mark.parametrize("scale", [1e4, 1e15, 1e20, 1e25, 1e30, -5e37])
+def test_large_values_are_right_or_refused(scale: float, tiling: TileSpec | None, vae: AutoencoderKL) -> None:
+    """The variance of values above 1e19 is infinite in float32; divided by it they are finite and wrong."""
+    z, x = latent(1, SIZE) * scale, image(1, 2 * SIZE) * scale
+    if abs(scale) > 1e16:
+        for run, given in ((vae_core.decode, z), (vae_core.encode, x)):
+            with pytest.raises(NonFiniteError, match="the range of"):
+                run(vae, given, tiling=tiling)
+        return
+    wide = AutoencoderKL.from_config(vae.config).double()
+    wide.load_state_dict(vae.state_dict())
+    want = vae_core.decode(wide, z.double(), tiling=tiling)
+    assert (vae_core.decode(vae, z, tiling=tiling) - want).abs().max() < 2e-5 * want.abs().max()
+
+
 # Wrong arguments.
+
+
+def test_tensors_without_values(vae: AutoencoderKL) -> None:
+    for run, given in ((vae_core.decode, latent(1, 8)), (vae_core.encode, image(1, 16))):
+        with pytest.raises(ShapeError, match="meta device"):
+            run(vae, given.to("meta"))
+
+
+@pytest.mark.parametrize("shape", [None, 5, "1488", [1, 4, 8.0, 8], torch.Size, {"a": 1}], ids=str)
+def test_what_is_no_shape(shape: Any, vae: AutoencoderKL) -> None:
+    for plan in (vae_core.plan_decode, vae_core.plan_encode, vae_core.prepare_decode):
+        with pytest.raises(ShapeError, match="Give four whole numbers"):
+            plan(vae, shape)
 
 
 @pytest.mark.parametrize(

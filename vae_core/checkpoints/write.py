@@ -68,7 +68,7 @@ def as_sentences(path: str | os.PathLike[str]) -> Iterator[None]:
         named = getattr(error, "filename", None)
         place = f" ({named})" if named and str(named) not in (str(path), repr(str(path))) else ""
         raise CheckpointError(
-            f"cannot write {os.fspath(path)!r}: {in_one_line(error)}{place}. Check the name, the folder, its "
+            f"cannot write {str(path)[:300]!r}: {in_one_line(error)}{place}. Check the name, the folder, its "
             f"permissions and the free space."
         ) from error
 

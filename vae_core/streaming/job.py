@@ -6,13 +6,13 @@ import logging
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..autocast import without_autocast
-from ..errors import MemoryBudgetError, NonFiniteError
+from ..errors import MemoryBudgetError, NonFiniteError, ShapeError, brief
 from ..tiling.grid import Cuts, TileSpec
 from ..units import GIB, MIB
 from .choose import Way, choose_way, kernel_choice
@@ -310,12 +310,20 @@ def prepare(
         MemoryBudgetError: no way of running fits the budget.
     """
     leave_lost_threads()
-    half.check(shape)
+    half.check(whole_sizes(shape))
     options = Options() if options is None else options
     place = numbered(half.device if device is None else torch.device(device))
     batch, channels, height, width = map(operator.index, shape)
     whole = (batch, channels, height, width)
     return Job.of(Request.of(half, whole, options, place, available, kernel_choice(), half.find_patch()))
+
+
+def whole_sizes(shape: Any) -> tuple[int, ...]:
+    """A shape as a caller gave it. Raises ShapeError for what is none."""
+    try:
+        return tuple(map(operator.index, shape))
+    except TypeError:
+        raise ShapeError(f"the shape is {brief(shape)}. Give four whole numbers: (B, C, H, W).") from None
 
 
 def run_method(half: Half, x: Tensor, options: Options) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -28,6 +30,44 @@ _LAST_PATIENCE = 0.25  # seconds that a thread may take to begin whose start was
 Tasks = SimpleQueue[Callable[[], None] | None]
 
 
+class Flag:
+    """An event that no interruption breaks.
+
+    Python's own takes its lock by a function of Python: an interruption at its end leaves that locked for ever. Here
+    the truth is an attribute, and the lock only wakes who waits.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._at_fork_reinit()
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+        self._wake()
+
+    def clear(self) -> None:
+        self._is_set = False
+        self._lock.acquire(blocking=False)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        while not self._is_set and (left := until - time.monotonic()) > 0:
+            self._lock.acquire(timeout=min(left, _PATIENCE))
+        self._wake()  # others that wait
+        return self._is_set
+
+    def _wake(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it is not locked
+            self._lock.release()
+
+    def _at_fork_reinit(self) -> None:  # as threads ask of their events
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+
 class WorkerPool:
     """A context with so many threads, each of which lets torch use one itself; none for one.
 
@@ -45,8 +85,8 @@ class WorkerPool:
         self._tasks: Tasks = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._threads_here: int | None = None  # that torch used in this thread, if it has to do with one
-        self._ended = threading.Event()  # for workers that begin only after the pool was ended
-        self._gate = threading.Event()
+        self._ended = Flag()  # for workers that begin only after the pool was ended
+        self._gate = Flag()
 
     def __enter__(self) -> WorkerPool:
         try:
@@ -98,9 +138,10 @@ class WorkerPool:
             internals.set_threads_of_this_thread(1)
             _warn_of_missing_threads(ready, self._wanted)
 
-    def _begin(self, name: str, run: Callable[[Tasks, threading.Event, threading.Event], None]) -> bool:
+    def _begin(self, name: str, run: Callable[[Tasks, Flag, Flag], None]) -> bool:
         """Start a thread; False if it cannot be."""
         thread = threading.Thread(target=run, args=(self._tasks, self._gate, self._ended), name=name)
+        thread.__dict__["_started"] = Flag()  # for which `start` waits
         self._threads.append(thread)  # first: an interruption may come while it starts
         try:
             thread.start()
@@ -135,7 +176,7 @@ class WorkerPool:
             self._tasks.put(None)
 
 
-def _serve(tasks: Tasks, gate: threading.Event, ended: threading.Event) -> None:
+def _serve(tasks: Tasks, gate: Flag, ended: Flag) -> None:
     """What a worker does. It keeps no reference to the pool, so one that is forgotten ends its workers."""
     internals.set_threads_of_this_thread(1)
     while not ended.is_set() and (task := tasks.get()) is not None:
@@ -143,7 +184,7 @@ def _serve(tasks: Tasks, gate: threading.Event, ended: threading.Event) -> None:
         del task
 
 
-def _wait(tasks: Tasks, gate: threading.Event, ended: threading.Event) -> None:
+def _wait(tasks: Tasks, gate: Flag, ended: Flag) -> None:
     gate.wait()
 
 
@@ -154,6 +195,8 @@ def _join(thread: threading.Thread) -> None:
         time.sleep(0.001)
     if thread.ident:
         thread.join()
+    else:  # Python would list it among those that start for ever
+        threading.__dict__.get("_limbo", {}).pop(thread, None)
 
 
 missing_threads = WarnOnce(logger)
@@ -220,7 +263,7 @@ class _InThreads:
         self.flops: deque[int] = deque()
         self.errors: list[BaseException] = []
         self.stopped = False
-        self.news = threading.Event()
+        self.news = Flag()
         self.inference = torch.is_inference_mode_enabled()  # these modes are each thread's own
 
     def run(self, pool: WorkerPool, advance: Callable[[int], None]) -> list[Any]:

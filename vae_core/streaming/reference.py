@@ -83,9 +83,10 @@ class Whole:
         """The result, in `out` if that is given.
 
         Raises:
-            NonFiniteError: values went out of float16's range.
+            NonFiniteError: values went out of float16's range, or are too large for norms in another precision.
         """
         request = self.request
+        source.check_range(request.dtype)
         if request.patch is None:  # a hook may bring weights in
             request.half.check_weights()
         # Where an offloading hook has the weights, it moves what comes in.

@@ -13,6 +13,8 @@ from ..errors import ImageError, NonFiniteError, ShapeError
 from .options import PRECISIONS
 from .program import Shape
 
+_GROWTH = 2**10  # by which values may grow before they come to a norm
+
 
 @dataclass(frozen=True)
 class Source:
@@ -34,6 +36,10 @@ class Source:
         parts: tuple[Any, ...] = tuple(source) if isinstance(source, list | tuple) else (source,)
         for part in parts:
             check_tensor(part, what)
+            if part.is_meta:
+                raise ShapeError(
+                    f"this {what} is on the meta device, where tensors have no values. Give one with values."
+                )
         return cls(parts, what)
 
     def check_shape(self, shape: Shape) -> None:
@@ -62,6 +68,19 @@ class Source:
         bad = sum(count_not_finite(part) for part in self.parts)
         if bad:
             raise NonFiniteError(not_finite_message(self.what, bad, sum(part.numel() for part in self.parts)))
+
+    def check_range(self, dtype: torch.dtype) -> None:
+        """Raise NonFiniteError if values are so large that the variance of a norm would go out of a type's range.
+
+        A norm divides by it, so that what comes out is finite and wrong.
+        """
+        ends = [float(end) for part in self.parts if part.numel() for end in torch.aminmax(part.detach())]
+        most = max(map(abs, ends), default=0.0)
+        if dtype != torch.float16 and most > torch.finfo(dtype).max ** 0.5 / _GROWTH:
+            raise NonFiniteError(
+                f"this {self.what} has values of up to {most:.3g}, whose squares go out of the range of {dtype}. Look "
+                f"at what made the {self.what}, or run this model in float64."
+            )
 
     def check_output(self, out: Any, shape: Shape) -> None:
         """Raise ShapeError unless `out` can take the result."""
