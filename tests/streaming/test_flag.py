@@ -57,7 +57,7 @@ def test_interruptions_at_every_return() -> None:
 
 
 @pytest.mark.parametrize("timeout", [0.0, 0.02, 0.2])
-def test_a_flag_that_nobody_sets(timeout: float) -> None:
+def test_a_flag_that_is_never_set(timeout: float) -> None:
     start = time.monotonic()
     assert not Flag().wait(timeout) and time.monotonic() - start >= timeout
 
