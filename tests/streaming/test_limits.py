@@ -146,3 +146,26 @@ def test_the_limits_of_the_process() -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", OWN], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+ODD: dict[str, tuple[str, str, str]] = {  # the group, mounts before the real one, statistics
+    "an empty line": ("\n0::/\n", "\n", "\n"),
+    "words": ("odd\n0::/\n", "odd\n", "odd\n"),
+    "too few fields": ("0:\n0::/\n", "1 2 - cgroup2\n1 2 3 4 5 - cgroup2\n", "inactive_file\n"),
+    "no numbers": ("0::/\n", "", "inactive_file max\nanon \u00b2\na b c\n"),
+    "a group without a root": ("0::odd\n", "", ""),
+    "a group beside the root": ("0::../odd\n", "", ""),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_files_that_linux_does_not_write(case: str, tmp_path: Path) -> None:
+    group, mounts, statistics = ODD[case]
+    files: dict[str, str | int] = {"memory.max": 9 * MIB, "memory.current": MIB, "memory.stat": statistics}
+    assert free_within_limits(tree(tmp_path, group, mounts + V2.format(root="/"), files)) == 8 * MIB
+
+
+@pytest.mark.parametrize("limit", ["", "\u00b2\n", "-1\n", "odd\n"])
+def test_a_limit_that_is_no_number(limit: str, tmp_path: Path) -> None:
+    files: dict[str, str | int] = {"memory.max": limit, "memory.current": MIB}
+    assert free_within_limits(tree(tmp_path, "0::/\n", V2.format(root="/"), files)) is None

@@ -36,6 +36,8 @@ def _free_in_cgroups(root: Path) -> Iterator[int]:
     """Bytes free in each memory group that this process is in, from its own to the outermost that can be seen."""
     mounts = _mounts(root)
     for line in _lines(root / "proc/self/cgroup"):
+        if line.count(":") < 2:  # what a container's stand-in for it says is not always what Linux says
+            continue
         _, controllers, path = line.split(":", 2)
         version = 1 if "memory" in controllers.split(",") else 2 if not controllers else 0
         if version not in mounts:
@@ -52,6 +54,8 @@ def _mounts(root: Path) -> dict[int, tuple[str, str]]:
     found: dict[int, tuple[str, str]] = {}
     for line in _lines(root / "proc/self/mountinfo"):
         fields, _, rest = line.partition(" - ")
+        if fields.count(" ") < 4 or rest.count(" ") < 2:
+            continue
         _, _, _, mounted, at, *_ = (_unescaped(field) for field in fields.split(" "))
         kind, _, options = rest.split(" ", 2)
         if kind == "cgroup2":
@@ -67,10 +71,8 @@ def _unescaped(field: str) -> str:
 
 def _below(path: str, mounted: str) -> PurePosixPath:
     """A group's path below the mounted one. A container may see its path outside of it, or none."""
-    try:
-        return PurePosixPath(path).relative_to(mounted)
-    except ValueError:
-        return PurePosixPath(path).relative_to("/")
+    group = PurePosixPath("/", path)
+    return group.relative_to(mounted if group.is_relative_to(mounted) else "/")
 
 
 def _up_to(top: Path, below: PurePosixPath) -> Iterator[Path]:
@@ -104,13 +106,17 @@ def _free_in_old_group(group: Path) -> int | None:
 def _statistics(group: Path) -> dict[str, int]:
     """`memory.stat`. Pages of files that were not used lately ("inactive_file") are given up before memory runs out."""
     pairs = (line.split(" ") for line in _lines(group / "memory.stat"))
-    return {name: int(value) for name, value in pairs}
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and _is_number(pair[1])}
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def _number(path: Path) -> int | None:
     """The number in a file; None for "max", or no file."""
     for line in _lines(path):
-        return int(line) if line.isdigit() else None
+        return int(line) if _is_number(line) else None
     return None
 
 
