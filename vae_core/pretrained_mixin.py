@@ -226,7 +226,8 @@ class PretrainedMixin(ConfigMixin):
             save_function: `f(weights, file)` in place of `torch.save`, for a pickle; a safetensors file is written as
                 always, as in diffusers. It is called in every process, because it may wait for the others; what it
                 writes into the file is kept in the main process alone.
-            safe_serialization: safetensors; False for a pickle (`.bin`).
+            safe_serialization: safetensors; False for a pickle (`.bin`). Weights of the same variant that are in the
+                folder are removed, whatever their format: the folder has this model afterwards, and no other.
             max_shard_size: "10GB", "500MB", or bytes.
             push_to_hub: also push the folder to the Hub; `kwargs` are then those of `push_to_hub`.
             use_flashpack: diffusers' third format, which is not written here.

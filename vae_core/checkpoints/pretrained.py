@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from .weight_names import (
     SAFETENSORS_SUFFIXES,
     WEIGHT_SUFFIXES,
     WEIGHTS_STEM,
+    names_of_a_save,
     variants_in,
     weight_names,
     weights_among,
@@ -323,7 +325,8 @@ def write_folder(
 ) -> None:
     """Write `config.json` and the weights, all of them or none; see `atomic.write_together`.
 
-    Shards or a single file that an earlier save of the same variant and format left are removed.
+    Weights that an earlier save of the same variant left, in this format or another one, are removed: with the new
+    config they would be neither the old model nor the new one, and which format is loaded is up to who loads.
 
     Args:
         overwrite: False raises where a file would be replaced or removed.
@@ -331,8 +334,8 @@ def write_folder(
         others: names of more files that belong to this save, and what writes them.
 
     Raises:
-        CheckpointError: the folder is another model's, has files without being asked to `overwrite` them, or cannot
-            be written.
+        CheckpointError: the folder is another model's, has weights without a config or files without being asked to
+            `overwrite` them, or cannot be written.
     """
     if variant is not None and not re.fullmatch(r"[\w-]+", variant):
         raise CheckpointError(f"variant is {variant!r}; use letters, digits, - and _ alone, such as 'fp16'.")
@@ -358,12 +361,25 @@ def write_folder(
         writers[name] = safetensors(tensors, metadata) if safe_serialization else pickled(tensors)
     writers |= others or {}
 
-    leftover = re.compile(rf"{re.escape(stem)}-\d{{5}}-of-\d{{5}}\.{extension}|{re.escape(single)}|{re.escape(index)}")
-
-    def leftovers() -> list[str]:
-        return sorted(path.name for path in folder.iterdir() if leftover.fullmatch(path.name))
-
+    leftovers = partial(_earlier_save, folder, variant, writers)
     write_in_folder(folder, writers, leftovers=leftovers, overwrite=overwrite, release=release)
+
+
+def _earlier_save(folder: Path, variant: str | None, names: Collection[str]) -> list[str]:
+    """Weights of a folder that would not belong to its config any more once files of these names are written.
+
+    Raises:
+        CheckpointError: nothing says whose they are, for there is no config.
+    """
+    pattern = names_of_a_save(variant)
+    found = sorted(path.name for path in folder.iterdir() if pattern.fullmatch(path.name) and not path.is_dir())
+    others = [name for name in found if name not in names]
+    if others and not (folder / CONFIG_NAME).is_file():
+        raise CheckpointError(
+            f"{folder} has {others[0]} and no {CONFIG_NAME}, so nothing says whose weights these are, and beside the "
+            f"new ones they could be loaded in their place. Give another folder, or move them away."
+        )
+    return others
 
 
 def _json(values: Mapping[str, Any]) -> str:

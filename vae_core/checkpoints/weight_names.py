@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 PIPELINE_NAME = "model_index.json"  # of a pipeline's folder, which has its models in folders
 WEIGHTS_STEM = "diffusion_pytorch_model"
+FLAX_WEIGHTS = "diffusion_flax_model.msgpack"
 SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 WEIGHT_SUFFIXES = (*SAFETENSORS_SUFFIXES, ".ckpt", ".pt", ".pth", ".bin")
 EXTENSIONS = {None: ("safetensors", "bin"), True: ("safetensors",), False: ("bin",)}  # by `use_safetensors`
@@ -21,6 +22,14 @@ def weight_names(variant: str | None, extension: str) -> tuple[str, ...]:
         f"{WEIGHTS_STEM}.{extension}.index.{variant}.json",
         f"{WEIGHTS_STEM}.{variant}.{extension}.index.json",
     )
+
+
+def names_of_a_save(variant: str | None) -> re.Pattern[str]:
+    """The names of the weights that saves of one variant leave in a folder, in any format, alone or in shards."""
+    stem = WEIGHTS_STEM if variant is None else f"{WEIGHTS_STEM}.{variant}"
+    found = [rf"{re.escape(stem)}-\d{{5}}-of-\d{{5}}\.{extension}" for extension in EXTENSIONS[None]]
+    found += [re.escape(name) for extension in EXTENSIONS[None] for name in weight_names(variant, extension)]
+    return re.compile("|".join(found if variant is not None else [*found, re.escape(FLAX_WEIGHTS)]))
 
 
 def variants_in(names: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ from ..checkpoints.generation import compared, guesses_of
 from ..checkpoints.open_file import open_tensor_file
 from ..checkpoints.pretrained import CONFIG_NAME, WEIGHTS_STEM, write_folder
 from ..checkpoints.single_file import ldm_state_dict
-from ..checkpoints.weight_names import SAFETENSORS_SUFFIXES
+from ..checkpoints.weight_names import FLAX_WEIGHTS, SAFETENSORS_SUFFIXES
 from ..checkpoints.write import pickled, write_weights
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError, VAEError
@@ -146,7 +146,11 @@ def check_folder(folder: Path, inputs: list[str | Path], overwrite: bool) -> Non
         raise CheckpointError(f"{folder} is a pipeline's folder. Give another, such as {folder / 'vae'}.")
     taken = []
     if folder.is_dir():
-        taken = [path for path in folder.iterdir() if path.name == CONFIG_NAME or path.name.startswith(WEIGHTS_STEM)]
+        taken = [
+            path
+            for path in folder.iterdir()
+            if path.name == CONFIG_NAME or path.name.startswith((WEIGHTS_STEM, FLAX_WEIGHTS))
+        ]
     elif folder.exists():
         raise CheckpointError(f"{folder} is a file. Give a folder, or a name that ends in .safetensors.")
     check_outputs(taken if folder.exists() else [folder], inputs, overwrite=True)

@@ -16,14 +16,13 @@ from flax.traverse_util import unflatten_dict
 from ..checkpoints.build import dtype_of, parse_dtype, read_weights
 from ..checkpoints.plan import CheckpointPlan
 from ..checkpoints.pretrained import CONFIG_NAME, WEIGHTS_STEM, write_folder
+from ..checkpoints.weight_names import FLAX_WEIGHTS
 from ..checkpoints.write import raw, text, write_in_folder
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError, in_one_line
 from .convert import as_dicts, check_params, counts_steps, flat, from_torch, to_torch, torch_shapes
 from .dtypes import floating_type
 from .network import parameter_shapes
-
-FLAX_WEIGHTS = "diffusion_flax_model.msgpack"
 
 
 def params_of_plan(plan: CheckpointPlan, param_dtype: Any) -> dict[str, Any]:
