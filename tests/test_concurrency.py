@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from given.inputs import image, latent
 from given.loops import in_loop
 from given.models import SMALL, make
 from given.runs import SIZE, StoppedError, workers
+from host.stand_in import Pack, installed
 
 import vae_core
 from vae_core import TileSpec, load_vae
@@ -179,3 +183,78 @@ def test_one_process_saves_what_another_one_loads(tmp_path: Path, kind: str) -> 
         os.waitpid(child, 0)
     assert seen == {0, 1}
     assert threading.active_count() < 20
+
+
+ROUNDS = 8
+
+
+def as_a_host(pack: Pack, number: int, folder: Path, together: Any) -> dict[str, list[str]]:
+    """Save, load and remove under names that another host has too; gives the paths of the nodes, and what was said."""
+    core = pack.module("vae_core")
+    models = [core.load_vae(folder / f"original-{seed}") for seed in (0, 1)]
+    weights = [model.decoder.conv_in.weight for model in models]
+    vae, places = pack.module("nodes.wire").wrap(models[number]), [folder / "vae.safetensors", folder / "vae"]
+    said: list[str] = []
+    found: dict[str, list[str]] = {"paths": [], "said": said, "loaded": []}
+
+    def attempt(action: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            return action(*arguments, **options)
+        except core.VAEError as error:
+            said.append(str(error))
+            return None
+
+    for turn in range(ROUNDS):
+        together.wait(60)
+        for kind in ("diffusers", "single_file"):
+            found["paths"] += pack.run("SeamlessVAESave", vae=vae, filename_prefix="same/vae", format=kind)
+        attempt(core.save_single_file, models[number], places[0])
+        attempt(models[number].save_pretrained, places[1], **[{}, {"max_shard_size": "60KB"}][turn % 2])
+        for place in places:
+            loaded = attempt(core.load_vae, place)
+            if loaded is not None:
+                same = [torch.equal(loaded.decoder.conv_in.weight, each) for each in weights]
+                assert_same_weights(loaded, models[same.index(True)])
+                found["loaded"].append(place.name)
+        if turn % 3 == number:  # as a user does, in the middle of what the other one does
+            places[0].unlink(missing_ok=True)
+            shutil.rmtree(places[1], ignore_errors=True)
+    return found
+
+
+@fork
+@pytest.mark.thorough
+def test_two_hosts_on_one_models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both save, load, replace and remove under the same names: what loads is whole, and no save is lost."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    for seed in (0, 1):
+        make(SMALL, seed).save_pretrained(tmp_path / f"original-{seed}")
+    pack, together = Pack(), multiprocessing.get_context("fork").Barrier(2)
+    with installed("new", tmp_path):
+        children = []
+        for number in (0, 1):
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    found = as_a_host(pack, number, tmp_path, together)
+                    (tmp_path / f"found-{number}.json").write_text(json.dumps(found), encoding="utf-8")
+                    code = 0
+                except BaseException:
+                    traceback.print_exc()
+                    together.abort()
+                finally:
+                    os._exit(code)
+            children.append(child)
+        assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    found = [json.loads((tmp_path / f"found-{number}.json").read_text(encoding="utf-8")) for number in (0, 1)]
+    paths = [path for each in found for path in each["paths"]]
+    assert len(set(paths)) == len(paths) == 4 * ROUNDS
+    assert len(list((tmp_path / "output" / "same").iterdir())) == len(paths)
+    for number, each in enumerate(found):
+        original = load_vae(tmp_path / f"original-{number}")
+        for path in each["paths"]:
+            assert_same_weights(load_vae(path), original)
+        assert {"vae", "vae.safetensors"} <= set(each["loaded"])
+        for text in each["said"]:
+            assert text.endswith("."), text
