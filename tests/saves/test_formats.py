@@ -14,7 +14,7 @@ from given.saves import SHARDS
 from vae_core import AutoencoderKL, load_vae
 from vae_core.errors import CheckpointError
 
-PICKLE = {"safe_serialization": False}
+PICKLE: dict[str, Any] = {"safe_serialization": False}
 FORMATS: dict[str, dict[str, Any]] = {
     "safetensors": {},
     "shards": SHARDS,
@@ -83,7 +83,7 @@ def test_variants_stay_beside_each_other(old: AutoencoderKL, new: AutoencoderKL,
 
 @pytest.mark.parametrize("now", ["safetensors", "pickle"])
 @pytest.mark.parametrize("before", ["shards", "shards of pickles"])
-def test_weights_without_a_config_are_nobodys(
+def test_weights_without_a_config_stay(
     before: str, now: str, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path
 ) -> None:
     old.save_pretrained(tmp_path / "vae", **FORMATS[before])
