@@ -281,3 +281,40 @@ def test_without_room_numba_is_not_used(
     monkeypatch.setattr(numba_functions, "free_within_own", lambda: free)
     assert (numba_functions.jit.__wrapped__() is not None) is there
     assert ("too little for numba" in caplog.text) is not there
+
+
+WITHOUT_THREADS = """
+import os, resource, sys
+import llvmlite.binding, numba
+import importlib.readers, importlib.resources.readers  # while they may be read
+from vae_core.streaming import numba_functions
+
+os.environ.update({before})
+before = dict(os.environ)
+
+@numba.njit
+def add(x):
+    return x + 1
+
+numba_functions.keep_on_disk(add, b"")
+if os.geteuid() == 0:
+    os.setuid(65534)  # the limit is not for root
+resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+assert add(1) == 2 and dict(os.environ) == before
+print("the same")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+@pytest.mark.parametrize("before", [{}, {"OPENBLAS_NUM_THREADS": "4"}], ids=["plain", "a number given"])
+@pytest.mark.parametrize("on_disk", [True, False])
+@pytest.mark.thorough
+def test_libraries_of_numba_without_threads(on_disk: bool, before: dict[str, str], tmp_path: Path) -> None:
+    """OpenBLAS would interrupt the process, as Ctrl-C does."""
+    script = tmp_path / "script.py"
+    script.write_text(WITHOUT_THREADS.format(before=before), encoding="utf-8")
+    how = [str(script)] if on_disk else ["-c", script.read_text(encoding="utf-8")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path)}
+    environment.pop("OPENBLAS_NUM_THREADS", None)
+    done = subprocess.run([sys.executable, *how], capture_output=True, text=True, timeout=100, env=environment)
+    assert done.stdout.strip() == "the same", done.stderr[-2000:]

@@ -18,13 +18,16 @@ LLVM ends the process for where the processor that is compiled for has none.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import logging
+import os
 import pickle
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,6 +50,7 @@ _loading = threading.Lock()
 _ROOM = 512 * MIB
 _begun = False  # whether a function was loaded or compiled, and with it those libraries
 _ROOM_FOR_MORE = 192 * MIB
+_THREADS_OF_OPENBLAS = "OPENBLAS_NUM_THREADS"
 
 
 KINDS = {torch.float32: np.dtype(np.float32), torch.bfloat16: np.dtype(np.uint16)}
@@ -128,6 +132,44 @@ def keep_on_disk(function: Any, sources: bytes) -> None:
         function._cache = _SafeCache(files)
     except Exception as error:  # RuntimeError where no folder can be written; others with another numba
         _warn_once("numba cannot cache compiled functions", error)
+        if hasattr(function, "_cache"):
+            function._cache = _SafeCache(function._cache)  # numba's own for no cache
+
+
+@contextlib.contextmanager
+def _as_many_threads_as_can_start() -> Iterator[None]:
+    """While libraries of linear algebra are loaded, which numba does before its first function.
+
+    OpenBLAS starts a thread for each processor then. Where it cannot, it interrupts the process as Ctrl-C does.
+    """
+    before = os.environ.get(_THREADS_OF_OPENBLAS)
+    enough = _can_start(min(os.cpu_count() or 1, 64))
+    if not enough:
+        os.environ[_THREADS_OF_OPENBLAS] = "1"
+    try:
+        yield
+    finally:
+        if not enough:
+            del os.environ[_THREADS_OF_OPENBLAS]
+            os.environ.update({} if before is None else {_THREADS_OF_OPENBLAS: before})
+
+
+def _can_start(count: int) -> bool:
+    """Whether so many threads can be started now."""
+    gate = threading.Event()
+    threads: list[threading.Thread] = []
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=gate.wait, daemon=True)
+            thread.start()
+            threads.append(thread)
+    except (RuntimeError, MemoryError):
+        return False
+    finally:
+        gate.set()
+        for thread in threads:
+            thread.join()
+    return True
 
 
 class _SafeCache:
@@ -146,6 +188,9 @@ class _SafeCache:
         free = free_within_own()
         if free is not None and free < (_ROOM_FOR_MORE if _begun else _ROOM):
             raise MemoryError(f"this process may take only {free // MIB} MiB more, too little for a compiled function.")
+        if not _begun:
+            with _as_many_threads_as_can_start():
+                target_context.refresh()
         _begun = True
         try:
             return self._cache.load_overload(sig, target_context)
