@@ -102,6 +102,39 @@ class TestNothingIsLost:
         assert [path.read_bytes() for path in everything] == before
 
     @pytest.mark.parametrize("option", [[], ["--overwrite"]])
+    @pytest.mark.parametrize(
+        ("name", "refused"),
+        [
+            ("new.safetensors", True),
+            ("diffusion_pytorch_model.fp16.safetensors", True),
+            ("diffusion_pytorch_model.bin", True),
+            ("../vae/x.ckpt", True),
+            ("../link/x.safetensors", True),
+            ("sub/new.safetensors", False),
+            ("../new.safetensors", False),
+        ],
+    )
+    def test_nothing_new_in_the_folder_of_an_input(
+        self, name: str, refused: bool, option: list[str], vaes: dict[str, Path], tmp_path: Path, capsys: Any
+    ) -> None:
+        vae, image = tmp_path / "vae", photo(tmp_path / "photo.png")
+        load_vae(vaes["sdxl"]).save_pretrained(vae)
+        (tmp_path / "link").symlink_to(vae)
+        (vae / "sub").mkdir()
+        for command in (["convert", vae, vae / name], ["encode", image, "-o", vae / name, "--vae", vae]):
+            if command[0] == "encode" and name.endswith((".bin", ".ckpt")):
+                continue
+            before = sorted(vae.rglob("*"))
+            capsys.readouterr()
+            assert run(*command, *option) == int(refused)
+            if refused:
+                said = capsys.readouterr().err
+                assert "in a folder that is an input of this command" in said and "unexpected" not in said
+                assert sorted(vae.rglob("*")) == before
+            else:
+                (vae / name).unlink()
+
+    @pytest.mark.parametrize("option", [[], ["--overwrite"]])
     def test_other_models_are_never_replaced(
         self, option: list[str], vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

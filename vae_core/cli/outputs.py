@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..atomic import given_name, place_of
+from ..checkpoints.config_file import CONFIG_NAME
+from ..checkpoints.weight_names import PIPELINE_NAME, WEIGHT_SUFFIXES
 from ..errors import CheckpointError, in_one_line
 
 
@@ -44,16 +46,24 @@ def check_outputs(
         is_same_kind: whether an existing file is of the kind that would replace it.
 
     Raises:
-        CheckpointError: a path is an input, is in a folder that is one, exists, or cannot be written.
+        CheckpointError: a path is an input, is in a folder that is one or would be a part of its model, exists, or cannot
+            be written.
     """
     given = [Path(os.path.realpath(each)) for each in inputs]
     for path in paths:
         check_is_not_input(path, given)
         target = Path(os.path.realpath(path))
-        if not os.path.lexists(path):
-            continue
-        if any(each in target.parents and each.is_dir() for each in given):
+        exists = os.path.lexists(path)
+        within = [each for each in given if each in target.parents and each.is_dir()]
+        if exists and within:
             raise CheckpointError(f"{path} belongs to an input of this command. Give another output.")
+        if any(_is_of_a_model(target, each) for each in within):
+            raise CheckpointError(
+                f"{path} would be in a folder that is an input of this command, and change what the folder is. Give "
+                f"another output."
+            )
+        if not exists:
+            continue
         if not overwrite:
             raise CheckpointError(f"{path} exists already. Give another name, or pass --overwrite.")
         try:
@@ -62,6 +72,14 @@ def check_outputs(
             raise CheckpointError(f"cannot write {path}: {in_one_line(error)}. Give another output.") from None
         if not is_same_kind(target):
             raise CheckpointError(f"{path} is a file of another kind and would be overwritten. Give another output.")
+
+
+def _is_of_a_model(path: Path, folder: Path) -> bool:
+    """Whether a file is where a loader of the folder looks: beside a config, in a pipeline's folder of a model, ..."""
+    if not (folder / CONFIG_NAME).exists() and not (folder / PIPELINE_NAME).exists():
+        return False
+    beside = path.parent == folder or any((path.parent / name).exists() for name in (CONFIG_NAME, PIPELINE_NAME))
+    return beside and path.name.endswith((*WEIGHT_SUFFIXES, ".json", ".msgpack"))
 
 
 def check_is_not_input(path: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
