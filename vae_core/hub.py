@@ -29,7 +29,7 @@ from .checkpoints.weight_names import (
     weight_names,
     weights_among,
 )
-from .errors import CheckpointError, in_one_line
+from .errors import CheckpointError, ConfigError, brief, in_one_line
 from .hub_names import HubName, PathLike, content_address, hub_name
 from .optional import optional_import
 
@@ -54,6 +54,9 @@ class HubOptions:
         names = {field.name for field in dataclasses.fields(cls)}
         given = {name: value for name, value in arguments.items() if name in names and value is not None}
         rest = {name: value for name, value in arguments.items() if name not in names and name not in _PASSED_OVER}
+        for name in ("subfolder", "revision"):
+            if not isinstance(given.get(name, ""), str | os.PathLike):
+                raise ConfigError(f"{name} is {brief(given[name])}. Give a name, or leave it out.")
         if "use_auth_token" in arguments:
             given.setdefault("token", arguments["use_auth_token"])
         return cls(**given), rest

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .config import LOGVAR_RANGE
-from .errors import ConfigError, ShapeError
+from .errors import ConfigError, ShapeError, brief
 
 MAX_SEED = 2**64 - 1  # the largest that a generator of torch takes
 
@@ -32,6 +32,8 @@ class DiagonalGaussianDistribution:
     """
 
     def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
+        if not isinstance(parameters, Tensor):
+            raise ShapeError(f"moments are {brief(parameters)}. Give a tensor [B, 2C, h, w].")
         if parameters.ndim < 2 or parameters.shape[1] % 2:
             raise ShapeError(
                 f"moments have shape {tuple(parameters.shape)}; their second dimension must be even: "
@@ -81,6 +83,8 @@ class DiagonalGaussianDistribution:
         Computed in float32 at least: a half-precision variance overflows long before the clamp at exp(20).
         Kingma & Welling, Auto-Encoding Variational Bayes, appendix B.
         """
+        if other is not None and not hasattr(other, "logvar"):
+            raise ConfigError(f"other is {brief(other)}. Give a DiagonalGaussianDistribution, or None.")
         if self.deterministic:
             return self.mean.new_zeros(1)
         dims = tuple(range(1, self.mean.ndim))
@@ -101,6 +105,8 @@ class DiagonalGaussianDistribution:
 
     def nll(self, sample: Tensor, dims: Sequence[int] = (1, 2, 3)) -> Tensor:
         """Negative log-likelihood of `sample` [B, C, h, w] in nats, summed over `dims`, in float32 at least."""
+        if not isinstance(sample, Tensor):
+            raise ShapeError(f"the sample is {brief(sample)}. Give a tensor [B, C, h, w].")
         if self.deterministic:
             return self.mean.new_zeros(1)
         logvar = _wide(self.logvar)
@@ -119,7 +125,7 @@ def randn_like(like: Tensor, generator: torch.Generator | Sequence[torch.Generat
     """
     if isinstance(generator, int):
         raise ConfigError(f"generator is the number {generator}. Pass torch.Generator().manual_seed({generator}).")
-    if isinstance(generator, Sequence):
+    if isinstance(generator, Sequence) and not isinstance(generator, str | bytes):
         if len(generator) == 1:
             return randn_like(like, generator[0])
         if len(generator) != like.shape[0]:
@@ -127,5 +133,7 @@ def randn_like(like: Tensor, generator: torch.Generator | Sequence[torch.Generat
                 f"{len(generator)} generators were given for a batch of {like.shape[0]}. Give one, or one per item."
             )
         return torch.cat([randn_like(item[None], each) for item, each in zip(like, generator, strict=True)])
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ConfigError(f"generator is {brief(generator)}. Give a torch.Generator, one for each item, or None.")
     device = like.device if generator is None else generator.device
     return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

@@ -15,7 +15,7 @@ from .streaming.job import Job, prepare, run_or_smaller
 from .streaming.memory import give_back_freed
 from .streaming.options import Circular, Options, Precision
 from .streaming.plan import Plan
-from .streaming.progress import Progress, ProgressCallback
+from .streaming.progress import Progress, ProgressCallback, check_progress
 from .streaming.shortage import is_out_of_memory
 from .streaming.source import Source
 from .tiling.grid import TileSpec
@@ -88,6 +88,7 @@ def _run(job: Job, source: Source, progress: ProgressCallback | None) -> Tensor:
 
     What `progress` raises ends it, be it a MemoryError.
     """
+    check_progress(progress)
     theirs: list[BaseException] = []
 
     def report(step: Progress) -> None:

@@ -337,7 +337,7 @@ def write_folder(
         CheckpointError: the folder is another model's, has weights without a config or files without being asked to
             `overwrite` them, or cannot be written.
     """
-    if variant is not None and not re.fullmatch(r"[\w-]+", variant):
+    if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"[\w-]+", variant)):
         raise CheckpointError(f"variant is {variant!r}; use letters, digits, - and _ alone, such as 'fp16'.")
     kind = other_model(folder)
     if kind is not None:

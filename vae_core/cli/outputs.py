@@ -46,8 +46,8 @@ def check_outputs(
         is_same_kind: whether an existing file is of the kind that would replace it.
 
     Raises:
-        CheckpointError: a path is an input, is in a folder that is one or would be a part of its model, exists, or cannot
-            be written.
+        CheckpointError: a path is an input, is in a folder that is one or would be a part of its model, exists, or
+            cannot be written.
     """
     given = [Path(os.path.realpath(each)) for each in inputs]
     for path in paths:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from ..errors import ConfigError, brief
+
 _KINDS = ("cuda", "xpu", "npu", "mlu", "mps")
 _STREAMS = ("Stream", "current_stream", "stream")
 _HAVE_CPU_MEMORY = ("mps",)  # kinds whose memory is the CPU's
@@ -23,6 +25,14 @@ def module_of(device: torch.device) -> Any:
     As `torch.get_device_module` finds it, which raises for a kind without one.
     """
     return getattr(torch, device.type, None)
+
+
+def device_of(device: Any) -> torch.device:
+    """A device as a caller gave it. Raises ConfigError for what is none."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ConfigError(f"device is {brief(device)}. Give a device of torch, such as 'cpu' or 'cuda:0'.") from None
 
 
 def numbered(device: torch.device) -> torch.device:

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from ..autocast import without_autocast
-from ..errors import MemoryBudgetError, NonFiniteError, ShapeError, brief
+from ..errors import ConfigError, MemoryBudgetError, NonFiniteError, ShapeError, brief
 from ..tiling.grid import Cuts, TileSpec
 from ..units import GIB, MIB
 from .choose import Way, choose_way, kernel_choice
-from .devices import numbered
+from .devices import device_of, numbered
 from .executed import Executed
 from .forks import leave_lost_threads
 from .half import Half
 from .options import Options
 from .plan import Places
-from .progress import ProgressCallback, Report
+from .progress import ProgressCallback, Report, check_progress
 from .reference import run_reference
 from .request import Request
 from .source import Source
@@ -206,6 +206,7 @@ class Job:
         given.check_finite()
         if out is not None:
             given.check_output(out, self.output_shape)
+        check_progress(progress)
         report = Report(progress)
         self.executed = report.executed
         if self._request.patch is not None and self.way.name == "whole":
@@ -307,12 +308,17 @@ def prepare(
     Raises:
         ShapeError: inputs of this shape do not fit the model.
         TilingError: circular axes for a patched model.
+        ConfigError: options, a device or an amount that are none.
         MemoryBudgetError: no way of running fits the budget.
     """
     leave_lost_threads()
     half.check(whole_sizes(shape))
     options = Options() if options is None else options
-    place = numbered(half.device if device is None else torch.device(device))
+    if not isinstance(options, Options):
+        raise ConfigError(f"options are {brief(options)}. Give vae_core.Options(...), or None.")
+    if available is not None and (not isinstance(available, int) or isinstance(available, bool)):
+        raise ConfigError(f"available is {brief(available)}. Give a whole number of bytes, or None.")
+    place = numbered(half.device if device is None else device_of(device))
     batch, channels, height, width = map(operator.index, shape)
     whole = (batch, channels, height, width)
     return Job.of(Request.of(half, whole, options, place, available, kernel_choice(), half.find_patch()))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..errors import ConfigError, brief
 from .devices import module_of
 from .executed import Executed
 
@@ -36,6 +37,12 @@ class Progress(NamedTuple):
 
 
 ProgressCallback = Callable[[Progress], None]
+
+
+def check_progress(progress: Any) -> None:
+    """Raise ConfigError for what cannot be called."""
+    if progress is not None and not callable(progress):
+        raise ConfigError(f"progress is {brief(progress)}. Give a function that takes a Progress, or None.")
 
 
 @dataclass

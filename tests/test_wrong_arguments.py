@@ -1,0 +1,79 @@
+"""Arguments of the wrong kind, of every public function: a sentence, before any work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from given.inputs import image, latent
+from given.models import SMALL, make
+
+import vae_core
+from vae_core import DiagonalGaussianDistribution, Options, TileSpec, VAEError
+
+ODD: dict[str, Any] = {
+    **{"1": 1, "-1": -1, "1.5": 1.5, "nan": float("nan"), "True": True, "text": "x", "bytes": b"x"},
+    **{"list": [1], "lists": [[]], "dict": {"a": 1}, "object": object(), "tensor": torch.zeros(1), "function": print},
+}
+VAE = make(SMALL)
+Z, X = latent(1, 8, 8, model=VAE), image(1, 16, 16, model=VAE)
+MOMENTS = torch.zeros(1, 8, 4, 4)
+# What is called with a value of `ODD`, and the values that it takes.
+CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "decode, vae": (lambda v: vae_core.decode(v, Z), ""),
+    "decode, z": (lambda v: vae_core.decode(VAE, v), ""),
+    "encode, image": (lambda v: vae_core.encode(VAE, v), ""),
+    "run, source": (lambda v: vae_core.prepare_decode(VAE, Z.shape).run(v), ""),
+    "run, out": (lambda v: vae_core.prepare_decode(VAE, Z.shape).run(Z, out=v), ""),
+    "run, progress": (lambda v: vae_core.prepare_decode(VAE, Z.shape).run(Z, progress=v), "function"),
+    "decode, progress": (lambda v: vae_core.decode(VAE, Z, progress=v), "function"),
+    "encode, progress": (lambda v: vae_core.encode(VAE, X, progress=v), "function"),
+    "prepare_decode, shape": (lambda v: vae_core.prepare_decode(VAE, v), ""),
+    "prepare_decode, options": (lambda v: vae_core.prepare_decode(VAE, Z.shape, v), ""),
+    "prepare_encode, options": (lambda v: vae_core.prepare_encode(VAE, X.shape, v), ""),
+    "prepare_decode, device": (lambda v: vae_core.prepare_decode(VAE, Z.shape, device=v), ""),
+    "plan_encode, device": (lambda v: vae_core.plan_encode(VAE, X.shape, device=v), ""),
+    "prepare_decode, available": (lambda v: vae_core.prepare_decode(VAE, Z.shape, available=v), "1 -1"),
+    "Options, tiling": (lambda v: Options(tiling=v), ""),
+    "Options, memory_budget": (lambda v: Options(memory_budget=v), "1"),
+    "Options, circular": (lambda v: Options(circular=v), "text"),
+    "Options, dtype": (lambda v: Options(dtype=v), ""),
+    "Options, max_items": (lambda v: Options(max_items=v), "1"),
+    "TileSpec, size": (lambda v: TileSpec(size=v), "1"),
+    "TileSpec, overlap": (lambda v: TileSpec(overlap=v, mode="blended"), "1"),
+    "TileSpec, mode": (lambda v: TileSpec(mode=v), ""),
+    "kernels": (lambda v: vae_core.kernels(v).__enter__(), ""),
+    "from_diffusers": (lambda v: vae_core.from_diffusers(v), ""),
+    "load_vae, path": (lambda v: vae_core.load_vae(v), ""),
+    "load_vae, dtype": (lambda v: vae_core.load_vae("no", dtype=v), ""),
+    "load_vae, subfolder": (lambda v: vae_core.load_vae("no", subfolder=v), ""),
+    "load_vae, variant": (lambda v: vae_core.load_vae("no", variant=v), ""),
+    "inspect_vae, path": (lambda v: vae_core.inspect_vae(v), ""),
+    "save_single_file, path": (lambda v: vae_core.save_single_file(VAE, v), "text"),
+    "save_single_file, vae": (lambda v: vae_core.save_single_file(v, "no.safetensors"), ""),
+    "save_pretrained, variant": (lambda v: VAE.save_pretrained("new", variant=v), "text"),
+    "save_pretrained, max_shard_size": (lambda v: VAE.save_pretrained("new", max_shard_size=v), "1 1.5 new"),
+    "moments": (lambda v: DiagonalGaussianDistribution(v), ""),
+    "sample, generator": (lambda v: DiagonalGaussianDistribution(MOMENTS).sample(v), ""),
+    "sample, generators": (lambda v: DiagonalGaussianDistribution(MOMENTS).sample([v]), ""),
+    "kl, other": (lambda v: DiagonalGaussianDistribution(MOMENTS).kl(v), ""),
+    "nll, sample": (lambda v: DiagonalGaussianDistribution(MOMENTS).nll(v), "tensor"),
+}
+NO_REMEDY = re.compile(r"object has no attribute|not callable|invalid combination|unsupported operand")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_wrong_kind_is_refused(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, taken = CALLS[call]
+    for name, value in ODD.items():
+        if name in taken.split():
+            continue
+        with pytest.raises(VAEError) as caught:
+            run(value)
+        assert str(caught.value).endswith((".", ")", "!")) and not NO_REMEDY.search(str(caught.value)), name
+    assert not [path for path in tmp_path.iterdir() if not taken]
