@@ -3,9 +3,11 @@
     pip install matplotlib scikit-image scikit-learn        # and the wallpapers, see photographs.py
     python tools/demo/card.py RUN_FOLDER [--took "about 6 hours on two CPU cores"] [--root REPOSITORY]
     python tools/demo/card.py RUN_FOLDER --first "..." --rate "..." --batch 16 [--took "..."]     # a model trained on
+    python tools/demo/card.py RUN_FOLDER --first "..." --rate "..." --part 0.6          # a part of the way there alone
 
 Writes vae_core/demo/ (config.json, half-precision weights, README.md, chelsea.png) and docs/images/ (roundtrip.png,
-demo_training.png, demo_reconstructions.png). Every figure in the card is measured here, with the files as shipped.
+demo_training.png if the run was long enough for a PSNR, demo_reconstructions.png). Every figure in the card is measured
+here, with the files as shipped.
 """
 
 from __future__ import annotations
@@ -96,12 +98,14 @@ class Training:
         rate: the learning rate of a model that was trained on, if it is not the one that train.py chooses.
         took: time and device.
         batch: how many times the crops of `LARGE_CROPS` and `SMALL_CROPS` a step saw.
+        part: how far from the weights that were trained on to those of the run the shipped ones are.
     """
 
     first: str | None = None
     rate: str | None = None
     took: str | None = None
     batch: int = 1
+    part: float = 1.0
 
     def text(self, steps: int) -> str:
         """Sentences on the steps, for the card."""
@@ -113,7 +117,8 @@ class Training:
         if self.first is None:
             return f"{steps:,} steps of crops: {small}, in turn, then {large}, in turn.{took}"
         rate = "" if self.rate is None else f" The learning rate was {self.rate}."
-        return f"First {self.first}. Then {steps:,} more steps of crops: {large}, in turn.{rate}{took}"
+        part = "" if self.part == 1 else f" The weights are {self.part:.0%} of the way from those before these steps."
+        return f"First {self.first}. Then {steps:,} more steps of crops: {large}, in turn.{rate}{part}{took}"
 
 
 @torch.no_grad()
@@ -127,11 +132,18 @@ def latent_statistics(vae: AutoencoderKL) -> tuple[float, float]:
     return everything.mean().item(), everything.std().item()
 
 
-def ship(run: Path, demo: Path) -> int:
-    """Write config and weights to `demo`; returns the number of steps that they were trained for."""
+def ship(run: Path, demo: Path, part: float) -> int:
+    """Write config and weights to `demo`; returns the number of steps that they were trained for.
+
+    Args:
+        part: as that of `Training`; of less than 1 the weights in `demo` are those that were trained on.
+    """
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     vae = AutoencoderKL(**CONFIG).eval()
     vae.load_state_dict(state["average"])
+    if part != 1:
+        before = load_vae(demo, dtype=torch.float32).state_dict()
+        vae.load_state_dict({name: before[name].lerp(weight, part) for name, weight in vae.state_dict().items()})
     mean, std = latent_statistics(vae)
     shift = round(mean, 4) if abs(mean) > NOTABLE_SHIFT * std else None
     shipped = AutoencoderKL.from_config(vae.config, scaling_factor=round(1 / std, 4), shift_factor=shift)
@@ -350,12 +362,13 @@ def make_roundtrip(demo: Path, path: Path) -> None:
 
 def make(run: Path, root: Path, training: Training) -> None:
     demo, images = root / "vae_core" / "demo", root / "docs" / "images"
-    steps = ship(run, demo)
+    steps = ship(run, demo, training.part)
     vae = load_vae(demo, dtype=torch.float32)
     photograph = next(image for name, image in held_out() if name == "chelsea")
     write_image(to_pil(from_pil(photograph, multiple=1).pixels)[0], demo / "chelsea.png")
     scores = judge(vae, images / "demo_reconstructions.png")
-    plot_training(run, images / "demo_training.png")
+    if (run / "psnr.csv").stat().st_size:
+        plot_training(run, images / "demo_training.png")
     make_roundtrip(demo, images / "roundtrip.png")
     (weights,) = demo.glob("*.safetensors")
     (demo / "README.md").write_text(
@@ -374,6 +387,7 @@ if __name__ == "__main__":
     parser.add_argument("--first", help="of a model that was trained on: its steps, crops and KL weight before that")
     parser.add_argument("--rate", help="of a model that was trained on: the learning rate over its steps")
     parser.add_argument("--root", type=Path, default=ROOT, help="where to write (default: this repository)")
+    parser.add_argument("--part", type=float, default=1.0, help="of the way from the model that was trained on")
     arguments = parser.parse_args()
-    training = Training(arguments.first, arguments.rate, arguments.took, arguments.batch)
+    training = Training(arguments.first, arguments.rate, arguments.took, arguments.batch, arguments.part)
     make(arguments.run, arguments.root, training)
