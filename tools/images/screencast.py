@@ -28,13 +28,16 @@ KEYS = (*["ArrowLeft"] * 8, *["ArrowRight"] * 14, *["ArrowLeft"] * 6)
 LOOK = """([indices, rooms, [x, y, w, h], closest]) => {
     const title = LiteGraph.NODE_TITLE_HEIGHT, margin = 30
     const nodes = indices.map((index) => app.canvas.graph._nodes[index])
+    const canvas = app.canvas.canvas.getBoundingClientRect()  // which may begin beside the page's bars
     const left = Math.min(...nodes.map((n) => n.pos[0])) - margin
     const top = Math.min(...nodes.map((n) => n.pos[1] - title)) - margin
     const width = Math.max(...nodes.map((n) => n.pos[0] + n.size[0])) + margin - left
     const height = Math.max(...nodes.map((n, at) => n.pos[1] + n.size[1] + rooms[at])) + margin - top
     const scale = Math.min(closest, w / width, h / height)
     app.canvas.ds.scale = scale
-    app.canvas.ds.offset = [(x + w / 2) / scale - width / 2 - left, (y + h / 2) / scale - height / 2 - top]
+    app.canvas.ds.offset = [
+        (x - canvas.left + w / 2) / scale - width / 2 - left, (y - canvas.top + h / 2) / scale - height / 2 - top,
+    ]
     app.canvas.deselectAll()
     app.canvas.setDirty(true, true)
 }"""
