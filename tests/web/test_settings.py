@@ -147,8 +147,8 @@ def test_the_english_texts_are_those_of_the_modules(ui: FrontEnd) -> None:
     texts = ui.js("async () => (await import('/extensions/seamless-vae/js/ui/english.js')).ENGLISH")
     assert texts == json.loads((ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["seamlessVae"]
     used = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "web" / "js").rglob("*.js"))
-    in_groups = ("way.", "because.")  # whose keys are put together where they are used
-    assert "`way.${" in used and "translated('because'," in used
+    in_groups = ("way.", "because.", "unit.")  # whose keys are put together where they are used
+    assert "`way.${" in used and "translated('because'," in used and "`unit.${" in used
     for key in texts:
         uses = re.findall(rf"\b{re.escape(key)}\b", used)
         assert key.startswith(in_groups) or len(uses) > 1, f"{key} is not used"
