@@ -48,9 +48,9 @@ _loading = threading.Lock()
 # Address space for numba, the libraries that it loads with its first function, and the compiler. With less of it some
 # of them end the process, or wait for ever: OpenBLAS, LLVM.
 _ROOM = 512 * MIB
-_begun = False  # whether a function was loaded or compiled, and with it those libraries
-_ROOM_FOR_MORE = 192 * MIB
+_ROOM_FOR_MORE = 192 * MIB  # once they are there
 _THREADS_OF_OPENBLAS = "OPENBLAS_NUM_THREADS"
+_begun = False  # whether a function was loaded or compiled, and with it those libraries
 
 
 KINDS = {torch.float32: np.dtype(np.float32), torch.bfloat16: np.dtype(np.uint16)}
