@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +85,7 @@ class Spans:
         shared, short = self._shared(length)
         return 0, self.size if shared else min(short, length)
 
-    @property
+    @functools.cached_property
     def sizes(self) -> Counter[int]:
         """How many spans of each size are cut."""
         full, rest = divmod(self.length, self.within)

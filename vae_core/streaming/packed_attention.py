@@ -176,11 +176,11 @@ class _PackedItem:
         weight, bias = self._to_query
         self.query = _packed(weight, queries, self.dtype), bias
         most = max(stop - start for start, stop in self.spans)
-        to_key, to_value = (_packed(weight, most, _DTYPE) for weight in (self._to_key, self._to_value[0]))
+        to_key, to_value = (_packed(weight, most, self.dtype) for weight in (self._to_key, self._to_value[0]))
         blocks: list[Any] = [None] * len(self.spans)
 
         def pack(number: int) -> None:
-            block = self.tokens.rows(*self.spans[number])[0, :, 0].to(_DTYPE)
+            block = self.tokens.rows(*self.spans[number])[0, :, 0].to(self.dtype)
             keys = _packed(_apply(block, to_key), queries, self.dtype)
             values = _packed_matrix(_apply(block, to_value, self._to_value[1]), queries, self.dtype)
             blocks[number] = keys, values
