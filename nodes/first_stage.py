@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ..vae_core import AutoencoderKL, Options, TileSpec, prepare_decode, prepare_encode
 from ..vae_core.patched import is_replaced
 from ..vae_core.posterior import DiagonalGaussianDistribution
+from ..vae_core.streaming.memory import give_back_freed
 from . import latents
 
 
@@ -54,7 +56,8 @@ class FirstStage(nn.Module):
     """An AutoencoderKL as the host's `first_stage_model`: `encode` and `decode` take and give tensors.
 
     Its children are the model's own, so that what moves the one moves the other, and one that is exchanged here, for a
-    compiled decoder say, in whatever way, is exchanged in the model, too. `device` is the host's to set.
+    compiled decoder say, in whatever way, is exchanged in the model, too. `device` is the host's to set. When it goes,
+    what its runs have left for the next ones goes back to the system.
     """
 
     encoder: nn.Module
@@ -68,6 +71,7 @@ class FirstStage(nn.Module):
         own["regularization"] = Regularization()  # nor this, which the model has no place for
         own["_modules"] = autoencoder._modules
         self.device: torch.device | None = None
+        weakref.finalize(self, give_back_freed).atexit = False
         self.eval()
 
     @property

@@ -69,14 +69,14 @@ def unlike_the_plan(case: Case, job: Job) -> list[str]:
     return faults
 
 
-def _offloading(device: torch.device, limit: int | None, cpu_limit: int, *rest: int) -> store.MapStore:
+def _offloading(device: torch.device, limit: int | None, cpu_limit: int, *rest: Any) -> store.MapStore:
     return store.MapStore(device, 0, 2**50, *rest)
 
 
 class _Scattered(store.MapStore):
     """A store whose bands are on the device or in CPU memory by chance."""
 
-    def __init__(self, seed: int, device: torch.device, limit: int | None, cpu_limit: int, *rest: int) -> None:
+    def __init__(self, seed: int, device: torch.device, limit: int | None, cpu_limit: int, *rest: Any) -> None:
         super().__init__(device, limit, 2**50, *rest)
         self._chance = random.Random(seed)
 

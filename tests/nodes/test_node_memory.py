@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from given.nodes import Makers
+from host.stand_in import Host, Pack
 
 SIDE = 2048
 DECODE = """
@@ -50,3 +54,15 @@ def test_the_image_exists_once() -> None:
     grown, image = map(int, result.stdout.split())
     assert image == 3 * 4 * SIDE**2
     assert image <= grown < 1.75 * image
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is kept on Linux alone")
+def test_what_runs_have_left_goes_with_their_vae(pack: Pack, make: Makers, new_host: Host) -> None:
+    kept = pack.module("vae_core.streaming.pages").kept
+    model = make.model()
+    stage = pack.module("nodes.first_stage").FirstStage(model)
+    pack.module("vae_core").decode(model, torch.randn(1, 4, 32, 32))
+    assert kept.bytes
+    del stage
+    gc.collect()
+    assert not kept.bytes

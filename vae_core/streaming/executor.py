@@ -50,6 +50,7 @@ class Manner:
         strip_latents: most rows of latent pixels in a strip; None for what suits each pass.
         strip_bytes: size of a strip where the kernel leaves it open; 0 for what suits the device.
         trim: give freed memory back to the system after every pass, which costs some percent of the time.
+        keep: keep memory for the next run, as long as the system does not need it; see `pages.KeptPages`.
     """
 
     device: torch.device
@@ -61,6 +62,7 @@ class Manner:
     strip_latents: int | None = None
     strip_bytes: int = 0
     trim: bool = False
+    keep: bool = False
 
     @property
     def bytes_per_strip(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from . import devices
+from . import devices, pages
 from .limits import free_within_limits
 
 # Of what is free when a run starts, so much may be used where no budget is given.
@@ -58,6 +58,12 @@ def free_of_machine() -> int | None:
 
 
 def give_back_freed() -> None:
+    """Return to the system what is kept of freed memory: for the next run, and by the C library."""
+    pages.kept.drop()
+    trim_heap()
+
+
+def trim_heap() -> None:
     """Let the C library return to the system what it keeps of freed memory, where it can be asked to (glibc)."""
     trim = _trim()
     if trim is not None:

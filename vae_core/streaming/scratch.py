@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..units import round_up
-from .pages import mapped
+from .pages import mapped, tensor_on
 
 _LINE = 64  # bytes; parts begin at a cache line
 _EXCESS = 2**16  # bytes that are not worth giving back
@@ -32,11 +32,12 @@ class Block:
         size: bytes that the first pass needs.
         room: bytes that a later one will need. Pages that nothing has written to are addresses alone, and those that
             passes before have written to need not be cleared again.
+        keep: see `pages`.
     """
 
-    def __init__(self, size: int, room: int = 0) -> None:
-        self._pages = mapped(max(size, room if _LINUX else 0, 1), "strips")
-        self.data = torch.frombuffer(self._pages, dtype=torch.uint8)
+    def __init__(self, size: int, room: int = 0, keep: bool = False) -> None:
+        self._pages = mapped(max(size, room if _LINUX else 0, 1), "strips", keep)
+        self.data = tensor_on(self._pages, keep)
         self.used = size  # bytes from the beginning that may have been written to
 
     def fits(self, size: int) -> bool:
@@ -61,10 +62,12 @@ class ScratchStore:
 
     Args:
         room: most bytes that a pass needs of one block.
+        keep: see `pages`.
     """
 
-    def __init__(self, room: int = 0) -> None:
+    def __init__(self, room: int = 0, keep: bool = False) -> None:
         self.room = room
+        self.keep = keep
         self._kept: list[Block] = []
 
     def lend(self, count: int, size: int) -> list[Block]:
@@ -74,7 +77,7 @@ class ScratchStore:
         blocks = [block for block in kept[:count] if block.fits(size)]
         del kept
         while len(blocks) < count:
-            blocks.append(Block(size, self.room))
+            blocks.append(Block(size, self.room, self.keep))
         return blocks
 
     @property
@@ -96,10 +99,11 @@ class Spare:
 
     Args:
         room: most bytes that the weights of a pass have.
+        keep: see `pages`.
     """
 
-    def __init__(self, room: int = 0) -> None:
-        self._store = ScratchStore(room)
+    def __init__(self, room: int = 0, keep: bool = False) -> None:
+        self._store = ScratchStore(room, keep)
         self._taken = False
 
     def take(self, size: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .internals import page_lock, unlock
 from .ledger import Ledger, Lot, Place, bands_of
 from .maps import FeatureMap
-from .memory import give_back_freed
+from .memory import trim_heap
 from .offload_file import OffloadFile
 from .pages import pages
 from .scratch import ScratchStore
@@ -53,6 +53,7 @@ class MapStore:
             0 where it is the same memory. What does not fit either is offloaded to disk, to one temporary file.
         disk_bytes: most bytes that are planned to be on disk at once; room for them is asked for at once.
         scratch_room: most bytes that a pass needs of one block of scratch memory.
+        keep: keep the CPU's memory for the next run; see `pages`.
 
     Attributes:
         used, peak: bytes of maps now and at most, by place.
@@ -66,6 +67,7 @@ class MapStore:
         cpu_limit: int = 0,
         disk_bytes: int = 0,
         scratch_room: int = 0,
+        keep: bool = False,
     ) -> None:
         self.device = device
         self._ledger = Ledger(limit, cpu_limit)
@@ -74,7 +76,8 @@ class MapStore:
         self._idle: dict[tuple[Place, int], deque[_Buffer]] = {}  # the oldest first
         self._lent: dict[int, _Buffer] = {}
         self._file = OffloadFile(disk_bytes)
-        self.scratch = ScratchStore(scratch_room)
+        self.keep = keep
+        self.scratch = ScratchStore(scratch_room, keep)
 
     def allocate(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> FeatureMap:
         """An uninitialised map [B, H, W, C].
@@ -147,8 +150,8 @@ class MapStore:
         if place == "disk":
             return _Buffer(lot, self._file.lend(size))
         if size >= _LARGE:
-            give_back_freed()
+            trim_heap()
         if place == "cpu" or self.device.type == "cpu":
-            data = pages(size, "feature maps")
+            data = pages(size, "feature maps", self.keep)
             return _Buffer(lot, data, locked=page_lock(data, self.device))
         return _Buffer(lot, torch.empty(size, dtype=torch.uint8, device=self.device))

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..units import MIB
 from .choose import computing_dtype
 from .executor import Execution, Manner, PackedWeights
+from .limits import free_within_own
 from .plan import Plan, ProgramPlan, plan_program
 from .pool import WorkerPool
 from .progress import Report
@@ -33,7 +34,7 @@ class Strips:
     def of(cls, request: Request) -> Strips:
         """Plan it. Raises MemoryBudgetError if no size of strips fits the budget."""
         options = request.options
-        small = options.memory_budget is not None and options.memory_budget < _TRIM_BELOW
+        budget = options.memory_budget
         manner = Manner(
             device=request.device,
             dtype=computing_dtype(request.dtype, request.device, request.kernels),
@@ -42,7 +43,8 @@ class Strips:
             kernels=request.kernels,
             circular=options.axes,
             strip_latents=options.strip_latents,
-            trim=request.device.type == "cpu" and small,
+            trim=request.device.type == "cpu" and budget is not None and budget < _TRIM_BELOW,
+            keep=request.device.type == "cpu" and budget is None,
         )
         return cls(request, plan_program(request, manner))
 
@@ -65,8 +67,10 @@ class Strips:
         if out is None:
             out = torch.empty(request.output_shape, dtype=manner.map_dtype, device=manner.device)
         room = planned.room
-        store = MapStore(manner.device, planned.map_limit, request.offload, planned.plan.places.disk, room.scratch)
-        weights = PackedWeights(planned.packed_limit, spare=Spare(room.weights))
+        keep = manner.keep and free_within_own() is None
+        disk = planned.plan.places.disk
+        store = MapStore(manner.device, planned.map_limit, request.offload, disk, room.scratch, keep)
+        weights = PackedWeights(planned.packed_limit, spare=Spare(room.weights, keep))
         report.expect(planned.plan.flops, planned.plan.passes)
         rows = request.latent_size[0]
         try:
