@@ -364,7 +364,7 @@ def _simulate(case: Case) -> Seen:
 
     setattr(torch, KIND, _DeviceWithStreams() if case.streams else _Device())
     transfer._streams.cache_clear()
-    store.pages = lambda size, what, keep: torch.empty(size, dtype=torch.uint8)
+    store.pages = lambda size, what: torch.empty(size, dtype=torch.uint8)
     watch = Watch(case.dtype == torch.float64)
     with torch.device("meta"):
         vae = AutoencoderKL(**case.config).eval()

@@ -61,7 +61,7 @@ def test_what_runs_have_left_goes_with_their_vae(pack: Pack, make: Makers, new_h
     kept = pack.module("vae_core.streaming.pages").kept
     model = make.model()
     stage = pack.module("nodes.first_stage").FirstStage(model)
-    pack.module("vae_core").decode(model, torch.randn(1, 4, 32, 32))
+    pack.module("vae_core").decode(model, torch.randn(1, 4, 96, 96))
     assert kept.bytes
     del stage
     gc.collect()

@@ -167,10 +167,10 @@ def test_bands_of_a_map_that_cannot_be_had_whole_are_given_back(monkeypatch: pyt
     monkeypatch.setattr(maps, "BAND_BYTES", 2**16)
     store, made = MapStore(CPU), []
 
-    def refuse(size: int, what: str, keep: bool) -> Tensor:
+    def refuse(size: int, what: str) -> Tensor:
         if len(made) == 3:
             raise MemoryError
-        made.append(pages(size, what, keep))
+        made.append(pages(size, what))
         return made[-1]
 
     monkeypatch.setattr("vae_core.streaming.store.pages", refuse)

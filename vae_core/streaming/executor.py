@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DamagedWeightError, NonFiniteError
+from . import pages
 from .choose import KernelChoice, choose_kernel, last_positions, pass_dtype
 from .executed import PassRecord
 from .kernel import ACCELERATOR_STRIP_BYTES, STRIP_BYTES, Each, Kernel, Layout, PassInputs
@@ -149,11 +150,17 @@ class Execution:
             NonFiniteError: a value went out of range, or the statistics of a norm.
         """
         source, target = (FeatureMap.of(each.permute(0, 2, 3, 1)) for each in (part, output))
+        needed = [0] * len(self.passes)
+        if self.planned is not None:
+            needed = [sum(each.terms.values()) for each in self.planned]
         written: list[tuple[int, Pass, Stats]] = []  # and not checked yet
         for index, step, kernel in self.kernels(source, target, latent_rows):
             report.begin_pass()
             each = functools.partial(run_each, pool)
+            left = max(needed) - needed[index] - self.store.idle  # what this pass needs less than the largest
+            pages.kept.shrink(left)
             kernel.prepare(weights.of(index, kernel, each), each)
+            pages.kept.shrink(left)  # with what passes before had
             parts = run_strips(kernel, pool, report, self.manner.trim)
             held = {"maps": self.store.used["device"], **kernel.held()}
             report.executed.records.append(PassRecord(len(parts), held))

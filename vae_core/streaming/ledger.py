@@ -121,6 +121,7 @@ class PlannedStore:
         self._ledger = Ledger(limit, cpu_limit)
         self.used = self._ledger.used
         self.peak = self._ledger.peak
+        self.idle = 0
         self.scratch = ScratchStore()  # nothing is computed
 
     def allocate(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> PlannedMap:

@@ -59,7 +59,7 @@ def free_of_machine() -> int | None:
 
 def give_back_freed() -> None:
     """Return to the system what is kept of freed memory: for the next run, and by the C library."""
-    pages.kept.drop()
+    pages.kept.shrink(0)
     trim_heap()
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..units import round_up
-from .pages import mapped, tensor_on
+from .pages import kept_pages, mapped
 
 _LINE = 64  # bytes; parts begin at a cache line
 _EXCESS = 2**16  # bytes that are not worth giving back
@@ -32,12 +32,16 @@ class Block:
         size: bytes that the first pass needs.
         room: bytes that a later one will need. Pages that nothing has written to are addresses alone, and those that
             passes before have written to need not be cleared again.
-        keep: see `pages`.
+        keep: it is of `kept_pages`, which serve the next pass and the next run without room.
     """
 
     def __init__(self, size: int, room: int = 0, keep: bool = False) -> None:
-        self._pages = mapped(max(size, room if _LINUX else 0, 1), "strips", keep)
-        self.data = tensor_on(self._pages, keep)
+        self._pages: mmap.mmap | None = None
+        if keep:
+            self.data = kept_pages(max(size, 1), "strips")
+        else:
+            self._pages = mapped(max(size, room if _LINUX else 0, 1), "strips")
+            self.data = torch.frombuffer(self._pages, dtype=torch.uint8)
         self.used = size  # bytes from the beginning that may have been written to
 
     def fits(self, size: int) -> bool:
@@ -48,7 +52,7 @@ class Block:
         if size > self.data.numel():
             return False
         if self.used > size + _EXCESS:
-            if not _LINUX:  # elsewhere it would stay, or not be usable any more
+            if self._pages is None or not _LINUX:  # elsewhere it would stay, or not be usable any more
                 return False
             start = round_up(size, mmap.PAGESIZE)
             # To the end: a large page may have been cleared beyond what was written to.
@@ -62,7 +66,7 @@ class ScratchStore:
 
     Args:
         room: most bytes that a pass needs of one block.
-        keep: see `pages`.
+        keep: see `Block`.
     """
 
     def __init__(self, room: int = 0, keep: bool = False) -> None:
@@ -99,7 +103,7 @@ class Spare:
 
     Args:
         room: most bytes that the weights of a pass have.
-        keep: see `pages`.
+        keep: see `Block`.
     """
 
     def __init__(self, room: int = 0, keep: bool = False) -> None:

@@ -15,7 +15,7 @@ from .ledger import Ledger, Lot, Place, bands_of
 from .maps import FeatureMap
 from .memory import trim_heap
 from .offload_file import OffloadFile
-from .pages import pages
+from .pages import kept_pages, pages
 from .scratch import ScratchStore
 
 _LARGE = 2**26  # bytes of a map that is worth some milliseconds spent on finding memory for it
@@ -33,11 +33,15 @@ class Store(Protocol):
 
     Attributes:
         used: bytes of maps by place.
+        idle: bytes that are not lent and not given back yet.
         scratch: memory that kernels compute strips in.
     """
 
     used: dict[Place, int]
     scratch: ScratchStore
+
+    @property
+    def idle(self) -> int: ...
 
     def allocate(self, shape: tuple[int, int, int, int], dtype: torch.dtype) -> FeatureMap: ...
     def release(self, lent: Any) -> None: ...
@@ -53,7 +57,7 @@ class MapStore:
             0 where it is the same memory. What does not fit either is offloaded to disk, to one temporary file.
         disk_bytes: most bytes that are planned to be on disk at once; room for them is asked for at once.
         scratch_room: most bytes that a pass needs of one block of scratch memory.
-        keep: keep the CPU's memory for the next run; see `pages`.
+        keep: keep memory for the next run; see `pages.KeptPages`.
 
     Attributes:
         used, peak: bytes of maps now and at most, by place.
@@ -124,6 +128,11 @@ class MapStore:
         self._ledger.take_back(buffer.lot)
 
     @property
+    def idle(self) -> int:
+        """Bytes that are not lent and not given back yet."""
+        return sum(buffer.data.numel() for buffers in self._idle.values() for buffer in buffers)
+
+    @property
     def lent(self) -> list[Tensor]:
         """The memory of all bands that are lent, uint8."""
         return [buffer.data for buffer in self._lent.values()]
@@ -152,6 +161,6 @@ class MapStore:
         if size >= _LARGE:
             trim_heap()
         if place == "cpu" or self.device.type == "cpu":
-            data = pages(size, "feature maps", self.keep)
+            data = (kept_pages if self.keep else pages)(size, "feature maps")
             return _Buffer(lot, data, locked=page_lock(data, self.device))
         return _Buffer(lot, torch.empty(size, dtype=torch.uint8, device=self.device))
