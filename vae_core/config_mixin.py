@@ -241,4 +241,4 @@ class ConfigMixin:
         except OSError as error:
             raise CheckpointError(f"{folder} cannot be written: {in_one_line(error)}. Give another folder.") from error
         if push_to_hub:
-            push_after_saving(folder, kwargs)
+            push_after_saving(folder, kwargs, [])

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .checkpoints.weight_names import globs_of_a_save
 from .errors import CheckpointError, ConfigError
 from .hub import client, first_line
 from .optional import optional_import
@@ -28,6 +29,9 @@ class HubMixin:
     ) -> Any:
         """Save the model and upload it to a repository on the Hub, which is made if need be.
 
+        Weights of the same variant that are there in another format, or in other shards, are removed with it: beside
+        the new config they would be loaded in the place of the new ones. The repository's history keeps them.
+
         Returns:
             What huggingface_hub says of the commit.
 
@@ -39,13 +43,18 @@ class HubMixin:
         with tempfile.TemporaryDirectory() as folder:
             save: Any = self
             save.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
-            return _push(hub, Path(folder), "the model", repo_id, commit_message, private, token, create_pr, subfolder)
+            earlier = globs_of_a_save(variant)
+            place = repo_id, commit_message, private, token, create_pr, subfolder
+            return _push(hub, Path(folder), "the model", earlier, *place)
 
 
-def push_after_saving(folder: Path, arguments: Mapping[str, Any]) -> Any:
+def push_after_saving(folder: Path, arguments: Mapping[str, Any], earlier: list[str]) -> Any:
     """Upload a folder that was just saved, with the arguments of `push_to_hub`.
 
     Without a `repo_id`, the repository has the folder's name, in your own namespace.
+
+    Args:
+        earlier: patterns of names there that are removed unless the folder has them.
 
     Raises:
         ConfigError: an argument that does not exist.
@@ -57,13 +66,14 @@ def push_after_saving(folder: Path, arguments: Mapping[str, Any]) -> Any:
         raise ConfigError(f"push_to_hub has no argument {', '.join(unknown)}; it takes {', '.join(names)}.")
     hub = optional_import("huggingface_hub", "Repositories on the Hugging Face Hub", "hub")
     what = f"{folder.name} is saved, but"
-    return _push(hub, folder, what, **{"repo_id": folder.resolve().name, **arguments})
+    return _push(hub, folder, what, earlier, **{"repo_id": folder.resolve().name, **arguments})
 
 
 def _push(
     hub: Any,
     folder: Path,
     what: str,
+    earlier: list[str],
     repo_id: str,
     commit_message: str | None = None,
     private: bool | None = None,
@@ -81,6 +91,7 @@ def _push(
             commit_message=commit_message or "Upload AutoencoderKL",
             token=token,
             create_pr=create_pr,
+            delete_patterns=earlier,
         )
     except Exception as error:  # of the network below it, of any kind
         raise CheckpointError(

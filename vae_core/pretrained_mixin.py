@@ -24,6 +24,7 @@ from .checkpoints.plain import extra_weights, plain_weights
 from .checkpoints.pretrained import WEIGHTS_STEM, find_folder, plan_folder, read_config, reading, write_folder
 from .checkpoints.shapes import without_mismatched
 from .checkpoints.single_file import plan_single_file
+from .checkpoints.weight_names import globs_of_a_save
 from .checkpoints.write import checked_path
 from .config import AutoencoderKLConfig
 from .config_mixin import ConfigMixin
@@ -265,7 +266,7 @@ class PretrainedMixin(ConfigMixin):
             release=self.release_files,
         )
         if push_to_hub:
-            push_after_saving(folder, kwargs)
+            push_after_saving(folder, kwargs, globs_of_a_save(variant))
 
     def weights_to_save(self) -> dict[str, Tensor]:
         """The plain weights by diffusers' keys, whatever wraps the modules. See `checkpoints.plain.plain_weights`.

@@ -103,6 +103,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if line["key"] == "file":
                     content = base64.b64decode(line["value"]["content"])
                     self.hub.repositories[commit[1]][line["value"]["path"]] = content
+                elif line["key"] == "deletedFile":
+                    del self.hub.repositories[commit[1]][line["value"]["path"]]
             url = f"{self.hub.address}/{commit[1]}/commit/{COMMIT}"
             self._json({"success": True, "commitOid": COMMIT, "commitUrl": url, "hookOutput": ""})
         else:

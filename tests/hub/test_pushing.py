@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from given.hub import SmallHub, same
+from given.models import make
 
 from vae_core import AutoencoderKL, CheckpointError, ConfigError, load_vae
+
+FORMATS: dict[str, dict[str, Any]] = {
+    "safetensors": {},
+    "shards": {"max_shard_size": "100KB"},
+    "pickle": {"safe_serialization": False},
+}
 
 
 class TestPushing:
@@ -22,6 +30,24 @@ class TestPushing:
         assert "diffusion_pytorch_model.fp16.safetensors" in hub.repositories["me/second"]
         vae.save_config(tmp_path / "third", push_to_hub=True, repo_id="me/third", token="secret")
         assert list(hub.repositories["me/third"]) == ["config.json"]
+
+    @pytest.mark.parametrize("subfolder", [None, "vae"])
+    @pytest.mark.parametrize("first", FORMATS)
+    @pytest.mark.parametrize("second", FORMATS)
+    def test_weights_of_an_earlier_push_do_not_stay_beside_the_new_config(
+        self, hub: SmallHub, vae: AutoencoderKL, cache: Any, first: str, second: str, subfolder: str | None
+    ) -> None:
+        other = make(vae.config, seed=5)
+        kept = {"README.md": b"mine", "lora.safetensors": b"mine", "diffusion_pytorch_model.fp16.bin": b"mine"}
+        for number, (model, kind) in enumerate(((other, first), (vae, second))):
+            with tempfile.TemporaryDirectory() as folder:
+                push = {"push_to_hub": True, "repo_id": "me/mine", "token": "secret", "subfolder": subfolder}
+                model.save_pretrained(folder, **FORMATS[kind], **push)
+            if not number:
+                before = f"{subfolder}/" if subfolder else ""
+                hub.repositories["me/mine"] |= {before + name: content for name, content in kept.items()}
+        assert same(AutoencoderKL.from_pretrained("me/mine", subfolder=subfolder, **cache), vae)
+        assert {before + name for name in kept} <= set(hub.repositories["me/mine"])
 
     def test_what_cannot_be_pushed_is_said(self, hub: SmallHub, vae: AutoencoderKL, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"is saved, but cannot be pushed to me/mine.*hf auth login"):

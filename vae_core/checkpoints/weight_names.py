@@ -32,6 +32,14 @@ def names_of_a_save(variant: str | None) -> re.Pattern[str]:
     return re.compile("|".join(found if variant is not None else [*found, re.escape(FLAX_WEIGHTS)]))
 
 
+def globs_of_a_save(variant: str | None) -> list[str]:
+    """The same names as patterns of a shell."""
+    stem = WEIGHTS_STEM if variant is None else f"{WEIGHTS_STEM}.{variant}"
+    shards = [f"{stem}-{'[0-9]' * 5}-of-{'[0-9]' * 5}.{extension}" for extension in EXTENSIONS[None]]
+    names = [name for extension in EXTENSIONS[None] for name in weight_names(variant, extension)]
+    return [*shards, *names, *([FLAX_WEIGHTS] if variant is None else [])]
+
+
 def variants_in(names: Iterable[str]) -> list[str]:
     """The variants, such as fp16, of the weights in a folder with files of these names."""
     return sorted({variant for name in names if (variant := _variant_of(name)) is not None})
