@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,16 @@ from given.models import BY_NAME, MODELS, family_fields, fields, make
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from vae_core import CheckpointError, ConfigError, inspect_vae, load_vae, save_single_file
+from vae_core import (
+    AutoencoderKL,
+    CheckpointError,
+    ConfigError,
+    MemoryBudgetError,
+    inspect_vae,
+    load_vae,
+    save_single_file,
+)
+from vae_core.checkpoints import build
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -202,6 +213,39 @@ def test_what_fused_attention_adds_is_not_written(tmp_path: Path) -> None:
     save_single_file(vae, tmp_path / "vae.safetensors")
     assert load_file(tmp_path / "folder" / "diffusion_pytorch_model.safetensors").keys() == plain.keys()
     assert load_vae(tmp_path / "vae.safetensors").state_dict().keys() == plain.keys()
+
+
+SHORTAGES = {
+    "Python": MemoryError(),
+    "torch": RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+    "a device": torch.OutOfMemoryError("CUDA out of memory."),
+    "the system": OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+}
+
+
+@pytest.mark.parametrize("where", ["read_weights", "_made", "_initialised"])
+@pytest.mark.parametrize("kind", SHORTAGES)
+def test_memory_that_runs_out_is_said_in_a_sentence(
+    tmp_path: Path, kind: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae = make(fields(32))
+    vae.save_pretrained(tmp_path / "folder")
+    save_single_file(vae, tmp_path / "vae.safetensors")
+
+    def short(*_: Any, **__: Any) -> None:
+        raise SHORTAGES[kind]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, where, short)
+        for load, path in (
+            (load_vae, tmp_path / "folder"),
+            (load_vae, tmp_path / "vae.safetensors"),
+            (AutoencoderKL.from_pretrained, tmp_path / "folder"),
+            (AutoencoderKL.from_single_file, tmp_path / "vae.safetensors"),
+        ):
+            with pytest.raises(MemoryBudgetError, match=r"not enough memory for the weights of .*, \d+ MiB.*\. Close"):
+                load(path)
+    assert_same_weights(load_vae(tmp_path / "folder"), vae)
 
 
 def test_any_layout_of_memory_can_be_written(tmp_path: Path) -> None:

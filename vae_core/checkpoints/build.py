@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..config import is_field
-from ..errors import CheckpointError, brief, in_one_line
+from ..errors import CheckpointError, MemoryBudgetError, brief, in_one_line
 from ..layers import without_values
 from ..streaming.internals import weight_places
+from ..streaming.shortage import is_out_of_memory
+from ..units import MIB
 from .config_file import others_in, passed_over
 from .finite import check_scales, check_small, check_whole
 from .key_map import OPTIONAL, weight_shapes, with_counters
@@ -134,6 +136,7 @@ def build_model(
 
     Raises:
         CheckpointError: a weight has the wrong shape or type, or weights are not finite.
+        MemoryBudgetError: there is no memory for them.
     """
     device = usable_device(device)
     check_shapes(plan, weight_shapes(plan.config))  # first, as inspect_vae says it
@@ -141,8 +144,23 @@ def build_model(
     if wanted.itemsize == 1:
         wanted = torch.bfloat16  # has every 8-bit float, which nothing can be computed with
     # Weights made under inference_mode could never be trained, moved or saved after it.
-    with torch.inference_mode(False), _no_garbage_collection():
+    with torch.inference_mode(False), _no_garbage_collection(), _enough_memory(plan):
         return _build(model_class, plan, wanted, device, mapped, looked_at=dtype is not None or device is not None)
+
+
+@contextmanager
+def _enough_memory(plan: CheckpointPlan) -> Iterator[None]:
+    """Say it in a sentence if memory runs out."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        size = sum(plan.source.tensors[name].size for name in plan.keys.values())
+        raise MemoryBudgetError(
+            f"there is not enough memory for the weights of {plan.source.path.name}, {size / MIB:.0f} MiB as they are "
+            f"in the file. Close other programs, or raise this process's limit of memory if it has one."
+        ) from error
 
 
 @contextmanager
