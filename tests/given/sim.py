@@ -22,9 +22,11 @@ from torch.utils._pytree import tree_leaves
 
 from vae_core import AutoencoderKL, TileSpec
 from vae_core.halves import decoder_half, encoder_half
-from vae_core.streaming import fused, plan, stats, store, transfer
+from vae_core.streaming import fused, plan, stats, store, stored_attention, transfer
+from vae_core.streaming.executor import PlannedPass
 from vae_core.streaming.job import prepare
 from vae_core.streaming.options import Options
+from vae_core.streaming.stored_attention import StoredAttention
 
 from .order import CPU, Access, Clock, Order
 from .sim_case import KIND, Case, placed_otherwise, unlike_the_plan
@@ -42,6 +44,7 @@ class Seen:
         peak: most living bytes on the device, beside what was there before: weights, and input and output if they were.
         planned: what the plan counts, but for what allocators keep.
         launches, strips: operations that compute on the device; pieces that the plan has.
+        blocks: of keys that strips of attention look at one by one, and of tokens that keys are made of.
         uploaded, downloaded: bytes of maps, input and output that went to the device and back.
         beside: those of them that went on a queue of their own.
         places: the plan's bytes of maps.
@@ -54,6 +57,7 @@ class Seen:
     planned: int = 0
     launches: int = 0
     strips: int = 0
+    blocks: int = 0
     uploaded: int = 0
     downloaded: int = 0
     beside: int = 0
@@ -341,6 +345,14 @@ def _planning(seen: Seen) -> Iterator[None]:
         yield
 
 
+def _blocks(planned: PlannedPass) -> int:
+    """Of one pass: each strip of queries goes through all keys, and the first one makes them."""
+    if planned.kernel is not StoredAttention:
+        return 0
+    rows = planned.layout.rows
+    return len(planned.layout.items) * len(rows) * (1 + -(-rows.length // stored_attention.KEY_BLOCK))
+
+
 def simulate(case: Case, broken: str | None = None) -> Seen:
     """Run a case on the device.
 
@@ -393,5 +405,7 @@ def _simulate(case: Case) -> Seen:
     seen.faults += [*watch.order.faults, *unlike_the_plan(case, job)]
     kept = job.plan.terms["kept by allocators"]  # beyond what lives: nothing here keeps anything
     seen.planned, seen.strips, seen.places = job.plan.peak_bytes - kept, job.plan.strips, job.plan.places
+    passes: Any = job._planned
+    seen.blocks = sum(map(_blocks, passes.planned.planned)) * -(-case.batch // job.plan.items)
     seen.shape, seen.device = tuple(result.shape), result.device.type
     return seen

@@ -68,7 +68,7 @@ class StoredAttention:
         channels = self.inputs.source.shape[3]
         block = min(self.positions, KEY_BLOCK)
         in_blocks = 2 * block * self._in_blocks
-        whole = self.positions * (not self._too_many)
+        whole = self._copies_of_scores * self.positions * (not self._too_many)
         terms = {
             "queries": 64 * self.queries * channels,
             "weights": 32 * channels**2,
@@ -76,7 +76,8 @@ class StoredAttention:
             "statistics": StatsTable.bytes(len(self.layout), (1, channels), self.inputs.dtype, self._counted),
         }
         if self.inputs.device.type != "cpu":
-            terms["scores"] = 4 * self.queries * max(in_blocks, whole)
+            wide = torch.promote_types(self.inputs.dtype, torch.float32)
+            terms["scores"] = wide.itemsize * self.queries * max(in_blocks, whole)
             terms["keys"] = 3 * self.inputs.dtype.itemsize * block * channels  # a block may be joined of pieces
         return terms
 
@@ -100,6 +101,12 @@ class StoredAttention:
     def _counted(self) -> bool:
         """Whether strips are finished by a kernel, which writes their counts too."""
         return fused.can_finish(self.inputs.device, self.inputs.dtype)
+
+    @property
+    def _copies_of_scores(self) -> int:
+        """Where no kernel attends without writing them out, there are scores and their softmax at once."""
+        has_kernels = self.inputs.device.type == "cuda" and self.inputs.dtype != torch.float64
+        return 1 if has_kernels else 2
 
     @property
     def _too_many(self) -> bool:
