@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Seconds and rounds after which memory is expected to stand still, or half of a run's that is shorter than twice those.
-# Before, each kind of round is run for the first time with each of its options, and libraries keep what they load then.
-SETTLED, SETTLED_ROUNDS = 600, 1000
+# Before, each kind of round is run for the first time with each of its options, and libraries keep what they load then:
+# in two runs of a real host, of 72 and 44 minutes, steps became rarer until the two-thousandth round.
+SETTLED, SETTLED_ROUNDS = 600, 2000
 # Between the first and the last samples of a run that has settled, or by a line through all of them an hour.
 MOST_IN_USE = 4  # MiB; a leaked image of the smallest is 0.05 MB, and an hour has thousands of rounds
 MOST_BLOCKS = 20_000  # a leaked object a round would be tens of thousands in an hour

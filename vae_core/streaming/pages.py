@@ -90,11 +90,12 @@ class KeptPages:
 
     def shrink(self, most: int) -> bool:
         """Give back to the system what is more than so many bytes; the largest stay. Whether anything was given."""
+        most = max(0, most)
         if self.bytes <= most:
             return False
         total = 0
         for each in sorted(self._claimed(), key=lambda each: -each.warm):
-            warm = min(each.warm, max(0, most - total) // _HUGE_PAGE * _HUGE_PAGE)
+            warm = min(each.warm, (most - total) // _HUGE_PAGE * _HUGE_PAGE)
             if warm < each.warm:
                 if each.is_whole and not warm:
                     continue
