@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -155,10 +156,17 @@ def test_what_is_broken_is_found(run: Run, broken: str) -> None:
     assert run(OFFLOADED, broken).faults
 
 
-@pytest.mark.slow
+def _sizes() -> Iterator[Any]:
+    """Every family at every size; some of them whenever all but slow tests run."""
+    for family in MODELS:
+        for size, budget in ((1024, None), (2048, 600), (4096, None), (8192, 4000)):
+            quick = size < 4096 and family in ("SD 1.x", "f4")
+            mark = pytest.mark.thorough if quick else pytest.mark.slow
+            yield pytest.param(family, size, budget, marks=mark, id=f"{family}, {size}")
+
+
 @pytest.mark.parametrize("direction", ["decode", "encode"])
-@pytest.mark.parametrize("family", MODELS)
-@pytest.mark.parametrize(("size", "budget"), [(1024, None), (2048, 600), (4096, None), (8192, 4000)])
+@pytest.mark.parametrize(("family", "size", "budget"), _sizes())
 def test_every_family_at_every_size(run: Run, family: str, direction: str, size: int, budget: int | None) -> None:
     case = Case(MODELS[family], direction, (size, size), budget=budget and budget * MIB)
     seen = run(case)

@@ -22,14 +22,12 @@ from torch.utils._pytree import tree_leaves
 
 from vae_core import AutoencoderKL, TileSpec
 from vae_core.halves import decoder_half, encoder_half
-from vae_core.streaming import fused, plan, stats, store, stored_attention, transfer
-from vae_core.streaming.executor import PlannedPass
+from vae_core.streaming import fused, plan, stats, store, transfer
 from vae_core.streaming.job import prepare
 from vae_core.streaming.options import Options
-from vae_core.streaming.stored_attention import StoredAttention
 
 from .order import CPU, Access, Clock, Order
-from .sim_case import KIND, Case, placed_otherwise, unlike_the_plan
+from .sim_case import KIND, Case, blocks_of, placed_otherwise, unlike_the_plan
 
 MAIN = "main"
 _OF_A_MAP = 2**16  # bytes beyond which a copy is of a map's rows, not of statistics or of a bias
@@ -345,14 +343,6 @@ def _planning(seen: Seen) -> Iterator[None]:
         yield
 
 
-def _blocks(planned: PlannedPass) -> int:
-    """Of one pass: each strip of queries goes through all keys, and the first one makes them."""
-    if planned.kernel is not StoredAttention:
-        return 0
-    rows = planned.layout.rows
-    return len(planned.layout.items) * len(rows) * (1 + -(-rows.length // stored_attention.KEY_BLOCK))
-
-
 def simulate(case: Case, broken: str | None = None) -> Seen:
     """Run a case on the device.
 
@@ -384,11 +374,8 @@ def _simulate(case: Case) -> Seen:
         vae = _placed(vae, case)
         half = encoder_half(vae) if case.direction == "encode" else decoder_half(vae)
         channels = vae.config.in_channels if case.direction == "encode" else vae.config.latent_channels
-        shape = (
-            case.batch,
-            channels,
-            *(side // (half.out_unit if case.direction == "decode" else 1) for side in case.size),
-        )
+        unit = half.out_unit if case.direction == "decode" else 1
+        shape = case.batch, channels, *(side // unit for side in case.size)
         options = Options(TileSpec(size=case.rows), case.budget, case.circular, case.dtype)  # type: ignore[arg-type]
         with _planning(watch.seen):
             available = 2**50 if case.free is None else 2 * case.free
@@ -406,6 +393,6 @@ def _simulate(case: Case) -> Seen:
     kept = job.plan.terms["kept by allocators"]  # beyond what lives: nothing here keeps anything
     seen.planned, seen.strips, seen.places = job.plan.peak_bytes - kept, job.plan.strips, job.plan.places
     passes: Any = job._planned
-    seen.blocks = sum(map(_blocks, passes.planned.planned)) * -(-case.batch // job.plan.items)
+    seen.blocks = sum(map(blocks_of, passes.planned.planned)) * -(-case.batch // job.plan.items)
     seen.shape, seen.device = tuple(result.shape), result.device.type
     return seen

@@ -11,8 +11,10 @@ from unittest.mock import patch
 
 import torch
 
-from vae_core.streaming import ledger, maps, store, strips
+from vae_core.streaming import ledger, maps, store, stored_attention, strips
+from vae_core.streaming.executor import PlannedPass
 from vae_core.streaming.job import Job
+from vae_core.streaming.stored_attention import StoredAttention
 
 KIND = "sim"
 
@@ -67,6 +69,14 @@ def unlike_the_plan(case: Case, job: Job) -> list[str]:
         if dict(record.held) != of_kernel:
             faults.append(f"pass {number} has {dict(record.held)}, and {of_kernel} were planned")
     return faults
+
+
+def blocks_of(planned: PlannedPass) -> int:
+    """Blocks of keys in a pass: each strip of queries goes through all of them, and the first one makes them."""
+    if planned.kernel is not StoredAttention:
+        return 0
+    rows = planned.layout.rows
+    return len(planned.layout.items) * len(rows) * (1 + -(-rows.length // stored_attention.KEY_BLOCK))
 
 
 def _offloading(device: torch.device, limit: int | None, cpu_limit: int, *rest: Any) -> store.MapStore:

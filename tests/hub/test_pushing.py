@@ -38,13 +38,13 @@ class TestPushing:
         self, hub: SmallHub, vae: AutoencoderKL, cache: Any, first: str, second: str, subfolder: str | None
     ) -> None:
         other = make(vae.config, seed=5)
+        before = f"{subfolder}/" if subfolder else ""
         kept = {"README.md": b"mine", "lora.safetensors": b"mine", "diffusion_pytorch_model.fp16.bin": b"mine"}
         for number, (model, kind) in enumerate(((other, first), (vae, second))):
             with tempfile.TemporaryDirectory() as folder:
                 push = {"push_to_hub": True, "repo_id": "me/mine", "token": "secret", "subfolder": subfolder}
                 model.save_pretrained(folder, **FORMATS[kind], **push)
             if not number:
-                before = f"{subfolder}/" if subfolder else ""
                 hub.repositories["me/mine"] |= {before + name: content for name, content in kept.items()}
         assert same(AutoencoderKL.from_pretrained("me/mine", subfolder=subfolder, **cache), vae)
         assert {before + name for name in kept} <= set(hub.repositories["me/mine"])
