@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import glob
 import re
 from collections.abc import Iterable
 
@@ -24,20 +26,18 @@ def weight_names(variant: str | None, extension: str) -> tuple[str, ...]:
     )
 
 
-def names_of_a_save(variant: str | None) -> re.Pattern[str]:
-    """The names of the weights that saves of one variant leave in a folder, in any format, alone or in shards."""
-    stem = WEIGHTS_STEM if variant is None else f"{WEIGHTS_STEM}.{variant}"
-    found = [rf"{re.escape(stem)}-\d{{5}}-of-\d{{5}}\.{extension}" for extension in EXTENSIONS[None]]
-    found += [re.escape(name) for extension in EXTENSIONS[None] for name in weight_names(variant, extension)]
-    return re.compile("|".join(found if variant is not None else [*found, re.escape(FLAX_WEIGHTS)]))
-
-
 def globs_of_a_save(variant: str | None) -> list[str]:
-    """The same names as patterns of a shell."""
+    """The names of the weights that saves of one variant leave in a folder, in any format, alone or in shards: as
+    patterns of a shell."""
     stem = WEIGHTS_STEM if variant is None else f"{WEIGHTS_STEM}.{variant}"
-    shards = [f"{stem}-{'[0-9]' * 5}-of-{'[0-9]' * 5}.{extension}" for extension in EXTENSIONS[None]]
-    names = [name for extension in EXTENSIONS[None] for name in weight_names(variant, extension)]
+    shards = [f"{glob.escape(stem)}-{'[0-9]' * 5}-of-{'[0-9]' * 5}.{extension}" for extension in EXTENSIONS[None]]
+    names = [glob.escape(name) for extension in EXTENSIONS[None] for name in weight_names(variant, extension)]
     return [*shards, *names, *([FLAX_WEIGHTS] if variant is None else [])]
+
+
+def names_of_a_save(variant: str | None) -> re.Pattern[str]:
+    """The same names as one expression."""
+    return re.compile("|".join(map(fnmatch.translate, globs_of_a_save(variant))))
 
 
 def variants_in(names: Iterable[str]) -> list[str]:
