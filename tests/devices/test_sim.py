@@ -156,13 +156,15 @@ def test_what_is_broken_is_found(run: Run, broken: str) -> None:
     assert run(OFFLOADED, broken).faults
 
 
-def _sizes() -> Iterator[Any]:
+def _sizes() -> list[Any]:
     """Every family at every size; some of them whenever all but slow tests run."""
+    sizes = []
     for family in MODELS:
-        for size, budget in ((1024, None), (2048, 600), (4096, None), (8192, 4000)):
-            quick = size < 4096 and family in ("SD 1.x", "f4")
+        for size, budget in ((512, 50), (1024, None), (2048, 600), (4096, None), (8192, 4000)):
+            quick = size < 2048 and family in ("SD 1.x", "f4")
             mark = pytest.mark.thorough if quick else pytest.mark.slow
-            yield pytest.param(family, size, budget, marks=mark, id=f"{family}, {size}")
+            sizes.append(pytest.param(family, size, budget, marks=mark, id=f"{family}, {size}"))
+    return sizes
 
 
 @pytest.mark.parametrize("direction", ["decode", "encode"])

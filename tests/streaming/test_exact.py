@@ -18,6 +18,7 @@ import vae_core
 from vae_core import AutoencoderKL, TileSpec
 from vae_core.blocks import Downsample
 from vae_core.streaming import winograd
+from vae_core.streaming.executor import Execution
 
 # The bound that the documentation promises, for images and for moments in units of their standard deviation. The
 # reference path itself is about 1e-5 from float64 on these models.
@@ -142,6 +143,38 @@ def test_a_batch_equals_its_items():
     together = vae_core.decode(SHARED, z)
     alone = torch.cat([vae_core.decode(SHARED, item[None]) for item in z])
     assert (together - alone).abs().max() < 1e-5
+
+
+GIVEN = {
+    "float64": Tensor.double,
+    "float16": Tensor.half,
+    "bfloat16": Tensor.bfloat16,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "every second column": lambda x: x.repeat_interleave(2, dim=3)[..., ::2],
+}
+
+
+@thinned(given=GIVEN, name=["f4", "f8", "grey"], kernels=["auto", "direct", "winograd"], **WAYS)
+@pytest.mark.thorough
+def test_what_is_given_goes_to_the_passes_as_it_is(given, name, kernels, threads, transforms, monkeypatch):
+    """A copy of it, in another precision or order, would grow with the image beyond a memory budget."""
+    set_up(monkeypatch, threads, transforms)
+    vae = vae_of(name)
+    taken = []
+    run = Execution.run
+
+    def spy(execution, part, *args):
+        taken.append(part.data_ptr())
+        return run(execution, part, *args)
+
+    monkeypatch.setattr(Execution, "run", spy)
+    z = GIVEN[given](latent(1, 13, 9, model=vae))
+    x = GIVEN[given](image(1, 40, 24, model=vae))
+    with vae_core.kernels(kernels):
+        assert (vae_core.decode(vae, z) - vae.decode_reference(z.float())).abs().max() < TOLERANCE
+        want = vae.encode_reference(x.float())
+        assert (vae_core.encode(vae, x).parameters - want).abs().max() < TOLERANCE * want.std()
+    assert taken == [z.data_ptr(), x.data_ptr()]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

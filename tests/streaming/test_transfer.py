@@ -52,7 +52,7 @@ class Stream:
 def gpu() -> SimpleNamespace:
     """Transfers for a GPU whose memory is the CPU's, so that every map counts as lying on it."""
     streams = SimpleNamespace(current=Stream("current"), up=Stream("up"), down=Stream("down"))
-    transfers = Transfers(CPU)
+    transfers = Transfers(CPU, torch.float32)
     transfers._module = SimpleNamespace(
         current_stream=lambda device: streams.current, stream=lambda stream: contextlib.nullcontext()
     )
@@ -80,7 +80,7 @@ def test_the_end_of_a_pass_waits_for_uploads_too(gpu: SimpleNamespace) -> None:
 def test_what_lies_on_the_device_is_not_copied_beside_it(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     copied = []
 
-    def copy(pieces: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    def copy(pieces: list[torch.Tensor], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         copied.extend(pieces)
         return torch.zeros(pieces[0].shape)
 
@@ -97,7 +97,7 @@ def test_all_passes_share_two_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(Stream("new")) or made[-1])
     transfer._streams.cache_clear()
     try:
-        passes = [Transfers(torch.device("cuda:0")) for _ in range(3)]
+        passes = [Transfers(torch.device("cuda:0"), torch.float32) for _ in range(3)]
     finally:
         transfer._streams.cache_clear()
     assert len(made) == 2 and all((each._up, each._down) == tuple(made) for each in passes)
@@ -178,7 +178,7 @@ def test_streams_where_a_kind_of_device_has_them(
     assert devices.with_streams(torch.device("xpu")) is (module if streams else None)
     assert devices.with_streams(CPU) is None
     if not streams:
-        assert not Transfers(torch.device("xpu")).overlap
+        assert not Transfers(torch.device("xpu"), torch.float32).overlap
 
 
 @pytest.mark.parametrize(

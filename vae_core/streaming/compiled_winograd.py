@@ -216,7 +216,7 @@ class CompiledWinograd(winograd.Winograd):
         dtype = self.inputs.map_dtype
         found = RowTable.of(whole, item, dtype)
         if found is None:
-            copy = FeatureMap.of(whole.item(item).rows(0, whole.shape[1]).to(dtype).contiguous())
+            copy = FeatureMap.of(whole.item(item).rows(0, whole.shape[1]).to("cpu", dtype).contiguous())
             self._copies.append(copy.bands[0])
             found = RowTable.of(copy, 0, dtype)
             assert found is not None

@@ -89,7 +89,7 @@ class DirectConvolution(DirectPass):
     def prepare(self, packed: _Weights, each: Each = one_by_one) -> None:
         inputs = self.inputs
         self._weights = packed
-        self._transfers = Transfers(inputs.device)
+        self._transfers = Transfers(inputs.device, inputs.map_dtype)
         self._following = dict(pairwise(self.layout.strips())) if self._transfers.overlap else {}
         wide = torch.float64 if inputs.dtype == torch.float64 else torch.float32
         self._coefficients: tuple[Tensor, Tensor] | None = None

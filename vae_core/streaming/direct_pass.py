@@ -9,7 +9,7 @@ import torch
 from . import fused
 from .activation import IN_PLACE
 from .kernel import Layout, PassInputs, Strip, cut, even_size
-from .program import Convolve, PositionNorm
+from .program import INPUT, Convolve, PositionNorm
 from .scratch import total
 from .stats import StatsTable, is_measured
 
@@ -99,7 +99,8 @@ class DirectPass:
             terms["values"] = 4 * results
         if self.step.shortcut is not None:
             terms["shortcut"] = results * dtype.itemsize
-        if self.inputs.map_dtype != dtype:  # what is not read into the window is made wider by itself
+        # What is not read into the window is converted by itself.
+        if self.inputs.map_dtype != dtype or self.step.source == INPUT:
             widened = read if self._as_it_is else 0
             if self.step.shortcut is not None:
                 widened += strip.positions * self.step.shortcut.in_channels

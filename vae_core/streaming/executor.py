@@ -138,7 +138,9 @@ class Execution:
         report: Report,
         weights: PackedWeights,
     ) -> None:
-        """Fill `output` [B, K, H', W'], of any strides, precision and place, from `part` [B, C, H, W].
+        """Fill `output` [B, K, H', W'] from `part` [B, C, H, W], both of any strides, precision and place.
+
+        What they are not is made strip by strip: a copy of either would grow with the image.
 
         Args:
             latent_rows: height in latent pixels, by which strips are measured.

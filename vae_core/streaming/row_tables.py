@@ -31,7 +31,7 @@ class RowTable(NamedTuple):
 
     @classmethod
     def of(cls, whole: FeatureMap, item: int, dtype: torch.dtype) -> RowTable | None:
-        """Of a map [B, H, W, C]; None if it is not of the type, or a pixel's channels do not follow one another."""
+        """Of a map [B, H, W, C]; None if it is elsewhere, of another type, or a pixel's channels are apart."""
         width = whole.shape[2]
         depth = _depth(whole, dtype)
         if depth is None:
@@ -69,7 +69,7 @@ def _depth(whole: FeatureMap, dtype: torch.dtype) -> int | None:
     depths = set()
     for band in whole.bands:
         width, channels = band.shape[2:]
-        if band.dtype != dtype or (channels > 1 and band.stride(3) != 1):
+        if band.device.type != "cpu" or band.dtype != dtype or (channels > 1 and band.stride(3) != 1):
             return None
         depths.add(band.stride(2) if width > 1 else channels)
     depth = depths.pop()

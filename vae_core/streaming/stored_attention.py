@@ -68,7 +68,7 @@ class StoredAttention:
         channels = self.inputs.source.shape[3]
         block = min(self.positions, KEY_BLOCK)
         in_blocks = 2 * block * self._in_blocks
-        whole = self._copies_of_scores * self.positions * (not self._too_many)
+        whole = self.positions * (not self._too_many)
         terms = {
             "queries": 64 * self.queries * channels,
             "weights": 32 * channels**2,
@@ -77,8 +77,10 @@ class StoredAttention:
         }
         if self.inputs.device.type != "cpu":
             wide = torch.promote_types(self.inputs.dtype, torch.float32)
-            terms["scores"] = wide.itemsize * self.queries * max(in_blocks, whole)
-            terms["keys"] = 3 * self.inputs.dtype.itemsize * block * channels  # a block may be joined of pieces
+            scores, keys = self._written_out
+            terms["scores"] = wide.itemsize * self.queries * max(in_blocks, scores * whole)
+            of_blocks = 3 * self.inputs.dtype.itemsize * block  # one may be joined of pieces
+            terms["keys"] = channels * max(of_blocks, keys * wide.itemsize * whole)
         return terms
 
     def held(self) -> dict[str, int]:
@@ -103,10 +105,16 @@ class StoredAttention:
         return fused.can_finish(self.inputs.device, self.inputs.dtype)
 
     @property
-    def _copies_of_scores(self) -> int:
-        """Where no kernel attends without writing them out, there are scores and their softmax at once."""
-        has_kernels = self.inputs.device.type == "cuda" and self.inputs.dtype != torch.float64
-        return 1 if has_kernels else 2
+    def _written_out(self) -> tuple[int, int]:
+        """How often a call of torch's attention over all keys has their scores, and them or values, at once.
+
+        Where no kernel attends without writing them out, there are scores and their softmax, and keys that are scaled;
+        in half precision keys and values in single precision, too.
+        """
+        dtype = self.inputs.dtype
+        if self.inputs.device.type == "cuda" and dtype != torch.float64:
+            return 1, 0
+        return 2, 3 if dtype.itemsize < 4 else 1
 
     @property
     def _too_many(self) -> bool:

@@ -80,8 +80,7 @@ class Strips:
                     passes = planned.planned if start + items <= batch else planned.rest
                     find_damage = request.half.find_damage
                     execution = Execution(request.passes, manner, store, planned=passes, find_damage=find_damage)
-                    x = source.part(part).to(manner.device, manner.map_dtype)
-                    execution.run(x, out[part], rows, pool, report, weights)
+                    execution.run(source.part(part), out[part], rows, pool, report, weights)
         finally:
             report.executed.places = {**store.peak}
             store.drop_free()  # an exception's traceback may keep the store

@@ -19,7 +19,7 @@ from . import internals, torch_transforms, winograd
 from .kernel import STRIP_BYTES, Each, Layout, Memory, Strip, cut, one_by_one
 from .maps import FeatureMap
 from .products import VECTOR, PackedProducts, whole_vectors
-from .program import Convolve, Pass
+from .program import INPUT, Convolve, Pass
 from .scratch import Scratch, fresh
 from .transforms import TILE
 
@@ -119,7 +119,8 @@ class TorchWinograd(winograd.Winograd):
         sizes = {"left": numbers * whole_vectors(conv.in_channels), "results": numbers * conv.out_channels}
         sizes |= torch_transforms.scratch_sizes(self.transform, conv.in_channels, conv.out_channels, self._tiles)
         stored = inputs.map_dtype != torch.float32  # then what is read is made wider
-        if stored or inputs.circular.y or inputs.source.band_count > 1:  # rows from two places
+        given = self.step.source == INPUT  # which may be of any type, anywhere
+        if stored or given or inputs.circular.y or inputs.source.band_count > 1:  # rows from two places
             rows = strip.height // 2 + 2 if self.step.scale == "up" else strip.height + 2
             sizes["window"] = rows * inputs.source.shape[2] * conv.in_channels
         if self.step.shortcut is not None:
@@ -252,7 +253,7 @@ def _most_tiles(channels: int, groups: int, share: float) -> int:
 
 def _joined(pieces: Sequence[Tensor], part: str, scratch: Scratch) -> Tensor:
     """Pieces [rows, columns, C] below one another in float32: one as it is, others in a part of a worker's memory."""
-    if len(pieces) == 1 and pieces[0].dtype == torch.float32:
+    if len(pieces) == 1 and pieces[0].dtype == torch.float32 and pieces[0].device.type == "cpu":
         return pieces[0]
     rows = sum(len(piece) for piece in pieces)
     _, columns, channels = pieces[0].shape

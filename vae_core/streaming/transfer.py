@@ -40,10 +40,14 @@ class Transfers:
     Where it has streams (CUDA, ROCm, XPU, NPU) each direction has one of its own, so the next strip's upload and the
     last one's download run while a strip is computed, if the maps are page-locked, as they are for CUDA and ROCm. The
     CPU runs at most `_IN_FLIGHT` strips ahead, which bounds the device's memory.
+
+    Args:
+        dtype: of what arrives, which is converted where it comes from.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
+        self.dtype = dtype
         self._module = with_streams(device)
         self._up, self._down = (None, None) if self._module is None else _streams(device)
         self._finished: deque[Any] = deque()
@@ -59,7 +63,7 @@ class Transfers:
         if self._up is None or all(here):
             return Arriving(
                 tuple(
-                    pieces if stays else [joined([piece.to(self.device) for piece in pieces])]
+                    pieces if stays else [joined([piece.to(self.device, self.dtype) for piece in pieces])]
                     for pieces, stays in zip(windows, here, strict=True)
                 )
             )
@@ -68,7 +72,7 @@ class Transfers:
         self._up.wait_stream(current)
         with self._module.stream(self._up):
             arriving = tuple(
-                pieces if stays else [copied_to(pieces, self.device)]
+                pieces if stays else [copied_to(pieces, self.device, self.dtype)]
                 for pieces, stays in zip(windows, here, strict=True)
             )
         return Arriving(arriving, self._up.record_event(), current)
@@ -115,10 +119,10 @@ def _streams(device: torch.device) -> tuple[Any, Any]:
     return module.Stream(device), module.Stream(device)
 
 
-def copied_to(pieces: list[Tensor], device: torch.device) -> Tensor:
+def copied_to(pieces: list[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
     batch, _, width, channels = pieces[0].shape
     counts = [piece.shape[1] for piece in pieces]
-    there = torch.empty((batch, sum(counts), width, channels), dtype=pieces[0].dtype, device=device)
+    there = torch.empty((batch, sum(counts), width, channels), dtype=dtype, device=device)
     for piece, place in zip(pieces, there.split(counts, dim=1), strict=True):
         _copy_items(piece, place)
     return there
