@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from .checkpoints.weight_names import globs_of_a_save
 from .errors import CheckpointError, ConfigError
 from .hub import client, first_line
 from .optional import optional_import
+from .temporary import temporary_folder
 
 
 class HubMixin:
@@ -40,7 +40,7 @@ class HubMixin:
             CheckpointError: it cannot be saved or uploaded.
         """
         hub = optional_import("huggingface_hub", "Repositories on the Hugging Face Hub", "hub")
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder("the model") as folder:
             save: Any = self
             save.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
             earlier = globs_of_a_save(variant)

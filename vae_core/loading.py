@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,7 @@ from .halves import unwrapped
 from .hub import HubOptions, header_on_disk, on_disk
 from .hub_names import hub_name
 from .pretrained_mixin import GivenConfig, given_config
+from .temporary import temporary_folder
 
 logger = logging.getLogger("seamless_vae")
 
@@ -151,7 +151,7 @@ def inspect_vae(
     name = hub_name(path)
     if name is None:
         return _inspect(on_disk(path, options), variant, config, overrides)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder("the header of the weights") as folder:
         info = _inspect(header_on_disk(path, Path(folder), options, variant), variant, config, overrides)
     return dataclasses.replace(info, path=Path(str(name)))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -32,6 +31,7 @@ from .errors import CheckpointError, ConfigError
 from .hub import HubOptions, fetch_bytes, on_disk
 from .hub_push import push_after_saving
 from .streaming.devices import accelerators
+from .temporary import temporary_file
 
 Self = TypeVar("Self", bound="PretrainedMixin")
 PathLike = str | os.PathLike[str]
@@ -243,7 +243,7 @@ class PretrainedMixin(ConfigMixin):
             raise ConfigError(f"save_pretrained has no argument {', '.join(kwargs)}, unless push_to_hub is True.")
         if not is_main_process:
             if save_function is not None and not safe_serialization:
-                with tempfile.TemporaryFile() as file:
+                with temporary_file("what is left of the weights") as file:
                     save_function(self.weights_to_save(), file)
             return
         folder = checked_path(save_directory)

@@ -13,8 +13,7 @@ from torch import nn
 import vae_core
 from vae_core import AutoencoderKL, MemoryBudgetError, TileSpec
 from vae_core.streaming.activation import act_of_batch_norm
-from vae_core.streaming.choose import is_captured
-from vae_core.streaming.devices import accelerators, module_of
+from vae_core.streaming.devices import accelerators, is_captured, module_of
 from vae_core.streaming.kernel import even_size
 from vae_core.streaming.maps import FeatureMap
 from vae_core.streaming.store import MapStore
@@ -67,10 +66,13 @@ def test_without_triton_the_reference_path_runs_where_it_fits(
 
 
 @pytest.mark.parametrize("capturing", [True, False])
-def test_a_cuda_graph_that_is_captured_has_the_modules_in_it(capturing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    assert is_captured(torch.device("cuda:0")) is capturing
-    assert not is_captured(CPU)
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_a_graph_that_is_captured_has_the_modules_in_it(
+    kind: str, capturing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(getattr(torch, kind), "is_current_stream_capturing", lambda: capturing, raising=False)
+    assert is_captured(torch.device(kind, 0)) is capturing
+    assert not is_captured(CPU) and not is_captured(torch.device("mps"))
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import ConfigError, TilingError
 from . import fused, winograd
 from .compiled_winograd import CompiledWinograd
+from .devices import is_captured
 from .direct import DirectConvolution
 from .half import Half
 from .internals import is_in_a_mode, is_transformed, multiplies_bfloat16
@@ -327,11 +328,6 @@ def is_watched(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor or x.is_meta:
         return True
     return is_in_a_mode() or is_transformed() or is_captured(x.device)
-
-
-def is_captured(device: torch.device) -> bool:
-    """Whether what is queued on a device becomes part of a CUDA graph, in which nothing may wait for it."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 _GRADIENTS = "gradients are wanted"

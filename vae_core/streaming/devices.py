@@ -2,6 +2,7 @@
 
 CUDA and ROCm are "cuda" to torch; Intel's are "xpu", Apple's "mps", Huawei's "npu". Whatever a kind does not have is
 None here, and the engine does without: one queue instead of three, or no budget where the free memory is unknown.
+(`torch.accelerator` is younger than the oldest torch that runs this.)
 """
 
 from __future__ import annotations
@@ -97,6 +98,12 @@ def empty_cache(device: torch.device) -> None:
     ask = getattr(module_of(device), "empty_cache", None)
     if ask is not None and device.type != "cpu":
         ask()
+
+
+def is_captured(device: torch.device) -> bool:
+    """Whether what is queued on a device becomes part of a graph, in which nothing may wait for it."""
+    ask = getattr(module_of(device), "is_current_stream_capturing", None)
+    return ask is not None and device.type != "cpu" and bool(ask())
 
 
 def good_at_bfloat16(device: torch.device) -> bool:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass, field
 from typing import IO
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MemoryBudgetError, in_one_line
+from ..temporary import NO_PLACE, place_and_room
 from ..units import MIB, round_up
 
 _UNKNOWN = {errno.EINVAL, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.EINVAL)}  # where nothing can be reserved
@@ -106,8 +105,8 @@ class OffloadFile:
                 self._file = tempfile.TemporaryFile(prefix="seamless-vae-")  # noqa: SIM115  # open as long as its maps
             _reserve(self._file, self._bytes, size)
             mapped = mmap.mmap(self._file.fileno(), size, offset=self._bytes)
-        except OSError as error:
-            if error.errno == errno.ENOMEM:
+        except NO_PLACE as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
                 raise MemoryError(
                     f"{size / MIB:.0f} MiB of a temporary file cannot be mapped ({in_one_line(error)})."
                 ) from error
@@ -146,14 +145,9 @@ def _write_zeros(handle: int, start: int, size: int) -> None:
         start += os.pwrite(handle, _ZEROS[: end - start], start)
 
 
-def _no_room(total: int, error: OSError) -> str:
-    folder = os.environ.get("TMPDIR", "a temporary folder")
-    free = ""
-    with contextlib.suppress(OSError):
-        folder = tempfile.gettempdir()
-        free = f", where {shutil.disk_usage(folder).free / MIB:.0f} MiB are free"
+def _no_room(total: int, error: Exception) -> str:
     return (
-        f"{total / MIB:.0f} MiB of feature maps cannot be offloaded to a temporary file in {folder}{free}: "
+        f"{total / MIB:.0f} MiB of feature maps cannot be offloaded to a temporary file in {place_and_room()}: "
         f"{in_one_line(error)}. Raise the memory budget, or set TMPDIR to a writable folder "
         f"with this much room."
     )
