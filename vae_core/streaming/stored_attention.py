@@ -23,6 +23,7 @@ _QUERIES = 1024  # positions that attend at a time
 _ACCELERATOR_QUERIES = 4096  # where there is more to be busy with
 KEY_BLOCK = 8192  # keys and values on the device at a time, where they are elsewhere
 _SCORES_LIMIT = 2**29  # bytes of a kernel's scores in single precision, beyond which keys are taken in blocks too
+_STRIPS_WRITTEN_OUT = 4  # sizes of a strip that all that is written out may have, where no kernel attends
 _MAKE_KEYS = (-1, -1)  # the rows of the strip that makes an item's keys and values
 
 
@@ -68,7 +69,6 @@ class StoredAttention:
         channels = self.inputs.source.shape[3]
         block = min(self.positions, KEY_BLOCK)
         in_blocks = 2 * block * self._in_blocks
-        whole = self.positions * (not self._too_many)
         terms = {
             "queries": 64 * self.queries * channels,
             "weights": 32 * channels**2,
@@ -76,11 +76,9 @@ class StoredAttention:
             "statistics": StatsTable.bytes(len(self.layout), (1, channels), self.inputs.dtype, self._counted),
         }
         if self.inputs.device.type != "cpu":
-            wide = torch.promote_types(self.inputs.dtype, torch.float32)
-            scores, keys = self._written_out
-            terms["scores"] = wide.itemsize * self.queries * max(in_blocks, scores * whole)
-            of_blocks = 3 * self.inputs.dtype.itemsize * block  # one may be joined of pieces
-            terms["keys"] = channels * max(of_blocks, keys * wide.itemsize * whole)
+            scores, keys = (0, 0) if self._too_many else self._written_out
+            terms["scores"] = max(self._wide.itemsize * self.queries * in_blocks, scores)
+            terms["keys"] = max(3 * self.inputs.dtype.itemsize * block * channels, keys)  # joined of pieces
         return terms
 
     def held(self) -> dict[str, int]:
@@ -105,21 +103,33 @@ class StoredAttention:
         return fused.can_finish(self.inputs.device, self.inputs.dtype)
 
     @property
-    def _written_out(self) -> tuple[int, int]:
-        """How often a call of torch's attention over all keys has their scores, and them or values, at once.
+    def _has_kernel(self) -> bool:
+        """Whether torch attends on the device without writing scores out."""
+        return self.inputs.device.type == "cuda" and self.inputs.dtype != torch.float64
 
-        Where no kernel attends without writing them out, there are scores and their softmax, and keys that are scaled;
-        in half precision keys and values in single precision, too.
+    @property
+    def _wide(self) -> torch.dtype:
+        """Of what is written out."""
+        return torch.promote_types(self.inputs.dtype, torch.float32)
+
+    @property
+    def _written_out(self) -> tuple[int, int]:
+        """Bytes that a call of torch's attention over all keys needs: of scores, and of keys and values.
+
+        Without a kernel there are scores and their softmax, and keys that are scaled; in half precision keys and values
+        in single precision, too.
         """
-        dtype = self.inputs.dtype
-        if self.inputs.device.type == "cuda" and dtype != torch.float64:
-            return 1, 0
-        return 2, 3 if dtype.itemsize < 4 else 1
+        a_query, a_channel = (1, 0) if self._has_kernel else (2, 3 if self.inputs.dtype.itemsize < 4 else 1)
+        bytes_a_query = a_query * self._wide.itemsize * self.positions
+        bytes_a_channel = a_channel * self._wide.itemsize * self.positions
+        return bytes_a_query * self.queries, bytes_a_channel * self.step.channels
 
     @property
     def _too_many(self) -> bool:
-        """Whether the scores of all keys are too large, wherever keys are."""
-        return 4 * self.queries * self.positions > _SCORES_LIMIT
+        """Whether all keys at once need too much memory, wherever they are."""
+        if self._has_kernel or self.inputs.device.type == "cpu":
+            return 4 * self.queries * self.positions > _SCORES_LIMIT
+        return sum(self._written_out) > _STRIPS_WRITTEN_OUT * self.inputs.strip_bytes
 
     @property
     def _in_blocks(self) -> bool:
