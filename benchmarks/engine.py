@@ -5,7 +5,8 @@
 
 Every row runs all systems in turns, in one process, on the same weights (random, of SD's size) and input, and takes
 medians; errors are differences to the modules in float64. Rows whose name ends in "busy" run while another process
-keeps one core busy; those beside other runtimes measure peak memory too, in fresh processes. `sizes` runs each system
+keeps one core busy, those in "thread" on one thread; those beside other runtimes measure peak memory too, in fresh
+processes. `sizes` runs each system
 and size in a fresh process, for time and peak memory. Results gather in a JSON file (--json), row by row, so that rows
 may be measured one at a time; the table in docs/benchmarks.md and the plot docs/images/benchmarks.png are made again
 from all that is in it. --quick tries everything on a tiny model and writes to build/ instead. docs/benchmarks.md says
@@ -56,6 +57,8 @@ from report import write_plot, write_table
 from runtimes import RUNTIMES, MissingError
 from torch import Tensor
 
+from vae_core.threads import torch_threads
+
 PEERS = (DIFFUSERS, CHANNELS_LAST, COMFYUI)
 BESIDE_RUNTIMES = (CHANNELS_LAST, *RUNTIMES)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -74,6 +77,7 @@ class Row:
         dtype: precision of all systems.
         busy: another process keeps one core busy meanwhile.
         exact: errors against float64 are measured, and peak memory in fresh processes.
+        threads: of all systems; None for as many as the command says.
     """
 
     name: str
@@ -87,13 +91,22 @@ class Row:
     dtype: str = "float32"
     busy: bool = False
     exact: bool = False
+    threads: int | None = None
 
 
-def beside_runtimes(direction: str, size: int, dtype: str = "float32", busy: bool = False) -> Row:
-    """A row beside programs that run models of any kind."""
-    name = f"{direction}-{size}-runtimes" + (f"-{dtype}" if dtype != "float32" else "") + ("-busy" if busy else "")
-    title = f"{direction} {size}x{size}, {dtype}" + (", one core busy" if busy else "")
-    return Row(name, title, direction, size, OURS, BESIDE_RUNTIMES, dtype=dtype, busy=busy, exact=not busy)
+def beside_runtimes(
+    direction: str, size: int, dtype: str = "float32", busy: bool = False, threads: int | None = None
+) -> Row:
+    """A row beside programs that run models of any kind. Errors and memory are those of the row without conditions."""
+    name = f"{direction}-{size}-runtimes" + (f"-{dtype}" if dtype != "float32" else "")
+    title = f"{direction} {size}x{size}, {dtype}"
+    if busy:
+        name, title = f"{name}-busy", f"{title}, one core busy"
+    if threads is not None:
+        name, title = f"{name}-{threads}-thread", f"{title}, {threads} thread"
+    exact = not busy and threads is None
+    row = Row(name, title, direction, size, OURS, BESIDE_RUNTIMES, dtype=dtype, busy=busy, exact=exact)
+    return replace(row, threads=threads)
 
 
 ROWS = (
@@ -101,6 +114,7 @@ ROWS = (
     Row("encode-512", "encode 512x512", "encode", 512, OURS, PEERS),
     *(beside_runtimes(direction, 512, dtype) for dtype in DTYPES for direction in ("decode", "encode")),
     *(beside_runtimes(direction, 512, busy=True) for direction in ("decode", "encode")),
+    *(beside_runtimes(direction, 512, dtype, threads=1) for dtype in DTYPES for direction in ("decode", "encode")),
     beside_runtimes("decode", 1024),
     Row("tiled-1024", "decode 1024x1024 in tiles", "decode", 1024, OURS_TILED, (DIFFUSERS_TILED, COMFYUI_TILED)),
     Row("exact-1024", "decode 1024x1024 in exact tiles / without tiles", "decode", 1024, OURS_TILED, (OURS,)),
@@ -333,7 +347,8 @@ def main() -> None:
 
     for row in [] if options.report else rows:
         print(row.title, flush=True)
-        measured = run_row(row, options.runs, options.limit, budget, options.systems)
+        with torch_threads(row.threads or options.threads):
+            measured = run_row(row, options.runs, options.limit, budget, options.systems)
         for name, seconds in measured["seconds"].items():
             print(f"  {name}: {seconds:.3f} s")
         print(f"  differences: { {name: float(f'{d:.1e}') for name, d in measured['difference'].items()} }")
