@@ -4,6 +4,7 @@
     python tools/demo/card.py RUN_FOLDER [--took "about 6 hours on two CPU cores"] [--root REPOSITORY]
     python tools/demo/card.py RUN_FOLDER --first "..." --rate "..." --batch 16 [--took "..."]     # a model trained on
     python tools/demo/card.py RUN_FOLDER --first "..." --rate "..." --part 0.6          # a part of the way there alone
+    python tools/demo/card.py RUN_FOLDER --first "..." --sides                          # a run of sides.py
 
 Writes vae_core/demo/ (config.json, half-precision weights, README.md, chelsea.png) and docs/images/ (roundtrip.png,
 demo_training.png if the run was long enough for a PSNR, demo_reconstructions.png). Every figure in the card is measured
@@ -19,30 +20,27 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
+from judge import EDGE, OVERLAP, TILE, Blended, Score, judge
+from lines import LENGTH, SIDE
 from photographs import HELD_OUT, SKIMAGE_TRAINING, WALLPAPERS, held_out, pyramid, training_paths
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import sides
 from train import CONFIG, KL_WEIGHT, LARGE_CROPS, SMALL_CROPS
 
-import vae_core
-from vae_core import AutoencoderKL, TileSpec, load_vae
+from vae_core import AutoencoderKL, load_vae
 from vae_core.cli import main as seamless_vae
-from vae_core.image import from_pil, to_numpy, to_pil, write_image
-from vae_core.metrics import psnr, ssim
+from vae_core.image import from_pil, to_pil, write_image
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_BYTES = 12_000_000
 LATENT_SIDE = 520  # longer side of the photographs over which latents are measured
 NOTABLE_SHIFT = 0.05  # of the deviation
-SHEET_WIDTH, SHEET_COLUMNS, GAP = 360, 2, 6
-EDGE = 16  # pixels
-TILE, OVERLAP = 32, 8  # of blended tiles, in latent pixels
 SMOOTHING = 100  # steps of the loss curve that are averaged
 
 CREDITS = {
@@ -60,35 +58,6 @@ LICENCES = {
 }
 
 
-class Edges(NamedTuple):
-    """PSNR in dB of the outermost `EDGE` pixels at each side of an image, and of the rest."""
-
-    left: float
-    right: float
-    top: float
-    bottom: float
-    inside: float
-
-    @classmethod
-    def of(cls, original: np.ndarray, kept: np.ndarray) -> Edges:
-        """Compare bytes [H, W, 3]."""
-        error = np.square(original.astype(np.float64) - kept)
-        parts = error[:, :EDGE], error[:, -EDGE:], error[:EDGE], error[-EDGE:], error[EDGE:-EDGE, EDGE:-EDGE]
-        return cls(*(10 * np.log10(255**2 / part.mean()) for part in parts))
-
-
-@dataclass(frozen=True)
-class Score:
-    """How well one held-out photograph is kept."""
-
-    name: str
-    size: tuple[int, int]
-    psnr: float
-    ssim: float
-    edges: Edges
-    mirrored: Edges  # of the same pixels, the image mirrored so that they are at the opposite side
-
-
 @dataclass(frozen=True)
 class Training:
     """What a run folder does not say of a training.
@@ -99,6 +68,7 @@ class Training:
         took: time and device.
         batch: how many times the crops of `LARGE_CROPS` and `SMALL_CROPS` a step saw.
         part: how far from the weights that were trained on to those of the run the shipped ones are.
+        sides: the run is one of sides.py.
     """
 
     first: str | None = None
@@ -106,6 +76,7 @@ class Training:
     took: str | None = None
     batch: int = 1
     part: float = 1.0
+    sides: bool = False
 
     def text(self, steps: int) -> str:
         """Sentences on the steps, for the card."""
@@ -116,6 +87,13 @@ class Training:
         took = "" if self.took is None else f" It took {self.took}."
         if self.first is None:
             return f"{steps:,} steps of crops: {small}, in turn, then {large}, in turn.{took}"
+        if self.sides:
+            return (
+                f"First {self.first}. Then {steps:,} more steps of {sides.BATCH} whole photographs in their own colours "
+                f"by `tools/demo/sides.py`, in which the last {sides.LEVELS} levels of the decoder alone learned, by Adam, "
+                f"with {sides.WEIGHT:,.0f} times the squared mean errors of pieces of lines in plain areas at the sides "
+                f"added to the loss.{took}"
+            )
         rate = "" if self.rate is None else f" The learning rate was {self.rate}."
         part = "" if self.part == 1 else f" The weights are {self.part:.0%} of the way from those before these steps."
         return f"First {self.first}. Then {steps:,} more steps of crops: {large}, in turn.{rate}{part}{took}"
@@ -155,52 +133,6 @@ def ship(run: Path, demo: Path, part: float) -> int:
     return state["step"]
 
 
-@torch.no_grad()
-def reconstruct(vae: AutoencoderKL, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-    """(original, reconstruction) as bytes [H, W, 3], of the size that came in."""
-    fitted = from_pil(image, multiple=vae.config.downscale_factor)
-    decoded = fitted.restore(vae(fitted.pixels).sample)
-    return to_numpy(fitted.restore(fitted.pixels))[0], to_numpy(decoded)[0]
-
-
-def judge(vae: AutoencoderKL, sheet: Path) -> list[Score]:
-    """Score every held-out photograph, and write a sheet of originals beside their reconstructions."""
-    scores, pairs = [], []
-    for name, image in held_out():
-        both = reconstruct(vae, image)
-        pairs.append(both)
-        original, kept = (torch.from_numpy(values.astype(np.float64)).movedim(-1, 0)[None] for values in both)
-        noise, similarity = psnr(kept, original, 255).item(), ssim(kept, original, 255).item()
-        sideways, upside_down = (
-            Edges.of(*(np.flip(values, axis) for values in reconstruct(vae, mirror(image))))
-            for mirror, axis in ((ImageOps.mirror, 1), (ImageOps.flip, 0))
-        )
-        mirrored = sideways._replace(top=upside_down.top, bottom=upside_down.bottom)
-        scores.append(Score(name, image.size, noise, similarity, Edges.of(*both), mirrored))
-    write_image(contact_sheet(pairs), sheet)
-    return scores
-
-
-def contact_sheet(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Image.Image:
-    """Pairs side by side at one width, two pairs a row."""
-    tiles = []
-    for pair in pairs:
-        height = round(SHEET_WIDTH * pair[0].shape[0] / pair[0].shape[1])
-        tile = Image.new("RGB", (2 * SHEET_WIDTH + GAP, height), "white")
-        for i, values in enumerate(pair):
-            resized = Image.fromarray(values).resize((SHEET_WIDTH, height), Image.Resampling.LANCZOS)
-            tile.paste(resized, (i * (SHEET_WIDTH + GAP), 0))
-        tiles.append(tile)
-    tiles.sort(key=lambda tile: tile.height)  # neighbours of like height waste little
-    rows = [tiles[i : i + SHEET_COLUMNS] for i in range(0, len(tiles), SHEET_COLUMNS)]
-    heights = [max(tile.height for tile in row) + 3 * GAP for row in rows]
-    sheet = Image.new("RGB", (SHEET_COLUMNS * (2 * SHEET_WIDTH + 4 * GAP), sum(heights)), "white")
-    for i, row in enumerate(rows):
-        for j, tile in enumerate(row):
-            sheet.paste(tile, (j * (2 * SHEET_WIDTH + 4 * GAP), sum(heights[:i])))
-    return sheet
-
-
 def read_rows(path: Path) -> np.ndarray:
     """Rows of numbers, the first the step. After an interruption some steps are there twice: the last ones count."""
     with open(path, newline="", encoding="utf-8") as file:
@@ -231,24 +163,6 @@ def plot_training(run: Path, path: Path) -> None:
         axis.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
-
-
-class Blended(NamedTuple):
-    """Differences of photographs decoded in blended tiles to those decoded whole, in levels of 255."""
-
-    mean: float
-    most: float
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, vae: AutoencoderKL) -> Blended:
-        """Over the held-out photographs."""
-        tiling, found = TileSpec(size=TILE, overlap=OVERLAP, mode="blended"), []
-        for _, image in held_out():
-            z = vae.encode(from_pil(image, multiple=vae.config.downscale_factor).pixels).latent_dist.mode()
-            whole = vae_core.decode(vae, z)
-            found.append((vae_core.decode(vae, z, tiling=tiling) - whole).abs() * 127.5)
-        return cls(float(np.mean([each.mean() for each in found])), float(max(each.max() for each in found)))
 
 
 def card(
@@ -342,12 +256,26 @@ attention.
 - Blended tiles of {TILE * factor} pixels with overlaps of {OVERLAP * factor}, each decoded by itself, differ from the whole by {blended.mean:.1f} of 255 \
 levels in the mean over these photographs, by {blended.most:.0f} at most; exact tiles do not differ.
 - Its encoder finds the level of the colours by the padding at the right edge of an image: `circular` is for *y* alone.
-- Plain areas within about 20 pixels of the right edge show very faint upright lines (up to 5 \
-of 255 levels in the photograph of the flower): the encoder pads below and at the right alone.
+- {lines_at_sides(scores)}
 - Its latents suit no published diffusion model.
 
 The weights are under the licence of this repository, Apache-2.0.
 """
+
+
+def lines_at_sides(scores: list[Score]) -> str:
+    """How far lines in plain areas stand out, at the right side and at the others."""
+    most, typical = (
+        {side: max(getattr(score.lines[side], what) for score in scores) for side in scores[0].lines}
+        for what in ("most", "typical")
+    )
+    others = [side for side in most if side != "right"]
+    return (
+        f"Lines of {LENGTH} pixels in plain areas within {SIDE} pixels of the right edge, where the encoder pads alone, "
+        f"differ from their neighbours by {typical['right']:.1f} of 255 levels in the root mean square of the photograph "
+        f"where they do most, by {most['right']:.1f} at most; at the other edges by "
+        f"{max(typical[side] for side in others):.1f}, by {max(most[side] for side in others):.1f} at most."
+    )
 
 
 def make_roundtrip(demo: Path, path: Path) -> None:
@@ -367,7 +295,7 @@ def make(run: Path, root: Path, training: Training) -> None:
     photograph = next(image for name, image in held_out() if name == "chelsea")
     write_image(to_pil(from_pil(photograph, multiple=1).pixels)[0], demo / "chelsea.png")
     scores = judge(vae, images / "demo_reconstructions.png")
-    if (run / "psnr.csv").stat().st_size:
+    if not training.sides and (run / "psnr.csv").stat().st_size:
         plot_training(run, images / "demo_training.png")
     make_roundtrip(demo, images / "roundtrip.png")
     (weights,) = demo.glob("*.safetensors")
@@ -388,6 +316,7 @@ if __name__ == "__main__":
     parser.add_argument("--rate", help="of a model that was trained on: the learning rate over its steps")
     parser.add_argument("--root", type=Path, default=ROOT, help="where to write (default: this repository)")
     parser.add_argument("--part", type=float, default=1.0, help="of the way from the model that was trained on")
+    parser.add_argument("--sides", action="store_true", help="the run is one of sides.py")
     arguments = parser.parse_args()
-    training = Training(arguments.first, arguments.rate, arguments.took, arguments.batch, arguments.part)
-    make(arguments.run, arguments.root, training)
+    given = arguments.first, arguments.rate, arguments.took, arguments.batch, arguments.part, arguments.sides
+    make(arguments.run, arguments.root, Training(*given))
