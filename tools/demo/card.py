@@ -91,8 +91,8 @@ class Training:
             return (
                 f"First {self.first}. Then {steps:,} more steps of {sides.BATCH} whole photographs in their own colours "
                 f"by `tools/demo/sides.py`, in which the last {sides.LEVELS} levels of the decoder alone learned, by Adam, "
-                f"with {sides.WEIGHT:,.0f} times the squared mean errors of pieces of lines in plain areas, those at the sides "
-                f"more than others, added to the loss.{took}"
+                f"with {sides.WEIGHT:,.0f} times the squared mean errors of pieces of lines in plain areas at the sides "
+                f"added to the loss.{took}"
             )
         rate = "" if self.rate is None else f" The learning rate was {self.rate}."
         part = "" if self.part == 1 else f" The weights are {self.part:.0%} of the way from those before these steps."

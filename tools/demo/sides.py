@@ -1,4 +1,4 @@
-"""Train the last levels of a finished decoder on, so that no faint line stands in a plain area, least of all at a side.
+"""Train the last levels of a finished decoder on, so that no faint line stands in a plain area at a side.
 
     python tools/demo/sides.py RUN_FOLDER --start vae_core/demo [--steps 1000]
 
@@ -45,8 +45,7 @@ LENGTH = 32  # pixels of a line that are looked at together
 PLAIN = 0.02  # mean difference of neighbours at which an area counts half
 NEIGHBOURS = 15  # lines about one, whose mean is its level
 LEVEL_SHARE = 0.7  # of that which is taken off: a line is seen by what it differs from its neighbours
-RIGHT = 3.0  # weight of the right side, where the encoder pads alone; of each other one it is 1
-EVERYWHERE = 4.0  # weight of the whole image
+RIGHT = 3.0  # weight of the right side, where the encoder pads alone
 
 
 def activity(image: Tensor) -> Tensor:
@@ -56,19 +55,18 @@ def activity(image: Tensor) -> Tensor:
 
 
 def line_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Squared mean errors of pieces of lines of images [B, C, H, W], upright and level, by how plain it is there."""
+    """Squared mean errors of pieces of lines at the sides of images [B, C, H, W], each by how plain it is there."""
     error, busy = output - target, activity(target)
     loss = output.new_zeros(())
     for sideways in (False, True):
         if sideways:
             error, busy = error.transpose(2, 3), busy.transpose(2, 3)
         whole = error.shape[2] // LENGTH * LENGTH
-        pieces = error[:, :, :whole].unflatten(2, (-1, LENGTH)).mean(3)
-        about = _averaged(busy[:, :, :whole], 9).unflatten(2, (-1, LENGTH)).mean(3)
-        pieces = pieces - LEVEL_SHARE * _averaged(pieces, NEIGHBOURS).detach()
-        squares = pieces.square() / (1 + (about / PLAIN).square())
-        right = 1.0 if sideways else RIGHT
-        loss = loss + EVERYWHERE * squares.mean() + squares[..., :SIDE].mean() + right * squares[..., -SIDE:].mean()
+        for part, weight in ((slice(None, SIDE), 1.0), (slice(-SIDE, None), 1.0 if sideways else RIGHT)):
+            pieces = error[:, :, :whole, part].unflatten(2, (-1, LENGTH)).mean(3)
+            about = _averaged(busy[:, :, :whole, part], 9).unflatten(2, (-1, LENGTH)).mean(3)
+            pieces = pieces - LEVEL_SHARE * _averaged(pieces, NEIGHBOURS).detach()
+            loss = loss + weight * (pieces.square() / (1 + (about / PLAIN).square())).mean()
     return loss
 
 
