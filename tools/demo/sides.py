@@ -15,20 +15,20 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from gradients import use_products
+from lines import LENGTH, SIDE
 from photographs import pyramid, training_paths
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
-from train import FACTOR, LOG_EVERY, SAVE_EVERY_SECONDS, forget_after, reconstruction_loss
+from train import FACTOR, LOG_EVERY, SAVE_EVERY_SECONDS, Schedule, forget_after, reconstruction_loss, save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from vae_core import AutoencoderKL, load_vae
@@ -40,8 +40,6 @@ DECAY_SHARE = 0.6  # over the last share of the steps the learning rate falls to
 EMA_DECAY = 0.98
 BATCH = 2
 WEIGHT = 1000.0  # of `line_loss`
-SIDE = 40  # pixels from each side in which lines count
-LENGTH = 32  # pixels of a line that are looked at together
 PLAIN = 0.02  # mean difference of neighbours at which an area counts half
 NEIGHBOURS = 15  # lines about one, whose mean is its level
 LEVEL_SHARE = 0.7  # of that which is taken off: a line is seen by what it differs from its neighbours
@@ -86,45 +84,23 @@ def photographs() -> Iterator[Tensor]:
             yield pixels.flip(3)
 
 
+def halves(model: AutoencoderKL) -> tuple[nn.Sequential, nn.Sequential]:
+    """The decoder before its last levels, and these."""
+    decoder = model.decoder
+    before = [decoder.conv_in, decoder.mid_block, *decoder.up_blocks[:-LEVELS]]
+    return nn.Sequential(*before), nn.Sequential(
+        *decoder.up_blocks[-LEVELS:], decoder.conv_norm_out, decoder.conv_act, decoder.conv_out
+    )
+
+
+@torch.no_grad()
 def run_before(model: AutoencoderKL, images: list[Tensor]) -> list[Tensor]:
     """What goes into the last levels for each image, in bfloat16."""
-    found: list[Tensor] = []
-
-    class ReachedError(Exception):
-        pass
-
-    def keep(module: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
-        found.append(given[0].bfloat16())
-        raise ReachedError
-
-    hook = model.decoder.up_blocks[-LEVELS].register_forward_pre_hook(keep)
-    with torch.no_grad():
-        for image in tqdm(images, desc="before the last levels", unit="image"):
-            try:
-                model.decode_reference(model.encode(image.float() / 127.5 - 1).latent_dist.mode())
-            except ReachedError:
-                continue
-    hook.remove()
-    return found
-
-
-def last_levels(model: AutoencoderKL) -> tuple[Callable[[Tensor], Tensor], dict[str, torch.nn.Parameter]]:
-    """The last levels as a function, and their parameters by name."""
-    decoder = model.decoder
-    modules = [*decoder.up_blocks[-LEVELS:], decoder.conv_norm_out, decoder.conv_act, decoder.conv_out]
-
-    def run(x: Tensor) -> Tensor:
-        for module in modules:
-            x = module(x)
-        return x
-
-    chosen = {id(parameter) for module in modules for parameter in module.parameters()}
-    return run, {name: each for name, each in model.named_parameters() if id(each) in chosen}
-
-
-def learning_rate(step: int, steps: int) -> float:
-    """At a step: a short rise, a plateau, a fall to zero."""
-    return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * min(1.0, (1 - step / steps) / DECAY_SHARE)
+    before, _ = halves(model)
+    return [
+        before(model.encode(image.float() / 127.5 - 1).latent_dist.mode()).bfloat16()
+        for image in tqdm(images, desc="before the last levels", unit="image")
+    ]
 
 
 def train(folder: Path, beginning: Path, steps: int) -> None:
@@ -134,12 +110,13 @@ def train(folder: Path, beginning: Path, steps: int) -> None:
     images = list(photographs())
     inputs = run_before(model, images)
     model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    run, parameters = last_levels(model)
-    for each in parameters.values():
-        each.requires_grad_(True)
+    _, last = halves(model)
+    last.requires_grad_(True)
+    parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
     use_products(model)
     optimizer = torch.optim.Adam(parameters.values(), LEARNING_RATE, betas=(0.9, 0.99))
     average = {name: each.detach().clone() for name, each in model.state_dict().items()}
+    schedule = Schedule(steps, decay_share=DECAY_SHARE, warmup=WARMUP_STEPS)
     start, checkpoint = 0, folder / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -153,12 +130,12 @@ def train(folder: Path, beginning: Path, steps: int) -> None:
         log = csv.writer(file)
         for step in range(start, steps):
             chosen = np.random.default_rng((1, step)).integers(len(images), size=BATCH)
-            optimizer.param_groups[0]["lr"] = learning_rate(step, steps)
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * schedule.learning_rate(step)
             optimizer.zero_grad()
             losses = torch.zeros(2)
             for index in chosen:
                 target = images[index].float() / 127.5 - 1
-                output = run(inputs[index].float().contiguous(memory_format=torch.channels_last))
+                output = last(inputs[index].float().contiguous(memory_format=torch.channels_last))
                 reconstruction, lines = reconstruction_loss(output, target), line_loss(output, target)
                 ((reconstruction + WEIGHT * lines) / BATCH).backward()
                 losses += torch.stack([reconstruction.detach(), lines.detach()]) / BATCH
@@ -174,9 +151,8 @@ def train(folder: Path, beginning: Path, steps: int) -> None:
                 bar.set_postfix(lines=f"{losses[1]:.3g}")
             if time.monotonic() - saved > SAVE_EVERY_SECONDS or step + 1 == steps:
                 file.flush()
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
-                torch.save({**state, "step": step + 1}, checkpoint.with_suffix(".new"))
-                os.replace(checkpoint.with_suffix(".new"), checkpoint)
+                learned = optimizer.state_dict()
+                save(checkpoint, model=model.state_dict(), optimizer=learned, average=average, step=step + 1)
                 saved = time.monotonic()
 
 

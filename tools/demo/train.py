@@ -74,6 +74,7 @@ class Schedule:
         rate: share of the full learning rate at most.
         windows: share of the steps that decode a part of the latent alone.
         lines: weight of `line_loss`.
+        warmup: steps over which the learning rate rises.
     """
 
     steps: int
@@ -82,6 +83,7 @@ class Schedule:
     rate: float = 1.0
     windows: float = 0.0
     lines: float = 0.0
+    warmup: int = WARMUP_STEPS
 
     def crop(self, step: int) -> tuple[int, int]:
         """Side and number of the crops of a step."""
@@ -91,7 +93,7 @@ class Schedule:
     def learning_rate(self, step: int) -> float:
         """The share of the full learning rate at a step: a short rise, a plateau, a fall to zero."""
         decay = max(0.0, min(1.0, (self.steps - step) / (self.decay_share * self.steps)))
-        return self.rate * min(1.0, (step + 1) / WARMUP_STEPS) * decay
+        return self.rate * min(1.0, (step + 1) / self.warmup) * decay
 
 
 def random_crops(levels: list[list[Tensor]], side: int, batch: int, rng: np.random.Generator) -> Tensor:
