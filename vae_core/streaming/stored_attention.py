@@ -119,17 +119,17 @@ class StoredAttention:
         Without a kernel there are scores and their softmax, and keys that are scaled; in half precision keys and values
         in single precision, too.
         """
-        a_query, a_channel = (1, 0) if self._has_kernel else (2, 3 if self.inputs.dtype.itemsize < 4 else 1)
-        bytes_a_query = a_query * self._wide.itemsize * self.positions
-        bytes_a_channel = a_channel * self._wide.itemsize * self.positions
-        return bytes_a_query * self.queries, bytes_a_channel * self.step.channels
+        of_each = self._wide.itemsize * self.positions
+        if self._has_kernel:
+            return of_each * self.queries, 0
+        copies = 3 if self.inputs.dtype.itemsize < 4 else 1
+        return 2 * of_each * self.queries, copies * of_each * self.step.channels
 
     @property
     def _too_many(self) -> bool:
         """Whether all keys at once need too much memory, wherever they are."""
-        if self._has_kernel or self.inputs.device.type == "cpu":
-            return 4 * self.queries * self.positions > _SCORES_LIMIT
-        return sum(self._written_out) > _STRIPS_WRITTEN_OUT * self.inputs.strip_bytes
+        limit = _SCORES_LIMIT if self._has_kernel else _STRIPS_WRITTEN_OUT * self.inputs.strip_bytes
+        return sum(self._written_out) > limit
 
     @property
     def _in_blocks(self) -> bool:
