@@ -44,4 +44,4 @@ def place_and_room() -> str:
     with contextlib.suppress(*NO_PLACE):
         folder = tempfile.gettempdir()
         free = f", where {shutil.disk_usage(folder).free / MIB:.0f} MiB are free"
-    return f"{in_one_line(folder)}{free}"
+    return f"{folder}{free}"

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 from vae_core.compile_time import compile_time
 
-with contextlib.suppress(ImportError):
+with suppress(ImportError):
     import numba  # noqa: F401  # which the first case would wait for, and whose compiling would not be seen
 
 SECONDS, BYTES = 2, 64 << 20
