@@ -164,6 +164,7 @@ def test_one_process_saves_what_another_one_loads(tmp_path: Path, kind: str) -> 
             models[number % 2].save_pretrained(place, max_shard_size="60KB")
 
     save(0)
+    threads = threading.active_count()
     child = os.fork()
     if child == 0:
         number = 0
@@ -182,7 +183,7 @@ def test_one_process_saves_what_another_one_loads(tmp_path: Path, kind: str) -> 
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     assert seen == {0, 1}
-    assert threading.active_count() < 20
+    assert threading.active_count() <= threads
 
 
 ROUNDS = 8

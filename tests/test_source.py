@@ -58,6 +58,40 @@ def test_packed_lines_are_found() -> None:
     assert packed("a, b = c, d\na, b = b, a\na, b = f()\na = b, c") == ["a, b = (c, d)"]
 
 
+def written(source: str) -> list[str]:
+    """The calls that write to a file by its name, of which a kill or a full disk leaves a part."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        values = [*node.args, *(keyword.value for keyword in node.keywords)]
+        texts = [value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+        opens = re.fullmatch(r"(.+\.)?open", called) and any(
+            re.fullmatch(r"[rbt]*[wax+][wbt+]*", text) for text in texts
+        )
+        if opens or re.search(r"\.write_(text|bytes)$", called):
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_files_are_written_whole() -> None:
+    """By `write_file` and `write_together`; what is downloaded goes into a temporary folder of its own before."""
+    found = {path.relative_to(ROOT).as_posix(): written(path.read_text(encoding="utf-8")) for path in FILES}
+    assert {name: calls for name, calls in found.items() if calls} == {
+        "vae_core/atomic.py": ["open(handle, 'wb', closefd=False)"],
+        "vae_core/datasets/webdataset_layout.py": [
+            "tarfile.open(fileobj=buffer, mode='w', format=tarfile.USTAR_FORMAT)"
+        ],
+        "vae_core/hub.py": ["open(path, 'wb')", "(folder / config.name).write_bytes(config.read_bytes())"],
+    }
+
+
+def test_writing_calls_are_found() -> None:
+    source = "a.write_text('')\nopen('w')\nopen(b, 'rb')\nopen(b, mode='a+')\nb.open('xb')\nwrite_bytes(b)"
+    assert written(source) == ["a.write_text('')", "open('w')", "open(b, mode='a+')", "b.open('xb')"]
+
+
 def test_no_file_is_longer_than_400_lines() -> None:
     files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".js", ".ts")]
     lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in files}

@@ -17,8 +17,9 @@ from .checkpoints.build import accepted, own_arguments
 from .checkpoints.config_file import read_json
 from .checkpoints.generation import guesses_of, marked
 from .checkpoints.pretrained import snapshot
+from .checkpoints.write import checked_path, text, write_in_folder, write_weights
 from .config import SETTABLE_FIELDS, AutoencoderKLConfig, is_field
-from .errors import CheckpointError, ConfigError, brief, in_one_line
+from .errors import CheckpointError, ConfigError, brief
 from .hub import HubOptions, commit_of, on_disk
 from .hub_push import push_after_saving
 
@@ -220,8 +221,12 @@ class ConfigMixin:
         return self._config.with_extras(auto_map={**auto_map, self._auto_class: f"{module}.{name}"})
 
     def to_json_file(self, json_file_path: PathLike) -> None:
-        """Write the config to a file of that name."""
-        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
+        """Write the config to a file of that name, whole or not at all.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        write_weights(checked_path(json_file_path), text(self.to_json_string()))
 
     def save_config(self, save_directory: PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write `config.json` into a folder, which is made if need be.
@@ -232,13 +237,9 @@ class ConfigMixin:
         Raises:
             CheckpointError: the folder cannot be written.
         """
-        folder = Path(save_directory)
+        folder = checked_path(save_directory)
         if folder.is_file():
             raise CheckpointError(f"{folder} is a file. Give a folder.")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.to_json_file(folder / self.config_name)
-        except OSError as error:
-            raise CheckpointError(f"{folder} cannot be written: {in_one_line(error)}. Give another folder.") from error
+        write_in_folder(folder, {self.config_name: text(self.to_json_string())})
         if push_to_hub:
             push_after_saving(folder, kwargs, [])

@@ -185,6 +185,11 @@ class Case:
     def save_pickle(self) -> torch.Tensor:
         return self._saved(safe_serialization=False)
 
+    def save_config(self) -> torch.Tensor:
+        place = self.folder / "model"
+        self.vae.save_config(place)
+        return torch.tensor(AutoencoderKL.load_config(place)["scaling_factor"])
+
     def _saved(self, safe_serialization: bool) -> torch.Tensor:
         place = self.folder / "model"
         self.vae.save_pretrained(place, safe_serialization=safe_serialization)
@@ -248,6 +253,7 @@ COMBINATIONS = [
     ("decode_to_disk", "file"),
     ("save", "file"),
     ("save_pickle", "file"),
+    ("save_config", "file"),
     ("load", "file"),
 ]
 

@@ -15,11 +15,15 @@ from typing import Any
 import pytest
 import torch
 from given.saves import SHARDS, assert_is_one_of, traces
+from PIL import Image
 
 from vae_core import AutoencoderKL, atomic, load_vae, save_single_file
 from vae_core.checkpoints.pretrained import write_folder
 from vae_core.checkpoints.write import safetensors, write_weights
-from vae_core.errors import CheckpointError
+from vae_core.cli.latent_file import Latent, write_latents
+from vae_core.datasets import LatentDataset
+from vae_core.datasets.latents import NamedLatent, save_latents
+from vae_core.errors import DatasetError, VAEError
 from vae_core.image import open_image, write_image
 
 fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -79,7 +83,7 @@ def limited(limit: int, action: Callable[[], object], handler: Any = signal.SIG_
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         try:
             action()
-        except CheckpointError as error:
+        except VAEError as error:
             os._exit(REFUSED if "File too large" in str(error) else 1)
 
     return run
@@ -96,6 +100,58 @@ def kills(action: Callable[[], object], prepare: Callable[[], object]) -> Iterat
                 break
             assert code == 9
             yield n
+
+
+def _tensors(*_: AutoencoderKL) -> Any:
+    return (
+        "tensors",
+        *(partial(write_weights, writer=safetensors({"latent": torch.arange(4.0) + i}, {})) for i in (0, 1)),
+    )
+
+
+def _single_files(*models: AutoencoderKL) -> Any:
+    return ("vae.safetensors", *(partial(save_single_file, model) for model in models))
+
+
+def _latents(*_: AutoencoderKL) -> Any:
+    given = [[Latent(torch.full((1, 4, 3 + i, 5), float(i)), name=str(i))] for i in (0, 1)]
+    return ("latents.safetensors", *(partial(write_latents, latents=latents) for latents in given))
+
+
+def _configs(*models: AutoencoderKL) -> Any:
+    return ("config.json", *(lambda path, model=model: model.save_config(path.parent) for model in models))
+
+
+def _named_configs(*models: AutoencoderKL) -> Any:
+    return ("a.json", *(model.to_json_file for model in models))
+
+
+def _images(*_: AutoencoderKL) -> Any:
+    images = [Image.effect_noise((17 + i, 13), 90) for i in (0, 1)]
+    return ("image.png", *(partial(write_image, image) for image in images))
+
+
+# What writes one file: its name, and two that write it, each with another content.
+WRITERS: dict[str, Callable[..., Any]] = {
+    "tensors": _tensors,
+    "a model in one file": _single_files,
+    "latents": _latents,
+    "a config": _configs,
+    "a config of a name": _named_configs,
+    "an image": _images,
+}
+
+
+def written_alone(name: str, writers: list[Callable[[Path], object]], folder: Path) -> list[bytes]:
+    """What each of them writes, if none disturbs it."""
+    contents = []
+    for number, write in enumerate(writers):
+        place = folder / f"alone-{number}" / name
+        place.parent.mkdir()
+        write(place)
+        contents.append(place.read_bytes())
+    assert contents[0] != contents[1]
+    return contents
 
 
 @fork
@@ -148,13 +204,21 @@ class TestKilled:
             seen.add(load_vae(folder).config.scaling_factor)
         assert seen == {0.5, 0.25}
 
+    @pytest.mark.parametrize("kind", WRITERS)
     @pytest.mark.thorough
-    def test_a_file_is_the_old_or_the_new(self, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path) -> None:
-        path = tmp_path / "vae.safetensors"
-        for _ in kills(lambda: save_single_file(new, path), lambda: save_single_file(old, path)):
-            assert load_vae(path).config in (old.config, new.config)
-            save_single_file(old, path)
-            assert [each.name for each in tmp_path.iterdir()] == ["vae.safetensors"]
+    def test_a_file_is_the_old_or_the_new(
+        self, kind: str, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path
+    ) -> None:
+        name, *writers = WRITERS[kind](old, new)
+        contents = written_alone(name, writers, tmp_path)
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        actions = [partial(write, folder / name) for write in writers]
+        for _ in kills(actions[1], actions[0]):
+            with atomic.steady(folder):
+                assert (folder / name).read_bytes() in contents
+            actions[0]()
+            assert [each.name for each in folder.iterdir()] == [name]
 
     def test_a_kill_in_the_middle_of_writing(self, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path) -> None:
         old.save_pretrained(tmp_path / "vae")
@@ -181,16 +245,21 @@ class TestKilled:
 
 
 @fork
+@pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.thorough
-def test_a_full_disk_at_every_byte(tmp_path: Path) -> None:
-    """A limit of the file's size is a disk with so much room: a write takes what fits, and the next one fails."""
-    path = tmp_path / "small.safetensors"
-    write_weights(path, safetensors({"latent": torch.arange(8.0)}, {}))
-    whole = path.read_bytes()
-    writer = safetensors({"latent": torch.zeros(8)}, {})
-    for limit in range(len(whole)):
-        assert in_child(limited(limit, lambda: write_weights(path, writer))) == REFUSED
-        assert path.read_bytes() == whole and [each.name for each in tmp_path.iterdir()] == [path.name]
+def test_a_full_disk_at_every_byte(kind: str, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path) -> None:
+    """A limit of the file's size is a disk with so much room: a write takes what fits, and the next one fails.
+
+    Of files that are not small, at some forty of their bytes.
+    """
+    name, *writers = WRITERS[kind](old, new)
+    whole, content = written_alone(name, writers, tmp_path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    writers[0](folder / name)
+    for limit in range(0, len(content), max(1, len(content) // 40 - 2)):
+        assert in_child(limited(limit, partial(writers[1], folder / name))) == REFUSED
+        assert (folder / name).read_bytes() == whole and [each.name for each in folder.iterdir()] == [name]
 
 
 @fork
@@ -237,8 +306,6 @@ class TestRaces:
             assert traces(tmp_path) == []
 
     def test_threads_that_save_one_image(self, tmp_path: Path) -> None:
-        from PIL import Image
-
         images = [Image.effect_noise((97 + i, 61), 90 + i) for i in range(4)]
         path = tmp_path / "image.png"
         for _ in range(5):
@@ -246,6 +313,28 @@ class TestRaces:
             found = open_image(path)
             assert [image.tobytes() for image in images if image.size == found.size] == [found.tobytes()]
             assert [each.name for each in tmp_path.iterdir()] == ["image.png"]
+
+    @pytest.mark.parametrize("kind", WRITERS)
+    def test_threads_that_write_one_file(
+        self, kind: str, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path
+    ) -> None:
+        name, *writers = WRITERS[kind](old, new)
+        contents = written_alone(name, writers, tmp_path)
+        for turn in range(5):
+            folder = tmp_path / str(turn)
+            folder.mkdir()
+            assert self.race([partial(write, folder / name) for write in writers * 2]) == []
+            assert (folder / name).read_bytes() in contents
+            assert [each.name for each in folder.iterdir()] == [name]
+
+    def test_one_of_those_that_make_a_collection_has_the_name(self, old: AutoencoderKL, tmp_path: Path) -> None:
+        latents = [[NamedLatent("image", torch.full((4, 8, 8), float(i)))] for i in range(4)]
+        for layout in ("shards", "webdataset"):
+            folder = tmp_path / layout
+            failures = self.race([partial(save_latents, folder, each, old, layout=layout) for each in latents])
+            assert len(failures) == 3 and all(isinstance(failure, DatasetError) for failure in failures)
+            found = LatentDataset(folder)
+            assert len(found) == 1 and any(torch.equal(found[0]["latents"], each.z) for (each,) in latents)
 
     def test_one_wins_where_nothing_is_to_be_overwritten(self, old: AutoencoderKL, tmp_path: Path) -> None:
         for i in range(4):
