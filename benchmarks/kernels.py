@@ -10,8 +10,8 @@ channel (of the geometric mean of both sides) and in FLOPs, which is what _WINOG
 _WINOGRAD_FLOPS are set by.
 
 Models: whole decodes and encodes by the engine and by the reference path, at small sizes, and what share of the
-FLOPs that the fast kernels would take: where the engine begins to be the faster is what _SMALLEST and _FAST_SHARE in
-`choose.py` are set by.
+FLOPs that the fast kernels would take: where the engine begins to be the faster is what _SMALLEST, _SMALLEST_FLOPS and
+_FAST_SHARE in `choose.py` are set by.
 """
 
 from __future__ import annotations

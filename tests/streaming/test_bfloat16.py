@@ -77,3 +77,11 @@ def test_a_models_own_method_takes_strips_where_they_are_faster(dtype: torch.dty
     half, x = decoder_half(vae.to(dtype)), latent(1, 64, 64, model=vae).to(dtype)
     assert may_be_faster(half, (1, 4, 64, 64), x.dtype, x.device)
     assert is_faster(half.program(), (1, 4, 64, 64), dtype, CPU, "auto")
+
+
+@pytest.mark.skipif(not winograd.compiled(), reason="numba is not installed")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_narrow_models_own_method_takes_strips_for_a_large_image_alone(dtype: torch.dtype) -> None:
+    half = decoder_half(make(fields(32, 64, 128, 128, layers_per_block=1)).to(dtype))
+    faster = [is_faster(half.program(), (1, 4, side, side), dtype, CPU, "auto") for side in (32, 64)]
+    assert faster == [False, True]

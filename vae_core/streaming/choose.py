@@ -40,9 +40,10 @@ KERNELS: tuple[type[Kernel], ...] = (
 )
 
 # Where Winograd is the faster, as `benchmarks/kernels.py` measures it. Below so many FLOPs (of a direct convolution)
-# its calls cost more than its multiplications save; below so many positions of the target for a channel, making its
-# weights does.
-_WINOGRAD_FLOPS = 2**32
+# its calls cost more than its multiplications save, in torch's operations sooner than compiled; below so many positions
+# of the target for a channel, making its weights does.
+_WINOGRAD_FLOPS = 2**29
+_WINOGRAD_FLOPS_UNCOMPILED = 2**32
 _WINOGRAD_POSITIONS_PER_CHANNEL = 7.0  # for the geometric mean of both sides' channels
 _FEW_CHANNELS = 16  # on either side: the transforms are most of the work
 _FEW_UNCOMPILED = 256  # the same, for transforms in torch operations
@@ -161,12 +162,14 @@ def choose_kernel(
 def _winograd_wins(step: Convolve, in_channels: int, target: FeatureMap) -> bool:
     positions = target.shape[:3].numel()
     out_channels = target.shape[3]
-    if min(in_channels, out_channels) < (_FEW_CHANNELS if winograd.compiled() else _FEW_UNCOMPILED):
+    is_compiled = winograd.compiled()
+    if min(in_channels, out_channels) < (_FEW_CHANNELS if is_compiled else _FEW_UNCOMPILED):
         return False
     if step.scale == "up":
         return positions >= _WINOGRAD_UPSAMPLED
     per_channel = positions / (in_channels * out_channels) ** 0.5
-    worth = 2 * step.conv.weight.numel() * positions >= _WINOGRAD_FLOPS
+    flops = 2 * step.conv.weight.numel() * positions
+    worth = flops >= (_WINOGRAD_FLOPS if is_compiled else _WINOGRAD_FLOPS_UNCOMPILED)
     return worth and per_channel >= _WINOGRAD_POSITIONS_PER_CHANNEL
 
 
@@ -349,9 +352,10 @@ def why_not_strips(half: Half, x: Tensor) -> str | None:
     return "autocasting is at work" if torch.is_autocast_enabled(x.device.type) else None
 
 
-# Below so many latent pixels in a batch, or such a share of FLOPs in fast kernels, the reference path is as fast:
-# `benchmarks/kernels.py --models`.
+# Below so many latent pixels or FLOPs in a batch, or such a share of FLOPs in fast kernels, the reference path is as
+# fast: `benchmarks/kernels.py --models`.
 _SMALLEST = 18 * 18
+_SMALLEST_FLOPS = 2**35
 _FAST_SHARE = 0.4
 
 
@@ -371,7 +375,7 @@ def strips_lead(latent_pixels: int, device: torch.device, dtype: torch.dtype) ->
 
 
 def is_faster(passes: list[Pass], shape: Shape, dtype: torch.dtype, device: torch.device, choice: KernelChoice) -> bool:
-    """Whether enough of a program's FLOPs for an input [B, C, H, W] would be in fast kernels, without planning it."""
+    """Whether an input [B, C, H, W] is enough work, and enough of it for fast kernels, found without planning it."""
     if device.type != "cpu":  # what counts there is known by `may_be_faster`
         return True
     maps = dtype
@@ -382,4 +386,5 @@ def is_faster(passes: list[Pass], shape: Shape, dtype: torch.dtype, device: torc
         flops = step.flops(target.shape[1] * target.shape[2])
         total += flops
         fast += flops if choose_kernel(step, source, target, dtype, maps, device, choice).fast else 0
-    return fast > _FAST_SHARE * total
+    enough = total >= _SMALLEST_FLOPS or choice != "auto"  # who chooses the kernels has them at any size
+    return enough and fast > _FAST_SHARE * total
