@@ -171,16 +171,35 @@ def available(names: Sequence[str], row: Row, budget: int) -> list[System]:
 @torch.inference_mode()
 def run_row(row: Row, turns: int, limit: float, budget: int, only: Sequence[str]) -> dict[str, Any]:
     """Median seconds of every system, and the largest difference of our result to each other one's."""
+    x = make_input(CONFIGS[row.config], row.direction, row.size, row.batch).to(DTYPES[row.dtype])
+    seconds, results = run_in_turns(row, x, turns, limit, budget, only)
+    gc.collect()  # the systems, whose room the modules in float64 need
+    mine = results[row.ours]
+    measured: dict[str, Any] = {}
+    if row.exact:
+        measured["errors"] = errors(row, x, results)
+        measured["bytes"] = peak_memory(row, list(results), budget)
+    return measured | {
+        "seconds": {name: statistics.median(times) for name, times in seconds.items()},
+        "turns": len(seconds[row.ours]),
+        "difference": {
+            name: (mine - result).abs().max().item() for name, result in results.items() if name != row.ours
+        },
+    }
+
+
+def run_in_turns(
+    row: Row, x: Tensor, turns: int, limit: float, budget: int, only: Sequence[str]
+) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
+    """Seconds of every system in each turn, and its result."""
     others = [name for name in row.others if not only or name in only]
     systems = available((row.ours, *others), row, budget)
-    config = CONFIGS[row.config]
-    x = make_input(config, row.direction, row.size, row.batch).to(DTYPES[row.dtype])
     # Large enough that strips run, whose functions are compiled in the first run after each change of theirs.
-    warm_up = make_input(config, row.direction, min(row.size, 256), row.batch).to(DTYPES[row.dtype])
+    warm_up = make_input(CONFIGS[row.config], row.direction, min(row.size, 256), row.batch).to(DTYPES[row.dtype])
     results: dict[str, Tensor] = {}
     for system in list(systems):
         try:
-            system.run(row.direction, x if system.fixed else warm_up)
+            system.run(row.direction, x if system.make else warm_up)
         except MissingError as error:
             print(f"  {system.name} is left out: {error}")
             systems.remove(system)
@@ -190,18 +209,7 @@ def run_row(row: Row, turns: int, limit: float, budget: int, only: Sequence[str]
 
     with busy_core() if row.busy else nullcontext():
         seconds = in_turns([run(system) for system in systems], turns, limit)
-    mine = results[row.ours]
-    measured: dict[str, Any] = {}
-    if row.exact:
-        measured["errors"] = errors(row, x, results)
-        measured["bytes"] = peak_memory(row, [system.name for system in systems], budget)
-    return measured | {
-        "seconds": {s.name: statistics.median(times) for s, times in zip(systems, seconds, strict=True)},
-        "turns": len(seconds[0]),
-        "difference": {
-            name: (mine - result).abs().max().item() for name, result in results.items() if name != row.ours
-        },
-    }
+    return {system.name: times for system, times in zip(systems, seconds, strict=True)}, results
 
 
 def errors(row: Row, x: Tensor, results: dict[str, Tensor]) -> dict[str, list[float]]:

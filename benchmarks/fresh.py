@@ -103,8 +103,10 @@ def _run_once(system: str, config_name: str, size: int, direction: str, budget: 
         if system in (OURS, OURS_BUDGET):  # without a budget, which a small one may not fit
             run = vae_core.encode if direction == "encode" else vae_core.decode
             run(ours(config, dtype), small)
-        else:
-            it.run(direction, x if it.fixed else small)
+        elif it.make is None:
+            it.run(direction, small)
+        else:  # not run: it keeps what it takes
+            it.make(direction, x)
 
     thread = threading.Thread(target=warm_up)
     thread.start()

@@ -77,13 +77,13 @@ class System:
     """One way of running a model: images to the mode of their posterior, and latents to images.
 
     Attributes:
-        fixed: it is made for one shape, when it first sees it, which takes a while.
+        make: makes one for a direction and its input's shape, without running it; None if any shape will do.
     """
 
     name: str
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
-    fixed: bool = False
+    make: Callable[[str, Tensor], object] | None = None
 
     def run(self, direction: str, x: Tensor) -> Tensor:
         return self.encode(x) if direction == "encode" else self.decode(x)
@@ -127,10 +127,15 @@ def build(
 
 def _runtime(name: str, vae: AutoencoderKL, dtype: torch.dtype) -> System:
     try:
-        run = runtimes.runner(name, vae, dtype)
+        made = runtimes.maker(name, vae, dtype)
     except runtimes.MissingError as error:
         raise NotAvailableError(str(error)) from None
-    return System(name, lambda x: run("encode", x).chunk(2, dim=1)[0], partial(run, "decode"), fixed=True)
+    return System(
+        name,
+        lambda x: made("encode", x.shape)(x).chunk(2, dim=1)[0],
+        lambda z: made("decode", z.shape)(z),
+        lambda direction, x: made(direction, x.shape),
+    )
 
 
 def _diffusers(name: str, vae: AutoencoderKL, device: torch.device) -> System:

@@ -53,8 +53,8 @@ class Half(nn.Module):
         return x
 
 
-def runner(name: str, vae: AutoencoderKL, dtype: torch.dtype) -> Callable[[str, Tensor], Tensor]:
-    """A function of a direction and its input, which is made ready for that shape when it is first called.
+def maker(name: str, vae: AutoencoderKL, dtype: torch.dtype) -> Callable[[str, torch.Size], Runner]:
+    """What makes the model ready for a direction and a shape of inputs, which takes a while the first time.
 
     Raises:
         MissingError: the runtime is not installed. The function raises it for what the runtime cannot run.
@@ -65,11 +65,7 @@ def runner(name: str, vae: AutoencoderKL, dtype: torch.dtype) -> Callable[[str, 
         _imported(name.lower())
     make = {NCNN: _ncnn, OPENVINO: _openvino, COMPILED: _compiled}[name]
 
-    @cache
-    def ready(direction: str, shape: torch.Size) -> Runner:
-        return make(vae, direction, torch.zeros(shape), dtype)
-
-    return lambda direction, x: ready(direction, x.shape)(x)
+    return cache(lambda direction, shape: make(vae, direction, torch.zeros(shape), dtype))
 
 
 def _imported(package: str) -> Any:
@@ -164,10 +160,12 @@ def _check_compiler() -> None:
 
 
 def _compiled(vae: AutoencoderKL, direction: str, x: Tensor, dtype: torch.dtype) -> Runner:
-    """In channels_last."""
+    """In channels_last. It is compiled by its first run."""
     half = copy.deepcopy(Half(vae, direction)).to(dtype)
     half = half.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return partial(_run_compiled, torch.compile(half), dtype)
+    run = partial(_run_compiled, torch.compile(half), dtype)
+    run(x)
+    return run
 
 
 def _run_compiled(half: Any, dtype: torch.dtype, x: Tensor) -> Tensor:
