@@ -256,6 +256,32 @@ def test_without_a_numba_that_works_torch_is_used(error: str, warnings: int) -> 
     assert done.stderr.count("numba cannot be used") == warnings
 
 
+NO_DESCRIPTOR = """
+import os, resource, torch, vae_core
+from given.inputs import latent
+from given.models import SMALL, make
+
+vae, z = make(SMALL), latent(1, 16, 16, model=make(SMALL))
+wanted = vae.decode_reference(z)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+try:
+    while True:
+        os.dup(0)
+except OSError:
+    found = vae_core.decode(vae, z)
+print((found - wanted).abs().max().item() < 1e-4)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits")
+@pytest.mark.thorough
+def test_without_a_file_that_can_be_opened_torch_is_used() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    done = subprocess.run([sys.executable, "-c", NO_DESCRIPTOR], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stdout.strip() == "True", done.stderr[-2000:]
+    assert "Too many open files" in done.stderr and "ulimit -n" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("begun", "free", "refused"),
     [(False, 2**29 - 1, True), (False, 2**29, False), (True, 2**27, True), (True, 2**28, False), (False, None, False)],

@@ -83,34 +83,41 @@ def load_compiled(folder: Path) -> ModuleType | None:
     Its name follows from its sources alone. numba's files on disk contain it, and what was compiled under a name that
     a host chose could not be loaded under another; and two versions of this package in one process must not share it.
     """
-    sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
-    name = f"seamless_vae_{folder.name}_{hashlib.sha256(sources).hexdigest()[:12]}"
     with _loading:
-        if name in sys.modules:
-            return sys.modules[name]
         before = set(sys.modules)
-        location = folder / "__init__.py"
-        spec = importlib.util.spec_from_file_location(name, location, submodule_search_locations=[str(folder)])
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
         try:
+            sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+            name = f"seamless_vae_{folder.name}_{hashlib.sha256(sources).hexdigest()[:12]}"
+            if name in sys.modules:
+                return sys.modules[name]
+            location = folder / "__init__.py"
+            spec = importlib.util.spec_from_file_location(name, location, submodule_search_locations=[str(folder)])
+            assert spec is not None and spec.loader is not None
+            sys.modules[name] = module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         except Exception as error:  # a numba that is too new, too old or broken has many
             for each in set(sys.modules) - before:
-                if each == name or each.startswith(f"{name}."):
+                if each.startswith(f"seamless_vae_{folder.name}_"):
                     del sys.modules[each]
             if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):
                 logger.warning(
-                    "numba cannot be used (%s: %s), so convolutions take about twice as long. Install another version "
-                    "of it: pip install --upgrade numba",
+                    "numba cannot be used (%s: %s), so convolutions take about twice as long. %s",
                     type(error).__name__,
                     in_one_line(error),
+                    _remedy(error),
                 )
             return None
         for each in map(module.__dict__.get, module.__all__):
             if hasattr(each, "py_func"):
                 keep_on_disk(each, sources)
         return module
+
+
+def _remedy(error: Exception) -> str:
+    """What helps where numba cannot be used."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return "Start again when its files can be read; if too many are open, with a higher limit (ulimit -n)."
+    return "Install another version of it: pip install --upgrade numba"
 
 
 def keep_on_disk(function: Any, sources: bytes) -> None:
