@@ -221,7 +221,7 @@ class ConfigMixin:
         return self._config.with_extras(auto_map={**auto_map, self._auto_class: f"{module}.{name}"})
 
     def to_json_file(self, json_file_path: PathLike) -> None:
-        """Write the config to a file of that name, whole or not at all.
+        """Write the config to a file of that name, whole or not at all; folders in it are made if need be.
 
         Raises:
             CheckpointError: it cannot be written.

@@ -357,7 +357,9 @@ def write_image(image: Image.Image, path: str | os.PathLike[str], *, overwrite: 
     try:
         Image.init()
     except OSError as error:  # the first time it reads files of its own
-        raise ImageError(f"cannot write {path}: {in_one_line(error)}. Free what is short, and try again.") from None
+        raise ImageError(
+            f"cannot write {path}: {in_one_line(error)}. Close files or raise the limit (ulimit -n), and try again."
+        ) from None
     form = Image.EXTENSION.get(os.path.splitext(name)[1].lower())
     if form not in Image.SAVE:
         folder = f" For a folder, write {name}/ with a slash at the end." if name and "." not in name else ""

@@ -10,8 +10,10 @@ from given.models import ATTENTION_EVERYWHERE, fields, make
 import vae_core
 from vae_core import TileSpec
 from vae_core.halves import decoder_half
-from vae_core.streaming import winograd
+from vae_core.streaming import choose, winograd
 from vae_core.streaming.choose import KernelChoice, is_faster, kernels, may_be_faster
+from vae_core.streaming.maps import PlannedMap
+from vae_core.streaming.program import INPUT, OUTPUT, Convolve
 
 CPU = torch.device("cpu")
 WIDE = fields(32, 64, layers_per_block=1)
@@ -81,7 +83,27 @@ def test_a_models_own_method_takes_strips_where_they_are_faster(dtype: torch.dty
 
 @pytest.mark.skipif(not winograd.compiled(), reason="numba is not installed")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_narrow_models_own_method_takes_strips_for_a_large_image_alone(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("instructions", [True, False])
+def test_a_narrow_models_own_method_takes_strips_for_enough_work(
+    dtype: torch.dtype, instructions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a small image alone there is too little, unless the modules are slow in this precision."""
+    monkeypatch.setattr("vae_core.streaming.choose.multiplies_bfloat16", lambda: instructions)
     half = decoder_half(make(fields(32, 64, 128, 128, layers_per_block=1)).to(dtype))
-    faster = [is_faster(half.program(), (1, 4, side, side), dtype, CPU, "auto") for side in (32, 64)]
-    assert faster == [False, True]
+    shapes = [(1, 4, 32, 32), (4, 4, 32, 32), (1, 4, 64, 64)]
+    faster = [is_faster(half.program(), shape, dtype, CPU, "auto") for shape in shapes]
+    assert faster == [dtype == torch.bfloat16 and not instructions, True, True]
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "wins"),
+    [((64, 32), 128, True), ((128, 128), 64, True), ((128, 128), 32, False), ((512, 512), 32, False)],
+    ids=str,
+)
+def test_compiled_winograd_wins_sooner(channels: tuple[int, int], side: int, wins: bool) -> None:
+    """As `benchmarks/kernels.py` measured it; in torch's operations none of these is worth it."""
+    conv = torch.nn.Conv2d(*channels, 3, padding=1)
+    step = Convolve(INPUT, OUTPUT, conv)
+    target = PlannedMap.whole((1, side, side, channels[1]))
+    assert choose._winograd_wins(step, channels[0], target, True) == wins
+    assert not choose._winograd_wins(step, channels[0], target, False)

@@ -274,61 +274,6 @@ def test_interruptions_at_every_single_instruction(number_is_each_threads_own: b
     check_interruptions(step=1)
 
 
-CTRL_C = """
-import _thread, random, sys, threading, time
-sys.path[:0] = sys.argv[1:3]
-import torch
-torch.set_num_threads(2)
-from given.inputs import latent
-from given.models import SMALL, make
-from given.runs import workers
-import vae_core
-random.seed(int(sys.argv[3]))
-vae, z = make(SMALL), latent(1, 24)
-with vae_core.kernels("winograd"):
-    job = vae_core.prepare_decode(vae, z.shape)
-    wanted = job.run(z)
-    begin = time.perf_counter()
-    job.run(z)
-    took, came = time.perf_counter() - begin, 0
-    for _ in range(int(sys.argv[4])):
-        timer = threading.Timer(random.random() ** 3 * took, _thread.interrupt_main)
-        try:
-            timer.start()
-            job.run(z)
-            timer.join()
-            time.sleep(0.01)
-        except KeyboardInterrupt:
-            came += 1
-        timer.join()
-        latest = time.monotonic() + 10
-        while workers() and time.monotonic() < latest:
-            time.sleep(0.001)
-        assert not workers(), threading.enumerate()
-        assert torch.get_num_threads() == 2
-    found = []
-    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
-    thread.start()
-    thread.join()
-    assert found == [2]
-    assert (job.run(z) - wanted).abs().max() < 1e-5
-print(came)
-"""
-
-
-def check_ctrl_c(seed: int, times: int) -> None:
-    command = [sys.executable, "-c", CTRL_C, str(ROOT), str(ROOT / "tests"), str(seed), str(times)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60 + times)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) > times / 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 6))
-def test_ctrl_c_very_often(seed: int) -> None:
-    check_ctrl_c(seed, 600)
-
-
 # Numbers of threads.
 
 

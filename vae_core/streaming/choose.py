@@ -156,13 +156,12 @@ def choose_kernel(
         return fastest
     if step.scale == "down" and _multiplies_as_stored(step, maps):  # twice as fast, and there is less to be saved
         return torchs_own
-    return fastest if _winograd_wins(step, source.shape[3], target) else torchs_own
+    return fastest if _winograd_wins(step, source.shape[3], target, fastest is CompiledWinograd) else torchs_own
 
 
-def _winograd_wins(step: Convolve, in_channels: int, target: FeatureMap) -> bool:
+def _winograd_wins(step: Convolve, in_channels: int, target: FeatureMap, is_compiled: bool) -> bool:
     positions = target.shape[:3].numel()
     out_channels = target.shape[3]
-    is_compiled = winograd.compiled()
     if min(in_channels, out_channels) < (_FEW_CHANNELS if is_compiled else _FEW_UNCOMPILED):
         return False
     if step.scale == "up":
@@ -383,8 +382,10 @@ def is_faster(passes: list[Pass], shape: Shape, dtype: torch.dtype, device: torc
     fast = total = 0
     for step, *shapes in map_shapes(passes, shape):
         source, target = map(PlannedMap.whole, shapes)
-        flops = step.flops(target.shape[1] * target.shape[2])
+        flops = target.shape[0] * step.flops(target.shape[1] * target.shape[2])
         total += flops
         fast += flops if choose_kernel(step, source, target, dtype, maps, device, choice).fast else 0
-    enough = total >= _SMALLEST_FLOPS or choice != "auto"  # who chooses the kernels has them at any size
+    # Who chooses the kernels has them for less, and so has whoever's modules are slow in their precision.
+    slow = maps != dtype and not multiplies_bfloat16()
+    enough = total >= _SMALLEST_FLOPS or choice != "auto" or slow
     return enough and fast > _FAST_SHARE * total

@@ -19,6 +19,7 @@ LLVM ends the process for where the processor that is compiled for has none.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import importlib.util
@@ -85,6 +86,7 @@ def load_compiled(folder: Path) -> ModuleType | None:
     """
     with _loading:
         before = set(sys.modules)
+        name = None
         try:
             sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
             name = f"seamless_vae_{folder.name}_{hashlib.sha256(sources).hexdigest()[:12]}"
@@ -97,7 +99,7 @@ def load_compiled(folder: Path) -> ModuleType | None:
             spec.loader.exec_module(module)
         except Exception as error:  # a numba that is too new, too old or broken has many
             for each in set(sys.modules) - before:
-                if each.startswith(f"seamless_vae_{folder.name}_"):
+                if name is not None and (each == name or each.startswith(f"{name}.")):
                     del sys.modules[each]
             if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):
                 logger.warning(
@@ -115,8 +117,10 @@ def load_compiled(folder: Path) -> ModuleType | None:
 
 def _remedy(error: Exception) -> str:
     """What helps where numba cannot be used."""
+    if any(os.strerror(number) in str(error) for number in (errno.EMFILE, errno.ENFILE)):
+        return "Raise the limit of open files (ulimit -n), and start again."
     if isinstance(error, OSError) and error.errno is not None:
-        return "Start again when its files can be read; if too many are open, with a higher limit (ulimit -n)."
+        return "Start again when its files can be read."
     return "Install another version of it: pip install --upgrade numba"
 
 
