@@ -105,7 +105,7 @@ def _run_once(system: str, config_name: str, size: int, direction: str, budget: 
             run(ours(config, dtype), small)
         elif it.make is None:
             it.run(direction, small)
-        else:  # not run: it keeps what it takes
+        else:  # runtimes keep what a run takes
             it.make(direction, x)
 
     thread = threading.Thread(target=warm_up)

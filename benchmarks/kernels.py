@@ -7,7 +7,7 @@ Passes: each is run whole (weights transformed, all strips, statistics) with `Di
 star marks where `choose_kernel` takes it, an exclamation mark where it takes the slower one by more than a tenth.
 From these follows the rule: for each number of channels the smallest map where Winograd wins, in positions for every
 channel (of the geometric mean of both sides) and in FLOPs, which is what _WINOGRAD_POSITIONS_PER_CHANNEL and
-_WINOGRAD_FLOPS are set by.
+_WINOGRAD_FLOPS are set by (without numba _WINOGRAD_FLOPS_UNCOMPILED).
 
 Models: whole decodes and encodes by the engine and by the reference path, at small sizes, and what share of the
 FLOPs that the fast kernels would take: where the engine begins to be the faster is what _SMALLEST, _SMALLEST_FLOPS and
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--models", action="store_true", help="whole models too")
-    parser.add_argument("--latents", type=int, nargs="+", default=[4, 8, 12, 16, 24, 32])
+    parser.add_argument("--latents", type=int, nargs="+", default=[4, 8, 12, 16, 24, 32, 48, 64])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"{options.threads} threads, torch {torch.__version__}")

@@ -77,7 +77,7 @@ class System:
     """One way of running a model: images to the mode of their posterior, and latents to images.
 
     Attributes:
-        make: makes one for a direction and its input's shape, without running it; None if any shape will do.
+        make: makes one for a direction and its input's shape; None if any shape will do.
     """
 
     name: str

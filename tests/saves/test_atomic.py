@@ -23,7 +23,7 @@ from vae_core.checkpoints.write import safetensors, write_weights
 from vae_core.cli.latent_file import Latent, write_latents
 from vae_core.datasets import LatentDataset
 from vae_core.datasets.latents import NamedLatent, save_latents
-from vae_core.errors import DatasetError, VAEError
+from vae_core.errors import VAEError
 from vae_core.image import open_image, write_image
 
 fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -214,11 +214,13 @@ class TestKilled:
         folder = tmp_path / "folder"
         folder.mkdir()
         actions = [partial(write, folder / name) for write in writers]
+        seen = set()
         for _ in kills(actions[1], actions[0]):
             with atomic.steady(folder):
-                assert (folder / name).read_bytes() in contents
+                seen.add((folder / name).read_bytes())
             actions[0]()
             assert [each.name for each in folder.iterdir()] == [name]
+        assert seen == set(contents)
 
     def test_a_kill_in_the_middle_of_writing(self, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path) -> None:
         old.save_pretrained(tmp_path / "vae")
@@ -247,7 +249,7 @@ class TestKilled:
 @fork
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.thorough
-def test_a_full_disk_at_every_byte(kind: str, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path) -> None:
+def test_a_full_disk(kind: str, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path) -> None:
     """A limit of the file's size is a disk with so much room: a write takes what fits, and the next one fails.
 
     Of files that are not small, at some forty of their bytes.
@@ -257,7 +259,7 @@ def test_a_full_disk_at_every_byte(kind: str, old: AutoencoderKL, new: Autoencod
     folder = tmp_path / "folder"
     folder.mkdir()
     writers[0](folder / name)
-    for limit in range(0, len(content), max(1, len(content) // 40 - 2)):
+    for limit in {*range(0, len(content), max(1, len(content) // 40 - 2)), len(content) - 1}:
         assert in_child(limited(limit, partial(writers[1], folder / name))) == REFUSED
         assert (folder / name).read_bytes() == whole and [each.name for each in folder.iterdir()] == [name]
 
@@ -332,7 +334,7 @@ class TestRaces:
         for layout in ("shards", "webdataset"):
             folder = tmp_path / layout
             failures = self.race([partial(save_latents, folder, each, old, layout=layout) for each in latents])
-            assert len(failures) == 3 and all(isinstance(failure, DatasetError) for failure in failures)
+            assert len(failures) == 3 and all("exists" in str(failure).lower() for failure in failures)
             found = LatentDataset(folder)
             assert len(found) == 1 and any(torch.equal(found[0]["latents"], each.z) for (each,) in latents)
 
