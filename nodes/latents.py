@@ -116,8 +116,8 @@ def posterior_of(latent: Mapping[str, Any]) -> DiagonalGaussianDistribution:
     """
     mean = samples_of(latent)
     logvar = latent.get("logvar")
-    if not isinstance(logvar, Tensor) or logvar.shape != mean.shape:
-        found = tuple(logvar.shape) if isinstance(logvar, Tensor) else "missing"
+    if not isinstance(logvar, Tensor) or logvar.shape != mean.shape or logvar.is_complex():
+        found = f"{tuple(logvar.shape)} of {logvar.dtype}" if isinstance(logvar, Tensor) else "missing"
         raise ShapeError(
             f"the log-variance of this posterior is {found}, but its mean has shape {tuple(mean.shape)}. Connect the "
             f"posterior output of Seamless VAE Encode."

@@ -55,7 +55,8 @@ def test_a_line_assigns_one_value(path: Path) -> None:
 
 
 def test_packed_lines_are_found() -> None:
-    assert packed("a, b = c, d\na, b = b, a\na, b = f()\na = b, c") == ["a, b = (c, d)"]
+    found = packed("a, b = c, d\na, b = b, a\na, b = f()\na = b, c")
+    assert [re.sub(r"[()]", "", line) for line in found] == ["a, b = c, d"]  # Python 3.10 puts more of them
 
 
 def written(source: str) -> list[str]:

@@ -174,6 +174,12 @@ def test_values_that_are_linked_to_widgets(pack: Pack, make: Makers, host: Host,
     assert not host.loads
 
 
+def test_a_posterior_of_complex_numbers(pack: Pack, make: Makers) -> None:
+    posterior = {**make.latent(), "logvar": torch.zeros(1, 4, 10, 12, dtype=torch.complex64)}
+    with pytest.raises(ValueError, match=r"is \(1, 4, 10, 12\) of torch.complex64"):
+        pack.run("SeamlessPosteriorPreview", posterior=posterior)
+
+
 def test_a_posterior_without_numbers(pack: Pack, make: Makers) -> None:
     posterior = {**make.latent(), "logvar": torch.full((1, 4, 10, 12), float("nan"))}
     with pytest.raises(ArithmeticError, match="this posterior already has 480 values that are NaN or infinite, of 960"):

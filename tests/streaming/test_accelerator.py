@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from given.inputs import latent
+from given.models import SMALL, make
 from torch import nn
 
 import vae_core
-from vae_core import AutoencoderKL, MemoryBudgetError, TileSpec
+from vae_core import AutoencoderKL, ConfigError, MemoryBudgetError, TileSpec
 from vae_core.streaming.activation import act_of_batch_norm
-from vae_core.streaming.devices import accelerators, is_captured, module_of
+from vae_core.streaming.devices import accelerators, is_captured, module_of, why_unusable
 from vae_core.streaming.kernel import even_size
 from vae_core.streaming.maps import FeatureMap
 from vae_core.streaming.store import MapStore
@@ -21,6 +22,17 @@ from vae_core.streaming.stored_attention import attend_in_blocks
 
 CPU = torch.device("cpu")
 MIB = 2**20
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:99", "xpu", "mps"])
+def test_a_device_that_is_not_there_is_planned_for_and_not_run_on(name: str) -> None:
+    if why_unusable(torch.device(name)) is None:
+        pytest.skip("it is there")
+    vae, z = make(SMALL), latent(1, 8, 8)
+    assert vae_core.plan_decode(vae, z.shape, device=name).peak_bytes > 0
+    job = vae_core.prepare_decode(vae, z.shape, device=name)
+    with pytest.raises(ConfigError, match=f"the device {job.device} cannot be used here: .+ Prepare this"):
+        job.run(z)
 
 
 def test_maps_go_to_the_device_then_to_cpu_memory_then_to_a_file() -> None:

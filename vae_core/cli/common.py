@@ -23,7 +23,7 @@ from ..loading import load_vae
 from ..posterior import MAX_SEED, seeded
 from ..running import decode, encode
 from ..streaming import Progress, ProgressCallback
-from ..streaming.devices import accelerators
+from ..streaming.devices import accelerators, why_unusable
 from .outputs import name_argument, path_argument
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
@@ -177,14 +177,13 @@ def checked_device(name: str) -> str:
     """The name of a device that is there. Raises ConfigError if it is not."""
     try:
         device = torch.device(name)
-        if device.type == "meta":
-            raise RuntimeError("nothing is computed there")
-        torch.empty(1, dtype=torch.float32, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        reason = "nothing is computed there" if device.type == "meta" else why_unusable(device)
+    except RuntimeError as error:
+        reason = in_one_line(error)
+    if reason is not None:
         raise ConfigError(
-            f"--device is {name!r}, which cannot be used here: {in_one_line(error)}. Give cpu, cuda, cuda:1, "
-            f"mps or auto."
-        ) from None
+            f"--device is {name!r}, which cannot be used here: {reason}. Give cpu, cuda, cuda:1, mps or auto."
+        )
     return name
 
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError, brief
+from ..errors import ConfigError, brief, in_one_line
 
 _KINDS = ("cuda", "xpu", "npu", "mlu", "mps")
 _STREAMS = ("Stream", "current_stream", "stream")
+# What torch raises for a device that this machine, or this build of torch, does not have.
+ABSENT = (RuntimeError, AssertionError, NotImplementedError, ImportError)
 _HAVE_CPU_MEMORY = ("mps",)  # kinds whose memory is the CPU's
 
 
@@ -48,7 +50,7 @@ def numbered(device: torch.device) -> torch.device:
     current = getattr(module_of(device), "current_device", None)
     try:
         return device if current is None else torch.device(device.type, int(current()))
-    except (RuntimeError, AssertionError):  # a plan for a device that this machine does not have
+    except ABSENT:  # a plan for a device that this machine does not have
         return device
 
 
@@ -69,8 +71,27 @@ def has_cpu_memory(device: torch.device) -> bool:
     return device.type == "cpu" or device.type in _HAVE_CPU_MEMORY
 
 
+def why_unusable(device: torch.device) -> str | None:
+    """Why nothing can be put on a device here, in one line; None where it can."""
+    try:
+        torch.empty(0, dtype=torch.float32, device=device)
+    except ABSENT as error:
+        return in_one_line(error).partition(". ")[0].rstrip(".")
+    return None
+
+
 def free_bytes(device: torch.device) -> int | None:
-    """Free memory of an accelerator, with what torch keeps of it for the next tensors; None where it is unknown."""
+    """Free memory of an accelerator, with what torch keeps of it for the next tensors.
+
+    None where it is unknown, as of a device that this machine does not have.
+    """
+    try:
+        return _free_bytes(device)
+    except ABSENT:
+        return None
+
+
+def _free_bytes(device: torch.device) -> int | None:
     module = module_of(device)
     ask = getattr(module, "mem_get_info", None)
     if ask is not None:
@@ -112,7 +133,10 @@ def good_at_bfloat16(device: torch.device) -> bool:
     if ask is None or device.type == "cpu":
         return False
     known = inspect.signature(ask).parameters
-    return bool(ask(including_emulation=False) if "including_emulation" in known else ask())
+    try:
+        return bool(ask(including_emulation=False) if "including_emulation" in known else ask())
+    except ABSENT:
+        return False
 
 
 def accelerators() -> list[str]:

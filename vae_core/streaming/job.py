@@ -16,7 +16,7 @@ from ..errors import ConfigError, MemoryBudgetError, NonFiniteError, ShapeError,
 from ..tiling.grid import Cuts, TileSpec
 from ..units import GIB, MIB
 from .choose import Way, choose_way, kernel_choice
-from .devices import device_of, numbered
+from .devices import device_of, numbered, why_unusable
 from .executed import Executed
 from .forks import leave_lost_threads
 from .half import Half
@@ -179,7 +179,7 @@ class Job:
             ShapeError, ImageError: the source or `out` is not of the planned shape, or not of a type that is taken.
             NonFiniteError: the source has NaN or infinite values, or values that are out of the precision's range.
             TilingError: the model was patched since, and circular axes were asked for.
-            ConfigError: the model does not have its weights yet.
+            ConfigError: the model does not have its weights yet, or the device is not there.
             MemoryBudgetError: the temporary folder has no room for what is offloaded to disk.
         """
         patch = self.half.find_patch()
@@ -201,6 +201,10 @@ class Job:
         self, source: Tensor | Sequence[Tensor] | Source, out: Tensor | None, progress: ProgressCallback | None
     ) -> Tensor:
         leave_lost_threads()
+        if self.device.type not in ("cpu", "meta") and (reason := why_unusable(self.device)) is not None:
+            raise ConfigError(
+                f"the device {self.device} cannot be used here: {reason}. Prepare this for a device that is there."
+            )
         given = Source.of(source, self.half.takes)
         given.check_shape(self.shape)
         given.check_finite()
