@@ -22,6 +22,17 @@ ODD: dict[str, Any] = {
 VAE = make(SMALL)
 Z, X = latent(1, 8, 8, model=VAE), image(1, 16, 16, model=VAE)
 MOMENTS = torch.zeros(1, 8, 4, 4)
+
+
+def _numbers_of_devices() -> str:
+    """Which of `ODD` are devices to a torch that was built for accelerators."""
+    try:
+        torch.device(1)
+    except RuntimeError:
+        return ""
+    return "1"
+
+
 # What is called with a value of `ODD`, and the values that it takes.
 CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "decode, vae": (lambda v: vae_core.decode(v, Z), ""),
@@ -35,8 +46,8 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "prepare_decode, shape": (lambda v: vae_core.prepare_decode(VAE, v), ""),
     "prepare_decode, options": (lambda v: vae_core.prepare_decode(VAE, Z.shape, v), ""),
     "prepare_encode, options": (lambda v: vae_core.prepare_encode(VAE, X.shape, v), ""),
-    "prepare_decode, device": (lambda v: vae_core.prepare_decode(VAE, Z.shape, device=v), ""),
-    "plan_encode, device": (lambda v: vae_core.plan_encode(VAE, X.shape, device=v), ""),
+    "prepare_decode, device": (lambda v: vae_core.prepare_decode(VAE, Z.shape, device=v), _numbers_of_devices()),
+    "plan_encode, device": (lambda v: vae_core.plan_encode(VAE, X.shape, device=v), _numbers_of_devices()),
     "prepare_decode, available": (lambda v: vae_core.prepare_decode(VAE, Z.shape, available=v), "1 -1"),
     "Options, tiling": (lambda v: Options(tiling=v), ""),
     "Options, memory_budget": (lambda v: Options(memory_budget=v), "1"),
