@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 CTRL_C = """
-import _thread, random, sys, threading, time
+import _thread, random, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background may not have
 sys.path[:0] = sys.argv[1:3]
 import torch
 torch.set_num_threads(2)

@@ -385,7 +385,7 @@ def is_faster(passes: list[Pass], shape: Shape, dtype: torch.dtype, device: torc
         flops = target.shape[0] * step.flops(target.shape[1] * target.shape[2])
         total += flops
         fast += flops if choose_kernel(step, source, target, dtype, maps, device, choice).fast else 0
-    # Who chooses the kernels has them for less, and so has whoever's modules are slow in their precision.
+    # For less work it is chosen kernels, and a precision that torch itself is slow in.
     slow = maps != dtype and not multiplies_bfloat16()
     enough = total >= _SMALLEST_FLOPS or choice != "auto" or slow
     return enough and fast > _FAST_SHARE * total
