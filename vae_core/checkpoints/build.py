@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import is_field
-from ..errors import CheckpointError, MemoryBudgetError, brief, in_one_line
+from ..errors import CheckpointError, MemoryBudgetError, brief
 from ..layers import without_values
+from ..streaming.devices import why_unusable
 from ..streaming.internals import weight_places
 from ..streaming.shortage import is_out_of_memory
 from ..units import MIB
@@ -58,15 +59,10 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 def usable_device(device: torch.device | str | int | None) -> torch.device | str | int | None:
     """The device itself. Raises CheckpointError for one that nothing can be put on here."""
-    if device is None:
-        return None
-    try:
-        torch.empty(0, dtype=torch.float32, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError, TypeError) as error:
+    if device is not None and (reason := why_unusable(device)) is not None:
         raise CheckpointError(
-            f"the device {brief(device)} cannot be used here: {in_one_line(error).partition('. ')[0].rstrip('.')}. "
-            f"Give cpu, cuda, cuda:1 or mps, or leave it out."
-        ) from None
+            f"the device {brief(device)} cannot be used here: {reason}. Give cpu, cuda, cuda:1 or mps, or leave it out."
+        )
     return device
 
 

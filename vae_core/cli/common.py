@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..autoencoder_kl import AutoencoderKL
 from ..checkpoints.families import FAMILIES, Family
 from ..config import AutoencoderKLConfig
-from ..errors import ConfigError, MemoryBudgetError, in_one_line
+from ..errors import ConfigError, MemoryBudgetError
 from ..image import FittedImage
 from ..loading import load_vae
 from ..posterior import MAX_SEED, seeded
@@ -175,11 +175,9 @@ def load_model(arguments: argparse.Namespace) -> AutoencoderKL:
 
 def checked_device(name: str) -> str:
     """The name of a device that is there. Raises ConfigError if it is not."""
-    try:
-        device = torch.device(name)
-        reason = "nothing is computed there" if device.type == "meta" else why_unusable(device)
-    except RuntimeError as error:
-        reason = in_one_line(error)
+    reason = why_unusable(name)
+    if reason is None and torch.device(name).type == "meta":
+        reason = "nothing is computed there"
     if reason is not None:
         raise ConfigError(
             f"--device is {name!r}, which cannot be used here: {reason}. Give cpu, cuda, cuda:1, mps or auto."

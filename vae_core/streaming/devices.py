@@ -18,7 +18,7 @@ from ..errors import ConfigError, brief, in_one_line
 _KINDS = ("cuda", "xpu", "npu", "mlu", "mps")
 _STREAMS = ("Stream", "current_stream", "stream")
 # What torch raises for a device that this machine, or this build of torch, does not have.
-ABSENT = (RuntimeError, AssertionError, NotImplementedError, ImportError)
+_ABSENT = (RuntimeError, AssertionError, NotImplementedError, ImportError)
 _HAVE_CPU_MEMORY = ("mps",)  # kinds whose memory is the CPU's
 
 
@@ -50,7 +50,7 @@ def numbered(device: torch.device) -> torch.device:
     current = getattr(module_of(device), "current_device", None)
     try:
         return device if current is None else torch.device(device.type, int(current()))
-    except ABSENT:  # a plan for a device that this machine does not have
+    except _ABSENT:  # a plan for a device that this machine does not have
         return device
 
 
@@ -71,11 +71,11 @@ def has_cpu_memory(device: torch.device) -> bool:
     return device.type == "cpu" or device.type in _HAVE_CPU_MEMORY
 
 
-def why_unusable(device: torch.device) -> str | None:
-    """Why nothing can be put on a device here, in one line; None where it can."""
+def why_unusable(device: torch.device | str | int) -> str | None:
+    """Why nothing can be put on a device here, or what was given is none, in one line; None where it can."""
     try:
         torch.empty(0, dtype=torch.float32, device=device)
-    except ABSENT as error:
+    except (*_ABSENT, TypeError) as error:
         return in_one_line(error).partition(". ")[0].rstrip(".")
     return None
 
@@ -87,7 +87,7 @@ def free_bytes(device: torch.device) -> int | None:
     """
     try:
         return _free_bytes(device)
-    except ABSENT:
+    except _ABSENT:
         return None
 
 
@@ -135,7 +135,7 @@ def good_at_bfloat16(device: torch.device) -> bool:
     known = inspect.signature(ask).parameters
     try:
         return bool(ask(including_emulation=False) if "including_emulation" in known else ask())
-    except ABSENT:
+    except _ABSENT:
         return False
 
 
