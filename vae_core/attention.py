@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import einops.layers.torch  # noqa: F401  # else imported by the first `rearrange`, when no file may be open any more
 import torch
 import torch.nn.functional as F
 from einops import rearrange

@@ -5,6 +5,7 @@ Each is also the built-in exception that a caller of diffusers or torch would ha
 
 from __future__ import annotations
 
+OPEN_FILES = "Close files or raise the limit (ulimit -n), and try again."  # where libraries open files of their own
 _LONGEST = 120  # characters of a value in a message
 _LONGEST_REASON = 300  # characters of what another program or a file says
 

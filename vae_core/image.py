@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import PIL.ImageFile  # noqa: F401  # else imported by the first conversion, when no file may be open any more
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from .atomic import given_name, write_file
 from .errors import ImageError, in_one_line
-from .image_formats import recognised
+from .image_formats import load_formats, recognised
 
 logger = logging.getLogger("seamless_vae")
 
@@ -354,12 +355,7 @@ def write_image(image: Image.Image, path: str | os.PathLike[str], *, overwrite: 
             written.
     """
     name = os.path.basename(os.fspath(path))
-    try:
-        Image.init()
-    except OSError as error:  # the first time it reads files of its own
-        raise ImageError(
-            f"cannot write {path}: {in_one_line(error)}. Close files or raise the limit (ulimit -n), and try again."
-        ) from None
+    load_formats()
     form = Image.EXTENSION.get(os.path.splitext(name)[1].lower())
     if form not in Image.SAVE:
         folder = f" For a folder, write {name}/ with a slash at the end." if name and "." not in name else ""

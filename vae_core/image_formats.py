@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from .errors import ImageError
+from .errors import OPEN_FILES, ImageError, in_one_line
 
 # What is opened: formats of pixels that people have. Pillow has readers for others: that of PostScript starts another
 # program on the file, whatever its name ends in. HEIF and JXL are those of packages that register theirs. TGA has no
@@ -26,6 +26,18 @@ ROWS_ALONE = ("WEBP", "AVIF", "TIFF", "JPEG2000", "HEIF", "JXL")
 _IMAGE_LENGTH = 257  # TIFF's tag
 
 
+def load_formats() -> None:
+    """Have Pillow know all its formats; the first time it reads files of its own.
+
+    Raises:
+        ImageError: they cannot be read.
+    """
+    try:
+        Image.init()
+    except OSError as error:
+        raise ImageError(f"formats of images cannot be loaded: {in_one_line(error)}. {OPEN_FILES}") from None
+
+
 def recognised(file: BinaryIO, name: str) -> Image.Image:
     """The image in an open file, by its first bytes, its pixels not read yet: see `FORMATS` and `MOST_PIXELS`.
 
@@ -33,10 +45,11 @@ def recognised(file: BinaryIO, name: str) -> Image.Image:
     telephones' photographs have.
 
     Raises:
-        ImageError: empty, not one of the formats, of too many pixels, or of more than a file of its size can have.
+        ImageError: empty, not one of the formats, of too many pixels, or of more than a file of its size can have; what
+            `load_formats` raises.
         Exception: whatever Pillow's readers raise on damaged files.
     """
-    Image.init()
+    load_formats()
     size = file.seek(0, os.SEEK_END)
     if not size:
         raise ImageError(f"{name} is an empty file. Download or export it again.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from .errors import MissingDependencyError, in_one_line
+from .errors import OPEN_FILES, MissingDependencyError, in_one_line
 
 
 def optional_import(module: str, purpose: str, extra: str | None) -> ModuleType:
@@ -16,7 +16,7 @@ def optional_import(module: str, purpose: str, extra: str | None) -> ModuleType:
         extra: the extra of this package that installs it; None for one that fits a kind of device, which none does.
 
     Raises:
-        MissingDependencyError: it is not installed.
+        MissingDependencyError: it is not installed, or cannot be imported.
     """
     try:
         return importlib.import_module(module)
@@ -27,4 +27,8 @@ def optional_import(module: str, purpose: str, extra: str | None) -> ModuleType:
         for_device = ", in the release that fits this torch and device" if extra is None else ""
         raise MissingDependencyError(
             f"{purpose}: the package {library} is needed ({reason}). Install it with: pip install {wanted}{for_device}"
+        ) from error
+    except OSError as error:  # its files are there and cannot be opened
+        raise MissingDependencyError(
+            f"{purpose}: the package {module.split('.')[0]} cannot be imported: {in_one_line(error)}. {OPEN_FILES}"
         ) from error

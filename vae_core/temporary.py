@@ -17,7 +17,7 @@ NO_PLACE = (OSError, ValueError)  # what making one raises: the second, where th
 def temporary_folder(what: str) -> tempfile.TemporaryDirectory[str]:
     """A folder for a `with` block. Raises CheckpointError, for `what` as in "the model", where none can be made."""
     try:
-        return tempfile.TemporaryDirectory(prefix="seamless-vae-")
+        return tempfile.TemporaryDirectory(prefix="seamless-vae-", ignore_cleanup_errors=True)
     except NO_PLACE as error:
         raise CheckpointError(_no_place(what, error)) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import http.server
 import io
@@ -22,6 +23,7 @@ from PIL import Image
 
 from vae_core import AutoencoderKL, DatasetError
 from vae_core.datasets import LatentDataset, decode_dataset, transfer, verify_dataset
+from vae_core.datasets.folders import open_folder
 from vae_core.datasets.records import split_of
 from vae_core.datasets.sources import find_splits, read_split
 
@@ -122,6 +124,30 @@ def test_links_to_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
         assert list(read(tmp_path / "source")) == ["b.png"]
     assert "2 links to folders" in caplog.text and "not followed" in caplog.text
     assert list(read(tmp_path / "source" / "linked")) == ["a.png"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.EIO])
+@pytest.mark.parametrize("source", ["{}", "{}/**/*.png", "local://{}"])
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(
+    number: int, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("open/a.png", "closed/b.png"):
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).write_bytes(PNG)
+    cache = tmp_path / "closed" / "b_0008x0008_sd.npz"
+    cache.write_bytes(b"")
+    scandir = os.scandir
+
+    def failing(path: Any) -> Any:
+        if "closed" in str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(DatasetError, match=rf"closed cannot be listed: {os.strerror(number)}"):
+        read(source.format(tmp_path))
+    with pytest.raises(DatasetError, match=rf"closed cannot be listed: {os.strerror(number)}"):
+        open_folder(tmp_path)
 
 
 def test_archives_and_caches(tmp_path: Path) -> None:

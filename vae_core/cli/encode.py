@@ -8,6 +8,7 @@ from PIL import Image
 
 from ..errors import CheckpointError
 from ..image import from_pil, open_image
+from ..image_formats import load_formats
 from .common import (
     add_command,
     add_config_arguments,
@@ -81,7 +82,7 @@ def check_output(arguments: argparse.Namespace) -> None:
     output = arguments.output
     inputs = [*arguments.images, *([arguments.vae] if arguments.vae else [])]
     check_outputs([output], inputs, arguments.overwrite, is_latent_file)
-    Image.init()
+    load_formats()
     if output.suffix.lower() in Image.EXTENSION:
         raise CheckpointError(f"{output} has the ending of an image. Latents need another, such as .safetensors.")
     if output.suffix.lower() in OTHER_ENDINGS:

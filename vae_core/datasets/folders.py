@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
+
 from ..errors import DatasetError
 from . import kohya
 from .collection import find_manifests
+from .listing import list_files
 from .reader import LatentDataset
 from .settings import Scale
 
@@ -21,14 +24,15 @@ class KohyaFiles:
     largest.
 
     Raises:
-        DatasetError: there are none.
+        DatasetError: there are none, or a folder cannot be listed.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
-        self.paths = sorted(path for path in self.folder.rglob(f"*{kohya.SUFFIX}") if kohya.is_cache_name(path.name))
+        self.folder = Path(os.path.abspath(folder))
+        found = [Path(name) for name in list_files(fsspec.filesystem("file"), str(self.folder), False)]
+        self.paths = sorted(path for path in found if kohya.is_cache_name(path.name))
         if not self.paths:
-            others = {kohya.other_model(path.name) for path in self.folder.rglob(f"*{kohya.SUFFIX}")} - {None}
+            others = {kohya.other_model(path.name) for path in found} - {None}
             if others:
                 raise DatasetError(
                     f"{folder} has cache files of {' and '.join(sorted(map(str, others)))}, whose VAE is not an "

@@ -6,11 +6,11 @@ from pathlib import PurePosixPath
 
 from PIL import Image
 
-from ..image_formats import FORMATS
+from ..image_formats import FORMATS, load_formats
 
 
 def is_image(name: str) -> bool:
     """Whether a file's ending is that of an image that is opened."""
-    Image.init()
+    load_formats()
     form = Image.EXTENSION.get(PurePosixPath(name.lower()).suffix)
     return form in FORMATS and form in Image.OPEN

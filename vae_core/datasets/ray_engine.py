@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError, MissingDependencyError, VAEError, in_one_line
+from ..optional import optional_import
 from .collection import MANIFEST, Collection
 from .encode import BatchEncoder, Shard
-from .extras import require
 from .local import Work
 from .prepare import Result, prepare_all
 from .progress import RunProgress
@@ -53,9 +53,9 @@ def run(
         DatasetError: what `local.run` raises, and a cluster that cannot be joined.
         MissingDependencyError: Ray is not installed, or too old.
     """
-    ray = require("ray", "scale", "the engine ray")
+    ray = optional_import("ray", "The engine ray", "scale")
     check_release(ray.__version__)
-    data = require("ray.data", "scale", "the engine ray")
+    data = optional_import("ray.data", "The engine ray", "scale")
     started = not ray.is_initialized()
     if started:
         _join(ray, address)

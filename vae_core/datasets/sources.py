@@ -21,8 +21,9 @@ from typing import Literal
 import fsspec
 
 from ..errors import DatasetError, in_one_line
-from .extras import require
+from ..optional import optional_import
 from .image_names import is_image
+from .listing import list_files
 from .tables import TABLES, read_rows, row_ranges
 from .tars import read_tar
 from .transfer import Raw, fetch, is_missing, local_path, name_of, split_chain
@@ -95,7 +96,7 @@ def find_splits(source: str | os.PathLike[str], images: int, column: str = "") -
         )  # fmt: skip
     chosen = [(url, key) for url, key in found if _kind(url) == kind]
     if kind == "tar":
-        require("webdataset", "datasets", "reading WebDataset tars")
+        optional_import("webdataset", "Reading WebDataset tars", "datasets")
         return [Split(number, "tar", (url,)) for number, (url, _) in enumerate(chosen)]
     if kind == "table":
         ranges = [(url, start, stop) for url, _ in chosen for start, stop in row_ranges(url, images, column)]
@@ -178,8 +179,8 @@ def _local(text: str) -> list[tuple[str, str]]:
     if rest and not _is_pattern(rest):
         names = []
     else:
-        names = system.glob(glob.escape(there) + rest) if rest else system.find(there)
-    found = _chosen(text, map(str, names), there if os.path.isdir(there) else os.path.dirname(there), "/." in rest)
+        names = list_files(system, glob.escape(there) + rest if rest else there, bool(rest))
+    found = _chosen(text, names, there if os.path.isdir(there) else os.path.dirname(there), "/." in rest)
     links = [name for name, _ in found if _kind(name) is None and os.path.islink(name) and os.path.isdir(name)]
     if links:
         logger.warning(
@@ -203,7 +204,9 @@ def _remote(text: str) -> list[tuple[str, str]]:
         if _kind(text) is not None and not _is_pattern(name_of(text)):
             names = [path]  # a server need not be able to list
         else:
-            names = system.glob(path) if _is_pattern(path) else system.find(path)
+            names = list_files(system, path, _is_pattern(path))
+    except DatasetError:
+        raise
     except Exception as error:
         if not is_missing(error, text):
             problem = in_one_line(error.__cause__ or error)
@@ -211,7 +214,7 @@ def _remote(text: str) -> list[tuple[str, str]]:
                 f"{text} cannot be listed: {problem}. Check the address and your access to it."
             ) from None
         names = []
-    found = _chosen(text, map(str, names), _base(path, names), "/." in path)
+    found = _chosen(text, names, _base(path, names), "/." in path)
     if not found:
         raise DatasetError(_NOTHING.format(text))
     before, behind = split_chain(text)
@@ -248,7 +251,7 @@ def _without_collections(names: Iterable[str]) -> Iterator[str]:
 def _braces(text: str) -> list[str]:
     if not re.search(r"\{[^{}]*(\.\.|,)[^{}]*\}", text):
         return [text]
-    return list(require("braceexpand", "datasets", "a source with {braces}").braceexpand(text))
+    return list(optional_import("braceexpand", "A source with {braces}", "datasets").braceexpand(text))
 
 
 def _is_pattern(text: str) -> bool:

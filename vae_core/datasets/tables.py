@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from ..errors import DatasetError, VAEError, in_one_line
-from .extras import require
+from ..optional import optional_import
 from .transfer import Raw, beside, fetch, name_of, open_source
 
 TABLES = (".parquet", ".csv")
@@ -138,7 +138,7 @@ def _is_csv(url: str) -> bool:
 
 def _csv_batches(file: IO[bytes], url: str, column: str) -> Iterator[Any]:
     """One column of a CSV as texts, batch by batch."""
-    csv, pyarrow = (require(name, "datasets", "reading CSV tables") for name in ("pyarrow.csv", "pyarrow"))
+    csv, pyarrow = (optional_import(name, "Reading CSV tables", "datasets") for name in ("pyarrow.csv", "pyarrow"))
     parse = csv.ParseOptions(newlines_in_values=True)  # captions have them
     read = csv.ReadOptions(block_size=_BLOCK)
     try:
@@ -156,7 +156,7 @@ def _csv_batches(file: IO[bytes], url: str, column: str) -> Iterator[Any]:
 
 
 def _parquet(file: IO[bytes], url: str) -> Any:
-    parquet = require("pyarrow.parquet", "datasets", "reading parquet tables")
+    parquet = optional_import("pyarrow.parquet", "Reading parquet tables", "datasets")
     try:
         return parquet.ParquetFile(file)
     except (ValueError, OSError) as error:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from ..errors import DatasetError, in_one_line
-from .extras import require
+from ..optional import optional_import
 from .image_names import is_image
 from .transfer import MOST_BYTES, Raw, open_source
 
@@ -53,7 +53,7 @@ def read_tar(url: str) -> Iterator[Raw]:
         DatasetError: it cannot be opened, or not be read to its end.
         MissingDependencyError: webdataset is not installed.
     """
-    reading = require("webdataset.tariterators", "datasets", "reading WebDataset tars")
+    reading = optional_import("webdataset.tariterators", "Reading WebDataset tars", "datasets")
     with open_source(url) as stream:
         try:
             yield from _images(stream, url, reading)
