@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vae_core.streaming import winograd
 from vae_core.streaming.compiled_products import CompiledProducts
+from vae_core.streaming.compiled_softmax import CompiledSoftmax
 
 pytestmark = pytest.mark.skipif(not winograd.compiled(), reason="numba is not installed")
 SHAPES = [(1, 2, 1), (5, 16, 32), (12, 31, 33), (40, 128, 70), (30, 1, 96)]
@@ -55,3 +56,30 @@ def test_rows_that_end_with_their_memory_are_copied(dtype: torch.dtype) -> None:
     left = memory.view(5, 32 + gap)[:, :32]
     matrix = whole_numbers(32, 32, seed=1)
     assert torch.equal(CompiledProducts.pack_matrix(matrix, dtype)(left[:, None])[:, 0], left @ matrix)
+
+
+@pytest.mark.parametrize("keys", [1, 15, 16, 33, 100, 160])
+@pytest.mark.parametrize("rows", [1, 7, 24])
+def test_a_softmax_of_products(rows: int, keys: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(keys)
+    query, key, value = (
+        torch.randn(count, 32, generator=generator) for count in (rows, 2 * keys, 2 * keys)
+    )  # scores have a deviation of 5.7, of -20 to 20
+    softmax = CompiledSoftmax(rows, dtype)
+    for block in (slice(keys), slice(keys, None)):
+        values = CompiledProducts.pack_matrix(value[block], dtype)
+        scores = CompiledProducts.pack(key[block], torch.float32)(query[:, None])[:, 0]
+        softmax.add(scores, lambda weights, values=values: values(weights[:, None])[:, 0])
+    wanted = torch.softmax(query.double() @ key.double().T, dim=1) @ value.double()
+    error = (softmax.result().double() - wanted).abs().max()
+    assert error < (1e-5 if dtype == torch.float32 else 3e-2) * value.abs().max()
+
+
+def test_a_softmax_of_what_is_not_a_number() -> None:
+    softmax = CompiledSoftmax(3, torch.float32)
+    scores = torch.zeros(3, 64)
+    scores[1, 20] = torch.nan
+    scores[2, 20] = torch.inf
+    softmax.add(scores[:, :40], lambda weights: weights[:, :8].clone())
+    found = softmax.result()
+    assert torch.allclose(found[0], torch.full((8,), 1 / 40)) and found[1:].isnan().all()

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..units import round_up
 from . import winograd
 from .compiled_products import CompiledProducts
+from .compiled_softmax import CompiledSoftmax
 from .internals import products_available
 from .kernel import Each, Layout, Memory, PassInputs, Span, Spans, Strip, cut, one_by_one
 from .maps import FeatureMap
@@ -177,16 +178,17 @@ class _PackedItem:
         self.query = _packed(weight, queries, self.dtype), bias
         most = max(stop - start for start, stop in self.spans)
         to_key, to_value = (_packed(weight, most, self.dtype) for weight in (self._to_key, self._to_value[0]))
-        blocks: list[Any] = [None] * len(self.spans)
+        packed: list[Any] = [None] * 2 * len(self.spans)  # keys and values of a block
 
         def pack(number: int) -> None:
-            block = self.tokens.rows(*self.spans[number])[0, :, 0].to(self.dtype)
-            keys = _packed(_apply(block, to_key), queries, self.dtype)
-            values = _packed_matrix(_apply(block, to_value, self._to_value[1]), queries, self.dtype)
-            blocks[number] = keys, values
+            block = self.tokens.rows(*self.spans[number // 2])[0, :, 0].to(self.dtype)
+            if number % 2:
+                packed[number] = _packed_matrix(_apply(block, to_value, self._to_value[1]), queries, self.dtype)
+            else:
+                packed[number] = _packed(_apply(block, to_key), queries, self.dtype)
 
-        each(pack, len(blocks))
-        self.blocks = blocks
+        each(pack, len(packed))
+        self.blocks = list(zip(packed[::2], packed[1::2], strict=True))
 
     @property
     def bytes(self) -> int:
@@ -196,7 +198,9 @@ class _PackedItem:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         query = _apply(tokens, *self.query)
-        softmax = OnlineSoftmax(len(tokens), tokens)
+        softmax = (
+            CompiledSoftmax(len(tokens), self.dtype) if winograd.compiled() else OnlineSoftmax(len(tokens), tokens)
+        )
         for keys, values in self.blocks:
             softmax.add(_apply(query, keys), lambda weights, values=values: _apply(weights, values))
         return softmax.result().add_(tokens)

@@ -18,7 +18,7 @@ class OnlineSoftmax:
     """
 
     def __init__(self, rows: int, like: Tensor) -> None:
-        self._attended: Tensor | float = 0.0
+        self._attended = like.new_zeros(())
         self._total = like.new_zeros(rows, 1)
         self._largest = like.new_full((rows, 1), -torch.inf)
 
@@ -28,11 +28,10 @@ class OnlineSoftmax:
         shrink = torch.exp(self._largest - peak)
         scores.sub_(peak).exp_()
         self._total.mul_(shrink).add_(scores.sum(dim=1, keepdim=True))
-        self._attended = weigh(scores).add_(self._attended * shrink)
+        self._attended = weigh(scores).addcmul_(self._attended, shrink)
         self._largest = peak
 
     def result(self) -> Tensor:
-        assert isinstance(self._attended, Tensor)
         return self._attended.div_(self._total)
 
 

@@ -9,6 +9,7 @@ Functions that run without the interpreter lock; the first three are for a recta
     pack          lays the weights of these out
     multiply      matrix products with such weights
     measure       sums for statistics of what other kernels have made
+    soften        a step of an online softmax
 
 The first three take a few tiles at a time: inputs are transformed, multiplied (`multiply.py`) and transformed back
 while they are in the second cache. A map is the addresses of its rows, wherever these are; a row outside of the image
@@ -26,6 +27,7 @@ from .lanes import BFLOAT16, LANES
 from .measure import measure
 from .multiply import COLUMNS, GAP, ROWS, multiply
 from .packing import pack
+from .softmax import soften
 from .upsample import upsample, upsample_inputs, upsample_outputs
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "measure",
     "multiply",
     "pack",
+    "soften",
     "transform_inputs",
     "transform_outputs",
     "upsample",

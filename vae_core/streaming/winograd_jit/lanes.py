@@ -244,6 +244,57 @@ def clamp(typing, x, low, high):
 
 
 @intrinsic
+def larger(typing, x, y):
+    """max(x, y); x where one of them is NaN."""
+
+    def emit(context, builder, signature, arguments):
+        return _larger(builder, *arguments)
+
+    return lanes(lanes, lanes), emit
+
+
+def _larger(builder, x, y):
+    return builder.select(builder.fcmp_ordered("<", x, y), y, x)
+
+
+@intrinsic
+def first_lanes(typing, x, count, others):
+    """x in so many lanes, and `others` in those that follow."""
+
+    def emit(context, builder, signature, arguments):
+        x, count, others = arguments
+        number = builder.trunc(count, ir.IntType(32))
+        one = builder.insert_element(ir.Constant(WORDS, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
+        counts = builder.shuffle_vector(one, ir.Constant(WORDS, ir.Undefined), ir.Constant(WORDS, None))
+        return builder.select(builder.icmp_signed("<", _whole_numbers(range(LANES)), counts), x, others)
+
+    return lanes(lanes, types.intp, lanes), emit
+
+
+def _across(combine):
+    """An intrinsic that combines all lanes to one number."""
+
+    @intrinsic
+    def across(typing, x):
+        def emit(context, builder, signature, arguments):
+            (x,) = arguments
+            distance = LANES // 2
+            while distance:
+                order = _whole_numbers([(each + distance) % LANES for each in range(LANES)])
+                x = combine(builder, x, builder.shuffle_vector(x, ir.Constant(VECTOR, ir.Undefined), order))
+                distance //= 2
+            return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
+
+        return types.float32(lanes), emit
+
+    return across
+
+
+highest = _across(_larger)
+summed = _across(lambda builder, x, y: builder.fadd(x, y))
+
+
+@intrinsic
 def ldexp(typing, x, power):
     """x * 2^power, for whole powers that keep the exponent in its range."""
 
@@ -305,10 +356,16 @@ _HIGHEST = F32(126.0)
 
 
 @part
-def silu(x):
-    """x / (1 + exp(-x)), with exp as 2^n times a polynomial of degree 6."""
-    z = clamp(_LOG2E * (splat(ZERO) - x), splat(_LOWEST), splat(_HIGHEST))
+def exp(x):
+    """e^x as 2^n times a polynomial of degree 6, between 2^-125 and 2^126."""
+    z = clamp(_LOG2E * x, splat(_LOWEST), splat(_HIGHEST))
     n = rint(z)
     f = z - n
     p = (((((_P6 * f + _P5) * f + _P4) * f + _P3) * f + _P2) * f + _P1) * f + ONE
-    return x / (ldexp(p, n) + ONE)
+    return ldexp(p, n)
+
+
+@part
+def silu(x):
+    """x / (1 + e^-x)."""
+    return x / (exp(splat(ZERO) - x) + ONE)
