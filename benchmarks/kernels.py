@@ -9,14 +9,15 @@ From these follows the rule: for each number of channels the smallest map where 
 channel (of the geometric mean of both sides) and in FLOPs, which is what _WINOGRAD_POSITIONS_PER_CHANNEL and
 _WINOGRAD_FLOPS are set by (without numba _WINOGRAD_FLOPS_UNCOMPILED).
 
-Models: whole decodes and encodes by the engine and by the reference path, at small sizes, and what share of the
-FLOPs that the fast kernels would take: where the engine begins to be the faster is what _SMALLEST, _SMALLEST_FLOPS and
-_FAST_SHARE in `choose.py` are set by.
+Models: whole decodes and encodes by the engine and by the reference path, at small sizes, their FLOPs as a power of
+two, and what share of them the fast kernels would take: where the engine begins to be the faster is what _SMALLEST,
+_SMALLEST_FLOPS and _FAST_SHARE in `choose.py` are set by.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from dataclasses import replace
 from functools import partial
@@ -129,7 +130,9 @@ def passes(scale: Scale, widths: list[tuple[int, int]], sides: list[int], turns:
 def models(latent_sides: list[int], turns: int) -> None:
     """Print how many times faster the engine is than the reference path, for whole models."""
     print(
-        f"\nwhole models: times faster than reference path\n{'latent':>16}" + "".join(f"{s:>10}" for s in latent_sides)
+        "\nwhole models: times faster than reference path, share of fast kernels, log2 of FLOPs\n"
+        + f"{'latent':>16}"
+        + "".join(f"{side:>13}" for side in latent_sides)
     )
     for name in ("full", "narrow"):
         config = CONFIGS[name]
@@ -146,7 +149,8 @@ def models(latent_sides: list[int], turns: int) -> None:
                 by_plain, by_engine = in_turns([partial(plain, x), partial(engine, vae, x)], turns, LIMIT, short=2.0)
                 plan = vae_core.plan_decode if direction == "decode" else vae_core.plan_encode
                 ratio = statistics.median(by_plain) / statistics.median(by_engine)
-                line += f"{ratio:6.2f} {plan(vae, x.shape).fast_share:3.0%}"
+                planned = plan(vae, x.shape)
+                line += f"{ratio:5.2f} {planned.fast_share:4.0%} {math.log2(planned.flops):2.0f}"
             print(f"{name:>9} {direction}{line}", flush=True)
 
 

@@ -17,7 +17,7 @@ from .checkpoints.build import accepted, own_arguments
 from .checkpoints.config_file import read_json
 from .checkpoints.generation import guesses_of, marked
 from .checkpoints.pretrained import snapshot
-from .checkpoints.write import checked_path, text, write_in_folder, write_weights
+from .checkpoints.write import checked_path, text, write_in_folder, write_whole
 from .config import SETTABLE_FIELDS, AutoencoderKLConfig, is_field
 from .errors import CheckpointError, ConfigError, brief
 from .hub import HubOptions, commit_of, on_disk
@@ -226,7 +226,7 @@ class ConfigMixin:
         Raises:
             CheckpointError: it cannot be written.
         """
-        write_weights(checked_path(json_file_path), text(self.to_json_string()))
+        write_whole(checked_path(json_file_path), text(self.to_json_string()))
 
     def save_config(self, save_directory: PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write `config.json` into a folder, which is made if need be.

@@ -19,7 +19,7 @@ from PIL import Image
 
 from vae_core import AutoencoderKL, atomic, load_vae, save_single_file
 from vae_core.checkpoints.pretrained import write_folder
-from vae_core.checkpoints.write import safetensors, write_weights
+from vae_core.checkpoints.write import safetensors, write_whole
 from vae_core.cli.latent_file import Latent, write_latents
 from vae_core.datasets import LatentDataset
 from vae_core.datasets.latents import NamedLatent, save_latents
@@ -105,7 +105,7 @@ def kills(action: Callable[[], object], prepare: Callable[[], object]) -> Iterat
 def _tensors(*_: AutoencoderKL) -> Any:
     return (
         "tensors",
-        *(partial(write_weights, writer=safetensors({"latent": torch.arange(4.0) + i}, {})) for i in (0, 1)),
+        *(partial(write_whole, writer=safetensors({"latent": torch.arange(4.0) + i}, {})) for i in (0, 1)),
     )
 
 

@@ -29,7 +29,7 @@ from .key_map import is_attention_projection, ldm_names
 from .original_config import OriginalConfig
 from .plan import CheckpointPlan, Inner, check_readable, inner, match_keys, not_an_autoencoder, plain_names
 from .tensor_file import TensorFile
-from .write import safetensors, write_weights
+from .write import safetensors, write_whole
 
 CONFIG_KEY = "seamless_vae.config"  # in a safetensors header: every field of the config, as JSON
 
@@ -275,6 +275,6 @@ def write_single_file(
     guessed: Collection[str] = (),
     release: Callable[[], None] | None = None,
 ) -> None:
-    """Write weights (by diffusers keys) as one safetensors file with LDM keys. See `write_weights`."""
+    """Write weights (by diffusers keys) as one safetensors file with LDM keys. See `write_whole`."""
     writer = safetensors(ldm_state_dict(weights, config), single_file_metadata(config, guessed))
-    write_weights(path, writer, overwrite=overwrite, release=release)
+    write_whole(path, writer, overwrite=overwrite, release=release)

@@ -21,7 +21,7 @@ DTYPE_NAMES = {dtype: name for name, (dtype, _) in DTYPES.items() if dtype is no
 ALIGNMENT = 8  # of the data in a safetensors file
 
 
-def write_weights(
+def write_whole(
     path: Path, writer: Writer, *, overwrite: bool = True, release: Callable[[], None] | None = None
 ) -> None:
     """Write one file whole, or leave what was there. Arguments as for `atomic.write_file`.

@@ -10,7 +10,7 @@ from ..checkpoints.open_file import open_tensor_file
 from ..checkpoints.pretrained import CONFIG_NAME, WEIGHTS_STEM, write_folder
 from ..checkpoints.single_file import ldm_state_dict
 from ..checkpoints.weight_names import FLAX_WEIGHTS, SAFETENSORS_SUFFIXES
-from ..checkpoints.write import pickled, write_weights
+from ..checkpoints.write import pickled, write_whole
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError, VAEError
 from ..loading import inspect_vae, load_vae, save_single_file
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     elif ending in PICKLE_ENDINGS:
         weights = ldm_state_dict(vae.weights_to_save(), vae.config)
-        write_weights(output, pickled(weights), overwrite=overwrite, release=vae.release_files)
+        write_whole(output, pickled(weights), overwrite=overwrite, release=vae.release_files)
         note_what_is_lost(output, vae.config)
     else:
         save_single_file(vae, output, overwrite=overwrite)

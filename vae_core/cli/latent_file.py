@@ -34,7 +34,7 @@ from torch import Tensor
 from ..autoencoder_kl import AutoencoderKL
 from ..checkpoints.open_file import open_tensor_file
 from ..checkpoints.tensor_file import TensorFile, in_memory
-from ..checkpoints.write import safetensors, write_weights
+from ..checkpoints.write import safetensors, write_whole
 from ..datasets import kohya
 from ..errors import CheckpointError, VAEError, in_one_line
 from ..latent import METADATA_KEY, from_diffusion, pack, unpack
@@ -85,7 +85,7 @@ def write_latents(path: Path, latents: list[Latent], *, overwrite: bool = True) 
         if latent.alpha is not None:
             tensors[f"alpha.{i}"] = (latent.alpha[0] * 255).round().to(torch.uint8)
     about = {"sizes": [latent.size for latent in latents], "names": [latent.name for latent in latents]}
-    write_weights(path, safetensors(tensors, {METADATA_KEY: json.dumps(about)}), overwrite=overwrite)
+    write_whole(path, safetensors(tensors, {METADATA_KEY: json.dumps(about)}), overwrite=overwrite)
 
 
 def is_latent_file(path: Path) -> bool:

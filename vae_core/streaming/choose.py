@@ -297,7 +297,7 @@ def _way_of_a_job(run: Run) -> Way:
     if options.circular != "none":
         return Way("strips", "you chose circular axes")
     if device.type in ("cpu", "meta"):
-        return Way("strips", "on a CPU strips are the fastest way")
+        return Way("strips", "on a CPU they take the least memory, and mostly the least time")
     if dtype != run.half.dtype:
         return Way("strips", "you chose another precision than that of the weights")
     if dtype == torch.float16:

@@ -44,7 +44,7 @@ export const ENGLISH = {
   'way.tiles': 'In blended tiles, because {reason}.',
   'because.tileSize': 'you chose the size of strips',
   'because.circular': 'you chose circular axes',
-  'because.cpu': 'on a CPU strips are the fastest way',
+  'because.cpu': 'on a CPU they take the least memory, and mostly the least time',
   'because.precision': 'you chose another precision than that of the weights',
   'because.float16': 'in float16 every pass is checked for values out of range',
   'because.device': 'on this device strips are the fastest way',
