@@ -48,7 +48,7 @@ def quick(session: nox.Session, torch: str, numba: bool) -> None:
 
 
 @nox.session(python="3.11")
-@nox.parametrize("host", ["v0.3.43", "master"], ids=["oldest-host", "newest-host"])
+@nox.parametrize("host", ["v0.3.44", "master"], ids=["oldest-host", "newest-host"])
 def host(session: nox.Session, host: str) -> None:
     """The nodes in a real ComfyUI. `COMFYUI_PATH` is a clone, in which the release is checked out."""
     checkout = os.environ.get("COMFYUI_PATH")
