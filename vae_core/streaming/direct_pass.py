@@ -13,6 +13,8 @@ from .program import INPUT, Convolve, PositionNorm
 from .scratch import total
 from .stats import StatsTable, is_measured
 
+_UPLOADED = 4  # strips whose rows may be on an accelerator at once
+
 
 class DirectPass:
     """What planning asks of `DirectConvolution`."""
@@ -114,13 +116,15 @@ class DirectPass:
         batch, _, width, channels = self.inputs.source.shape
         itemsize = dtype.itemsize
         first, stop = self._reads(strip)
-        source = 4 * itemsize  # bytes of a value at once: the buffer, what leads to it, and strips on their way
+        # Bytes of a value at once. Of what is uploaded there are this strip's rows and the next one's, and those of two
+        # strips before, which the device may not be done with; the source's also go to the buffer.
+        source = (_UPLOADED + 1) * itemsize
         if self.step.norm is not None and (dtype not in IN_PLACE or isinstance(self.step.norm, PositionNorm)):
             source += itemsize
         # The result and strips on their way back, and statistics of runs of positions, or deviations in float32.
         target = 4 * itemsize + (1 if self._fused else 4 + (4 if dtype != torch.float32 else 0))
-        if self.step.shortcut is not None:
-            target += itemsize
+        if self.step.shortcut is not None:  # fused, its result in the order of the target, if the library has another
+            target += (2 if self._fused else 1) * itemsize
         if self.step.scale == "up":
             target += itemsize // 4  # a phase
         table = StatsTable.bytes(len(self.layout), (batch, conv.out_channels), dtype, self._fused)
@@ -130,8 +134,8 @@ class DirectPass:
             "statistics": 2 * table,  # the source's as well
             "weights": self._packing_bytes(),
         }
-        if self.inputs.residual is not None:  # this strip's and the next one's
-            terms["residual"] = 2 * strip.positions * self.inputs.residual.shape[3] * itemsize
+        if self.inputs.residual is not None:
+            terms["residual"] = _UPLOADED * strip.positions * self.inputs.residual.shape[3] * itemsize
         return terms
 
     def _packing_bytes(self) -> int:
