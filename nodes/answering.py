@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -16,6 +17,7 @@ from .answers import RefusedError
 
 MAX_BODY = 1 << 16  # bytes of a question; one of the page has some hundred
 MAX_DEPTH = 8  # of JSON in JSON
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?')  # of JSON, whose marks are a text
 SECONDS = 30.0  # that an answer may take
 LOOK_AGAIN = 0.25  # seconds between two looks at whether the page still waits
 WORKERS = 2
@@ -99,12 +101,14 @@ async def read_json(request: Any) -> Any:
     if request.content_length > MAX_BODY:
         raise RefusedError(413, f"The question has more than {MAX_BODY} bytes.")
     raw = await request.read()  # once more if another part of the server has read it before, which the stream cannot
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
-        raise RefusedError(400, f"The question has more than {MAX_DEPTH} lists and objects in it.")
     charset = (request.charset or "utf-8").lower()
     if charset not in CHARSETS:
         raise RefusedError(415, f"The charset {charset[:40]!r} is not known. Send UTF-8.")
     try:
-        return json.loads(raw.decode(charset))
+        text = raw.decode(charset)
+        marks = _STRING.sub("", text)
+        if marks.count("[") + marks.count("{") > MAX_DEPTH:
+            raise RefusedError(400, f"The question has more than {MAX_DEPTH} lists and objects in it.")
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RefusedError(400, f"The body of the request is not JSON: {in_one_line(error)}.") from None

@@ -81,8 +81,8 @@ def check_finite(values: Tensor, what: str) -> None:
 def check_at_least(least: int, **values: float) -> None:
     """Raise ConfigError unless all of these are finite numbers, and no smaller."""
     for name, value in values.items():
-        if not (math.isfinite(value) and value >= least):
-            raise ConfigError(f"{name} is {value}; it must be {least} or more.")
+        if not least <= value < math.inf:  # NaN is neither
+            raise ConfigError(f"{name} is {brief(value)}; it must be {least} or more.")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -137,8 +137,9 @@ class Question:
             raise RefusedError(
                 400, f"{sides[0]}x{sides[1]} is too large to plan on the page: more than {_MAX_PIXELS} pixels."
             )
-        if question.tile_size < 0 or question.overlap < 0 or not 0 <= question.memory_budget < _MAX_BUDGET:
-            raise RefusedError(400, "tile_size, overlap and memory_budget must not be negative.")
+        tiles = (question.tile_size, question.overlap)
+        if not all(0 <= side <= _MAX_SIDE for side in tiles) or not 0 <= question.memory_budget < _MAX_BUDGET:
+            raise RefusedError(400, "tile_size, overlap and memory_budget must not be negative, or larger than any.")
         return question
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from given.command import photo, run, shaped, three_vaes
 from given.files import assert_same_weights, ldm
 from given.models import family_fields, fields, make
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from vae_core import inspect_vae, load_vae, save_single_file
 from vae_core.checkpoints.families import FAMILIES
@@ -157,6 +158,33 @@ class TestNothingIsLost:
         assert run("encode", photo(tmp_path / "p.png"), "-o", lora, *option) == 1
         (tmp_path / "p.png").unlink()
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+    @pytest.mark.parametrize("format", [[], ["--format", "single-file"]])
+    def test_what_cannot_be_recognised_is_never_replaced(
+        self, format: list[str], vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """It may be a model of another kind, or anything. An empty file is nothing that could be lost."""
+        torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pt")
+        (tmp_path / "gguf.safetensors").write_bytes(b"GGUF" + bytes(100))
+        (tmp_path / "optimizer.bin").write_bytes(pickle.dumps({"state": {}, "param_groups": []}))
+        photo(tmp_path / "photo.png").rename(tmp_path / "photo.pt")
+        whole = save({"x": torch.zeros(1000)})
+        (tmp_path / "cut.safetensors").write_bytes(whole[:-10])
+        for name in ("unet", "other"):
+            (tmp_path / name).mkdir()
+        weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+        save_file({"conv_in.weight": torch.zeros(4, 4, 3, 3)}, weights)
+        (tmp_path / "other" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+        outputs = [path for path in tmp_path.iterdir() if path.is_file()]
+        outputs += [tmp_path / "other" / "config.json", weights] if format else [tmp_path / "unet"]
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        for output in outputs:
+            capsys.readouterr()
+            assert run("convert", vaes["sdxl"], output, "--overwrite", *format) == 1, output
+            assert "of another kind" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        (tmp_path / "empty.safetensors").touch()
+        assert run("convert", vaes["sdxl"], tmp_path / "empty.safetensors", "--overwrite", *format) == 0
 
     @pytest.mark.parametrize(
         "name", ["../up", "/etc/passwd", "..", ".", "", "a\0b", "a/b", "a\\b", "n" * 300, "ü" * 300, "CON?"]

@@ -16,6 +16,7 @@ from given.command import photo, run, three_vaes
 from safetensors.torch import load_file
 
 from vae_core import load_vae
+from vae_core.cli.common import DEMO_PHOTOGRAPH
 from vae_core.image import from_pil, open_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -185,6 +186,19 @@ sys.exit(main(["info"]))
         result = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=ROOT, text=True)
         said = "seamless-vae: interrupted; no file was left half written\n"
         assert (result.returncode, result.stdout, result.stderr) == (130, "", said)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="a shell of POSIX")
+    def test_errors_that_go_nowhere(self, tmp_path: Path) -> None:
+        """Without a standard error a long run ends as others do; here its bar would begin at once."""
+        script = (
+            "from vae_core.cli import common;"
+            "import functools; common.tqdm = functools.partial(common.tqdm); common.tqdm.keywords['delay'] = 0;"
+            "from vae_core.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
+        )
+        output = tmp_path / "latents.safetensors"
+        command = [sys.executable, "-c", script, "encode", str(DEMO_PHOTOGRAPH), "-o", str(output), "--fit", "crop"]
+        result = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *command], capture_output=True, cwd=ROOT, text=True)
+        assert (result.returncode, result.stderr) == (0, "") and output.exists(), result.stdout
 
     def test_a_closed_pipe(self) -> None:
         reading, writing = os.pipe()

@@ -31,8 +31,10 @@ Writer = Callable[[BinaryIO], object]
 
 COMMITTED = f"{PREFIX}save"
 REMOVALS = "remove.json"  # in a committed folder: the names of files that the new ones replace
-# What a committed folder may remove. It may come from anywhere, so that nothing else is touched.
+# What a committed folder may remove, and what it may replace. It may come from anywhere, so nothing else is touched.
 REMOVABLE = re.compile(r"diffusion_\w+_model[\w.-]*")
+_MOVABLE = re.compile(rf"{REMOVABLE.pattern}|\w*config\.json")
+_MOST_REMOVALS = 2**20  # bytes of their list
 
 _ON_WINDOWS = os.name == "nt"
 _NO_DIRECTORY_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM, errno.ENOSYS}
@@ -279,13 +281,14 @@ def _finish(folder: Path, release: Callable[[], None] | None = None, follow: boo
     """
     stage = folder / COMMITTED
     try:
-        names = os.listdir(stage)
+        names = _committed_files(stage, whatever=follow)
     except FileNotFoundError:
         return
+    removals = _removals(stage / REMOVALS)
     for name in names:
         if name != REMOVALS:
             _move(stage / name, folder / name, release, follow)
-    for name in _removals(stage / REMOVALS):
+    for name in removals:
         with contextlib.suppress(FileNotFoundError):
             _letting_go(partial(os.unlink, folder / name), release)
     _sync_folder(folder)
@@ -294,6 +297,28 @@ def _finish(folder: Path, release: Callable[[], None] | None = None, follow: boo
     with contextlib.suppress(FileNotFoundError):
         os.rmdir(stage)
     _sync_folder(folder)
+
+
+def _committed_files(stage: Path, whatever: bool) -> list[str]:
+    """The names of the files in a committed folder.
+
+    Args:
+        whatever: whether files of any name may be there; else a model's alone.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        OSError: it is not what a save leaves, such as a link, or it has something else in it.
+    """
+    if not stat.S_ISDIR(os.lstat(stage).st_mode):
+        raise OSError(errno.ENOTDIR, "it is not the folder of a save. Move it elsewhere", str(stage))
+    names = os.listdir(stage)
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):  # moved by another process
+            if not stat.S_ISREG(os.lstat(stage / name).st_mode):
+                raise OSError(errno.EINVAL, "no save leaves such a file. Move it elsewhere", str(stage / name))
+        if not whatever and name != REMOVALS and not _MOVABLE.fullmatch(name):
+            raise OSError(errno.EINVAL, "it is not a file of a model. Move it elsewhere", str(stage / name))
+    return names
 
 
 def _move(source: Path, path: Path, release: Callable[[], None] | None, follow: bool) -> None:
@@ -320,7 +345,8 @@ def _move(source: Path, path: Path, release: Callable[[], None] | None, follow: 
 
 def _removals(path: Path) -> list[str]:
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
+        too_long = os.lstat(path).st_size > _MOST_REMOVALS
+        names = None if too_long else json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
     except (ValueError, RecursionError):

@@ -60,7 +60,10 @@ class DatasetError(VAEError, RuntimeError):
 
 def brief(value: object) -> str:
     """A value that a file or a caller has given, as a message shows it: as in Python, and cut if it is long."""
-    text = repr(value[:_LONGEST] if isinstance(value, str | bytes) else value)
+    try:
+        text = repr(value[:_LONGEST] if isinstance(value, str | bytes) else value)
+    except ValueError:  # Python writes no integer of more than some thousand digits
+        return f"a {type(value).__name__} with a number of thousands of digits"
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]}..."
 
 

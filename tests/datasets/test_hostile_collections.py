@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -153,3 +154,26 @@ def test_decoding_says_the_same(honest: Path, vae: AutoencoderKL, tmp_path: Path
     out = changed(honest, tmp_path / "a", RECORD, put("files", 0, "path", "../x"))
     with pytest.raises(DatasetError, match="outside of the collection"):
         list(decode_dataset(out, tmp_path / "b", vae))
+
+
+@pytest.mark.parametrize("change", ["cut", "written in place", "another file"])
+def test_a_shard_that_changes_while_it_is_read(change: str, honest: Path, tmp_path: Path) -> None:
+    """It is not mapped, which would end the process, and what is in it now is not taken for what was."""
+    copy = tmp_path / "copy"
+    shutil.copytree(honest, copy)
+    dataset = LatentDataset(copy)
+    assert dataset[0]["latents"].isfinite().all()
+    shard = next((copy / "latents" if (copy / "latents").exists() else copy).rglob("*.safetensors"))
+    content = shard.read_bytes()
+    if change == "cut":
+        os.truncate(shard, 200)
+    elif change == "written in place":
+        with open(shard, "r+b") as file:
+            file.seek(len(content) - 64)
+            file.write(bytes(64))
+        os.utime(shard, ns=(1, 1))
+    else:
+        shutil.copy2(shard, tmp_path / "again")
+        os.replace(tmp_path / "again", shard)
+    with pytest.raises(DatasetError, match="has changed since it was opened"):
+        dataset[1]

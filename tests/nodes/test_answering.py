@@ -78,6 +78,8 @@ REFUSED: dict[str, tuple[bytes, str, int, str]] = {
         400,
         "",
     ),
+    "a tile of many digits": (json.dumps({**PLAN, "tile_size": 10**4000}).encode(), "text/plain", 400, "tile_size"),
+    "an overlap of many digits": (json.dumps({**PLAN, "overlap": 10**4000}).encode(), "text/plain", 400, "overlap"),
     "far too large": (json.dumps({**PLAN, "width": 2**17, "height": 2**17}).encode(), "text/plain", 400, "too large"),
     "a budget of NaN": (json.dumps({**PLAN, "memory_budget": float("nan")}).encode(), "text/plain", 400, "negative"),
 }
@@ -147,6 +149,16 @@ def test_honest_charsets_are_read(serve: Any, charset: str) -> None:
 
     status, sentence = serve(use)
     assert status == 400 and "not a JSON object" in sentence
+
+
+@pytest.mark.parametrize("name", ["[SD] {1.5} [[[[[[fp16]]]]]].safetensors", '"[{' * 20, "\\[" * 20])
+def test_marks_in_names_are_no_lists(serve: Any, name: str) -> None:
+    async def use(client: TestClient) -> tuple[int, str]:
+        answer = await client.post("/seamless_vae/plan", json={**PLAN, "name": name})
+        return answer.status, await answer.text()
+
+    _, sentence = serve(use)
+    assert "lists and objects" not in sentence
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError(), OSError(11, "no thread")])

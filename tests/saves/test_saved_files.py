@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from given.saves import SHARDS, assert_is_one_of, traces
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from vae_core import AutoencoderKL, atomic, load_vae, save_single_file, temporaries
+from vae_core import AutoencoderKL, atomic, inspect_vae, load_vae, save_single_file, temporaries
 from vae_core.checkpoints.write import safetensors
 from vae_core.errors import CheckpointError, ImageError
 from vae_core.image import write_image
@@ -64,17 +65,60 @@ class TestMixtures:
         old.save_pretrained(folder)
         stage = folder / atomic.COMMITTED
         stage.mkdir()
-        (stage / "notes.txt").write_text("theirs")
-        (folder / "notes.txt").symlink_to(outside)
+        (stage / "config.json").write_text("theirs")
+        config = (folder / "config.json").read_bytes()
+        (folder / "config.json").unlink()
+        (folder / "config.json").symlink_to(outside)
         with pytest.raises(CheckpointError, match="link"):
             load_vae(folder)
         assert outside.read_text() == "mine"
-        (stage / "notes.txt").unlink()
+        (stage / "config.json").unlink()
+        (folder / "config.json").unlink()
+        (folder / "config.json").write_bytes(config)
+        (folder / "notes.txt").symlink_to(outside)
         for names in (["../outside"], ["notes.txt"], [str(outside)], "x", [1], {}):
             (stage / atomic.REMOVALS).write_text(json.dumps(names))
             with pytest.raises(CheckpointError, match="damaged"):
                 load_vae(folder)
             assert outside.read_text() == "mine" and (folder / "notes.txt").is_symlink()
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="links and pipes of POSIX")
+    @pytest.mark.parametrize("planted", ["link", "file", "another name", "pipe", "endless", "long", "folder in it"])
+    @pytest.mark.parametrize("door", ["load", "inspect", "save beside it"])
+    def test_what_no_save_has_left_is_not_touched(
+        self, planted: str, door: str, old: AutoencoderKL, tmp_path: Path
+    ) -> None:
+        """Nothing moves into a model's folder, out of another one, or over what is not a model's; nothing waits."""
+        folder, others = tmp_path / "vae", tmp_path / "documents"
+        stage = folder / atomic.COMMITTED
+        old.save_pretrained(folder)
+        others.mkdir()
+        (others / "thesis.txt").write_text("mine")
+        (others / "config.json").write_text("mine as well")
+        (folder / "keep.txt").write_text("mine")
+        if planted == "link":
+            stage.symlink_to(others)
+        elif planted == "file":
+            stage.write_text("theirs")
+        else:
+            stage.mkdir()
+            removals = stage / atomic.REMOVALS
+            plant = {
+                "another name": lambda: (stage / "keep.txt").write_text("theirs"),
+                "pipe": lambda: os.mkfifo(removals),
+                "endless": lambda: removals.symlink_to("/dev/zero"),
+                "long": lambda: removals.write_text("[" + " " * 2**21 + "]"),
+                "folder in it": lambda: (stage / "config.json").mkdir(),
+            }[planted]
+            plant()
+        before = {path: path.read_bytes() for path in (*folder.glob("*.*"), *others.iterdir()) if path.is_file()}
+        if door == "inspect":
+            assert "save" in str(inspect_vae(folder).problem)
+        else:
+            with pytest.raises(CheckpointError, match="save"):
+                load_vae(folder) if door == "load" else save_single_file(old, folder / "more.safetensors")
+        assert {path: path.read_bytes() for path in before} == before
+        assert sorted(path.name for path in others.iterdir()) == ["config.json", "thesis.txt"]
 
 
 class TestPlaces:

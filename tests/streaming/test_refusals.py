@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -151,3 +152,22 @@ def test_blended_tiles_are_those_of_diffusers() -> None:
     encoded = vae_core.encode(ours, image(1, 104, 152), tiling=tiling).parameters
     assert (encoded - moments).abs().max() < 1e-5
     assert (decoded - vae_core.decode(ours, latent(1, 13, 19))).abs().max() > 1e-3  # which exact tiles are not
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 4, 2**40, 2**40), (2**40, 4, 8, 8), (2**70, 4, 8, 8), (1, 4, 10**4000, 16), (1, 4, 10**5000, 16)],
+    ids=["a side", "a batch", "beyond 64 bits", "digits", "too many digits to write"],
+)
+@pytest.mark.parametrize("plan", [vae_core.plan_decode, vae_core.prepare_decode])
+def test_what_no_machine_has_is_not_planned(plan: Any, shape: tuple[int, ...]) -> None:
+    start = time.perf_counter()
+    with pytest.raises(ShapeError, match="2\\^44 numbers"):
+        plan(make(SMALL), shape)
+    assert time.perf_counter() - start < 1
+
+
+def test_the_largest_that_is_planned() -> None:
+    start = time.perf_counter()
+    assert vae_core.plan_decode(make(SMALL), (1, 4, 2**20, 2**20), memory_budget=2**40).flops > 2**60
+    assert time.perf_counter() - start < 20

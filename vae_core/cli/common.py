@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -227,7 +228,8 @@ def memory_budget(arguments: argparse.Namespace) -> int | None:
 def progress_bar(what: str) -> Iterator[ProgressCallback]:
     """A callback that shows a bar in a terminal, if the work takes over a second."""
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    with tqdm(desc=what, total=1, delay=1, leave=False, disable=None, bar_format=form) as bar:
+    disable = True if sys.stderr is None else None  # where it is closed, and where it is not a terminal
+    with tqdm(desc=what, total=1, delay=1, leave=False, disable=disable, bar_format=form) as bar:
 
         def progress(step: Progress) -> None:
             bar.total = step.total

@@ -6,10 +6,9 @@ import argparse
 from pathlib import Path
 
 from ..checkpoints.generation import compared, guesses_of
-from ..checkpoints.open_file import open_tensor_file
 from ..checkpoints.pretrained import CONFIG_NAME, WEIGHTS_STEM, write_folder
 from ..checkpoints.single_file import ldm_state_dict
-from ..checkpoints.weight_names import FLAX_WEIGHTS, SAFETENSORS_SUFFIXES
+from ..checkpoints.weight_names import FLAX_WEIGHTS, SAFETENSORS_SUFFIXES, WEIGHT_SUFFIXES
 from ..checkpoints.write import pickled, write_whole
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError, VAEError
@@ -128,10 +127,8 @@ def note_what_is_lost(output: Path, config: AutoencoderKLConfig) -> None:
 
 
 def is_vae_alone(path: Path) -> bool:
-    """Whether a file is an AutoencoderKL and nothing else, or not a checkpoint at all."""
-    try:
-        open_tensor_file(path)
-    except VAEError:
+    """Whether a file is an AutoencoderKL and nothing else, or empty. What cannot be read may be anything."""
+    if not path.stat().st_size:
         return True
     try:
         info = inspect_vae(path)
@@ -157,3 +154,7 @@ def check_folder(folder: Path, inputs: list[str | Path], overwrite: bool) -> Non
     check_is_not_input(folder, inputs)
     if taken and not overwrite:
         raise CheckpointError(f"{taken[0]} exists already. Give another folder, or pass --overwrite.")
+    if folder / CONFIG_NAME not in taken:  # which says of what model the weights are
+        others = [path for path in taken if path.suffix in WEIGHT_SUFFIXES and not is_vae_alone(path)]
+        if others:
+            raise CheckpointError(f"{others[0]} is of another kind and would be overwritten. Give another output.")

@@ -8,15 +8,16 @@ position of the image in its split; `.latents_flipped` or `.moments_flipped` of 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..checkpoints.safetensors_file import open_safetensors
 from ..errors import DatasetError, in_one_line
 from ..latent import METADATA_KEY
 from .encode import EncodedImage, Shard
@@ -67,33 +68,44 @@ class Opened:
         self.file = file
         self.parts: dict[str, list[str]] = {}
         try:
-            self._tensors = safe_open(file, framework="pt").__enter__()
-        except (OSError, SafetensorError) as error:
+            self._state = _state_of(file)
+            self._tensors = open_safetensors(file)
+        except OSError as error:
             raise unreadable(file, error) from None
-        for name in self._tensors.keys():  # noqa: SIM118 (not a mapping)
+        for name in self._tensors.tensors:
             image, _, part = name.partition(".")
             self.parts.setdefault(image, []).append(part)
 
     def read(self, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-        """Tensors by image, in the order of the names: {prefix: {"latents": ..., ...}}. They are copies, because what
-        is done to them must not be seen by the next who reads.
+        """Tensors by image, in the order of the names: {prefix: {"latents": ..., ...}}.
+
+        They are copies: what is done to them is not seen by the next who reads, and a file that shrinks meanwhile ends
+        no process.
 
         Raises:
-            DatasetError: they cannot be read, or the file lacks an image.
+            DatasetError: they cannot be read, the file lacks an image, or has changed since it was opened.
         """
         check_names(self.file, names, self.parts)
         try:
-            return {
-                name: {part: self._tensors.get_tensor(f"{name}.{part}").clone() for part in self.parts[name]}
-                for name in names
-            }
-        except (OSError, SafetensorError) as error:
+            if _state_of(self.file) != self._state:
+                raise DatasetError(f"{self.file} has changed since it was opened. Open the collection again.")
+            full = self._tensors.read((f"{name}.{part}" for name in names for part in self.parts[name]), mapped=False)
+        except OSError as error:
             raise unreadable(self.file, error) from None
+        return {name: {part: full[f"{name}.{part}"] for part in self.parts[name]} for name in names}
+
+
+def _state_of(file: Path) -> tuple[int, int, int]:
+    """What differs for a file that was written again."""
+    found = os.stat(file)
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def unreadable(file: Path, error: Exception) -> DatasetError:
     """The sentence for a shard's file that cannot be read."""
-    return DatasetError(f"cannot read {file}: {in_one_line(error)}. Check it with `seamless-vae verify-dataset`.")
+    return DatasetError(
+        f"cannot read {file}: {in_one_line(error).rstrip('.')}. Check it with `seamless-vae verify-dataset`."
+    )
 
 
 def check_names(file: Path, names: Sequence[str], found: Collection[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ from .ways import PlannedRun
 logger = logging.getLogger("seamless_vae")
 
 Result = TypeVar("Result")
+_MOST_NUMBERS = 2**44  # of an input: 32 TiB in half precision
 _SMALL_STRIP = 4  # rows of latent pixels
 
 
@@ -329,11 +331,14 @@ def prepare(
 
 
 def whole_sizes(shape: Any) -> tuple[int, ...]:
-    """A shape as a caller gave it. Raises ShapeError for what is none."""
+    """A shape as a caller gave it. Raises ShapeError for what is none, and for more than can be planned in time."""
     try:
-        return tuple(map(operator.index, shape))
+        sizes = tuple(map(operator.index, shape))
     except TypeError:
         raise ShapeError(f"the shape is {brief(shape)}. Give four whole numbers: (B, C, H, W).") from None
+    if math.prod(sizes) > _MOST_NUMBERS:
+        raise ShapeError(f"the shape is {brief(sizes)}, which is more than 2^44 numbers. Run a part of it at a time.")
+    return sizes
 
 
 def run_method(half: Half, x: Tensor, options: Options) -> Tensor:

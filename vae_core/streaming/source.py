@@ -93,8 +93,11 @@ def check_tensor(x: Any, what: str) -> None:
     """Raise ShapeError or ImageError unless x is a dense tensor of real floating-point numbers."""
     if not isinstance(x, Tensor):
         raise ShapeError(f"this {what} is a {type(x).__name__}, not a tensor. Give a torch tensor [B, C, H, W].")
-    if x.layout != torch.strided or x.is_quantized or getattr(x, "is_nested", False):
-        raise ShapeError(f"this {what} is a tensor of layout {x.layout}; give a dense one, such as by to_dense().")
+    if x.is_quantized:
+        raise ShapeError(f"this {what} is a quantised tensor; give one of floating point, such as by dequantize().")
+    if x.layout != torch.strided or getattr(x, "is_nested", False):
+        layout = "several layouts (nested)" if x.layout == torch.strided else f"layout {x.layout}"
+        raise ShapeError(f"this {what} is a tensor of {layout}; give a dense one, such as by to_dense().")
     if x.dtype not in PRECISIONS:
         name = str(x.dtype).removeprefix("torch.")
         if what == "image" and not x.is_floating_point() and not x.is_complex():
