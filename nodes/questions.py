@@ -139,7 +139,10 @@ class Question:
             )
         tiles = (question.tile_size, question.overlap)
         if not all(0 <= side <= _MAX_SIDE for side in tiles) or not 0 <= question.memory_budget < _MAX_BUDGET:
-            raise RefusedError(400, "tile_size, overlap and memory_budget must not be negative, or larger than any.")
+            raise RefusedError(
+                400,
+                f"tile_size and overlap must be from 0 to {_MAX_SIDE}, memory_budget from 0 to {_MAX_BUDGET} GiB.",
+            )
         return question
 
 

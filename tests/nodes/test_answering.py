@@ -81,7 +81,12 @@ REFUSED: dict[str, tuple[bytes, str, int, str]] = {
     "a tile of many digits": (json.dumps({**PLAN, "tile_size": 10**4000}).encode(), "text/plain", 400, "tile_size"),
     "an overlap of many digits": (json.dumps({**PLAN, "overlap": 10**4000}).encode(), "text/plain", 400, "overlap"),
     "far too large": (json.dumps({**PLAN, "width": 2**17, "height": 2**17}).encode(), "text/plain", 400, "too large"),
-    "a budget of NaN": (json.dumps({**PLAN, "memory_budget": float("nan")}).encode(), "text/plain", 400, "negative"),
+    "a budget of NaN": (
+        json.dumps({**PLAN, "memory_budget": float("nan")}).encode(),
+        "text/plain",
+        400,
+        "memory_budget from 0",
+    ),
 }
 
 

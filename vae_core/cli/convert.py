@@ -155,6 +155,7 @@ def check_folder(folder: Path, inputs: list[str | Path], overwrite: bool) -> Non
     if taken and not overwrite:
         raise CheckpointError(f"{taken[0]} exists already. Give another folder, or pass --overwrite.")
     if folder / CONFIG_NAME not in taken:  # which says of what model the weights are
-        others = [path for path in taken if path.suffix in WEIGHT_SUFFIXES and not is_vae_alone(path)]
+        weights = [path for path in taken if path.suffix in WEIGHT_SUFFIXES and path.is_file()]
+        others = [path for path in weights if not is_vae_alone(path)]
         if others:
             raise CheckpointError(f"{others[0]} is of another kind and would be overwritten. Give another output.")
