@@ -154,10 +154,20 @@ def written_alone(name: str, writers: list[Callable[[Path], object]], folder: Pa
     return contents
 
 
+WEIGHTS = "diffusion_x_model"
+
+
 @fork
 class TestKilled:
-    @pytest.mark.parametrize("before", [None, ["a", "b"], ["a", "c", "diffusion_x_model-1.bin"]], ids=str)
-    @pytest.mark.parametrize("now", [["a", "b"], ["a", "d", "diffusion_x_model-2.bin"]], ids=str)
+    # Under a model's names: an interrupted save may leave no others.
+    @pytest.mark.parametrize(
+        "before",
+        [None, ["config.json", "b_config.json"], ["config.json", "c_config.json", f"{WEIGHTS}-1.bin"]],
+        ids=str,
+    )
+    @pytest.mark.parametrize(
+        "now", [["config.json", "b_config.json"], ["config.json", "d_config.json", f"{WEIGHTS}-2.bin"]], ids=str
+    )
     @pytest.mark.thorough
     def test_files_are_the_old_or_the_new(self, before: list[str] | None, now: list[str], tmp_path: Path) -> None:
         folder, number = tmp_path, 0
