@@ -184,7 +184,13 @@ class TestNothingIsLost:
             assert "of another kind" in capsys.readouterr().err
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
         (tmp_path / "empty.safetensors").touch()
-        assert run("convert", vaes["sdxl"], tmp_path / "empty.safetensors", "--overwrite", *format) == 0
+        (tmp_path / "link.safetensors").symlink_to(tmp_path / "nothing.safetensors")
+        for name in ("empty.safetensors", "link.safetensors"):
+            assert run("convert", vaes["sdxl"], tmp_path / name, "--overwrite", *format) == 0
+        folder = tmp_path / "linked"
+        folder.mkdir()
+        (folder / "diffusion_pytorch_model.safetensors").symlink_to(tmp_path / "nowhere.safetensors")
+        assert run("convert", vaes["sdxl"], folder, "--overwrite") == 0
 
     @pytest.mark.parametrize(
         "name", ["../up", "/etc/passwd", "..", ".", "", "a\0b", "a/b", "a\\b", "n" * 300, "ü" * 300, "CON?"]

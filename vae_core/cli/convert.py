@@ -127,8 +127,11 @@ def note_what_is_lost(output: Path, config: AutoencoderKLConfig) -> None:
 
 
 def is_vae_alone(path: Path) -> bool:
-    """Whether a file is an AutoencoderKL and nothing else, or empty. What cannot be read may be anything."""
-    if not path.stat().st_size:
+    """Whether a file is an AutoencoderKL and nothing else, empty, or not there, where a link leads nowhere.
+
+    What cannot be read may be anything.
+    """
+    if not path.exists() or not path.stat().st_size:
         return True
     try:
         info = inspect_vae(path)
@@ -155,7 +158,6 @@ def check_folder(folder: Path, inputs: list[str | Path], overwrite: bool) -> Non
     if taken and not overwrite:
         raise CheckpointError(f"{taken[0]} exists already. Give another folder, or pass --overwrite.")
     if folder / CONFIG_NAME not in taken:  # which says of what model the weights are
-        weights = [path for path in taken if path.suffix in WEIGHT_SUFFIXES and path.is_file()]
-        others = [path for path in weights if not is_vae_alone(path)]
+        others = [path for path in taken if path.suffix in WEIGHT_SUFFIXES and not is_vae_alone(path)]
         if others:
             raise CheckpointError(f"{others[0]} is of another kind and would be overwritten. Give another output.")
