@@ -17,6 +17,7 @@ from ..vae_core.errors import ShapeError
 from ..vae_core.image import FittedImage
 from ..vae_core.latent import from_diffusion, logvar_to_diffusion, to_diffusion
 from ..vae_core.posterior import DiagonalGaussianDistribution, seeded
+from ..vae_core.tensor_kinds import given_obstacle
 
 Latent = dict[str, Any]
 
@@ -42,9 +43,10 @@ def samples_of(latent: Mapping[str, Any], dimensions: Sequence[int] = (4,)) -> T
             "this latent is nested: it contains tensors of several shapes, such as video and audio. Split it with the "
             "nodes made for its model, and connect the images alone."
         )
-    if not isinstance(samples, Tensor) or samples.is_complex():
-        found = f"a tensor of {samples.dtype}" if isinstance(samples, Tensor) else type(samples).__name__
-        raise ShapeError(f"this is not a latent: its samples are {found}. Connect a LATENT output.")
+    why = given_obstacle(samples)
+    if why is not None or samples.is_complex():
+        found = f"is a tensor of {samples.dtype}" if why is None else why.what
+        raise ShapeError(f"this is not a latent: what it has as samples {found}. Connect a LATENT output.")
     if samples.ndim == 5 and 5 not in dimensions and samples.shape[2] == 1:
         samples = samples[:, :, 0]
     if samples.ndim not in dimensions:
@@ -116,11 +118,12 @@ def posterior_of(latent: Mapping[str, Any]) -> DiagonalGaussianDistribution:
     """
     mean = samples_of(latent)
     logvar = latent.get("logvar")
-    if not isinstance(logvar, Tensor) or logvar.shape != mean.shape or logvar.is_complex():
-        found = f"{tuple(logvar.shape)} of {logvar.dtype}" if isinstance(logvar, Tensor) else "missing"
+    why = given_obstacle(logvar)
+    if why is not None or logvar.shape != mean.shape or logvar.is_complex():
+        found = f"is {tuple(logvar.shape)} of {logvar.dtype}" if why is None else why.what
         raise ShapeError(
-            f"the log-variance of this posterior is {found}, but its mean has shape {tuple(mean.shape)}. Connect the "
-            f"posterior output of Seamless VAE Encode."
+            f"the log-variance of this posterior {'is missing' if logvar is None else found}, but its mean has shape "
+            f"{tuple(mean.shape)}. Connect the posterior output of Seamless VAE Encode."
         )
     return DiagonalGaussianDistribution(torch.cat([mean.float(), logvar.to(mean.device).float()], dim=1))
 

@@ -110,11 +110,11 @@ class TestShapes:
         ("given", "says"),
         [
             (None, "is a NoneType, not a tensor"),
-            (np.zeros((1, 4, 8, 8), np.float32), "is a ndarray, not a tensor. Give a torch tensor"),
+            (np.zeros((1, 4, 8, 8), np.float32), "is a ndarray, not a tensor. Use from_numpy"),
             ([[1.0]], "is a list, not a tensor"),
             (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "has dtype uint8"),
             (torch.zeros(1, 3, 16, 16, dtype=torch.complex64), "has dtype complex64"),
-            (torch.zeros(3, 16).to_sparse(), "is a tensor of layout torch.sparse_coo"),
+            (torch.zeros(3, 16).to_sparse(), "is a tensor of the layout sparse_coo"),
         ],
     )
     def test_what_is_no_tensor_of_numbers(self, method: str, given: Any, says: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,28 @@ import pytest
 import torch
 from given.inputs import image, latent
 from given.models import SMALL, make
+from PIL import Image
 
 import vae_core
-from vae_core import DiagonalGaussianDistribution, Options, TileSpec, VAEError
+from vae_core import AutoencoderKL, DiagonalGaussianDistribution, Options, TileSpec, VAEError
+from vae_core.datasets import LatentDataset, LatentStream, Settings, decode_dataset, encode_dataset, verify_dataset
+from vae_core.datasets.folders import open_folder
+from vae_core.image import open_image, write_image
+
+
+class PathOfBytes(os.PathLike[bytes]):
+    def __fspath__(self) -> bytes:
+        return b"x"
+
+
+class PathWithoutAName(os.PathLike[str]):
+    def __fspath__(self) -> str:
+        raise RuntimeError("not mounted")
+
 
 ODD: dict[str, Any] = {
+    "path of bytes": PathOfBytes(),
+    "path without a name": PathWithoutAName(),
     **{"1": 1, "-1": -1, "1.5": 1.5, "nan": float("nan"), "True": True, "text": "x", "bytes": b"x"},
     **{"list": [1], "lists": [[]], "dict": {"a": 1}, "object": object(), "tensor": torch.zeros(1), "function": print},
 }
@@ -68,6 +86,20 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "save_single_file, vae": (lambda v: vae_core.save_single_file(v, "no.safetensors"), ""),
     "save_pretrained, variant": (lambda v: VAE.save_pretrained("new", variant=v), "text"),
     "save_pretrained, max_shard_size": (lambda v: VAE.save_pretrained("new", max_shard_size=v), "1 1.5 new"),
+    "save_pretrained, path": (lambda v: VAE.save_pretrained(v), "text"),
+    "from_pretrained, path": (lambda v: AutoencoderKL.from_pretrained(v), ""),
+    "from_single_file, path": (lambda v: AutoencoderKL.from_single_file(v), ""),
+    "load_config, path": (lambda v: AutoencoderKL.load_config(v), ""),
+    "open_image, path": (open_image, ""),
+    "write_image, path": (lambda v: write_image(Image.new("RGB", (8, 8)), v), ""),
+    "encode_dataset, source": (lambda v: encode_dataset(v, "out", VAE, Settings()), ""),
+    "encode_dataset, out": (lambda v: encode_dataset("photos", v, VAE, Settings()), ""),
+    "decode_dataset, out": (lambda v: decode_dataset(v, "images", VAE), ""),
+    "decode_dataset, images": (lambda v: decode_dataset("no", v, VAE), ""),
+    "verify_dataset, out": (verify_dataset, ""),
+    "LatentDataset, out": (LatentDataset, ""),
+    "LatentStream, out": (LatentStream, ""),
+    "open_folder, folder": (open_folder, ""),
     "moments": (lambda v: DiagonalGaussianDistribution(v), ""),
     "sample, generator": (lambda v: DiagonalGaussianDistribution(MOMENTS).sample(v), ""),
     "sample, generators": (lambda v: DiagonalGaussianDistribution(MOMENTS).sample([v]), ""),

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from .file_names import text_of
 from .temporaries import EXCLUSIVE, PREFIX, close, locked, make_folder, reserve, sweep, sweep_at_times
 
 Writer = Callable[[BinaryIO], object]
@@ -54,10 +55,11 @@ def given_name(path: str | os.PathLike[str]) -> Path:
         OSError: it is not a name, is empty, or has characters that no file name has. (`Path("")` would be the current
             folder.)
     """
-    if not isinstance(path, str | os.PathLike) or not isinstance(text := os.fspath(path), str):
-        raise OSError(errno.EINVAL, f"a {type(path).__name__} is not the name of a file")
+    text = text_of(path)
     if not text:
-        raise OSError(errno.EINVAL, "the name is empty")
+        is_empty = isinstance(path, str)
+        what = "the name is empty" if is_empty else f"a {type(path).__name__} is not the name of a file"
+        raise OSError(errno.EINVAL, what)
     try:
         if "\0" in text or not os.fsencode(text):
             raise OSError(errno.EINVAL, "the name contains a null character", repr(text))

@@ -12,6 +12,17 @@ MOST_BYTES = 200  # of a name; file systems have up to 255, and a number and an 
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\.|$)", re.IGNORECASE)
 
 
+def text_of(path: object) -> str:
+    """A path as text; nothing for what is none: of another type, or one whose `__fspath__` raises or gives bytes."""
+    if not isinstance(path, str | os.PathLike):
+        return ""
+    try:
+        text = os.fspath(path)
+    except Exception:  # a caller's own class may raise anything
+        return ""
+    return text if isinstance(text, str) else ""
+
+
 def safe_path(name: str) -> str:
     """A name as a path with slashes below a folder; nothing where it has no part that can be a name.
 

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 from .checkpoints.config_file import CONFIG_NAME
 from .checkpoints.weight_names import PIPELINE_NAME, WEIGHT_SUFFIXES
 from .errors import CheckpointError, brief, in_one_line
+from .file_names import text_of
 
 PathLike = str | os.PathLike[str]
 
@@ -67,7 +68,8 @@ def hub_name(name: PathLike) -> HubName | None:
     Raises:
         CheckpointError: an address of another site, or what is not a name at all.
     """
-    if not isinstance(name, str | os.PathLike) or not os.fspath(name):
+    text = text_of(name)
+    if not text:
         if isinstance(name, Mapping):
             raise CheckpointError(
                 "a dictionary was given for a path. AutoencoderKL.from_single_file takes a state dict; otherwise give "
@@ -76,8 +78,8 @@ def hub_name(name: PathLike) -> HubName | None:
         raise CheckpointError(
             f"the path is {brief(name)}. Give the path of a file or of a folder, or a name on the Hugging Face Hub."
         )
-    _check_path(name)
-    text = name if isinstance(name, str) else PurePosixPath(os.fspath(name).replace("\\", "/")).as_posix()
+    _check_path(text)
+    text = text if isinstance(name, str) else PurePosixPath(text.replace("\\", "/")).as_posix()
     if text.startswith(tuple(f"{server}/" for server in _HUB_SERVERS)) and not os.path.exists(text):
         text = f"https://{text}"
     is_of_filesystem = text.startswith("hf://")
@@ -122,7 +124,7 @@ def _at_revision(repo: str, rest: str) -> HubName:
     return HubName(repo, unquote(rest)[len(revision) + 1 :] or None, revision or None)
 
 
-def _check_path(path: PathLike) -> None:
+def _check_path(path: str) -> None:
     """Raise CheckpointError for what the system cannot look for at all."""
     try:
         os.lstat(path)

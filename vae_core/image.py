@@ -20,6 +20,7 @@ from torch import Tensor
 from .atomic import given_name, write_file
 from .errors import ImageError, in_one_line
 from .image_formats import load_formats, recognised
+from .tensor_kinds import given_obstacle
 
 logger = logging.getLogger("seamless_vae")
 
@@ -260,11 +261,9 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
 
 def _float_values(image: Tensor) -> Tensor:
     """A batch of images as floats in [0, 1], of any type that has a known range."""
-    if not isinstance(image, Tensor):
-        hint = "Use from_numpy." if isinstance(image, np.ndarray) else "Give a tensor [B, H, W, C]."
-        raise ImageError(f"the image is a {type(image).__name__}, not a tensor. {hint}")
-    if image.layout != torch.strided:
-        raise ImageError(f"an image is a tensor of the layout {image.layout}. Make it dense first.")
+    why = given_obstacle(image)
+    if why is not None:
+        raise ImageError(f"the image {why.what}. {why.remedy}")
     if image.is_floating_point():
         return image.float()
     if image.dtype in (torch.bool, torch.uint8):

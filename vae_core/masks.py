@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .errors import ImageError
 from .image import reflect_to
+from .tensor_kinds import given_obstacle
 
 # Resizing goes a little beyond 0 and 1, and added masks reach a few times 1. Beyond this, the range is another one.
 MOST = 8.0
@@ -27,10 +28,11 @@ def fit_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     Raises:
         ImageError: another shape, other values, or channels that differ.
     """
-    is_tensor = isinstance(mask, Tensor)
-    if not is_tensor or mask.layout != torch.strided or mask.is_complex() or mask.is_quantized or mask.is_meta:
-        found = f"a {mask.layout} tensor of {mask.dtype} on {mask.device}" if is_tensor else f"a {type(mask).__name__}"
-        raise ImageError(f"a mask is {found}; give a tensor [B, height, width] of floats in [0, 1].")
+    why = given_obstacle(mask)
+    if why is not None:
+        raise ImageError(f"a mask {why.what}. {why.remedy}")
+    if mask.is_complex() or mask.is_meta:
+        raise ImageError(f"a mask is of {mask.dtype} on {mask.device}; give [B, height, width] of floats in [0, 1].")
     if mask.ndim not in (2, 3, 4) or 0 in mask.shape:
         raise ImageError(f"a mask has the shape {tuple(mask.shape)}; give [B, height, width].")
     mask = _unit_values(_one_channel(mask, size))[:, None]  # [B, 1, H, W]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .config import LOGVAR_RANGE
 from .errors import ConfigError, ShapeError, brief
+from .tensor_kinds import given_obstacle
 
 MAX_SEED = 2**64 - 1  # the largest that a generator of torch takes
 
@@ -32,8 +33,7 @@ class DiagonalGaussianDistribution:
     """
 
     def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
-        if not isinstance(parameters, Tensor):
-            raise ShapeError(f"moments are {brief(parameters)}. Give a tensor [B, 2C, h, w].")
+        _check_tensor(parameters, "the tensor of moments")
         if parameters.ndim < 2 or parameters.shape[1] % 2:
             raise ShapeError(
                 f"moments have shape {tuple(parameters.shape)}; their second dimension must be even: "
@@ -105,13 +105,18 @@ class DiagonalGaussianDistribution:
 
     def nll(self, sample: Tensor, dims: Sequence[int] = (1, 2, 3)) -> Tensor:
         """Negative log-likelihood of `sample` [B, C, h, w] in nats, summed over `dims`, in float32 at least."""
-        if not isinstance(sample, Tensor):
-            raise ShapeError(f"the sample is {brief(sample)}. Give a tensor [B, C, h, w].")
+        _check_tensor(sample, "the sample")
         if self.deterministic:
             return self.mean.new_zeros(1)
         logvar = _wide(self.logvar)
         squared = (_wide(sample) - _wide(self.mean)).pow(2) / logvar.exp()
         return 0.5 * torch.sum(math.log(2.0 * math.pi) + logvar + squared, dim=tuple(dims))
+
+
+def _check_tensor(given: object, what: str) -> None:
+    why = given_obstacle(given)
+    if why is not None:
+        raise ShapeError(f"{what} {why.what}. {why.remedy}")
 
 
 def _wide(tensor: Tensor) -> Tensor:

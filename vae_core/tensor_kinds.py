@@ -1,11 +1,13 @@
-"""Tensors that are not weights as they are: without values of their own, or of a class that computes in its own way."""
+"""Tensors that cannot be taken as they are: without values of their own, or of a class that computes in its own way."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 class Obstacle(NamedTuple):
@@ -15,6 +17,13 @@ class Obstacle(NamedTuple):
     remedy: str
 
 
+NOT_INITIALISED = Obstacle(
+    "are not initialised: they are of a lazy module, which has not run yet", "Run the model once, or load its weights."
+)
+FREED = Obstacle(
+    "have given their memory back, as those of a model that is sharded by FSDP, or offloaded, do",
+    "Bring the model onto a device first, or gather its weights (FSDP.summon_full_params).",
+)
 NO_VALUES = Obstacle(
     "have no values here: they are offloaded, or were never loaded", "Bring the model onto a device first."
 )
@@ -36,14 +45,53 @@ _DISPATCH = "__torch_dispatch__"  # by which a class of tensors computes in its 
 
 def obstacle(tensor: Tensor) -> Obstacle | None:
     """Why a tensor in memory is not a weight as it is; None for one of torch's own, with its numbers row after row."""
+    if is_lazy(tensor):
+        return NOT_INITIALISED
     name = foreign_class(tensor)
     if name is not None:
         return of_class(name)
     if tensor.is_meta:
         return NO_VALUES
     if tensor.layout != torch.strided:
-        return of_layout(str(tensor.layout))
+        return of_layout(_layout(tensor))
+    return FREED if is_freed(tensor) else None
+
+
+def given_obstacle(given: Any) -> Obstacle | None:
+    """Why what a caller gave is not a tensor to compute with: "this image {what}. {remedy}"; None for a dense one.
+
+    One on the meta device has a shape to compute with; whoever needs its values asks for `is_meta`.
+    """
+    if not isinstance(given, Tensor):
+        remedy = "Use from_numpy." if isinstance(given, np.ndarray) else "Give a torch tensor."
+        return Obstacle(f"is a {type(given).__name__}, not a tensor", remedy)
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # which know tensors of these kinds themselves
+        return None
+    if is_lazy(given):
+        return Obstacle("is a parameter that is not initialised", "Give a tensor with values.")
+    if given.is_quantized:
+        return Obstacle("is a quantised tensor", "Give its values: dequantize().")
+    if given.is_nested:
+        return Obstacle("is nested: it has tensors of several shapes", "Give these one by one.")
+    if foreign_class(given) == "MaskedTensor":  # other classes, such as those of collectives, compute what is asked
+        return Obstacle("is a masked tensor", "Fill what is masked: to_tensor(0).")
+    if given.layout != torch.strided:
+        return Obstacle(f"is a tensor of the layout {_layout(given)}", "Make it dense first: to_dense().")
+    if is_freed(given):
+        return Obstacle("has given its memory back (its storage was resized)", "Give a tensor with values.")
     return None
+
+
+def is_freed(tensor: Tensor) -> bool:
+    """Whether the memory of a tensor is smaller than the tensor: reading it would end the process."""
+    if tensor.numel() == 0:
+        return False
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + last + 1) * tensor.element_size()
+    try:
+        return tensor.untyped_storage().nbytes() < needed
+    except (NotImplementedError, RuntimeError):  # it stands for one, as under torch.func, and has no memory to ask for
+        return False
 
 
 def foreign_class(tensor: Tensor) -> str | None:
@@ -66,4 +114,8 @@ def of_class(name: str) -> Obstacle:
 
 def of_layout(name: str) -> Obstacle:
     """What is the matter with weights that are not dense."""
-    return Obstacle(f"are of the layout {name.removeprefix('torch.')}", "Make them dense first: weight.to_dense().")
+    return Obstacle(f"are of the layout {name}", "Make them dense first: weight.to_dense().")
+
+
+def _layout(tensor: Tensor) -> str:
+    return str(tensor.layout).removeprefix("torch.")

@@ -115,7 +115,7 @@ class TestErrors:
 
     def test_a_folder_without_a_name(self, images: Path, vae_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("encode-dataset", images, "--out", "", "--vae", vae_folder, "--size", 64) == 1
-        assert "the folder to write to has no name" in capsys.readouterr().err
+        assert "the folder has no name" in capsys.readouterr().err
 
 
 class TestDecode:

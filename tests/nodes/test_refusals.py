@@ -25,8 +25,10 @@ BAD_LATENTS: dict[str, Any] = {
     "this latent is empty": torch.zeros(0, 4, 8, 8),
     "this latent is nested": Nested(),
     "this is not a latent": None,
-    "this is not a latent: its samples are ndarray": np.zeros((1, 4, 8, 8)),
-    "this is not a latent: its samples are a tensor of torch.complex64": torch.zeros(1, 4, 8, 8, dtype=torch.complex64),
+    "this is not a latent: what it has as samples is a ndarray": np.zeros((1, 4, 8, 8)),
+    "this is not a latent: what it has as samples is a tensor of torch.complex64": torch.zeros(
+        1, 4, 8, 8, dtype=torch.complex64
+    ),
 }
 
 
@@ -55,8 +57,8 @@ def test_latents_that_do_not_fit(pack: Pack, make: Makers, host: Host, node: str
 UINT8 = "This image has dtype uint8; ComfyUI images are floating point from 0 to 1. Divide by 255 before connecting it."
 BAD_IMAGES: dict[str, Any] = {
     "not a batch of images": torch.zeros(0, 8, 8, 3),
-    "not a batch of images: found \\(8, 8, 3\\)": torch.zeros(8, 8, 3),
-    "not a batch of images: found NoneType": None,
+    "not a batch of images: it has the shape \\(8, 8, 3\\)": torch.zeros(8, 8, 3),
+    "not a batch of images: it is a NoneType": None,
     "5 channels has no known colours": torch.zeros(1, 8, 8, 5),
     UINT8: torch.full((1, 8, 8, 3), 255, dtype=torch.uint8),
     "This image has dtype complex64": torch.zeros(1, 8, 8, 3, dtype=torch.complex64),

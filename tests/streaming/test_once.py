@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,6 +156,20 @@ def test_weights_that_never_came(options: Options) -> None:
     job = vae_core.prepare_decode(vae, (1, 4, 24, 24), options, device="cpu")
     with pytest.raises(ConfigError, match=r"post_quant_conv\.weight is on the meta device.*load"):
         job.run(latent(1, 24, 24))
+
+
+@pytest.mark.parametrize("options", [Options(), Options(tiling=BLENDED)], ids=["strips", "tiles"])
+@pytest.mark.parametrize("name", ["post_quant_conv.weight", "decoder.conv_in.weight", "decoder.conv_norm_out.bias"])
+def test_weights_that_are_gone(name: str, options: Options, tmp_path: Path) -> None:
+    """Their memory was given back, as sharding and offloading do: reading it would end the process."""
+    vae = make(SMALL)
+    job = vae_core.prepare_decode(vae, (1, 4, 24, 24), options, device="cpu")
+    dict(vae.named_parameters())[name].untyped_storage().resize_(0)
+    with pytest.raises(ConfigError, match=rf"{name} has no values: such weights have given their memory back"):
+        job.run(latent(1, 24, 24))
+    with pytest.raises(vae_core.VAEError, match="given their memory back"):
+        vae.save_pretrained(tmp_path / "never")
+    assert not (tmp_path / "never").exists()
 
 
 # Values.

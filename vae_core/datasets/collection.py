@@ -39,7 +39,7 @@ from .records import (
 )
 from .settings import Scale, Settings
 from .sources import Split
-from .writing import write_bytes
+from .writing import folder_name, write_bytes
 
 VERSION = 1
 FORMAT = "seamless-vae dataset"
@@ -100,7 +100,7 @@ class Collection:
         Raises:
             DatasetError: there is none or are several, or it is damaged or of a later version.
         """
-        out = Path(out)
+        out = Path(folder_name(out))
         places = find_manifests(out)
         if not places:
             raise DatasetError(f"{out} has no {MANIFEST}. Give a folder that `seamless-vae encode-dataset` wrote.")

@@ -15,6 +15,7 @@ from .collection import find_manifests
 from .listing import list_files
 from .reader import LatentDataset
 from .settings import Scale
+from .writing import folder_name
 
 
 class KohyaFiles:
@@ -28,7 +29,7 @@ class KohyaFiles:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(os.path.abspath(folder))
+        self.folder = Path(os.path.abspath(folder_name(folder)))
         found = [Path(name) for name in list_files(fsspec.filesystem("file"), str(self.folder), False)]
         self.paths = sorted(path for path in found if kohya.is_cache_name(path.name))
         if not self.paths:
@@ -80,7 +81,7 @@ def open_folder(folder: str | os.PathLike[str]) -> LatentDataset | KohyaFiles:
     Raises:
         DatasetError: it has none, or a collection that is not finished.
     """
-    return LatentDataset(folder) if len(find_manifests(Path(folder))) == 1 else KohyaFiles(folder)
+    return LatentDataset(folder) if len(find_manifests(Path(folder_name(folder)))) == 1 else KohyaFiles(folder)
 
 
 def has_latents(folder: Path, names: Sequence[str]) -> bool:

@@ -21,6 +21,7 @@ from typing import Literal
 import fsspec
 
 from ..errors import DatasetError, in_one_line
+from ..file_names import text_of
 from ..optional import optional_import
 from .image_names import is_image
 from .listing import list_files
@@ -80,7 +81,7 @@ def find_splits(source: str | os.PathLike[str], images: int, column: str = "") -
         DatasetError: nothing is there, or no images.
         MissingDependencyError: the extra for this kind of source is not installed.
     """
-    text = os.fspath(source)
+    text = text_of(source)
     found = _expand(text)
     counts = Counter(kind for url, _ in found if (kind := _kind(url)) is not None)
     kind = next((kind for kind in _KINDS if counts[kind]), None)
@@ -112,7 +113,7 @@ def find_splits(source: str | os.PathLike[str], images: int, column: str = "") -
 
 def whole_name(source: str | os.PathLike[str]) -> str:
     """A source by a name that does not depend on the working directory."""
-    text = os.fspath(source)
+    text = text_of(source)
     path = local_path(text)
     return os.path.abspath(os.path.expanduser(path)) if path and path.strip() else text
 

@@ -8,10 +8,19 @@ import re
 from pathlib import Path
 
 from ..atomic import write_file
-from ..errors import DatasetError, in_one_line
+from ..errors import DatasetError, brief, in_one_line
+from ..file_names import text_of
 from ..temporaries import sweep
 
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+
+
+def folder_name(place: str | os.PathLike[str]) -> str:
+    """A folder as a caller gave it. Raises DatasetError for what has no name: an empty one, or no path at all."""
+    text = text_of(place)
+    if not text:
+        raise DatasetError(f"the folder has no name: it is {brief(place)}. Give one; `.` is the current folder.")
+    return text
 
 
 def local_folder(place: str | os.PathLike[str]) -> Path:
@@ -20,9 +29,7 @@ def local_folder(place: str | os.PathLike[str]) -> Path:
     Raises:
         DatasetError: it is a URL, or empty.
     """
-    text = os.fspath(place)
-    if not text:
-        raise DatasetError("the folder to write to has no name. Give one; `.` is the current folder.")
+    text = folder_name(place)
     if re.match(r"[A-Za-z][\w+.-]+:/", text):  # a Path has one slash of the two; C:/ has one letter
         raise DatasetError(
             f"{text} is a URL, and collections are written to folders. Give a folder (in a mounted bucket, if it is "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..tensor_kinds import FREED, foreign_class, is_freed
 from .internals import is_compiled
 from .program import Pass, Shape
 
@@ -77,7 +78,7 @@ class Half:
         return None
 
     def check_weights(self) -> None:
-        """Raise ConfigError if a weight is on the meta device, without values."""
+        """Raise ConfigError if a weight has no values: it is on the meta device, or has given its memory back."""
         for prefix, module in self.modules.items():
             for name, weight in module.named_parameters():
                 if weight.is_meta:
@@ -85,6 +86,8 @@ class Half:
                         f"{prefix}.{name} is on the meta device, without values. A model can be planned so, but not "
                         f"run: load its weights first, by load_state_dict(..., assign=True) or load_vae."
                     )
+                if foreign_class(weight) is None and is_freed(weight):
+                    raise ConfigError(f"{prefix}.{name} has no values: such weights {FREED.what}. {FREED.remedy}")
 
     def is_covered(self, shape: Sequence[int], tile: int) -> bool:
         """Whether one blended tile, of so many latent pixels a side, covers an input [B, C, H, W].
@@ -105,7 +108,11 @@ class Half:
 
 def first_not_finite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
     """The name of the first weight that has values, and not all of them finite."""
-    return next((name for name, weight in weights if not weight.is_meta and not is_finite(weight.detach())), None)
+    return next((name for name, weight in weights if _has_values(weight) and not is_finite(weight.detach())), None)
+
+
+def _has_values(weight: Tensor) -> bool:
+    return not weight.is_meta and not is_freed(weight)
 
 
 def is_finite(weight: Tensor) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ImageError, NonFiniteError, ShapeError
+from ..tensor_kinds import given_obstacle
 from .options import PRECISIONS
 from .program import Shape
 
@@ -84,20 +85,17 @@ class Source:
 
     def check_output(self, out: Any, shape: Shape) -> None:
         """Raise ShapeError unless `out` can take the result."""
-        if not isinstance(out, Tensor) or tuple(out.shape) != shape or out.dtype not in PRECISIONS:
-            found = f"{tuple(out.shape)} of {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
-            raise ShapeError(f"out is {found}; the result is {shape}, in a floating-point type. Give such a tensor.")
+        why = given_obstacle(out)
+        if why is not None or tuple(out.shape) != shape or out.dtype not in PRECISIONS:
+            found = f"is {tuple(out.shape)} of {out.dtype}" if why is None else why.what
+            raise ShapeError(f"out {found}; the result is {shape}, in a floating-point type. Give such a tensor.")
 
 
 def check_tensor(x: Any, what: str) -> None:
     """Raise ShapeError or ImageError unless x is a dense tensor of real floating-point numbers."""
-    if not isinstance(x, Tensor):
-        raise ShapeError(f"this {what} is a {type(x).__name__}, not a tensor. Give a torch tensor [B, C, H, W].")
-    if x.is_quantized:
-        raise ShapeError(f"this {what} is a quantised tensor; give one of floating point, such as by dequantize().")
-    if x.layout != torch.strided or getattr(x, "is_nested", False):
-        layout = "several layouts (nested)" if x.layout == torch.strided else f"layout {x.layout}"
-        raise ShapeError(f"this {what} is a tensor of {layout}; give a dense one, such as by to_dense().")
+    why = given_obstacle(x)
+    if why is not None:
+        raise ShapeError(f"this {what} {why.what}. {why.remedy}")
     if x.dtype not in PRECISIONS:
         name = str(x.dtype).removeprefix("torch.")
         if what == "image" and not x.is_floating_point() and not x.is_complex():
