@@ -56,6 +56,9 @@ from report import write_plot, write_table
 from runtimes import RUNTIMES, MissingError
 from torch import Tensor
 
+import vae_core
+from vae_core.halves import decoder_half, encoder_half
+from vae_core.streaming.job import prepare
 from vae_core.threads import torch_threads
 
 PEERS = (DIFFUSERS, CHANNELS_LAST, COMFYUI)
@@ -65,6 +68,7 @@ SHORT_TURN, SHORT_TOTAL = 2.0, 12.0  # a turn that is shorter is repeated until 
 QUICK = 4  # times smaller images for a trial
 SIZES = (256, 512, 1024, 2048)
 SWEPT = (OURS, OURS_BUDGET, DIFFUSERS, CHANNELS_LAST, DIFFUSERS_TILED, COMFYUI, COMFYUI_TILED)
+MOST_WHOLE = 512  # pixels a side of what the modules compute in float64
 GROWTH = 5.0  # times longer a run takes at twice the side, at most, but for attention
 
 
@@ -213,10 +217,17 @@ def run_in_turns(
 
 
 def errors(row: Row, x: Tensor, results: dict[str, Tensor]) -> dict[str, list[float]]:
-    """Root mean square and largest difference of each result to the modules in float64, with the same weights."""
+    """Root mean square and largest difference of each result to the modules in float64, with the same weights.
+
+    Of large images, for which these would take more than twenty gigabytes, to the same in strips.
+    """
     exact = copy.deepcopy(ours(CONFIGS[row.config], DTYPES[row.dtype])).double()
-    reference = exact.decode_reference if row.direction == "decode" else exact.encode_reference
-    wanted = reference(x.double())
+    half = decoder_half(exact) if row.direction == "decode" else encoder_half(exact)
+    if row.size <= MOST_WHOLE:
+        wanted = half.reference(x.double())
+    else:
+        with vae_core.kernels("direct"):
+            wanted = prepare(half, x.shape).run(x.double())
     if row.direction == "encode":
         wanted = wanted.chunk(2, dim=1)[0]
     found = {name: result.double() - wanted for name, result in results.items()}
