@@ -16,7 +16,14 @@ from PIL import Image
 
 import vae_core
 from vae_core import AutoencoderKL, DiagonalGaussianDistribution, Options, TileSpec, VAEError
-from vae_core.datasets import LatentDataset, LatentStream, Settings, decode_dataset, encode_dataset, verify_dataset
+from vae_core.datasets import (
+    LatentDataset,
+    LatentStream,
+    choose_settings,
+    decode_dataset,
+    encode_dataset,
+    verify_dataset,
+)
 from vae_core.datasets.folders import open_folder
 from vae_core.image import open_image, write_image
 
@@ -92,10 +99,10 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "load_config, path": (lambda v: AutoencoderKL.load_config(v), ""),
     "open_image, path": (open_image, ""),
     "write_image, path": (lambda v: write_image(Image.new("RGB", (8, 8)), v), ""),
-    "encode_dataset, source": (lambda v: encode_dataset(v, "out", VAE, Settings()), ""),
-    "encode_dataset, out": (lambda v: encode_dataset("photos", v, VAE, Settings()), ""),
-    "decode_dataset, out": (lambda v: decode_dataset(v, "images", VAE), ""),
-    "decode_dataset, images": (lambda v: decode_dataset("no", v, VAE), ""),
+    "encode_dataset, source": (lambda v: encode_dataset(v, "out", VAE, choose_settings(VAE)), ""),
+    "encode_dataset, out": (lambda v: encode_dataset("photos", v, VAE, choose_settings(VAE)), ""),
+    "decode_dataset, out": (lambda v: list(decode_dataset(v, "images", VAE)), ""),
+    "decode_dataset, images": (lambda v: list(decode_dataset("no", v, VAE)), ""),
     "verify_dataset, out": (verify_dataset, ""),
     "LatentDataset, out": (LatentDataset, ""),
     "LatentStream, out": (LatentStream, ""),

@@ -30,6 +30,7 @@ from .checkpoints.weight_names import (
     weights_among,
 )
 from .errors import CheckpointError, ConfigError, brief, in_one_line
+from .file_names import text_of
 from .hub_names import HubName, PathLike, content_address, hub_name
 from .optional import optional_import
 
@@ -54,8 +55,8 @@ class HubOptions:
         names = {field.name for field in dataclasses.fields(cls)}
         given = {name: value for name, value in arguments.items() if name in names and value is not None}
         rest = {name: value for name, value in arguments.items() if name not in names and name not in _PASSED_OVER}
-        for name in ("subfolder", "revision"):
-            if not isinstance(given.get(name, ""), str | os.PathLike):
+        for name in ("subfolder", "revision", "cache_dir", "local_dir"):
+            if given.get(name, "") != "" and not text_of(given[name]):
                 raise ConfigError(f"{name} is {brief(given[name])}. Give a name, or leave it out.")
         if "use_auth_token" in arguments:
             given.setdefault("token", arguments["use_auth_token"])

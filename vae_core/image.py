@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .atomic import given_name, write_file
 from .errors import ImageError, in_one_line
+from .file_names import text_of
 from .image_formats import load_formats, recognised
 from .tensor_kinds import given_obstacle
 
@@ -353,7 +354,7 @@ def write_image(image: Image.Image, path: str | os.PathLike[str], *, overwrite: 
         ImageError: an ending of no known format, a mode or a size that the format lacks, or a path that cannot be
             written.
     """
-    name = os.path.basename(os.fspath(path))
+    name = os.path.basename(text_of(path))
     load_formats()
     form = Image.EXTENSION.get(os.path.splitext(name)[1].lower())
     if form not in Image.SAVE:

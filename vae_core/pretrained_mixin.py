@@ -28,6 +28,7 @@ from .checkpoints.write import checked_path
 from .config import AutoencoderKLConfig
 from .config_mixin import ConfigMixin
 from .errors import CheckpointError, ConfigError
+from .file_names import text_of
 from .hub import HubOptions, fetch_bytes, on_disk
 from .hub_push import push_after_saving
 from .streaming.devices import accelerators
@@ -184,8 +185,8 @@ class PretrainedMixin(ConfigMixin):
         given = rest.pop("pretrained_model_link_or_path", pretrained_model_link_or_path_or_dict)
         if given is None:
             raise CheckpointError("from_single_file needs a path, a name on the Hub or a state dict; it got None.")
-        if subfolder and isinstance(config, str | os.PathLike):
-            config = Path(config) / subfolder
+        if subfolder and (folder := text_of(config)):
+            config = Path(folder) / subfolder
         path = Path("the state dict") if isinstance(given, Mapping) else on_disk(given, options)
         with reading(path):
             source = memory_tensors(given, path.name) if isinstance(given, Mapping) else open_tensor_file(path)
