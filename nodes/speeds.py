@@ -134,8 +134,9 @@ def estimated(runs: Sequence[PastRun], work: Workload) -> Estimate | None:
     found = sorted(run.seconds * work.flops / run.flops for run in nearest)
     likely = median(found)
     # Fewer runs tell less; so do runs of quite another size, or of another model.
-    spread = likely * (LEAST_SPREAD + FEW_SPREAD / len(found) + median(map(uncertainty, nearest)))
-    return Estimate(likely, max(0.0, min(found[0], likely - spread)), max(found[-1], likely + spread))
+    spread = LEAST_SPREAD + FEW_SPREAD / len(found) + median(map(uncertainty, nearest))
+    # Below by the exponential, which is the same for small spreads and does not say zero for large ones.
+    return Estimate(likely, min(found[0], likely * math.exp(-spread)), max(found[-1], likely * (1 + spread)))
 
 
 def kind_of(job: Job) -> str:
