@@ -41,7 +41,7 @@ def test_the_table_of_nodes_fits_the_back_end(ui: FrontEnd) -> None:
 @pytest.mark.parametrize("node", ["SeamlessVAEDecode", "SeamlessVAEDecodeTiled", "SeamlessVAERoundTrip"])
 def test_a_run_is_followed(ui: FrontEnd, node: str) -> None:
     panel = start(ui, node)
-    expect(panel).to_contain_text("30 % · Pass 12 of 35 · 1.5 GiB in use · 1 min 15 s left")
+    expect(panel).to_contain_text("30 % · Pass 12 of 35 · 1.5 GiB in use by ComfyUI · 1 min 15 s left")
     expect(panel.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "30")
     ui.send(
         "seamless_vae.status", node="1", **{**STATUS, "done": 900, "pass": 34, "seconds_left": None, "memory": None}

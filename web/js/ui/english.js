@@ -68,7 +68,7 @@ export const ENGLISH = {
   running: 'Run progress',
   pass: 'Pass {pass} of {passes}',
   secondsLeft: '{time} left',
-  inUse: '{memory} in use',
+  inUse: '{memory} in use by ComfyUI',
   cancel: 'Cancel',
   cancelling: 'Cancelling…',
   comparison: 'Before and after',
