@@ -117,12 +117,12 @@ def posterior_of(latent: Mapping[str, Any]) -> DiagonalGaussianDistribution:
         ShapeError: not a posterior, or a `logvar` of another shape than the mean.
     """
     mean = samples_of(latent)
-    logvar = latent.get("logvar")
+    logvar: Any = latent.get("logvar")
     why = given_obstacle(logvar)
     if why is not None or logvar.shape != mean.shape or logvar.is_complex():
-        found = f"is {tuple(logvar.shape)} of {logvar.dtype}" if why is None else why.what
+        found = f"{tuple(logvar.shape)} of {logvar.dtype}" if why is None else f"unusable: it {why.what}"
         raise ShapeError(
-            f"the log-variance of this posterior {'is missing' if logvar is None else found}, but its mean has shape "
+            f"the log-variance of this posterior is {'missing' if logvar is None else found}, but its mean has shape "
             f"{tuple(mean.shape)}. Connect the posterior output of Seamless VAE Encode."
         )
     return DiagonalGaussianDistribution(torch.cat([mean.float(), logvar.to(mean.device).float()], dim=1))

@@ -25,16 +25,17 @@ ALLOWED: dict[str, set[str]] = {
     "read_only": {"errors"},
     "config": {"config_values", "errors", "read_only"},
     "temporaries": set(),
-    "atomic": {"temporaries"},
+    "file_names": set(),
+    "atomic": {"file_names", "temporaries"},
     "image_formats": {"errors"},
-    "image": {"errors", "atomic", "image_formats"},
-    "metrics": {"errors"},
+    "image": {"errors", "atomic", "file_names", "image_formats", "tensor_kinds"},
+    "metrics": {"errors", "tensor_kinds"},
     "threads": set(),
     "compile_time": set(),
-    "masks": {"errors", "image"},
+    "masks": {"errors", "image", "tensor_kinds"},
     "autocast": set(),
     "preview": {"autocast"},
-    "latent": {"errors", "config"},
+    "latent": {"errors", "config", "tensor_kinds"},
     "tiling.grid": {"errors"},
     "layers": set(),
     "optional": {"errors"},
@@ -42,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "diffusers_names": set(),
     "attention": {"config", "layers", "ldm_names", "diffusers_names", "errors", "optional", "streaming.internals"},
     "blocks": {"layers", "ldm_names", "diffusers_names", "attention", "errors", "config"},
-    "posterior": {"errors", "config"},
+    "posterior": {"errors", "config", "tensor_kinds"},
     "outputs": {"posterior", "streaming"},
     "damage": {"errors", "streaming", "wrappers"},
     "encoder": {"damage", "blocks", "ldm_names", "diffusers_names", "attention", "layers", "config", "errors"},
@@ -144,7 +145,9 @@ def test_the_engine_knows_no_model(path: Path) -> None:
     assert not {
         name
         for name in inside
-        if not is_in(name, {"streaming", "tiling", "errors", "units", "atomic", "autocast", "temporary"})
+        if not is_in(
+            name, {"streaming", "tiling", "errors", "units", "atomic", "autocast", "temporary", "tensor_kinds"}
+        )
     }
 
 

@@ -18,7 +18,7 @@ class Obstacle(NamedTuple):
 
 
 NOT_INITIALISED = Obstacle(
-    "are not initialised: they are of a lazy module, which has not run yet", "Run the model once, or load its weights."
+    "are not initialised: they are of a lazy module that never ran", "Run the model once, or load its weights."
 )
 FREED = Obstacle(
     "have given their memory back, as those of a model that is sharded by FSDP, or offloaded, do",
@@ -60,7 +60,7 @@ def obstacle(tensor: Tensor) -> Obstacle | None:
 def given_obstacle(given: Any) -> Obstacle | None:
     """Why what a caller gave is not a tensor to compute with: "this image {what}. {remedy}"; None for a dense one.
 
-    One on the meta device has a shape to compute with; whoever needs its values asks for `is_meta`.
+    One on the meta device has a shape to compute with; `is_meta` says where that is not enough.
     """
     if not isinstance(given, Tensor):
         remedy = "Use from_numpy." if isinstance(given, np.ndarray) else "Give a torch tensor."

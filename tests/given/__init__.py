@@ -26,5 +26,6 @@ in_use      what a process holds, without what allocators keep
 states      what a whole process has set
 sim         a device that does not exist
 sim_case    what is simulated on it
+odd_tensors tensors that cannot be computed with
 order       a checker of the order of what it is given
 """
