@@ -5,8 +5,7 @@
 The encoder finds the level of the colours by its padding, and the decoder's padding tells it where a side is; what it
 makes of that is a pattern of a few levels that depends on an image's colours and stands at the same distance from a
 side in every row. A loss of pixels does not see it, an eye does. Whole photographs as they are, turned over or not,
-have it as users' images do; crops in other colours have it in all colours at once, and hardly at all in the mean. Few
-photographs are plain at their sides, as skies are, so each is seen far out of focus too.
+have it as users' images do; crops in other colours have it in all colours at once, and hardly at all in the mean.
 
 The encoder and all before the last levels stay as they are, so latents that were made before still decode, and what
 goes into the last levels is computed once. Resumes by itself from the run folder.
@@ -45,8 +44,6 @@ PLAIN = 0.02  # mean difference of neighbours at which an area counts half
 NEIGHBOURS = 15  # lines about one, whose mean is its level
 LEVEL_SHARE = 0.7  # of that which is taken off: a line is seen by what it differs from its neighbours
 RIGHT = 3.0  # weight of the right side, where the encoder pads alone
-FOCUS = 64  # pixels to which a photograph is blurred where it is out of focus
-NOISE = 0.5  # levels, the deviation of noise in one
 
 
 def activity(image: Tensor) -> Tensor:
@@ -76,8 +73,7 @@ def _averaged(x: Tensor, columns: int) -> Tensor:
 
 
 def photographs() -> Iterator[Tensor]:
-    """Training photographs [1, 3, H, W] in bytes at the smallest size: as they are, turned over, some mirrored, and
-    out of focus."""
+    """Training photographs [1, 3, H, W] in bytes at the smallest size: as they are, turned over, some mirrored."""
     for number, path in enumerate(training_paths()):
         image = pyramid(path)[-1]
         height, width = (side // FACTOR * FACTOR for side in image.shape[:2])
@@ -86,16 +82,6 @@ def photographs() -> Iterator[Tensor]:
         yield pixels.flip(2, 3)
         if number % 2 == 0:
             yield pixels.flip(3)
-        yield out_of_focus(pixels, number)
-
-
-def out_of_focus(pixels: Tensor, seed: int) -> Tensor:
-    """What a photograph [1, 3, H, W] in bytes would be far out of focus, with a camera's noise."""
-    size = pixels.shape[2:]
-    small = F.interpolate(pixels.float(), scale_factor=1 / FOCUS, mode="area")
-    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(seed))
-    blurred = F.interpolate(small, size, mode="bicubic", align_corners=False) + NOISE * noise
-    return blurred.round().clamp(0, 255).byte()
 
 
 def halves(model: AutoencoderKL) -> tuple[nn.Sequential, nn.Sequential]:
