@@ -89,10 +89,10 @@ class Training:
             return f"{steps:,} steps of crops: {small}, in turn, then {large}, in turn.{took}"
         if self.sides:
             return (
-                f"First {self.first}. Then {steps:,} more steps of {sides.BATCH} whole photographs in their own colours, "
-                f"as they are and out of focus, by `tools/demo/sides.py`, in which the last {sides.LEVELS} levels of the "
-                f"decoder alone learned, by Adam, with {sides.WEIGHT:,.0f} times the squared mean errors of pieces of "
-                f"lines in plain areas at the sides added to the loss.{took}"
+                f"First {self.first}. Then {steps:,} more steps of {sides.BATCH} whole photographs in their own colours "
+                f"by `tools/demo/sides.py`, in which the last {sides.LEVELS} levels of the decoder alone learned, by Adam, "
+                f"with {sides.WEIGHT:,.0f} times the squared mean errors of pieces of lines in plain areas at the sides "
+                f"added to the loss.{took}"
             )
         rate = "" if self.rate is None else f" The learning rate was {self.rate}."
         part = "" if self.part == 1 else f" The weights are {self.part:.0%} of the way from those before these steps."
