@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from judge import EDGE, OVERLAP, TILE, Blended, Score, judge
+from judge import EDGE, ENLARGED, OVERLAP, TILE, Blended, Score, judge
 from lines import LENGTH, SIDE
 from photographs import HELD_OUT, SKIMAGE_TRAINING, WALLPAPERS, held_out, pyramid, training_paths
 from PIL import Image
@@ -264,17 +264,22 @@ The weights are under the licence of this repository, Apache-2.0.
 
 
 def lines_at_sides(scores: list[Score]) -> str:
-    """How far lines in plain areas stand out, at the right side and at the others."""
-    most, typical = (
-        {side: max(getattr(score.lines[side], what) for score in scores) for side in scores[0].lines}
-        for what in ("most", "typical")
-    )
+    """How far lines in plain areas stand out, at the right side and at the others, and in enlarged photographs."""
+
+    def largest(what: str, size: str = "lines") -> dict[str, float]:
+        found = [getattr(score, size) for score in scores]
+        return {side: max(getattr(lines[side], what) for lines in found) for side in found[0]}
+
+    most, typical = largest("most"), largest("typical")
     others = [side for side in most if side != "right"]
+    large_most, large_typical = largest("most", "enlarged")["right"], largest("typical", "enlarged")["right"]
     return (
         f"Lines of {LENGTH} pixels in plain areas within {SIDE} pixels of the right edge, where the encoder pads alone, "
         f"differ from their neighbours by {typical['right']:.1f} of 255 levels in the root mean square of the photograph "
         f"where they do most, by {most['right']:.1f} at most; at the other edges by "
-        f"{max(typical[side] for side in others):.1f}, by {max(most[side] for side in others):.1f} at most."
+        f"{max(typical[side] for side in others):.1f}, by {max(most[side] for side in others):.1f} at most. They grow "
+        f"with the image: of the photographs enlarged to {ENLARGED} times their size, at the right edge, by "
+        f"{large_typical:.1f} in the root mean square, by {large_most:.1f} at most."
     )
 
 

@@ -21,6 +21,7 @@ from vae_core.metrics import psnr, ssim
 
 EDGE = 16  # pixels
 TILE, OVERLAP = 32, 8  # of blended tiles, in latent pixels
+ENLARGED = 2
 SHEET_WIDTH, SHEET_COLUMNS, GAP = 360, 2, 6
 
 
@@ -52,6 +53,7 @@ class Score:
     edges: Edges
     mirrored: Edges  # of the same pixels, the image mirrored so that they are at the opposite side
     lines: dict[str, Lines]  # in plain areas at each side
+    enlarged: dict[str, Lines]  # the same of the image at `ENLARGED` times its size
 
 
 @torch.no_grad()
@@ -75,10 +77,15 @@ def judge(vae: AutoencoderKL, sheet: Path) -> list[Score]:
             for mirror, axis in ((ImageOps.mirror, 1), (ImageOps.flip, 0))
         )
         mirrored = sideways._replace(top=upside_down.top, bottom=upside_down.bottom)
-        lines = plain_lines(both[1].astype(np.float64) - both[0], both[0])
-        scores.append(Score(name, image.size, noise, similarity, Edges.of(*both), mirrored, lines))
+        large = image.resize([ENLARGED * side for side in image.size], Image.Resampling.BICUBIC)
+        lines, enlarged = (_lines(*each) for each in (both, reconstruct(vae, large)))
+        scores.append(Score(name, image.size, noise, similarity, Edges.of(*both), mirrored, lines, enlarged))
     write_image(contact_sheet(pairs), sheet)
     return scores
+
+
+def _lines(original: np.ndarray, kept: np.ndarray) -> dict[str, Lines]:
+    return plain_lines(kept.astype(np.float64) - original, original)
 
 
 def contact_sheet(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Image.Image:
