@@ -21,7 +21,7 @@ from .atomic import given_name, write_file
 from .errors import ImageError, in_one_line
 from .file_names import text_of
 from .image_formats import load_formats, recognised
-from .tensor_kinds import given_obstacle
+from .tensor_kinds import check_given
 
 logger = logging.getLogger("seamless_vae")
 
@@ -262,9 +262,7 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
 
 def _float_values(image: Tensor) -> Tensor:
     """A batch of images as floats in [0, 1], of any type that has a known range."""
-    why = given_obstacle(image)
-    if why is not None:
-        raise ImageError(f"the image {why.what}. {why.remedy}")
+    check_given(image, "the image", ImageError)
     if image.is_floating_point():
         return image.float()
     if image.dtype in (torch.bool, torch.uint8):

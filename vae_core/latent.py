@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .config import AutoencoderKLConfig
 from .errors import ConfigError, ShapeError
-from .tensor_kinds import given_obstacle
+from .tensor_kinds import check_given
 
 METADATA_KEY = "seamless_vae"  # of a safetensors file of latents: where it says what they are
 
@@ -125,9 +125,7 @@ def _per_channel(like: Tensor, numbers: tuple[float, ...]) -> Tensor:
 
 
 def _check_channels(latent: Tensor, channels: int) -> None:
-    why = given_obstacle(latent)
-    if why is not None:
-        raise ShapeError(f"this latent {why.what}. {why.remedy}")
+    check_given(latent, "this latent", ShapeError)
     if latent.ndim != 4 or latent.shape[1] != channels:
         raise ShapeError(
             f"a latent of shape {tuple(latent.shape)} does not fit this VAE, whose latents are [B, {channels}, h, w]. "

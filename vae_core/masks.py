@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import ImageError
 from .image import reflect_to
-from .tensor_kinds import given_obstacle
+from .tensor_kinds import check_given
 
 # Resizing goes a little beyond 0 and 1, and added masks reach a few times 1. Beyond this, the range is another one.
 MOST = 8.0
@@ -28,9 +28,7 @@ def fit_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     Raises:
         ImageError: another shape, other values, or channels that differ.
     """
-    why = given_obstacle(mask)
-    if why is not None:
-        raise ImageError(f"a mask {why.what}. {why.remedy}")
+    check_given(mask, "a mask", ImageError)
     if mask.is_complex() or mask.is_meta:
         raise ImageError(f"a mask is of {mask.dtype} on {mask.device}; give [B, height, width] of floats in [0, 1].")
     if mask.ndim not in (2, 3, 4) or 0 in mask.shape:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ImageError
-from .tensor_kinds import given_obstacle
+from .tensor_kinds import check_given
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
@@ -70,9 +70,7 @@ def ssim(image: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor:
 
 def _check(image: Tensor, reference: Tensor) -> None:
     for each in (image, reference):
-        why = given_obstacle(each)
-        if why is not None:
-            raise ImageError(f"an image to compare {why.what}. {why.remedy}")
+        check_given(each, "an image to compare", ImageError)
     if image.shape != reference.shape or image.ndim != 4:
         raise ImageError(
             f"images of shape {tuple(image.shape)} and {tuple(reference.shape)} cannot be compared; "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .config import LOGVAR_RANGE
 from .errors import ConfigError, ShapeError, brief
-from .tensor_kinds import given_obstacle
+from .tensor_kinds import check_given
 
 MAX_SEED = 2**64 - 1  # the largest that a generator of torch takes
 
@@ -33,7 +33,7 @@ class DiagonalGaussianDistribution:
     """
 
     def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
-        _check_tensor(parameters, "the tensor of moments")
+        check_given(parameters, "the tensor of moments", ShapeError)
         if parameters.ndim < 2 or parameters.shape[1] % 2:
             raise ShapeError(
                 f"moments have shape {tuple(parameters.shape)}; their second dimension must be even: "
@@ -105,18 +105,12 @@ class DiagonalGaussianDistribution:
 
     def nll(self, sample: Tensor, dims: Sequence[int] = (1, 2, 3)) -> Tensor:
         """Negative log-likelihood of `sample` [B, C, h, w] in nats, summed over `dims`, in float32 at least."""
-        _check_tensor(sample, "the sample")
+        check_given(sample, "the sample", ShapeError)
         if self.deterministic:
             return self.mean.new_zeros(1)
         logvar = _wide(self.logvar)
         squared = (_wide(sample) - _wide(self.mean)).pow(2) / logvar.exp()
         return 0.5 * torch.sum(math.log(2.0 * math.pi) + logvar + squared, dim=tuple(dims))
-
-
-def _check_tensor(given: object, what: str) -> None:
-    why = given_obstacle(given)
-    if why is not None:
-        raise ShapeError(f"{what} {why.what}. {why.remedy}")
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -82,9 +82,19 @@ def given_obstacle(given: Any) -> Obstacle | None:
     return None
 
 
+def check_given(given: Any, what: str, error: type[Exception]) -> None:
+    """Raise an error of this class unless what a caller gave, in words, is a tensor to compute with."""
+    why = given_obstacle(given)
+    if why is not None:
+        raise error(f"{what} {why.what}. {why.remedy}")
+
+
 def is_freed(tensor: Tensor) -> bool:
-    """Whether the memory of a tensor is smaller than the tensor: reading it would end the process."""
-    if tensor.numel() == 0:
+    """Whether the memory of a tensor is smaller than the tensor: reading it would end the process.
+
+    Not of classes that compute in their own way, whose values are elsewhere.
+    """
+    if tensor.numel() == 0 or foreign_class(tensor) is not None:
         return False
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     needed = (tensor.storage_offset() + last + 1) * tensor.element_size()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..tensor_kinds import FREED, foreign_class, is_freed
+from ..tensor_kinds import FREED, is_freed
 from .internals import is_compiled
 from .program import Pass, Shape
 
@@ -86,7 +86,7 @@ class Half:
                         f"{prefix}.{name} is on the meta device, without values. A model can be planned so, but not "
                         f"run: load its weights first, by load_state_dict(..., assign=True) or load_vae."
                     )
-                if foreign_class(weight) is None and is_freed(weight):
+                if is_freed(weight):
                     raise ConfigError(f"{prefix}.{name} has no values: such weights {FREED.what}. {FREED.remedy}")
 
     def is_covered(self, shape: Sequence[int], tile: int) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ImageError, NonFiniteError, ShapeError
-from ..tensor_kinds import given_obstacle
+from ..tensor_kinds import check_given, given_obstacle
 from .options import PRECISIONS
 from .program import Shape
 
@@ -93,9 +93,7 @@ class Source:
 
 def check_tensor(x: Any, what: str) -> None:
     """Raise ShapeError or ImageError unless x is a dense tensor of real floating-point numbers."""
-    why = given_obstacle(x)
-    if why is not None:
-        raise ShapeError(f"this {what} {why.what}. {why.remedy}")
+    check_given(x, f"this {what}", ShapeError)
     if x.dtype not in PRECISIONS:
         name = str(x.dtype).removeprefix("torch.")
         if what == "image" and not x.is_floating_point() and not x.is_complex():
