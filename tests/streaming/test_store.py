@@ -25,7 +25,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 import vae_core
 from vae_core import AutoencoderKL, MemoryBudgetError
 from vae_core.streaming import maps
-from vae_core.streaming import store as store_module
 from vae_core.streaming.offload_file import OffloadFile
 from vae_core.streaming.store import MapStore
 
@@ -269,25 +268,6 @@ def test_maps_of_an_accelerator(limit: int | None, cpu_limit: int, places: dict[
     assert store.used == places and not store.lent, "idle memory is in use"
     store.drop_free()
     assert store.used == dict.fromkeys(places, 0) and store.peak == places
-
-
-def test_what_is_page_locked_is_unlocked_before_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    locked: list[int] = []
-
-    def lock(data: torch.Tensor, device: torch.device) -> bool:
-        locked.append(data.data_ptr())
-        return True
-
-    monkeypatch.setattr(store_module, "page_lock", lock)
-    monkeypatch.setattr(store_module, "unlock", lambda data: locked.remove(data.data_ptr()))
-    store = MapStore(torch.device("meta"), limit=0, cpu_limit=128 * KIB)
-    kept, idle = (store.allocate((1, 16, 32, 32), torch.float32) for _ in range(2))
-    store.release(idle)
-    store.drop_free()
-    assert locked == [store.lent[0].data_ptr()] and kept.devices == {"cpu"}
-    store.release(kept)
-    store.drop_free()
-    assert not locked
 
 
 def test_idle_parts_of_the_file_serve_maps_of_any_size() -> None:

@@ -12,7 +12,7 @@ import torch
 from given.passes import pass_inputs
 from torch import nn
 
-from vae_core.streaming import devices, internals, memory, transfer
+from vae_core.streaming import devices, memory, transfer
 from vae_core.streaming.ledger import PlannedStore
 from vae_core.streaming.maps import FeatureMap, PlannedMap
 from vae_core.streaming.memory import available_bytes
@@ -101,21 +101,6 @@ def test_all_passes_share_two_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         transfer._streams.cache_clear()
     assert len(made) == 2 and all((each._up, each._down) == tuple(made) for each in passes)
-
-
-@pytest.mark.parametrize("code", [0, 2])
-def test_a_refused_page_lock_leaves_no_error_behind(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    runtime = SimpleNamespace(
-        cudaHostRegister=lambda address, size, flags: calls.append("register") or code,
-        cudaHostUnregister=lambda address: calls.append("unregister") or code,
-    )
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
-    monkeypatch.setattr(internals, "take_cuda_error", lambda: calls.append("take"))
-    data = torch.empty(8, dtype=torch.uint8)
-    assert internals.page_lock(data, torch.device("cuda:0")) == (code == 0)
-    internals.unlock(data)
-    assert calls == (["register", "take", "unregister", "take"] if code else ["register", "unregister"])
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="memory is asked of torch here")

@@ -11,9 +11,6 @@ of functions is at work, which strips must not be part of; `torch._C._len_torch_
 `torch._ops._len_torch_dispatch_stack_pre_dispatch`: whether a mode looks at each operation of this thread, as tracers
 and counters of FLOPs do: `tests/streaming/test_looked_at.py` and `test_behaviour.py` would notice.
 
-`torch.cuda.cudart()` with `cudaHostRegister` and `cudaHostUnregister`, which ROCm has under the same names: memory
-is locked where it is, see `page_lock`. Where they are missing, copies take longer.
-
 `omp_set_num_threads` and `MKL_Set_Num_Threads_Local` in `libtorch_cpu`, or what it is linked with: the number of
 threads of one thread alone. Where they are missing, as on Windows and macOS, `torch.set_num_threads` is called,
 and its other effect, on threads to come, put right again: `tests/streaming/test_pool.py` would notice.
@@ -32,10 +29,8 @@ another name, the engine would compute what a patched module no longer does: `te
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import logging
 import os
 import sys
 import threading
@@ -46,10 +41,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
-
-from ..units import MIB
-
-logger = logging.getLogger("seamless_vae")
 
 # Transformations of functions.
 
@@ -246,33 +237,3 @@ def add_products(y: Tensor, x: Tensor, packed: Tensor, groups: int) -> None:
     torch.ops.mkldnn._convolution_pointwise_(
         y, x, packed, None, [0, 0], [1, 1], [1, 1], groups, "add", 1.0, None, [], None
     )
-
-
-# Memory for copies beside the computation.
-
-
-def page_lock(data: Tensor, device: torch.device) -> bool:
-    """Lock CPU memory for copies that run beside the computation of a device. Without that they work, but wait.
-
-    torch's own page-locked memory is given out in powers of two, up to twice of what is asked for, and kept. So memory
-    is locked for CUDA and ROCm alone, which can lock any.
-    """
-    if device.type != "cuda":
-        return False
-    failed = int(torch.cuda.cudart().cudaHostRegister(data.data_ptr(), data.numel(), 0))  # type: ignore[union-attr]
-    if failed:
-        logger.info("%d MiB of memory could not be page-locked; copies take longer.", data.numel() // MIB)
-        take_cuda_error()
-    return not failed
-
-
-def unlock(data: Tensor) -> None:
-    """End what `page_lock` began."""
-    if int(torch.cuda.cudart().cudaHostUnregister(data.data_ptr())):  # type: ignore[union-attr]
-        take_cuda_error()
-
-
-def take_cuda_error() -> None:
-    """Clear the error that CUDA keeps of a call whose failure is handled; the next kernel would be blamed for it."""
-    with contextlib.suppress(RuntimeError):
-        torch.empty(1, dtype=torch.float32, device="cuda").fill_(0)  # the kernel to be blamed

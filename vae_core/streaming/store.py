@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .internals import page_lock, unlock
 from .ledger import Ledger, Lot, Place, bands_of
 from .maps import FeatureMap
 from .memory import trim_heap
 from .offload_file import OffloadFile
+from .page_locks import page_locks
 from .pages import kept_pages, pages
 from .scratch import ScratchStore
 
@@ -25,7 +26,7 @@ _LARGE = 2**26  # bytes of a map that is worth some milliseconds spent on findin
 class _Buffer:
     lot: Lot  # of it alone
     data: Tensor  # uint8
-    locked: bool = False  # see page_lock
+    locked: bool = False  # see page_locks
 
 
 class Store(Protocol):
@@ -80,6 +81,7 @@ class MapStore:
         self._idle: dict[tuple[Place, int], deque[_Buffer]] = {}  # the oldest first
         self._lent: dict[int, _Buffer] = {}
         self._file = OffloadFile(disk_bytes)
+        self._locks = page_locks(device)
         self.keep = keep
         self.scratch = ScratchStore(scratch_room, keep)
 
@@ -145,14 +147,22 @@ class MapStore:
             self._file.close()
 
     def _drop_idle(self) -> None:
-        for buffers in self._idle.values():
-            for buffer in buffers:
-                if buffer.locked:
-                    unlock(buffer.data)
-                if buffer.lot.place == "disk":
-                    self._file.take_back(buffer.data)
+        locked = self._end_idle()
         self._idle.clear()
         self._ledger.drop_idle()
+        if locked:
+            self._locks.give_back()
+
+    def _end_idle(self) -> bool:
+        """Idle buffers may go now. Whether any was page-locked."""
+        locked = False
+        for buffer in chain.from_iterable(self._idle.values()):
+            if buffer.locked:
+                self._locks.unlock(buffer.data)
+                locked = True
+            if buffer.lot.place == "disk":
+                self._file.take_back(buffer.data)
+        return locked
 
     def _made(self, size: int, place: Place) -> _Buffer:
         lot = Lot(place, size, 1, True)
@@ -161,6 +171,6 @@ class MapStore:
         if size >= _LARGE:
             trim_heap()
         if place == "cpu" or self.device.type == "cpu":
-            data = (kept_pages if self.keep else pages)(size, "feature maps")
-            return _Buffer(lot, data, locked=page_lock(data, self.device))
+            make = kept_pages if self.keep else pages
+            return _Buffer(lot, *self._locks.make(size, lambda: make(size, "feature maps")))
         return _Buffer(lot, torch.empty(size, dtype=torch.uint8, device=self.device))
