@@ -100,15 +100,14 @@ class Row:
 def beside_runtimes(
     direction: str, size: int, dtype: str = "float32", busy: bool = False, threads: int | None = None
 ) -> Row:
-    """A row beside programs that run models of any kind. Errors and memory are those of the row without conditions."""
+    """A row beside programs that run models of any kind."""
     name = f"{direction}-{size}-runtimes" + (f"-{dtype}" if dtype != "float32" else "")
     title = f"{direction} {size}x{size}, {dtype}"
     if busy:
         name, title = f"{name}-busy", f"{title}, one core busy"
     if threads is not None:
         name, title = f"{name}-{threads}-thread", f"{title}, {threads} thread"
-    exact = not busy and threads is None
-    conditions: dict[str, Any] = {"dtype": dtype, "busy": busy, "exact": exact, "threads": threads}
+    conditions: dict[str, Any] = {"dtype": dtype, "busy": busy, "exact": True, "threads": threads}
     return Row(name, title, direction, size, OURS, BESIDE_RUNTIMES, **conditions)
 
 
@@ -182,7 +181,8 @@ def run_row(row: Row, turns: int, limit: float, budget: int, only: Sequence[str]
     measured: dict[str, Any] = {}
     if row.exact:
         measured["errors"] = errors(row, x, results)
-        measured["bytes"] = peak_memory(row, list(results), budget)
+        with busy_core() if row.busy else nullcontext():
+            measured["bytes"] = peak_memory(row, list(results), budget)
     return measured | {
         "seconds": {name: statistics.median(times) for name, times in seconds.items()},
         "turns": len(seconds[row.ours]),

@@ -11,10 +11,6 @@ from . import maps
 from .maps import PlannedMap
 from .scratch import ScratchStore
 
-# A buffer that is at most so many times larger than needed is used again instead of a fresh one, whose pages the
-# system would have to clear.
-_REUSE_LIMIT = 4
-
 Place = Literal["device", "cpu", "disk"]
 PLACES: tuple[Place, ...] = ("device", "cpu", "disk")
 
@@ -55,13 +51,14 @@ class Ledger:
     def next_lot(self, size: int, count: int = 1) -> Lot:
         """Where buffers of `size` bytes come from: up to `count` of them that come from one place.
 
-        Idle ones serve again, the nearest first, unless there is room for fresh ones nearer. Nothing is taken by this.
+        Idle ones of that size serve again, the nearest first, unless there is room for fresh ones nearer. Larger ones
+        do not: a small map in one of them would keep the rest of it from the next. Nothing is taken by this.
         """
         nearest = self._nearest(size)
-        best = min((key for key in self._idle if size <= key[1] <= _REUSE_LIMIT * size), default=None)
+        best = min((place for place, idle in self._idle if idle == size), default=None)
         # While they are taken, what is nearest can only go farther.
-        if best is not None and best[0] <= PLACES.index(nearest):
-            return Lot(PLACES[best[0]], best[1], min(count, self._idle[best]), False)
+        if best is not None and best <= PLACES.index(nearest):
+            return Lot(PLACES[best], size, min(count, self._idle[best, size]), False)
         room = self._room(nearest)
         return Lot(nearest, size, count if room is None else min(count, room // size), True)
 
