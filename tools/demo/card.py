@@ -89,10 +89,10 @@ class Training:
             return f"{steps:,} steps of crops: {small}, in turn, then {large}, in turn.{took}"
         if self.sides:
             return (
-                f"First {self.first}. Then {steps:,} more steps of {sides.BATCH} whole photographs in their own colours "
-                f"by `tools/demo/sides.py`, in which the last {sides.LEVELS} levels of the decoder alone learned, by Adam, "
-                f"with {sides.WEIGHT:,.0f} times the squared mean errors of pieces of lines in plain areas at the sides "
-                f"added to the loss.{took}"
+                f"First {self.first}. Then {steps:,} more steps of {sides.BATCH} whole photographs in their own colours, "
+                f"of up to {' or '.join(map(str, sides.LONGER_SIDES))} pixels, by `tools/demo/sides.py`, in which the last "
+                f"{sides.LEVELS} levels of the decoder alone learned, by Adam, with {sides.WEIGHT:,.0f} times the squared "
+                f"mean errors of pieces of lines in plain areas at the sides added to the loss.{took}"
             )
         rate = "" if self.rate is None else f" The learning rate was {self.rate}."
         part = "" if self.part == 1 else f" The weights are {self.part:.0%} of the way from those before these steps."
@@ -251,8 +251,8 @@ shipped here, `chelsea.png`, is by Stefan van der Walt, who gave it to the publi
 - Trained with a loss that asks for the right value of every pixel: fine texture that the latent cannot hold (grass, \
 fur, foliage, small print) comes back smooth, not invented.
 - Few faces, people and drawings were among the photographs; flat graphics and text lose their sharpest edges.
-- Trained on crops of at most {max(side for side, _ in LARGE_CROPS)} pixels. Larger images work, because the model is a convolution but for one \
-attention.
+- Trained on crops of at most {max(side for side, _ in LARGE_CROPS)} pixels, the last levels of the decoder then on whole photographs of up to \
+{max(sides.LONGER_SIDES)}. Larger images work, because the model is a convolution but for one attention.
 - Blended tiles of {TILE * factor} pixels with overlaps of {OVERLAP * factor}, each decoded by itself, differ from the whole by {blended.mean:.1f} of 255 \
 levels in the mean over these photographs, by {blended.most:.0f} at most; exact tiles do not differ.
 - Its encoder finds the level of the colours by the padding at the right edge of an image: `circular` is for *y* alone.

@@ -5,7 +5,8 @@
 The encoder finds the level of the colours by its padding, and the decoder's padding tells it where a side is; what it
 makes of that is a pattern of a few levels that depends on an image's colours and stands at the same distance from a
 side in every row. A loss of pixels does not see it, an eye does. Whole photographs as they are, turned over or not,
-have it as users' images do; crops in other colours have it in all colours at once, and hardly at all in the mean.
+have it as users' images do; crops in other colours have it in all colours at once, and hardly at all in the mean. How
+strong it is depends on the size of an image, so each is seen at two.
 
 The encoder and all before the last levels stay as they are, so latents that were made before still decode, and what
 goes into the last levels is computed once. Resumes by itself from the run folder.
@@ -43,6 +44,7 @@ WEIGHT = 1000.0  # of `line_loss`
 PLAIN = 0.02  # mean difference of neighbours at which an area counts half
 NEIGHBOURS = 15  # lines about one, whose mean is its level
 LEVEL_SHARE = 0.7  # of that which is taken off: a line is seen by what it differs from its neighbours
+LONGER_SIDES = (1040, 520)  # pixels of the photographs
 RIGHT = 3.0  # weight of the right side, where the encoder pads alone
 
 
@@ -73,15 +75,15 @@ def _averaged(x: Tensor, columns: int) -> Tensor:
 
 
 def photographs() -> Iterator[Tensor]:
-    """Training photographs [1, 3, H, W] in bytes at the smallest size: as they are, turned over, some mirrored."""
+    """Training photographs [1, 3, H, W] in bytes at all sizes: as they are, turned over, some mirrored."""
     for number, path in enumerate(training_paths()):
-        image = pyramid(path)[-1]
-        height, width = (side // FACTOR * FACTOR for side in image.shape[:2])
-        pixels = torch.from_numpy(image[:height, :width].copy()).permute(2, 0, 1)[None]
-        yield pixels
-        yield pixels.flip(2, 3)
-        if number % 2 == 0:
-            yield pixels.flip(3)
+        for image in pyramid(path, LONGER_SIDES):
+            height, width = (side // FACTOR * FACTOR for side in image.shape[:2])
+            pixels = torch.from_numpy(image[:height, :width].copy()).permute(2, 0, 1)[None]
+            yield pixels
+            yield pixels.flip(2, 3)
+            if number % 2 == 0:
+                yield pixels.flip(3)
 
 
 def halves(model: AutoencoderKL) -> tuple[nn.Sequential, nn.Sequential]:
