@@ -91,11 +91,11 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def empty_host_cache() -> None:
         seen.emptied += 1
 
-    def empty(size: int, dtype: torch.dtype, pin_memory: bool) -> Tensor:
+    def empty(size: int, dtype: torch.dtype, device: str, pin_memory: bool) -> Tensor:
         if seen.refuses:
             raise RuntimeError("Cannot access accelerator device when none is available.")
         seen.pinned.append(size)
-        return torch.zeros(size, dtype=dtype)
+        return torch.zeros(size, dtype=dtype, device=device)
 
     monkeypatch.setattr(
         page_locks,

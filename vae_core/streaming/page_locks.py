@@ -42,11 +42,11 @@ class RuntimeLocks(PageLocks):
     """By CUDA's runtime, or ROCm's, in place."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.device = device
 
     @property
     def _runtime(self) -> Any:
-        return module_of(self._device).cudart()
+        return module_of(self.device).cudart()
 
     def make(self, size: int, make: Callable[[], Tensor]) -> tuple[Tensor, bool]:
         data = make()
@@ -63,7 +63,7 @@ class RuntimeLocks(PageLocks):
     def take_error(self) -> None:
         """Clear the error that the runtime keeps of a failure that is handled; the next kernel would be blamed."""
         with contextlib.suppress(RuntimeError):
-            torch.empty(1, dtype=torch.float32, device=self._device).fill_(0)  # the kernel to be blamed
+            torch.empty(1, dtype=torch.float32, device=self.device).fill_(0)  # the kernel to be blamed
 
 
 class TorchLocks(PageLocks):
@@ -73,7 +73,7 @@ class TorchLocks(PageLocks):
         if size & (size - 1):
             return make(), False
         try:
-            return torch.empty(size, dtype=torch.uint8, pin_memory=True), True
+            return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True), True
         except RuntimeError as error:  # NotImplementedError, too
             logger.info("%d MiB could not be page-locked (%s); copies take longer.", size // MIB, in_one_line(error))
             return make(), False
