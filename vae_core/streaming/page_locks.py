@@ -88,6 +88,6 @@ def page_locks(device: torch.device) -> PageLocks:
         return PageLocks()
     if hasattr(module_of(device), "cudart"):
         return RuntimeLocks(device)
-    accelerator = getattr(torch, "accelerator", None)  # younger than the oldest torch that runs this
+    accelerator: Any = getattr(torch, "accelerator", None)  # younger than the oldest torch that runs this
     current = accelerator.current_accelerator() if hasattr(accelerator, "empty_host_cache") else None
     return TorchLocks() if current is not None and current.type == device.type else PageLocks()
