@@ -38,7 +38,7 @@ class Transfers:
     """Uploads and downloads of one pass. Where a device has one queue alone, they happen in it.
 
     Where it has streams (CUDA, ROCm, XPU, NPU) each direction has one of its own, so the next strip's upload and the
-    last one's download run while a strip is computed, if the maps are page-locked, as they are for CUDA and ROCm. The
+    last one's download run while a strip is computed, if the maps are page-locked, see `page_locks`. The
     CPU runs at most `_IN_FLIGHT` strips ahead, which bounds the device's memory.
 
     Args:
