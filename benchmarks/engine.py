@@ -107,8 +107,8 @@ def beside_runtimes(
         name, title = f"{name}-busy", f"{title}, one core busy"
     if threads is not None:
         name, title = f"{name}-{threads}-thread", f"{title}, {threads} thread"
-    conditions: dict[str, Any] = {"dtype": dtype, "busy": busy, "exact": True, "threads": threads}
-    return Row(name, title, direction, size, OURS, BESIDE_RUNTIMES, **conditions)
+    others = BESIDE_RUNTIMES
+    return Row(name, title, direction, size, OURS, others, dtype=dtype, busy=busy, exact=True, threads=threads)
 
 
 ROWS = (
