@@ -159,7 +159,8 @@ class Execution:
         for index, step, kernel in self.kernels(source, target, latent_rows):
             report.begin_pass()
             each = functools.partial(run_each, pool)
-            left = max(needed) - needed[index] - self.store.idle  # what this pass needs less than the largest
+            # What this pass needs less than the largest, and less what libraries take that no plan knows of.
+            left = max(needed) // 16 * 15 - needed[index] - self.store.idle
             pages.kept.shrink(left)
             kernel.prepare(weights.of(index, kernel, each), each)
             pages.kept.shrink(left)  # with what passes before had
