@@ -15,7 +15,7 @@ from e2e.conftest import HOST_VAE
 from e2e.real_host import ROOT, Comfy, Run, Workflow, checkout
 from PIL import Image, ImageStat
 
-from vae_core import load_vae
+from vae_core import AutoencoderKL, load_vae
 from vae_core.cli.common import DEMO
 from vae_core.datasets import LatentDataset, verify_dataset
 
@@ -114,6 +114,12 @@ def open_and_run(comfy: Comfy, definitions: dict[str, Any], name: str) -> tuple[
     return saved, run
 
 
+def extracted(run: Run) -> AutoencoderKL:
+    """The VAE that the extraction has saved."""
+    (text,) = [shown["text"] for shown in run.shown.values() if "text" in shown and "output" in shown["text"][0]]
+    return load_vae(text[0])
+
+
 @pytest.fixture
 def checkpoint(comfy: Comfy, definitions: dict[str, Any]) -> Iterator[str]:
     """The name of a checkpoint with random weights, of 2 GB."""
@@ -164,6 +170,22 @@ def test_the_workflow_with_a_model_runs(comfy: Comfy, definitions: dict[str, Any
     assert {encode, sampler, decode} <= progress
 
 
+@pytest.mark.slow
+def test_the_vae_of_a_checkpoint_is_extracted(comfy: Comfy, definitions: dict[str, Any], checkpoint: str) -> None:
+    workflow = to_prompt(read(FOLDER / "extract_vae.json"), definitions)
+    (loader,) = (key for key, node in workflow.nodes.items() if node["class_type"] == "SeamlessVAELoad")
+    workflow.nodes[loader]["inputs"]["vae_name"] = f"{checkpoint} [checkpoint]"
+    run = comfy.run(workflow)
+    assert run.error is None
+    found = extracted(run).state_dict()
+    expected = load_vae(comfy.folder / "models" / "checkpoints" / checkpoint).state_dict()
+    baked = load_vae(comfy.folder / "models" / "vae" / HOST_VAE).state_dict()
+    assert found.keys() == expected.keys() == baked.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in found)
+    # The host wrote the checkpoint in half precision.
+    assert all(torch.equal(found[key].half(), baked[key].half()) for key in found)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -199,8 +221,7 @@ def test_a_workflow_runs(comfy: Comfy, definitions: dict[str, Any], name: str) -
         assert difference(parts[0], original.resize((side, side), Image.Resampling.BOX)) < 1
         assert all(0 < difference(part, parts[0]) < 6 for part in parts[1:]) and difference(parts[1], parts[2]) > 0
     elif name == "extract_vae":
-        (text,) = [shown["text"] for shown in run.shown.values() if "text" in shown and "output" in shown["text"][0]]
-        found = load_vae(text[0]).state_dict()
+        found = extracted(run).state_dict()
         expected = load_vae(DEMO).state_dict()
         assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
     elif name == "dataset_latents":
