@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..vae_core.regular_files import MOST_OF_A_NAME, read_regular
+
 STEM = "diffusion_pytorch_model"
 ENDINGS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 
@@ -57,9 +59,9 @@ def _snapshot(repository: Path) -> Path | None:
     """Of a repository the snapshot of `main`, or the newest; None where there is none."""
     snapshots = [path for path in _entries(repository / "snapshots") if os.path.isdir(path)]
     try:
-        main = (repository / "refs" / "main").read_text(encoding="utf-8", errors="replace").strip()
+        main = read_regular(repository / "refs" / "main", MOST_OF_A_NAME).decode(errors="replace").strip()
         snapshots = [path for path in snapshots if path.name == main] or snapshots
-    except OSError:
+    except (OSError, ValueError):  # there is none, or it names none
         pass
     return max(snapshots, key=os.path.getmtime, default=None)
 

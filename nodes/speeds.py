@@ -20,6 +20,8 @@ from ..vae_core import Job
 from ..vae_core.atomic import write_file
 from ..vae_core.compile_time import compile_time
 from ..vae_core.errors import in_one_line
+from ..vae_core.regular_files import read_regular
+from ..vae_core.units import MIB
 from . import host
 
 logger = logging.getLogger("seamless_vae")
@@ -155,7 +157,7 @@ def _known() -> tuple[Path | None, dict[str, list[PastRun]]]:
 
 def _read(place: Path | None) -> dict[str, list[PastRun]]:
     try:
-        found = {} if place is None else json.loads(place.read_bytes())
+        found = {} if place is None else json.loads(read_regular(place, MIB))
         runs = {str(kind): [PastRun(*map(float, run)) for run in each][-MOST_RUNS:] for kind, each in found.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # none yet, or a damaged one
         return {}

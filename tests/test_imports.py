@@ -26,9 +26,10 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"config_values", "errors", "read_only"},
     "temporaries": set(),
     "file_names": set(),
-    "atomic": {"file_names", "temporaries"},
+    "regular_files": set(),
+    "atomic": {"file_names", "regular_files", "temporaries"},
     "image_formats": {"errors"},
-    "image": {"errors", "atomic", "file_names", "image_formats", "tensor_kinds"},
+    "image": {"errors", "atomic", "file_names", "image_formats", "regular_files", "tensor_kinds"},
     "metrics": {"errors", "tensor_kinds"},
     "threads": set(),
     "compile_time": set(),
@@ -66,7 +67,7 @@ LOW = set(ALLOWED) | {"tiling.blend"}
 # the readers and writers of checkpoints too.
 FLAX_ALLOWED = {"flax", "config", "errors", "tiling.grid"}
 FLAX_FILES = {"flax.convert", "flax.files", "flax.pretrained_mixin", "flax.loading"}
-FLAX_FILES_ALLOWED = FLAX_ALLOWED | {"checkpoints", "hub", "loading", "pretrained_mixin"}
+FLAX_FILES_ALLOWED = FLAX_ALLOWED | {"checkpoints", "hub", "loading", "pretrained_mixin", "regular_files"}
 
 
 def module_name(path: Path) -> str:

@@ -84,7 +84,7 @@ def test_files_are_written_whole() -> None:
         "vae_core/datasets/webdataset_layout.py": [
             "tarfile.open(fileobj=buffer, mode='w', format=tarfile.USTAR_FORMAT)"
         ],
-        "vae_core/hub.py": ["open(path, 'wb')", "(folder / config.name).write_bytes(config.read_bytes())"],
+        "vae_core/hub.py": ["open(path, 'wb')", "(folder / config.name).write_bytes(read_regular(config, MAX_BYTES))"],
     }
 
 

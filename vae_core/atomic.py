@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from .file_names import text_of
+from .regular_files import read_regular
 from .temporaries import EXCLUSIVE, PREFIX, close, locked, make_folder, reserve, sweep, sweep_at_times
 
 Writer = Callable[[BinaryIO], object]
@@ -347,8 +348,7 @@ def _move(source: Path, path: Path, release: Callable[[], None] | None, follow: 
 
 def _removals(path: Path) -> list[str]:
     try:
-        too_long = os.lstat(path).st_size > _MOST_REMOVALS
-        names = None if too_long else json.loads(path.read_text(encoding="utf-8"))
+        names = json.loads(read_regular(path, _MOST_REMOVALS))
     except FileNotFoundError:
         return []
     except (ValueError, RecursionError):

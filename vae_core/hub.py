@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from .checkpoints.config_file import CONFIG_NAME
+from .checkpoints.json_file import MAX_BYTES
 from .checkpoints.open_file import weight_map
 from .checkpoints.pretrained import snapshot
 from .checkpoints.weight_names import (
@@ -33,6 +34,7 @@ from .errors import CheckpointError, ConfigError, brief, in_one_line
 from .file_names import text_of
 from .hub_names import HubName, PathLike, content_address, hub_name
 from .optional import optional_import
+from .regular_files import read_regular
 
 Result = TypeVar("Result")
 
@@ -183,7 +185,7 @@ class _Repository:
             config = self._config()
             self._weights(variant, None, header)
         if config is not None:
-            (folder / config.name).write_bytes(config.read_bytes())
+            (folder / config.name).write_bytes(read_regular(config, MAX_BYTES))
         return path
 
     def _config_beside(self) -> Path | None:

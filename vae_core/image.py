@@ -21,6 +21,7 @@ from .atomic import given_name, write_file
 from .errors import ImageError, in_one_line
 from .file_names import text_of
 from .image_formats import load_formats, recognised
+from .regular_files import open_regular
 from .tensor_kinds import check_given
 
 logger = logging.getLogger("seamless_vae")
@@ -93,7 +94,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     except OSError as error:
         raise ImageError(f"cannot read {path!r}: {in_one_line(error)}. Give the path of an image.") from None
     try:
-        with open(file, "rb") as opened, recognised(opened, file.name) as image:
+        with open_regular(file) as opened, recognised(opened, file.name) as image:
             if getattr(image, "n_frames", 1) > 1:
                 logger.warning("%s has %d frames; only the first is read.", file.name, image.n_frames)  # type: ignore[attr-defined]
             return upright(image)

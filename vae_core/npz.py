@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from .errors import in_one_line
+from .regular_files import open_regular
 from .units import MIB
 
 MOST_BEYOND = 64 * MIB  # bytes that arrays may take beyond the file itself, which may be compressed
@@ -29,7 +30,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         ValueError: it is not one, is damaged, or says that it has more than it has.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             bounded = _Bounded(file)
             with zipfile.ZipFile(bounded) as archive:  # type: ignore[arg-type]  # of a file it takes these alone
                 bounded.most = None

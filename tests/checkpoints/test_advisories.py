@@ -125,6 +125,9 @@ def of_an_accelerator(weight: torch.Tensor) -> Calls:
 
 
 def from_cpu(weight: torch.Tensor) -> Calls:
+    """The same since torch 2.5."""
+    if not hasattr(torch._utils, "_rebuild_device_tensor_from_cpu_tensor"):
+        pytest.skip("torch < 2.5")
     return Calls(torch._utils._rebuild_device_tensor_from_cpu_tensor, weight, weight.dtype, "xla:0", False)
 
 

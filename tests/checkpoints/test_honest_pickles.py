@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import io
 import pickle
 import random
 from collections import Counter, OrderedDict, defaultdict
@@ -51,12 +53,23 @@ NUMPY: dict[str, Callable[[], Any]] = {
     ],
     "a generator of the old kind": lambda: np.random.RandomState(0),
 }
+_EXPONENTS = getattr(torch, "float8_e8m0fnu", torch.float8_e5m2)  # torch < 2.7 has no such type
+
+
+def _written(*dtypes: torch.dtype) -> list[torch.Tensor]:
+    """Tensors of those types that this torch can write: before 2.5 not all of its own."""
+    found = []
+    for dtype in dtypes:
+        with contextlib.suppress(KeyError):
+            torch.save(torch.ones(2, dtype=dtype), io.BytesIO())
+            found.append(torch.ones(2, dtype=dtype))
+    return found
+
+
 TORCH: dict[str, Callable[[], Any]] = {
-    "number types": lambda: [torch.uint16, torch.uint32, torch.uint64, torch.complex32, torch.float8_e8m0fnu],
-    "tensors of rare types": lambda: [
-        torch.ones(2, dtype=dtype) for dtype in (torch.uint16, torch.uint64, torch.complex64, torch.complex128)
-    ],
-    "8-bit exponents": lambda: torch.ones(2).to(torch.float8_e8m0fnu),
+    "number types": lambda: [torch.uint16, torch.uint32, torch.uint64, torch.complex32, _EXPONENTS],
+    "tensors of rare types": lambda: _written(torch.uint16, torch.uint64, torch.complex64, torch.complex128),
+    "8-bit exponents": lambda: torch.ones(2).to(_EXPONENTS),
     "layouts": lambda: [torch.strided, torch.sparse_coo],
     "sparse tensors": lambda: [torch.eye(3).to_sparse(), torch.eye(3).to_sparse_csr()],
     "a nested tensor": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),

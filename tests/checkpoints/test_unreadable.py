@@ -213,9 +213,7 @@ def test_what_the_disk_does_not_give(
     def fail(path: Any, *args: Any, **kwargs: Any) -> Any:
         raise OSError(code, os.strerror(code), str(path))
 
-    for module in ("open_file", "pickled", "safetensors_file", "json_file"):
-        monkeypatch.setattr(f"vae_core.checkpoints.{module}.open", fail, raising=False)
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr("vae_core.regular_files.open", fail, raising=False)
     with pytest.raises(CheckpointError, match=os.strerror(code)) as error:
         load_vae(tmp_path / form)
     assert inspect_vae(tmp_path / form).problem == str(error.value)

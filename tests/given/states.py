@@ -135,7 +135,7 @@ def settings() -> dict[str, Any]:
         "anomaly": torch.is_anomaly_enabled(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "dtype": torch.get_default_dtype(),
-        "device": torch.get_default_device(),
+        "device": torch.empty(0).device,
         "oneDNN": torch.backends.mkldnn.enabled,
         "cuDNN": (torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32),
         "TF32": torch.backends.cuda.matmul.allow_tf32,

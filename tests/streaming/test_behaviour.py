@@ -231,7 +231,7 @@ def settings_of_torch() -> dict[str, Any]:
         "inference": torch.is_inference_mode_enabled(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "dtype": torch.get_default_dtype(),
-        "device": torch.get_default_device(),
+        "device": torch.empty(0).device,
         "mkldnn": torch.backends.mkldnn.enabled,
         "precision": torch.get_float32_matmul_precision(),
         "random": torch.get_rng_state().tolist(),

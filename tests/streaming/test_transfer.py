@@ -114,6 +114,7 @@ KINDS: dict[str, tuple[SimpleNamespace, int | None, int | None]] = {
         SimpleNamespace(
             mem_get_info=lambda device: (100, 1000),
             memory_reserved=lambda device: 70,
+            current_device=lambda: 0,
             memory_allocated=lambda device: 30,
         ),
         140,
@@ -123,6 +124,7 @@ KINDS: dict[str, tuple[SimpleNamespace, int | None, int | None]] = {
         SimpleNamespace(
             mem_get_info=lambda device: (_ for _ in ()).throw(RuntimeError("doesn't support querying")),
             memory_reserved=lambda device: 70,
+            current_device=lambda: 0,
             memory_allocated=lambda device: 30,
             get_device_properties=lambda device: SimpleNamespace(total_memory=1000),
         ),

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..regular_files import read_regular
+
 _KINDS = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 MAX_BYTES = 1_000_000  # of a config.json; real ones have one kilobyte
 MAX_ITEMS = 100_000  # commas, and as many brackets: to make objects of more takes seconds in which nothing else runs
@@ -22,10 +24,7 @@ def json_object(file: Path, most: int = MAX_BYTES) -> dict[str, Any]:
         ValueError: it is not JSON, is not an object, is too large, or has too many items; says which, as a part of a
             sentence.
     """
-    size = file.stat().st_size
-    if size > most:
-        raise ValueError(f"it has {size} bytes; at most {most} are allowed")
-    raw = file.read_bytes()
+    raw = read_regular(file, most)
     if raw.count(b",") > MAX_ITEMS or raw.count(b"[") + raw.count(b"{") > MAX_ITEMS:
         raise ValueError(f"it lists more than {MAX_ITEMS} items")
     try:

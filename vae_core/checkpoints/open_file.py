@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from torch import Tensor
 
 from ..errors import CheckpointError, in_one_line
+from ..regular_files import open_regular
 from .generation import check_one_save
 from .json_file import json_object
 from .nested import MAX_NAME
@@ -96,8 +97,8 @@ def check_link(path: Path) -> None:
 
 
 def _open_one(path: Path, unnamed: str | None = None) -> TensorFile:
-    with open(path, "rb") as file:
-        start = file.read(512)
+    with open_regular(path) as file:
+        start = file.read(512) or b""
     complaint = _not_a_checkpoint(start)
     if complaint:
         raise CheckpointError(f"{path.name} {complaint}")

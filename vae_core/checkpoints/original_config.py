@@ -11,13 +11,13 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..config import AutoencoderKLConfig
 from ..config_values import has_order, is_count
 from ..errors import CheckpointError, ConfigError, brief, in_one_line
 from ..optional import optional_import
+from ..regular_files import read_regular
 from .generation import A_GUESS
 from .json_file import MAX_BYTES
 
@@ -122,13 +122,8 @@ def _shapes(layers: Mapping[str, Any]) -> dict[str, Any]:
 def _read(place: str | os.PathLike[str], fetch: Callable[[str, int], bytes]) -> Mapping[str, Any]:
     yaml = optional_import("yaml", "Configurations of LDM", "hub")
     try:
-        if re.match(r"https?:/", str(place)):
-            content = fetch(str(place), MAX_BYTES)
-        else:
-            path = Path(place)
-            if path.stat().st_size > MAX_BYTES:
-                raise ValueError(f"it has more than {MAX_BYTES} bytes")
-            content = path.read_bytes()
+        is_remote = re.match(r"https?:/", str(place)) is not None
+        content = fetch(str(place), MAX_BYTES) if is_remote else read_regular(place, MAX_BYTES)
         found = yaml.safe_load(content.decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError, CheckpointError) as error:
         raise ConfigError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, UnsafeCheckpointError, in_one_line
+from ..regular_files import open_regular
 from .machine import Machine, time_limit
 from .nested import AnyTensor, Found, find_tensors
 from .rebuild import InlineTensor, StoredTensor, UnreadTensor
@@ -38,7 +39,7 @@ def open_pickle(path: Path, unnamed: str | None = None) -> TensorFile:
         CheckpointError: it is damaged, or not a checkpoint.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             is_zip = file.read(4) == b"PK\x03\x04"
         content, places = _open_zip(path) if is_zip else _open_legacy(path)
         found = _tensors_of(content if unnamed is None else _named(content, unnamed), path.name)
@@ -79,7 +80,7 @@ def _open_zip(path: Path) -> tuple[Any, Places]:
     order = entries.get(f"{root}byteorder")
     for entry in (program, *([order] if order else [])):
         _check_stored(entry, path)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         if order is not None:
             if order.size > max(map(len, BYTE_ORDERS)) or (said := read_entry(file, order)) not in BYTE_ORDERS:
                 raise ZipError("its byteorder is neither little nor big")
@@ -125,7 +126,7 @@ def _open_legacy(path: Path) -> tuple[Any, Places]:
     """The form before torch 1.6: four pickles and a list of storage keys, then each storage after its length."""
     size = path.stat().st_size
     until = time_limit()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
 
         def following() -> tuple[Any, Machine]:
             return load(file, size - file.tell(), path.name, until)

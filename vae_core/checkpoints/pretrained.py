@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 from ..atomic import COMMITTED, Writer, steady
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError, VAEError, in_one_line
+from ..regular_files import MOST_OF_A_NAME, read_regular
 from ..units import GIB, MIB
 from .config_file import CONFIG_NAME, ConfigFile, read_config_file
 from .detect import DIFFUSERS, find_layout, find_prefixes
@@ -86,9 +87,8 @@ def snapshot(folder: Path) -> Path:
     if not (folder.name.startswith("models--") and (folder / "snapshots").is_dir()):
         return folder
     found = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
-    main = folder / "refs" / "main"
-    if main.is_file():
-        name = main.read_text(encoding="utf-8", errors="replace").strip()
+    with suppress(OSError, ValueError):  # there is none, or it names none
+        name = read_regular(folder / "refs" / "main", MOST_OF_A_NAME).decode(errors="replace").strip()
         found = [path for path in found if path.name == name] or found
     if len(found) == 1:
         return found[0]

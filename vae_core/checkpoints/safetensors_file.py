@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 
 from ..errors import CheckpointError, brief, in_one_line
+from ..regular_files import open_regular
 from .tensor_file import TensorFile, TensorInfo
 
 # Name of a number type -> what torch calls it, and its bits. None: torch has no such type that weights could have.
@@ -58,7 +59,7 @@ def open_safetensors(path: Path) -> TensorFile:
         CheckpointError: the header is not one, or it does not describe the bytes that follow, all and each once.
     """
     size = path.stat().st_size
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         header_size = int.from_bytes(file.read(8), "little")
         if header_size > size - 8:
             raise CheckpointError(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, in_one_line
+from ..regular_files import open_regular
 
 
 class TensorInfo(NamedTuple):
@@ -151,7 +152,7 @@ def read_copies(path: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, Tens
     _check_types(path, tensors)
     read: dict[str, Tensor] = {}
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             for name, info in sorted(tensors.items(), key=lambda item: item[1].start):
                 buffer = bytearray(info.size)
                 done = 0
@@ -183,7 +184,7 @@ def read_mapped(path: Path, tensors: Mapping[str, TensorInfo]) -> dict[str, Tens
     first = min(starts, default=0) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     length = max(ends, default=0) - first
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             if length and os.fstat(file.fileno()).st_size < first + length:
                 raise CheckpointError(f"{path.name} ends before its last tensor: truncated. Download or copy it again.")
             try:

@@ -12,6 +12,8 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from ..regular_files import open_regular
+
 _END = struct.Struct("<4s4H2LH")  # end of the directory
 _LOCATOR = struct.Struct("<4sLQL")  # of zip64's end
 _END64 = struct.Struct("<4sQ2H2L4Q")
@@ -55,7 +57,7 @@ def list_entries(path: Path) -> dict[str, Entry]:
         ZipError: the archive is damaged, is encrypted, or has more than one meaning.
     """
     size = path.stat().st_size
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         count, directory, length, end = _find_directory(file, size)
         if count > MAX_ENTRIES:
             raise ZipError(f"it has {count} entries")

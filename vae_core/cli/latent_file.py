@@ -39,6 +39,7 @@ from ..datasets import kohya
 from ..errors import CheckpointError, VAEError, in_one_line
 from ..latent import METADATA_KEY, from_diffusion, pack, unpack
 from ..npz import native, read_arrays
+from ..regular_files import open_regular
 
 NAMES = ("latent_tensor", "samples", "latents", "latent", "latent_image")
 CACHED = ("latents", "latent", "latent_image")  # of one image without its batch, mostly
@@ -179,7 +180,7 @@ def _opened(path: Path, is_npz: bool) -> TensorFile:
             names = list(arrays) if any(name in NAMES for name in arrays) else _numbered(len(arrays))
             tensors = {name: torch.from_numpy(array) for name, array in zip(names, arrays.values(), strict=True)}
             return in_memory(tensors, path.name)
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(len(NUMPY_START))
         if start == NUMPY_START:
             array = np.load(path, mmap_mode="r", allow_pickle=False)  # a header that lies is refused before any work

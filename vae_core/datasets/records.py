@@ -13,6 +13,7 @@ from typing import Any
 
 from ..config_values import is_number
 from ..errors import in_one_line
+from ..regular_files import open_regular, read_regular
 from .cache_names import leads_out
 from .sources import Split
 
@@ -30,14 +31,12 @@ def read_json(place: Path, most: int) -> Any:
         OSError: it cannot be read.
         ValueError: it has more than `most` bytes, or is not JSON.
     """
-    with open(place, "rb") as file:
-        raw = file.read(most + 1)
-    return _parsed(raw, most)
+    return _parsed(read_regular(place, most), most)
 
 
 def read_lines(place: Path, most: int = MOST_RECORD) -> Iterator[Any]:
     """What each line of a file says, as JSON. Raises as `read_json`."""
-    with open(place, "rb") as file:
+    with open_regular(place) as file:
         while line := file.readline(most + 1):
             yield _parsed(line, most)
 

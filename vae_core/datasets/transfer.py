@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,6 +17,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import DatasetError, VAEError, in_one_line
+from ..regular_files import open_regular
 
 _TRIES = 4
 _PAUSE = 0.5  # seconds, doubled each time
@@ -120,10 +120,7 @@ def open_stream(url: str) -> Iterator[IO[bytes]]:
 def _open(url: str) -> AbstractContextManager[IO[bytes]]:
     if (path := local_path(url)) is None:
         return cast("AbstractContextManager[IO[bytes]]", fsspec.open(url, "rb"))
-    mode = os.stat(path).st_mode  # of a pipe or a device there may be no end
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise OSError(errno.ENXIO, "it is not a regular file", path)
-    return open(path, "rb")
+    return open_regular(path)
 
 
 @contextmanager

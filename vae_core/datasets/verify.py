@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import VAEError, in_one_line
 from ..printable import printable
+from ..regular_files import open_regular
 from . import kohya
 from .collection import FAILURES, SHARDS, SPLITS, Collection
 from .records import read_lines, reason
@@ -162,7 +163,7 @@ def _check_lists(collection: Collection, counts: Mapping[str, int]) -> list[Faul
 
 def _sha256(place: Path) -> str:
     digest = hashlib.sha256()
-    with open(place, "rb") as file:
+    with open_regular(place) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()

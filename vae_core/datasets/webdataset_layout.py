@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..npz import read_array
+from ..regular_files import open_regular
 from .encode import Shard
 from .safetensors_layout import check_names, parts, path, prefix, unreadable
 
@@ -52,7 +53,7 @@ class Opened:
         self.file = file
         self.parts: dict[str, dict[str, tarfile.TarInfo]] = {}
         try:
-            with open(file, "rb") as opened:
+            with open_regular(file) as opened:
                 for member in _members(opened, file.stat().st_size):
                     key, _, part = member.name.partition(".")
                     if part.endswith(".npy"):
@@ -64,7 +65,7 @@ class Opened:
         """Tensors by image; see `safetensors_layout.Opened.read`."""
         check_names(self.file, names, self.parts)
         try:
-            with open(self.file, "rb") as tar:
+            with open_regular(self.file) as tar:
                 return {name: {part: _array(tar, at) for part, at in self.parts[name].items()} for name in names}
         except (OSError, ValueError, TypeError) as error:
             raise unreadable(self.file, error) from None

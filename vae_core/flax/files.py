@@ -20,6 +20,7 @@ from ..checkpoints.weight_names import FLAX_WEIGHTS
 from ..checkpoints.write import raw, text, write_in_folder
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError, in_one_line
+from ..regular_files import open_regular
 from .convert import as_dicts, check_params, counts_steps, flat, from_torch, to_torch, torch_shapes
 from .dtypes import floating_type
 from .network import parameter_shapes
@@ -57,7 +58,8 @@ def read_msgpack(file: Path, config: AutoencoderKLConfig, param_dtype: Any) -> d
     """
     wanted = None if param_dtype is None else floating_type(param_dtype, "param_dtype")
     try:
-        found = file.read_bytes()
+        with open_regular(file) as opened:
+            found = opened.read()
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {in_one_line(error)}. Check the path.") from None
     try:

@@ -1,0 +1,63 @@
+"""Files that others have made, opened only if they are regular ones.
+
+A pipe, a socket or a device that stands in a file's place keeps its reader waiting, or never ends; to open one can
+already have an effect. What calls itself regular and waits, as some of the kernel's files do, is not waited for.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+
+MOST_OF_A_NAME = 4096  # bytes of a file that says a name, such as a branch's in the Hub's cache
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """A file, to read its bytes.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+        ValueError: a name that the system cannot have.
+    """
+    _check(path, os.stat(path))
+    return open(path, "rb", opener=_opened)
+
+
+def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
+    """All bytes of a file that has at most so many.
+
+    Raises:
+        OSError: as `open_regular`, or it cannot be read.
+        ValueError: it has more, as a part of a sentence, or its name is none.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        raw = b"" if size > most else file.read(most + 1) or b""
+    if max(size, len(raw)) > most:
+        raise ValueError(f"it has {max(size, len(raw))} bytes; at most {most} are allowed")
+    return raw
+
+
+def _opened(path: str, flags: int) -> int:
+    handle = os.open(path, flags | _AT_ONCE)
+    try:
+        _check(path, os.fstat(handle))  # it may have been exchanged meanwhile
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _check(path: str | os.PathLike[str], found: os.stat_result) -> None:
+    kind = _KINDS.get(stat.S_IFMT(found.st_mode))
+    if kind is not None:
+        raise OSError(errno.ENXIO, f"it is {kind}, not a regular file", os.fspath(path))
