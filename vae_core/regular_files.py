@@ -1,7 +1,7 @@
 """Files that others have made, opened only if they are regular ones.
 
 A pipe, a socket or a device that stands in a file's place keeps its reader waiting, or never ends; to open one can
-already have an effect. What calls itself regular and waits, as some of the kernel's files do, is not waited for.
+already have an effect. Nor are the kernel's files opened, which call themselves regular: some of them wait as well.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        raw = b"" if size > most else file.read(most + 1) or b""
+        raw = b"" if size > most else file.read(most + 1)
     if max(size, len(raw)) > most:
         raise ValueError(f"it has {max(size, len(raw))} bytes; at most {most} are allowed")
     return raw
@@ -50,7 +50,10 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
 def _opened(path: str, flags: int) -> int:
     handle = os.open(path, flags | _AT_ONCE)
     try:
-        _check(path, os.fstat(handle))  # it may have been exchanged meanwhile
+        found = os.fstat(handle)
+        _check(path, found)  # it may have been exchanged meanwhile
+        if stat.S_ISREG(found.st_mode) and not found.st_size and os.read(handle, 1):
+            raise OSError(errno.ENXIO, "it is a file of the kernel's, without a size", path)
     except BaseException:
         os.close(handle)
         raise

@@ -93,9 +93,9 @@ def a_socket(place: Path) -> None:
 
 
 NOT_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "a pipe": (lambda place: os.mkfifo(place), "it is not a regular file"),
-    "a socket": (a_socket, "it is not a regular file"),
-    "a device without an end": (lambda place: place.symlink_to("/dev/zero"), "it is not a regular file"),
+    "a pipe": (lambda place: os.mkfifo(place), "a pipe, not a regular file"),
+    "a socket": (a_socket, "a socket, not a regular file"),
+    "a device without an end": (lambda place: place.symlink_to("/dev/zero"), "a device, not a regular file"),
     "a link to nothing": (lambda place: place.symlink_to("nowhere"), "No such file"),
     "a link to itself": (lambda place: place.symlink_to(place.name), "symbolic links"),
     "a link to a folder": (lambda place: place.symlink_to("."), "directory"),

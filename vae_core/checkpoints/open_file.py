@@ -98,7 +98,7 @@ def check_link(path: Path) -> None:
 
 def _open_one(path: Path, unnamed: str | None = None) -> TensorFile:
     with open_regular(path) as file:
-        start = file.read(512) or b""
+        start = file.read(512)
     complaint = _not_a_checkpoint(start)
     if complaint:
         raise CheckpointError(f"{path.name} {complaint}")
