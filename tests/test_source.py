@@ -88,6 +88,30 @@ def test_files_are_written_whole() -> None:
     }
 
 
+def read(source: str) -> list[str]:
+    """The calls that open a file by its name to read it, whatever it is."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    texts = [ast.unparse(node) for node in calls]
+    return [
+        text
+        for node, text in zip(calls, texts, strict=True)
+        if re.search(r"\.read_(text|bytes)$", ast.unparse(node.func))
+        or (re.fullmatch(r"(.+\.)?open", ast.unparse(node.func)) and re.search(r"'rb?t?'", text))
+    ]
+
+
+def test_files_of_others_are_read_as_regular_ones() -> None:
+    """By `open_regular` and `read_regular`: a pipe or a device in a file's place is not waited for."""
+    found = {path.relative_to(ROOT).as_posix(): read(path.read_text(encoding="utf-8")) for path in FILES}
+    assert {name: calls for name, calls in found.items() if calls} == {
+        "vae_core/regular_files.py": ["open(path, 'rb', opener=_opened)"],
+        "vae_core/atomic.py": ["open(source, 'rb')"],  # what a save of ours has left
+        "vae_core/datasets/transfer.py": ["fsspec.open(url, 'rb')"],  # not on this disk
+        "vae_core/streaming/limits.py": ["path.read_text(errors='surrogateescape')"],  # the kernel's
+        "vae_core/streaming/numba_functions.py": ["path.read_bytes()", "path.read_bytes()"],  # our own
+    }
+
+
 def test_writing_calls_are_found() -> None:
     source = "a.write_text('')\nopen('w')\nopen(b, 'rb')\nopen(b, mode='a+')\nb.open('xb')\nwrite_bytes(b)"
     assert written(source) == ["a.write_text('')", "open('w')", "open(b, mode='a+')", "b.open('xb')"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import subprocess
 import sys
 import threading
 import time
@@ -81,6 +81,45 @@ def nothing_stays() -> Iterator[None]:
 WANTED = [row**2 for row in range(12)]
 
 
+class Without(list[Any]):
+    """A list for which there is no memory, from the n-th change on or at that one alone."""
+
+    def __init__(self, nth: int, once: bool) -> None:
+        super().__init__()
+        self.left, self.once = nth, once
+
+    def _changes(self) -> None:
+        self.left -= 1
+        if self.left == 0 or (self.left < 0 and not self.once):
+            raise MemoryError
+
+    def append(self, value: Any) -> None:
+        self._changes()
+        super().append(value)
+
+    def remove(self, value: Any) -> None:
+        self._changes()
+        super().remove(value)
+
+
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("nth", range(1, 7))
+@pytest.mark.parametrize("name", ["at_work", "errors", "computed"])
+@pytest.mark.parametrize("fails_at", [None, 4])
+def test_a_worker_has_no_memory_to_say_how_it_ends(
+    fails_at: int | None, name: str, nth: int, once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = pool._InThreads.__init__
+
+    def broken(self: Any, *given: Any) -> None:
+        begin(self, *given)
+        setattr(self, name, Without(nth, once))
+
+    monkeypatch.setattr(pool._InThreads, "__init__", broken)
+    with contextlib.suppress(MemoryError, ZeroDivisionError):
+        assert run(3, Squares(fails_at=fails_at)) == WANTED
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_results_are_in_the_order_of_strips(count: int) -> None:
     done: list[int] = []
@@ -141,56 +180,6 @@ def test_the_result_is_the_same_without_threads(vae: AutoencoderKL, failing_star
     monkeypatch.undo()
     assert (found - wanted).abs().max() < 1e-5
     assert torch.get_num_threads() == 2
-
-
-LIMITED = """
-import os, resource, sys, threading
-sys.path[:0] = sys.argv[1:3]
-import torch
-torch.set_num_threads(2)
-from given.inputs import latent
-from given.models import SMALL, make
-from given.runs import workers
-import vae_core
-vae, z = make(SMALL), latent(1, 24)
-with vae_core.kernels("winograd"):
-    wanted = vae_core.decode(vae, z)
-    if sys.argv[3] == "processes":
-        if os.geteuid() == 0:
-            os.setuid(65534)  # the limit is not for root
-        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
-    else:  # enough for the decode and not for the stack of a thread, or for neither
-        threading.stack_size(2**28)
-        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-        left = {"stacks": 2**27, "memory": 2**21}[sys.argv[3]]
-        resource.setrlimit(resource.RLIMIT_AS, (used + left, used + left))
-    found = vae_core.decode(vae, z)
-assert (found - wanted).abs().max() < 1e-5
-assert torch.get_num_threads() == 2 and not workers()
-print("the same")
-"""
-
-
-def run_limited(limit: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", LIMITED, str(ROOT), str(ROOT / "tests"), limit]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
-@pytest.mark.parametrize("limit", ["processes", "stacks"])
-@pytest.mark.thorough
-def test_a_real_limit_of_threads(limit: str) -> None:
-    done = run_limited(limit)
-    assert done.stdout.strip() == "the same", done.stderr[-2000:]
-    assert done.stderr.count("ulimit -u") == 1
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
-@pytest.mark.thorough
-def test_a_real_limit_of_memory_is_said() -> None:
-    done = run_limited("memory")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("vae_core.errors.MemoryBudgetError: "), done.stderr[-2000:]
 
 
 # Interruptions.

@@ -28,6 +28,8 @@ from ..checkpoints.families import FAMILIES, Family
 from ..config import AutoencoderKLConfig
 from ..errors import ConfigError, DatasetError, in_one_line
 from ..npz import read_arrays
+from ..regular_files import open_regular
+from ..units import MIB
 from .buckets import kohya_crop
 from .cache_names import SUFFIX, file_name
 from .encode import EncodedImage, Shard
@@ -200,7 +202,9 @@ def _file(image: EncodedImage, family: str, place: Path) -> bytes:
 def _others(place: Path, ending: str) -> dict[str, np.ndarray]:
     """The other resolutions that a file has. Nothing of one that is damaged, as a trainer that was killed leaves it."""
     try:
-        place.read_bytes()  # what the disk raises is not damage
+        with open_regular(place) as file:  # what the disk raises is not damage
+            while file.read(MIB):
+                pass
         found = read_arrays(place)
     except OSError as error:
         raise DatasetError(

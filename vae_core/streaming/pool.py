@@ -25,6 +25,7 @@ from .shortage import is_out_of_memory
 logger = logging.getLogger("seamless_vae")
 
 _PATIENCE = 0.05  # seconds between two looks at what the workers have done
+_SHARE = 2**15  # values that torch gives a thread at least
 _LAST_PATIENCE = 0.25  # seconds that a thread may take to begin whose start was interrupted
 
 Tasks = SimpleQueue[Callable[[], None] | None]
@@ -126,14 +127,19 @@ class WorkerPool:
                 ready = number
                 break
         # The calling thread starts some too: OpenMP does, for torch, and ends the process if it cannot. So the same
-        # number is tried, all at once.
+        # number is tried, all at once; and then OpenMP has its own at once, while there is still room for them.
         spare = min(self._wanted, torch.get_num_threads()) - 1
         enough = ready == self._wanted and all(
             self._begin(f"seamless-vae-spare-{number}", _wait) for number in range(spare)
         )
         self._gate.set()
         self.size = ready
-        if not enough:
+        if enough:
+            for thread in self._threads[ready:]:
+                _join(thread)
+            del self._threads[ready:]
+            torch.ones(torch.get_num_threads() * _SHARE, dtype=torch.uint8, device="cpu")
+        else:
             self._threads_here = torch.get_num_threads()
             internals.set_threads_of_this_thread(1)
             _warn_of_missing_threads(ready, self._wanted)
@@ -177,11 +183,15 @@ class WorkerPool:
 
 
 def _serve(tasks: Tasks, gate: Flag, ended: Flag) -> None:
-    """What a worker does. It keeps no reference to the pool, so one that is forgotten ends its workers."""
-    internals.set_threads_of_this_thread(1)
-    while not ended.is_set() and (task := tasks.get()) is not None:
-        task()
-        del task
+    """What a worker does. It keeps no reference to the pool, so one that is forgotten ends its workers.
+
+    One that has not even the memory to say so ends: whoever waits for its work sees that.
+    """
+    with contextlib.suppress(MemoryError):
+        internals.set_threads_of_this_thread(1)
+        while not ended.is_set() and (task := tasks.get()) is not None:
+            task()
+            del task
 
 
 def _wait(tasks: Tasks, gate: Flag, ended: Flag) -> None:
@@ -258,7 +268,7 @@ class _InThreads:
         self.results: list[Any] = [None] * len(pieces)
         # Lists and deques are the messages between threads: they are appended to and popped from atomically.
         self.left = deque(range(len(self.pieces)))
-        self.at_work: list[None] = []
+        self.at_work: list[threading.Thread] = []
         self.computed: list[int] = []
         self.flops: deque[int] = deque()
         self.errors: list[BaseException] = []
@@ -271,7 +281,7 @@ class _InThreads:
             pool.submit(self._work)
             while len(self.computed) < len(self.pieces) and not self.errors:
                 self._wait_for_news()
-                if not pool.alive:
+                if not pool.alive or self._is_lost():
                     raise MemoryError("the threads that compute strips ended before their work was done.")
                 while self.flops:
                     advance(self.flops.popleft())
@@ -291,8 +301,17 @@ class _InThreads:
 
     def _wait_until_idle(self) -> None:
         self.stopped = True
-        while self.at_work:
+        while self._is_at_work():
             self._wait_for_news()
+
+    def _is_at_work(self) -> bool:
+        """Whether a thread is; one that has ended without having memory to say so is not."""
+        return any([thread.is_alive() for thread in list(self.at_work)])
+
+    def _is_lost(self) -> bool:
+        """Whether a piece was taken by a thread that has ended since."""
+        # In this order: once none is left and none is at work, all that will ever be computed is.
+        return not self.left and not self._is_at_work() and len(self.computed) < len(self.pieces) and not self.errors
 
     def _wait_for_news(self) -> None:
         """Sleep until a worker has ended, or for a moment. Cleared at once: a wait that returns at once takes the
@@ -302,7 +321,8 @@ class _InThreads:
 
     def _work(self) -> None:
         with torch.inference_mode(self.inference), torch.no_grad():
-            self.at_work.append(None)  # first: once none is seen at work, none may begin
+            thread = threading.current_thread()
+            self.at_work.append(thread)  # first: once none is seen at work, none may begin
             try:
                 while not self.stopped and not self.errors:
                     try:
@@ -315,5 +335,5 @@ class _InThreads:
             except BaseException as error:
                 self.errors.append(error)
             finally:
-                self.at_work.pop()
+                self.at_work.remove(thread)
                 self.news.set()

@@ -14,6 +14,7 @@ from ..tensor_kinds import check_given, given_obstacle
 from .options import PRECISIONS
 from .program import Shape
 
+_SERIAL = 2**15  # values that torch looks at without other threads, at most
 _GROWTH = 2**10  # by which values may grow before they come to a norm
 
 
@@ -114,7 +115,24 @@ def count_not_finite(x: Tensor) -> int:
         return 0
     if x.dtype.itemsize == 1:
         x = x.float()
-    least, most = torch.aminmax(x.detach())  # NaN is both
+    return sum(map(_count_not_finite, _pieces(x.detach())))
+
+
+def _pieces(x: Tensor) -> Sequence[Tensor]:
+    """Parts of a tensor of the CPU so small that torch looks at each without other threads.
+
+    This is done before it is known whether there can be any; OpenMP ends the process if there cannot.
+    """
+    count = -(-x.numel() // _SERIAL)
+    if count < 2 or x.device.type != "cpu":
+        return [x]
+    longest = max(range(x.dim()), key=lambda axis: x.shape[axis])
+    parts = x.tensor_split(min(count, x.shape[longest]), longest)
+    return [piece for part in parts for piece in _pieces(part)]
+
+
+def _count_not_finite(x: Tensor) -> int:
+    least, most = torch.aminmax(x)  # NaN is both
     if torch.isfinite(least) and torch.isfinite(most):
         return 0
     return x.numel() - int(torch.isfinite(x).sum())
