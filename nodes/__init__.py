@@ -1,6 +1,6 @@
 """The host layer: nodes that unwrap what is on the host's wires, call vae_core, and wrap the results."""
 
-from . import routes
+from . import routes, widgets
 from .decode import VAEDecode, VAEDecodeTiled
 from .encode import VAEEncode, VAEEncodeTiled
 from .inpaint import VAEInpaintComposite, VAEInpaintEncode
@@ -33,6 +33,8 @@ NODES: tuple[type, ...] = (
     LatentSave,
 )
 
+for node in NODES:
+    widgets.check_values(node)
 routes.register()
 
 __all__ = ["NODES"]

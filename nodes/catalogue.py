@@ -11,9 +11,9 @@ import torch
 
 from ..vae_core.checkpoints.families import FAMILIES
 from ..vae_core.datasets.folders import has_latents
-from ..vae_core.errors import CheckpointError, ConfigError, DatasetError, brief
+from ..vae_core.errors import CheckpointError, ConfigError, DatasetError, brief, check_choice
 from . import host, hub_cache
-from .checks import check_choice, stays_inside
+from .checks import stays_inside
 
 AUTO = "auto"
 DEMO_NAME = "demo"

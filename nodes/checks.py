@@ -88,12 +88,6 @@ def check_at_least(least: int, **values: float) -> None:
             raise ConfigError(f"{name} is {brief(value)}; it must be {least} or more.")
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise ConfigError unless a value is one of the choices."""
-    if value not in choices:
-        raise ConfigError(f"{name} is {brief(value)}; it must be one of {', '.join(choices)}.")
-
-
 def stays_inside(name: str) -> bool:
     """Whether a relative path stays below the folder that it is joined to, on any system."""
     for flavour in (PurePosixPath(name), PureWindowsPath(name)):

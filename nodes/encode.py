@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..vae_core.errors import check_choice
 from ..vae_core.image import FittedImage
-from . import checks, coding, inputs, latents
+from . import coding, inputs, latents
 from .status import NodeStatus
 
 
@@ -56,7 +57,7 @@ class VAEEncode:
         unique_id: str | None = None,
         **tiling: Any,
     ) -> tuple[latents.Latent, latents.Latent, Tensor]:
-        checks.check_choice("sample_mode", sample_mode, inputs.SAMPLE_MODES)
+        check_choice("sample_mode", sample_mode, inputs.SAMPLE_MODES)
         opened, options = coding.opened(vae, **tiling)
         if sample_mode == "sample":
             opened.require_autoencoder(

@@ -65,7 +65,6 @@ class VAEInpaintEncode:
         self, pixels: Tensor, vae: Any, mask: Tensor, grow: int = 6, feather: int = 0, unique_id: str | None = None
     ) -> tuple[latents.Latent]:
         opened, options = coding.opened(vae)
-        checks.check_at_least(0, grow=grow, feather=feather)
         checks.checked_image(pixels)
         grown = masks.grow_mask(checks.checked_mask(mask, pixels), grow, feather)
         encoded = coding.encode(opened, pixels, "pad", options, NodeStatus(unique_id))

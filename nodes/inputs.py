@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 from ..vae_core.posterior import MAX_SEED
-from ..vae_core.streaming.options import Circular
+from ..vae_core.streaming import options
 from ..vae_core.tiling.grid import MODES as TILING_MODES
 
 CATEGORY = "latent/seamless"
 SAMPLE_MODES = ["mean", "sample"]
 MODES: list[str] = list(TILING_MODES)
-CIRCULAR: list[str] = list(get_args(Circular))
+CIRCULAR: list[str] = list(options.CIRCULAR)
 DTYPES = ["auto", "float32", "bfloat16", "float16"]
 
 # What people type to find the tiled nodes. In the host's own nodes "seamless" means that a texture repeats.

@@ -13,9 +13,9 @@ from torch import Tensor
 from ..vae_core.datasets.folders import KohyaFiles, open_folder
 from ..vae_core.datasets.reader import LatentDataset
 from ..vae_core.datasets.settings import Scale
-from ..vae_core.errors import ConfigError, DatasetError, ShapeError, VAEError
+from ..vae_core.errors import ConfigError, DatasetError, ShapeError, VAEError, check_choice
 from ..vae_core.posterior import MAX_SEED
-from . import catalogue, checks, inputs, latents
+from . import catalogue, inputs, latents
 from .vaes import open_vae
 
 JOINS = ["batch", "list"]
@@ -142,10 +142,8 @@ class LatentLoad:
         flipped: bool = False,
         vae: Any = None,
     ) -> dict[str, Any]:
-        checks.check_choice("join", join, JOINS)
-        checks.check_choice("sample_mode", sample_mode, inputs.SAMPLE_MODES)
-        checks.check_at_least(0, start=start)
-        checks.check_at_least(1, count=count)
+        check_choice("join", join, JOINS)
+        check_choice("sample_mode", sample_mode, inputs.SAMPLE_MODES)
         found = open_folder(catalogue.latent_folder(folder))
         if start >= len(found):
             raise ConfigError(

@@ -13,7 +13,7 @@ from ..vae_core.datasets import kohya
 from ..vae_core.datasets.collection import Collection
 from ..vae_core.datasets.latents import NamedLatent, save_latents
 from ..vae_core.datasets.settings import STORED, KohyaFamily, Layout, Scale
-from ..vae_core.errors import ConfigError, DatasetError
+from ..vae_core.errors import ConfigError, DatasetError, check_choice
 from . import checks, host, inputs, latents, prefix, show
 from .autoencoder import Autoencoder
 from .catalogue import AUTO
@@ -95,9 +95,9 @@ class LatentSave:
         prompt: Sequence[Any] | None = None,
         extra_pnginfo: Sequence[Any] | None = None,
     ) -> dict[str, Any]:
-        checks.check_choice("layout", layout[0], LAYOUTS)
-        checks.check_choice("kohya_family", kohya_family[0], FAMILIES)
-        checks.check_choice("dtype", dtype[0], list(STORED))
+        check_choice("layout", layout[0], LAYOUTS)
+        check_choice("kohya_family", kohya_family[0], FAMILIES)
+        check_choice("dtype", dtype[0], list(STORED))
         opened = open_vae(vae[0]).require_autoencoder("saving latents")
         given = _named(samples, opened, names)
         options = {

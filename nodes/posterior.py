@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..vae_core.errors import check_choice
 from ..vae_core.preview import posterior_image
 from . import checks, inputs, latents, show
 
@@ -67,9 +68,7 @@ class VAESamplePosterior:
         temperature: float = 1.0,
         count: int = 1,
     ) -> tuple[latents.Latent]:
-        checks.check_choice("sample_mode", sample_mode, inputs.SAMPLE_MODES)
-        checks.check_at_least(0, temperature=temperature)
-        checks.check_at_least(1, count=count)
+        check_choice("sample_mode", sample_mode, inputs.SAMPLE_MODES)
         found = latents.posterior_of(posterior)
         repeated = latents.repeat(latents.mean_of(posterior), count)
         indices = latents.batch_indices(repeated)

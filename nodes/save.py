@@ -10,7 +10,8 @@ from ..vae_core import save_single_file
 from ..vae_core.checkpoints.build import parse_dtype
 from ..vae_core.checkpoints.generation import guesses_of
 from ..vae_core.checkpoints.pretrained import write_folder
-from . import checks, inputs, prefix, show
+from ..vae_core.errors import check_choice
+from . import inputs, prefix, show
 from .vaes import open_vae
 
 FORMATS = ["diffusers", "single_file"]
@@ -61,7 +62,7 @@ class VAESave:
         prompt: Any = None,
         extra_pnginfo: Any = None,
     ) -> dict[str, Any]:
-        checks.check_choice("format", format, FORMATS)
+        check_choice("format", format, FORMATS)
         opened = open_vae(vae).require_autoencoder("saving")
         workflow = extra_pnginfo.get("workflow") if isinstance(extra_pnginfo, Mapping) else None
         name = prefix.fill(filename_prefix, prompt, workflow)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..vae_core.errors import check_choice
 from ..vae_core.latent import from_diffusion, to_diffusion
-from . import checks, inputs, latents
+from . import inputs, latents
 from .vaes import open_vae
 
 SCALES = ["diffusion", "raw"]
@@ -41,7 +42,7 @@ class LatentScale:
         }
 
     def scale(self, samples: latents.Latent, vae: Any, to: str = "diffusion") -> tuple[latents.Latent]:
-        checks.check_choice("to", to, SCALES)
+        check_choice("to", to, SCALES)
         opened = open_vae(vae).require_autoencoder("scaling")
         z = latents.samples_of(samples)
         config = opened.config

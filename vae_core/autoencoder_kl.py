@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .adapters import AdapterMixin
 from .attention import AttentionMixin
 from .config import FIELDS, FLUX2_CLASS_NAME, AutoencoderKLConfig
-from .damage import check_weights
+from .damage import COMPILERS_CALL_IT, check_weights
 from .decoder import Decoder
 from .encoder import Encoder
 from .errors import ConfigError, ShapeError, in_one_line
@@ -182,7 +182,7 @@ class AutoencoderKL(
 
     def _run(self, half: Half, x: Tensor, tile_side: int) -> Tensor:
         """By the slices and tiles that are enabled; `tile_side` is that of a tile in x."""
-        if torch.compiler.is_dynamo_compiling():
+        if torch.compiler.is_dynamo_compiling() and COMPILERS_CALL_IT:
             check_weights(self)
         check_tensor(x, half.takes)
         tiling = None

@@ -302,6 +302,8 @@ class AutoencoderKLConfig(dict[str, Any]):
         Raises:
             ConfigError: the config is another class's, or has a field that no AutoencoderKL has.
         """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"a config is a mapping of fields, and not {brief(values)}. Give what a config.json has.")
         class_name = values.get("_class_name") or CLASS_NAME
         if class_name not in OUR_CLASSES:
             raise ConfigError(

@@ -12,6 +12,9 @@ from .streaming.half import first_not_finite
 from .streaming.source import count_not_finite
 from .wrappers import plain_name
 
+COMPILERS_CALL_IT = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6)
+"""Whether torch's compiler can call `check_weights`: the one of 2.4 hands no modules to what it does not look into."""
+
 
 def checked(half: nn.Module, name: str, result: Tensor) -> Tensor:
     """The result of a half that is called, by the model or by itself.

@@ -5,6 +5,8 @@ Each is also the built-in exception that a caller of diffusers or torch would ha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 OPEN_FILES = "Close files or raise the limit (ulimit -n), and try again."  # where libraries open files of their own
 _LONGEST = 120  # characters of a value in a message
 _LONGEST_REASON = 300  # characters of what another program or a file says
@@ -59,12 +61,22 @@ class DatasetError(VAEError, RuntimeError):
 
 
 def brief(value: object) -> str:
-    """A value that a file or a caller has given, as a message shows it: as in Python, and cut if it is long."""
+    """A value that a file or a caller has given, as a message shows it: as in Python, in one line, and cut if it is
+    long.
+    """
     try:
-        text = repr(value[:_LONGEST] if isinstance(value, str | bytes) else value)
+        text = " ".join(repr(value[:_LONGEST] if isinstance(value, str | bytes) else value).split())
     except ValueError:  # Python writes no integer of more than some thousand digits
         return f"a {type(value).__name__} with a number of thousands of digits"
+    except RecursionError:
+        return f"a {type(value).__name__} that is nested too deeply"
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]}..."
+
+
+def check_choice(name: str, value: object, choices: Sequence[str], error: type[VAEError] = ConfigError) -> None:
+    """Raise an error unless a value is one of the choices."""
+    if not isinstance(value, str) or value not in choices:
+        raise error(f"{name} is {brief(value)}; it must be one of {', '.join(choices)}.")
 
 
 def in_one_line(text: object) -> str:

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .atomic import given_name, write_file
-from .errors import ImageError, in_one_line
+from .errors import ImageError, check_choice, in_one_line
 from .file_names import text_of
 from .image_formats import load_formats, recognised
 from .regular_files import open_regular
@@ -172,8 +172,7 @@ def from_image(image: Tensor, *, channels: int = 3, multiple: int = 8, fit: Fit 
     values = _adapt_channels(colours, alpha, channels)
 
     height, width = (int(side) for side in values.shape[-2:])
-    if fit not in get_args(Fit):
-        raise ImageError(f"fit is {fit!r}; it must be one of {', '.join(get_args(Fit))}.")
+    check_choice("fit", fit, get_args(Fit), ImageError)
     if fit == "error" and (height % multiple or width % multiple):
         nearest = ((multiple * max(1, side // multiple), multiple * -(-side // multiple)) for side in (height, width))
         (h0, h1), (w0, w1) = nearest

@@ -145,6 +145,17 @@ def test_an_answer_that_takes_too_long_is_given_up(pack: Pack, host: Host) -> No
     may_end.set()
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_body_that_is_not_compressed_as_it_says(serve: Any, encoding: str) -> None:
+    async def use(client: TestClient) -> tuple[int, str]:
+        headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+        answer = await client.post("/seamless_vae/plan", data=b"xx", headers=headers)
+        return answer.status, await answer.text()
+
+    status, sentence = serve(use)
+    assert status == 400 and "cannot be read" in sentence
+
+
 @pytest.mark.parametrize("charset", ["utf-8", "UTF-8", "utf-16", "utf-32le", "us-ascii"])
 def test_honest_charsets_are_read(serve: Any, charset: str) -> None:
     async def use(client: TestClient) -> tuple[int, str]:

@@ -23,14 +23,16 @@ from vae_core.image import write_image
 
 
 class TestMixtures:
-    def test_shards_of_two_saves(self, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("ending", ["safetensors", "bin"])
+    def test_shards_of_two_saves(self, ending: str, old: AutoencoderKL, new: AutoencoderKL, tmp_path: Path) -> None:
+        options = {**SHARDS, "safe_serialization": ending == "safetensors"}
         for name, model in (("a", old), ("b", new)):
-            model.save_pretrained(tmp_path / name, **SHARDS)
-        shard = sorted((tmp_path / "b").glob("*.safetensors"))[1]
+            model.save_pretrained(tmp_path / name, **options)
+        shard = sorted((tmp_path / "b").glob(f"*.{ending}"))[1]
         (tmp_path / "a" / shard.name).write_bytes(shard.read_bytes())
         with pytest.raises(CheckpointError, match="from different saves"):
             load_vae(tmp_path / "a")
-        old.save_pretrained(tmp_path / "c", **SHARDS)
+        old.save_pretrained(tmp_path / "c", **options)
         (tmp_path / "c" / shard.name).write_bytes((tmp_path / "c" / shard.name).read_bytes())
         assert_is_one_of(tmp_path / "c", [old])
 

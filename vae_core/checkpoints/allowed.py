@@ -19,6 +19,7 @@ CONTAINERS: dict[str, type] = {
     "builtins.set": set,
     "builtins.frozenset": frozenset,
 }
+STATE_DICT_METADATA = "_metadata"  # of a state dict: an attribute with the versions of its modules
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,

@@ -53,7 +53,7 @@ def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
         return None
     found = DTYPES.get(dtype.removeprefix("torch.").lower()) if isinstance(dtype, str) else dtype
     if found not in DTYPES.values():
-        raise CheckpointError(f"dtype is {dtype!r}; give float32, float16, bfloat16, float64 or auto.")
+        raise CheckpointError(f"dtype is {brief(dtype)}; give float32, float16, bfloat16, float64 or auto.")
     return found
 
 

@@ -15,7 +15,7 @@ from ..errors import CheckpointError, brief
 from .json_file import json_object
 
 A_GUESS = " (a guess)"  # behind the source of such a field
-SAVE_KEY = "seamless_vae.save"  # in each shard's header: the same in all shards of one save
+SAVE_KEY = "seamless_vae.save"  # in each shard: the same in all shards of one save
 COMPARED = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "norm_num_groups", "act_fn")
 
 

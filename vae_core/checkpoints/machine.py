@@ -21,7 +21,17 @@ from typing import Any, BinaryIO, NoReturn
 
 from ..errors import UnsafeCheckpointError
 from . import rebuild
-from .allowed import CONTAINERS, PLACEHOLDER, Dummy, Placeholder, Rebuild, StorageType, is_model_class, resolve
+from .allowed import (
+    CONTAINERS,
+    PLACEHOLDER,
+    STATE_DICT_METADATA,
+    Dummy,
+    Placeholder,
+    Rebuild,
+    StorageType,
+    is_model_class,
+    resolve,
+)
 from .rebuild import Array, NumpyType, Storage
 
 MAX_LINE = 1 << 16  # of an instruction that is written as a line of text
@@ -263,6 +273,7 @@ class Machine:
         if type(target) is OrderedDict and isinstance(state, dict):  # `_metadata` of a state dict
             shadowed = [name for name in state if not isinstance(name, str) or hasattr(OrderedDict, name)]
             if not shadowed:
+                target.__dict__[STATE_DICT_METADATA] = state.get(STATE_DICT_METADATA)  # the rest is passed over
                 return
         self.refuse(f"changes the attributes of a {type(target).__name__}")
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from ..errors import CheckpointError, UnsafeCheckpointError, in_one_line
 from ..regular_files import open_regular
+from .allowed import STATE_DICT_METADATA
+from .generation import SAVE_KEY
 from .machine import Machine, time_limit
 from .nested import AnyTensor, Found, find_tensors
 from .rebuild import InlineTensor, StoredTensor, UnreadTensor
@@ -61,7 +63,15 @@ def open_pickle(path: Path, unnamed: str | None = None) -> TensorFile:
     if any(start + count > size for start, count in places.values()):
         raise CheckpointError(f"{path.name} ends before its last tensor: it is truncated. Download or copy it again.")
     files = dict.fromkeys((name for name in infos if name not in values), path)
-    return TensorFile(path, "pickle", infos, files, values=values, remarks=found.remarks)
+    return TensorFile(path, "pickle", infos, files, _metadata(content), values, remarks=found.remarks)
+
+
+def _metadata(content: Any) -> dict[str, str]:
+    """Which save a shard is of, if `write.pickled` has said it."""
+    found = getattr(content, STATE_DICT_METADATA, None)
+    of_all = found.get("") if isinstance(found, dict) else None
+    save = of_all.get(SAVE_KEY) if isinstance(of_all, dict) else None
+    return {SAVE_KEY: save} if isinstance(save, str) else {}
 
 
 def _open_zip(path: Path) -> tuple[Any, Places]:

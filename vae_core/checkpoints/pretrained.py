@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..atomic import COMMITTED, Writer, steady
 from ..config import AutoencoderKLConfig
-from ..errors import CheckpointError, VAEError, in_one_line
+from ..errors import CheckpointError, VAEError, brief, in_one_line
 from ..regular_files import MOST_OF_A_NAME, read_regular
 from ..units import GIB, MIB
 from .config_file import CONFIG_NAME, ConfigFile, read_config_file
@@ -292,7 +292,7 @@ def parse_size(size: int | str) -> int:
     unit = match[2] if match else "?"
     value = int(float(match[1]) * UNITS[unit]) if match and unit in UNITS else 0
     if value < 1:
-        raise CheckpointError(f"max_shard_size is {size!r}; give a size such as '10GB' or '500MB', or bytes.")
+        raise CheckpointError(f"max_shard_size is {brief(size)}; give a size such as '10GB' or '500MB', or bytes.")
     return value
 
 
@@ -338,7 +338,7 @@ def write_folder(
             `overwrite` them, or cannot be written.
     """
     if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"[\w-]+", variant)):
-        raise CheckpointError(f"variant is {variant!r}; use letters, digits, - and _ alone, such as 'fp16'.")
+        raise CheckpointError(f"variant is {brief(variant)}; use letters, digits, - and _ alone, such as 'fp16'.")
     kind = other_model(folder)
     if kind is not None:
         raise CheckpointError(f"{folder} is the folder of {kind}, which would be overwritten. Give another folder.")
@@ -348,6 +348,7 @@ def write_folder(
     single, index, *_ = weight_names(variant, extension)
     writers: dict[str, Writer] = {CONFIG_NAME: text(_json(marked(config.to_dict(), guessed)))}
     metadata = {"format": "pt", CONFIG_KEY: json.dumps(marked(config.without_extras(), guessed))}
+    sign: dict[str, str] = {}
     if len(shards) == 1:
         files = {single: shards[0]}
     else:
@@ -355,10 +356,10 @@ def write_folder(
         files = dict(zip(names, shards, strict=True))
         total = sum(weight.nbytes for weight in weights.values())
         weight_map = {key: name for name, shard in files.items() for key in shard}
-        metadata[SAVE_KEY] = fingerprint(weights)
+        sign[SAVE_KEY] = fingerprint(weights)
         writers[index] = text(_json({"metadata": {"total_size": total}, "weight_map": weight_map}))
     for name, tensors in files.items():
-        writers[name] = safetensors(tensors, metadata) if safe_serialization else pickled(tensors)
+        writers[name] = safetensors(tensors, metadata | sign) if safe_serialization else pickled(tensors, sign)
     writers |= others or {}
 
     leftovers = partial(_earlier_save, folder, variant, writers)

@@ -83,7 +83,7 @@ class TensorFile:
         container: "safetensors", "pickle" or "memory".
         tensors: name -> what it is, and where in its file.
         files: name -> its file.
-        metadata: the strings of a safetensors header; empty for a pickle.
+        metadata: the strings of a safetensors header, or those beside the weights of a pickle.
         values: name -> the tensor itself, or its numbers, of those that are in memory and not in a file.
         remarks: sentences on what was chosen or passed over.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..atomic import Writer, given_name, write_file, write_together
 from ..errors import CheckpointError, in_one_line
+from .allowed import STATE_DICT_METADATA
 from .safetensors_file import DTYPES
 
 DTYPE_NAMES = {dtype: name for name, (dtype, _) in DTYPES.items() if dtype is not None}
@@ -104,13 +106,21 @@ def safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> W
     return write
 
 
-def pickled(tensors: Mapping[str, Tensor]) -> Writer:
-    """A writer of tensors with torch.save, each row after row and without the rest of a larger storage."""
+def pickled(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Writer:
+    """A writer of tensors with torch.save, each row after row and without the rest of a larger storage.
+
+    Args:
+        metadata: kept where a module's state dict has its versions; None for a plain dictionary of tensors.
+    """
 
     def write(file: BinaryIO) -> None:
         target = _Remembering(file)
+        content = {name: _alone(tensor) for name, tensor in tensors.items()}
+        if metadata:
+            content = OrderedDict(content)
+            content.__dict__[STATE_DICT_METADATA] = {"": dict(metadata)}
         try:
-            torch.save({name: _alone(tensor) for name, tensor in tensors.items()}, target)  # type: ignore[arg-type]
+            torch.save(content, target)  # type: ignore[arg-type]
         except RuntimeError as error:
             raise target.error or error from None
 

@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from ..errors import ConfigError
+from ..errors import ConfigError, brief
 
 KOHYA_LEAST = 256
 KOHYA_MOST = 1024
@@ -85,7 +85,7 @@ class Buckets:
         )
         if match is None:
             raise ConfigError(
-                f"{text!r} is not a size. Give one side (512), a size (512x768), or buckets (1024x1024:64, or "
+                f"{brief(text)} is not a size. Give one side (512), a size (512x768), or buckets (1024x1024:64, or "
                 f"1024x1024:64:256:2048 with the least and the most side)."
             )
         width, height, step, least, most = (None if part is None else int(part) for part in match.groups())
@@ -94,7 +94,9 @@ class Buckets:
         if step is None:
             return cls(width, height, upscale=upscale)
         if not step:
-            raise ConfigError(f"{text!r} has a step of 0; give 64, 32, or another multiple of the downscale factor.")
+            raise ConfigError(
+                f"{brief(text)} has a step of 0; give 64, 32, or another multiple of the downscale factor."
+            )
         if least is None or most is None:
             least = min(KOHYA_LEAST, width, height)
             most = max(KOHYA_MOST, width, height)

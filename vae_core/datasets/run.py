@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from ..autoencoder_kl import AutoencoderKL
-from ..errors import ConfigError, DatasetError
+from ..errors import ConfigError, DatasetError, brief
 from ..streaming.memory import available_bytes
 from . import devices as several_devices
 from . import kohya, local, ray_engine
@@ -48,7 +48,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         if self.name not in ("local", "ray"):
-            raise ConfigError(f"the engine is {self.name!r}; it is local or ray.")
+            raise ConfigError(f"the engine is {brief(self.name)}; it is local or ray.")
         least = 0 if self.name == "local" else 1
         if self.workers is not None and (not isinstance(self.workers, int) or self.workers < least):
             raise ConfigError(f"workers is {self.workers}; give a whole number of at least {least}.")

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from ..config import AutoencoderKLConfig
-from ..errors import ConfigError, brief, in_one_line
+from ..errors import ConfigError, brief, check_choice, in_one_line
 from ..units import MIB
 from .buckets import Buckets
 
@@ -64,12 +64,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, kind in (("layout", Layout), ("keep", Keep)):
-            if getattr(self, name) not in get_args(kind):
-                raise ConfigError(
-                    f"{name} is {brief(getattr(self, name))}; it must be one of {', '.join(get_args(kind))}."
-                )
-        if self.stored not in STORED:
-            raise ConfigError(f"the stored type is {brief(self.stored)}; it must be one of {', '.join(STORED)}.")
+            check_choice(name, getattr(self, name), get_args(kind))
+        check_choice("the stored type", self.stored, list(STORED))
         for name in ("batch", "shard_images", "memory_budget", "threads"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Protocol, get_args
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, TilingError
+from ..errors import TilingError, check_choice
 from . import fused, winograd
 from .compiled_winograd import CompiledWinograd
 from .devices import is_captured
@@ -65,8 +65,7 @@ def kernels(choice: KernelChoice) -> Iterator[None]:
     Raises:
         ConfigError: another choice.
     """
-    if choice not in get_args(KernelChoice):
-        raise ConfigError(f"the kernels are {choice!r}; they must be one of {', '.join(get_args(KernelChoice))}.")
+    check_choice("the choice of kernels", choice, get_args(KernelChoice))
     token = _choice.set(choice)
     try:
         yield

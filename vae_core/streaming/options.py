@@ -7,11 +7,12 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
-from ..errors import ConfigError, MemoryBudgetError, TilingError
+from ..errors import ConfigError, MemoryBudgetError, TilingError, brief, check_choice
 from ..tiling.grid import TileSpec
 from .devices import good_at_bfloat16
 
 Circular = Literal["none", "x", "y", "both"]
+CIRCULAR: tuple[str, ...] = get_args(Circular)
 Precision = torch.dtype | Literal["auto"] | None
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -56,23 +57,22 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.tiling is not None and not isinstance(self.tiling, TileSpec):
-            raise TilingError(f"tiling is {self.tiling!r}; give a TileSpec, such as TileSpec(size=64), or None.")
-        if self.circular not in get_args(Circular):
-            raise TilingError(f"circular is {self.circular!r}; it must be one of {', '.join(get_args(Circular))}.")
+            raise TilingError(f"tiling is {brief(self.tiling)}; give a TileSpec, such as TileSpec(size=64), or None.")
+        check_choice("circular", self.circular, CIRCULAR, TilingError)
         if self.blended and self.circular != "none":
             raise TilingError("blended tiles cannot be circular. Set the mode to exact, or circular to none.")
         budget = self.memory_budget
         if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget <= 0):
             raise MemoryBudgetError(
-                f"a memory budget of {budget!r} bytes leaves nothing to work in; "
+                f"a memory budget of {brief(budget)} bytes leaves nothing to work in; "
                 f"give a whole number, such as 2**30 for a GiB, or None."
             )
         items = self.max_items
         if items is not None and (not isinstance(items, int) or isinstance(items, bool) or items <= 0):
-            raise ConfigError(f"max_items is {items!r}; give a whole number, at least 1, or None.")
+            raise ConfigError(f"max_items is {brief(items)}; give a whole number, at least 1, or None.")
         if self.dtype is not None and self.dtype != "auto" and self.dtype not in PRECISIONS:
             names = ", ".join(map(str, PRECISIONS))
-            raise ConfigError(f"dtype is {self.dtype!r}; the computation can be in {names}, or 'auto', or None.")
+            raise ConfigError(f"dtype is {brief(self.dtype)}; the computation can be in {names}, or 'auto', or None.")
 
     @property
     def blended(self) -> bool:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from ..errors import TilingError
+from ..errors import TilingError, brief, check_choice
 
 MODES = ("exact", "blended")
 
@@ -30,18 +30,19 @@ class TileSpec:
     mode: Literal["exact", "blended"] = "exact"
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise TilingError(f"the tiling mode is {self.mode!r}; it must be one of {', '.join(MODES)}.")
+        check_choice("the tiling mode", self.mode, MODES, TilingError)
         if self.size is None:
             if self.mode == "blended":
                 raise TilingError("blended tiling needs a tile size; give TileSpec(size=64, overlap=16).")
             return
         if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
-            raise TilingError(f"a tile of size {self.size!r} is empty; give a whole number, at least 1 latent pixel.")
+            raise TilingError(
+                f"a tile of size {brief(self.size)} is empty; give a whole number, at least 1 latent pixel."
+            )
         whole = isinstance(self.overlap, int) and not isinstance(self.overlap, bool)
         if self.mode == "blended" and not (whole and 0 <= self.overlap < self.size):
             raise TilingError(
-                f"an overlap of {self.overlap} does not fit tiles of size {self.size}; "
+                f"an overlap of {brief(self.overlap)} does not fit tiles of size {self.size}; "
                 f"give 0 to {self.size - 1} latent pixels."
             )
 
