@@ -10,7 +10,7 @@ from typing import Any
 
 from ..vae_core.errors import ConfigError, brief
 
-Widget = tuple[str, dict[str, Any]]  # its kind, and what the host is told of it
+Widget = tuple[str, dict[str, Any]]  # its kind and its options
 
 
 def check_values(node: Any) -> None:
@@ -50,11 +50,10 @@ def _number(name: str, value: Any, options: dict[str, Any], what: str, convert: 
         found = convert(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last of a tensor
         raise ConfigError(f"{name} is {brief(value)}; it must be {what}.") from None
-    least, most = options["min"], options["max"]
-    if not found >= least:  # NaN is not
-        raise ConfigError(f"{name} is {brief(value)}; it must be {least:g} or more.")
-    if not found <= most:
-        raise ConfigError(f"{name} is {brief(value)}; it must be {most} or less.")
+    if not found >= options["min"]:  # NaN is not
+        raise ConfigError(f"{name} is {brief(value)}; it must be {options['min']:g} or more.")
+    if not found <= options["max"]:
+        raise ConfigError(f"{name} is {brief(value)}; it must be {options['max']} or less.")
     return found
 
 
@@ -74,7 +73,7 @@ def _truth(name: str, value: Any, options: dict[str, Any]) -> bool:
         if (found := operator.index(value)) in (0, 1):
             return bool(found)
     except (TypeError, RuntimeError):
-        if type(value).__name__ in ("bool", "bool_"):  # NumPy's is no index
+        if type(value).__name__ in ("bool", "bool_"):  # NumPy's has no __index__
             return bool(value)
     raise ConfigError(f"{name} is {brief(value)}; it must be true or false.")
 

@@ -185,7 +185,7 @@ class WorkerPool:
 def _serve(tasks: Tasks, gate: Flag, ended: Flag) -> None:
     """What a worker does. It keeps no reference to the pool, so one that is forgotten ends its workers.
 
-    One that has not even the memory to say so ends: whoever waits for its work sees that.
+    A thread without memory to report an error ends, and the pass with it.
     """
     with contextlib.suppress(MemoryError):
         internals.set_threads_of_this_thread(1)
