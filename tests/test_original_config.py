@@ -131,7 +131,7 @@ YAML: dict[str, tuple[str, float | str]] = {
     "nothing": ("", "is not a configuration of LDM"),
     "no YAML": ("a: [", "cannot be read"),
     "as long as one may be": ((SCALED % "0.25").ljust(1_000_000), 0.25),
-    "too long": ((SCALED % "0.25").ljust(1_000_001), "it has more than 1000000 bytes"),
+    "too long": ((SCALED % "0.25").ljust(1_000_001), "at most 1000000 are allowed"),
 }
 
 
