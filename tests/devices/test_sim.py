@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 from given.models import MODELS, SMALL, fields
-from given.sim import BREAKS, Case, Seen, simulate
+from given.sim import BREAKS, simulate
+from given.sim_case import Case, Seen
 
 registration = pytest.importorskip("torch.utils.backend_registration")
 if not hasattr(registration, "_setup_privateuseone_for_python_backend"):

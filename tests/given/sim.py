@@ -27,44 +27,11 @@ from vae_core.streaming.job import prepare
 from vae_core.streaming.options import Options
 
 from .order import CPU, Access, Clock, Order
-from .sim_case import KIND, Case, blocks_of, placed_otherwise, unlike_the_plan
+from .sim_case import KIND, Case, Seen, blocks_of, placed_otherwise, unlike_the_plan
 
 MAIN = "main"
 _OF_A_MAP = 2**16  # bytes beyond which a copy is of a map's rows, not of statistics or of a bias
 _NO_WORK = ("empty", "alias", "detach", "lift", "set_", "resize_", "_unsafe_view", "_reshape_alias")
-
-
-@dataclass
-class Seen:
-    """What a run did.
-
-    Attributes:
-        peak: most living bytes on the device, beside what was there before: weights, and input and output if they were.
-        planned: what the plan counts, but for what allocators keep.
-        launches, strips: operations that compute on the device; pieces that the plan has.
-        blocks: of keys that strips of attention look at one by one, and of tokens that keys are made of.
-        uploaded, downloaded: bytes of maps, input and output that went to the device and back.
-        beside: those of them that went on a queue of their own.
-        places: the plan's bytes of maps.
-        dry_runs: of planning, each by what it depends on; `wholes`, how often the reference path was planned.
-        faults: what was wrong, in words.
-        shape, device: of the result.
-    """
-
-    peak: int = 0
-    planned: int = 0
-    launches: int = 0
-    strips: int = 0
-    blocks: int = 0
-    uploaded: int = 0
-    downloaded: int = 0
-    beside: int = 0
-    places: tuple[int, ...] = (0, 0, 0)
-    dry_runs: list[str] = field(default_factory=list)
-    wholes: int = 0
-    faults: list[str] = field(default_factory=list)
-    shape: tuple[int, ...] = ()
-    device: str = ""
 
 
 class Event:
@@ -152,15 +119,16 @@ class Watch(TorchDispatchMode):
         self.seen, self.order, self.current = Seen(), Order(), Stream(name=MAIN)
         self.allow_float64 = allow_float64
         self._buffers: dict[int, _Buffer] = {}
+        self._left_out: dict[int, _Buffer] = {}
         self._living = 0
 
     def leave_out(self, tensors: Iterable[Tensor | None]) -> None:
-        """What was there before: its memory does not count."""
+        """What was there before, and stays: its memory does not count."""
         for tensor in tensors:
             if tensor is not None:
                 storage = tensor.untyped_storage()
                 buffer = _Buffer(StorageWeakRef(storage), 0, _on_device(tensor), self.current.name)
-                self._buffers[storage._cdata] = buffer
+                self._left_out[storage._cdata] = buffer
 
     def keep(self, tensor: Tensor, stream: Stream) -> None:
         """`Tensor.record_stream`: its memory is not used again before the stream is done with it."""
@@ -239,6 +207,8 @@ class Watch(TorchDispatchMode):
     def _buffer(self, tensor: Tensor) -> tuple[int, _Buffer]:
         storage = tensor.untyped_storage()
         key = storage._cdata
+        if key in self._left_out:
+            return key, self._left_out[key]
         if key not in self._buffers:
             self._bury()
             device = _on_device(tensor)
@@ -265,9 +235,14 @@ def _on_device(tensor: Tensor) -> bool:
     return tensor.device.type == KIND
 
 
-def _named(func: Any, args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
+@functools.cache
+def _parameters(func: Any) -> tuple[list[Any], dict[str, Any]]:
     positional = [each for each in func._schema.arguments if not each.kwarg_only]
-    by_name = {each.name: each for each in func._schema.arguments}
+    return positional, {each.name: each for each in func._schema.arguments}
+
+
+def _named(func: Any, args: Any, kwargs: Any) -> list[tuple[Any, Any]]:
+    positional, by_name = _parameters(func)
     return [*zip(positional, args, strict=False), *((by_name[name], value) for name, value in kwargs.items())]
 
 

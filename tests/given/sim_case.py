@@ -6,6 +6,7 @@ import functools
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -52,6 +53,39 @@ class Case(NamedTuple):
     weights: str = KIND
     given: str = "cpu"
     out: str | None = "cpu"
+
+
+@dataclass
+class Seen:
+    """What a run did.
+
+    Attributes:
+        peak: most living bytes on the device, beside what was there before: weights, and input and output if they were.
+        planned: what the plan counts, but for what allocators keep.
+        launches, strips: operations that compute on the device; pieces that the plan has.
+        blocks: of keys that strips of attention look at one by one, and of tokens that keys are made of.
+        uploaded, downloaded: bytes of maps, input and output that went to the device and back.
+        beside: those of them that went on a queue of their own.
+        places: the plan's bytes of maps.
+        dry_runs: of planning, each by what it depends on; `wholes`, how often the reference path was planned.
+        faults: what was wrong, in words.
+        shape, device: of the result.
+    """
+
+    peak: int = 0
+    planned: int = 0
+    launches: int = 0
+    strips: int = 0
+    blocks: int = 0
+    uploaded: int = 0
+    downloaded: int = 0
+    beside: int = 0
+    places: tuple[int, ...] = (0, 0, 0)
+    dry_runs: list[str] = field(default_factory=list)
+    wholes: int = 0
+    faults: list[str] = field(default_factory=list)
+    shape: tuple[int, ...] = ()
+    device: str = ""
 
 
 def unlike_the_plan(case: Case, job: Job) -> list[str]:
