@@ -100,11 +100,11 @@ async def read_json(request: Any) -> Any:
         raise RefusedError(411, "The length of the question is not given.")
     if request.content_length > MAX_BODY:
         raise RefusedError(413, f"The question has more than {MAX_BODY} bytes.")
+    from aiohttp import web  # the host's
+
     try:
         raw = await request.read()  # once more if another part of the server has read it, which the stream cannot
-    except Exception as error:  # aiohttp's: it is not compressed as it says
-        if hasattr(error, "status"):  # an answer already
-            raise
+    except web.RequestPayloadError as error:  # such as one that is not compressed as it says
         raise RefusedError(400, f"The question cannot be read: {in_one_line(error)}.") from None
     charset = (request.charset or "utf-8").lower()
     if charset not in CHARSETS:

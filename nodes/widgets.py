@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +17,11 @@ Widget = tuple[str, dict[str, Any]]  # its kind and its options
 def check_values(node: Any) -> None:
     """Have a node's function raise ConfigError unless the values of its widgets are of their kinds and in their ranges.
 
-    What is as good becomes what the function expects: a whole number of any type an int, and so on.
+    What is as good becomes what the function expects: 2.0 or NumPy's 2 a whole number, and so on.
     """
     run = getattr(node, node.FUNCTION)
-    parameters = inspect.signature(run).parameters
-    defaults = {name: each.default for name, each in parameters.items()}
+    run = getattr(run, "unchecked", run)  # of a node that it is inherited from
+    signature = inspect.signature(run)
 
     @functools.cache
     def widgets() -> dict[str, Widget]:
@@ -30,7 +31,8 @@ def check_values(node: Any) -> None:
         return {name: (kind, declared[name][1]) for name, kind in kinds.items() if kind in _KINDS}
 
     def checked(name: str, value: Any) -> Any:
-        if name not in widgets() or (name in defaults and value is defaults[name]):
+        parameter = signature.parameters.get(name)
+        if name not in widgets() or (parameter is not None and value is parameter.default):
             return value
         kind, options = widgets()[name]
         if getattr(node, "INPUT_IS_LIST", False) and isinstance(value, list):
@@ -39,9 +41,12 @@ def check_values(node: Any) -> None:
 
     @functools.wraps(run)
     def with_checks(*args: Any, **kwargs: Any) -> Any:
-        given = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        given: dict[str, Any] = {}
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            given |= value if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value}
         return run(**{name: checked(name, value) for name, value in given.items()})
 
+    with_checks.__dict__["unchecked"] = run
     setattr(node, node.FUNCTION, with_checks)
 
 
@@ -63,7 +68,7 @@ def _whole(value: Any) -> int:
 
 
 def _real(value: Any) -> float:
-    if isinstance(value, str | bytes):
+    if isinstance(value, str | bytes | bytearray):
         raise TypeError
     return float(value)
 
@@ -81,7 +86,7 @@ def _truth(name: str, value: Any, options: dict[str, Any]) -> bool:
 def _text(name: str, value: Any, options: dict[str, Any]) -> str:
     try:
         if isinstance(value, str):
-            value.encode()
+            os.fsencode(value)  # the name of a file may have bytes that are not text
             return value
     except UnicodeEncodeError:
         raise ConfigError(f"{name} is {brief(value)}, which has characters that are none. Use others.") from None

@@ -170,10 +170,14 @@ READERS: list[tuple[str, Callable[[Path], Any]]] = [
 ]
 
 
+class Waits(BaseException):
+    """Nothing that a reader may take for the file's fault."""
+
+
 @contextmanager
 def soon(seconds: float) -> Iterator[None]:
     def waited(*_: object) -> None:
-        raise TimeoutError("it waits")
+        raise Waits
 
     before = signal.signal(signal.SIGALRM, waited)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -65,7 +65,7 @@ def brief(value: object) -> str:
     long.
     """
     try:
-        text = " ".join(repr(value[:_LONGEST] if isinstance(value, str | bytes) else value).split())
+        text = repr(value[:_LONGEST]) if isinstance(value, str | bytes) else " ".join(repr(value).split())
     except ValueError:  # Python writes no integer of more than some thousand digits
         return f"a {type(value).__name__} with a number of thousands of digits"
     except RecursionError:

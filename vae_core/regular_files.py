@@ -1,7 +1,7 @@
-"""Files that others have made, opened only if they are regular ones.
+"""Files that others have made, read only if they are regular ones.
 
 A pipe, a socket or a device that stands in a file's place keeps its reader waiting, or never ends; to open one can
-already have an effect. Nor are the kernel's files opened, which call themselves regular: some of them wait as well.
+already have an effect. So can files of the kernel's that have no size, although they call themselves regular.
 """
 
 from __future__ import annotations
@@ -13,12 +13,7 @@ import stat
 
 MOST_OF_A_NAME = 4096  # bytes of a file that says a name, such as a branch's in the Hub's cache
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0)
-_KINDS = {
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
@@ -48,12 +43,17 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
 
 
 def _opened(path: str, flags: int) -> int:
-    handle = os.open(path, flags | _AT_ONCE)
+    try:
+        handle = os.open(path, flags | _AT_ONCE)
+    except BlockingIOError:  # a server of files has a lease on it, which it gives up
+        handle = os.open(path, flags)
     try:
         found = os.fstat(handle)
         _check(path, found)  # it may have been exchanged meanwhile
         if stat.S_ISREG(found.st_mode) and not found.st_size and os.read(handle, 1):
-            raise OSError(errno.ENXIO, "it is a file of the kernel's, without a size", path)
+            raise OSError(errno.ENXIO, "it has no size, as files of the kernel's", path)
+        if _AT_ONCE:
+            os.set_blocking(handle, True)
     except BaseException:
         os.close(handle)
         raise
@@ -61,6 +61,6 @@ def _opened(path: str, flags: int) -> int:
 
 
 def _check(path: str | os.PathLike[str], found: os.stat_result) -> None:
-    kind = _KINDS.get(stat.S_IFMT(found.st_mode))
-    if kind is not None:
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # to open a folder says what it is
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "a device")
         raise OSError(errno.ENXIO, f"it is {kind}, not a regular file", os.fspath(path))

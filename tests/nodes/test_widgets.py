@@ -23,16 +23,16 @@ NOTHING = [None, [], {}, b"1", object(), torch.zeros(3), np.zeros(3), nested()]
 HUGE = [10**5000, 10**30, -(10**30), float("nan"), float("inf"), -float("inf")]
 WRONG: dict[str, list[Any]] = {
     "INT": [*NOTHING, *HUGE, "2", 1.5, 2**64, 1j],
-    "FLOAT": [*NOTHING, *HUGE, "0.5", 1e308, 1j],
+    "FLOAT": [*NOTHING, *HUGE, bytearray(b"1"), "0.5", 1e308, 1j],
     "BOOLEAN": [*NOTHING, *HUGE, "yes", 2, 0.5],
-    "STRING": [*NOTHING, *HUGE, 3, True, "\ud800", "a\udcffb"],
+    "STRING": [*NOTHING, *HUGE, 3, True, "\ud800"],
     "COMBO": [*NOTHING, *HUGE, 3, True, "\ud800"],
 }
 RIGHT: dict[str, list[tuple[Any, Any]]] = {
     "INT": [(2, 2), (2.0, 2), (True, 1), (np.int64(2), 2), (np.uint8(2), 2), (torch.tensor(2), 2)],
     "FLOAT": [(1, 1.0), (0.5, 0.5), (np.float32(0.5), 0.5), (torch.tensor(0.5), 0.5), (np.int64(1), 1.0)],
     "BOOLEAN": [(True, True), (False, False), (1, True), (0, False), (np.bool_(True), True)],
-    "STRING": [("", ""), ("a b/\u00e9", "a b/\u00e9")],
+    "STRING": [("", ""), ("a b/\u00e9", "a b/\u00e9"), ("a\udcffb", "a\udcffb")],
     "COMBO": [("auto", "auto")],
 }
 

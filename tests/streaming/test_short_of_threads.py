@@ -84,3 +84,26 @@ def test_threads_that_start_where_memory_is_short(left: int) -> None:
     command = [sys.executable, "-c", SHORT, str(ROOT), str(ROOT / "tests"), str(left)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.stdout == "ended\n", done.stderr[-2000:]
+
+
+FEWER = """
+import os, resource, sys
+sys.path[:0] = sys.argv[1:3]
+import torch
+from vae_core.streaming.pool import WorkerPool
+torch.set_num_threads(8)
+if os.geteuid() == 0:
+    os.setuid(65534)  # the limit is not for root
+resource.setrlimit(resource.RLIMIT_NPROC, (int(sys.argv[4]),) * 2)
+with WorkerPool(int(sys.argv[3])) as pool:
+    pass
+print("ended")
+"""
+
+
+@pytest.mark.parametrize("limit", [1, 6])
+@pytest.mark.parametrize("count", [0, 1, 2, 8])
+def test_a_pool_of_fewer_threads_than_torch_has(count: int, limit: int) -> None:
+    command = [sys.executable, "-c", FEWER, str(ROOT), str(ROOT / "tests"), str(count), str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "ended\n", done.stderr[-2000:]

@@ -96,9 +96,10 @@ def _free_bytes(device: torch.device) -> int | None:
     ask = getattr(module, "mem_get_info", None)
     if ask is not None:
         kept = module.memory_reserved(device) - module.memory_allocated(device)
-        numbered = device if device.index is not None else module.current_device()  # torch < 2.5 wants a number
+        if device.index is None and hasattr(module, "current_device"):  # torch < 2.5 wants a number
+            device = torch.device(device.type, module.current_device())
         try:
-            return ask(numbered)[0] + kept
+            return ask(device)[0] + kept
         except RuntimeError:  # some of Intel's cannot tell
             return module.get_device_properties(device).total_memory - module.memory_allocated(device)
     most = getattr(module, "recommended_max_memory", None)

@@ -128,18 +128,18 @@ class WorkerPool:
                 break
         # The calling thread starts some too: OpenMP does, for torch, and ends the process if it cannot. So the same
         # number is tried, all at once; and then OpenMP has its own at once, while there is still room for them.
-        spare = min(self._wanted, torch.get_num_threads()) - 1
+        spare = torch.get_num_threads() - 1 if self._wanted else 0
         enough = ready == self._wanted and all(
             self._begin(f"seamless-vae-spare-{number}", _wait) for number in range(spare)
         )
         self._gate.set()
         self.size = ready
-        if enough:
+        if enough and spare:
             for thread in self._threads[ready:]:
                 _join(thread)
             del self._threads[ready:]
-            torch.ones(torch.get_num_threads() * _SHARE, dtype=torch.uint8, device="cpu")
-        else:
+            torch.ones((1 + spare) * _SHARE, dtype=torch.uint8, device="cpu")
+        if not enough:
             self._threads_here = torch.get_num_threads()
             internals.set_threads_of_this_thread(1)
             _warn_of_missing_threads(ready, self._wanted)

@@ -113,8 +113,6 @@ def count_not_finite(x: Tensor) -> int:
     x = torch.view_as_real(x) if x.is_complex() else x
     if not x.is_floating_point():
         return 0
-    if x.dtype.itemsize == 1:
-        x = x.float()
     return sum(map(_count_not_finite, _pieces(x.detach())))
 
 
@@ -132,6 +130,8 @@ def _pieces(x: Tensor) -> Sequence[Tensor]:
 
 
 def _count_not_finite(x: Tensor) -> int:
+    if x.dtype.itemsize == 1:
+        x = x.float()
     least, most = torch.aminmax(x)  # NaN is both
     if torch.isfinite(least) and torch.isfinite(most):
         return 0
