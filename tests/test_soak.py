@@ -20,7 +20,7 @@ SOAK = TOOLS / "soak.py"
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 @pytest.mark.thorough
 def test_nothing_grows() -> None:
-    command = [sys.executable, str(SOAK), "--seconds", "45"]
+    command = [sys.executable, str(SOAK), "--seconds", "60"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert done.stdout.endswith("nothing grew\n")
