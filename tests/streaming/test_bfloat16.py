@@ -73,6 +73,7 @@ def test_maps_take_half_the_memory() -> None:
     assert half.fast_share == wide.fast_share > 0
 
 
+@pytest.mark.skipif(not winograd.compiled(), reason="numba is not installed")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_models_own_method_takes_strips_where_they_are_faster(dtype: torch.dtype) -> None:
     vae = make(fields(128, 128, layers_per_block=1))

@@ -100,6 +100,7 @@ def test_the_peak_is_equal_where_nothing_is_left_to_torch() -> None:
     assert job.executed.peak_bytes + job.plan.terms["kept by allocators"] == job.plan.peak_bytes
 
 
+@pytest.mark.skipif(not choose.winograd.compiled(), reason="numba is not installed: then strips are most of the peak")
 @pytest.mark.parametrize("batch", [1, 5])
 def test_a_batch_in_parts_that_is_offloaded(batch: int) -> None:
     vae, z = make(SMALL), latent(batch, 48, 48)
