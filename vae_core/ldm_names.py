@@ -238,6 +238,7 @@ class _Half(_Names):
     conv_in: nn.Conv2d
     conv_out: nn.Conv2d
     temb_ch = Fixed(0)
+    carried = Fixed(False)  # whether frames of a video are carried over from one part of it to the next
     resolution = Fixed(RESOLUTION)
     mid = RenamedPart("mid_block")
     norm_out = RenamedPart("conv_norm_out")
@@ -248,6 +249,11 @@ class LDMEncoder(_Half):
 
     down_blocks: nn.ModuleList
     down = RenamedPart("down_blocks")
+
+    @property
+    def time_compress(self) -> int:
+        """By how much ComfyUI's encoder makes a video shorter; it says the number of an image's sides for one, too."""
+        return 2 ** (self.num_resolutions - 1)
 
     @property
     def ch(self) -> int:

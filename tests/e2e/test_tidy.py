@@ -59,9 +59,16 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield ui
 
 
+def has_its_own_saver() -> bool:
+    """Whether the host saves images as floats by a node of its own."""
+    return "SaveImageAdvanced" in (checkout() / "comfy_extras" / "nodes_images.py").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_no_node_overlaps_another(real: FrontEnd, file: Path) -> None:
+def test_no_node_overlaps_another(real: FrontEnd, file: Path, request: pytest.FixtureRequest) -> None:
     ui, saved = real, json.loads(file.read_text(encoding="utf-8"))
+    if file.stem == "float_exr" and "old" in str(request.node.name) and has_its_own_saver():
+        pytest.skip("this front end is older than the host's node, whose widget brings others")
     ui.load()  # nodes of a new graph show what those of the last one with the same ids have shown
     ui.js("(data) => app.loadGraphData(data, true, false, app.extensionManager.workflow.activeWorkflow)", saved)
     ui.js(SMALLER)

@@ -274,7 +274,7 @@ def float_exr() -> Columns:
                 EXR_SAVER,
                 {"images": ("decode", 0)},
                 {**save, "format.input_color_space": "sRGB"},
-                size=(400, 180),
+                size=(400, 340),  # in Nodes 2.0 it grows with its preview
             ),
             preview("shown", "decode", title="As a screen shows it"),
         ],
