@@ -96,12 +96,12 @@ async def read_json(request: Any) -> Any:
     Raises:
         RefusedError: it is too long, or not JSON as a page writes it.
     """
+    from aiohttp import web  # the host's
+
     if request.content_length is None:
         raise RefusedError(411, "The length of the question is not given.")
     if request.content_length > MAX_BODY:
         raise RefusedError(413, f"The question has more than {MAX_BODY} bytes.")
-    from aiohttp import web  # the host's
-
     try:
         raw = await request.read()  # once more if another part of the server has read it, which the stream cannot
     except web.RequestPayloadError as error:  # such as one that is not compressed as it says

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..vae_core.regular_files import MOST_OF_A_NAME, read_regular
+from ..vae_core.checkpoints.pretrained import those_of_main
 
 STEM = "diffusion_pytorch_model"
 ENDINGS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
@@ -58,12 +58,7 @@ def path_of(name: str) -> Path | None:
 def _snapshot(repository: Path) -> Path | None:
     """Of a repository the snapshot of `main`, or the newest; None where there is none."""
     snapshots = [path for path in _entries(repository / "snapshots") if os.path.isdir(path)]
-    try:
-        main = read_regular(repository / "refs" / "main", MOST_OF_A_NAME).decode(errors="replace").strip()
-        snapshots = [path for path in snapshots if path.name == main] or snapshots
-    except (OSError, ValueError):  # there is none, or it names none
-        pass
-    return max(snapshots, key=os.path.getmtime, default=None)
+    return max(those_of_main(repository, snapshots), key=os.path.getmtime, default=None)
 
 
 def _is_vae(folder: Path) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 from given.collection import encode, make_images, small_vae
 from given.files import ldm, write
+from given.special_files import make_socket
 
 import vae_core
 from vae_core import AutoencoderKL, VAEError
@@ -29,16 +29,10 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no 
 SECONDS = 5  # a busy machine's; one that waits, waits for ever
 
 
-def a_socket(place: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as one, pytest.MonkeyPatch.context() as patched:
-        patched.chdir(place.parent)  # its path may have 108 bytes
-        one.bind(place.name)
-
-
 KINDS: dict[str, Callable[[Path], Any]] = {
     "a pipe": os.mkfifo,
     "a link to a pipe": lambda place: (os.mkfifo(f"{place}.pipe"), place.symlink_to(f"{place}.pipe")),
-    "a socket": a_socket,
+    "a socket": make_socket,
     "a device without an end": lambda place: place.symlink_to("/dev/zero"),
     "a device without anything": lambda place: place.symlink_to("/dev/null"),
     "a folder": Path.mkdir,

@@ -11,7 +11,6 @@ import io
 import os
 import stat
 
-MOST_OF_A_NAME = 4096  # bytes of a file that says a name, such as a branch's in the Hub's cache
 _AT_ONCE = getattr(os, "O_NONBLOCK", 0)
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 

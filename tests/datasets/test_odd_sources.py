@@ -19,6 +19,7 @@ from typing import Any
 import fsspec
 import pytest
 from given.collection import encode
+from given.special_files import make_socket
 from PIL import Image
 
 from vae_core import AutoencoderKL, DatasetError
@@ -86,15 +87,9 @@ def test_names_of_tables_and_tars(tmp_path: Path) -> None:
         assert read(tar) == {"a.png": PNG}
 
 
-def a_socket(place: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as one, pytest.MonkeyPatch.context() as patched:
-        patched.chdir(place.parent)  # its path may have 108 bytes
-        one.bind(place.name)
-
-
 NOT_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a pipe": (lambda place: os.mkfifo(place), "a pipe, not a regular file"),
-    "a socket": (a_socket, "a socket, not a regular file"),
+    "a socket": (make_socket, "a socket, not a regular file"),
     "a device without an end": (lambda place: place.symlink_to("/dev/zero"), "a device, not a regular file"),
     "a link to nothing": (lambda place: place.symlink_to("nowhere"), "No such file"),
     "a link to itself": (lambda place: place.symlink_to(place.name), "symbolic links"),

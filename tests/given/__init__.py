@@ -27,5 +27,6 @@ states      what a whole process has set
 sim         a device that does not exist
 sim_case    what is simulated on it
 odd_tensors tensors that cannot be computed with
+special_files what can stand in a file's place and is none
 order       a checker of the order of what it is given
 """

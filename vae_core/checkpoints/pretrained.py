@@ -17,7 +17,7 @@ from torch import Tensor
 from ..atomic import COMMITTED, Writer, steady
 from ..config import AutoencoderKLConfig
 from ..errors import CheckpointError, VAEError, brief, in_one_line
-from ..regular_files import MOST_OF_A_NAME, read_regular
+from ..regular_files import read_regular
 from ..units import GIB, MIB
 from .config_file import CONFIG_NAME, ConfigFile, read_config_file
 from .detect import DIFFUSERS, find_layout, find_prefixes
@@ -41,6 +41,7 @@ from .weight_names import (
 )
 from .write import pickled, safetensors, text, write_in_folder
 
+_MOST_OF_A_NAME = 4096  # bytes of a file that says one
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": MIB, "GIB": GIB, "TIB": 2**40}
 
 
@@ -78,6 +79,14 @@ def find_folder(folder: Path, subfolder: str | None = None) -> Path:
     raise CheckpointError(f"{folder} has no {CONFIG_NAME}, neither itself nor in a `vae` folder. {remedy}")
 
 
+def those_of_main(repository: Path, snapshots: list[Path]) -> list[Path]:
+    """Of a repository's snapshots in the Hub's cache the one that its `refs/main` names; all if it names none."""
+    with suppress(OSError, ValueError):
+        name = read_regular(repository / "refs" / "main", _MOST_OF_A_NAME).decode(errors="replace").strip()
+        return [path for path in snapshots if path.name == name] or snapshots
+    return snapshots
+
+
 def snapshot(folder: Path) -> Path:
     """A folder itself, or of a repository in the Hub's cache (`models--ORG--NAME`) the snapshot that is in use.
 
@@ -87,9 +96,7 @@ def snapshot(folder: Path) -> Path:
     if not (folder.name.startswith("models--") and (folder / "snapshots").is_dir()):
         return folder
     found = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
-    with suppress(OSError, ValueError):  # there is none, or it names none
-        name = read_regular(folder / "refs" / "main", MOST_OF_A_NAME).decode(errors="replace").strip()
-        found = [path for path in found if path.name == name] or found
+    found = those_of_main(folder, found)
     if len(found) == 1:
         return found[0]
     what = "several snapshots and no refs/main" if found else "no snapshots"

@@ -139,6 +139,9 @@ def register_container(
 
 # The number of threads of one thread.
 
+GRAIN = 2**15
+"""Values that torch gives each of several threads at least: with no more, one thread computes."""
+
 
 def set_threads_of_this_thread(count: int) -> None:
     """Let torch use so many threads for what the calling thread computes. For others, and those to come, it stays."""

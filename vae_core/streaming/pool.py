@@ -25,7 +25,6 @@ from .shortage import is_out_of_memory
 logger = logging.getLogger("seamless_vae")
 
 _PATIENCE = 0.05  # seconds between two looks at what the workers have done
-_SHARE = 2**15  # values that torch gives a thread at least
 _LAST_PATIENCE = 0.25  # seconds that a thread may take to begin whose start was interrupted
 
 Tasks = SimpleQueue[Callable[[], None] | None]
@@ -138,7 +137,7 @@ class WorkerPool:
             for thread in self._threads[ready:]:
                 _join(thread)
             del self._threads[ready:]
-            torch.ones((1 + spare) * _SHARE, dtype=torch.uint8, device="cpu")
+            torch.ones((1 + spare) * internals.GRAIN, dtype=torch.uint8, device="cpu")
         if not enough:
             self._threads_here = torch.get_num_threads()
             internals.set_threads_of_this_thread(1)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..errors import ImageError, NonFiniteError, ShapeError
 from ..tensor_kinds import check_given, given_obstacle
+from .internals import GRAIN
 from .options import PRECISIONS
 from .program import Shape
 
-_SERIAL = 2**15  # values that torch looks at without other threads, at most
 _GROWTH = 2**10  # by which values may grow before they come to a norm
 
 
@@ -121,7 +121,7 @@ def _pieces(x: Tensor) -> Sequence[Tensor]:
 
     This is done before it is known whether there can be any; OpenMP ends the process if there cannot.
     """
-    count = -(-x.numel() // _SERIAL)
+    count = -(-x.numel() // GRAIN)
     if count < 2 or x.device.type != "cpu":
         return [x]
     longest = max(range(x.dim()), key=lambda axis: x.shape[axis])
