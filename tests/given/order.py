@@ -79,8 +79,10 @@ class Order:
                 clock[name] = time
 
     def _check(self, actor: str, access: Access, write: bool, what: str) -> None:
-        clock, kept = self.clocks[actor], []
+        clock, cpu, kept = self.clocks[actor], self.clocks[CPU], []
         for past in self.past.get(access.buffer, []):
+            if past.time <= cpu.get(past.actor, 0):
+                continue  # the CPU knows that it is done, so it is before whatever is queued from now on
             ordered = past.time <= clock.get(past.actor, 0)
             overlaps = past.start < access.stop and access.start < past.stop
             if overlaps and not ordered and (write or past.write):
