@@ -4,7 +4,7 @@
     pip install --no-deps ncnn pnnx openvino openvino-telemetry     # for the rows beside other runtimes
 
 Every row runs all systems in turns, in one process, on the same weights (random, of SD's size) and input, and takes
-medians; errors are differences to the modules in float64. Rows whose name ends in "busy" run while another process
+medians; errors are differences to the modules in float64, of all rows that compare systems. Rows whose name ends in "busy" run while another process
 keeps one core busy, those in "thread" on one thread; those beside other runtimes measure peak memory too, in fresh
 processes. `sizes` runs each system and size in a fresh process, for time and peak memory. Results gather in a JSON file
 (--json), row by row, so that rows may be measured one at a time; the table in docs/benchmarks.md and the plot
@@ -52,7 +52,7 @@ from peers import (
     make_input,
     ours,
 )
-from report import write_plot, write_table
+from report import OWN, write_plot, write_table
 from runtimes import RUNTIMES, MissingError
 from torch import Tensor
 
@@ -79,7 +79,7 @@ class Row:
     Attributes:
         dtype: precision of all systems.
         busy: another process keeps one core busy meanwhile.
-        exact: errors against float64 are measured, and peak memory in fresh processes.
+        memory: peak memory is measured too, in fresh processes.
         threads: of all systems; None for as many as the command says.
     """
 
@@ -93,7 +93,7 @@ class Row:
     config: str = "full"
     dtype: str = "float32"
     busy: bool = False
-    exact: bool = False
+    memory: bool = False
     threads: int | None = None
 
 
@@ -108,7 +108,7 @@ def beside_runtimes(
     if threads is not None:
         name, title = f"{name}-{threads}-thread", f"{title}, {threads} thread"
     others = BESIDE_RUNTIMES
-    return Row(name, title, direction, size, OURS, others, dtype=dtype, busy=busy, exact=True, threads=threads)
+    return Row(name, title, direction, size, OURS, others, dtype=dtype, busy=busy, memory=True, threads=threads)
 
 
 ROWS = (
@@ -173,14 +173,15 @@ def available(names: Sequence[str], row: Row, budget: int) -> list[System]:
 
 @torch.inference_mode()
 def run_row(row: Row, turns: int, limit: float, budget: int, only: Sequence[str]) -> dict[str, Any]:
-    """Median seconds of every system, and the largest difference of our result to each other one's."""
+    """Median seconds of every system, errors against float64, and the largest difference to our result."""
     x = make_input(CONFIGS[row.config], row.direction, row.size, row.batch).to(DTYPES[row.dtype])
     seconds, results = run_in_turns(row, x, turns, limit, budget, only)
     gc.collect()  # the systems, whose room the modules in float64 need
     mine = results[row.ours]
     measured: dict[str, Any] = {}
-    if row.exact:
+    if not set(results) <= set(OWN):
         measured["errors"] = errors(row, x, results)
+    if row.memory:
         with busy_core() if row.busy else nullcontext():
             measured["bytes"] = peak_memory(row, list(results), budget)
     return measured | {

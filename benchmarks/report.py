@@ -68,6 +68,18 @@ def against_peers(rows: list[Mapping[str, Any]]) -> str:
     return table(["case", OURS, *COLUMNS, "times faster than the fastest other", "turns"], lines)
 
 
+def errors_of_peers(rows: list[Mapping[str, Any]]) -> str:
+    """Of the same rows: errors against float64, root mean square and largest."""
+    lines = []
+    for row in rows:
+        errors = row.get("errors")
+        if not errors:
+            continue
+        pairs = [next((errors[name] for name in names if name in errors), None) for names in (OWN, *COLUMNS.values())]
+        lines.append([row["title"], *("" if each is None else "{:.1e}, {:.1e}".format(*each) for each in pairs)])
+    return table(["error: RMS, largest", OURS, *COLUMNS], lines)
+
+
 def beside_runtimes(rows: list[Mapping[str, Any]]) -> str:
     """Rows with other runtimes: a line for each system, with errors and peak memory where they were measured."""
     lines = []
@@ -139,6 +151,7 @@ def text(results: Mapping[str, Any], counts: Mapping[str, Counts] | None = None)
     parts += ["Measured on: " + "; ".join(f"{name} {value}" for name, value in results["machine"].items()) + "."]
     if peers:
         parts.append(against_peers(peers))
+        parts += [errors_of_peers(peers)] if any("errors" in row for row in peers) else []
     if runtimes:
         parts.append(beside_runtimes(runtimes))
     if own:
