@@ -53,19 +53,18 @@ class Autoencoder:
     def require_autoencoder(self, purpose: str, remedy: str = "") -> Autoencoder:
         return self
 
-    def describe(self, latent: Mapping[str, Any] | None) -> list[str]:
+    def describe(self, latent: Mapping[str, Any] | None) -> list[report.Line]:
         if latent is not None:
             job = self.prepare_decode(latent, Options()).job
         else:
             side = _EXAMPLE_PIXELS // self.config.downscale_factor
             job = self.decode_job((1, self.config.latent_channels, side, side))
         parameters = sum(weight.numel() for weight in self.model.parameters())
-        origin = "Seamless VAE" if self.borrowed is None else "another loader; its weights are used in place"
         return [
             *report.model_lines(self.config, parameters),
-            f"loaded by: {origin}",
-            f"precision: {str(self.dtype).removeprefix('torch.')}",
-            f"device: {self.device}",
+            report.Fact("report.loaded.own" if self.borrowed is None else "report.loaded.borrowed"),
+            report.Fact("report.precision", dtype=str(self.dtype).removeprefix("torch.")),
+            report.Fact("report.device", device=str(self.device)),
             *report.cost_lines(job),
         ]
 

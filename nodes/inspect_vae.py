@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import inputs, latents
+from . import inputs, latents, report
 from .vaes import open_vae
 
 
@@ -20,7 +20,7 @@ class VAEInspect:
     FUNCTION = "inspect"
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("text",)
-    OUTPUT_TOOLTIPS = ("The report shown on the node.",)
+    OUTPUT_TOOLTIPS = ("The report shown on the node, in English.",)
     OUTPUT_NODE = True
 
     @classmethod
@@ -31,5 +31,5 @@ class VAEInspect:
         }
 
     def inspect(self, vae: Any, samples: latents.Latent | None = None) -> dict[str, Any]:
-        text = "\n".join(open_vae(vae).describe(samples))
-        return {"ui": {"text": [text]}, "result": (text,)}
+        lines = open_vae(vae).describe(samples)
+        return {"ui": report.output(lines), "result": (report.text_of(lines),)}

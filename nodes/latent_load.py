@@ -15,11 +15,13 @@ from ..vae_core.datasets.reader import LatentDataset
 from ..vae_core.datasets.settings import Scale
 from ..vae_core.errors import ConfigError, DatasetError, ShapeError, VAEError, check_choice
 from ..vae_core.posterior import MAX_SEED
-from . import catalogue, inputs, latents
+from . import catalogue, inputs, latents, report
+from .report import Fact
 from .vaes import open_vae
 
 JOINS = ["batch", "list"]
 MOST = 4096  # images at once
+_LISTED = 4  # sizes that a report names
 Latents = LatentDataset | KohyaFiles
 
 
@@ -155,13 +157,13 @@ class LatentLoad:
         samples = _on_wire([_latent(item, flipped) for item in items], found, vae)
         fits = [latents.fit_of(item, z) for item, z in zip(items, samples, strict=True)]
         names = [item["key"] for item in items]
-        text = _report(folder, found, indices, samples, sample_mode, seed)
+        lines = _report(folder, found, indices, samples, sample_mode, seed)
         if join == "batch":
             samples = [_batch(samples)]
             names = ["\n".join(names)]
             fits = fits[:1] if all(fit == fits[0] for fit in fits) else [{}]
         loaded = [{"samples": z, **fit} for z, fit in zip(samples, fits, strict=True)]
-        return {"ui": {"text": [text]}, "result": (loaded, names, text)}
+        return {"ui": report.output(lines), "result": (loaded, names, report.text_of(lines))}
 
 
 def _latent(item: dict[str, Any], flipped: bool) -> Tensor:
@@ -202,30 +204,31 @@ def _batch(found: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(found))
 
 
-def _report(folder: str, found: Latents, indices: range, samples: Sequence[Tensor], sample_mode: str, seed: int) -> str:
-    """What was loaded, in a few lines."""
-    sizes = Counter(f"{each.shape[1]} channels, {each.shape[3]}x{each.shape[2]}" for each in samples)
-    last = f" to {indices[-1]}" if len(indices) > 1 else ""
-    lines = [
-        f"{folder}: {_kind(found)}",
-        f"images {indices[0]}{last} of {len(found)}",
-        f"latents: {'; '.join(f'{many} of {size}' for size, many in sizes.most_common(4))}"
-        + ("; ..." if len(sizes) > 4 else ""),
-        *dict.fromkeys(f"scale: {_conversion(found.scale(index))}" for index in indices),
+def _report(
+    folder: str, found: Latents, indices: range, samples: Sequence[Tensor], sample_mode: str, seed: int
+) -> list[report.Line]:
+    """What was loaded."""
+    sizes = Counter(tuple(each.shape[1:]) for each in samples).most_common()
+    listed = [Fact("report.size", count=many, channels=c, width=w, height=h) for (c, h, w), many in sizes[:_LISTED]]
+    if len(sizes) > _LISTED:
+        listed.append(report.counted("report.sizes.more", len(sizes) - _LISTED))
+    conversions = {_conversion(found.scale(index)): None for index in indices}
+    lines: list[report.Line] = [
+        Fact("report.folder", folder=folder, kind=_kind(found)),
+        report.counted("report.range", len(indices), first=indices[0], last=indices[-1], total=len(found)),
+        Fact("report.sizes", sizes=listed),
+        *(Fact("report.files.scaled", formula=each) if each else Fact("report.files.raw") for each in conversions),
     ]
     if isinstance(found, LatentDataset) and found.collection.settings.keep == "moments":
-        lines.append("moments: " + ("their mean" if sample_mode == "mean" else f"sampled with seed {seed}"))
-    return "\n".join(lines)
+        lines.append(Fact(f"report.moments.{sample_mode}", seed=seed))
+    return lines
 
 
-def _kind(found: Latents) -> str:
+def _kind(found: Latents) -> Fact:
     layout = "kohya" if isinstance(found, KohyaFiles) else found.collection.settings.layout
-    return {"kohya": "kohya's cache files", "webdataset": "a collection in WebDataset tars"}.get(
-        layout, "a collection in safetensors shards"
-    )
+    return Fact(f"report.kind.{layout}")
 
 
-def _conversion(scale: Scale) -> str:
-    if scale.convention == "raw":
-        return "raw in the files, nothing to convert"
-    return f"the files have {scale.formula}, converted to raw latents"
+def _conversion(scale: Scale) -> str | None:
+    """The formula of latents in files; None where they are raw."""
+    return None if scale.convention == "raw" else scale.formula

@@ -14,7 +14,7 @@ from ..vae_core.datasets.collection import Collection
 from ..vae_core.datasets.latents import NamedLatent, save_latents
 from ..vae_core.datasets.settings import STORED, KohyaFamily, Layout, Scale
 from ..vae_core.errors import ConfigError, DatasetError, check_choice
-from . import checks, host, inputs, latents, prefix, show
+from . import checks, host, inputs, latents, prefix, report, show
 from .autoencoder import Autoencoder
 from .catalogue import AUTO
 from .vaes import open_vae
@@ -118,12 +118,11 @@ class LatentSave:
         path = show.save_numbered(name, "", write)
         place = f"output/{path.relative_to(host.directory('output')).as_posix()}"
         lines = [
-            f"{len(given)} latent{'s' if len(given) > 1 else ''} in {place}",
-            f"layout: {layout[0]}",
-            f"scale: {_conversion(saved[-1].scale)}",
+            report.counted("report.saved", len(given), place=place),
+            report.Fact("report.layout", layout=layout[0]),
+            _conversion(saved[-1].scale),
         ]
-        text = "\n".join(lines)
-        return {"ui": {"text": [text]}, "result": (str(path), text)}
+        return {"ui": report.output(lines), "result": (str(path), report.text_of(lines))}
 
 
 def _named(samples: Sequence[Mapping[str, Any]], vae: Autoencoder, names: Sequence[str] | None) -> list[NamedLatent]:
@@ -169,5 +168,7 @@ def _family(name: str, vae: Autoencoder) -> str:
     return found
 
 
-def _conversion(scale: Scale) -> str:
-    return "raw, as on the wire" if scale.convention == "raw" else f"converted from raw latents to {scale.formula}"
+def _conversion(scale: Scale) -> report.Fact:
+    if scale.convention == "raw":
+        return report.Fact("report.saved.raw")
+    return report.Fact("report.saved.scaled", formula=scale.formula)

@@ -9,7 +9,8 @@ from torch import Tensor
 from ..vae_core.image import to_unit_range
 from ..vae_core.metrics import SSIM_WINDOW, psnr, ssim
 from ..vae_core.preview import error_map
-from . import coding, inputs, show
+from . import coding, inputs, report, show
+from .report import Fact
 from .status import NodeStatus
 
 
@@ -58,11 +59,10 @@ class VAERoundTrip:
         quality = float(psnr(kept, original).mean())
         small = min(kept.shape[-2:]) < SSIM_WINDOW
         similarity = float("nan") if small else float(ssim(kept, original).mean())
-        text = (
-            f"PSNR {quality:.2f} dB, SSIM {'not available: the image is too small' if small else f'{similarity:.4f}'}"
-        )
+        similar = Fact("report.quality.tooSmall") if small else f"{similarity:.4f}"
+        facts = [Fact("report.quality", psnr=f"{quality:.2f}", ssim=similar)]
         if count < len(pixels):
-            text += f", over the first {count} of {len(pixels)} frames: this VAE encodes frames in groups"
+            facts.append(Fact("report.quality.frames", count=count, given=len(pixels)))
         rows = {"original": original.movedim(1, -1), "reconstruction": image, "error": error}
         shown = [shown for name, batch in rows.items() for shown in show.images(batch, name)]
-        return {"ui": {"images": shown, "text": [text]}, "result": (image, error, quality, similarity)}
+        return {"ui": {"images": shown} | report.output(facts), "result": (image, error, quality, similarity)}

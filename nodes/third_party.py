@@ -14,7 +14,7 @@ from ..vae_core.autoencoder_kl import channels_text
 from ..vae_core.config import LOGVAR_RANGE
 from ..vae_core.errors import ShapeError, TilingError
 from ..vae_core.image import FittedImage, to_unit_range
-from . import host, latents
+from . import host, latents, report
 from .status import NodeStatus
 
 _USUAL_FACTOR = 8
@@ -88,8 +88,8 @@ class ThirdPartyVAE:
     def require_autoencoder(self, purpose: str, remedy: str = "Load another file with Seamless VAE Load") -> NoReturn:
         raise ShapeError(f"{purpose} is not possible with this VAE: {self.reason}. {remedy}.")
 
-    def describe(self, latent: Mapping[str, Any] | None) -> list[str]:
-        lines = [f"third-party VAE: {self.reason}", self.note]
+    def describe(self, latent: Mapping[str, Any] | None) -> list[report.Line]:
+        lines: list[report.Line] = [report.Fact("report.thirdParty", reason=self.reason), self.note]
         for name in _DESCRIBED:
             value = getattr(self.vae, name, None)
             if value is not None and not isinstance(value, tuple):

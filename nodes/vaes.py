@@ -11,7 +11,7 @@ from ..vae_core import DiagonalGaussianDistribution, Options
 from ..vae_core.adopt import find_patch
 from ..vae_core.errors import CheckpointError
 from ..vae_core.image import FittedImage
-from . import host
+from . import host, report
 from .adopt import borrowed
 from .autoencoder import Autoencoder
 from .first_stage import FirstStage
@@ -63,7 +63,7 @@ class WireVAE(Protocol):
         """Itself, if it is an AutoencoderKL. Raises ShapeError if not: `purpose` is impossible then."""
         ...
 
-    def describe(self, latent: Mapping[str, Any] | None) -> list[str]:
+    def describe(self, latent: Mapping[str, Any] | None) -> list[report.Line]:
         """Lines on what it is, and on the cost of decoding a latent, or one image of a common size."""
         ...
 

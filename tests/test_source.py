@@ -107,6 +107,7 @@ def test_files_of_others_are_read_as_regular_ones() -> None:
         "vae_core/regular_files.py": ["open(path, 'rb', opener=_opened)"],
         "vae_core/atomic.py": ["open(source, 'rb')"],  # what a save of ours has left
         "vae_core/datasets/transfer.py": ["fsspec.open(url, 'rb')"],  # not on this disk
+        "nodes/report.py": ["_LOCALE.read_text(encoding='utf-8')"],  # the pack's own
         "vae_core/streaming/limits.py": ["path.read_text(errors='surrogateescape')"],  # the kernel's
         "vae_core/streaming/numba_functions.py": ["path.read_bytes()", "path.read_bytes()"],  # our own
     }

@@ -107,6 +107,9 @@ def test_chinese(ui: FrontEnd) -> None:
         assert label == "将 VAE 节点替换为 Seamless VAE"
         category = ui.js("LiteGraph.registered_node_types.SeamlessVAELoad.category")
         assert category.split("/")[1] == "无缝 VAE" and category.split("/")[0] != "latent"
+        ui.graph([("SeamlessVAEInspect", 80, 150)])
+        ui.executed(1, text=["kohya's cache files"], facts=[{"key": "report.kind.kohya", "values": {}}, "as it is"])
+        expect(ui.panel("报告").locator("pre")).to_have_text("kohya 的缓存文件\nas it is")
         ui.graph([("OtherPosterior", 80, 150)])
         assert ui.js("app.canvas.graph.getNodeById(1).outputs[0].localized_name") == "后验分布"
     finally:
@@ -143,12 +146,22 @@ def test_both_languages_have_the_same_texts(name: str) -> None:
         assert sorted(re.findall(r"\{\w+\}", english[key])) == sorted(re.findall(r"\{\w+\}", chinese[key])), key
 
 
+def is_reported(key: str) -> bool:
+    """Whether a node reports it: by the whole key, or by what comes before its last word."""
+    stem, _, last = key.rpartition(".")
+    nodes = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "nodes").glob("*.py"))
+    counted = last in ("one", "many") and f'"{stem}"' in nodes
+    return f'"{key}"' in nodes or f'f"{stem}.{{' in nodes or counted
+
+
 def test_the_english_texts_are_those_of_the_modules(ui: FrontEnd) -> None:
     texts = ui.js("async () => (await import('/extensions/seamless-vae/js/ui/english.js')).ENGLISH")
     assert texts == json.loads((ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["seamlessVae"]
     used = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "web" / "js").rglob("*.js"))
     in_groups = ("way.", "because.", "unit.")  # whose keys are put together where they are used
     assert "`way.${" in used and "translated('because'," in used and "`unit.${" in used
-    for key in texts:
+    reports = [key for key in texts if key.startswith("report.")]
+    assert [key for key in reports if not is_reported(key)] == []
+    for key in texts.keys() - reports:
         uses = re.findall(rf"\b{re.escape(key)}\b", used)
         assert key.startswith(in_groups) or len(uses) > 1, f"{key} is not used"

@@ -329,6 +329,7 @@ def write(stage: Stage, name: str, run: bool, shots: Path | None) -> None:
     if run and runs:
         stage.run()
     if shots is not None:
+        shots.mkdir(parents=True, exist_ok=True)
         stage.shot().save(shots / f"{name}.png")
     stage.arrange()
     stage.focus(*SEEN[name])

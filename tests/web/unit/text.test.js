@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { afterEach, test } from 'node:test'
 
 import { bytes, duration, flops } from '../../../web/js/ui/format.js'
-import { language, t, translated, useLanguage, useTexts } from '../../../web/js/ui/text.js'
+import { language, reported, t, translated, useLanguage, useTexts } from '../../../web/js/ui/text.js'
 
 afterEach(() => {
   useLanguage(() => 'en')
@@ -114,4 +114,23 @@ test('durations are in the language of the page', () => {
     [3900, '1 小时 5 分']
   ]
   for (const [seconds, text] of cases) assert.equal(plain(duration(Number(seconds))), text)
+})
+
+test('what the back end reports is translated with what stands in it', () => {
+  const texts = {
+    'report.separator': '；',
+    'report.size': '{count} 个，{width}x{height}',
+    'report.sizes': 'latent：{sizes}',
+    'report.folder': '{folder}：{kind}'
+  }
+  const size = { key: 'report.size', values: { count: 2, width: '{height}', height: 8 } }
+  const sizes = { key: 'report.sizes', values: { sizes: [size, size] } }
+  useTexts({ zh: { seamlessVae: texts } })
+  useLanguage(() => 'zh')
+  assert.equal(reported(sizes), 'latent：2 个，{height}x8；2 个，{height}x8')
+  assert.equal(reported('third-party'), 'third-party')
+  assert.equal(reported([size, 'b']), '2 个，{height}x8；b')
+  assert.equal(reported({ key: 'report.folder', values: { folder: 'a', kind: 'b' } }), 'a：b')
+  useLanguage(() => 'en')
+  assert.equal(reported({ key: 'report.device', values: { device: 'cpu' } }), 'device: cpu')
 })

@@ -55,10 +55,20 @@ export interface File {
   type: string
 }
 
+/** What the back end reports, such that it can be translated. */
+export type Reported = string | number | ReportFact | Reported[]
+
+/** A text by its key, and what stands in its places. */
+export interface ReportFact {
+  key: string
+  values: Record<string, Reported>
+}
+
 /** What a node has put under `ui` in its last run. */
 export interface NodeOutput {
   images?: File[]
   text?: string[]
+  facts?: Reported[]
 }
 
 /** Callbacks of a node that the pack adds to. */

@@ -4,7 +4,7 @@ import { keepImagesInPanel, onOutput } from '../host/outputs.js'
 import { button, el, note } from '../ui/dom.js'
 import { addPager } from '../ui/pager.js'
 import { makeStage } from '../ui/stage.js'
-import { t } from '../ui/text.js'
+import { t, reported } from '../ui/text.js'
 import { addPanel } from './panel.js'
 
 /** @import { File, GraphNode } from '../host/types' */
@@ -46,13 +46,13 @@ export function addCompare(node) {
   )
   panel.content.replaceChildren(empty, stage.element, controls, quality, pixel)
   keepImagesInPanel(node, panel)
-  onOutput(node, ({ images, text }) => {
+  onOutput(node, ({ images, text, facts = text }) => {
     if (!images?.length || images.length % 3) return
     files = images
     empty.hidden = true
     controls.hidden = false
-    quality.hidden = !text?.length
-    quality.textContent = text?.join(' ') ?? ''
+    quality.hidden = !facts?.length
+    quality.textContent = reported(facts ?? [])
     pager.count(files.length / 3)
   })
   return panel

@@ -1,7 +1,7 @@
 // A node's report, as text that can be selected and copied.
 import { onOutput } from '../host/outputs.js'
 import { el } from '../ui/dom.js'
-import { t } from '../ui/text.js'
+import { t, reported } from '../ui/text.js'
 import { copyTextButton } from './copy.js'
 import { addPanel } from './panel.js'
 
@@ -15,9 +15,9 @@ export function addReport(node, empty, height) {
   const report = el('pre', { class: 'seamless-report', tabindex: 0, 'data-capture-wheel': 'true' }, t(empty))
   const copy = copyTextButton(() => report.textContent ?? '')
   panel.content.replaceChildren(report, el('div', { class: 'seamless-row seamless-end' }, copy))
-  onOutput(node, ({ text }) => {
-    if (!text?.length) return
-    report.textContent = text.join('\n')
+  onOutput(node, ({ text, facts = text }) => {
+    if (!facts?.length) return
+    report.textContent = facts.map(reported).join('\n')
     copy.hidden = false
   })
   return panel

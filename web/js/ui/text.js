@@ -1,6 +1,8 @@
 // Texts in the language of the front end. `locales/<language>/main.json` has them under "seamlessVae".
 import { ENGLISH } from './english.js'
 
+/** @import { Reported } from '../host/types' */
+
 /** By language, then by key. @type {Record<string, Record<string, string>>} */
 let others = {}
 let chosen = () => 'en'
@@ -40,6 +42,17 @@ export function t(key, values = {}) {
   const tag = language()
   const text = others[tag]?.[key] ?? others[tag.split('-')[0]]?.[key] ?? ENGLISH[key] ?? key
   return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole))
+}
+
+/**
+ * What the back end reports, in the front end's language.
+ * @param {Reported} said a text as it is, a fact with what stands in it, or several in a row
+ * @returns {string}
+ */
+export function reported(said) {
+  if (Array.isArray(said)) return said.map(reported).join(t('report.separator'))
+  if (typeof said !== 'object') return String(said)
+  return t(said.key, Object.fromEntries(Object.entries(said.values).map(([name, value]) => [name, reported(value)])))
 }
 
 /**
