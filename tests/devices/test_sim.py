@@ -16,6 +16,8 @@ from given.models import MODELS, SMALL, fields
 from given.sim import BREAKS, simulate
 from given.sim_case import Case, Seen
 
+from vae_core.checkpoints.families import FAMILIES
+
 registration = pytest.importorskip("torch.utils.backend_registration")
 if not hasattr(registration, "_setup_privateuseone_for_python_backend"):
     pytest.skip("this torch has no devices in Python", allow_module_level=True)
@@ -157,21 +159,66 @@ def test_what_is_broken_is_found(run: Run, broken: str) -> None:
     assert run(OFFLOADED, broken).faults
 
 
+# Side, budget in MiB, and the most positions that the attention may have: beyond that its blocks take hours, and
+# a model goes without it, or is left out if it has one in every level.
+SIZES = (
+    (512, 50, 2**16),
+    (1024, None, 2**20),
+    (2048, 600, 2**16),
+    (4096, None, 2**20),
+    (8192, 4000, 2**20),
+)
+_OF_VALUES = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast")  # not of what is run
+
+
+def _architectures() -> dict[str, dict[str, Any]]:
+    """The models, of which those that differ in the values of latents alone are one."""
+    names: dict[str, list[str]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for name, config in MODELS.items():
+        run = {key: value for key, value in config.items() if key not in _OF_VALUES}
+        names.setdefault(repr(sorted(run.items())), []).append(name)
+        found.setdefault(repr(sorted(run.items())), config)
+    return {", ".join(names[key]): config for key, config in found.items()}
+
+
+ARCHITECTURES = _architectures()
+
+
 def _sizes() -> list[Any]:
-    """Every family at every size; some of them whenever all but slow tests run."""
+    """Every architecture at every size; some of them whenever all but slow tests run."""
     sizes = []
-    for family in MODELS:
-        for size, budget in ((512, 50), (1024, None), (2048, 600), (4096, None), (8192, 4000)):
-            quick = size < 2048 and family in ("SD 1.x", "f4")
+    for name, config in ARCHITECTURES.items():
+        levels = len(config["block_out_channels"])
+        in_levels = any("Attn" in each for each in config["up_block_types"])
+        for size, budget, most in SIZES:
+            attends = (size >> levels - 1) ** 2 <= most
+            if in_levels and not attends:
+                continue
+            fields = config if attends else config | {"mid_block_add_attention": False}
+            quick = size < 2048 and name.startswith(("SD 1.x", "f4"))
             mark = pytest.mark.thorough if quick else pytest.mark.slow
-            sizes.append(pytest.param(family, size, budget, marks=mark, id=f"{family}, {size}"))
+            title = f"{name}, {size}" + ("" if attends else ", no attention")
+            sizes.append(pytest.param(fields, size, budget, marks=mark, id=title))
     return sizes
 
 
+def test_every_family_is_run_at_every_size() -> None:
+    names = [name for title in ARCHITECTURES for name in title.split(", ")]
+    assert {family.name for family in FAMILIES} <= set(names)
+    titles = [each.id for each in _sizes()]
+    assert len(titles) > 50
+    for title in ARCHITECTURES:
+        sides = {size for size, _, _ in SIZES if f"{title}, {size}" in titles}
+        assert sides >= ({512, 1024, 2048, 4096, 8192} if title.startswith(("SD 1.x", "FLUX")) else {1024}), title
+
+
 @pytest.mark.parametrize("direction", ["decode", "encode"])
-@pytest.mark.parametrize(("family", "size", "budget"), _sizes())
-def test_every_family_at_every_size(run: Run, family: str, direction: str, size: int, budget: int | None) -> None:
-    case = Case(MODELS[family], direction, (size, size), budget=budget and budget * MIB)
+@pytest.mark.parametrize(("config", "size", "budget"), _sizes())
+def test_every_family_at_every_size(
+    run: Run, config: dict[str, Any], direction: str, size: int, budget: int | None
+) -> None:
+    case = Case(config, direction, (size, size), budget=budget and budget * MIB)
     seen = run(case)
     check(seen, case)
     offloaded = sum(seen.places[1:])
