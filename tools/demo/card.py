@@ -188,7 +188,8 @@ def card(
     scale = f"`scaling_factor` {config.scaling_factor}"
     if config.shift_factor is not None:
         scale += f", after `shift_factor` {config.shift_factor} has been taken off,"
-    plot = "Loss, divergence and PSNR while training" + ("" if training.first is None else " on")
+    further = "" if training.first is None else " on"
+    plot = f"Loss, divergence and PSNR while training{further} by tools/demo/train.py"
     return f"""\
 # The demo VAE
 
