@@ -16,7 +16,7 @@ from .choose import KernelChoice, choose_kernel, last_positions, pass_dtype
 from .executed import PassRecord
 from .kernel import ACCELERATOR_STRIP_BYTES, STRIP_BYTES, Each, Kernel, Layout, PassInputs
 from .maps import FeatureMap, PlannedMap
-from .memory import give_back_freed
+from .memory import give_back_freed, trim_heap
 from .options import NO_AXES, Axes
 from .pool import WorkerPool, run_each, run_strips
 from .program import INPUT, OUTPUT, Attend, Convolve, Pass
@@ -25,6 +25,7 @@ from .scratch import Spare
 from .stats import Stats, StripStats, all_finite
 from .store import Store
 
+_TRIMMED = 96 * 2**20  # bytes of a run; in smaller ones the C library keeps little, and giving it back takes its time
 _UNSEEN_STRIPS = 8  # of a pass; the time of so few is not worth an error at once
 
 
@@ -173,9 +174,12 @@ class Execution:
             # To look at values that are on a device is to wait for it: after few strips that is left for later.
             if stats.on_cpu or len(kernel.layout) > _UNSEEN_STRIPS:
                 self._check(written)
+            by_torch = not kernel.parallel
             del kernel  # and with it maps that are not needed any more, before the next pass's are made
             if self.manner.trim:
                 give_back_freed()
+            elif by_torch and self.manner.device.type == "cpu" and max(needed) >= _TRIMMED:
+                trim_heap()  # of what torch's operations have freed, which is in no plan of a later pass
         self._check(written)
 
     def _check(self, written: list[tuple[int, Pass, Stats]]) -> None:
