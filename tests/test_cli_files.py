@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,9 @@ class TestNothingIsLost:
         save_single_file(load_vae(vae), single)
         (tmp_path / "link.png").symlink_to(image)
         os.link(image, tmp_path / "hard.png")
-        latent = tmp_path / "l.latent"
+        latent, conf = tmp_path / "l.latent", tmp_path / "conf"
         save_file({"samples": torch.zeros(1, 4, 4, 4)}, latent)
+        shutil.copy(vae / "config.json", conf)
         everything = sorted(path for path in tmp_path.rglob("*") if path.is_file())
         before = [path.read_bytes() for path in everything]
         for command in (
@@ -87,6 +89,8 @@ class TestNothingIsLost:
             ["encode", image, "-o", weights, "--vae", vae],
             ["encode", image, "-o", vae / "config.json", "--vae", vae],
             ["encode", image, "-o", single],
+            ["encode", image, "--vae", single, "--config", conf, "-o", conf],
+            ["decode", latent, "--vae", single, "--config", conf, "-o", conf],
             ["decode", latent, "-o", latent],
             ["convert", single, single],
             ["convert", vae, vae],

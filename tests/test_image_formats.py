@@ -19,7 +19,7 @@ from vae_core.datasets import Buckets
 from vae_core.datasets.prepare import prepare
 from vae_core.datasets.settings import Failure, Settings
 from vae_core.datasets.transfer import Raw
-from vae_core.image import open_image
+from vae_core.image import from_pil, open_image, write_image
 from vae_core.image_formats import FORMATS, MOST_PIXELS, PIXELS_PER_BYTE, recognised
 
 Image.init()
@@ -186,3 +186,72 @@ def test_a_photograph_of_108_megapixels_is_encoded(tmp_path: Path) -> None:
     found = prepare(Raw("a.jpg", buffer.getvalue()), 0, Settings(Buckets(64, 64)), 3)
     assert not isinstance(found, Failure), found
     assert found.size == (12032, 9024)
+
+
+def grey_tiff(words: np.ndarray, bits: int, photometric: int) -> bytes:
+    """A TIFF of one strip of greyscale [H, W] with 12 or 16 bits a pixel."""
+    height, width = words.shape
+    digits = "".join(f"{int(word):012b}" for word in words.flat) if bits == 12 else ""
+    pixels = int(digits, 2).to_bytes(len(digits) // 8, "big") if bits == 12 else words.astype("<u2").tobytes()
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 122), (277, 1), (278, height)]
+    tags.append((279, len(pixels)))
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)
+    assert len(head) == 122
+    return head + pixels
+
+
+@pytest.mark.parametrize(("bits", "photometric"), [(12, 1), (16, 0), (16, 1)])
+def test_grey_tiffs_of_any_depth_and_direction(bits: int, photometric: int, tmp_path: Path) -> None:
+    white = (1 << bits) - 1
+    words = np.array([[0, white // 4, white // 2, white]] * 2, dtype=np.uint16)
+    (tmp_path / "grey.tif").write_bytes(grey_tiff(words, bits, photometric))
+    wanted = words / white if photometric else 1 - words / white
+    with open_image(tmp_path / "grey.tif") as image:
+        assert image.mode.startswith("I;16")
+        found = from_pil(image, channels=1, multiple=1).pixels[0, 0]
+    np.testing.assert_allclose((found.numpy() + 1) / 2, wanted, atol=1e-5)  # words are of 16 bits
+
+
+def test_the_transparent_grey_of_16_bits(tmp_path: Path) -> None:
+    words = np.array([[0, 7, 65535]], dtype=np.uint16)
+    Image.fromarray(words).save(tmp_path / "grey.png", transparency=7)
+    with open_image(tmp_path / "grey.png") as image:
+        found = from_pil(image, channels=1, multiple=1)
+    assert found.alpha is not None and found.alpha[0].tolist() == [[1, 0, 1]]
+    np.testing.assert_allclose((found.pixels[0, 0].numpy() + 1) / 2, words / 65535, atol=1e-6)
+
+
+Image.init()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+@pytest.mark.parametrize("ending", sorted(each for each, form in Image.EXTENSION.items() if form in Image.SAVE))
+def test_what_is_written_is_the_image_or_refused(ending: str, mode: str, tmp_path: Path) -> None:
+    """In any format of Pillow's: of its size, in colours, with its transparency."""
+    values = np.random.default_rng(0).integers(0, 256, (70, 300, len(mode)), dtype=np.uint8)
+    image = Image.fromarray(values[..., 0] if mode == "L" else values)
+    path = tmp_path / f"a{ending}"
+    try:
+        write_image(image, path)
+    except ImageError:
+        assert not path.exists()
+        return
+    if Image.EXTENSION[ending] in ("PDF", "EPS"):  # which Pillow does not read
+        return
+    with Image.open(path) as written:
+        assert written.size == image.size
+        assert written.has_transparency_data == ("A" in mode)
+        assert written.convert("RGB").getcolors(2) is None, "not of one or two colours"
+        if mode.startswith("RGB"):
+            spread = np.asarray(written.convert("RGB")).astype(int)
+            assert np.abs(spread[..., 0] - spread[..., 1]).max() > 20, "no colours"
+
+
+@pytest.mark.parametrize("ending", sorted(each for each, form in Image.EXTENSION.items() if form in Image.SAVE))
+def test_a_side_that_a_format_cannot_have(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{ending}"
+    try:
+        write_image(Image.new("RGB", (70000, 1)), path)
+    except ImageError:
+        assert not path.exists()

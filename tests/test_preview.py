@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from vae_core.preview import error_map, heat, latent_colours, posterior_image
@@ -23,6 +24,15 @@ def test_main_directions_become_colours() -> None:
     red = colours[0, 0].flatten()
     assert bool((red.diff() > 0).all()), "the sign of a direction is that of its largest entry"
     assert torch.equal(latent_colours(z), colours)
+
+
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e20, 3e38])
+def test_latents_of_any_size(size: float) -> None:
+    z = torch.rand(2, 4, 6, 7, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = latent_colours(z * size)
+    assert torch.isfinite(found).all() and found.min() >= 0 and found.max() <= 1
+    if size >= 1:
+        torch.testing.assert_close(found, latent_colours(z), rtol=0, atol=1e-3)
 
 
 def test_latents_without_three_directions() -> None:

@@ -238,7 +238,7 @@ class ConfigMixin:
             CheckpointError: the folder cannot be written.
         """
         folder = checked_path(save_directory)
-        if folder.is_file():
+        if os.path.isfile(folder):  # False for a name that no file can have, which writing then says
             raise CheckpointError(f"{folder} is a file. Give a folder.")
         write_in_folder(folder, {self.config_name: text(self.to_json_string())})
         if push_to_hub:

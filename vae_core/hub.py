@@ -91,7 +91,10 @@ def on_disk(
 
     Raises:
         CheckpointError: neither on this disk nor on the Hub, or it cannot be fetched; says why.
+        ConfigError: `use_safetensors` is none of its three values.
     """
+    if use_safetensors not in (None, True, False):
+        raise ConfigError(f"use_safetensors is {brief(use_safetensors)}; give True, False or None.")
     found = hub_name(name)
     options = options or HubOptions()
     if found is None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from .atomic import given_name, write_file
 from .errors import ImageError, check_choice, in_one_line
 from .file_names import text_of
-from .image_formats import load_formats, recognised
+from .image_formats import NOT_AS_IT_IS, WITHOUT_ALPHA, WORD_MAX, load_formats, recognised, usual_words
 from .regular_files import open_regular
 from .tensor_kinds import check_given
 
@@ -31,7 +31,6 @@ Fit = Literal["crop", "pad", "error"]
 # ITU-R BT.601, by which PIL makes grey of colours too.
 LUMA = (0.299, 0.587, 0.114)
 BYTE_MAX = 255
-WORD_MAX = 65535
 
 
 @dataclass(frozen=True)
@@ -107,20 +106,22 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned and mirrored as its EXIF orientation says, if that can be read."""
+    """The image turned and mirrored as its EXIF orientation says, if that can be read; black is 0."""
     image.load()
     try:
-        return ImageOps.exif_transpose(image)
+        turned = ImageOps.exif_transpose(image)
     except Exception as error:  # damaged EXIF makes Pillow raise anything
         logger.warning("the EXIF data of an image cannot be read (%s); it is not turned.", in_one_line(error))
-        return image
+        turned = image
+    return usual_words(turned, image)
 
 
 def from_pil(image: Image.Image, *, channels: int = 3, multiple: int = 8, fit: Fit = "pad") -> FittedImage:
     """A PIL image of any mode as a batch of one; see `from_image` for the arguments.
 
     Palettes, CMYK, YCbCr, HSV and LAB become RGB; transparency of every kind becomes alpha; 16-bit greyscale keeps
-    its precision (modes I;16 and I are taken as 0 to 65535, F as 0 to 1). Embedded colour profiles are not applied.
+    its precision (modes I;16 and I are taken as 0 to 65535, F as 0 to 1; a TIFF of fewer bits as 0 to their largest
+    number, and from white to black where it says so). Embedded colour profiles are not applied.
 
     Raises:
         ImageError: values out of the mode's range, and what `from_image` raises.
@@ -229,8 +230,11 @@ def _pil_values(image: Image.Image) -> Tensor:
     """[1, H, W, C] in [0, 1] with 1 to 4 channels."""
     mode = image.mode
     if mode.startswith("I;16"):
-        words = np.asarray(image).astype(np.float32) if mode == "I;16" else np.asarray(image.convert("I"))
-        return torch.from_numpy(words.astype(np.float32) / WORD_MAX)[None, ..., None]
+        words = np.asarray(image if mode == "I;16" else image.convert("I"))
+        grey = words.astype(np.float32) / WORD_MAX
+        clear = image.info.get("transparency")  # of a PNG: the grey that is not seen
+        values = grey[..., None] if clear is None else np.stack([grey, words != clear], axis=-1, dtype=np.float32)
+        return torch.from_numpy(values)[None]
     if mode in ("I", "F"):
         top = WORD_MAX if mode == "I" else 1
         return _unit_floats(np.asarray(image), f"an image of mode {mode}", "Scale it first.", top)[None, ..., None]
@@ -360,6 +364,10 @@ def write_image(image: Image.Image, path: str | os.PathLike[str], *, overwrite: 
         raise ImageError(
             f"{name or repr(name)} does not have the ending of an image format. Name it .png, .jpg or .webp.{folder}"
         )
+    if form in NOT_AS_IT_IS:
+        raise ImageError(f"{name}: a {form} file would have {NOT_AS_IT_IS[form]}. Save it as PNG.")
+    if form in WITHOUT_ALPHA and image.has_transparency_data:
+        raise ImageError(f"{name}: a {form} file would lose the image's transparency. Save it as PNG.")
     try:
         write_file(path, lambda file: image.save(file, format=form), overwrite=overwrite)
     except FileExistsError:
@@ -370,7 +378,7 @@ def write_image(image: Image.Image, path: str | os.PathLike[str], *, overwrite: 
         raise ImageError(
             f"cannot write {path}: {in_one_line(error)}. Check the name, the folder and the free space."
         ) from None
-    except (ValueError, KeyError, struct.error) as error:  # what Pillow's writers raise
+    except (ValueError, KeyError, OverflowError, RuntimeError, struct.error) as error:  # what Pillow's writers raise
         raise ImageError(f"{name}: {type(error).__name__}: {in_one_line(error)}. Save it as PNG.") from None
 
 

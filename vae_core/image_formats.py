@@ -6,6 +6,7 @@ import os
 import struct
 from typing import BinaryIO
 
+import numpy as np
 from PIL import Image
 
 from .errors import OPEN_FILES, ImageError, in_one_line
@@ -23,7 +24,14 @@ MOST_PIXELS = 1 << 30  # of an image that is opened: 32768 x 32768
 # which costs Pillow a pointer.
 PIXELS_PER_BYTE = 1 << 14
 ROWS_ALONE = ("WEBP", "AVIF", "TIFF", "JPEG2000", "HEIF", "JXL")
-_IMAGE_LENGTH = 257  # TIFF's tag
+_IMAGE_LENGTH = 257  # this and the next two: TIFF's tags
+_BITS_PER_SAMPLE = 258
+_PHOTOMETRIC = 262
+WORD_MAX = 65535
+# What Pillow writes without a word: of an image, what a file of these formats would have; and formats in which an image
+# becomes opaque.
+NOT_AS_IT_IS = {"ICO": "another size", "ICNS": "another size", "SPIDER": "no colours"}
+WITHOUT_ALPHA = ("BMP", "DIB", "GIF", "PPM")
 
 
 def load_formats() -> None:
@@ -36,6 +44,18 @@ def load_formats() -> None:
         Image.init()
     except OSError as error:
         raise ImageError(f"formats of images cannot be loaded: {in_one_line(error)}. {OPEN_FILES}") from None
+
+
+def usual_words(image: Image.Image, opened: Image.Image) -> Image.Image:
+    """16-bit greyscale from 0, black, to 65535, white: in the TIFF that was opened bits may be fewer, and white 0."""
+    tags = getattr(opened, "tag_v2", {})
+    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    turned = tags.get(_PHOTOMETRIC) == 0
+    if not image.mode.startswith("I;16") or (bits == 16 and not turned):
+        return image
+    words = np.asarray(image if image.mode == "I;16" else image.convert("I")).astype(np.float64)
+    words = np.clip(np.rint(words * (WORD_MAX / ((1 << bits) - 1))), 0, WORD_MAX)
+    return Image.fromarray((WORD_MAX - words if turned else words).astype(np.uint16))
 
 
 def recognised(file: BinaryIO, name: str) -> Image.Image:

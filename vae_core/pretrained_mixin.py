@@ -248,7 +248,7 @@ class PretrainedMixin(ConfigMixin):
                     save_function(self.weights_to_save(), file)
             return
         folder = checked_path(save_directory)
-        if folder.is_file():
+        if os.path.isfile(folder):  # False for a name that no file can have, which writing then says
             raise CheckpointError(f"{folder} is a file. Give a folder, or use save_single_file.")
         weights = {**self.weights_to_save(), **extra_weights(cast(nn.Module, self))}
         others: dict[str, Writer] = {}

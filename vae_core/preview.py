@@ -13,6 +13,7 @@ COLOUR_RANGE = 2.5
 # Black, through red and yellow, to white: where each of red, green and blue begins and how fast it rises.
 HEAT_STARTS = (0.0, 0.375, 0.75)
 HEAT_WIDTHS = (0.375, 0.375, 0.25)
+_LARGE = 1e12  # beyond any latent; the squares of as many as there are stay below float32's largest number
 
 
 def latent_colours(z: Tensor) -> Tensor:
@@ -22,7 +23,10 @@ def latent_colours(z: Tensor) -> Tensor:
     of fewer than three channels, or a flat one, becomes grey.
     """
     values = z.detach().float().flatten(2)  # [B, C, N]
-    centred = torch.nan_to_num(values - values.mean(dim=2, keepdim=True))
+    values = torch.nan_to_num(values)
+    largest = values.abs().amax(dim=(1, 2), keepdim=True)
+    values = values / torch.where(largest > _LARGE, largest, 1)  # so that squares stay in range
+    centred = values - values.mean(dim=2, keepdim=True)
     with without_autocast(centred.device):
         covariance = centred @ centred.transpose(1, 2) / max(1, centred.shape[2] - 1)
         _, vectors = torch.linalg.eigh(covariance.cpu())

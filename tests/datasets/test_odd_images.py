@@ -53,6 +53,9 @@ GREY16 = Image.fromarray(np.asarray(WIDE.convert("L")).astype(np.uint16) * 257)
 # A file, the image whose pixels are expected, and how far off they may be: a level, where 16 bits become 8.
 MODES: dict[str, tuple[bytes, Image.Image, float]] = {
     "16 bits of grey": (stored(GREY16, "PNG"), WIDE.convert("L").convert("RGB"), 1),
+    "16 bits of grey, white first": (
+        *(stored(GREY16, "TIFF", tiffinfo={262: 0}), ImageOps.invert(WIDE.convert("L")).convert("RGB"), 1),
+    ),
     "1 bit": (stored(WIDE.convert("1"), "PNG"), WIDE.convert("1").convert("RGB"), 0),
     "a palette": (stored(WIDE.quantize(16), "PNG"), WIDE.quantize(16).convert("RGB"), 0),
     "grey and opacity": (stored(RGBA.convert("LA"), "PNG"), RGBA.convert("RGB").convert("L").convert("RGB"), 1),

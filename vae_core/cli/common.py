@@ -93,6 +93,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def model_inputs(arguments: argparse.Namespace) -> list[Path]:
+    """What a command reads its model from, which its outputs may not be."""
+    return [each for each in (arguments.vae, getattr(arguments, "config", None)) if each]
+
+
 def short(family: Family) -> str:
     """A family's name as the command line takes it: sd1, sdxl, flux1."""
     return re.sub(r"[^a-z0-9]", "", re.sub(r"\.x$", "", family.name.lower()))

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import CheckpointError, ImageError, in_one_line
 from ..file_names import safe_path
 from ..image import to_pil, write_image
-from .common import add_command, add_config_arguments, add_model_arguments, decode_latent, load_model
+from .common import add_command, add_config_arguments, add_model_arguments, decode_latent, load_model, model_inputs
 from .latent_file import Latent, is_packed, raw_latent, read_latents
 from .outputs import add_overwrite_argument, check_outputs, path_argument, unlike
 from .say import complain, say
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     path_of(arguments.output)
     latents = read_latents(arguments.latents)
     paths = output_paths(arguments.output, latents)
-    inputs = [arguments.latents, *([arguments.vae] if arguments.vae else [])]
+    inputs = [arguments.latents, *model_inputs(arguments)]
     check_outputs(paths, inputs, arguments.overwrite)
     vae = load_model(arguments)
     if arguments.form is None and latents[0].form == "unknown" and not is_packed(latents[0], vae):

@@ -16,6 +16,7 @@ from .common import (
     add_sampling_arguments,
     encode_image,
     load_model,
+    model_inputs,
     shape_text,
 )
 from .convert import OTHER_ENDINGS as NO_MODELS
@@ -80,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
 def check_output(arguments: argparse.Namespace) -> None:
     """Raise CheckpointError for an output that is an input, an image, or there already."""
     output = arguments.output
-    inputs = [*arguments.images, *([arguments.vae] if arguments.vae else [])]
+    inputs = [*arguments.images, *model_inputs(arguments)]
     check_outputs([output], inputs, arguments.overwrite, is_latent_file)
     load_formats()
     if output.suffix.lower() in Image.EXTENSION:

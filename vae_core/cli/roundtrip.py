@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..errors import ImageError
-from ..image import FittedImage, from_pil, open_image, to_numpy, to_pil, write_image
+from ..image import BYTE_MAX, FittedImage, from_pil, open_image, to_numpy, to_pil, write_image
 from ..metrics import psnr, ssim
 from .common import (
     DEMO_PHOTOGRAPH,
@@ -22,6 +22,7 @@ from .common import (
     decode_latent,
     encode_image,
     load_model,
+    model_inputs,
     shape_text,
 )
 from .jax_model import JaxModel
@@ -56,7 +57,7 @@ def add(subparsers) -> argparse.ArgumentParser:
         "--out", type=path_argument, default=Path("output"), metavar="DIR", help="where to write (default: output)"
     )
     parser.add_argument(
-        "--amplify", type=float, default=5.0, metavar="X", help="how much the error is amplified (default: 5)"
+        "--amplify", type=amplification, default=5.0, metavar="X", help="how much the error is amplified (default: 5)"
     )
     add_sampling_arguments(parser)
     add_model_arguments(parser)
@@ -86,11 +87,19 @@ class TorchModel:
         return decode_latent(self._vae, z, self._arguments, "decoding")
 
 
+def amplification(text: str) -> float:
+    """How much an error is amplified. For argparse."""
+    value = float(text)
+    if not 0 < value <= BYTE_MAX:  # by which the smallest error is white
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most {BYTE_MAX}")
+    return value
+
+
 def run(arguments: argparse.Namespace) -> int:
     path = arguments.image or DEMO_PHOTOGRAPH
     reconstruction_path = arguments.out / f"{path.stem}-reconstruction.png"
     comparison_path = arguments.out / f"{path.stem}-roundtrip.png"
-    check_outputs([reconstruction_path, comparison_path], [path], arguments.overwrite)
+    check_outputs([reconstruction_path, comparison_path], [path, *model_inputs(arguments)], arguments.overwrite)
     opened = open_image(path)
     vae = JaxModel(arguments) if arguments.backend == "jax" else TorchModel(arguments)
     image = from_pil(opened, channels=vae.config.in_channels, multiple=vae.config.downscale_factor)

@@ -337,6 +337,15 @@ def records_folder(out: Path, layout: str, family: str | None, buckets: Buckets)
     return out / _KOHYA_RECORDS / (f"{family}_{sizes}" if family in kohya.MULTIRESOLUTION else str(family))
 
 
+def is_list_of_splits(place: Path) -> bool:
+    """Whether a file is what a run writes first, which may have ended after it."""
+    try:
+        first = next(iter(read_lines(place)), None)
+        return first is None or isinstance(split_of(first), Split)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
 def find_manifests(out: Path) -> list[Path]:
     """The manifests of the collections in a folder."""
     if (out / MANIFEST).is_file():
@@ -386,4 +395,4 @@ def _lines(values: Sequence[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(value) + "\n" for value in values).encode()
 
 
-__all__ = ["Collection", "find_manifests", "records_folder", "shard_name", "software"]
+__all__ = ["Collection", "find_manifests", "is_list_of_splits", "records_folder", "shard_name", "software"]

@@ -82,6 +82,8 @@ def decode_dataset(
             z = raw_z(tensors, collection, image["sha256"])
             pixels = decode(vae, z[None].to(vae.device, vae.dtype), memory_budget=memory_budget).float().cpu()
             file = images / _unique(safe_path(image["key"]) or "image", f"{split:06d}-{image['position']:06d}", taken)
+            if overwrite:
+                _check_is_no_source(file, collection)
             width, height = image["resized"]  # smaller where the image was padded
             buffer = io.BytesIO()
             to_pil(pixels[..., :height, :width])[0].save(buffer, "PNG")
@@ -90,6 +92,16 @@ def decode_dataset(
         count += len(wanted)
         if limit is not None and count >= limit:
             return
+
+
+def _check_is_no_source(file: Path, collection: Collection) -> None:
+    """Raise DatasetError for a file that is there, in the folder of images that the collection was made of."""
+    source = Path(os.path.realpath(collection.manifest["source"]))
+    if source.is_dir() and os.path.lexists(file) and source in Path(os.path.realpath(file)).parents:
+        raise DatasetError(
+            f"{file} is in {source}, whose images the collection was made of, and would be replaced. Give another "
+            f"folder for the decoded ones."
+        )
 
 
 def _unique(name: str, number: str, taken: set[str]) -> str:

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from ..errors import DatasetError, ImageError, VAEError, in_one_line
 from ..image import from_pil, to_pil
-from ..image_formats import recognised
+from ..image_formats import recognised, usual_words
 from .buckets import Fit
 from .cache_names import check_file_name
 from .settings import Failure, Settings
@@ -98,7 +98,7 @@ def _open(data: bytes, settings: Settings, channels: int) -> tuple[Image.Image, 
             wanted = (height, width) if turned else (width, height)
             image.draft(None, (wanted[0] * _JPEG_MARGIN, wanted[1] * _JPEG_MARGIN))
         image.load()  # which turns the image, in some of Pillow's readers
-        upright = ImageOps.exif_transpose(image) if turn else image.copy()
+        upright = usual_words(ImageOps.exif_transpose(image) if turn else image.copy(), image)
         return upright, size or upright.size
 
 

@@ -17,7 +17,16 @@ from ..streaming.memory import available_bytes
 from . import devices as several_devices
 from . import kohya, local, ray_engine
 from .buckets import Buckets
-from .collection import MANIFEST, Collection, records_folder, software
+from .collection import (
+    FAILURES,
+    MANIFEST,
+    SHARDS,
+    SPLITS,
+    Collection,
+    is_list_of_splits,
+    records_folder,
+    software,
+)
 from .encode import fingerprint
 from .local import Work
 from .progress import RunProgress
@@ -149,11 +158,14 @@ def _begin(source: str, out: Path, records: Path, vae: AutoencoderKL, settings: 
         _check_same(collection, source, vae, settings)
         remove_leftovers(out if settings.layout == "kohya" else collection.records)
         return collection
-    if next(records.glob("shards/*/*.json"), None) is not None:
-        raise DatasetError(
-            f"{records} has shards, but no {MANIFEST} that says how they were made. Get that file back, or give "
-            f"another folder."
-        )
+    _check_has_manifest(records)
+    if settings.layout != "kohya":  # whose records are in a folder of their own
+        _check_is_free(records)
+        if os.path.realpath(source) == os.path.realpath(out):
+            raise ConfigError(
+                f"{out} has the images, and would be taken for a collection of latents instead. Give another folder, "
+                f"such as one within it."
+            )
     splits = find_splits(source, settings.shard_images, settings.column)
     if settings.layout == "kohya":
         kohya.check_family(str(settings.kohya), vae.config)
@@ -162,6 +174,27 @@ def _begin(source: str, out: Path, records: Path, vae: AutoencoderKL, settings: 
         kohya.warn_of_old_files(keys, out, str(settings.kohya))
     remove_leftovers(out if settings.layout == "kohya" else records)
     return Collection.begin(out, source, splits, settings, vae)
+
+
+def _check_has_manifest(records: Path) -> None:
+    """Raise DatasetError for shards of a collection whose manifest is lost."""
+    if next(records.glob("shards/*/*.json"), None) is not None:
+        raise DatasetError(
+            f"{records} has shards, but no {MANIFEST} that says how they were made. Get that file back, or give "
+            f"another folder."
+        )
+
+
+def _check_is_free(records: Path) -> None:
+    """Raise DatasetError for a folder without a manifest that has what a collection would replace."""
+    for place in (records / SPLITS, records / SHARDS, records / FAILURES, *records.glob("shards/*/*")):
+        if place.name == SPLITS and is_list_of_splits(place):
+            continue  # of a run that ended before it had written the manifest
+        if os.path.lexists(place):
+            raise DatasetError(
+                f"{place} is there already, and is not of a collection that can be resumed. Give another folder, or "
+                f"move it."
+            )
 
 
 def _check_same(collection: Collection, source: str, vae: AutoencoderKL, settings: Settings) -> None:
