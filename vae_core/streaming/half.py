@@ -89,6 +89,11 @@ class Half:
                 if is_freed(weight):
                     raise ConfigError(f"{prefix}.{name} has no values: such weights {FREED.what}. {FREED.remedy}")
 
+    def written(self) -> list[tuple[int, torch.dtype]]:
+        """Of each weight, how often it was written in place, and its type: another list says that they were changed."""
+        weights = [weight for module in self.modules.values() for weight in module.parameters()]
+        return [(0 if weight.is_inference() else weight._version, weight.dtype) for weight in weights]
+
     def is_covered(self, shape: Sequence[int], tile: int) -> bool:
         """Whether one blended tile, of so many latent pixels a side, covers an input [B, C, H, W].
 

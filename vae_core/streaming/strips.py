@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,8 @@ from .request import Request
 from .scratch import Spare
 from .source import Source
 from .store import MapStore
+
+logger = logging.getLogger("seamless_vae")
 
 # Under smaller budgets, what allocators keep between passes is a good part of them.
 _TRIM_BELOW = 512 * MIB
@@ -64,6 +67,7 @@ class Strips:
         items = planned.plan.items
         batch = request.shape[0]
         request.half.check_weights()
+        written = request.half.written()
         if out is None:
             out = torch.empty(request.output_shape, dtype=manner.map_dtype, device=manner.device)
         room = planned.room
@@ -84,4 +88,9 @@ class Strips:
         finally:
             report.executed.places = {**store.peak}
             store.drop_free()  # an exception's traceback may keep the store
+        if request.half.written() != written:
+            logger.warning(
+                "the weights of this model were changed while it ran, so the result may be of both. Run it again, and "
+                "change weights between runs, or those of a copy."
+            )
         return out
