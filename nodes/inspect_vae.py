@@ -20,7 +20,7 @@ class VAEInspect:
     FUNCTION = "inspect"
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("text",)
-    OUTPUT_TOOLTIPS = ("The report shown on the node, in English.",)
+    OUTPUT_TOOLTIPS = ("The report in English, whatever the language of the page.",)
     OUTPUT_NODE = True
 
     @classmethod

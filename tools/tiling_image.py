@@ -1,11 +1,12 @@
-"""Make docs/images/tiling.png: what tiling does to an image, by the ways there are.
+"""Make docs/images/tiling.png, and tiling.zh-CN.png in Chinese: what tiling does to an image, by the ways there are.
 
     pip install matplotlib
     python tools/tiling_image.py [--photograph FILE] [--enlarge 2] [--tile 256]
 
 The photograph's latent is decoded by the bundled VAE whole, by the reference path in double precision; by diffusers'
 blended tiles, by blended tiles of ComfyUI's kind, and by exact ones, all with tiles of the same size. Below each is
-its difference to the whole, amplified.
+its difference to the whole, amplified. The outermost pixels are left out: what the bundled VAE makes at the sides of an
+image differs by what is beside them, more than at the seams that are to be seen.
 """
 
 from __future__ import annotations
@@ -27,7 +28,22 @@ import vae_core  # noqa: E402
 from vae_core import TileSpec, load_vae  # noqa: E402
 from vae_core.image import from_pil, open_image, to_unit_range  # noqa: E402
 
-AMPLIFY = 40
+AMPLIFY = 100
+# By language: the ways, what the differences are to, and how large they are.
+TEXTS = {
+    "en": (
+        ("untiled", "blended tiles, as diffusers", "three blended tilings, as ComfyUI", "exact tiles"),
+        f"difference to this,\n{AMPLIFY} times",
+        "largest {largest}, mean {mean} of 255 levels",
+    ),
+    "zh": (
+        ("不分块", "混合分块（diffusers 的方式）", "三次混合分块（ComfyUI 的方式）", "精确分块"),  # noqa: RUF001
+        f"与此图的差异，\n放大 {AMPLIFY} 倍",  # noqa: RUF001
+        "最大 {largest}，平均 {mean}（共 255 级）",  # noqa: RUF001
+    ),
+}
+CHINESE_FONTS = ["Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "PingFang SC"]
+MARGIN = 112  # pixels
 DEMO = ROOT / "vae_core" / "demo"
 
 
@@ -69,29 +85,30 @@ def _ramp(length: int, extent: int) -> Tensor:
     return rising * rising.flip(0)
 
 
-def draw(panels: dict[str, Tensor], reference: str, path: Path) -> None:
-    """Images [3, H, W] in [0, 1] beside each other, above their differences to the reference."""
+def draw(panels: list[Tensor], language: str, path: Path) -> None:
+    """Images [3, H, W] in [0, 1] beside each other, above their differences to the first."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    height, width = panels[reference].shape[1:]
+    if language == "zh":
+        matplotlib.rcParams["font.sans-serif"] = CHINESE_FONTS
+    names, to_this, sizes = TEXTS[language]
+    height, width = panels[0].shape[1:]
     inches = 4.2
     size = (inches * len(panels), 2 * (inches * height / width + 0.42))
     figure, axes = pyplot.subplots(2, len(panels), figsize=size, dpi=110)
-    for (name, panel), (above, below) in zip(panels.items(), axes.T, strict=True):
-        difference = (panel - panels[reference]).abs()
+    for name, panel, (above, below) in zip(names, panels, axes.T, strict=True):
+        difference = (panel - panels[0]).abs()
         above.set_title(name, fontsize=12)
         above.imshow(panel.permute(1, 2, 0).numpy())
-        if name == reference:
-            below.text(
-                0, 0.5, f"difference to this,\n{AMPLIFY} times", fontsize=14, va="center", transform=below.transAxes
-            )
+        if panel is panels[0]:
+            below.text(0, 0.5, to_this, fontsize=14, va="center", transform=below.transAxes)
         else:
             below.imshow((difference * AMPLIFY).clamp(0, 1).permute(1, 2, 0).numpy())
             levels, mean = difference.max().item() * 255, difference.mean().item() * 255
-            below.set_title(f"largest {number(levels)}, mean {number(mean)} of 255 levels", fontsize=11)
+            below.set_title(sizes.format(largest=number(levels), mean=number(mean)), fontsize=11)
         above.axis("off")
         below.axis("off")
     figure.tight_layout(pad=0.6)
@@ -120,20 +137,19 @@ def main() -> None:
     larger = photograph.resize([round(side * options.enlarge) for side in photograph.size], Image.Resampling.LANCZOS)
     z = vae_core.encode(vae, from_pil(larger, multiple=factor).pixels).mode()
 
-    reference = "untiled"
-    results = {
-        "blended tiles, as diffusers": vae_core.decode(vae, z, tiling=TileSpec(size, overlap, "blended")),
-        "three blended tilings, as ComfyUI": averaged_tilings(
-            vae.decode_reference, z, size, overlap, factor, vae.config.out_channels
-        ),
-        "exact tiles": vae_core.decode(vae, z, tiling=TileSpec(size)),
-    }
+    results = [
+        vae_core.decode(vae, z, tiling=TileSpec(size, overlap, "blended")),
+        averaged_tilings(vae.decode_reference, z, size, overlap, factor, vae.config.out_channels),
+        vae_core.decode(vae, z, tiling=TileSpec(size)),
+    ]
     # Last, for it changes the model. In double precision, so that what is seen is the tiles' doing alone.
-    results = {reference: vae.double().decode_reference(z.double()).float(), **results}
-    panels = {name: to_unit_range(result[0]).clamp(0, 1) for name, result in results.items()}
-    draw(panels, reference, options.out)
-    for name, panel in panels.items():
-        print(f"{name}: largest difference {(panel - panels[reference]).abs().max():.2e}")
+    results.insert(0, vae.double().decode_reference(z.double()).float())
+    inner = (..., slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
+    panels = [to_unit_range(result[0]).clamp(0, 1)[inner] for result in results]
+    draw(panels, "en", options.out)
+    draw(panels, "zh", options.out.with_suffix(f".zh-CN{options.out.suffix}"))
+    for name, panel in zip(TEXTS["en"][0], panels, strict=True):
+        print(f"{name}: largest difference {(panel - panels[0]).abs().max():.2e}")
 
 
 if __name__ == "__main__":

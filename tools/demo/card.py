@@ -213,8 +213,9 @@ Photographs that it never saw, whole, with the weights as shipped run in float32
 {table}
 | **mean** | | **{mean_psnr:.2f}** | **{mean_ssim:.3f}** | |
 
-Mean PSNR in dB of the outermost {EDGE} pixels at each side, and of the rest; and of the same pixels when the photograph
-is mirrored, so that they are at the opposite side:
+PSNR in dB of the outermost {EDGE} pixels at each side, and of the rest, as means over these photographs, each of which
+has sides that are easier or harder than its middle; and of the same pixels when the photograph is mirrored, so that
+they are at the opposite side:
 
 | | left | right | top | bottom | inside |
 | --- | --- | --- | --- | --- | --- |
