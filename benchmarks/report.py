@@ -69,12 +69,10 @@ def against_peers(rows: list[Mapping[str, Any]]) -> str:
 
 
 def errors_of_peers(rows: list[Mapping[str, Any]]) -> str:
-    """Of the same rows: errors against float64, root mean square and largest."""
+    """Of such rows, where they were measured: errors against float64, root mean square and largest."""
     lines = []
     for row in rows:
-        errors = row.get("errors")
-        if not errors:
-            continue
+        errors = row["errors"]
         pairs = [next((errors[name] for name in names if name in errors), None) for names in (OWN, *COLUMNS.values())]
         lines.append([row["title"], *("" if each is None else "{:.1e}, {:.1e}".format(*each) for each in pairs)])
     return table(["error: RMS, largest", OURS, *COLUMNS], lines)
@@ -151,7 +149,8 @@ def text(results: Mapping[str, Any], counts: Mapping[str, Counts] | None = None)
     parts += ["Measured on: " + "; ".join(f"{name} {value}" for name, value in results["machine"].items()) + "."]
     if peers:
         parts.append(against_peers(peers))
-        parts += [errors_of_peers(peers)] if any("errors" in row for row in peers) else []
+    if compared := [row for row in peers if "errors" in row]:
+        parts.append(errors_of_peers(compared))
     if runtimes:
         parts.append(beside_runtimes(runtimes))
     if own:

@@ -20,7 +20,7 @@ from torch import Tensor
 from .atomic import given_name, write_file
 from .errors import ImageError, check_choice, in_one_line
 from .file_names import text_of
-from .image_formats import NOT_AS_IT_IS, WITHOUT_ALPHA, WORD_MAX, load_formats, recognised, usual_words
+from .image_formats import NOT_AS_IT_IS, WITHOUT_ALPHA, WORD_MAX, load_formats, recognised, usual_words, words_of
 from .regular_files import open_regular
 from .tensor_kinds import check_given
 
@@ -230,7 +230,7 @@ def _pil_values(image: Image.Image) -> Tensor:
     """[1, H, W, C] in [0, 1] with 1 to 4 channels."""
     mode = image.mode
     if mode.startswith("I;16"):
-        words = np.asarray(image if mode == "I;16" else image.convert("I"))
+        words = words_of(image)
         grey = words.astype(np.float32) / WORD_MAX
         clear = image.info.get("transparency")  # of a PNG: the grey that is not seen
         values = grey[..., None] if clear is None else np.stack([grey, words != clear], axis=-1, dtype=np.float32)

@@ -46,6 +46,11 @@ def load_formats() -> None:
         raise ImageError(f"formats of images cannot be loaded: {in_one_line(error)}. {OPEN_FILES}") from None
 
 
+def words_of(image: Image.Image) -> np.ndarray:
+    """The values of 16-bit greyscale, in whatever order the bytes of its mode are."""
+    return np.asarray(image if image.mode == "I;16" else image.convert("I"))
+
+
 def usual_words(image: Image.Image, opened: Image.Image) -> Image.Image:
     """16-bit greyscale from 0, black, to 65535, white: in the TIFF that was opened bits may be fewer, and white 0."""
     tags = getattr(opened, "tag_v2", {})
@@ -53,8 +58,7 @@ def usual_words(image: Image.Image, opened: Image.Image) -> Image.Image:
     turned = tags.get(_PHOTOMETRIC) == 0
     if not image.mode.startswith("I;16") or (bits == 16 and not turned):
         return image
-    words = np.asarray(image if image.mode == "I;16" else image.convert("I")).astype(np.float64)
-    words = np.clip(np.rint(words * (WORD_MAX / ((1 << bits) - 1))), 0, WORD_MAX)
+    words = np.clip(np.rint(words_of(image) * (WORD_MAX / ((1 << bits) - 1))), 0, WORD_MAX)
     return Image.fromarray((WORD_MAX - words if turned else words).astype(np.uint16))
 
 

@@ -79,11 +79,11 @@ def decode_dataset(
         split, _ = shard_numbers(record["name"])
         found = sources.of(split, [image["position"] for image in wanted]) if sources else {}
         for image, tensors in zip(wanted, collection.read_images(record, wanted), strict=True):
-            z = raw_z(tensors, collection, image["sha256"])
-            pixels = decode(vae, z[None].to(vae.device, vae.dtype), memory_budget=memory_budget).float().cpu()
             file = images / _unique(safe_path(image["key"]) or "image", f"{split:06d}-{image['position']:06d}", taken)
             if overwrite:
                 _check_is_no_source(file, collection)
+            z = raw_z(tensors, collection, image["sha256"])
+            pixels = decode(vae, z[None].to(vae.device, vae.dtype), memory_budget=memory_budget).float().cpu()
             width, height = image["resized"]  # smaller where the image was padded
             buffer = io.BytesIO()
             to_pil(pixels[..., :height, :width])[0].save(buffer, "PNG")
