@@ -78,7 +78,9 @@ print("ended")
 """
 
 
-@pytest.mark.parametrize("left", [40, 76, *(pytest.param(left, marks=pytest.mark.slow) for left in range(32, 160, 2))])
+@pytest.mark.parametrize(
+    "left", [34, 40, 54, 76, *(pytest.param(left, marks=pytest.mark.slow) for left in range(32, 160, 2))]
+)
 def test_threads_that_start_where_memory_is_short(left: int) -> None:
     """`left` MiB are. The process neither hangs nor is ended, as OpenMP would end it."""
     command = [sys.executable, "-c", SHORT, str(ROOT), str(ROOT / "tests"), str(left)]

@@ -29,6 +29,7 @@ another name, the engine would compute what a patched module no longer does: `te
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -151,6 +152,22 @@ def set_threads_of_this_thread(count: int) -> None:
         setter(count)
     if torch.get_num_threads() != count:
         _set_and_put_default_back(count)
+
+
+def claim_data_of_this_thread(computes: bool) -> None:
+    """Use what of torch, oneDNN and OpenMP keeps data for each thread by itself.
+
+    That is numbers of threads, modes, errors of C++ and, if the thread `computes`, operators that oneDNN has made.
+    Where a number for one thread alone can be set, the thread uses one from then on.
+    """
+    for setter in thread_setters():
+        setter(1)
+    torch._C._len_torch_dispatch_stack()
+    with torch.inference_mode(), contextlib.suppress(RuntimeError):
+        if computes and products_available():
+            ones = torch.ones(16, 16, 1, 1, dtype=torch.float32, device="cpu")
+            multiply(ones.view(1, 16, 1, 16), ones, 1)
+        torch.empty(-1, dtype=torch.float32, device="cpu")
 
 
 @functools.cache

@@ -6,6 +6,8 @@ import contextlib
 import errno
 import logging
 import math
+import mmap
+import os
 import threading
 import time
 from collections import deque
@@ -16,16 +18,19 @@ from typing import Any
 
 import torch
 
+from ..units import MIB
 from . import internals
 from .kernel import Kernel, one_by_one
 from .memory import give_back_freed
 from .once import WarnOnce
+from .pages import mapped
 from .shortage import is_out_of_memory
 
 logger = logging.getLogger("seamless_vae")
 
 _PATIENCE = 0.05  # seconds between two looks at what the workers have done
-_LAST_PATIENCE = 0.25  # seconds that a thread may take to begin whose start was interrupted
+_LAST_PATIENCE = 0.25  # seconds that a thread may take to begin whose start was interrupted, or to leave the system
+_ROOM = 4 * MIB  # more than a thread's own data in the libraries that it uses, and what comes with its first steps
 
 Tasks = SimpleQueue[Callable[[], None] | None]
 
@@ -119,43 +124,47 @@ class WorkerPool:
             self._tasks.put(work)
 
     def _start(self) -> None:
-        serve = [lambda number=number: self._begin(f"seamless-vae-{number}", _serve) for number in range(self._wanted)]
-        ready = self._wanted
-        for number, begin in enumerate(serve):
-            if not begin():
-                ready = number
-                break
+        workers = self._begin("seamless-vae", _serve, self._wanted)
         # The calling thread starts some too: OpenMP does, for torch, and ends the process if it cannot. So the same
         # number is tried, all at once; and then OpenMP has its own at once, while there is still room for them.
         spare = torch.get_num_threads() - 1 if self._wanted else 0
-        enough = ready == self._wanted and all(
-            self._begin(f"seamless-vae-spare-{number}", _wait) for number in range(spare)
-        )
+        spares = self._begin("seamless-vae-spare", _wait, spare) if len(workers) == self._wanted else []
+        self.size = len(workers)
+        enough = self.size == self._wanted and len(spares) == spare
+        room = _room(spare) if enough and spare else None
         self._gate.set()
-        self.size = ready
-        if enough and spare:
-            for thread in self._threads[ready:]:
+        if room is not None:
+            for thread in spares:
                 _join(thread)
-            del self._threads[ready:]
+                _wait_until_gone(thread)
+            del self._threads[self.size :]
+            room.close()
             torch.ones((1 + spare) * internals.GRAIN, dtype=torch.uint8, device="cpu")
-        if not enough:
+        elif spare or not enough:
             self._threads_here = torch.get_num_threads()
             internals.set_threads_of_this_thread(1)
-            _warn_of_missing_threads(ready, self._wanted)
+            _warn_of_missing_threads(self.size, self._wanted)
 
-    def _begin(self, name: str, run: Callable[[Tasks, Flag, Flag], None]) -> bool:
-        """Start a thread; False if it cannot be."""
-        thread = threading.Thread(target=run, args=(self._tasks, self._gate, self._ended), name=name)
-        thread.__dict__["_started"] = Flag()  # for which `start` waits
-        self._threads.append(thread)  # first: an interruption may come while it starts
-        try:
-            thread.start()
-        except (RuntimeError, MemoryError, OSError) as error:
-            self._threads.pop()
-            if not is_out_of_memory(error) and getattr(error, "errno", None) != errno.EAGAIN:
-                raise
-            return False
-        return True
+    def _begin(self, name: str, run: Callable[[Tasks, Flag, Flag], None], count: int) -> list[_Thread]:
+        """Start so many threads, or as many as can be: one by one, so that none takes the room of another."""
+        begun: list[_Thread] = []
+        for number in range(count):
+            room = _room(1)
+            if room is None:
+                break
+            thread = _Thread(f"{name}-{number}", room, run, self._tasks, self._gate, self._ended)
+            self._threads.append(thread)  # first: an interruption may come while it starts
+            try:
+                thread.start()
+            except (RuntimeError, MemoryError, OSError) as error:
+                self._threads.pop()
+                if not is_out_of_memory(error) and getattr(error, "errno", None) != errno.EAGAIN:
+                    raise
+                break
+            if not thread.settles():
+                break
+            begun.append(thread)
+        return begun
 
     def _stop_whatever_comes(self) -> None:
         """Stop, even if this is interrupted once."""
@@ -181,16 +190,50 @@ class WorkerPool:
             self._tasks.put(None)
 
 
-def _serve(tasks: Tasks, gate: Flag, ended: Flag) -> None:
-    """What a worker does. It keeps no reference to the pool, so one that is forgotten ends its workers.
+class _Thread(threading.Thread):
+    """One that ends without a word where it has no memory to report an error, and the pass with it.
 
-    A thread without memory to report an error ends, and the pass with it.
+    A library allocates a thread's own data at the thread's first use of it, and the process is ended if there is no
+    memory for that. So all of it is used at once, while there is `room`.
     """
-    with contextlib.suppress(MemoryError):
-        internals.set_threads_of_this_thread(1)
-        while not ended.is_set() and (task := tasks.get()) is not None:
-            task()
-            del task
+
+    def __init__(self, name: str, room: mmap.mmap, run: Callable[..., None], *given: Any) -> None:
+        # It keeps no reference to the pool, so a pool that is forgotten ends its workers.
+        super().__init__(name=name)
+        self.__dict__["_started"] = Flag()  # for which `start` waits
+        self._room = room
+        self._run = run, given
+        self._settled = Flag()
+
+    def run(self) -> None:
+        with contextlib.suppress(MemoryError):
+            self._room.close()
+            internals.claim_data_of_this_thread(computes=self._run[0] is _serve)
+            self._settled.set()
+            run, given = self._run
+            run(*given)
+
+    def settles(self) -> bool:
+        """Wait until it has what it cannot do without; False if it could not have it."""
+        while not self._settled.wait(_PATIENCE) and self.is_alive():
+            pass
+        return self._settled.is_set()
+
+
+def _room(threads: int) -> mmap.mmap | None:
+    """Memory to be given back just before so many threads need some; None if there is none."""
+    try:
+        return mapped(threads * _ROOM, "threads")
+    except MemoryError:
+        return None
+
+
+def _serve(tasks: Tasks, gate: Flag, ended: Flag) -> None:
+    """What a worker does."""
+    internals.set_threads_of_this_thread(1)
+    while not ended.is_set() and (task := tasks.get()) is not None:
+        task()
+        del task
 
 
 def _wait(tasks: Tasks, gate: Flag, ended: Flag) -> None:
@@ -206,6 +249,13 @@ def _join(thread: threading.Thread) -> None:
         thread.join()
     else:  # Python would list it among those that start for ever
         threading.__dict__.get("_limbo", {}).pop(thread, None)
+
+
+def _wait_until_gone(thread: threading.Thread) -> None:
+    """Wait a while until the system has back what a thread that was joined had: Python does not wait for that."""
+    latest = time.monotonic() + _LAST_PATIENCE
+    while os.path.exists(f"/proc/self/task/{thread.native_id}") and time.monotonic() < latest:
+        time.sleep(1e-5)
 
 
 missing_threads = WarnOnce(logger)
