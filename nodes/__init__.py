@@ -12,6 +12,7 @@ from .posterior import PosteriorPreview, VAESamplePosterior
 from .round_trip import VAERoundTrip
 from .save import VAESave
 from .scale import LatentScale
+from .shortage import say_shortage
 from .swap import VAESwap
 
 NODES: tuple[type, ...] = (
@@ -35,6 +36,7 @@ NODES: tuple[type, ...] = (
 
 for node in NODES:
     widgets.check_values(node)
+    say_shortage(node)
 routes.register()
 
 __all__ = ["NODES"]

@@ -17,7 +17,7 @@ from ..vae_core.errors import ConfigError, ImageError, MemoryBudgetError, NonFin
 from ..vae_core.masks import fit_mask
 from ..vae_core.streaming.options import PRECISIONS
 from ..vae_core.streaming.source import count_not_finite, not_finite_message
-from ..vae_core.tensor_kinds import given_obstacle
+from ..vae_core.tensor_kinds import value_obstacle
 from ..vae_core.units import GIB
 
 
@@ -27,7 +27,7 @@ def checked_image(image: Any, dimensions: Sequence[int] = (4,)) -> Tensor:
     Raises:
         ImageError: a video's frames in one tensor, an empty batch, integers, floats of 8 bits, or no image at all.
     """
-    why = given_obstacle(image)
+    why = value_obstacle(image)
     if why is not None or image.ndim not in dimensions or 0 in image.shape:
         found = f"has the shape {tuple(image.shape)}" if why is None else why.what
         raise ImageError(
@@ -57,7 +57,7 @@ def checked_mask(mask: Any, image: Tensor) -> Tensor:
         ImageError: not a mask, or a number of masks that does not match the images.
         NonFiniteError: a mask with NaN or infinite values.
     """
-    why = given_obstacle(mask)
+    why = value_obstacle(mask)
     if why is not None:
         raise ImageError(f"this is not a mask: it {why.what}. Check what is connected to the input.")
     if mask.numel():

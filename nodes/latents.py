@@ -17,7 +17,7 @@ from ..vae_core.errors import ShapeError
 from ..vae_core.image import FittedImage
 from ..vae_core.latent import from_diffusion, logvar_to_diffusion, to_diffusion
 from ..vae_core.posterior import DiagonalGaussianDistribution, seeded
-from ..vae_core.tensor_kinds import given_obstacle
+from ..vae_core.tensor_kinds import value_obstacle
 
 Latent = dict[str, Any]
 
@@ -43,7 +43,7 @@ def samples_of(latent: Mapping[str, Any], dimensions: Sequence[int] = (4,)) -> T
             "this latent is nested: it contains tensors of several shapes, such as video and audio. Split it with the "
             "nodes made for its model, and connect the images alone."
         )
-    why = given_obstacle(samples)
+    why = value_obstacle(samples)
     if why is not None or samples.is_complex():
         found = f"is a tensor of {samples.dtype}" if why is None else why.what
         raise ShapeError(f"this is not a latent: what it has as samples {found}. Connect a LATENT output.")
@@ -118,7 +118,7 @@ def posterior_of(latent: Mapping[str, Any]) -> DiagonalGaussianDistribution:
     """
     mean = samples_of(latent)
     logvar: Any = latent.get("logvar")
-    why = given_obstacle(logvar)
+    why = value_obstacle(logvar)
     if why is not None or logvar.shape != mean.shape or logvar.is_complex():
         found = f"{tuple(logvar.shape)} of {logvar.dtype}" if why is None else f"unusable: it {why.what}"
         raise ShapeError(

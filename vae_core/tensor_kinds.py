@@ -82,6 +82,14 @@ def given_obstacle(given: Any) -> Obstacle | None:
     return None
 
 
+def value_obstacle(given: Any) -> Obstacle | None:
+    """Why what a caller gave is not a tensor whose values can be read, as `given_obstacle` says it."""
+    why = given_obstacle(given)
+    if why is None and given.is_meta:
+        return Obstacle("is on the meta device, where tensors have no values", "Give a tensor with values.")
+    return why
+
+
 def check_given(given: Any, what: str, error: type[Exception]) -> None:
     """Raise an error of this class unless what a caller gave, in words, is a tensor to compute with."""
     why = given_obstacle(given)

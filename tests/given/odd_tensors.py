@@ -41,3 +41,6 @@ KINDS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "not initialised": (lambda x: torch.nn.UninitializedParameter(), "is a parameter that is not initialised"),
     "a buffer not initialised": (lambda x: torch.nn.UninitializedBuffer(), "is a parameter that is not initialised"),
 }
+
+# What has no values cannot be read, though its shape can be computed with.
+WITHOUT_VALUES = {**KINDS, "meta": (lambda x: x.to("meta"), "is on the meta device, where tensors have no values")}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from given.odd_tensors import KINDS
+from given.odd_tensors import WITHOUT_VALUES
 from host.stand_in import Pack
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITHOUT_VALUES)
 def test_images_and_masks(pack: Pack, kind: str) -> None:
     checks, error = pack.module("nodes.checks"), pack.module("vae_core").VAEError
-    change, said = KINDS[kind]
+    change, said = WITHOUT_VALUES[kind]
     image, mask = torch.zeros(1, 16, 16, 3), torch.zeros(1, 16, 16)
     assert checks.checked_image(image) is image
     assert checks.checked_mask(mask, image).shape == mask.shape
@@ -21,10 +21,10 @@ def test_images_and_masks(pack: Pack, kind: str) -> None:
         checks.checked_mask(change(mask), image)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITHOUT_VALUES)
 def test_latents_and_posteriors(pack: Pack, kind: str) -> None:
     latents, error = pack.module("nodes.latents"), pack.module("vae_core").VAEError
-    change, said = KINDS[kind]
+    change, said = WITHOUT_VALUES[kind]
     samples = torch.zeros(1, 4, 8, 8)
     assert latents.samples_of({"samples": samples}) is samples
     with pytest.raises(error) as caught:

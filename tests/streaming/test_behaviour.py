@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import itertools
 import threading
@@ -15,10 +14,10 @@ import torch
 from given.inputs import image, latent
 from given.models import SMALL, make
 from given.runs import SIZE, StoppedError, filing_budget, workers
-from torch import Tensor, nn
+from torch import Tensor
 
 import vae_core
-from vae_core import AutoencoderKL, Progress, TileSpec, decode
+from vae_core import AutoencoderKL, TileSpec
 from vae_core.damage import COMPILERS_CALL_IT
 from vae_core.streaming import store, strips
 from vae_core.streaming.choose import kernel_choice
@@ -344,39 +343,3 @@ def test_settings_of_torch_change_nothing(kernels: Any, global_state: str, vae: 
     with vae_core.kernels(kernels):
         assert (decoded - vae_core.decode(vae, z, circular="x")).abs().max() < 1e-5
         assert (moments - vae_core.encode(vae, x).parameters).abs().max() < 1e-5
-
-
-def _load_others(vae: AutoencoderKL) -> None:
-    vae.load_state_dict({name: tensor + 1 for name, tensor in vae.state_dict().items()})
-
-
-CHANGES: dict[str, tuple[Callable[[AutoencoderKL], object], bool]] = {
-    "others are loaded": (_load_others, True),
-    "one is written to": (lambda vae: nn.init.zeros_(vae.decoder.conv_out.weight), True),
-    "another precision": (lambda vae: vae.half(), True),
-    "another module": (lambda vae: setattr(vae.decoder, "conv_out", copy.deepcopy(vae.decoder.conv_out).half()), True),
-    "a copy": (copy.deepcopy, False),
-    "a state that is read": (lambda vae: vae.state_dict(), False),
-    "another run": (lambda vae: decode(vae, torch.zeros(1, 4, 4, 4)), False),
-}
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_weights_that_change_while_they_are_used(
-    name: str, vae: AutoencoderKL, threads: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A warning says so; what leaves them alone gives none."""
-    change, warned = CHANGES[name]
-    vae = copy.deepcopy(vae)
-    seen: list[object] = []
-
-    def changed(progress: Progress) -> None:
-        if len(seen) == 2:
-            seen.append(None)
-            change(vae)
-        else:
-            seen.append(progress)
-
-    decode(vae, torch.randn(1, 4, 24, 16), tiling=TileSpec(size=4), progress=changed)
-    assert len(seen) > 3
-    assert ("the weights of this model were changed while it ran" in caplog.text) == warned

@@ -89,10 +89,10 @@ class Half:
                 if is_freed(weight):
                     raise ConfigError(f"{prefix}.{name} has no values: such weights {FREED.what}. {FREED.remedy}")
 
-    def written(self) -> list[tuple[int, torch.dtype]]:
-        """Of each weight, how often it was written in place, and its type: another list says that they were changed."""
+    def written(self) -> list[object]:
+        """What tells of each weight that it was changed: what it is kept in, and how often that was written to."""
         weights = [weight for module in self.modules.values() for weight in module.parameters()]
-        return [(0 if weight.is_inference() else weight._version, weight.dtype) for weight in weights]
+        return [(_version(each), each.dtype, each.shape, each.untyped_storage()._cdata) for each in weights]
 
     def is_covered(self, shape: Sequence[int], tile: int) -> bool:
         """Whether one blended tile, of so many latent pixels a side, covers an input [B, C, H, W].
@@ -114,6 +114,10 @@ class Half:
 def first_not_finite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
     """The name of the first weight that has values, and not all of them finite."""
     return next((name for name, weight in weights if _has_values(weight) and not is_finite(weight.detach())), None)
+
+
+def _version(weight: Tensor) -> int:
+    return 0 if weight.is_inference() else weight._version
 
 
 def _has_values(weight: Tensor) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError, VAEError, in_one_line
 from ..units import MIB
 from .choose import computing_dtype
 from .executor import Execution, Manner, PackedWeights
@@ -17,6 +18,7 @@ from .pool import WorkerPool
 from .progress import Report
 from .request import Request
 from .scratch import Spare
+from .shortage import is_out_of_memory
 from .source import Source
 from .store import MapStore
 
@@ -24,6 +26,9 @@ logger = logging.getLogger("seamless_vae")
 
 # Under smaller budgets, what allocators keep between passes is a good part of them.
 _TRIM_BELOW = 512 * MIB
+
+_CHANGED = "the weights of this model were changed while it ran"
+_REMEDY = "Run it again, and change weights between runs, or those of a copy."
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Strips:
 
         Raises:
             NonFiniteError: values went out of the precision's range.
+            ConfigError: weights have no values, or were changed meanwhile so that nothing could be computed.
         """
         request = self.request
         planned = self.planned
@@ -85,12 +91,16 @@ class Strips:
                     find_damage = request.half.find_damage
                     execution = Execution(request.passes, manner, store, planned=passes, find_damage=find_damage)
                     execution.run(source.part(part), out[part], rows, pool, report, weights)
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, VAEError) or is_out_of_memory(error):
+                raise
+            request.half.check_weights()
+            if request.half.written() != written:
+                raise ConfigError(f"{_CHANGED}, which ended it ({in_one_line(error)}). {_REMEDY}") from error
+            raise
         finally:
             report.executed.places = {**store.peak}
             store.drop_free()  # an exception's traceback may keep the store
         if request.half.written() != written:
-            logger.warning(
-                "the weights of this model were changed while it ran, so the result may be of both. Run it again, and "
-                "change weights between runs, or those of a copy."
-            )
+            logger.warning("%s, so the result may be of both. %s", _CHANGED, _REMEDY)
         return out
