@@ -119,6 +119,9 @@ StatusEvent = TypedDict(
         "passes": int,
         "memory": int | None,
         "seconds_left": float | None,
+        "width": int,
+        "height": int,
+        "batch": int,
     },
 )
-"""FLOPs done of the total, the pass at work, bytes of the device in use."""
+"""FLOPs done of the total, the pass at work, bytes of the device in use, and the size of the images in pixels."""

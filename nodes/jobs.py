@@ -35,7 +35,7 @@ def run_job(
     budget = job.options.memory_budget
 
     def run(job: Job) -> None:
-        status.begin(job.device)
+        status.begin(job.device, job.shape if job.half.takes == "image" else job.output_shape)
         with loaded_for(job):
             made = _within_free_memory(job)
             with speeds.timed(made):

@@ -36,6 +36,7 @@ class NodeStatus:
         self._shown = self._sent = float("-inf")
         self._preview: Preview | None = None
         self._device = torch.device("cpu")
+        self._image: Sequence[int] = (0, 0, 0, 0)
         self._start = time.monotonic()
 
     def stage(self, preview: Preview | None = None) -> None:
@@ -44,10 +45,11 @@ class NodeStatus:
         self._preview = preview
         self._shown = float("-inf")
 
-    def begin(self, device: torch.device) -> None:
-        """A run begins on a device, or begins again."""
+    def begin(self, device: torch.device, image: Sequence[int]) -> None:
+        """A run begins on a device, or begins again, of images [B, C, H, W] that come in or out."""
         host.check_interrupted()
         self._device = device
+        self._image = image
         self._start = time.monotonic()
 
     def __call__(self, step: Progress) -> None:
@@ -90,4 +92,7 @@ class NodeStatus:
             "passes": step.passes,
             "memory": host.memory_in_use(self._device),
             "seconds_left": seconds * (step.total - step.done) / step.done if step.done else None,
+            "width": self._image[3],
+            "height": self._image[2],
+            "batch": self._image[0],
         }

@@ -264,6 +264,7 @@ def test_progress_and_status(host: Host, pack: Pack, make: Makers, monkeypatch: 
         assert event.keys() == pack.module("nodes.answers").StatusEvent.__annotations__.keys()
         assert event["node"] == "12" and 0 < event["done"] <= event["total"] == plan.flops
         assert 1 <= event["pass"] <= event["passes"] == plan.passes
+        assert [event[each] for each in ("width", "height", "batch")] == [80, 80, 3]
     passes = [event["pass"] for event in events]
     assert passes == sorted(passes) and passes[0] <= 2 and passes[-1] == plan.passes
     assert events[-1]["seconds_left"] == 0

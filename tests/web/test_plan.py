@@ -172,11 +172,12 @@ def test_the_vae_comes_from_upstream(ui: FrontEnd) -> None:
 
 
 def test_the_last_run_tells_the_size(ui: FrontEnd) -> None:
-    ui.graph([TILED, ("PreviewImage", 800, 120)], [(1, 0, 2, "images")])
+    ui.graph([TILED])
     expect(ui.panel(PANEL)).to_contain_text("Assuming 1024 x 1024")
-    image = {"filename": "photo.png", "subfolder": "", "type": "input"}
-    ui.executed(2, images=[image])
+    run = {"done": 1, "total": 9, "pass": 1, "passes": 3, "memory": None, "seconds_left": 1}
+    ui.send("seamless_vae.status", node="1", **run, width=96, height=64, batch=2)
     expect(ui.panel(PANEL)).to_contain_text("96 x 64 from the last run")
+    assert asked(ui)[-1]["batch"] == 2
 
 
 def test_a_image_written_anew_is_measured_anew(ui: FrontEnd, data: Path) -> None:

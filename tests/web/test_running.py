@@ -9,7 +9,17 @@ from playwright.sync_api import Locator, expect
 pytestmark = pytest.mark.thorough
 
 PANEL = "Run progress"
-STATUS = {"done": 300, "total": 1000, "pass": 12, "passes": 35, "memory": 1.5 * 2**30, "seconds_left": 75.2}
+STATUS = {
+    "done": 300,
+    "total": 1000,
+    "pass": 12,
+    "passes": 35,
+    "memory": 1.5 * 2**30,
+    "seconds_left": 75.2,
+    "width": 96,
+    "height": 64,
+    "batch": 1,
+}
 
 
 def start(ui: FrontEnd, node: str = "SeamlessVAEDecode") -> Locator:

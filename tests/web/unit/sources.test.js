@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 
-import { lastSizeOf, sizeOf, vaeOf } from '../../../web/js/graph/sizes.js'
+import { lastSizeOf, rememberSize, sizeOf, vaeOf } from '../../../web/js/graph/sizes.js'
 import { sourceOf, valueOf } from '../../../web/js/graph/sources.js'
 import { graphOf, link, nodeOf, subgraphOf } from './graph.js'
 
@@ -107,14 +107,15 @@ test('an image file is measured by its folder and its type', () => {
   assert.equal(sizeOf(encode, 'pixels', nothing), null) // not loaded yet
 })
 
-test('the size of the last run is that of the images that a following node shows', () => {
-  const [end, preview] = [decoder(), nodeOf('PreviewImage', { inputs: { images: 'IMAGE' } })]
-  graphOf(end, preview)
-  link(end, 0, preview, 'images')
-  const file = { filename: 'a.png', subfolder: '', type: 'temp' }
-  const measure = () => ({ width: 96, height: 64 })
-  assert.deepEqual(lastSizeOf(end, () => ({ images: [file, file] }), measure), { width: 96, height: 64, batch: 2, source: null })
-  for (const outputs of [undefined, {}, { images: [] }]) assert.equal(lastSizeOf(end, () => outputs, measure), null)
+test('the size of the last run is remembered of each node by itself', () => {
+  const [first, second] = [decoder(), decoder()]
+  for (const side of ['width', 'height', 'batch']) {
+    rememberSize(first, { width: 96, height: 64, batch: 2, [side]: 0 }) // of a run that has not begun
+    assert.equal(lastSizeOf(first), null)
+  }
+  rememberSize(first, { width: 96, height: 64, batch: 2 })
+  assert.deepEqual(lastSizeOf(first), { width: 96, height: 64, batch: 2, source: null })
+  assert.equal(lastSizeOf(second), null)
 })
 
 test('the VAE is the one of the loader, in the words of Seamless VAE Load', () => {

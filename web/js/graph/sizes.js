@@ -3,7 +3,7 @@ import { widgetOf } from './node.js'
 import { sourceOf, valueOf } from './sources.js'
 
 /**
- * @import { File, GraphNode, NodeOutput } from '../host/types'
+ * @import { File, GraphNode } from '../host/types'
  * @typedef {{width: number, height: number, batch: number, source: string | null}} Size `source` is the title of the
  *   node that the size comes from
  * @typedef {(file: File) => {width: number, height: number} | null} Measure the size of an image file, if it is known
@@ -81,26 +81,23 @@ function isImage(slot) {
   return slot.type === 'IMAGE' || slot.type === 'LATENT'
 }
 
+/** Of the images that a node had in its last run. @type {WeakMap<GraphNode, Size>} */
+const lastSizes = new WeakMap()
+
 /**
- * The size of what a node gave out in its last run, where a node that shows images comes after it.
  * @param {GraphNode} node
- * @param {(node: GraphNode) => NodeOutput | undefined} outputsOf
- * @param {Measure} measure
- * @returns {Size | null}
+ * @param {{width: number, height: number, batch: number}} size of the images that it has in the run at work
  */
-export function lastSizeOf(node, outputsOf, measure) {
-  for (const output of node.outputs ?? []) {
-    if (output.type !== 'IMAGE') continue
-    for (const id of output.links ?? []) {
-      const link = node.graph?.getLink(id)
-      const target = link ? node.graph?.getNodeById(link.target_id) : null
-      const images = target ? outputsOf(target)?.images : null
-      if (!images?.length) continue
-      const size = measure(images[0])
-      if (size) return { ...size, batch: images.length, source: null }
-    }
-  }
-  return null
+export function rememberSize(node, { width, height, batch }) {
+  if (width > 0 && height > 0 && batch > 0) lastSizes.set(node, { width, height, batch, source: null })
+}
+
+/**
+ * @param {GraphNode} node
+ * @returns {Size | null} of the images that it had in its last run; null if there was none since the graph was opened
+ */
+export function lastSizeOf(node) {
+  return lastSizes.get(node) ?? null
 }
 
 /**

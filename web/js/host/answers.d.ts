@@ -110,4 +110,8 @@ export interface Status {
   /** Bytes of the device in use. */
   memory: number | null
   seconds_left: number | null
+  /** Of the images that come in or out, in pixels. */
+  width: number
+  height: number
+  batch: number
 }

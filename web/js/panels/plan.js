@@ -3,7 +3,6 @@ import { widgetOf } from '../graph/node.js'
 import { lastSizeOf, sizeOf, vaeOf } from '../graph/sizes.js'
 import { valueOf } from '../graph/sources.js'
 import { watch } from '../graph/watch.js'
-import { outputsOf } from '../host/front_end.js'
 import { sizeOfFile } from '../host/images.js'
 import { el, facts, note, svg, warning } from '../ui/dom.js'
 import { t, translated } from '../ui/text.js'
@@ -56,7 +55,7 @@ export function addPlan(node, direction) {
  */
 function question(node, direction) {
   const found = sizeOf(node, direction === 'encode' ? 'pixels' : 'samples', sizeOfFile)
-  const last = found ?? lastSizeOf(node, outputsOf, sizeOfFile)
+  const last = found ?? lastSizeOf(node)
   const size = last ?? ASSUMED
   const { width, height, batch } = size
   const [mode, tile_size, overlap, memory_budget, circular] = CHOICES.map((name) => valueOf(node, name))

@@ -1,4 +1,5 @@
 // While a node runs: pass, memory in use, time left, and a way to stop it. Shown with the first news of the node.
+import { rememberSize } from '../graph/sizes.js'
 import { findNode, toast } from '../host/front_end.js'
 import { cancel, listen } from '../host/runs.js'
 import { button, el } from '../ui/dom.js'
@@ -63,6 +64,7 @@ export function showRuns() {
     (status) => {
       const id = String(status.node)
       const node = findNode(id)
+      if (node) rememberSize(node, status)
       const gauge = node && gauges.get(node)
       if (!gauge) return
       running.set(id, gauge)
