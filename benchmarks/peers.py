@@ -55,6 +55,8 @@ def config_of(*widths: int, **fields: Any) -> AutoencoderKLConfig:
 
 CONFIGS = {
     "full": config_of(128, 256, 512, 512),
+    # At 4096x4096 attention takes most of a run's time.
+    "full-without-attention": config_of(128, 256, 512, 512, mid_block_add_attention=False),
     # The widths of the demo VAE.
     "narrow": config_of(
         *(32, 64, 128, 128),
