@@ -88,6 +88,30 @@ def test_threads_that_start_where_memory_is_short(left: int) -> None:
     assert done.stdout == "ended\n", done.stderr[-2000:]
 
 
+SMALL_STACK = """
+import sys, threading
+sys.path[:0] = sys.argv[1:3]
+import torch
+torch.set_num_threads(2)
+from given.inputs import latent
+from given.models import SMALL, make
+import vae_core
+vae, z = make(SMALL), latent(1, 24)
+wanted = vae_core.decode(vae, z)
+threading.stack_size(int(sys.argv[3]))
+assert (vae_core.decode(vae, z) - wanted).abs().max() == 0
+assert threading.stack_size() == int(sys.argv[3])
+print("ended")
+"""
+
+
+@pytest.mark.parametrize("size", [2**15, 2**16, 2**17, 2**24])
+def test_stacks_that_a_program_has_set_for_its_threads(size: int) -> None:
+    command = [sys.executable, "-c", SMALL_STACK, str(ROOT), str(ROOT / "tests"), str(size)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "ended\n", done.stderr[-2000:]
+
+
 FEWER = """
 import os, resource, sys
 sys.path[:0] = sys.argv[1:3]

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
@@ -30,6 +30,7 @@ logger = logging.getLogger("seamless_vae")
 
 _PATIENCE = 0.05  # seconds between two looks at what the workers have done
 _LAST_PATIENCE = 0.25  # seconds that a thread may take to begin whose start was interrupted, or to leave the system
+_STACK = MIB  # for a worker at least, whatever a program has set for its own threads
 _ROOM = 4 * MIB  # more than a thread's own data in the libraries that it uses, and what comes with its first steps
 
 Tasks = SimpleQueue[Callable[[], None] | None]
@@ -128,7 +129,8 @@ class WorkerPool:
         # The calling thread starts some too: OpenMP does, for torch, and ends the process if it cannot. So the same
         # number is tried, all at once; and then OpenMP has its own at once, while there is still room for them.
         spare = torch.get_num_threads() - 1 if self._wanted else 0
-        spares = self._begin("seamless-vae-spare", _wait, spare) if len(workers) == self._wanted else []
+        wait = lambda tasks, gate, ended: gate.wait()  # noqa: E731
+        spares = self._begin("seamless-vae-spare", wait, spare) if len(workers) == self._wanted else []
         self.size = len(workers)
         enough = self.size == self._wanted and len(spares) == spare
         room = _room(spare) if enough and spare else None
@@ -155,7 +157,8 @@ class WorkerPool:
             thread = _Thread(f"{name}-{number}", room, run, self._tasks, self._gate, self._ended)
             self._threads.append(thread)  # first: an interruption may come while it starts
             try:
-                thread.start()
+                with _enough_stack():
+                    thread.start()
             except (RuntimeError, MemoryError, OSError) as error:
                 self._threads.pop()
                 if not is_out_of_memory(error) and getattr(error, "errno", None) != errno.EAGAIN:
@@ -220,6 +223,18 @@ class _Thread(threading.Thread):
         return self._settled.is_set()
 
 
+@contextlib.contextmanager
+def _enough_stack() -> Iterator[None]:
+    """Let threads that start have as much as compiled code needs: with less it ends the process."""
+    before = threading.stack_size(_STACK)  # 0: the system's usual size; asking alone would set it to that
+    try:
+        if not 0 < before < _STACK:
+            threading.stack_size(before)
+        yield
+    finally:
+        threading.stack_size(before)
+
+
 def _room(threads: int) -> mmap.mmap | None:
     """Memory to be given back just before so many threads need some; None if there is none."""
     try:
@@ -234,10 +249,6 @@ def _serve(tasks: Tasks, gate: Flag, ended: Flag) -> None:
     while not ended.is_set() and (task := tasks.get()) is not None:
         task()
         del task
-
-
-def _wait(tasks: Tasks, gate: Flag, ended: Flag) -> None:
-    gate.wait()
 
 
 def _join(thread: threading.Thread) -> None:
