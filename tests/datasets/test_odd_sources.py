@@ -172,6 +172,12 @@ SOURCES = {
     "data://x": "cannot be listed: NotImplementedError",
     "~/there is nothing of this name": "does not exist",
     "/nowhere/{a,b}/*.png": "does not exist",
+    "/nowhere/{a,b}{.tar": "the braces of .* are not understood \\(Unbalanced braces",
+    "/nowhere/{a,b}}.tar": "the braces of .* are not understood \\(Unbalanced braces",
+    "/nowhere/{0..99999999}.tar": "stand for more than 1000000 names",
+    f"/nowhere/{{{10**30}..-1}}.tar": "stand for more than 1000000 names",
+    f"/nowhere/{'{a,b}' * 40}.tar": "stand for more than 1000000 names",
+    "memory://{0..9999999}.tar": "stand for more than 1000000 names",
 }
 
 

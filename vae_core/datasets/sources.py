@@ -20,7 +20,7 @@ from typing import Literal
 
 import fsspec
 
-from ..errors import DatasetError, in_one_line
+from ..errors import DatasetError, brief, in_one_line
 from ..file_names import text_of
 from ..optional import optional_import
 from .image_names import is_image
@@ -35,6 +35,7 @@ logger = logging.getLogger("seamless_vae")
 _KINDS = {"tar": "tars", "files": "image files", "table": "tables"}
 # What only a collection of latents has together. Its files are not images.
 _COLLECTION = ("manifest.json", "splits.jsonl")
+_MOST_NAMES = 1_000_000  # that braces may stand for
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,21 @@ def _without_collections(names: Iterable[str]) -> Iterator[str]:
 def _braces(text: str) -> list[str]:
     if not re.search(r"\{[^{}]*(\.\.|,)[^{}]*\}", text):
         return [text]
-    return list(optional_import("braceexpand", "A source with {braces}", "datasets").braceexpand(text))
+    expand = optional_import("braceexpand", "A source with {braces}", "datasets").braceexpand
+    ranges = [map(int, ends) for ends in re.findall(r"\{(-?\d+)\.\.(-?\d+)", text)]
+    try:
+        found = [text] * (_MOST_NAMES + 1)
+        if all(abs(last - first) < _MOST_NAMES for first, last in ranges):  # it lists them before it gives the first
+            found = list(itertools.islice(expand(text), _MOST_NAMES + 1))
+    except ValueError as error:
+        raise DatasetError(
+            f"the braces of {brief(text)} are not understood ({in_one_line(error)}). Mend them."
+        ) from None
+    if len(found) > _MOST_NAMES:
+        raise DatasetError(
+            f"the braces of {brief(text)} stand for more than {_MOST_NAMES} names. Give fewer, or a folder or a glob."
+        )
+    return found
 
 
 def _is_pattern(text: str) -> bool:
