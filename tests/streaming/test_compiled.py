@@ -344,3 +344,25 @@ def test_libraries_of_numba_without_threads(on_disk: bool, before: dict[str, str
     environment.pop("OPENBLAS_NUM_THREADS", None)
     done = subprocess.run([sys.executable, *how], capture_output=True, text=True, timeout=100, env=environment)
     assert done.stdout.strip() == "the same", done.stderr[-2000:]
+
+
+PLAIN = """
+import torch
+from given.inputs import latent
+from given.models import SMALL, make
+import vae_core
+vae, z = make(SMALL), latent(1, 24)
+with vae_core.kernels("reference"):
+    wanted = vae_core.decode(vae, z)
+assert (vae_core.decode(vae, z) - wanted).abs().max() < 1e-5
+print("the same")
+"""
+
+
+def test_numba_that_compiles_nothing() -> None:
+    """As debuggers and measurements of coverage have it."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "NUMBA_DISABLE_JIT": "1"}
+    command = [sys.executable, "-c", PLAIN]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    assert done.stdout == "the same\n", done.stderr[-2000:]
+    assert done.stderr.count("NUMBA_DISABLE_JIT is set, so nothing is compiled") == 1

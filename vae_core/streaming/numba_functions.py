@@ -50,6 +50,7 @@ _loading = threading.Lock()
 # of them end the process, or wait for ever: OpenBLAS, LLVM.
 _ROOM = 512 * MIB
 _ROOM_FOR_MORE = 192 * MIB  # once they are there
+_NOT_COMPILING = "NUMBA_DISABLE_JIT is set, so nothing is compiled"
 _THREADS_OF_OPENBLAS = "OPENBLAS_NUM_THREADS"
 _begun = False  # whether a function was loaded or compiled, and with it those libraries
 
@@ -97,6 +98,8 @@ def load_compiled(folder: Path) -> ModuleType | None:
             assert spec is not None and spec.loader is not None
             sys.modules[name] = module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
+            if sys.modules["numba"].config.DISABLE_JIT:
+                raise RuntimeError(_NOT_COMPILING)
         except Exception as error:  # a numba that is too new, too old or broken has many
             for each in set(sys.modules) - before:
                 if name is not None and (each == name or each.startswith(f"{name}.")):
@@ -119,6 +122,8 @@ def _remedy(error: Exception) -> str:
     """What helps where numba cannot be used."""
     if any(os.strerror(number) in str(error) for number in (errno.EMFILE, errno.ENFILE)):
         return "Raise the limit of open files (ulimit -n), and start again."
+    if str(error) == _NOT_COMPILING:
+        return "Start again without it."
     if isinstance(error, OSError) and error.errno is not None:
         return "Start again when its files can be read."
     return "Install another version of it: pip install --upgrade numba"
