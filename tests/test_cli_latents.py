@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -315,3 +316,30 @@ def test_damaged_latent_files(vaes: dict[str, Path], tmp_path: Path, capsys: pyt
         assert run("decode", path, "-o", tmp_path / "b.png", "--vae", vaes["sdxl"]) == 1
         said = capsys.readouterr().err
         assert "cannot read" in said and why in said
+
+
+TARGETS = {"one.jpg": "mode RGBA", "all.bmp": "transparency", "all.xyz": "the ending of an image format"}
+
+
+@pytest.mark.parametrize("name", [*TARGETS, "file/all.png", "file/below/all.png"])
+def test_targets_that_cannot_be_written(
+    name: str, vaes: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """Refused before the first latent is decoded, though only the last one has transparency."""
+    opacity = torch.zeros(32, 32, dtype=torch.uint8)
+    save_file({**shaped(2, 4, 4, 4), "alpha.1": opacity}, tmp_path / "a.latent")
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setattr("vae_core.cli.decode.decode_latent", lambda *_: pytest.fail("it was decoded"))
+    assert run("decode", tmp_path / "a.latent", "-o", tmp_path / name, "--vae", vaes["sdxl"]) == 1
+    assert TARGETS.get(name, "which is a file and no folder") in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.latent", "file"]
+
+
+def test_names_that_are_one_to_some_file_systems(vaes: dict[str, Path], tmp_path: Path) -> None:
+    """Capitals, and accents as one character or two."""
+    names = ["\u00e9", "e\u0301", "\u00c9"]
+    sizes = [[32, 32]] * 3
+    metadata = {"seamless_vae": json.dumps({"names": names, "sizes": sizes})}
+    save_file(shaped(3, 4, 4, 4), tmp_path / "a.latent", metadata)
+    assert run("decode", tmp_path / "a.latent", "-o", f"{tmp_path}/", "--vae", vaes["sdxl"]) == 0
+    assert {path.stem[-2:] for path in tmp_path.glob("*.png")} == {"-0", "-1", "-2"}

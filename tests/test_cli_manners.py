@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -173,6 +174,13 @@ sys.exit(main(["info"]))
                 codes.add(process.returncode)
                 assert "Traceback" not in said, said
         assert 130 in codes and codes <= {0, 130}
+
+    def test_an_error_with_no_place_to_go(self, tmp_path: Path) -> None:
+        """It does not end up among the results."""
+        command = [sys.executable, "-m", "vae_core", "info", tmp_path / "none"]
+        script = shlex.join(map(str, command)) + " 2>&-"
+        result = subprocess.run(["sh", "-c", script], capture_output=True, cwd=ROOT)
+        assert (result.returncode, result.stdout) == (1, b"")
 
     def test_an_interrupt_that_an_import_takes_for_something_else(self) -> None:
         script = """

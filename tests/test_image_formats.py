@@ -6,6 +6,7 @@ import io
 import struct
 import subprocess
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +256,34 @@ def test_a_side_that_a_format_cannot_have(ending: str, tmp_path: Path) -> None:
         write_image(Image.new("RGB", (70000, 1)), path)
     except ImageError:
         assert not path.exists()
+
+
+def png(depth: int, values: Sequence[Sequence[int]], clear: Sequence[int]) -> bytes:
+    """A PNG of one row, grey or RGB, of so many bits a channel, with a colour that is not seen."""
+    if depth == 16:
+        row = b"".join(struct.pack(">H", each) for pixel in values for each in pixel)
+    else:
+        bits = "".join(f"{each:0{depth}b}" for pixel in values for each in pixel)
+        row = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", len(values), 1, depth, 2 if len(clear) == 3 else 0, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"tRNS", struct.pack(f">{len(clear)}H", *clear))]
+    parts += [(b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_the_colour_of_a_png_that_is_not_seen(depth: int, channels: int, tmp_path: Path) -> None:
+    if channels == 3 and depth < 8:
+        pytest.skip("PNG has none")
+    most = 2**depth - 1
+    greys = sorted({0, most // 3, most // 2, most})
+    for clear in greys:
+        (tmp_path / "a.png").write_bytes(png(depth, [[grey] * channels for grey in greys], [clear] * channels))
+        fitted = from_pil(open_image(tmp_path / "a.png"), multiple=1)
+        assert fitted.alpha is not None
+        assert fitted.alpha.flatten().tolist() == [float(grey != clear) for grey in greys]

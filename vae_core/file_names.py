@@ -35,6 +35,11 @@ def safe_path(name: str) -> str:
     return "/".join(part for part in parts if part)
 
 
+def folded_name(name: str) -> str:
+    """The same for names that are one on file systems that tell neither capitals nor forms of accents apart."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
 def _safe_part(part: str) -> str:
     name = "".join("_" if _is_forbidden(each) else each for each in part).strip(". ")
     if _DEVICES.match(name):

@@ -5,6 +5,7 @@ The model's tensor is [B, C, H, W] in [-1, 1], of whole latents. Everything else
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import struct
@@ -18,9 +19,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .atomic import given_name, write_file
-from .errors import ImageError, check_choice, in_one_line
+from .errors import ImageError, brief, check_choice, in_one_line
 from .file_names import text_of
-from .image_formats import NOT_AS_IT_IS, WITHOUT_ALPHA, WORD_MAX, load_formats, recognised, usual_words, words_of
+from .image_formats import WORD_MAX, format_for, recognised, usual_words, words_of
 from .regular_files import open_regular
 from .tensor_kinds import check_given
 
@@ -124,8 +125,10 @@ def from_pil(image: Image.Image, *, channels: int = 3, multiple: int = 8, fit: F
     number, and from white to black where it says so). Embedded colour profiles are not applied.
 
     Raises:
-        ImageError: values out of the mode's range, and what `from_image` raises.
+        ImageError: no image of Pillow's, values out of the mode's range, and what `from_image` raises.
     """
+    if not isinstance(image, Image.Image):
+        raise ImageError(f"this is a {type(image).__name__} and no image of Pillow's. Open it with open_image.")
     return from_image(_pil_values(upright(image)), channels=channels, multiple=multiple, fit=fit)
 
 
@@ -162,6 +165,8 @@ def from_image(image: Tensor, *, channels: int = 3, multiple: int = 8, fit: Fit 
         ImageError: a shape or a type that is not an image's, channels that cannot be adapted, or a size that does not
             fit.
     """
+    if not isinstance(multiple, int) or multiple < 1:
+        raise ImageError(f"multiple is {brief(multiple)}; give the model's downscale factor, such as 8.")
     image = _float_values(image)
     if image.ndim != 4 or 0 in image.shape:
         raise ImageError(f"a tensor of shape {tuple(image.shape)} is not a batch of images; give [B, H, W, C].")
@@ -357,17 +362,7 @@ def write_image(image: Image.Image, path: str | os.PathLike[str], *, overwrite: 
             written.
     """
     name = os.path.basename(text_of(path))
-    load_formats()
-    form = Image.EXTENSION.get(os.path.splitext(name)[1].lower())
-    if form not in Image.SAVE:
-        folder = f" For a folder, write {name}/ with a slash at the end." if name and "." not in name else ""
-        raise ImageError(
-            f"{name or repr(name)} does not have the ending of an image format. Name it .png, .jpg or .webp.{folder}"
-        )
-    if form in NOT_AS_IT_IS:
-        raise ImageError(f"{name}: a {form} file would have {NOT_AS_IT_IS[form]}. Save it as PNG.")
-    if form in WITHOUT_ALPHA and image.has_transparency_data:
-        raise ImageError(f"{name}: a {form} file would lose the image's transparency. Save it as PNG.")
+    form = format_for(image, name)
     try:
         write_file(path, lambda file: image.save(file, format=form), overwrite=overwrite)
     except FileExistsError:
@@ -380,6 +375,20 @@ def write_image(image: Image.Image, path: str | os.PathLike[str], *, overwrite: 
         ) from None
     except (ValueError, KeyError, OverflowError, RuntimeError, struct.error) as error:  # what Pillow's writers raise
         raise ImageError(f"{name}: {type(error).__name__}: {in_one_line(error)}. Save it as PNG.") from None
+
+
+def check_writable(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Raise ImageError unless images of this mode can be saved in the format of the path's ending.
+
+    Args:
+        image: one of the mode, of any size.
+    """
+    name = os.path.basename(text_of(path))
+    form = format_for(image, name)
+    try:
+        image.save(io.BytesIO(), format=form)
+    except (OSError, ValueError, KeyError, OverflowError, RuntimeError, struct.error) as error:
+        raise ImageError(f"{name}: {in_one_line(error)}. Save it as PNG.") from None
 
 
 def _size(shape: torch.Size | tuple[int, ...]) -> str:

@@ -31,6 +31,7 @@ WORD_MAX = 65535
 # What Pillow writes without a word: of an image, what a file of these formats would have; and formats in which an image
 # becomes opaque.
 NOT_AS_IT_IS = {"ICO": "another size", "ICNS": "another size", "SPIDER": "no colours"}
+_STEPS_OF_BITS = {"L;2": 85, "L;4": 17}  # between two greys of so few bits, as bytes
 WITHOUT_ALPHA = ("BMP", "DIB", "GIF", "PPM")
 
 
@@ -44,6 +45,26 @@ def load_formats() -> None:
         Image.init()
     except OSError as error:
         raise ImageError(f"formats of images cannot be loaded: {in_one_line(error)}. {OPEN_FILES}") from None
+
+
+def format_for(image: Image.Image, name: str) -> str:
+    """The format that a file's ending asks for.
+
+    Raises:
+        ImageError: none, or one that would lose something of the image; what `load_formats` raises.
+    """
+    load_formats()
+    form = Image.EXTENSION.get(os.path.splitext(name)[1].lower())
+    if form not in Image.SAVE:
+        folder = f" For a folder, write {name}/ with a slash at the end." if name and "." not in name else ""
+        raise ImageError(
+            f"{name or repr(name)} does not have the ending of an image format. Name it .png, .jpg or .webp.{folder}"
+        )
+    if form in NOT_AS_IT_IS:
+        raise ImageError(f"{name}: a {form} file would have {NOT_AS_IT_IS[form]}. Save it as PNG.")
+    if form in WITHOUT_ALPHA and image.has_transparency_data:
+        raise ImageError(f"{name}: a {form} file would lose the image's transparency. Save it as PNG.")
+    return str(form)
 
 
 def words_of(image: Image.Image) -> np.ndarray:
@@ -60,6 +81,20 @@ def usual_words(image: Image.Image, opened: Image.Image) -> Image.Image:
         return image
     words = np.clip(np.rint(words_of(image) * (WORD_MAX / ((1 << bits) - 1))), 0, WORD_MAX)
     return Image.fromarray((WORD_MAX - words if turned else words).astype(np.uint16))
+
+
+def _scale_transparency(image: Image.Image) -> None:
+    """Bring the colour of a PNG that is not seen to the bytes that its pixels will have, as Pillow does not.
+
+    Of one of 16 bits a channel Pillow keeps the upper bytes, so those are compared.
+    """
+    clear = image.info.get("transparency")
+    pieces = getattr(image, "tile", [])
+    raw = pieces[0][3] if image.format == "PNG" and pieces else None
+    if isinstance(clear, int) and raw in _STEPS_OF_BITS:
+        image.info["transparency"] = clear * _STEPS_OF_BITS[raw]
+    elif isinstance(clear, tuple) and raw == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
 
 
 def recognised(file: BinaryIO, name: str) -> Image.Image:
@@ -103,6 +138,7 @@ def recognised(file: BinaryIO, name: str) -> Image.Image:
                 f"{name} is damaged: its header says {image.width} x {image.height} pixels, which {size} bytes cannot "
                 f"have. Download or export it again."
             )
+        _scale_transparency(image)
         return image
     raise ImageError(
         f"{name} is not an image of a known format ({', '.join(FORMATS[:6])}, ...). Convert it to PNG or JPEG."

@@ -60,7 +60,12 @@ class TestNothingOfTheUsersIsReplaced:
         assert self.encoded(source, tmp_path / "other", vae_folder) == 0
 
     def test_images_that_a_collection_was_made_of(
-        self, few: Path, vae_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self,
+        few: Path,
+        vae_folder: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         source = tmp_path / "images"
         source.mkdir()
@@ -73,5 +78,11 @@ class TestNothingOfTheUsersIsReplaced:
             assert run(*command, source, *option) == 1
             assert "Give another" in capsys.readouterr().err
             assert {name: data for name, data in contents(source).items() if name in before} == before
+        assert contents(source) == before
+        assert run(*command, tmp_path / "out") == 1
+        assert "is the folder of the collection" in capsys.readouterr().err
         assert run(*command, tmp_path / "decoded") == 0
+        assert "would have the decoded" not in caplog.text
+        assert run(*command, source / "below") == 0
+        assert "would have the decoded" in caplog.text
         assert run(*command, tmp_path / "decoded", "--overwrite") == 0

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 from ..errors import CheckpointError, ImageError, in_one_line
 from ..file_names import safe_path
-from ..image import to_pil, write_image
+from ..image import check_writable, to_pil, write_image
 from .common import add_command, add_config_arguments, add_model_arguments, decode_latent, load_model, model_inputs
 from .latent_file import Latent, is_packed, raw_latent, read_latents
 from .outputs import add_overwrite_argument, check_outputs, path_argument, unlike
@@ -61,6 +63,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.form is None and latents[0].form == "unknown" and not is_packed(latents[0], vae):
         complain("seamless-vae: the latents are taken as raw; pass --scaled if a pipeline made them")
     samples = [raw_latent(latent, vae, arguments.form) for latent in latents]
+    channels = vae.config.out_channels
+    for path, latent in zip(paths, latents, strict=True):  # before the first is decoded
+        alpha = (
+            torch.ones(1, 1, 1, dtype=torch.float32, device="cpu")
+            if latent.alpha is not None and channels < 4
+            else None
+        )
+        check_writable(to_pil(torch.zeros(1, channels, 1, 1, dtype=torch.float32, device="cpu"), alpha)[0], path)
     for i, (path, latent, z) in enumerate(zip(paths, latents, samples, strict=True), start=1):
         decoded = decode_latent(vae, z, arguments, f"{path.name} ({i} of {len(paths)})")
         height, width = latent.size or decoded.shape[2:]

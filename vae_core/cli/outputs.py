@@ -11,6 +11,7 @@ from ..atomic import given_name, place_of
 from ..checkpoints.config_file import CONFIG_NAME
 from ..checkpoints.weight_names import PIPELINE_NAME, WEIGHT_SUFFIXES
 from ..errors import CheckpointError, in_one_line
+from ..file_names import folded_name
 
 
 def path_argument(text: str) -> Path:
@@ -54,6 +55,9 @@ def check_outputs(
         check_is_not_input(path, given)
         target = Path(os.path.realpath(path))
         exists = os.path.lexists(path)
+        above = next(each for each in Path(os.path.abspath(path)).parents if os.path.lexists(each))
+        if not above.is_dir():
+            raise CheckpointError(f"{path} would be in {above}, which is a file and no folder. Give another output.")
         within = [each for each in given if each in target.parents and each.is_dir()]
         if exists and within:
             raise CheckpointError(f"{path} belongs to an input of this command. Give another output.")
@@ -96,8 +100,8 @@ def _is_same(a: Path, b: Path) -> bool:
 
 
 def unlike(stems: list[str]) -> list[str]:
-    """The same names, numbered where some are alike to a file system that ignores case."""
-    folded = [stem.casefold() for stem in stems]
+    """The same names, numbered where some are alike to a file system that ignores case, or the form of accents."""
+    folded = [folded_name(stem) for stem in stems]
     if len(set(folded)) == len(folded):
         return stems
     return [f"{stem}-{i}" for i, stem in enumerate(stems)]

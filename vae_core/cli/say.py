@@ -16,7 +16,8 @@ def say(*lines: object) -> None:
 
 def complain(*lines: object) -> None:
     """Print lines to the standard error output, in the same way."""
-    print(_text(lines), file=sys.stderr)
+    if sys.stderr is not None:  # it was closed; `print` would take the other output then
+        print(_text(lines), file=sys.stderr)
 
 
 class PrintableFormatter(logging.Formatter):

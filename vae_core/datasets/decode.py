@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..autoencoder_kl import AutoencoderKL
 from ..errors import ConfigError, DatasetError, VAEError
-from ..file_names import safe_path
+from ..file_names import folded_name, safe_path
 from ..image import bytes_to_model_range, to_pil
 from ..metrics import psnr
 from ..running import decode
@@ -23,6 +24,8 @@ from .prepare import Prepared, prepare
 from .sources import read_split
 from .transfer import Raw
 from .writing import local_folder, remove_leftovers, write_bytes
+
+logger = logging.getLogger("seamless_vae")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def decode_dataset(
         raise ConfigError(f"the limit is {limit} images; give a number of at least 0.")
     images = local_folder(images)
     collection = Collection.open(out)
+    _check_place(images, collection)
     _check_vae(collection, vae)
     remove_leftovers(images)
     sources = _Sources(collection, vae.config.in_channels) if compare else None
@@ -94,6 +98,24 @@ def decode_dataset(
             return
 
 
+def _check_place(images: Path, collection: Collection) -> None:
+    """Raise DatasetError for the folder that a collection was made of, or its own; warn of one within the former."""
+    place = Path(os.path.realpath(images))
+    source = Path(os.path.realpath(collection.manifest["source"]))
+    if place == Path(os.path.realpath(collection.out)) or (place == source and source.is_dir()):
+        raise DatasetError(
+            f"{images} is the folder of the collection, or of the images that it was made of, among which decoded ones "
+            f"would be taken for images of their own. Give another folder."
+        )
+    if source.is_dir() and source in place.parents:
+        logger.warning(
+            "%s is in %s, whose images the collection was made of: another collection of these would have the decoded "
+            "ones too.",
+            images,
+            source,
+        )
+
+
 def _check_is_no_source(file: Path, collection: Collection) -> None:
     """Raise DatasetError for a file that is there, in the folder of images that the collection was made of."""
     source = Path(os.path.realpath(collection.manifest["source"]))
@@ -105,11 +127,11 @@ def _check_is_no_source(file: Path, collection: Collection) -> None:
 
 
 def _unique(name: str, number: str, taken: set[str]) -> str:
-    """A file's name that no other of this run has, on file systems that do not tell capitals apart either."""
+    """A file's name that no other of this run has, by `folded_name`."""
     name = f"{name}.png"
-    while name.lower() in taken:
+    while folded_name(name) in taken:
         name = f"{name.removesuffix('.png')}_{number}.png"
-    taken.add(name.lower())
+    taken.add(folded_name(name))
     return name
 
 
