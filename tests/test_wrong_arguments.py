@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from given.inputs import image, latent
@@ -25,7 +26,8 @@ from vae_core.datasets import (
     verify_dataset,
 )
 from vae_core.datasets.folders import open_folder
-from vae_core.image import open_image, write_image
+from vae_core.image import from_image, from_pil, open_image, write_image
+from vae_core.metrics import psnr, ssim
 
 
 class PathOfBytes(os.PathLike[bytes]):
@@ -111,7 +113,13 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "sample, generator": (lambda v: DiagonalGaussianDistribution(MOMENTS).sample(v), ""),
     "sample, generators": (lambda v: DiagonalGaussianDistribution(MOMENTS).sample([v]), ""),
     "kl, other": (lambda v: DiagonalGaussianDistribution(MOMENTS).kl(v), ""),
-    "nll, sample": (lambda v: DiagonalGaussianDistribution(MOMENTS).nll(v), "tensor"),
+    "nll, sample": (lambda v: DiagonalGaussianDistribution(MOMENTS).nll(v), ""),
+    "tempered, temperature": (lambda v: DiagonalGaussianDistribution(MOMENTS).tempered(v), "1 1.5 True"),
+    "repeated, count": (lambda v: DiagonalGaussianDistribution(MOMENTS).repeated(v), "1 True"),
+    "from_pil, image": (from_pil, ""),
+    "from_image, multiple": (lambda v: from_image(torch.zeros(1, 8, 8, 3), multiple=v), "1 True"),
+    "psnr, data_range": (lambda v: psnr(X, X, v), "1 1.5 True"),
+    "ssim, data_range": (lambda v: ssim(X, X, v), "1 1.5 True"),
 }
 NO_REMEDY = re.compile(r"object has no attribute|not callable|invalid combination|unsupported operand")
 
@@ -127,3 +135,28 @@ def test_a_wrong_kind_is_refused(call: str, tmp_path: Path, monkeypatch: pytest.
             run(value)
         assert str(caught.value).endswith((".", ")", "!")) and not NO_REMEDY.search(str(caught.value)), name
     assert not [path for path in tmp_path.iterdir() if not taken]
+
+
+OTHER_LATENTS = [(2, 2), (1, 4, 2, 2), (1, 3, 4, 4), (3, 4, 4, 4)]
+
+
+@pytest.mark.parametrize("shape", OTHER_LATENTS)
+def test_a_distribution_beside_other_latents(shape: tuple[int, ...]) -> None:
+    """What would be broadcast to a number that means nothing is refused; one item goes with a batch."""
+    two = DiagonalGaussianDistribution(MOMENTS.repeat(2, 1, 1, 1))
+    assert two.nll(torch.zeros(1, 4, 4, 4)).shape == two.kl(DiagonalGaussianDistribution(MOMENTS)).shape == (2,)
+    with pytest.raises(vae_core.ShapeError, match=r"the sample has the shape .* this one \(2, 4, 4, 4\)"):
+        two.nll(torch.zeros(shape))
+    if len(shape) == 4:
+        other = DiagonalGaussianDistribution(torch.zeros(shape[0], 2 * shape[1], *shape[2:]))
+        with pytest.raises(vae_core.ShapeError, match="the other distribution has the shape"):
+            two.kl(other)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int32])
+def test_whole_numbers_of_numpy(kind: type) -> None:
+    options = Options(tiling=TileSpec(size=kind(4), overlap=kind(2), mode="blended"), max_items=kind(2))
+    assert options == Options(tiling=TileSpec(size=4, overlap=2, mode="blended"), max_items=2)
+    assert type(Options(memory_budget=kind(100)).memory_budget) is int
+    once: Any = iter(Z.shape)
+    assert vae_core.plan_decode(VAE, once) == vae_core.plan_decode(VAE, Z.shape)

@@ -5,7 +5,9 @@ Each is also the built-in exception that a caller of diffusers or torch would ha
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 OPEN_FILES = "Close files or raise the limit (ulimit -n), and try again."  # where libraries open files of their own
 _LONGEST = 120  # characters of a value in a message
@@ -77,6 +79,11 @@ def check_choice(name: str, value: object, choices: Sequence[str], error: type[V
     """Raise an error unless a value is one of the choices."""
     if not isinstance(value, str) or value not in choices:
         raise error(f"{name} is {brief(value)}; it must be one of {', '.join(choices)}.")
+
+
+def as_plain_int(value: Any) -> Any:
+    """A whole number of NumPy's as Python's own; anything else as it is."""
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value
 
 
 def in_one_line(text: object) -> str:

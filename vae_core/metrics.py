@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import ImageError
+from .errors import ImageError, brief
 from .tensor_kinds import check_given
 
 SSIM_WINDOW = 11
@@ -20,8 +22,11 @@ def psnr(image: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor:
 
     Args:
         data_range: from black to white: 1 for values in [0, 1], 2 for [-1, 1], 255 for bytes.
+
+    Raises:
+        ImageError: images of different shapes, or a range that is none.
     """
-    _check(image, reference)
+    _check(image, reference, data_range)
     error = (image.double() - reference.double()).square().mean(dim=(1, 2, 3))
     return 10 * torch.log10(data_range**2 / error)
 
@@ -36,9 +41,9 @@ def ssim(image: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor:
         data_range: see `psnr`.
 
     Raises:
-        ImageError: images of different shapes, or smaller than the window.
+        ImageError: images of different shapes, or smaller than the window, or a range that is none.
     """
-    _check(image, reference)
+    _check(image, reference, data_range)
     if min(image.shape[-2:]) < SSIM_WINDOW:
         raise ImageError(
             f"SSIM needs {SSIM_WINDOW}x{SSIM_WINDOW} pixels at least; this image is "
@@ -68,7 +73,9 @@ def ssim(image: Tensor, reference: Tensor, data_range: float = 1.0) -> Tensor:
     return similarity.mean(dim=(1, 2, 3))
 
 
-def _check(image: Tensor, reference: Tensor) -> None:
+def _check(image: Tensor, reference: Tensor, data_range: float) -> None:
+    if not isinstance(data_range, int | float) or not 0 < data_range < math.inf:
+        raise ImageError(f"data_range is {brief(data_range)}; give the distance from black to white, such as 1 or 255.")
     for each in (image, reference):
         check_given(each, "an image to compare", ImageError)
     if image.shape != reference.shape or image.ndim != 4:

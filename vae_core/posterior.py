@@ -60,11 +60,15 @@ class DiagonalGaussianDistribution:
 
     def tempered(self, temperature: float) -> DiagonalGaussianDistribution:
         """The same means, and deviations `temperature` times as large; more than 0."""
+        if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+            raise ConfigError(f"the temperature is {brief(temperature)}; give a number above 0.")
         logvar = self.logvar + 2 * math.log(temperature)
         return DiagonalGaussianDistribution(torch.cat([self.mean, logvar], dim=1), self.deterministic)
 
     def repeated(self, count: int) -> DiagonalGaussianDistribution:
         """The batch `count` times, one after the other: [count * B, C, h, w]."""
+        if not isinstance(count, int) or count < 1:
+            raise ConfigError(f"the count is {brief(count)}; give a whole number, at least 1.")
         parameters = torch.cat([self.mean, self.logvar], dim=1)
         return DiagonalGaussianDistribution(parameters.repeat(count, 1, 1, 1), self.deterministic)
 
@@ -92,6 +96,7 @@ class DiagonalGaussianDistribution:
         logvar = _wide(self.logvar)
         if other is None:
             return 0.5 * torch.sum(mean.pow(2) + logvar.exp() - 1.0 - logvar, dim=dims)
+        self._check_shape(other.mean, "the other distribution")
         other_mean = _wide(other.mean)
         other_logvar = _wide(other.logvar)
         return 0.5 * torch.sum(
@@ -108,9 +113,17 @@ class DiagonalGaussianDistribution:
         check_given(sample, "the sample", ShapeError)
         if self.deterministic:
             return self.mean.new_zeros(1)
+        self._check_shape(sample, "the sample")
         logvar = _wide(self.logvar)
         squared = (_wide(sample) - _wide(self.mean)).pow(2) / logvar.exp()
         return 0.5 * torch.sum(math.log(2.0 * math.pi) + logvar + squared, dim=tuple(dims))
+
+    def _check_shape(self, given: Tensor, what: str) -> None:
+        """Raise ShapeError for values of other latents than these; a batch of one goes with any."""
+        mine = tuple(self.mean.shape)
+        theirs = tuple(given.shape)
+        if mine[1:] != theirs[1:] or (mine[0] != theirs[0] and 1 not in (mine[0], theirs[0])):
+            raise ShapeError(f"{what} has the shape {theirs}, and this one {mine}. Give one of the same shape.")
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -318,16 +318,20 @@ def prepare(
         MemoryBudgetError: no way of running fits the budget.
     """
     leave_lost_threads()
-    half.check(whole_sizes(shape))
+    whole = whole_sizes(shape)
+    half.check(whole)
     options = Options() if options is None else options
     if not isinstance(options, Options):
         raise ConfigError(f"options are {brief(options)}. Give vae_core.Options(...), or None.")
     if available is not None and (not isinstance(available, int) or isinstance(available, bool)):
         raise ConfigError(f"available is {brief(available)}. Give a whole number of bytes, or None.")
     place = numbered(half.device if device is None else device_of(device))
-    batch, channels, height, width = map(operator.index, shape)
-    whole = (batch, channels, height, width)
-    return Job.of(Request.of(half, whole, options, place, available, kernel_choice(), half.find_patch()))
+    batch, channels, height, width = whole
+    return Job.of(
+        Request.of(
+            half, (batch, channels, height, width), options, place, available, kernel_choice(), half.find_patch()
+        )
+    )
 
 
 def whole_sizes(shape: Any) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
-from ..errors import ConfigError, MemoryBudgetError, TilingError, brief, check_choice
+from ..errors import ConfigError, MemoryBudgetError, TilingError, as_plain_int, brief, check_choice
 from ..tiling.grid import TileSpec
 from .devices import good_at_bfloat16
 
@@ -61,10 +61,12 @@ class Options:
         check_choice("circular", self.circular, CIRCULAR, TilingError)
         if self.blended and self.circular != "none":
             raise TilingError("blended tiles cannot be circular. Set the mode to exact, or circular to none.")
+        for name in ("memory_budget", "max_items"):
+            object.__setattr__(self, name, as_plain_int(getattr(self, name)))
         budget = self.memory_budget
         if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget <= 0):
             raise MemoryBudgetError(
-                f"a memory budget of {brief(budget)} bytes leaves nothing to work in; "
+                f"a memory budget of {brief(budget)} bytes leaves nothing to work in, or is not a whole number; "
                 f"give a whole number, such as 2**30 for a GiB, or None."
             )
         items = self.max_items

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from ..errors import TilingError, brief, check_choice
+from ..errors import TilingError, as_plain_int, brief, check_choice
 
 MODES = ("exact", "blended")
 
@@ -31,13 +31,15 @@ class TileSpec:
 
     def __post_init__(self) -> None:
         check_choice("the tiling mode", self.mode, MODES, TilingError)
+        for name in ("size", "overlap"):
+            object.__setattr__(self, name, as_plain_int(getattr(self, name)))
         if self.size is None:
             if self.mode == "blended":
                 raise TilingError("blended tiling needs a tile size; give TileSpec(size=64, overlap=16).")
             return
         if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
             raise TilingError(
-                f"a tile of size {brief(self.size)} is empty; give a whole number, at least 1 latent pixel."
+                f"a tile of size {brief(self.size)} is empty or no whole number; give one of at least 1 latent pixel."
             )
         whole = isinstance(self.overlap, int) and not isinstance(self.overlap, bool)
         if self.mode == "blended" and not (whole and 0 <= self.overlap < self.size):
