@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from given.files import assert_same_weights
+from given.models import SMALL, make
 from given.saves import SHARDS
 
 from vae_core import AutoencoderKL, load_vae
@@ -100,3 +101,18 @@ def test_weights_of_flax_go_too(old: AutoencoderKL, new: AutoencoderKL, tmp_path
     (tmp_path / "diffusion_flax_model.msgpack").write_bytes(b"old")
     new.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", f"{STEM}.safetensors"]
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("stays", [True, False])
+@pytest.mark.parametrize("other", [True, False])
+def test_pickles_of_another_save_that_stay(
+    other: bool, stays: bool, variant: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They do not say what they were saved with, so that the new config would be taken for theirs."""
+    first = make({**SMALL, "scaling_factor": 0.5 if other else 0.18215})
+    first.save_pretrained(tmp_path, variant="old" if stays else variant, safe_serialization=False)
+    make({**SMALL, "scaling_factor": 0.18215}).save_pretrained(tmp_path, variant=variant)
+    said = "diffusion_pytorch_model.old.bin of an earlier save, with scaling_factor 0.5 and not 0.18215"
+    assert (said in caplog.text) == (other and stays)
+    assert ("earlier save" in caplog.text) == (other and stays)

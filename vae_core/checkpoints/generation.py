@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from torch import Tensor
 from ..config import GUESSED_KEY, OUR_CLASSES
 from ..errors import CheckpointError, brief
 from .json_file import json_object
+from .weight_names import WEIGHTS_STEM
+
+logger = logging.getLogger("seamless_vae")
 
 A_GUESS = " (a guess)"  # behind the source of such a field
 SAVE_KEY = "seamless_vae.save"  # in each shard: the same in all shards of one save
@@ -84,6 +89,28 @@ def differences(config: Mapping[str, Any], saved: Mapping[str, Any]) -> str | No
         f"config.json has {found}, as in the model that these weights were saved from: it was changed, or belongs to "
         f"another model. The values of config.json are used."
     )
+
+
+def warn_of_pickles(folder: Path, config: Mapping[str, Any], replaced: re.Pattern[str]) -> None:
+    """Warn where pickles of another variant stay beside a config of other values: they do not say what they are of.
+
+    Args:
+        config: that will be there.
+        replaced: the names that a save replaces or removes.
+    """
+    try:
+        found = compared(json_object(folder / "config.json"), config)
+        names = sorted(path.name for path in folder.glob(f"{WEIGHTS_STEM}[.-]*bin"))
+    except (OSError, ValueError):
+        return
+    stay = [name for name in names if not replaced.fullmatch(name)]
+    if found and stay:
+        logger.warning(
+            "%s of an earlier save, with %s, will be loaded with the new config.json: pickled weights do not say what "
+            "they were saved with. Save into a folder of its own.",
+            folder / stay[0],
+            found,
+        )
 
 
 def other_model(folder: Path) -> str | None:

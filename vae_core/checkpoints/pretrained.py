@@ -22,7 +22,7 @@ from ..units import GIB, MIB
 from .config_file import CONFIG_NAME, ConfigFile, read_config_file
 from .detect import DIFFUSERS, find_layout, find_prefixes
 from .families import family_of_config
-from .generation import SAVE_KEY, differences, fingerprint, marked, other_model
+from .generation import SAVE_KEY, differences, fingerprint, marked, other_model, warn_of_pickles
 from .key_map import weight_shapes
 from .open_file import check_link, open_tensor_file
 from .plan import CheckpointPlan, check_readable, inner, match_keys, plain_names
@@ -369,6 +369,7 @@ def write_folder(
         writers[name] = safetensors(tensors, metadata | sign) if safe_serialization else pickled(tensors, sign)
     writers |= others or {}
 
+    warn_of_pickles(folder, config.to_dict(), names_of_a_save(variant))
     leftovers = partial(_earlier_save, folder, variant, writers)
     write_in_folder(folder, writers, leftovers=leftovers, overwrite=overwrite, release=release)
 
