@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..tensor_kinds import FREED, is_freed
-from .internals import is_compiled
+from .internals import is_compiled, memory_of
 from .program import Pass, Shape
 
 
@@ -92,7 +92,7 @@ class Half:
     def written(self) -> list[object]:
         """What tells of each weight that it was changed: what it is kept in, and how often that was written to."""
         weights = [weight for module in self.modules.values() for weight in module.parameters()]
-        return [(_version(each), each.dtype, each.shape, each.untyped_storage()._cdata) for each in weights]
+        return [(_version(each), each.dtype, each.shape, memory_of(each)) for each in weights]
 
     def is_covered(self, shape: Sequence[int], tile: int) -> bool:
         """Whether one blended tile, of so many latent pixels a side, covers an input [B, C, H, W].

@@ -15,6 +15,8 @@ and counters of FLOPs do: `tests/streaming/test_looked_at.py` and `test_behaviou
 threads of one thread alone. Where they are missing, as on Windows and macOS, `torch.set_num_threads` is called,
 and its other effect, on threads to come, put right again: `tests/streaming/test_pool.py` would notice.
 
+`UntypedStorage._cdata`: whether weights were put elsewhere: `tests/streaming/test_changed_weights.py` would notice.
+
 `torch.cpu._is_avx512_bf16_supported`: whether convolutions in bfloat16 are worth it; without it they are not used.
 
 `torch.utils._pytree.register_pytree_node`: how distributed training and export find tensors in an output:
@@ -55,6 +57,14 @@ def is_transformed() -> bool:
 def is_in_a_mode() -> bool:
     """Whether a mode of torch, such as a tracer's or a counter's of FLOPs, looks at each operation of this thread."""
     return torch._C._len_torch_dispatch_stack() + torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
+
+
+def memory_of(tensor: Tensor) -> int:
+    """Which memory a tensor is kept in, as a number that another memory does not have; 0 where that cannot be asked."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # a class of tensors that has none of its own
+        return 0
 
 
 # What others put on a module.
