@@ -189,6 +189,10 @@ class TestNumpy:
         assert np.array_equal(to_numpy(pixels)[0], COLOURS)
         assert np.array_equal(to_numpy(pixels, np.uint16)[0], COLOURS * np.uint16(257))
         np.testing.assert_allclose(to_numpy(pixels, np.float32)[0], COLOURS / 255, atol=1e-6)
+        for kind in ("uint8", ">u2", "<u2", np.dtype("uint16"), "f2", ">f4", float):
+            given = to_numpy(pixels, kind)
+            assert given.dtype == np.dtype(kind)
+            assert torch.allclose(from_numpy(given).pixels, pixels, atol=2e-3)
         assert to_numpy(torch.tensor([-9.0, 9.0]).view(1, 1, 1, 2)).ravel().tolist() == [0, 255]
         with pytest.raises(ImageError, match="not finite.*float32"):
             to_numpy(pixels * torch.nan)

@@ -26,7 +26,7 @@ from vae_core.datasets import (
     verify_dataset,
 )
 from vae_core.datasets.folders import open_folder
-from vae_core.image import from_image, from_pil, open_image, write_image
+from vae_core.image import from_image, from_pil, open_image, to_numpy, write_image
 from vae_core.metrics import psnr, ssim
 
 
@@ -117,6 +117,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "tempered, temperature": (lambda v: DiagonalGaussianDistribution(MOMENTS).tempered(v), "1 1.5 True"),
     "repeated, count": (lambda v: DiagonalGaussianDistribution(MOMENTS).repeated(v), "1 True"),
     "from_pil, image": (from_pil, ""),
+    "to_numpy, dtype": (lambda v: to_numpy(X, v), ""),
     "from_image, multiple": (lambda v: from_image(torch.zeros(1, 8, 8, 3), multiple=v), "1 True"),
     "psnr, data_range": (lambda v: psnr(X, X, v), "1 1.5 True"),
     "ssim, data_range": (lambda v: ssim(X, X, v), "1 1.5 True"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import PIL.ImageFile  # noqa: F401  # else imported by the first conversion, when no file may be open any more
 import torch
 from PIL import Image, ImageOps
@@ -282,8 +283,8 @@ def _float_values(image: Tensor) -> Tensor:
 def _unit_range(array: np.ndarray) -> Tensor:
     if array.dtype == np.bool_:
         return torch.from_numpy(array.astype(np.float32))
-    if array.dtype in (np.uint8, np.uint16):
-        return torch.from_numpy(array.astype(np.float32) / (BYTE_MAX if array.dtype == np.uint8 else WORD_MAX))
+    if array.dtype.type in (np.uint8, np.uint16):  # in any order of bytes
+        return torch.from_numpy(array.astype(np.float32) / (BYTE_MAX if array.dtype.type is np.uint8 else WORD_MAX))
     if not np.issubdtype(array.dtype, np.floating):
         raise ImageError(f"an array of {array.dtype} has no known range; give uint8, uint16, or floats in [0, 1].")
     return _unit_floats(array, "an array of floats", "Divide by its white, or give uint8.")
@@ -312,7 +313,7 @@ def to_image(pixels: Tensor) -> Tensor:
     return to_unit_range(pixels.float()).clamp_(0, 1).movedim(1, -1).contiguous()
 
 
-def to_numpy(pixels: Tensor, dtype: type = np.uint8) -> np.ndarray:
+def to_numpy(pixels: Tensor, dtype: npt.DTypeLike = np.uint8) -> np.ndarray:
     """Model's pixels [B, C, H, W] in [-1, 1] to an array [B, H, W, C] of uint8, uint16, or floats in [0, 1].
 
     Raises:
@@ -321,11 +322,15 @@ def to_numpy(pixels: Tensor, dtype: type = np.uint8) -> np.ndarray:
     if not torch.isfinite(pixels).all():
         raise ImageError("the decoded image has values that are not finite. Decode in float32 or bfloat16.")
     values = to_image(pixels.detach()).cpu().numpy()
-    if np.issubdtype(dtype, np.floating):
+    try:
+        kind = np.dtype(dtype).type
+    except (TypeError, ValueError):
+        kind = np.void
+    if issubclass(kind, np.floating):
         return values.astype(dtype)
-    if dtype not in (np.uint8, np.uint16):
-        raise ImageError(f"an image cannot be given as {np.dtype(dtype)}; choose uint8, uint16 or a float type.")
-    return (values * np.iinfo(dtype).max).round().astype(dtype)
+    if kind not in (np.uint8, np.uint16):
+        raise ImageError(f"an image cannot be given as {brief(dtype)}; choose uint8, uint16 or a float type.")
+    return (values * np.iinfo(kind).max).round().astype(dtype)
 
 
 def to_pil(pixels: Tensor, alpha: Tensor | None = None) -> list[Image.Image]:
