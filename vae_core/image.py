@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import struct
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -22,7 +21,7 @@ from torch import Tensor
 from .atomic import given_name, write_file
 from .errors import ImageError, brief, check_choice, in_one_line
 from .file_names import text_of
-from .image_formats import WORD_MAX, format_for, recognised, usual_words, words_of
+from .image_formats import WORD_MAX, WRITERS_ERRORS, format_for, recognised, usual_words, words_of
 from .regular_files import open_regular
 from .tensor_kinds import check_given
 
@@ -378,7 +377,7 @@ def write_image(image: Image.Image, path: str | os.PathLike[str], *, overwrite: 
         raise ImageError(
             f"cannot write {path}: {in_one_line(error)}. Check the name, the folder and the free space."
         ) from None
-    except (ValueError, KeyError, OverflowError, RuntimeError, struct.error) as error:  # what Pillow's writers raise
+    except WRITERS_ERRORS as error:
         raise ImageError(f"{name}: {type(error).__name__}: {in_one_line(error)}. Save it as PNG.") from None
 
 
@@ -392,7 +391,7 @@ def check_writable(image: Image.Image, path: str | os.PathLike[str]) -> None:
     form = format_for(image, name)
     try:
         image.save(io.BytesIO(), format=form)
-    except (OSError, ValueError, KeyError, OverflowError, RuntimeError, struct.error) as error:
+    except (OSError, *WRITERS_ERRORS) as error:
         raise ImageError(f"{name}: {in_one_line(error)}. Save it as PNG.") from None
 
 

@@ -31,6 +31,7 @@ WORD_MAX = 65535
 # What Pillow writes without a word: of an image, what a file of these formats would have; and formats in which an image
 # becomes opaque.
 NOT_AS_IT_IS = {"ICO": "another size", "ICNS": "another size", "SPIDER": "no colours"}
+WRITERS_ERRORS = (ValueError, KeyError, OverflowError, RuntimeError, struct.error)  # that Pillow's raise
 _STEPS_OF_BITS = {"L;2": 85, "L;4": 17}  # between two greys of so few bits, as bytes
 WITHOUT_ALPHA = ("BMP", "DIB", "GIF", "PPM")
 

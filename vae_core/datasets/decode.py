@@ -98,16 +98,22 @@ def decode_dataset(
             return
 
 
+def _source_folder(collection: Collection) -> Path | None:
+    """The folder of images that a collection was made of; None if it was made of something else, or that is gone."""
+    source = Path(os.path.realpath(collection.manifest["source"]))
+    return source if source.is_dir() else None
+
+
 def _check_place(images: Path, collection: Collection) -> None:
     """Raise DatasetError for the folder that a collection was made of, or its own; warn of one within the former."""
     place = Path(os.path.realpath(images))
-    source = Path(os.path.realpath(collection.manifest["source"]))
-    if place == Path(os.path.realpath(collection.out)) or (place == source and source.is_dir()):
+    source = _source_folder(collection)
+    if place in (source, Path(os.path.realpath(collection.out))):
         raise DatasetError(
             f"{images} is the folder of the collection, or of the images that it was made of, among which decoded ones "
             f"would be taken for images of their own. Give another folder."
         )
-    if source.is_dir() and source in place.parents:
+    if source is not None and source in place.parents:
         logger.warning(
             "%s is in %s, whose images the collection was made of: another collection of these would have the decoded "
             "ones too.",
@@ -118,8 +124,8 @@ def _check_place(images: Path, collection: Collection) -> None:
 
 def _check_is_no_source(file: Path, collection: Collection) -> None:
     """Raise DatasetError for a file that is there, in the folder of images that the collection was made of."""
-    source = Path(os.path.realpath(collection.manifest["source"]))
-    if source.is_dir() and os.path.lexists(file) and source in Path(os.path.realpath(file)).parents:
+    source = _source_folder(collection)
+    if source is not None and os.path.lexists(file) and source in Path(os.path.realpath(file)).parents:
         raise DatasetError(
             f"{file} is in {source}, whose images the collection was made of, and would be replaced. Give another "
             f"folder for the decoded ones."

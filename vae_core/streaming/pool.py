@@ -129,9 +129,10 @@ class WorkerPool:
         # The calling thread starts some too: OpenMP does, for torch, and ends the process if it cannot. So the same
         # number is tried, all at once; and then OpenMP has its own at once, while there is still room for them.
         spare = torch.get_num_threads() - 1 if self._wanted else 0
-        wait = lambda tasks, gate, ended: gate.wait()  # noqa: E731
-        spares = self._begin("seamless-vae-spare", wait, spare) if len(workers) == self._wanted else []
         self.size = len(workers)
+        spares: list[_Thread] = []
+        if self.size == self._wanted:
+            spares = self._begin("seamless-vae-spare", lambda tasks, gate, ended: gate.wait(), spare)
         enough = self.size == self._wanted and len(spares) == spare
         room = _room(spare) if enough and spare else None
         self._gate.set()
@@ -147,7 +148,7 @@ class WorkerPool:
             internals.set_threads_of_this_thread(1)
             _warn_of_missing_threads(self.size, self._wanted)
 
-    def _begin(self, name: str, run: Callable[[Tasks, Flag, Flag], None], count: int) -> list[_Thread]:
+    def _begin(self, name: str, run: Callable[[Tasks, Flag, Flag], object], count: int) -> list[_Thread]:
         """Start so many threads, or as many as can be: one by one, so that none takes the room of another."""
         begun: list[_Thread] = []
         for number in range(count):
@@ -200,7 +201,7 @@ class _Thread(threading.Thread):
     memory for that. So all of it is used at once, while there is `room`.
     """
 
-    def __init__(self, name: str, room: mmap.mmap, run: Callable[..., None], *given: Any) -> None:
+    def __init__(self, name: str, room: mmap.mmap, run: Callable[..., object], *given: Any) -> None:
         # It keeps no reference to the pool, so a pool that is forgotten ends its workers.
         super().__init__(name=name)
         self.__dict__["_started"] = Flag()  # for which `start` waits
